@@ -1,0 +1,9 @@
+"""Generalizable implicit neural representations: one composer per variant, rebuilt from checkpoints by `load`."""
+
+from composers.base import Composer, Evaluation
+from composers.checkpoint import build, load, save
+from composers.refinement import Refinement
+from composers.transformer_ipc import TransformerIPC
+from composers.transinr import TransINR
+
+__all__ = ["Composer", "Evaluation", "Refinement", "TransINR", "TransformerIPC", "build", "load", "save"]

@@ -1,0 +1,221 @@
+"""The composer: from an observation to latents, from latents to modulations of a shared network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from composers.inr import CoordinateMLP, Modulations
+from composers.losses import Loss, MeanSquaredError
+from composers.metrics import PSNR, InstanceMetric, instance_mse, psnr_of_mse
+from composers.refinement import Latents, Refinement
+from composers.rendering import PointRenderer, Renderer
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.randomness import global_seed, seed_at
+
+
+class Evaluation(TypedDict):
+    """What one step made of a batch, for the callbacks that people look at.
+
+    Attributes:
+        losses: ``(B,)``, the loss of every prediction; None where nothing was measured.
+        latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
+        values: Reconstructions ``(B, N, C)`` of the query after the same steps.
+        metrics: By step, then by metric, one number per instance ``(B,)``.
+    """
+
+    losses: Tensor | None
+    latents: dict[int, Latents]
+    values: dict[int, Tensor]
+    metrics: dict[int, dict[str, Tensor]]
+
+
+class Composer(LightningModule, ABC):
+    """Base of all generalizable INRs: the steps, the optimizer and the refinement are here, the method in two functions.
+
+    A subclass says how latents are found (`encode`) and how they become modulations of the network (`compose`).
+
+    Args:
+        inr: The coordinate network.
+        renderer: Evaluates the field where the data was measured; at points if None.
+        loss: Compares per instance; the mean squared error if None.
+        metrics: What validation and test report, by name; the PSNR if None.
+        optimizer: Makes the optimizer of all parameters; Adam with a rate of 1e-4 if None, as published.
+        scheduler: Makes the schedule of the rate, advanced every step; constant if None, as published.
+        refinement: Gradient steps on the latents in evaluation; none if None.
+    """
+
+    def __init__(
+        self,
+        inr: CoordinateMLP,
+        renderer: Renderer | None = None,
+        loss: Loss | None = None,
+        metrics: Mapping[str, InstanceMetric] | None = None,
+        optimizer: OptimizerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        refinement: Refinement | None = None,
+    ) -> None:
+        super().__init__()
+        self.inr = inr
+        self.renderer = renderer or PointRenderer()
+        self.loss = loss or MeanSquaredError()
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.refinement = refinement or Refinement(steps=0)
+        self.measures = dict(metrics or {"psnr": PSNR()})
+        self.means = nn.ModuleDict(
+            {
+                f"{stage}_{prefix}{name}": metric.clone()
+                for stage in ("val", "test")
+                for prefix in ("", "refined_")
+                for name, metric in self.measures.items()
+            }
+        )
+        self.config: dict[str, Any] | None = None
+
+    @abstractmethod
+    def encode(self, observation: Observation) -> Latents:
+        """Return the instance codes, tensors ``(B, ...)`` by name, of what was observed."""
+
+    @abstractmethod
+    def compose(self, latents: Latents) -> Modulations:
+        """Return the modulations that these instance codes make."""
+
+    def modulate(self, observation: Observation) -> Modulations:
+        """Return the modulations of what was observed: `encode`, then `compose`."""
+        return self.compose(self.encode(observation))
+
+    def render(self, modulations: Modulations, coords: Tensor) -> Tensor:
+        """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        values: Tensor = self.renderer(self.inr.bind(modulations), coords)
+        return values
+
+    def forward(self, observation: Observation, coords: Tensor) -> Tensor:
+        """Return values ``(B, N, C)`` at ``coords`` of what was observed."""
+        return self.render(self.modulate(observation), coords)
+
+    def refine(self, latents: Latents, samples: Samples, refinement: Refinement | None = None) -> dict[int, Latents]:
+        """Fit latents to samples of their instances by gradient steps.
+
+        Args:
+            latents: Where to start, left as they are.
+            samples: Coordinates and values of the same instances.
+            refinement: Optimizer, rate and steps; the composer's own if None.
+
+        Returns:
+            The latents after every reported step, 0 being where they started.
+        """
+        with torch.inference_mode(False):  # what was made in inference mode cannot be differentiated; its clone can
+            fitted = samples._replace(
+                **{name: part.clone() for name, part in samples._asdict().items() if part is not None}
+            )
+
+        def losses(moved: Latents) -> Tensor:
+            found: Tensor = self.loss(self.render(self.compose(moved), fitted.coords), fitted)
+            return found
+
+        return (refinement or self.refinement)(losses, latents)
+
+    def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch."""
+        evaluation = self._evaluate(batch, "train")
+        assert evaluation["losses"] is not None, "training needs a query with values"
+        loss = evaluation["losses"].mean()
+        self.log("train/loss", loss, batch_size=len(batch.names))
+        psnr = psnr_of_mse(instance_mse(evaluation["values"][0].detach(), batch.query)).mean()
+        self.log("train/psnr", psnr, batch_size=len(batch.names), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
+        """Evaluate a batch, with refinement where ``val`` is one of its stages."""
+        return self._report(batch, "val")
+
+    def test_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
+        """Evaluate a batch, with refinement where ``test`` is one of its stages."""
+        return self._report(batch, "test")
+
+    def predict_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
+        """Evaluate a batch, with refinement where ``predict`` is one of its stages."""
+        return self._evaluate(batch, "predict")
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, with its schedule advanced every step."""
+        optimizer = (
+            self.optimizer(self.parameters()) if self.optimizer else torch.optim.Adam(self.parameters(), lr=1e-4)
+        )
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        """Refuse data whose sizes do not fit this model."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CoordinateDataModule):
+            self._check_sizes(data)
+
+    def on_train_batch_start(self, batch: CoordinateBatch, batch_idx: int) -> None:
+        """Give dropout an address: a resumed run draws what an uninterrupted one would."""
+        torch.manual_seed(seed_at(global_seed(), "dropout", self.current_epoch, batch_idx, self.global_rank))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store how this composer is built, so that `composers.load` can rebuild it."""
+        checkpoint["composer"] = self.config
+
+    def _evaluate(self, batch: CoordinateBatch, stage: str) -> Evaluation:
+        """Encode, refine where this stage does, render and measure."""
+        predicted = self.encode(batch.observation)
+        samples = batch.observation.samples
+        if stage in self.refinement.stages and samples is not None and samples.values is not None:
+            latents = self.refine(predicted, samples)
+        else:
+            latents = {0: predicted}
+        values = {step: self.render(self.compose(found), batch.query.coords) for step, found in latents.items()}
+        losses: Tensor | None = None if batch.query.values is None else self.loss(values[0], batch.query)
+        measured = stage != "train" and losses is not None
+        metrics = {step: self._measure(batch, found) for step, found in values.items() if measured}
+        return Evaluation(losses=losses, latents=latents, values=values, metrics=metrics)
+
+    def _measure(self, batch: CoordinateBatch, values: Tensor) -> dict[str, Tensor]:
+        """Return every metric of every instance ``(B,)``."""
+        return {name: metric.measure(values, batch.query, batch.shape) for name, metric in self.measures.items()}
+
+    def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
+        """Evaluate a batch and log the metrics of the prediction and of the last refinement step."""
+        evaluation = self._evaluate(batch, stage)
+        assert evaluation["losses"] is not None, "validation and test need a query with values"
+        size = len(batch.names)
+        self.log(f"{stage}/loss", evaluation["losses"].mean(), batch_size=size, sync_dist=True)
+        last = max(evaluation["metrics"])
+        for step, prefix in {0: "", last: "refined_" if last else ""}.items():
+            for name, numbers in evaluation["metrics"][step].items():
+                mean = self.means[f"{stage}_{prefix}{name}"]
+                assert isinstance(mean, InstanceMetric)
+                mean.count_in(numbers)
+                self.log(f"{stage}/{prefix}{name}", mean, batch_size=size, prog_bar=name == "psnr")
+        return evaluation
+
+    def _check_sizes(self, data: CoordinateDataModule) -> None:
+        """Compare what the data module states with what the network and the tokenizer were built for."""
+        wanted = self.renderer.field_dims(data.coord_dim, data.value_dim)
+        found = (self.inr.coord_dim, self.inr.value_dim)
+        if wanted != found:
+            raise ValueError(
+                f"The coordinate network has coord_dim, value_dim {found}; the renderer needs {wanted} for this data: "
+                "leave both out of the config, or give it these."
+            )
+        for module in self.modules():
+            shape = getattr(module, "signal_shape", None)
+            if shape is not None and (
+                shape[0] != data.signal_shape[0] or (-1 not in shape and shape != data.signal_shape)
+            ):
+                raise ValueError(
+                    f"{type(module).__name__} was built for signal_shape {shape}; the data has {data.signal_shape}: "
+                    "leave it out of the config, or set the data to this size."
+                )

@@ -1,0 +1,126 @@
+"""Checkpoints: composers rebuilt from a file, which is data and never code (``weights_only=True``)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
+
+from composers.base import Composer
+
+
+def build(config: Mapping[str, Any]) -> Composer:
+    """Return a new composer of a config: ``class_path`` and ``init_args``, as in ``configs/composers``.
+
+    Raises:
+        ValueError: If the config names no composer of this version, or arguments that it does not take.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Composer, "composer")
+    try:
+        parsed = parser.parse_object({"composer": dict(config)})
+    except ArgumentError as error:
+        raise ValueError(f"This config does not describe a composer of this version: {error}") from error
+    composer: Composer = parser.instantiate_classes(parsed)["composer"]
+    composer.config = dict(config)
+    return composer
+
+
+def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer:
+    """Return the composer of a checkpoint, ready for evaluation.
+
+    Args:
+        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m composers.released``.
+        map_location: The device of its weights.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, no checkpoint of this software, or does not fit its own config.
+
+    Example:
+        ``composer = composers.load("runs/photos_ipc/version_0/checkpoints/last.ckpt")``
+    """
+    checkpoint = read(path, map_location)
+    config = checkpoint.get("composer")
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            f"{path} does not say how its model is built: it comes from other software, or from a composer made in Python. "
+            "Convert released weights with python -m composers.released; build your own and load its state_dict."
+        )
+    composer = build(config).to(map_location)
+    check_weights(composer, checkpoint, path)
+    composer.load_state_dict(checkpoint["state_dict"])
+    return composer.eval()
+
+
+def save(composer: Composer, path: str | Path) -> None:
+    """Write the weights and the config of a composer, without any state of training.
+
+    Raises:
+        ValueError: If the composer does not know its config, because it was made in Python.
+    """
+    if composer.config is None:
+        raise ValueError("This composer was made in Python and knows no config: make it with composers.build(config).")
+    torch.save({"state_dict": composer.state_dict(), "composer": composer.config}, path)
+
+
+def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the content of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, holds code, or is no checkpoint.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}: train one with cli.py fit, or name another file.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged, or holds objects beside tensors and plain data, which are not loaded: {_first_line(error)} "
+            "Take it from its source again."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint: {_first_line(error)} Take it from its source again."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+        raise ValueError(f"{path} is no checkpoint of this software: it has no state_dict.")
+    return checkpoint
+
+
+def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint whose weights are not exactly those of a composer.
+
+    Raises:
+        ValueError: With the first differences, both sizes named.
+    """
+    if found := _differences(composer.state_dict(), checkpoint["state_dict"]):
+        shown = "\n".join(f"  {line}" for line in found[:8])
+        more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+        raise ValueError(
+            f"{path} belongs to another model than the {type(composer).__name__} of this config:\n{shown}{more}\n"
+            "Use the config it was trained with, which lies beside its folder of checkpoints, or another checkpoint."
+        )
+
+
+def _differences(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:
+    """Return one readable line for every entry that differs."""
+    missing = [f"{key}: missing in the file" for key in model if key not in file]
+    unknown = [f"{key}: not in the model" for key in file if key not in model]
+    sizes = [
+        f"{key}: {tuple(file[key].shape)} in the file, {tuple(model[key].shape)} in the model"
+        for key in model
+        if key in file and file[key].shape != model[key].shape
+    ]
+    return sizes + missing + unknown
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says, in one sentence."""
+    return str(error).strip().split("\n")[0].rstrip(".") + "."

@@ -1,0 +1,146 @@
+"""Activations of coordinate networks, each with the initialisation that its authors give it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Activation(nn.Module, ABC):
+    """A pointwise nonlinearity that knows how the weights before it are to start."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the activations, of the shape of ``hidden``."""
+
+    def init_weight_(self, weight: Tensor, layer: int) -> Tensor:
+        """Fill ``weight (I, O)`` of a layer in place: Kaiming-uniform with ``a = sqrt 5`` as the released code has it.
+
+        Reference: PyTorch takes the second axis as fan-in, so on an ``(I, O)`` tensor the entries are ``U(+-1 / sqrt O)``.
+        """
+        bound = 1 / math.sqrt(weight.shape[1])
+        return nn.init.uniform_(weight, -bound, bound)
+
+    def init_bias_(self, bias: Tensor, fan_in: int, layer: int) -> Tensor:
+        """Fill ``bias (O,)`` of a layer with ``fan_in`` inputs in place: zeros."""
+        return nn.init.zeros_(bias)
+
+
+class ReLU(Activation):
+    """``max(h, 0)``, the activation of IPC and TransINR."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return ``max(h, 0)``."""
+        return hidden.relu()
+
+
+class Sine(Activation):
+    """``sin(omega h)`` with the initialisation of SIREN (Sitzmann et al. 2020, section 3.2).
+
+    The first layer starts in ``U(+-1 / I)``, every other in ``U(+-sqrt(6 / I) / omega)``. Use it without an encoding
+    and with ``normalize_weights: false``.
+
+    Args:
+        omega: Frequency factor; 30 in SIREN, 200 in Learned Init on 178-pixel pictures.
+
+    Raises:
+        ValueError: If ``omega`` is not positive.
+    """
+
+    def __init__(self, omega: float = 30.0) -> None:
+        super().__init__()
+        if omega <= 0:
+            raise ValueError(f"omega is {omega}; it must be positive.")
+        self.omega = omega
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return ``sin(omega h)``."""
+        return torch.sin(self.omega * hidden)
+
+    def init_weight_(self, weight: Tensor, layer: int) -> Tensor:
+        """Fill ``weight (I, O)`` in place as SIREN does."""
+        fan_in = weight.shape[0]
+        bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / self.omega
+        return nn.init.uniform_(weight, -bound, bound)
+
+    def init_bias_(self, bias: Tensor, fan_in: int, layer: int) -> Tensor:
+        """Fill ``bias (O,)`` in place with ``U(+-1 / sqrt I)``."""
+        bound = 1 / math.sqrt(fan_in)
+        return nn.init.uniform_(bias, -bound, bound)
+
+
+class FINER(Sine):
+    """``sin(omega (|h| + 1) h)``: the local frequency grows with the amplitude (Liu et al. 2024, FINER, equations 4 and 5).
+
+    Args:
+        omega: Frequency factor.
+        first_bias_scale: The first layer's biases start in ``U(+-first_bias_scale)``, which spreads its frequencies.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(self, omega: float = 30.0, first_bias_scale: float = 1.0) -> None:
+        super().__init__(omega)
+        if first_bias_scale <= 0:
+            raise ValueError(f"first_bias_scale is {first_bias_scale}; it must be positive.")
+        self.first_bias_scale = first_bias_scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return ``sin(omega (|h| + 1) h)``; the factor ``|h| + 1`` carries no gradient, as in the authors' code."""
+        return torch.sin(self.omega * (hidden.detach().abs() + 1) * hidden)
+
+    def init_bias_(self, bias: Tensor, fan_in: int, layer: int) -> Tensor:
+        """Fill ``bias (O,)`` in place: wide in the first layer, as SIREN elsewhere."""
+        if layer == 0:
+            return nn.init.uniform_(bias, -self.first_bias_scale, self.first_bias_scale)
+        return super().init_bias_(bias, fan_in, layer)
+
+
+class Gaussian(Activation):
+    """``exp(-h^2 / (2 sigma^2))`` (Ramasinghe and Lucey 2022, "Beyond periodicity").
+
+    Args:
+        sigma: Width of the bell, positive.
+
+    Raises:
+        ValueError: If ``sigma`` is not positive.
+    """
+
+    def __init__(self, sigma: float = 0.1) -> None:
+        super().__init__()
+        if sigma <= 0:
+            raise ValueError(f"sigma is {sigma}; it must be positive.")
+        self.sigma = sigma
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return ``exp(-h^2 / (2 sigma^2))``."""
+        return torch.exp(-0.5 * (hidden / self.sigma).square())
+
+
+class WIRE(Activation):
+    """``cos(omega h) exp(-(scale h)^2)``: a real Gabor wavelet (Saragadam et al. 2023, WIRE, equation 5).
+
+    Reference: the paper's wavelet is complex and its weights too; here is the real part, so that weights stay real.
+
+    Args:
+        omega: Frequency of the wavelet.
+        scale: Inverse width of its envelope.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(self, omega: float = 10.0, scale: float = 10.0) -> None:
+        super().__init__()
+        if omega <= 0 or scale <= 0:
+            raise ValueError(f"omega is {omega} and scale {scale}; both must be positive.")
+        self.omega = omega
+        self.scale = scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return ``cos(omega h) exp(-(scale h)^2)``."""
+        return torch.cos(self.omega * hidden) * torch.exp(-(self.scale * hidden).square())

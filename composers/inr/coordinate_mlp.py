@@ -1,0 +1,175 @@
+"""The coordinate network: an MLP in which some layers take their weights from a composer (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from composers.inr.activations import Activation, ReLU
+from composers.inr.encodings import Encoding, FourierFeatures
+
+Modulations = Mapping[int, tuple[Tensor, Tensor | None]]
+Field = Callable[[Tensor], Tensor]
+
+
+class CoordinateMLP(nn.Module):
+    """Coordinates to values by an MLP, known elsewhere as hyponet or functional representation.
+
+    A layer computes ``h @ normalise(W) + b`` with ``W (I, O)``, where `normalise` divides every column by its L2 norm.
+    The weights of the modulated layers are no parameters of this network: a composer gives them with every call, one
+    per instance. All other weights and all biases are shared between instances.
+
+    Whatever comes before the first modulated layer depends on coordinates alone. With shared coordinates ``(N, D)`` it is
+    computed once for the whole batch; the modulated layer is then one matrix product over all instances.
+
+    Args:
+        coord_dim: ``D``, dimensions of a coordinate; under the command line, the renderer or the data module states it.
+        value_dim: ``C``, channels of a value; stated likewise.
+        hidden_dim: Width of the hidden layers, or one width for each of the ``num_layers - 1``.
+        num_layers: Layers including the last, at least 1.
+        modulated_layers: Indices of the layers whose weights a composer gives, counted from 0; ``all`` for every layer.
+        encoding: From coordinates to features; the published Fourier features if None.
+        activation: After every layer but the last; ReLU if None.
+        normalize_weights: Whether every column of every weight is divided by its L2 norm.
+        output_offset: Added to the output: 0.5 for pictures in [0, 1], 0 for audio and scenes.
+
+    Raises:
+        ValueError: If sizes are missing, out of range or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        coord_dim: int | None = None,
+        value_dim: int | None = None,
+        hidden_dim: int | Sequence[int] = 256,
+        num_layers: int = 5,
+        modulated_layers: Sequence[int] | Literal["all"] = (1,),
+        encoding: Encoding | None = None,
+        activation: Activation | None = None,
+        normalize_weights: bool = True,
+        output_offset: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.coord_dim = _positive("coord_dim", coord_dim)
+        self.value_dim = _positive("value_dim", value_dim)
+        num_layers = _positive("num_layers", num_layers)
+        self.encoding = encoding or FourierFeatures()
+        self.activation = activation or ReLU()
+        self.normalize_weights = normalize_weights
+        self.output_offset = output_offset
+        widths = _hidden_widths(hidden_dim, num_layers)
+        inputs = [self.encoding.width(self.coord_dim), *widths]
+        self.layer_sizes = list(zip(inputs, [*widths, self.value_dim], strict=True))
+        self.modulated_layers = _layer_indices(modulated_layers, num_layers)
+        self.weights = nn.ParameterDict()
+        self.biases = nn.ParameterDict()
+        for layer, (fan_in, fan_out) in enumerate(self.layer_sizes):
+            if layer not in self.modulated_layers:
+                self.weights[str(layer)] = nn.Parameter(self.initial_weight(layer))
+            self.biases[str(layer)] = nn.Parameter(self.activation.init_bias_(torch.empty(fan_out), fan_in, layer))
+
+    @property
+    def num_layers(self) -> int:
+        """Layers including the last."""
+        return len(self.layer_sizes)
+
+    def initial_weight(self, layer: int) -> Tensor:
+        """Return a freshly initialised weight ``(I, O)`` of a layer, for this network or for a composer that owns it."""
+        return self.activation.init_weight_(torch.empty(self.layer_sizes[layer]), layer)
+
+    def bind(self, modulations: Modulations) -> Field:
+        """Return the field of these modulations: a function of coordinates alone."""
+        return partial(self.forward, modulations=modulations)
+
+    def forward(self, coords: Tensor, modulations: Modulations) -> Tensor:
+        """Evaluate the field of every instance.
+
+        Args:
+            coords: ``(N, D)`` shared by all instances, or ``(B, N, D)``.
+            modulations: For every modulated layer its weight ``(B, I, O)`` and bias ``(B, O)``; a bias of None means the
+                layer's own.
+
+        Returns:
+            Values ``(B, N, C)``, in float32.
+
+        Raises:
+            ValueError: If a modulated layer is missing, an unmodulated one is given, or ``coords`` has another ``D``.
+        """
+        self._check(coords, modulations)
+        hidden = self.encoding(coords)  # (N, F) or (B, N, F)
+        for layer in range(self.num_layers - 1):
+            hidden = self.activation(self._linear(layer, hidden, modulations))
+        with torch.autocast(coords.device.type, enabled=False):
+            values = self._linear(self.num_layers - 1, hidden.float(), modulations) + self.output_offset
+        return values if values.dim() == 3 else values.expand(_batch_size(modulations), -1, -1)
+
+    def _linear(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
+        """Apply one layer to ``hidden``, which gains its instances at the first modulated layer."""
+        bias: Tensor | None
+        if layer in modulations:
+            weight, bias = modulations[layer]
+        else:
+            weight, bias = self.weights[str(layer)], None
+        if self.normalize_weights:
+            weight = functional.normalize(weight, dim=-2, eps=1e-12)
+        bias = self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
+        if weight.dim() == 3:
+            hidden = hidden if hidden.dim() == 3 else hidden.expand(weight.shape[0], -1, -1)
+            return torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
+        flat = torch.addmm(bias.to(hidden.dtype), hidden.reshape(-1, hidden.shape[-1]), weight.to(hidden.dtype))
+        return flat.view(*hidden.shape[:-1], -1)
+
+    def _check(self, coords: Tensor, modulations: Modulations) -> None:
+        """Refuse what does not fit this network."""
+        if set(modulations) != set(self.modulated_layers):
+            raise ValueError(
+                f"Modulations are given for layers {sorted(modulations)}, this network takes them for {list(self.modulated_layers)}: "
+                "compose them for its modulated_layers."
+            )
+        if coords.shape[-1] != self.coord_dim:
+            raise ValueError(
+                f"coords have {coords.shape[-1]} dimensions, this network takes {self.coord_dim} (coord_dim)."
+            )
+
+
+def _batch_size(modulations: Modulations) -> int:
+    """Return the number of instances, for a network without modulated layers 1."""
+    return max((weight.shape[0] for weight, _ in modulations.values()), default=1)
+
+
+def _positive(name: str, number: int | None) -> int:
+    """Return a size, or refuse it."""
+    if number is None:
+        raise ValueError(
+            f"{name} is missing: under the command line the data module states it, in Python pass {name}=... ."
+        )
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1.")
+    return number
+
+
+def _hidden_widths(hidden_dim: int | Sequence[int], num_layers: int) -> list[int]:
+    """Return one width per hidden layer."""
+    widths = [hidden_dim] * (num_layers - 1) if isinstance(hidden_dim, int) else list(hidden_dim)
+    if len(widths) != num_layers - 1 or any(width < 1 for width in widths):
+        raise ValueError(
+            f"hidden_dim is {hidden_dim}; with num_layers {num_layers} it must be one positive width, or {num_layers - 1} of them."
+        )
+    return widths
+
+
+def _layer_indices(modulated_layers: Sequence[int] | Literal["all"], num_layers: int) -> tuple[int, ...]:
+    """Return the modulated layers in ascending order."""
+    if modulated_layers == "all":
+        return tuple(range(num_layers))
+    layers = tuple(sorted(set(modulated_layers)))
+    if any(isinstance(layer, str) or not 0 <= layer < num_layers for layer in layers):
+        raise ValueError(
+            f"modulated_layers is {list(modulated_layers)}; with {num_layers} layers it may hold 0 to {num_layers - 1}."
+        )
+    return layers

@@ -1,0 +1,128 @@
+"""Numbers per instance, and their mean over instances (paper section 4: no clamp, no rounding, never pooled)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from datamodules.batch import Samples
+
+_SMALLEST_ERROR = 1e-12  # a PSNR of 120 dB stands for perfect
+
+
+def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
+    """Return the mean squared error of every instance over its unmasked samples and channels.
+
+    Args:
+        prediction: ``(B, N, C)``.
+        target: With ``values (B, N, C)``.
+
+    Returns:
+        ``(B,)`` in float32.
+
+    Raises:
+        ValueError: If the target has no values.
+
+    Example:
+        >>> instance_mse(torch.tensor([[[0.5], [1.0]]]), Samples(torch.zeros(2, 1), torch.zeros(1, 2, 1))).tolist()
+        [0.625]
+    """
+    if target.values is None:
+        raise ValueError("The samples have no values to compare with: give Samples(coords, values).")
+    errors = (prediction.float() - target.values.float()).square().mean(-1)  # (B, N)
+    if target.mask is None:
+        return errors.mean(-1)
+    return (errors * target.mask).sum(-1) / target.mask.sum(-1).clamp(min=1)
+
+
+def psnr_of_mse(mse: Tensor) -> Tensor:
+    """Return ``-10 log10(mse)`` in dB for a peak of 1; errors below 1e-12 count as that.
+
+    Example:
+        >>> psnr_of_mse(torch.tensor(0.01)).item()
+        20.0
+    """
+    return -10 * mse.clamp(min=_SMALLEST_ERROR).log10()
+
+
+def instance_mean(target: Samples) -> Tensor:
+    """Return for every sample the mean value of its instance, per channel: ``(B, N, C)``, the mean-colour picture."""
+    assert target.values is not None
+    weight = torch.ones_like(target.values[..., :1]) if target.mask is None else target.mask.unsqueeze(-1)
+    mean = (target.values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+    return mean.expand_as(target.values)
+
+
+class InstanceMetric(Metric, ABC):
+    """Mean over instances of one number per instance; in several processes, over all items really evaluated."""
+
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+        """Return one number per instance.
+
+        Args:
+            prediction: ``(B, N, C)``.
+            target: What was measured at the same ``N`` places.
+            shape: How ``N`` unflattens, or None.
+
+        Returns:
+            ``(B,)``.
+        """
+
+    def update(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None = None) -> None:
+        """Count the instances of a batch."""
+        self.count_in(self.measure(prediction, target, shape))
+
+    def count_in(self, numbers: Tensor) -> None:
+        """Count in numbers ``(B,)`` that were measured already."""
+        self.total += numbers.sum()
+        self.count += numbers.numel()
+
+    def compute(self) -> Tensor:
+        """Return the mean over instances."""
+        return self.total / self.count
+
+
+class PSNR(InstanceMetric):
+    """Peak signal-to-noise ratio in dB, peak 1, of the unclamped prediction (paper section 4)."""
+
+    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+        """Return the PSNR of every instance."""
+        return psnr_of_mse(instance_mse(prediction, target))
+
+
+class Gain(InstanceMetric):
+    """PSNR in dB over the constant signal of the instance's own mean value: for pictures, over the mean-colour picture."""
+
+    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+        """Return the gain of every instance."""
+        constant = psnr_of_mse(instance_mse(instance_mean(target), target))
+        return psnr_of_mse(instance_mse(prediction, target)) - constant
+
+
+class SSIM(InstanceMetric):
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels); NaN for subsets of pixels."""
+
+    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+        """Return the SSIM of every instance."""
+        assert target.values is not None
+        if shape is None or len(shape) != 2 or min(shape) < 11:
+            return prediction.new_full((len(prediction),), float("nan"))
+        seen, true = (values.float().mT.unflatten(-1, shape) for values in (prediction, target.values))
+        similarity = structural_similarity_index_measure(seen, true, data_range=1.0, reduction="none")
+        assert isinstance(similarity, Tensor)
+        return similarity

@@ -1,0 +1,67 @@
+"""Refinement: gradient steps on the latents of given instances, from wherever they were predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+Latents = dict[str, Tensor]
+
+
+class Refinement:
+    """Settings of the refinement, and the loop itself.
+
+    Args:
+        steps: Gradient steps, 0 for none.
+        optimizer: Makes an optimizer of latents; Adam with a rate of 0.01 if None.
+        report: Steps after which the latents are kept, for the curve; 0 and ``steps`` always are.
+        stages: Stages that refine: of ``val``, ``test``, ``predict``.
+
+    Raises:
+        ValueError: If a number or a stage is out of range.
+    """
+
+    def __init__(
+        self,
+        steps: int = 100,
+        optimizer: OptimizerCallable | None = None,
+        report: Sequence[int] = (1, 3, 10, 30),
+        stages: Sequence[str] = ("test", "predict"),
+    ) -> None:
+        if steps < 0 or any(step < 0 for step in report):
+            raise ValueError(f"steps is {steps} and report {list(report)}; steps count from 0.")
+        if unknown := set(stages) - {"val", "test", "predict"}:
+            raise ValueError(f"stages names {sorted(unknown)}; allowed are val, test and predict.")
+        self.steps = steps
+        self.optimizer = optimizer
+        self.report = sorted({0, steps, *(step for step in report if step < steps)})
+        self.stages = tuple(stages)
+
+    def __call__(self, loss_fn: Callable[[Latents], Tensor], latents: Latents) -> dict[int, Latents]:
+        """Refine latents; works under ``no_grad`` and in inference mode too.
+
+        Args:
+            loss_fn: From latents to one loss per instance ``(B,)``; their sum is differentiated, so instances never mix
+                as long as the optimizer works number by number, as SGD and Adam do.
+            latents: Where to start; left as they are.
+
+        Returns:
+            The latents after every reported step, detached.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            moving = {name: latent.detach().clone().requires_grad_() for name, latent in latents.items()}
+            parameters = list(moving.values())
+            optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.Adam(parameters, lr=0.01)
+            kept: dict[int, Latents] = {}
+            for step in range(self.steps + 1):
+                if step in self.report:
+                    kept[step] = {name: latent.detach().clone() for name, latent in moving.items()}
+                if step < self.steps:
+                    gradients = torch.autograd.grad(loss_fn(moving).sum(), parameters)
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        parameter.grad = gradient
+                    optimizer.step()
+        return kept

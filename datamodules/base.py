@@ -1,0 +1,161 @@
+"""Base of the data modules: loaders, and the step on the device from raw signals to a batch of coordinates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sized
+from typing import Literal, cast
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
+from datamodules.coordinates import cell_size, grid, jitter, subset
+from datamodules.loading import Addressed, AddressSampler, Augmentation
+from datamodules.randomness import generator_at, global_seed
+
+
+class CoordinateDataModule(LightningDataModule, ABC):
+    """Raw signals on regular grids (pictures, sound) as batches of coordinates and values.
+
+    A subclass states `signal_shape` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
+    of `Signal`; what else it draws at random in training is its ``augmentation``.
+
+    Args:
+        batch_size: Instances per device and step.
+        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
+        num_workers: Processes that load; 0 loads in the main process.
+        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance`` as published,
+            ``shared`` by the batch, which keeps the layers before the first modulated one shared, or ``none``.
+        coordinate_subset: In training, coordinates per step, drawn anew for every batch: a ratio below 1, a count, or all.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    train_set: Dataset[Signal]
+    val_set: Dataset[Signal]
+    test_set: Dataset[Signal]
+    augmentation: Augmentation | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
+        coordinate_subset: float | int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or num_workers < 0:
+            raise ValueError(
+                f"batch_size is {batch_size}, eval_batch_size {eval_batch_size}, num_workers {num_workers}: "
+                "batches hold at least 1 item, workers may be 0."
+            )
+        if coordinate_subset is not None and (
+            coordinate_subset <= 0 or (isinstance(coordinate_subset, float) and coordinate_subset > 1)
+        ):
+            raise ValueError(
+                f"coordinate_subset is {coordinate_subset}; give a ratio in (0, 1], a count of at least 1, or null for all."
+            )
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.coordinate_noise = coordinate_noise
+        self.coordinate_subset = coordinate_subset
+
+    @property
+    @abstractmethod
+    def signal_shape(self) -> tuple[int, ...]:
+        """``(C, *shape)`` of the signals that training and evaluation see."""
+
+    @property
+    def coord_dim(self) -> int:
+        """``D``, dimensions of a coordinate."""
+        return len(self.signal_shape) - 1
+
+    @property
+    def value_dim(self) -> int:
+        """``C``, channels of a value."""
+        return self.signal_shape[0]
+
+    @property
+    def coord_range(self) -> tuple[float, float]:
+        """Lower and upper end of every coordinate axis."""
+        return -1.0, 1.0
+
+    def train_dataloader(self) -> DataLoader[Signal]:
+        """Return the loader of training items, in a new order every epoch, from where an interrupted epoch stopped."""
+        return self._loader(self.train_set, self.batch_size, training=True)
+
+    def val_dataloader(self) -> DataLoader[Signal]:
+        """Return the loader of validation items, in order."""
+        return self._loader(self.val_set, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Signal]:
+        """Return the loader of test items, in order."""
+        return self._loader(self.test_set, self.eval_batch_size)
+
+    def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
+        """Make coordinates on the device."""
+        training = self.trainer is not None and self.trainer.training
+        step = self.trainer.fit_loop.total_batch_idx if training and self.trainer is not None else 0
+        return self.to_coordinates(batch, training=training, step=step)
+
+    def to_coordinates(self, batch: Signal, *, training: bool = False, step: int = 0) -> CoordinateBatch:
+        """Return the coordinate batch of collated raw signals.
+
+        Args:
+            batch: ``values (B, C, *shape)``, and names and seeds of the instances.
+            training: Whether to apply coordinate noise and subsets.
+            step: The address of draws that the whole batch shares.
+        """
+        signal = batch.values.float() / 255 if batch.values.dtype == torch.uint8 else batch.values
+        shape: tuple[int, ...] | None = tuple(signal.shape[2:])
+        assert shape is not None
+        coords = grid(shape, *self.coord_range, device=signal.device)  # (N, D)
+        values = signal.flatten(2).mT  # (B, N, C)
+        if training:
+            coords = self._add_noise(coords, cell_size(shape, *self.coord_range), batch, step)
+            if self.coordinate_subset is not None:
+                generator = generator_at(global_seed(), "subset", step, device=signal.device)
+                chosen = subset(values.shape[1], self.coordinate_subset, generator)
+                coords, values, shape = coords[..., chosen, :], values[:, chosen], None
+        samples = Samples(coords, values)
+        return CoordinateBatch(Observation(signal, samples), samples, shape, list(batch.name))
+
+    def _add_noise(self, coords: Tensor, cell: tuple[float, ...], batch: Signal, step: int) -> Tensor:
+        """Move coordinates within their cells: ``(N, D)`` if nothing or a shared draw is added, else ``(B, N, D)``."""
+        if self.coordinate_noise == "none":
+            return coords
+        if self.coordinate_noise == "shared":
+            return jitter(coords, cell, generator_at(global_seed(), "noise", step, device=coords.device))
+        seeds = torch.as_tensor(batch.seed).tolist()
+        return torch.stack([jitter(coords, cell, generator_at(seed, "noise", device=coords.device)) for seed in seeds])
+
+    def _loader(self, dataset: Dataset[Signal], batch_size: int, training: bool = False) -> DataLoader[Signal]:
+        """Return a loader whose order and draws are addressed."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        seed = global_seed()
+        sampler = AddressSampler(
+            len(cast(Sized, dataset)), shuffle=training, seed=seed, rank=rank, world_size=world_size
+        )
+        if training:
+            batches = len(sampler) // batch_size
+            if batches == 0:
+                raise ValueError(
+                    f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: lower it."
+                )
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+            sampler.skip = done % batches * batch_size
+        return DataLoader(
+            Addressed(dataset, self.augmentation if training else None, seed),
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=training,
+            persistent_workers=self.num_workers > 0,
+        )

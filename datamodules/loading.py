@@ -1,0 +1,76 @@
+"""Which items are loaded when: an order and random draws that depend on (seed, epoch, index) and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+from datamodules.batch import Signal
+from datamodules.randomness import generator_at, seed_at
+
+Address = tuple[int, int]
+Augmentation = Callable[[Signal, torch.Generator], Signal]
+
+
+class AddressSampler(DistributedSampler[Address]):
+    """Yields (epoch, index) for the items of one process, so that any number of processes see the same global batches.
+
+    Batch ``t`` of all processes together is the same set of items for any split of the same total batch size. Shuffled
+    epochs drop what does not divide evenly; unshuffled ones neither drop nor repeat an item.
+
+    Args:
+        size: Items of the data set.
+        shuffle: Whether to draw a new order every epoch.
+        seed: Seed of the orders.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        skip: Items to leave out at the start of the first epoch, to go on where an interrupted run stopped.
+    """
+
+    def __init__(
+        self, size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1, skip: int = 0
+    ) -> None:
+        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.size = size
+        self.skip = skip
+
+    def __iter__(self) -> Iterator[Address]:
+        """Yield the addresses of this process in this epoch."""
+        skip, self.skip = self.skip, 0
+        return iter([(self.epoch, index) for index in self._indices()[skip:]])
+
+    def __len__(self) -> int:
+        """Return the number of items of this process in a whole epoch."""
+        return len(self._indices())
+
+    def _indices(self) -> list[int]:
+        """Return the indices of this process in this epoch."""
+        if not self.shuffle:
+            return list(range(self.rank, self.size, self.num_replicas))
+        order = torch.randperm(self.size, generator=generator_at(self.seed, "order", self.epoch)).tolist()
+        return order[self.rank : self.size - self.size % self.num_replicas : self.num_replicas]
+
+
+class Addressed(Dataset[Signal]):
+    """A data set read by (epoch, index): each item gets its seed and, in training, its augmentation.
+
+    Args:
+        dataset: The raw items, by index.
+        augmentation: Applied with the item's own generator; None leaves items as they are.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, dataset: Dataset[Signal], augmentation: Augmentation | None, seed: int) -> None:
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, address: Address) -> Signal:
+        """Return the item at an address."""
+        epoch, index = address
+        item = self.dataset[index]
+        if self.augmentation is not None:
+            item = self.augmentation(item, generator_at(self.seed, "augmentation", epoch, index))
+        return item._replace(seed=seed_at(self.seed, "item", epoch, index))
