@@ -10,12 +10,14 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from composers.inr import CoordinateMLP, Modulations
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, instance_mse, psnr_of_mse
 from composers.refinement import Latents, Refinement
 from composers.rendering import PointRenderer, Renderer
+from composers.schedules import WarmupCosine
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
@@ -72,10 +74,10 @@ class Composer(LightningModule, ABC):
         self.measures = dict(metrics or {"psnr": PSNR()})
         self.means = nn.ModuleDict(
             {
-                f"{stage}_{prefix}{name}": metric.clone()
+                f"{stage}_{prefix}{name}": MeanMetric(nan_strategy="disable")
                 for stage in ("val", "test")
                 for prefix in ("", "refined_")
-                for name, metric in self.measures.items()
+                for name in self.measures
             }
         )
         self.config: dict[str, Any] | None = None
@@ -152,7 +154,10 @@ class Composer(LightningModule, ABC):
         )
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine):
+            scheduler.total_steps = scheduler.total_steps or int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
         """Refuse data whose sizes do not fit this model."""
@@ -196,8 +201,8 @@ class Composer(LightningModule, ABC):
         for step, prefix in {0: "", last: "refined_" if last else ""}.items():
             for name, numbers in evaluation["metrics"][step].items():
                 mean = self.means[f"{stage}_{prefix}{name}"]
-                assert isinstance(mean, InstanceMetric)
-                mean.count_in(numbers)
+                assert isinstance(mean, MeanMetric)
+                mean.update(numbers)
                 self.log(f"{stage}/{prefix}{name}", mean, batch_size=size, prog_bar=name == "psnr")
         return evaluation
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from composers.base import Composer
+from composers.configuration import instantiate
 
 
 def build(config: Mapping[str, Any]) -> Composer:
@@ -20,13 +20,7 @@ def build(config: Mapping[str, Any]) -> Composer:
     Raises:
         ValueError: If the config names no composer of this version, or arguments that it does not take.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Composer, "composer")
-    try:
-        parsed = parser.parse_object({"composer": dict(config)})
-    except ArgumentError as error:
-        raise ValueError(f"This config does not describe a composer of this version: {error}") from error
-    composer: Composer = parser.instantiate_classes(parsed)["composer"]
+    composer = instantiate(Composer, config)  # type: ignore[type-abstract]
     composer.config = dict(config)
     return composer
 
@@ -107,6 +101,20 @@ def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str |
             f"{path} belongs to another model than the {type(composer).__name__} of this config:\n{shown}{more}\n"
             "Use the config it was trained with, which lies beside its folder of checkpoints, or another checkpoint."
         )
+
+
+def newest(folder: str | Path) -> Path:
+    """Return the newest ``last.ckpt`` of the runs in a folder.
+
+    Raises:
+        FileNotFoundError: If no run there has one.
+    """
+    found = sorted(Path(folder).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(
+            f"There is no */checkpoints/last.ckpt in {folder}: train first, or give the path of a checkpoint."
+        )
+    return found[-1]
 
 
 def _differences(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.batch import Samples
@@ -57,18 +56,8 @@ def instance_mean(target: Samples) -> Tensor:
     return mean.expand_as(target.values)
 
 
-class InstanceMetric(Metric, ABC):
-    """Mean over instances of one number per instance; in several processes, over all items really evaluated."""
-
-    higher_is_better = True
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+class InstanceMetric(ABC):
+    """Measures one number per instance; who averages them (a torchmetrics mean) never pools their errors."""
 
     @abstractmethod
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
@@ -82,19 +71,6 @@ class InstanceMetric(Metric, ABC):
         Returns:
             ``(B,)``.
         """
-
-    def update(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None = None) -> None:
-        """Count the instances of a batch."""
-        self.count_in(self.measure(prediction, target, shape))
-
-    def count_in(self, numbers: Tensor) -> None:
-        """Count in numbers ``(B,)`` that were measured already."""
-        self.total += numbers.sum()
-        self.count += numbers.numel()
-
-    def compute(self) -> Tensor:
-        """Return the mean over instances."""
-        return self.total / self.count
 
 
 class PSNR(InstanceMetric):

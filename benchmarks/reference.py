@@ -1,0 +1,187 @@
+"""The plain formulation of the transformer composers, to measure and to test ours against.
+
+This is how such models are commonly written: every weight is repeated for every instance, a column of ones carries the
+bias, every layer is a batched product, coordinates are encoded per instance, attention is spelled out and the last block
+computes all tokens. It reads the parameters of a composer, the very same tensors, so that values and gradients compare.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from composers import TransformerIPC, TransINR
+from composers.hypernet import Hypernetwork, Patches
+from composers.hypernet.transformer import Attention, Block
+from composers.inr import CoordinateMLP, FourierFeatures, ReLU
+from datamodules.batch import Observation
+
+
+def from_composer(composer: TransformerIPC | TransINR) -> PlainComposer:
+    """Return the plain formulation of a composer, sharing its parameters and its training mode.
+
+    Raises:
+        TypeError: If the composer is of another kind, or has parts that the plain formulation does not know.
+    """
+    if isinstance(composer, TransformerIPC):
+        return PlainIPC(composer)
+    if isinstance(composer, TransINR):
+        return PlainTransINR(composer)
+    raise TypeError(f"There is no plain formulation of {type(composer).__name__}: give TransformerIPC or TransINR.")
+
+
+class PlainComposer(nn.Module, ABC):
+    """From a picture and coordinates to values, in the plain formulation.
+
+    Args:
+        composer: Whose parameters are used.
+    """
+
+    def __init__(self, composer: TransformerIPC | TransINR) -> None:
+        super().__init__()
+        self.hypernet = PlainHypernetwork(composer.hypernet)
+        self.inr = PlainCoordinateMLP(composer.inr)
+        self.base_weights = composer.base_weights
+
+    def forward(self, observation: Observation, coords: Tensor) -> Tensor:
+        """Return values ``(B, N, C)`` of the observed pictures at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        columns = self.hypernet(observation.signal)
+        weights = {layer: self.weight(str(layer), part) for layer, part in columns.items()}
+        values: Tensor = self.inr(coords, weights)
+        return values
+
+    @abstractmethod
+    def weight(self, layer: str, columns: Tensor) -> Tensor:
+        """Return the weight ``(B, I, O)`` of a layer from its predicted columns."""
+
+
+class PlainIPC(PlainComposer):
+    """Instance pattern composers in the plain formulation.
+
+    Args:
+        composer: Whose parameters are used.
+    """
+
+    def __init__(self, composer: TransformerIPC) -> None:
+        super().__init__(composer)
+        self.bases = composer.bases
+
+    def weight(self, layer: str, columns: Tensor) -> Tensor:
+        """Return patterns ``(B, I, R)`` times the repeated basis, plus the repeated base weight where there is one."""
+        part = torch.bmm(columns, _repeat(self.bases[layer], len(columns))) if layer in self.bases else columns
+        return _repeat(self.base_weights[layer], len(part)) + part if layer in self.base_weights else part
+
+
+class PlainTransINR(PlainComposer):
+    """TransINR in the plain formulation."""
+
+    def weight(self, layer: str, columns: Tensor) -> Tensor:
+        """Return the repeated base weight, its column ``j`` times the scales ``(B, I, G)`` of group ``j mod G``."""
+        base = _repeat(self.base_weights[layer], len(columns))
+        return base * torch.cat([columns] * (base.shape[2] // columns.shape[2]), dim=2)
+
+
+class PlainCoordinateMLP(nn.Module):
+    """The coordinate network with one weight per instance in every layer.
+
+    Args:
+        inr: Whose parameters are used, with the published Fourier features and ReLU.
+
+    Raises:
+        TypeError: If it has another encoding or activation.
+    """
+
+    def __init__(self, inr: CoordinateMLP) -> None:
+        super().__init__()
+        if not isinstance(inr.encoding, FourierFeatures) or not isinstance(inr.activation, ReLU):
+            raise TypeError(
+                f"The network has {type(inr.encoding).__name__} and {type(inr.activation).__name__}; "
+                "the plain formulation knows FourierFeatures and ReLU only."
+            )
+        self.inr = inr
+        self.encoding = inr.encoding
+
+    def forward(self, coords: Tensor, weights: Mapping[int, Tensor]) -> Tensor:
+        """Return values ``(B, N, C)`` at ``coords``, given the weights ``(B, I, O)`` of the modulated layers."""
+        size = len(next(iter(weights.values())))
+        hidden = self._encode(coords.expand(size, -1, -1))  # (B, N, F)
+        for layer in range(self.inr.num_layers):
+            weight = weights[layer] if layer in weights else _repeat(self.inr.weights[str(layer)], size)
+            hidden = self._linear(hidden, weight, _repeat(self.inr.biases[str(layer)], size))
+            if layer < self.inr.num_layers - 1:
+                hidden = functional.relu(hidden)
+        return hidden + self.inr.output_offset
+
+    def _encode(self, coords: Tensor) -> Tensor:
+        """Return the Fourier features ``(B, N, F)`` of ``coords (B, N, D)``, computed for every instance."""
+        phases = coords.unsqueeze(-1) * (self.encoding.frequencies * self.encoding.factor)  # (B, N, D, K)
+        phases = phases.flatten(-2)  # (B, N, D K)
+        return torch.cat((torch.cos(phases), torch.sin(phases)), dim=-1)
+
+    def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Append ones to ``hidden (B, N, I)`` and ``bias (B, O)`` as a row to ``weight (B, I, O)``, and multiply."""
+        if self.inr.normalize_weights:
+            weight = functional.normalize(weight, dim=1)
+        extended = torch.cat((hidden, torch.ones_like(hidden[..., :1])), dim=2)  # (B, N, I + 1)
+        return torch.bmm(extended, torch.cat((weight, bias.unsqueeze(1)), dim=1))
+
+
+class PlainHypernetwork(nn.Module):
+    """The transformer hypernetwork on pictures, computing every token in every block.
+
+    Args:
+        hypernet: Whose parameters are used; its tokenizer cuts pictures into patches.
+
+    Raises:
+        TypeError: If its tokenizer is another.
+    """
+
+    def __init__(self, hypernet: Hypernetwork) -> None:
+        super().__init__()
+        if not isinstance(hypernet.tokenizer, Patches):
+            raise TypeError(
+                f"The tokenizer is {type(hypernet.tokenizer).__name__}; the plain formulation knows Patches only."
+            )
+        self.hypernet = hypernet
+        self.tokenizer = hypernet.tokenizer
+
+    def forward(self, signal: Tensor) -> dict[int, Tensor]:
+        """Return the columns ``(B, I, R)`` of every modulated layer from pictures ``(B, C, H, W)``."""
+        hypernet, size = self.hypernet, self.tokenizer.patch_size
+        patches = functional.unfold(signal, size, padding=self.tokenizer.padding, stride=size).mT  # (B, T, C p p)
+        data_tokens = hypernet.embedding(patches) + hypernet.positions
+        tokens = torch.cat((data_tokens, _repeat(hypernet.weight_tokens, len(signal))), dim=1)
+        for block in hypernet.transformer.blocks:
+            assert isinstance(block, Block)
+            tokens = _plain_block(block, tokens)
+        read = tokens[:, data_tokens.shape[1] :].split(hypernet.tokens_per_layer, dim=1)
+        return {
+            layer: hypernet.heads[str(layer)](part).reshape(len(part), -1, height).mT
+            for (layer, height), part in zip(hypernet.heights.items(), read, strict=True)
+        }
+
+
+def _plain_block(block: Block, tokens: Tensor) -> Tensor:
+    """Return all ``tokens (B, T, E)`` after a block."""
+    tokens = tokens + block.dropout(_plain_attention(block.attention, block.attention_norm(tokens)))
+    mixed: Tensor = tokens + block.dropout(block.mlp(block.mlp_norm(tokens)))
+    return mixed
+
+
+def _plain_attention(attention: Attention, tokens: Tensor) -> Tensor:
+    """Return what all ``tokens (B, T, E)`` gather from each other, with the ``(T, T)`` scores of every head stored."""
+    parts = (attention.query(tokens), *attention.key_value(tokens).chunk(2, dim=-1))
+    query, key, value = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
+    scores = query @ key.mT / math.sqrt(query.shape[-1])  # (B, heads, T, T)
+    gathered: Tensor = attention.projection((scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
+    return gathered
+
+
+def _repeat(shared: Tensor, size: int) -> Tensor:
+    """Return a shared tensor once per instance, ``(B, *shape)``."""
+    return shared.expand(size, *shared.shape)

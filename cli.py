@@ -1,0 +1,95 @@
+"""The program: ``python cli.py fit|validate|test --config configs/experiments/photos_ipc.yaml``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace, set_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from composers import Composer
+from composers.checkpoint import check_weights, newest, read
+from composers.configuration import load_layers, state_sizes
+from composers.preflight import check_output_folder, explain
+from datamodules import CoordinateDataModule
+
+DEFAULTS = Path(__file__).parent / "configs" / "default.yaml"
+QUIET = (
+    ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+    ".*does not have many workers.*",  # data in memory needs none
+    ".*dirpath has changed.*",  # an evaluation writes into a folder of its own
+    ".*is smaller than the logging interval.*",
+)
+
+
+class CLI(LightningCLI):
+    """A LightningCLI whose sizes come from the data, and which looks before it trains."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; then ask the data for the sizes, and look for the checkpoint that ``last`` means."""
+        super().parse_arguments(parser, args)
+        config: Namespace = self.config[self.config.subcommand]
+        state_sizes(config.model, config.data)
+        if config.get("ckpt_path") == "last":
+            logger = config.trainer.logger.init_args
+            config.ckpt_path = str(newest(Path(logger.save_dir, logger.name)))
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it was given: the checkpoint is compared with it, never mixed in."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands with the trainer's arguments that are not the user's."""
+        commands = LightningCLI.subcommands()
+        return {"fit": commands["fit"], "validate": commands["validate"], "test": commands["test"] | {"verbose"}}
+
+    def test(self, **arguments: Any) -> None:
+        """Run the test, whose table `ResultsTable` prints."""
+        self.trainer.test(**arguments, verbose=False)
+
+    def after_instantiate_classes(self) -> None:
+        """Let the composer know its config, for its checkpoints; look at the folder and the checkpoint first."""
+        self._dump_config()
+        self.model.config = self.config_dump["model"]
+        path = self._get(self.config, "ckpt_path")
+        if path is not None:
+            check_weights(self.model, read(path), path)
+        check_output_folder(self.trainer, self.model, training=self.subcommand == "fit")
+
+
+def main(args: ArgsType = None) -> None:
+    """Run a command; a user's mistake ends with one message and exit status 1.
+
+    Args:
+        args: What the command line would say; the command line itself if None.
+    """
+    set_loader("yaml", load_layers)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the start-up summary says what counts
+    try:
+        CLI(
+            Composer,
+            CoordinateDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in CLI.subcommands()},
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
+        message = explain(error)
+        if message is None or os.environ.get("CLI_TRACEBACK"):
+            raise
+        sys.exit(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)")
+
+
+if __name__ == "__main__":
+    main()

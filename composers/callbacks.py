@@ -1,0 +1,196 @@
+"""What people look at while a model trains and after it: a summary, the progress bar, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import default_collate
+
+from composers.base import Composer, Evaluation
+from composers.hypernet import Hypernetwork
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import CoordinateBatch
+from datamodules.loading import Addressed
+
+Row = dict[str, str | float]
+
+
+def output_folder(trainer: Trainer) -> Path:
+    """Return the folder of this run, made if it is missing."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class StartSummary(Callback):
+    """Prints before training what will be trained on what, and after it where the checkpoint is and what to type next."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary, on one process."""
+        if not trainer.is_global_zero or not isinstance(pl_module, Composer):
+            return
+        table = Table(title=type(pl_module).__name__, show_header=False, title_justify="left")
+        for name, value in self._facts(trainer, pl_module).items():
+            table.add_row(name, value)
+        Console().print(table)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the path of the checkpoint and the next command."""
+        saver = trainer.checkpoint_callback
+        path = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+        if trainer.is_global_zero and path and isinstance(saver, ModelCheckpoint):
+            config = Path(trainer.log_dir or ".") / "config.yaml"
+            checkpoint = relative_path(path)
+            Console(soft_wrap=True).print(
+                f"Checkpoint: {checkpoint}\nNext: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}"
+            )
+
+    def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
+        """Return what the summary says."""
+        facts = {"parameters": f"{sum(parameter.numel() for parameter in composer.parameters()):,}"}
+        for module in composer.modules():
+            if isinstance(module, Hypernetwork):
+                facts["tokens"] = "{} data + {} weight".format(*module.num_tokens)
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, CoordinateDataModule):
+            facts |= _data_facts(trainer, composer, data)
+        facts["steps"] = f"{trainer.estimated_stepping_batches:,.0f}"
+        facts["precision"] = str(trainer.precision)
+        facts["device"] = f"{trainer.num_devices * trainer.num_nodes} x {composer.device.type}"
+        facts["output"] = str(relative_path(trainer.log_dir or trainer.default_root_dir))
+        return facts
+
+
+def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule) -> dict[str, str]:
+    """Return what the summary says of the data and of what is stored for one instance."""
+    raw = default_collate([Addressed(data.val_set, None, 0)[0, 0]])
+    batch: CoordinateBatch = trainer.strategy.batch_to_device(raw)
+    with torch.no_grad():
+        latents = composer.eval().encode(batch.observation)
+    composer.train()
+    devices = trainer.num_devices * trainer.num_nodes
+    effective = data.batch_size * devices * trainer.accumulate_grad_batches
+    return {
+        "instance code": f"{sum(latent.numel() for latent in latents.values()):,} numbers",
+        "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {_length(data.train_set)} training and "
+        f"{_length(data.val_set)} validation items",
+        "effective batch": f"{effective} = {data.batch_size} x {devices} device(s) x {trainer.accumulate_grad_batches} accumulated",
+    }
+
+
+def _length(dataset: object) -> str:
+    """Return the length of a data set, for people."""
+    return f"{len(dataset):,}" if hasattr(dataset, "__len__") else "?"
+
+
+def relative_path(path: str | Path) -> Path:
+    """Return a path relative to the working directory where it lies below it."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+
+
+class ProgressBar(RichProgressBar):
+    """The rich progress bar, with the time left of the whole run beside the metrics."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self._start: tuple[float, int] | None = None
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the metrics of the bar: PSNR and, in training, the time left."""
+        metrics: dict[str, Any] = {
+            key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"
+        }
+        if trainer.training and trainer.estimated_stepping_batches != float("inf"):
+            now = (time.monotonic(), trainer.global_step)
+            self._start = self._start or now
+            done = now[1] - self._start[1]
+            if done:
+                left = (now[0] - self._start[0]) / done * (trainer.estimated_stepping_batches - now[1])
+                metrics["left"] = str(timedelta(seconds=round(max(0.0, left))))
+        return metrics
+
+
+class ResultsTable(Callback):
+    """Prints after a test the mean of every metric by refinement step, and writes a CSV row per instance.
+
+    Args:
+        filename: Of the CSV, in the folder of the run.
+    """
+
+    def __init__(self, filename: str = "test_instances.csv") -> None:
+        self.filename = filename
+        self.rows: dict[str, Row] = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier rows."""
+        self.rows = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: CoordinateBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a row per instance."""
+        evaluation: Evaluation = outputs
+        for index, name in enumerate(batch.names):
+            self.rows[name] = {
+                f"{metric}@{step}": numbers[index].item()
+                for step, metrics in evaluation["metrics"].items()
+                for metric, numbers in metrics.items()
+            }
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the CSV and print the table, with the rows of all processes."""
+        rows = _gathered(self.rows)
+        if not trainer.is_global_zero or not rows:
+            return
+        path = output_folder(trainer) / self.filename
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            columns = list(next(iter(rows.values())))
+            writer.writerow(["name", *columns])
+            writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
+        console = Console(soft_wrap=True)
+        console.print(results_table(rows))
+        console.print(f"Every instance: {relative_path(path)}")
+
+
+def results_table(rows: Mapping[str, Row]) -> Table:
+    """Return the mean over instances of every metric, one line per refinement step."""
+    keys = [key.split("@") for key in next(iter(rows.values()))]
+    metrics, steps = list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1] for key in keys))
+    table = Table(title=f"Mean over {len(rows)} instances", title_justify="left")
+    table.add_column("refinement steps")
+    for metric in metrics:
+        table.add_column(_HEADINGS.get(metric, metric), justify="right")
+    for step in steps:
+        means = [sum(float(row[f"{metric}@{step}"]) for row in rows.values()) / len(rows) for metric in metrics]
+        table.add_row("0 (predicted)" if step == "0" else step, *(f"{mean:.3f}" for mean in means))
+    return table
+
+
+_HEADINGS = {"psnr": "PSNR [dB]", "ssim": "SSIM", "gain": "gain over the mean [dB]"}
+
+
+def _gathered(rows: dict[str, Row]) -> dict[str, Row]:
+    """Return the rows of all processes, in the order of the data set."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts: list[dict[str, Row]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, rows)
+    return {name: row for part in parts for name, row in part.items()}

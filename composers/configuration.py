@@ -1,0 +1,107 @@
+"""From YAML to objects: files laid over each other, and sizes that the data states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
+
+from composers.rendering import PointRenderer, Renderer
+from datamodules.base import CoordinateDataModule
+
+T = TypeVar("T")
+_plain_yaml = get_loader("yaml")
+
+
+def load_layers(text: str) -> Any:
+    """Load YAML in which ``_base_`` lists files, relative to this one, that this one is laid over.
+
+    Mappings merge key by key; a mapping with another ``class_path`` replaces the whole; lists replace lists, except that
+    those of a key ending in ``+`` are joined.
+
+    Args:
+        text: YAML; relative paths start at the working directory, which the parser sets to that of the file.
+
+    Returns:
+        What the YAML says, without ``_base_``.
+
+    Raises:
+        ValueError: If a file of ``_base_`` is missing or is no mapping.
+    """
+    loaded = _plain_yaml(text)
+    return _lay_over_bases(loaded, Path.cwd()) if isinstance(loaded, dict) and "_base_" in loaded else loaded
+
+
+def _lay_over_bases(top: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a mapping laid over the files of its ``_base_``, the first lowest."""
+    bases = top.pop("_base_")
+    merged: dict[str, Any] = {}
+    for name in [bases] if isinstance(bases, str) else bases:
+        path = (folder / name).resolve()
+        if not path.is_file():
+            raise ValueError(
+                f"_base_ names {name}, but there is no file {path}: paths are relative to the file that names them."
+            )
+        base = _plain_yaml(path.read_text(encoding="utf-8"))
+        if not isinstance(base, dict):
+            raise ValueError(f"{path}, named by _base_, holds no mapping but {type(base).__name__}.")
+        merged = _merge(merged, _lay_over_bases(base, path.parent) if "_base_" in base else base)
+    return _merge(merged, top)
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``low`` with ``high`` laid over it."""
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        if key.endswith("+") and isinstance(below, list) and isinstance(value, list):
+            merged[key] = below + value
+        elif isinstance(below, Mapping) and isinstance(value, Mapping) and _same_class(below, value):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_class(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
+    """Return whether the upper mapping goes on describing the class of the lower one."""
+    return "class_path" not in high or high["class_path"] == low.get("class_path")
+
+
+def instantiate(base: type[T], config: Mapping[str, Any]) -> T:
+    """Return an object of a config: ``class_path``, of a class derived from ``base``, and ``init_args``.
+
+    Raises:
+        ValueError: If the config names no such class, or arguments that it does not take.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "object")
+    try:
+        parsed = parser.parse_object({"object": dict(config)})
+    except ArgumentError as error:
+        raise ValueError(f"This config describes no {base.__name__} of this version: {error}") from error
+    made: T = parser.instantiate_classes(parsed)["object"]
+    return made
+
+
+def state_sizes(model: Namespace, data: Namespace) -> None:
+    """Write into the config of a model, where it leaves them open, the sizes that the data states.
+
+    ``signal_shape`` is the data's own; ``coord_dim`` and ``value_dim`` of the network are those that the renderer
+    asks of a field. A size that was given stays, and is compared at set-up.
+
+    Args:
+        model: ``class_path`` and ``init_args`` of a composer; changed in place.
+        data: The same of a data module.
+    """
+    module = instantiate(CoordinateDataModule, data.as_dict())  # type: ignore[type-abstract]
+    stated = model.init_args.get("renderer")
+    renderer = instantiate(Renderer, stated.as_dict()) if stated else PointRenderer()  # type: ignore[type-abstract]
+    coord_dim, value_dim = renderer.field_dims(module.coord_dim, module.value_dim)
+    sizes = {"coord_dim": coord_dim, "value_dim": value_dim, "signal_shape": list(module.signal_shape)}
+    for key, value in list(model.items()):
+        name = key.rsplit(".", 1)[-1]
+        if value is None and name in sizes:
+            model[key] = sizes[name]

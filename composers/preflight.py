@@ -1,0 +1,60 @@
+"""What can be known before time is spent: whether results can be written; and what an error means to a user."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from lightning import Trainer
+
+from composers.base import Composer
+
+_CHECKPOINTS_AT_ONCE = 3  # the best, the last, and one being written
+_NUMBERS_PER_PARAMETER = 3  # the weight and two moments of Adam
+
+
+def check_output_folder(trainer: Trainer, composer: Composer, *, training: bool) -> None:
+    """Refuse an output folder that cannot take the results.
+
+    Raises:
+        ValueError: If the folder cannot be written, or the disk has no room for the checkpoints of a training run.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    parent = _nearest_existing(folder)
+    try:
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(parent))
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The output folder {folder} cannot be written: {error.strerror} ({parent}). "
+            "Make it writable or choose another with --trainer.logger.init_args.save_dir."
+        ) from error
+    size = sum(parameter.numel() * parameter.element_size() for parameter in composer.parameters())
+    needed, free = _CHECKPOINTS_AT_ONCE * _NUMBERS_PER_PARAMETER * size, shutil.disk_usage(parent).free
+    if training and needed > free:
+        raise ValueError(
+            f"The disk of the output folder {folder} has {free / 1e6:.0f} MB free; the checkpoints of this model need "
+            f"about {needed / 1e6:.0f} MB. Make room or choose another with --trainer.logger.init_args.save_dir."
+        )
+
+
+def explain(error: Exception) -> str | None:
+    """Return an error as a message to a user, or None if only its traceback can tell."""
+    if "PytorchStreamWriter" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+        return f"The disk is full, or a file could not be written: {error}. Earlier checkpoints are as they were."
+    if isinstance(error, RuntimeError):
+        return None
+    return str(error)
+
+
+def _nearest_existing(path: Path) -> Path:
+    """Return the path, or the closest folder above it that exists."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links to places that do not exist
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,170 @@
+"""What several test files share: tiny composers, and a naive coordinate network that has no code in common with ours."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from composers import TransformerIPC, TransINR
+from composers.hypernet import Patches, Transformer
+from composers.inr import CoordinateMLP, FourierFeatures
+from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.coordinates import grid
+
+settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
+
+SIGNAL_SHAPE = (3, 8, 12)  # not square on purpose: six patches of 4 x 4
+
+
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch):
+    """Start every test from the same seeds, whatever ran before it."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_inr():
+    """Return a maker of tiny coordinate networks with disturbed biases; keywords replace arguments."""
+
+    def make(**changes):
+        arguments = {
+            "coord_dim": 2,
+            "value_dim": 3,
+            "hidden_dim": 8,
+            "num_layers": 4,
+            "encoding": FourierFeatures(num_frequencies=2, max_frequency=4),
+        }
+        inr = CoordinateMLP(**arguments | changes)
+        for bias in inr.biases.values():
+            torch.nn.init.normal_(bias, std=0.3)
+        return inr
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_modulations():
+    """Return a maker of random modulations of a network, with biases for the layers named."""
+
+    def make(inr, num_instances, biased=(), dtype=torch.float32):
+        modulations = {}
+        for layer in inr.modulated_layers:
+            fan_in, fan_out = inr.layer_sizes[layer]
+            bias = torch.randn(num_instances, fan_out, dtype=dtype) if layer in biased else None
+            modulations[layer] = (torch.randn(num_instances, fan_in, fan_out, dtype=dtype), bias)
+        return modulations
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def naive_inr():
+    """Return `_naive_inr`."""
+    return _naive_inr
+
+
+@pytest.fixture(scope="session")
+def naive_features():
+    """Return `_naive_features`."""
+    return _naive_features
+
+
+@pytest.fixture(scope="session")
+def make_ipc(make_inr):
+    """Return a maker of tiny `TransformerIPC`; keywords replace arguments."""
+    return lambda **changes: TransformerIPC(**_parts(make_inr) | changes)
+
+
+@pytest.fixture(scope="session")
+def make_transinr(make_inr):
+    """Return a maker of tiny `TransINR` with every layer modulated; keywords replace arguments."""
+
+
+    def make(**changes):
+        parts = {"inr": make_inr(modulated_layers="all"), "num_groups": 4}
+        return TransINR(**_parts(make_inr) | parts | changes)
+
+    return make
+
+
+@pytest.fixture
+def tiny_ipc(make_ipc):
+    """Return a tiny `TransformerIPC` for pictures of 8 x 12, in evaluation mode."""
+    return make_ipc().eval()
+
+
+@pytest.fixture
+def tiny_transinr(make_transinr):
+    """Return a tiny `TransINR` for pictures of 8 x 12, in evaluation mode."""
+    return make_transinr().eval()
+
+
+@pytest.fixture
+def tiny_batch():
+    """Return three random pictures of 8 x 12 as a coordinate batch."""
+    signal = torch.rand(3, *SIGNAL_SHAPE)
+    samples = Samples(grid(SIGNAL_SHAPE[1:]), signal.flatten(2).mT)
+    return CoordinateBatch(Observation(signal, samples), samples, SIGNAL_SHAPE[1:], ["a", "b", "c"])
+
+
+def _parts(make_inr):
+    """Return the arguments of a tiny composer."""
+    return {
+        "inr": make_inr(),
+        "tokenizer": Patches(SIGNAL_SHAPE, patch_size=4),
+        "transformer": Transformer(embed_dim=12, num_blocks=2, num_heads=3, mlp_ratio=2),
+    }
+
+
+def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
+    """Return Fourier features ``(N, 2 K D)`` by a loop over coordinates, axes and frequencies, in float64."""
+    last = max(num_frequencies - 1, 1)
+    rows = []
+    for place in np.asarray(coords, dtype=np.float64):
+        phases = []
+        for coordinate in place:
+            for k in range(num_frequencies):
+                frequency = math.exp(k / last * math.log(max_frequency))
+                phases.append(coordinate * frequency * (math.pi if use_pi else 1))
+        rows.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
+    return np.array(rows)
+
+
+def _naive_inr(inr, coords, modulations, num_instances):
+    """Return the values ``(B, N, C)`` of a ReLU network by loops over instances, layers and columns, in float64.
+
+    Reads the parameters of ``inr`` and its settings, and calls none of its code.
+    """
+    if isinstance(inr.encoding, FourierFeatures):
+        count, highest = len(inr.encoding.frequencies), float(inr.encoding.frequencies[-1])
+        pi = inr.encoding.factor != 1
+    values = []
+    for instance in range(num_instances):
+        places = coords[instance] if coords.dim() == 3 else coords
+        hidden = places.detach().double().numpy()
+        if isinstance(inr.encoding, FourierFeatures):
+            hidden = _naive_features(hidden, count, highest, pi)
+        for layer in range(len(inr.layer_sizes)):
+            bias = inr.biases[str(layer)]
+            if layer in modulations:
+                weight = modulations[layer][0][instance]
+                if modulations[layer][1] is not None:
+                    bias = modulations[layer][1][instance]
+            else:
+                weight = inr.weights[str(layer)]
+            weight, bias = weight.detach().double().numpy(), bias.detach().double().numpy()
+            columns = []
+            for j in range(weight.shape[1]):
+                column = weight[:, j]
+                if inr.normalize_weights:
+                    column = column / math.sqrt(sum(entry**2 for entry in column))
+                columns.append(hidden @ column + bias[j])
+            hidden = np.stack(columns, axis=1)
+            if layer < len(inr.layer_sizes) - 1:
+                hidden = np.where(hidden > 0, hidden, 0)
+        values.append(hidden + inr.output_offset)
+    return torch.from_numpy(np.stack(values))

@@ -1,0 +1,52 @@
+"""Points rendered in chunks equal points rendered at once."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from composers.rendering import PointRenderer
+
+
+@given(st.integers(1, 12), st.integers(1, 10), st.booleans())
+def test_chunked_equals_unchunked(make_inr, make_modulations, chunk_size, num_coords, shared):
+    inr = make_inr()
+    field = inr.bind(make_modulations(inr, 3))
+    coords = torch.rand(num_coords, 2) if shared else torch.rand(3, num_coords, 2)
+    with torch.no_grad():
+        whole = PointRenderer(None)(field, coords)
+        chunked = PointRenderer(chunk_size)(field, coords)
+    assert chunked.shape == (3, num_coords, 3)
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole, inr(coords, field.keywords["modulations"]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 2), (3, 7, 2)])
+def test_chunks_bound_what_is_evaluated_at_a_time(shape):
+    seen = []
+
+    def field(coords):
+        seen.append(coords.shape[-2])
+        return coords
+
+    coords = torch.rand(shape)
+    with torch.no_grad():
+        assert torch.equal(PointRenderer(3)(field, coords), coords)
+    assert seen == [3, 3, 1]
+    seen.clear()
+    assert torch.equal(PointRenderer(3)(field, coords), coords)
+    assert seen == [7]  # with gradients, splitting saves no memory
+    with torch.inference_mode():
+        PointRenderer(7)(field, coords)
+    assert seen == [7, 7]
+
+
+def test_the_field_has_the_dimensions_of_the_data():
+    assert PointRenderer().field_dims(2, 3) == (2, 3)
+    assert PointRenderer().field_dims(1, 1) == (1, 1)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_chunks_must_hold_something(chunk_size):
+    with pytest.raises(ValueError, match=f"chunk_size is {chunk_size}"):
+        PointRenderer(chunk_size)
