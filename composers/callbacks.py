@@ -79,12 +79,13 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
         latents = composer.eval().encode(batch.observation)
     composer.train()
     devices = trainer.num_devices * trainer.num_nodes
-    effective = data.batch_size * devices * trainer.accumulate_grad_batches
+    accumulated = trainer.accumulate_grad_batches
     return {
         "instance code": f"{sum(latent.numel() for latent in latents.values()):,} numbers",
         "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {_length(data.train_set)} training and "
         f"{_length(data.val_set)} validation items",
-        "effective batch": f"{effective} = {data.batch_size} x {devices} device(s) x {trainer.accumulate_grad_batches} accumulated",
+        "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
+        f"x {accumulated} accumulated",
     }
 
 

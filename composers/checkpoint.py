@@ -79,7 +79,7 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
             f"{path} is damaged, or holds objects beside tensors and plain data, which are not loaded: {_first_line(error)} "
             "Take it from its source again."
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # whatever arbitrary bytes make of a reader
         raise ValueError(
             f"{path} is damaged or no checkpoint: {_first_line(error)} Take it from its source again."
         ) from error

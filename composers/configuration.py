@@ -82,7 +82,7 @@ def instantiate(base: type[T], config: Mapping[str, Any]) -> T:
         parsed = parser.parse_object({"object": dict(config)})
     except ArgumentError as error:
         raise ValueError(f"This config describes no {base.__name__} of this version: {error}") from error
-    made: T = parser.instantiate_classes(parsed)["object"]
+    made: T = parser.instantiate(parsed)["object"]
     return made
 
 

@@ -88,7 +88,7 @@ class ContactSheet(Callback):
 
 
 def picture(values: Tensor, shape: tuple[int, ...]) -> Image.Image:
-    """Return values ``(N, 3)`` or ``(N, 1)`` in [0, 1] as a picture of ``(height, width)`` pixels; what lies outside is clipped."""
+    """Return values ``(N, 3)`` or ``(N, 1)`` in [0, 1] as a picture of ``(height, width)`` pixels, clipped."""
     pixels = (values.float().clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, shape).cpu()
     return Image.fromarray(pixels.expand(*shape, 3).contiguous().numpy())
 

@@ -91,7 +91,7 @@ class Gain(InstanceMetric):
 
 
 class SSIM(InstanceMetric):
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels); NaN for subsets of pixels."""
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN."""
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SSIM of every instance."""

@@ -146,7 +146,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
             batches = len(sampler) // batch_size
             if batches == 0:
                 raise ValueError(
-                    f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: lower it."
+                    f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: "
+                    "lower it."
                 )
             done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
             sampler.skip = done % batches * batch_size

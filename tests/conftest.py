@@ -83,7 +83,6 @@ def make_ipc(make_inr):
 def make_transinr(make_inr):
     """Return a maker of tiny `TransINR` with every layer modulated; keywords replace arguments."""
 
-
     def make(**changes):
         parts = {"inr": make_inr(modulated_layers="all"), "num_groups": 4}
         return TransINR(**_parts(make_inr) | parts | changes)

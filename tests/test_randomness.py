@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from datamodules.randomness import generator_at, global_seed, seed_at
 
-ADDRESSES = st.lists(st.one_of(st.integers(-5, 2**40), st.text(max_size=3)), max_size=4).map(tuple)
+ADDRESSES = st.lists(st.one_of(st.integers(-5, 2**40), st.text("ab,'", max_size=3)), max_size=4).map(tuple)
 
 
 @given(ADDRESSES, ADDRESSES)
@@ -24,7 +24,7 @@ def test_seeds_fit_a_generator(address):
 
 
 def test_seeds_are_the_same_in_every_process_and_version():
-    assert seed_at(0, "crop", 3, 17) == 6650000000000000000  # a change here changes every run
+    assert seed_at(0, "crop", 3, 17) == 8981178211410481577  # a change here changes every run
 
 
 def test_neighbouring_addresses_share_nothing():

@@ -49,7 +49,8 @@ class Hypernetwork(nn.Module):
         for layer, wanted in columns.items():
             if wanted.num_tokens < 1 or wanted.number % wanted.num_tokens:
                 raise ValueError(
-                    f"{wanted.num_tokens} weight tokens do not divide the {wanted.number} columns of layer {layer}: choose a divisor."
+                    f"{wanted.num_tokens} weight tokens do not divide the {wanted.number} columns of layer {layer}: "
+                    "choose a divisor."
                 )
         embed_dim = transformer.embed_dim
         self.tokenizer = tokenizer

@@ -90,7 +90,8 @@ class Transformer(nn.Module):
         super().__init__()
         if min(embed_dim, num_blocks, num_heads, mlp_ratio) < 1:
             raise ValueError(
-                f"embed_dim {embed_dim}, num_blocks {num_blocks}, num_heads {num_heads}, mlp_ratio {mlp_ratio}: all must be at least 1."
+                f"embed_dim {embed_dim}, num_blocks {num_blocks}, num_heads {num_heads}, mlp_ratio {mlp_ratio}: "
+                "all must be at least 1."
             )
         if embed_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}: choose a divisor.")

@@ -128,8 +128,8 @@ class CoordinateMLP(nn.Module):
         """Refuse what does not fit this network."""
         if set(modulations) != set(self.modulated_layers):
             raise ValueError(
-                f"Modulations are given for layers {sorted(modulations)}, this network takes them for {list(self.modulated_layers)}: "
-                "compose them for its modulated_layers."
+                f"Modulations are given for layers {sorted(modulations)}, this network takes them for "
+                f"{list(self.modulated_layers)}: compose them for its modulated_layers."
             )
         if coords.shape[-1] != self.coord_dim:
             raise ValueError(
@@ -158,7 +158,8 @@ def _hidden_widths(hidden_dim: int | Sequence[int], num_layers: int) -> list[int
     widths = [hidden_dim] * (num_layers - 1) if isinstance(hidden_dim, int) else list(hidden_dim)
     if len(widths) != num_layers - 1 or any(width < 1 for width in widths):
         raise ValueError(
-            f"hidden_dim is {hidden_dim}; with num_layers {num_layers} it must be one positive width, or {num_layers - 1} of them."
+            f"hidden_dim is {hidden_dim}; with num_layers {num_layers} it must be one positive width, "
+            f"or {num_layers - 1} of them."
         )
     return widths
 

@@ -76,7 +76,7 @@ class FourierFeatures(Encoding):
 
 
 class GaussianFourierFeatures(Encoding):
-    """Fourier features of random directions (Tancik et al. 2020, "Fourier features let networks learn high frequency functions").
+    """Fourier features of random directions (Tancik et al. 2020, "Fourier features let networks learn ...").
 
     Args:
         coord_dim: Dimensions of a coordinate; under the command line, the data module states it.

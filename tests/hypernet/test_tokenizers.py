@@ -70,9 +70,7 @@ def test_tokens_equal_a_loop(shape, patch_size, padding, remainder):
     _assert_equal_loop(shape, patch_size, padding, remainder)
 
 
-@given(
-    st.lists(st.integers(4, 7), min_size=1, max_size=2), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2)
-)
+@given(st.lists(st.integers(4, 7), min_size=1, max_size=2), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2))
 def test_any_size_can_be_cut(sizes, channels, patch_size, padding):
     _assert_equal_loop((channels, *sizes), patch_size, padding, "reflect")
 

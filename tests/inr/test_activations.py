@@ -67,9 +67,7 @@ def test_default_start_is_kaiming_uniform_of_the_transposed_matrix(activation):
     assert not activation.init_bias_(torch.empty(20), 50, layer=1).any()
 
 
-@pytest.mark.parametrize(
-    ("size", "norm"), [((256, 256), 0.58), ((256, 1), 9.2), ((256, 3), 5.3), ((4096, 256), 2.3)]
-)
+@pytest.mark.parametrize(("size", "norm"), [((256, 256), 0.58), ((256, 1), 9.2), ((256, 3), 5.3), ((4096, 256), 2.3)])
 def test_default_start_has_the_column_norms_of_the_released_code(size, norm):
     weight = ReLU().init_weight_(torch.empty(size), layer=0)
     assert weight.norm(dim=0).mean().item() == pytest.approx(norm, rel=0.06)

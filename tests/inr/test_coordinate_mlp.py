@@ -68,7 +68,10 @@ def test_settings_do_what_they_say(make_inr, make_modulations, naive_inr, coords
 def test_normalised_weights_have_no_scale(make_inr, make_modulations, coords):
     inr = make_inr(modulated_layers=(1, 3))
     modulations = make_modulations(inr, B)
-    scaled = {layer: (weight * torch.rand(1, 1, weight.shape[2]).add(0.1), bias) for layer, (weight, bias) in modulations.items()}
+    scaled = {
+        layer: (weight * torch.rand(1, 1, weight.shape[2]).add(0.1), bias)
+        for layer, (weight, bias) in modulations.items()
+    }
     torch.testing.assert_close(inr(coords, scaled), inr(coords, modulations), atol=1e-5, rtol=0)
     plain = make_inr(modulated_layers=(1, 3), normalize_weights=False)
     assert not torch.allclose(plain(coords, scaled), plain(coords, modulations), atol=1e-2)

@@ -1,0 +1,168 @@
+"""Numbers per instance against loops, and their mean over instances."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from composers.losses import MeanSquaredError
+from composers.metrics import PSNR, SSIM, Gain, instance_mean, instance_mse, psnr_of_mse
+from datamodules.batch import Samples
+
+
+def _samples(values, mask=None):
+    return Samples(torch.zeros(values.shape[1], 2), values, mask)
+
+
+def _random(num_instances=3, num_coords=5, channels=2, *, masked=False, seed=0):
+    """Return a prediction and its target; what the mask leaves out is far off in both."""
+    generator = torch.Generator().manual_seed(seed)
+    prediction, values = torch.rand(2, num_instances, num_coords, channels, generator=generator)
+    if not masked:
+        return prediction, _samples(values)
+    mask = torch.rand(num_instances, num_coords, generator=generator) < 0.6
+    mask[:, 0] = True
+    prediction[~mask] += 50
+    values[~mask] -= 50
+    return prediction, _samples(values, mask)
+
+
+def _counted(target, instance):
+    """Return the places of an instance that count."""
+    places = range(target.values.shape[1])
+    return [place for place in places if target.mask is None or target.mask[instance, place]]
+
+
+def _naive_mse(prediction, target):
+    """Return the mean squared error of every instance by a loop over its places and channels."""
+    errors = []
+    for instance in range(len(prediction)):
+        squares = [
+            (float(prediction[instance, place, channel]) - float(target.values[instance, place, channel])) ** 2
+            for place in _counted(target, instance)
+            for channel in range(prediction.shape[2])
+        ]
+        errors.append(sum(squares) / len(squares))
+    return errors
+
+
+def _naive_psnr(prediction, target):
+    return [-10 * math.log10(error) for error in _naive_mse(prediction, target)]
+
+
+def _assert_close(found, wanted, atol=1e-4):
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=atol, rtol=0)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.booleans(), st.integers(0, 100))
+def test_errors_equal_a_loop(num_instances, num_coords, channels, masked, seed):
+    prediction, target = _random(num_instances, num_coords, channels, masked=masked, seed=seed)
+    _assert_close(instance_mse(prediction, target), _naive_mse(prediction, target), atol=1e-6)
+    _assert_close(MeanSquaredError()(prediction, target), _naive_mse(prediction, target), atol=1e-6)
+    _assert_close(PSNR().measure(prediction, target, None), _naive_psnr(prediction, target))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gain_is_over_the_constant_of_the_mean_value(masked):
+    prediction, target = _random(masked=masked)
+    constant = torch.empty_like(prediction)
+    for instance in range(3):
+        places = _counted(target, instance)
+        for channel in range(2):
+            constant[instance, :, channel] = sum(target.values[instance, place, channel] for place in places) / len(
+                places
+            )
+    torch.testing.assert_close(instance_mean(target), constant)
+    pairs = zip(_naive_psnr(prediction, target), _naive_psnr(constant, target), strict=True)
+    _assert_close(Gain().measure(prediction, target, None), [reached - mean for reached, mean in pairs])
+    _assert_close(Gain().measure(constant, target, None), [0.0, 0.0, 0.0])
+
+
+def _mirrored(index, size):
+    """Return an index beyond an end, mirrored at the last one."""
+    index = abs(index)
+    return index if index < size else 2 * (size - 1) - index
+
+
+def _naive_ssim(seen, true, shape):
+    """Return the SSIM of one instance: a Gaussian window of 11 x 11 around every pixel, borders mirrored (Wang et al. 2004)."""
+    height, width = shape
+    bell = [math.exp(-(offset**2) / (2 * 1.5**2)) for offset in range(-5, 6)]
+    weights = {(r - 5, c - 5): bell[r] * bell[c] / sum(bell) ** 2 for r in range(11) for c in range(11)}
+    similarities = []
+    for channel in range(seen.shape[1]):
+        x, y = (values[:, channel].double().reshape(shape).tolist() for values in (seen, true))
+        for row in range(height):
+            for column in range(width):
+                places = [(_mirrored(row + r, height), _mirrored(column + c, width)) for r, c in weights]
+                window = [(w, x[r][c], y[r][c]) for w, (r, c) in zip(weights.values(), places, strict=True)]
+                mean_x, mean_y = sum(w * a for w, a, _ in window), sum(w * b for w, _, b in window)
+                variance_x = sum(w * (a - mean_x) ** 2 for w, a, _ in window)
+                variance_y = sum(w * (b - mean_y) ** 2 for w, _, b in window)
+                covariance = sum(w * (a - mean_x) * (b - mean_y) for w, a, b in window)
+                luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+                contrast = (2 * covariance + 0.03**2) / (variance_x + variance_y + 0.03**2)
+                similarities.append(luminance * contrast)
+    return sum(similarities) / len(similarities)
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (12, 14)])
+def test_ssim_equals_a_loop_over_windows(shape):
+    prediction, target = _random(2, shape[0] * shape[1], 3)
+    prediction = 0.7 * target.values + 0.3 * prediction
+    wanted = [_naive_ssim(prediction[i], target.values[i], shape) for i in range(2)]
+    _assert_close(SSIM().measure(prediction, target, shape), wanted)
+    _assert_close(SSIM().measure(target.values, target, shape), [1.0, 1.0])
+
+
+@pytest.mark.parametrize("shape", [None, (132,), (4, 33), (1, 12, 11)])
+def test_ssim_is_not_a_number_where_there_is_no_picture(shape):
+    prediction, target = _random(2, 132, 3)
+    assert SSIM().measure(prediction, target, shape).isnan().tolist() == [True, True]
+
+
+def test_predictions_are_neither_clamped_nor_rounded():
+    target = _samples(torch.ones(1, 4, 1))
+    assert PSNR().measure(torch.full((1, 4, 1), 2.0), target, None).item() == pytest.approx(0.0, abs=1e-5)
+    assert PSNR().measure(torch.full((1, 4, 1), 1.0005), target, None).item() == pytest.approx(66.02, abs=0.01)
+
+
+def test_errors_are_measured_in_float32():
+    prediction, target = _random()
+    low = instance_mse(prediction.bfloat16(), target)
+    assert low.dtype == torch.float32
+    _assert_close(low, _naive_mse(prediction.bfloat16().float(), target), atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", [PSNR(), Gain(), SSIM()], ids=lambda metric: type(metric).__name__)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_constant_pictures_and_perfect_predictions_give_numbers(metric, value):
+    constant, noise = torch.full((1, 132, 3), value), torch.rand(1, 132, 3)
+    for prediction, values in ((constant, constant), (noise, constant), (constant, noise), (noise, noise)):
+        assert metric.measure(prediction, _samples(values), (12, 11)).isfinite().all()
+
+
+def test_a_perfect_prediction_counts_as_120_db():
+    assert psnr_of_mse(torch.tensor([0.0, 1e-20, 1e-12, 1e-2])).tolist() == pytest.approx([120, 120, 120, 20])
+
+
+def test_instances_do_not_mix():
+    prediction, target = _random()
+    prediction.requires_grad_()
+    (gradient,) = torch.autograd.grad(MeanSquaredError()(prediction, target)[1], prediction)
+    assert gradient[1].all()
+    assert not gradient[[0, 2]].any()
+
+
+def test_masked_samples_have_no_gradient():
+    prediction, target = _random(masked=True)
+    prediction.requires_grad_()
+    MeanSquaredError()(prediction, target).sum().backward()
+    assert torch.equal(prediction.grad.any(-1), target.mask)
+
+
+def test_a_target_without_values_is_refused():
+    with pytest.raises(ValueError, match="no values"):
+        instance_mse(torch.zeros(1, 2, 1), Samples(torch.zeros(2, 1)))
