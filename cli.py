@@ -54,9 +54,10 @@ class CLI(LightningCLI):
         self.trainer.test(**arguments, verbose=False)
 
     def after_instantiate_classes(self) -> None:
-        """Let the composer know its config, for its checkpoints; look at the folder and the checkpoint first."""
+        """Let the composer know its config, for its checkpoints; look at sizes, checkpoint and folder first."""
         self._dump_config()
         self.model.config = self.config_dump["model"]
+        self.model.check_sizes(self.datamodule)
         path = self._get(self.config, "ckpt_path")
         if path is not None:
             check_weights(self.model, read(path), path)

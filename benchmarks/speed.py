@@ -136,7 +136,7 @@ def main(args: list[str] | None = None) -> list[Measurement]:
     context = surroundings(settings)
     if settings.csv is not None:
         check_columns(settings.csv, [*(field.name for field in fields(Measurement)), *context])
-    console = Console()
+    console = Console(width=120)  # as wide as the table, also where the output is a file
     console.print(", ".join(f"{name} {value}" for name, value in context.items()))
     composer = build(settings)
     contests = make_contests(composer, settings)
@@ -329,15 +329,16 @@ def device_name(device: str) -> str:
 
 def table(found: Sequence[Measurement]) -> Table:
     """Return the measurements for people."""
-    shown = Table("", "ours", "plain", "plain / ours (quartiles)", "ours keeps", "plain keeps")
+    shown = Table("", "ours, s", "plain, s", "plain / ours", "quartiles", "ours keeps, MB", "plain keeps, MB")
     for one in found:
         kept = (one.ours_saved_mb, one.reference_saved_mb)
         shown.add_row(
             f"{one.section}, {one.work}",
-            f"{one.ours_seconds * 1e3:.1f} ms",
-            f"{one.reference_seconds * 1e3:.1f} ms",
-            f"{one.ratio:.2f} ({one.ratio_low:.2f} to {one.ratio_high:.2f})",
-            *(f"{megabytes:.0f} MB" if megabytes else "" for megabytes in kept),
+            f"{one.ours_seconds:.4g}",
+            f"{one.reference_seconds:.4g}",
+            f"{one.ratio:.2f}",
+            f"{one.ratio_low:.2f} to {one.ratio_high:.2f}",
+            *(f"{megabytes:.4g}" if megabytes else "" for megabytes in kept),
         )
     return shown
 

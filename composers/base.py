@@ -163,7 +163,7 @@ class Composer(LightningModule, ABC):
         """Refuse data whose sizes do not fit this model."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
-            self._check_sizes(data)
+            self.check_sizes(data)
 
     def on_train_batch_start(self, batch: CoordinateBatch, batch_idx: int) -> None:
         """Give dropout an address: a resumed run draws what an uninterrupted one would."""
@@ -206,8 +206,12 @@ class Composer(LightningModule, ABC):
                 self.log(f"{stage}/{prefix}{name}", mean, batch_size=size, prog_bar=name == "psnr")
         return evaluation
 
-    def _check_sizes(self, data: CoordinateDataModule) -> None:
-        """Compare what the data module states with what the network and the tokenizer were built for."""
+    def check_sizes(self, data: CoordinateDataModule) -> None:
+        """Compare what a data module states with what the network and the tokenizer were built for.
+
+        Raises:
+            ValueError: If they disagree, with both sizes.
+        """
         wanted = self.renderer.field_dims(data.coord_dim, data.value_dim)
         found = (self.inr.coord_dim, self.inr.value_dim)
         if wanted != found:

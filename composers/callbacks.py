@@ -20,7 +20,6 @@ from composers.base import Composer, Evaluation
 from composers.hypernet import Hypernetwork
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
-from datamodules.loading import Addressed
 
 Row = dict[str, str | float]
 
@@ -73,7 +72,7 @@ class StartSummary(Callback):
 
 def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule) -> dict[str, str]:
     """Return what the summary says of the data and of what is stored for one instance."""
-    raw = default_collate([Addressed(data.val_set, None, 0)[0, 0]])
+    raw = default_collate([data.val_set[0]])
     batch: CoordinateBatch = trainer.strategy.batch_to_device(raw)
     with torch.no_grad():
         latents = composer.eval().encode(batch.observation)

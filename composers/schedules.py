@@ -33,9 +33,10 @@ class WarmupCosine(LambdaLR):
         Example:
             >>> import torch
             >>> schedule = WarmupCosine(torch.optim.SGD([torch.zeros(1)], lr=1.0), warmup_steps=10, total_steps=100)
-            >>> [round(schedule.factor(step), 3) for step in (0, 9, 50, 100)]
+            >>> [round(schedule.factor(step), 3) for step in (0, 9, 55, 100)]
             [0.1, 1.0, 0.5, 0.0]
         """
-        rise = min(1.0, (step + 1) / self.warmup_steps)
-        progress = min(1.0, step / self.total_steps) if self.total_steps else 0.0
-        return rise * 0.5 * (1 + math.cos(math.pi * progress))
+        if step < self.warmup_steps or self.total_steps is None:
+            return min(1.0, (step + 1) / self.warmup_steps)
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from composers import Refinement
-from datamodules.batch import Samples
+from composers.inr import IdentityEncoding
+from datamodules.batch import Observation, Samples
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 
@@ -83,6 +84,15 @@ def test_it_works_where_nothing_is_differentiated(tiny_ipc, tiny_batch, mode, au
             results.append(tiny_ipc.refine(latents, samples, Refinement(3, SGD))[3])
     assert _largest_difference(*results) < (1e-2 if autocast else 1e-6)
     assert _largest_difference(results[1], latents) > 1e-3
+
+
+def test_samples_made_in_inference_mode_may_be_needed_for_gradients(make_ipc, make_inr):
+    composer = make_ipc(inr=make_inr(encoding=IdentityEncoding())).eval()
+    with torch.inference_mode():
+        latents = composer.encode(Observation(torch.rand(2, 3, 8, 12)))
+        samples = Samples(torch.rand(5, 2), torch.rand(2, 5, 3), torch.rand(2, 5) < 0.5)
+        found = composer.refine(latents, samples, Refinement(2, SGD))
+    assert _largest_difference(found[2], latents) > 0
 
 
 def test_refining_a_batch_equals_refining_each_alone(tiny_ipc, tiny_batch, latents):

@@ -19,7 +19,8 @@ import composers
 from composers import TransINR
 from composers.hypernet import Patches, Transformer
 from composers.inr import CoordinateMLP, FourierFeatures
-from composers.released import from_released, from_trans_inr, main
+from composers.released import from_released, from_trans_inr
+from composers.released.__main__ import main
 from datamodules.batch import Observation
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -147,44 +148,34 @@ def test_base_weight_of_the_modulated_layer_is_never_read(ipc_image):
 
 def _naive_network(arch, weights, layer_weights, coords):
     """Return values ``(N, C)`` of one instance from the released layout and options, in float64, calling none of our code."""
-    options, mapping = arch["hyponet"], arch["hyponet"]["fourier_mapping"]
-    hidden = coords.double().numpy()
-    if mapping.get("use_ff", True):
-        frequencies = weights["hyponet.ff_linear"].double().numpy()
-        if mapping["type"] == "random_gaussian":
-            phases = hidden @ frequencies
-        else:
-            phases = np.concatenate(
-                [hidden[:, axis : axis + 1] * frequencies for axis in range(hidden.shape[1])], axis=1
-            )
-        hidden = np.concatenate([np.cos(math.pi * phases), np.sin(math.pi * phases)], axis=1)
+    options = arch["hyponet"]
+    coords, frequencies = coords.double().numpy(), weights["hyponet.ff_linear"].double().numpy()
+    phases = np.concatenate([coords[:, axis : axis + 1] * frequencies for axis in range(coords.shape[1])], axis=1)
+    hidden = np.concatenate([np.cos(math.pi * phases), np.sin(math.pi * phases)], axis=1)
     for layer in range(options["n_layer"]):
         matrix = weights[f"hyponet.params_dict.linear_wb{layer}"].double().numpy()
-        weight, bias = (matrix[:-1], matrix[-1]) if options["use_bias"] else (matrix, 0)
-        weight = layer_weights.get(layer, weight)
+        weight = layer_weights.get(layer, matrix[:-1])
         if options["normalize_weight"]:
             weight = weight / np.sqrt((weight**2).sum(axis=0))
-        hidden = hidden @ weight + bias
+        hidden = hidden @ weight + matrix[-1]
         if layer < options["n_layer"] - 1:
-            siren = options["activation"]["type"] == "siren"
-            hidden = np.sin(options["activation"]["siren_w0"] * hidden) if siren else np.maximum(hidden, 0)
+            hidden = np.maximum(hidden, 0)
     return torch.from_numpy(hidden + options["output_bias"])
 
 
 def _random_weights(arch, weights):
     """Return the weights of a golden file with the coordinate network, heads and bases that ``arch`` asks for, at random."""
-    options, mapping = arch["hyponet"], arch["hyponet"]["fourier_mapping"]
+    options = arch["hyponet"]
     kept = {key: value for key, value in weights.items() if key.startswith(("latent_mapping", "transformer"))}
+    kept["hyponet.ff_linear"] = 1 + torch.rand(options["fourier_mapping"]["ff_dim"] // 2)
     hidden = options["hidden_dim"] * (options["n_layer"] - 1 if len(options["hidden_dim"]) == 1 else 1)
-    inputs = 2 * mapping["ff_dim"] if mapping.get("use_ff", True) else options["input_dim"]
-    sizes = list(zip([inputs, *hidden], [*hidden, options["output_dim"]], strict=True))
-    if mapping.get("use_ff", True):
-        shape = (2, mapping["ff_dim"]) if mapping["type"] == "random_gaussian" else (mapping["ff_dim"] // 2,)
-        kept["hyponet.ff_linear"] = 1 + torch.rand(shape)
+    sizes = list(
+        zip([2 * options["fourier_mapping"]["ff_dim"], *hidden], [*hidden, options["output_dim"]], strict=True)
+    )
     tokens = 0
     modulated = arch["modulated_layer_idxs"]
     for layer, (fan_in, fan_out) in enumerate(sizes):
-        kept[f"hyponet.params_dict.linear_wb{layer}"] = torch.randn(fan_in + options["use_bias"], fan_out)
+        kept[f"hyponet.params_dict.linear_wb{layer}"] = torch.randn(fan_in + 1, fan_out)
         if modulated is None or layer in modulated:
             groups = arch["n_weight_groups"]
             rank = min(groups[0] if len(groups) == 1 else groups[layer], fan_out)
@@ -201,13 +192,11 @@ def _random_weights(arch, weights):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hyponet__activation": {"type": "siren", "siren_w0": 2.0}, "hyponet__fourier_mapping__use_ff": False},
-        {"hyponet__fourier_mapping__type": "random_gaussian"},
         {"hyponet__normalize_weight": False, "hyponet__output_bias": 0.25},
-        {"hyponet__use_bias": False},
         {"hyponet__hidden_dim": [12, 24, 36], "modulated_layer_idxs": [1, 2]},
         {"n_weight_groups": [5, 12, 7, 9], "modulated_layer_idxs": [1]},
-        {"n_weight_groups": [24], "modulated_layer_idxs": None},
+        {"n_weight_groups": [24], "modulated_layer_idxs": [0, 2]},
+        {"n_weight_groups": [3], "modulated_layer_idxs": None},
     ],
     ids=lambda changes: " ".join(changes),
 )
@@ -224,29 +213,6 @@ def test_options_are_honoured(name, changes):
         given = {layer: weight[instance].double().numpy() for layer, (weight, _) in modulations.items()}
         wanted = _naive_network(arch, weights, given, coords)
         torch.testing.assert_close(values[instance].double(), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "lacking"),
-    [
-        ({"transformer__block__attn_bias": False}, ("query.bias", "key.bias", "value.bias", "proj.bias")),
-        ({"transformer__block__mlp_bias": False}, ("mlp.0.bias", "mlp.2.bias")),
-        ({"latent_mapping__use_pe": False}, ("pos_emb_latent",)),
-        ({"hyponet__use_bias": False}, ()),
-    ],
-)
-def test_what_a_model_lacks_is_zero(ipc_image, changes, lacking):
-    arch, weights, vectors = ipc_image
-    zeroed = {key: torch.zeros_like(weight) if key.endswith(lacking) else weight for key, weight in weights.items()}
-    without = {key: weight for key, weight in weights.items() if not lacking or not key.endswith(lacking)}
-    if not lacking:
-        matrices = [key for key in weights if "params_dict" in key]
-        zeroed |= {key: torch.cat((weights[key][:-1], torch.zeros_like(weights[key][-1:]))) for key in matrices}
-        without |= {key: weights[key][:-1] for key in matrices}
-    coords = vectors["coord"][0].flatten(0, -2)
-    wanted = _render(from_released(zeroed, arch), vectors["input"], coords)
-    found = _render(from_released(without, _changed(arch, **changes)), vectors["input"], coords)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
 def test_residual_dropout_is_taken_over(ipc_image):
@@ -291,20 +257,11 @@ def test_audio_is_mirrored_only_with_use_padding():
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("ipc_nerf", "views come later"),
-        ("transinr_nerf", "views come later"),
-        ("ipc_meta_image", "inner loops"),
-        ("learned_init_image", "inner loops"),
-    ],
-)
-def test_other_kinds_are_refused_with_the_reason(name, reason):
+@pytest.mark.parametrize("name", ["ipc_nerf", "transinr_nerf", "ipc_meta_image", "learned_init_image"])
+def test_other_kinds_are_refused(name):
     arch = _arch(name)
-    with pytest.raises(ValueError, match=reason) as caught:
+    with pytest.raises(ValueError, match=f"type is '{arch['type']}'; this version reads '.*' or '.*'"):
         from_released({}, arch)
-    assert arch["type"] in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +272,15 @@ def test_other_kinds_are_refused_with_the_reason(name, reason):
         ({"ignore_base_param": True}, ["ignore_base_param", "does not know"]),
         ({"hyponet__gain": 2}, ["hyponet.gain"]),
         ({"hyponet": 5}, ["hyponet"]),
-        ({"hyponet__activation__type": "silu"}, ["hyponet.activation.type", "'silu'", "'relu'", "'siren'"]),
+        ({"hyponet__activation__type": "silu"}, ["hyponet.activation.type", "'silu'", "'relu'"]),
+        ({"hyponet__activation__type": "siren"}, ["hyponet.activation.type", "'siren'", "'relu'"]),
+        ({"hyponet__fourier_mapping__use_ff": False}, ["hyponet.fourier_mapping.use_ff", "False"]),
+        ({"hyponet__fourier_mapping__type": "random_gaussian"}, ["hyponet.fourier_mapping.type", "gaussian"]),
+        ({"hyponet__use_bias": False}, ["hyponet.use_bias", "False", "True"]),
+        ({"transformer__block__attn_bias": False}, ["transformer.block.attn_bias", "False"]),
+        ({"transformer__block__mlp_bias": False}, ["transformer.block.mlp_bias", "False"]),
+        ({"latent_mapping__use_pe": False}, ["latent_mapping.use_pe", "False"]),
+        ({"coord_sampler__coord_range": [0, 1]}, ["coord_sampler.coord_range", "[0, 1]", "[-1.0, 1.0]"]),
         ({"hyponet__fourier_mapping__type": "deterministic_transinr_nerf"}, ["hyponet.fourier_mapping.type", "nerf"]),
         ({"hyponet__fourier_mapping__trainable": True}, ["hyponet.fourier_mapping.trainable", "True"]),
         ({"hyponet__fourier_mapping__ff_dim": 15}, ["hyponet.fourier_mapping.ff_dim", "15", "2"]),
@@ -339,8 +304,10 @@ def test_other_kinds_are_refused_with_the_reason(name, reason):
         ({"coord_sampler__train_strategy": "random"}, ["coord_sampler.train_strategy", "'random'"]),
         ({"modulated_layer_idxs": [4]}, ["modulated_layer_idxs", "[4]", "[0, 1, 2, 3]"]),
         ({"modulated_layer_idxs": []}, ["modulated_layer_idxs"]),
+        ({"modulated_layer_idxs": [1.0]}, ["modulated_layer_idxs", "[1.0]"]),
         ({"n_weight_groups": [12, 12]}, ["n_weight_groups", "1 or 4"]),
         ({"n_weight_groups": [5, 12, 7, 9], "modulated_layer_idxs": [1, 2]}, ["n_weight_groups", "[12, 7]", "[1, 2]"]),
+        ({"n_weight_groups": [24], "modulated_layer_idxs": None}, ["n_weight_groups", "[24, 24, 24, 3]"]),
         ({"n_weight_groups": [0]}, ["n_weight_groups", "[0]"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
@@ -372,7 +339,7 @@ def test_options_are_refused_by_name(ipc_image, changes, words):
         (WB1, torch.zeros(24, 24), f"{WB1}: (24, 24) in the file, (25, 24) in the model"),
         ("transformer.blocks.0.attn.value.weight", torch.zeros(48, 40), "(48, 40) in the file, (48, 48) in the model"),
         ("latent_mapping.pos_emb_latent", torch.zeros(1, 19, 48), "(1, 19, 48) in the file, (1, 20, 48) in the model"),
-        ("hyponet.ff_linear", "exp", "hyponet.ff_linear, which is no tensor"),
+        ("hyponet.ff_linear", "exp", "hyponet.ff_linear, which is no named tensor"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(ipc_image, key, weight, line):
@@ -479,7 +446,7 @@ def test_trans_inr_attention_as_in_its_own_code(trans_inr):
 @pytest.mark.parametrize(
     ("section", "option", "value", "words"),
     [
-        ("tokenizer", "name", "nvs_tokenizer", ["trans-inr", "views", "come later"]),
+        ("tokenizer", "name", "nvs_tokenizer", ["tokenizer.name", "'nvs_tokenizer'"]),
         ("hyponet", "name", "hypo_nerf", ["hyponet.name", "'hypo_nerf'"]),
         ("transformer_encoder", "args", {"dropout": 0.1}, ["transformer_encoder.args.dropout", "0.1"]),
         ("transformer_encoder", "args", {"head_dim": 8}, ["transformer_encoder.args.head_dim", "8"]),
@@ -487,7 +454,7 @@ def test_trans_inr_attention_as_in_its_own_code(trans_inr):
         ("hyponet", "args", {"pe_sigma": "x"}, ["hyponet.args.pe_sigma"]),
         ("hyponet", "args", {"pe_sigma": 0}, ["max_frequency is 0"]),
         ("hyponet", "args", {"gain": 1}, ["hyponet.args.gain", "does not know"]),
-        ("tokenizer", "args", {"patch_size": 0}, ["patch_size is 0"]),
+        ("tokenizer", "args", {"patch_size": 0}, ["tokenizer.args.patch_size", "0"]),
     ],
 )
 def test_trans_inr_options_are_refused_by_name(trans_inr, section, option, value, words):
@@ -561,11 +528,8 @@ def test_converted_checkpoint_rebuilds_the_model(run, capsys, ipc_image, ema):
     arch, weights, vectors = ipc_image
     main([str(run / "epoch3_model.pt"), str(run / "new" / "ipc.ckpt"), *(["--ema"] if ema else [])])
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 3
-    assert all(
-        words in printed
-        for words in ("epoch 3", "TransformerIPC", "63,483 parameters", "in [-1.0, 1.0]", "Next: python -c")
-    )
+    assert printed.count("\n") == 2
+    assert all(words in printed for words in ("TransformerIPC", "63,483 parameters", "Next: python -c"))
     assert ("average" in printed) == ema
     loaded = composers.load(run / "new" / "ipc.ckpt")
     direct = from_released({key: weight * (0.9 if ema else 1) for key, weight in weights.items()}, arch)
@@ -585,7 +549,7 @@ def test_checkpoint_of_trans_inr_is_converted(tmp_path, trans_inr, capsys):
     assert "--ema" in message
 
 
-def test_help_is_the_docstring(capsys):
+def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     printed = capsys.readouterr().out
@@ -594,8 +558,9 @@ def test_help_is_the_docstring(capsys):
 
 
 def test_the_module_is_a_program(run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["released.py", str(run / "epoch3_model.pt"), str(run / "ipc.ckpt")])
-    runpy.run_path(sys.modules["composers.released"].__file__, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["released", str(run / "epoch3_model.pt"), str(run / "ipc.ckpt")])
+    monkeypatch.delitem(sys.modules, "composers.released.__main__")
+    runpy.run_module("composers.released", run_name="__main__")
     assert "Wrote" in capsys.readouterr().out
     assert (run / "ipc.ckpt").is_file()
 
@@ -635,7 +600,7 @@ def test_damaged_checkpoints_are_refused(run, capsys, damage):
     source = run / "epoch3_model.pt"
     source.write_bytes(damage(source.read_bytes()))
     message = _fails(capsys, source, run / "ipc.ckpt")
-    assert message.startswith(f"error: {source} is no whole checkpoint")
+    assert message.startswith(f"error: {source} cannot be converted: it is no whole checkpoint")
     assert not (run / "ipc.ckpt").exists()
 
 
@@ -643,7 +608,7 @@ def test_damaged_checkpoints_are_refused(run, capsys, damage):
     ("content", "words"),
     [
         ([1, 2], ["no dictionary"]),
-        ({"epoch": 1, "weights": {}}, ["no state_dict", "weights", "epoch{N}_model.pt"]),
+        ({"epoch": 1, "weights": {}}, ["no state_dict", "weights", "ginr-ipc"]),
         ({"state_dict": {}, "composer": {}}, ["this software already", "composers.load"]),
         ({"state_dict": {"a": torch.ones(1)}}, ["another model", "a: (1,) in the file"]),
         ({"model": {"name": "other"}}, ["yinboc/trans-inr", "'other'"]),
@@ -672,7 +637,7 @@ def test_bad_configs_are_refused(run, capsys, text, words):
 
 def test_views_are_refused_on_the_command_line(run, capsys):
     (run / "config.yaml").write_text(yaml.safe_dump({"arch": _arch("ipc_nerf")}))
-    assert "views come later" in _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
+    assert "option type is" in _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
 
 
 def test_other_mistakes_on_the_command_line(run, capsys):
@@ -684,20 +649,24 @@ def test_other_mistakes_on_the_command_line(run, capsys):
     assert "no state_dict_ema" in _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt", "--ema")
 
 
-def test_objects_of_other_software_are_left_out(run, capsys):
-    checkpoint = torch.load(run / "epoch3_model.pt", weights_only=True)
-    torch.save(checkpoint | {"optimizer": {"betas": _Foreign()}}, run / "epoch3_model.pt")
-    main([str(run / "epoch3_model.pt"), str(run / "ipc.ckpt")])
-    assert f"without its objects of {__name__.split('.')[0]}" in capsys.readouterr().out
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_of_other_software_are_refused_with_the_way_out(run, capsys, zipped):
+    source = run / "epoch3_model.pt"
+    checkpoint = torch.load(source, weights_only=True)
+    content = checkpoint | {"optimizer": {"betas": _Foreign()}}
+    torch.save(content, source, _use_new_zipfile_serialization=zipped)
+    message = _fails(capsys, source, run / "ipc.ckpt")
+    assert all(words in message for words in (str(source), f"class {__name__}._Foreign", "--ema", "trans-inr"))
+    way_out = 'torch.save({"state_dict": torch.load(path)["state_dict"]}, new_path)'
+    assert way_out in message
+    torch.save({"state_dict": torch.load(source, weights_only=False)["state_dict"]}, source)
+    main([str(source), str(run / "ipc.ckpt")])
 
 
 def test_code_in_a_checkpoint_never_runs(run, capsys):
-    checkpoint = torch.load(run / "epoch3_model.pt", weights_only=True)
-    trap = run / "trap"
-    torch.save(checkpoint | {"optimizer": _Malicious(open, str(trap), "w")}, run / "epoch3_model.pt")
-    main([str(run / "epoch3_model.pt"), str(run / "ipc.ckpt")])
-    torch.save(checkpoint | {"optimizer": _Malicious(os.mkdir, str(trap))}, run / "epoch3_model.pt")
-    assert "cannot be left out" in _fails(capsys, run / "epoch3_model.pt", run / "b.ckpt")
-    torch.save(checkpoint | {"state_dict": {"a": _Malicious(open, str(trap), "w")}}, run / "epoch3_model.pt")
-    assert "no tensor" in _fails(capsys, run / "epoch3_model.pt", run / "b.ckpt")
+    source, trap = run / "epoch3_model.pt", run / "trap"
+    checkpoint = torch.load(source, weights_only=True)
+    for function, *arguments in ((open, str(trap), "w"), (os.mkdir, str(trap))):
+        torch.save(checkpoint | {"optimizer": _Malicious(function, *arguments)}, source)
+        assert f"{function.__module__}.{function.__name__}" in _fails(capsys, source, run / "ipc.ckpt")
     assert not trap.exists()

@@ -1,0 +1,50 @@
+"""Weights that were trained with the released code of IPC and of TransINR, as composers of this software.
+
+``python -m composers.released epoch300_model.pt ipc.ckpt`` converts a checkpoint of kakaobrain/ginr-ipc, whose ``config.yaml``
+lies beside it, or one of yinboc/trans-inr, which holds its own config; ``composers.load("ipc.ckpt")`` then rebuilds the model.
+Hypernetworks for pictures and audio are read. Every option and every weight is used, or refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from composers.base import Composer
+from composers.checkpoint import build
+from composers.released import ginr_ipc, trans_inr
+from composers.released.layout import fill, unwrap
+
+__all__ = ["from_released", "from_trans_inr"]
+
+
+def from_released(state_dict: Mapping[str, Tensor], arch: Mapping[str, Any]) -> Composer:
+    """Return the composer that computes what a model of kakaobrain/ginr-ipc computes, ready for evaluation.
+
+    Args:
+        state_dict: The ``state_dict`` or ``state_dict_ema`` of a checkpoint.
+        arch: The section ``arch`` of its config, as plain data; what it leaves out has the released default.
+
+    Raises:
+        ValueError: If the model is of a kind, or has an option, that this version does not read, or if weights are
+            missing, unknown or of another shape than ``arch`` says.
+    """
+    return fill(build(ginr_ipc.composer_config(arch)), unwrap(state_dict), ginr_ipc.NAMES)
+
+
+def from_trans_inr(model: Mapping[str, Any]) -> Composer:
+    """Return the composer that computes what a picture model of yinboc/trans-inr computes, ready for evaluation.
+
+    Args:
+        model: The entry ``model`` of a checkpoint: ``name``, ``args`` and the weights ``sd``.
+
+    Raises:
+        ValueError: As `from_released`.
+    """
+    name, args, weights = (model.get(key) for key in ("name", "args", "sd"))
+    if name != "trans_inr" or not isinstance(args, Mapping) or not isinstance(weights, Mapping):
+        raise ValueError(f"model of yinboc/trans-inr is {name!r}; this version reads 'trans_inr' with its args and sd.")
+    composer = build(trans_inr.composer_config(args))
+    return fill(composer, trans_inr.frequencies(composer.inr) | unwrap(weights), trans_inr.NAMES)

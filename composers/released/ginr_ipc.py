@@ -1,0 +1,144 @@
+"""Models of kakaobrain/ginr-ipc: the section ``arch`` of their configs, and the names of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from composers.released.options import Config, Options, describe
+
+NAMES = {
+    "hypernet.embedding.": "latent_mapping.latent_mapping.",
+    "hypernet.positions": "latent_mapping.pos_emb_latent",
+    "hypernet.weight_tokens": "weight_groups.weight_groups",
+    "hypernet.heads.": "group_modulation_postfc.linear_wb",
+    "hypernet.transformer.": "transformer.",
+    ".attention_norm.": ".ln1.",
+    ".attention.": ".attn.",
+    ".projection.": ".proj.",
+    ".mlp_norm.": ".ln2.",
+    "inr.encoding.frequencies": "hyponet.ff_linear",
+    "inr.layers.": "hyponet.params_dict.linear_wb",
+    "bases.": "shared_factor.linear_wb",
+}
+_KINDS = {"low_rank_modulated_transinr": ("TransformerIPC", "rank"), "transinr": ("TransINR", "num_groups")}
+_IMAGE = {"hyponet.input_dim": 2, "coord_sampler.data_type": "image"}
+_AUDIO = {"hyponet.input_dim": 1, "coord_sampler.data_type": "audio", "data_encoder.n_channel": 1}
+_FIXED = {
+    "latent_mapping.type": "linear",
+    "latent_mapping.n_layer": 1,
+    "latent_mapping.use_pe": True,
+    "transformer.mask": False,
+    "transformer.block.mlp_bias": True,
+    "transformer.block.attn_bias": True,
+    "transformer.block.attn_pdrop": 0.0,
+    "transformer.block.gelu": "v1",  # the erf form; the other is an approximation
+    "hyponet.type": "mlp",
+    "hyponet.use_bias": True,
+    "hyponet.fourier_mapping.type": "deterministic_transinr",
+    "hyponet.fourier_mapping.trainable": False,
+    "hyponet.fourier_mapping.use_ff": True,
+    "hyponet.activation.type": "relu",
+    "coord_sampler.coord_range": [-1.0, 1.0],
+    "coord_sampler.train_strategy": None,
+    "coord_sampler.val_strategy": None,
+}
+_UNREAD = (
+    "ema",  # whether an average was kept too; which weights are read is the caller's choice
+    "data_encoder.trainable",  # cutting into patches has no parameters
+    "latent_mapping.activation",  # this and the next are for an n_layer above 1
+    "latent_mapping.hidden_dim",
+    "hyponet.initialization.weight_init_type",  # initial weights are overwritten
+    "hyponet.initialization.bias_init_type",
+    "hyponet.activation.siren_w0",  # for sines
+)
+
+
+def composer_config(arch: Mapping[str, Any]) -> Config:
+    """Return the config of the composer that an ``arch`` describes."""
+    options = Options("arch", arch)
+    kind, columns = _KINDS[options.choose("type", _KINDS)]
+    audio = options.choose("data_encoder.type", ("unfold", "unfold_audio"), "unfold") == "unfold_audio"
+    inr = _inr(options, coord_dim=1 if audio else 2)
+    config = describe(
+        kind,
+        inr=describe("inr.CoordinateMLP", **inr),
+        tokenizer=_tokenizer(options, audio),
+        transformer=_transformer(options),
+        **{columns: _columns(options, columns, inr["modulated_layers"], [*inr["hidden_dim"], inr["value_dim"]])},
+    )
+    options.fix(_FIXED | (_AUDIO if audio else _IMAGE))
+    options.finish(_UNREAD)
+    return config
+
+
+def _inr(options: Options, coord_dim: int) -> Config:
+    """Return the arguments of the coordinate network."""
+    num_layers = options.count("hyponet.n_layer", 5)
+    return {
+        "coord_dim": coord_dim,
+        "value_dim": options.count("hyponet.output_dim", 3),
+        "hidden_dim": options.counts("hyponet.hidden_dim", num_layers - 1),
+        "num_layers": num_layers,
+        "modulated_layers": _modulated_layers(options, num_layers),
+        "encoding": _encoding(options, coord_dim),
+        "normalize_weights": options.read("hyponet.normalize_weight", bool, True),
+        "output_offset": options.read("hyponet.output_bias", float, 0.5),
+    }
+
+
+def _modulated_layers(options: Options, num_layers: int) -> list[int]:
+    """Return the modulated layers; without any list, all are."""
+    every = list(range(num_layers))
+    layers = options.read("modulated_layer_idxs", list, every)
+    if not layers or any(type(layer) is not int or layer not in every for layer in layers):
+        options.refuse("modulated_layer_idxs", layers, f"null for all layers, or a list of some of {every}")
+    return sorted(set(layers))
+
+
+def _encoding(options: Options, coord_dim: int) -> Config:
+    """Return the config of the encoding, whose frequencies are those of the file in the end."""
+    width = options.count("hyponet.fourier_mapping.ff_dim", 128)
+    if width % coord_dim:
+        options.refuse("hyponet.fourier_mapping.ff_dim", width, f"multiples of {coord_dim}, one for every axis")
+    highest = options.read("hyponet.fourier_mapping.ff_sigma", float, 1024.0)
+    return describe("inr.FourierFeatures", num_frequencies=width // coord_dim, max_frequency=highest)
+
+
+def _tokenizer(options: Options, audio: bool) -> Config:
+    """Return the config of the tokenizer: ``arch`` states the number of tokens, and no size of the signal."""
+    spec = "data_encoder.encoder_spec"
+    if audio:
+        mirrored = options.read(f"{spec}.use_padding", bool, True)
+        cut: Config = {"signal_shape": [1, -1], "remainder": "reflect" if mirrored else "refuse"}
+    else:
+        cut = {"signal_shape": [options.count("data_encoder.n_channel", 3), -1, -1]}
+        cut["padding"] = options.read(f"{spec}.padding", int, 1)
+    patch_size = options.count(f"{spec}.patch_size", 200 if audio else 9)
+    num_tokens = options.count("latent_mapping.n_patches", 400)
+    return describe("hypernet.Patches", patch_size=patch_size, num_tokens=num_tokens, **cut)
+
+
+def _transformer(options: Options) -> Config:
+    """Return the config of the transformer, whose tokens have one width everywhere."""
+    embed_dim = options.count("transformer.embed_dim", 768)
+    options.choose("latent_mapping.latent_dim", [embed_dim], 256)
+    options.choose("transformer.block.embed_dim", [embed_dim], embed_dim)
+    return describe(
+        "hypernet.Transformer",
+        embed_dim=embed_dim,
+        num_blocks=options.count("transformer.n_layer"),
+        num_heads=options.count("transformer.block.n_head"),
+        residual_dropout=options.read("transformer.block.resid_pdrop", float, 0.1),
+    )
+
+
+def _columns(options: Options, columns: str, layers: Sequence[int], widths: Sequence[int]) -> int:
+    """Return the ``rank`` of an IPC or the ``num_groups`` of a TransINR, of which ours have one for all layers."""
+    groups = options.counts("n_weight_groups", len(widths))
+    used = [min(groups[layer], widths[layer]) for layer in layers]
+    most = max(used)
+    ours = [most if columns == "rank" else min(most, widths[layer]) for layer in layers]
+    if used != ours:
+        options.refuse("n_weight_groups", groups, f"one {columns} for the layers {layers}, not {used}")
+    return most
