@@ -91,7 +91,10 @@ class Gain(InstanceMetric):
 
 
 class SSIM(InstanceMetric):
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN."""
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN.
+
+    Borders are mirrored and counted, as in torchmetrics; other programs average inner windows only.
+    """
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SSIM of every instance."""

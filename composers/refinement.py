@@ -52,7 +52,10 @@ class Refinement:
             The latents after every reported step, detached.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            moving = {name: latent.detach().clone().requires_grad_() for name, latent in latents.items()}
+            moving = {  # in float32 at least: bfloat16 loses small steps
+                name: latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True).requires_grad_()
+                for name, latent in latents.items()
+            }
             parameters = list(moving.values())
             optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.Adam(parameters, lr=0.01)
             kept: dict[int, Latents] = {}

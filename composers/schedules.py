@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,6 +27,10 @@ class WarmupCosine(LambdaLR):
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         super().__init__(optimizer, self.factor)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a run stopped, over the length of this run: a resumed run may be longer than the first."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "total_steps"})
 
     def factor(self, step: int) -> float:
         """Return what the rate is multiplied by at a step.

@@ -69,7 +69,7 @@ class TransformerIPC(Composer):
         sizes = {layer: inr.layer_sizes[layer] for layer in inr.modulated_layers}
         ranks = {layer: rank or fan_out for layer, (_, fan_out) in sizes.items()}
         columns = {
-            layer: Columns(ranks[layer], fan_in, num_weight_tokens or ranks[layer])
+            layer: Columns(ranks[layer], fan_in, ranks[layer] if num_weight_tokens is None else num_weight_tokens)
             for layer, (fan_in, _) in sizes.items()
         }
         self.hypernet = Hypernetwork(tokenizer, transformer or Transformer(), columns, zero_start=base_weight)

@@ -46,7 +46,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: float | int | None = None,
+        coordinate_subset: int | float | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or num_workers < 0:

@@ -63,6 +63,8 @@ class Photographs(Dataset[Signal]):
 
     def __getitem__(self, index: int) -> Signal:
         """Return picture ``index``, counted round and round."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is not in an epoch of {self.length} items")  # which also ends iteration
         name, picture = self.pictures[index % len(self.pictures)]
         return Signal(picture, name)
 
@@ -96,8 +98,13 @@ class SamplePhotos(CoordinateDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: float | int | None = None,
+        coordinate_subset: int | float | None = None,
     ) -> None:
+        if size < 1 or crops_per_epoch < 1 or not scales or min(scales) < 1:
+            raise ValueError(
+                f"size is {size}, crops_per_epoch {crops_per_epoch}, scales {list(scales)}: "
+                "sizes and counts are at least 1, and so are scales, of which there is at least one."
+            )
         super().__init__(batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset)
         self.size = size
         self.crops_per_epoch = crops_per_epoch

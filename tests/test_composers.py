@@ -476,14 +476,12 @@ def test_what_fits_is_set_up(make_ipc):
         _set_up(make_ipc(tokenizer=Patches(shape, 4, num_tokens=tokens)), SamplePhotos(size=8))
 
 
-@pytest.mark.xfail(strict=True, reason="nothing is modulated; found out by torch.split at the first batch")
 def test_a_network_without_modulated_layers_is_refused(make_ipc, make_transinr, make_inr):
     for make in (make_ipc, make_transinr):
         with pytest.raises(ValueError, match="modulated_layers"):
             make(inr=make_inr(modulated_layers=()))
 
 
-@pytest.mark.xfail(strict=True, reason="0 is taken for None")
 def test_no_weight_tokens_at_all_are_refused(make_ipc):
     with pytest.raises(ValueError, match="0 weight tokens"):
         make_ipc(num_weight_tokens=0)

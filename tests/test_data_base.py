@@ -206,7 +206,6 @@ def test_numbers_out_of_range_are_refused(arguments, message):
         _Data(**arguments)
 
 
-@pytest.mark.xfail(strict=True, reason="float comes first in the annotation, and takes whole numbers too")
 def test_the_command_line_can_ask_for_a_count_of_coordinates():
     parser = ArgumentParser()
     parser.add_class_arguments(_Data, "data")

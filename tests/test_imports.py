@@ -12,7 +12,7 @@ FILES = sorted(path for package in ("composers", "datamodules") for path in (ROO
 LEAF_PACKAGES = ("composers.hypernet", "composers.inr", "composers.rendering")
 DATA_LEAVES = ("datamodules.batch", "datamodules.cameras", "datamodules.coordinates")
 FOR_COMPOSERS = (*DATA_LEAVES, "datamodules.base", "datamodules.randomness")
-STANDARD = ("__future__", "abc", "collections", "functools", "itertools", "math", "typing")
+STANDARD = ("__future__", "abc", "collections", "contextlib", "functools", "itertools", "math", "typing")
 
 
 def _module(path):

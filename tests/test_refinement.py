@@ -169,7 +169,6 @@ def test_the_composers_own_refinement_is_the_default(make_ipc, tiny_batch):
     assert list(make_ipc().refine(latents, tiny_batch.query)) == [0]
 
 
-@pytest.mark.xfail(strict=True, reason="latents keep the precision of the prediction, in which small steps are lost")
 def test_latents_of_low_precision_are_refined_in_float32():
     start = {"code": torch.ones(1, 4, dtype=torch.bfloat16)}
     slow = Refinement(20, partial(torch.optim.SGD, lr=1e-3))

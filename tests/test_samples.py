@@ -142,14 +142,12 @@ def test_held_out_batches_become_coordinates(photos):
     assert 0 <= batch.query.values.min() < batch.query.values.max() <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="no index is ever refused, so that iterating never ends")
 def test_iterating_ends(photos):
     assert sum(1 for _ in islice(photos.val_set, 100)) == 34
     with pytest.raises(IndexError):
         photos.val_set[34]
 
 
-@pytest.mark.xfail(strict=True, reason="accepted at construction; training then fails inside a loader")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

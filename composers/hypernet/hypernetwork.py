@@ -18,7 +18,7 @@ class Columns(NamedTuple):
     Attributes:
         number: Columns, for IPC the rank, for TransINR the weight groups.
         height: Numbers in a column, the inputs ``I`` of the layer.
-        num_tokens: Weight tokens, a divisor of ``count``.
+        num_tokens: Weight tokens, a divisor of ``number``.
     """
 
     number: int
@@ -46,6 +46,8 @@ class Hypernetwork(nn.Module):
         self, tokenizer: Tokenizer, transformer: Transformer, columns: Mapping[int, Columns], zero_start: bool = False
     ) -> None:
         super().__init__()
+        if not columns:
+            raise ValueError("The network has no modulated_layers, so there is nothing to predict: name at least one.")
         for layer, wanted in columns.items():
             if wanted.num_tokens < 1 or wanted.number % wanted.num_tokens:
                 raise ValueError(

@@ -93,6 +93,11 @@ class Patches(Tokenizer):
                 f"({padded} with padding) of signal_shape {self.signal_shape}: choose a patch_size that divides, a padding, "
                 "or remainder: reflect."
             )
+        if -padded % self.patch_size >= padded:
+            raise ValueError(
+                f"patch_size {self.patch_size} is at least twice the {padded} samples (with padding) of signal_shape "
+                f"{self.signal_shape}, whose end is too short to mirror: choose a smaller patch_size."
+            )
         return math.ceil(padded / self.patch_size)
 
     def forward(self, signal: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class Patches(Tokenizer):
         counts = [self._patches_along(size) for size in sizes]
         if (
             signal.dim() != len(self.signal_shape) + 1
-            or signal.shape[1] != self.signal_shape[0]
+            or any(stated not in (-1, size) for stated, size in zip(self.signal_shape, signal.shape[1:], strict=True))
             or math.prod(counts) != self.num_tokens
         ):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composers.inr.activations import Activation, ReLU
-from composers.inr.encodings import Encoding, FourierFeatures
+from composers.inr.encodings import Encoding, FourierFeatures, IdentityEncoding
 
 Modulations = Mapping[int, tuple[Tensor, Tensor | None]]
 Field = Callable[[Tensor], Tensor]
@@ -102,11 +103,18 @@ class CoordinateMLP(nn.Module):
         """
         self._check(coords, modulations)
         hidden = self.encoding(coords)  # (N, F) or (B, N, F)
+        bare = isinstance(self.encoding, IdentityEncoding)
         for layer in range(self.num_layers - 1):
-            hidden = self.activation(self._linear(layer, hidden, modulations))
+            with self._exact(coords.device, bare and layer == 0):
+                hidden = self.activation(self._linear(layer, hidden, modulations))
         with torch.autocast(coords.device.type, enabled=False):
             values = self._linear(self.num_layers - 1, hidden.float(), modulations) + self.output_offset
         return values if values.dim() == 3 else values.expand(_batch_size(modulations), -1, -1)
+
+    @staticmethod
+    def _exact(device: torch.device, exact: bool) -> AbstractContextManager[object]:
+        """Return a context without autocast where bare coordinates must not be rounded."""
+        return torch.autocast(device.type, enabled=False) if exact else nullcontext()
 
     def _linear(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
         """Apply one layer to ``hidden``, which gains its instances at the first modulated layer."""
@@ -116,7 +124,7 @@ class CoordinateMLP(nn.Module):
         else:
             weight, bias = self.weights[str(layer)], None
         if self.normalize_weights:
-            weight = functional.normalize(weight, dim=-2, eps=1e-12)
+            weight = functional.normalize(weight.float(), dim=-2, eps=1e-12)
         bias = self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
         if weight.dim() == 3:
             hidden = hidden if hidden.dim() == 3 else hidden.expand(weight.shape[0], -1, -1)

@@ -232,7 +232,6 @@ def test_the_last_layer_is_float32_under_autocast(make_inr, make_modulations):
     _assert_equal(values, wanted)
 
 
-@pytest.mark.xfail(strict=True, reason="modulations made in bfloat16 are normalised in bfloat16")
 def test_a_modulated_last_layer_is_float32_under_autocast(make_inr, make_modulations):
     inr = make_inr(hidden_dim=64, modulated_layers=(3,))
     modulations = make_modulations(inr, B, dtype=torch.bfloat16)  # what a hypernetwork makes under autocast
