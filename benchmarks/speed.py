@@ -344,11 +344,12 @@ def table(found: Sequence[Measurement]) -> Table:
 
 
 def check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a CSV file that holds other columns.
+    """Make the folder of a CSV file, and refuse a file that holds other columns, before time is spent.
 
     Raises:
         ValueError: If it does.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
     with path.open(newline="") as file:

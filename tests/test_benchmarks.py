@@ -83,7 +83,7 @@ def test_plain_formulation_refuses_what_it_does_not_know(make_ipc, make_inr):
 
 
 def test_main_measures_and_appends(tmp_path, capsys):
-    path = tmp_path / "speed.csv"
+    path = tmp_path / "new" / "speed.csv"
     measured = [speed.main([*TINY, f"--csv={path}", f"--shared_coords={shared}"]) for shared in ("true", "false")]
     assert "largest difference of a value" in capsys.readouterr().out
     rows = list(csv.DictReader(path.read_text().splitlines()))
