@@ -82,8 +82,8 @@ class SamplePhotos(CoordinateDataModule):
         batch_size: Instances per device and step.
         eval_batch_size: Instances per device in validation and test; ``batch_size`` if None.
         num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: See `CoordinateDataModule`.
-        coordinate_subset: See `CoordinateDataModule`.
+        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
+        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
 
     Raises:
         ValueError: If a number is out of range.

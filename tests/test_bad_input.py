@@ -108,7 +108,9 @@ def test_a_wrong_command(arguments, told):
         ("ipc", [f"{DATA}.crops_per_epoch", 0], ["crops_per_epoch 0"]),
         ("ipc", [f"{DATA}.coordinate_subset", 1.5], ["coordinate_subset is 1.5", "(0, 1]"]),
     ],
-    ids=lambda value: f"{value[0].rpartition('.')[2]} {value[1]}" if isinstance(value, list) and len(value) == 2 else "",
+    ids=lambda value: (
+        f"{value[0].rpartition('.')[2]} {value[1]}" if isinstance(value, list) and len(value) == 2 else ""
+    ),
 )
 def test_sizes_that_do_not_fit(composer, arguments, told):
     message = refused("fit", *tiny(composer), *arguments)
@@ -150,13 +152,10 @@ def test_a_checkpoint_that_is_missing(command):
     ("damage", "told"),
     [
         (_cut, "cut off"),
-        (lambda content: content[:-1], "cut off"),
-        (lambda content: b"", "cut off"),
         (lambda content: b"hello world, this is text", "no checkpoint"),
-        (lambda content: b"model:\n  class_path: composers.TransINR\n", "no checkpoint"),
         (lambda content: content[:200] + b"\x55" * 3000 + content[3200:], "damaged"),
     ],
-    ids=["half", "a byte less", "empty", "text", "yaml", "overwritten"],
+    ids=["half", "text", "overwritten"],
 )
 def test_a_checkpoint_that_is_damaged(trained, damage, told):
     Path("bad.ckpt").write_bytes(damage(trained.read_bytes()))
@@ -192,14 +191,18 @@ def test_a_file_of_other_software(content):
     )
 
 
-@pytest.mark.parametrize("command", ["fit", "validate"])
 @pytest.mark.parametrize(
-    ("composer", "arguments", "told"),
+    ("command", "composer", "arguments", "told"),
     [
-        ("transinr", [], ["TransINR", "hypernet.weight_tokens: (8, 12) in the file, (19, 12) in the model"]),
-        ("ipc", [f"{MODEL}.rank", 4], ["TransformerIPC", "bases.1: (8, 8) in the file, (4, 8) in the model"]),
-        ("ipc", [f"{MODEL}.base_weight", "true"], ["base_weights.1: missing in the file"]),
-        ("ipc", [f"{MODEL}.factorized", "false"], ["bases.1: not in the model"]),
+        ("fit", "transinr", [], ["TransINR", "hypernet.weight_tokens: (8, 12) in the file, (19, 12) in the model"]),
+        (
+            "validate",
+            "ipc",
+            [f"{MODEL}.rank", 4],
+            ["TransformerIPC", "bases.1: (8, 8) in the file, (4, 8) in the model"],
+        ),
+        ("validate", "ipc", [f"{MODEL}.base_weight", "true"], ["base_weights.1: missing in the file"]),
+        ("validate", "ipc", [f"{MODEL}.factorized", "false"], ["bases.1: not in the model"]),
     ],
     ids=["another composer", "another rank", "more", "less"],
 )
@@ -244,8 +247,8 @@ def test_an_output_folder_that_is_a_file(save_dir):
 
 
 def test_an_output_folder_that_is_read_only(monkeypatch):
-    def refuse(dir):  # the superuser may write everywhere
-        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+    def refuse(**where):  # the superuser may write everywhere
+        raise PermissionError(errno.EACCES, "Permission denied", str(where))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     message = refused("fit", *tiny("ipc"), SAVE_DIR, "locked")

@@ -182,9 +182,19 @@ def test_files_that_cannot_be_read(tmp_path):
         read(tmp_path / "nowhere.ckpt")
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
         read(tmp_path)
-    (tmp_path / "text.ckpt").write_text("hello world")
-    with pytest.raises(ValueError, match=r"text\.ckpt is cut off or no checkpoint"):
-        read(tmp_path / "text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "good.ckpt")
+    good = (tmp_path / "good.ckpt").read_bytes()
+    for content in (
+        b"",
+        b"hello world",
+        b"model:\n  class_path: X\n",
+        bytes(range(256)),
+        good[:-1],
+        good[: len(good) // 2],
+    ):
+        (tmp_path / "bad.ckpt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.ckpt is cut off or no checkpoint"):
+            read(tmp_path / "bad.ckpt")
     torch.save({"state_dict": {}, "path": Path()}, tmp_path / "object.ckpt")
     with pytest.raises(ValueError, match=r"object\.ckpt holds an object, pathlib\.\w+, which could run code"):
         read(tmp_path / "object.ckpt")

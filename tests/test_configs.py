@@ -208,10 +208,23 @@ def test_sizes_come_from_the_data_and_a_size_that_was_given_stays():
 @pytest.mark.slow
 @pytest.mark.parametrize("composer", ["transformer_ipc", "transinr"])
 def test_the_published_sizes_train_a_step(composer):
-    arguments = ["--config", CONFIGS / "composers" / f"{composer}.yaml", "--config", CONFIGS / "data/sample_photos.yaml"]
-    settings = {"size": 178, "batch_size": 4, "crops_per_epoch": 4, "coordinate_noise": "per_instance", "scales": "[1.0]"}
+    arguments = [
+        "--config",
+        CONFIGS / "composers" / f"{composer}.yaml",
+        "--config",
+        CONFIGS / "data/sample_photos.yaml",
+    ]
+    settings = {
+        "size": 178,
+        "batch_size": 4,
+        "crops_per_epoch": 4,
+        "coordinate_noise": "per_instance",
+        "scales": "[1.0]",
+    }
     arguments += [part for name, value in settings.items() for part in (f"--data.init_args.{name}", value)]
-    printed = run("fit", *arguments, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1, "--trainer.log_every_n_steps", 1)
+    printed = run(
+        "fit", *arguments, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1, "--trainer.log_every_n_steps", 1
+    )
     tokens = {"transformer_ipc": 256, "transinr": 4 * 64 + 3}[composer]
     assert f"400 data + {tokens} weight" in printed
     folder = Path("runs/unnamed/version_0")

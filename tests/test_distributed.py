@@ -10,7 +10,7 @@ COMMON = [
     "--data.class_path=program.OddPhotos",
     "--data.init_args.eval_batch_size=8",
     "--model.init_args.transformer.init_args.residual_dropout=0",
-    '--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.5}}',
+    "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.5}}",
 ]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4", NAME, "two"]
 ONE = ["--data.init_args.batch_size=8", NAME, "one"]

@@ -1,0 +1,108 @@
+"""What the README says of adding a composer and a data set works as it is written there."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import invalidate_caches
+
+import pytest
+from program import REPOSITORY, column, run
+
+import composers
+import datamodules
+
+SECTIONS = {"Add a composer": composers, "Add a data set": datamodules}
+# The README's commands train for a minute; these make them a second. Everything else is as written.
+SMALLER = {
+    "Add a composer": [
+        "--data.init_args.size=16",
+        "--data.init_args.crops_per_epoch=32",
+        "--data.init_args.scales=[1.0]",
+    ],
+    "Add a data set": ["--model.init_args.transformer.init_args.embed_dim=24", "--trainer.limit_train_batches=2"],
+}
+
+
+def _section(title):
+    """Return the files, by name, and the commands of a section of the README."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)[1]
+    files = dict(re.findall(r"^`([^`\n]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    commands = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(files) == 2
+    assert len(commands) == 1
+    assert text.count("```") == 6  # nothing that this test does not read
+    return files, shlex.split(commands[0])
+
+
+def _write(files, folder):
+    """Write files below a folder, none over another."""
+    for name, text in files.items():
+        path = folder / name
+        assert not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _class_of(files):
+    """Return the name of the class that the YAML of a recipe chooses."""
+    [text] = [text for name, text in files.items() if name.endswith(".yaml")]
+    return re.search(r"class_path: \S+\.(\w+)\n", text)[1]
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_recipe_trains_a_model_that_can_be_loaded(title, tmp_path, monkeypatch):
+    files, command = _section(title)
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    _write(files, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    package = SECTIONS[title]
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / package.__name__)])
+    invalidate_caches()
+    assert command[:2] == ["python", "cli.py"]
+    printed = run(*command[2:], *SMALLER[title])
+    assert _class_of(files) in printed
+    [path] = tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt")
+    loaded = composers.load(path)
+    assert (type(loaded).__name__ == _class_of(files)) == (title == "Add a composer")
+    [psnr] = column(path.parents[1] / "metrics.csv", "val/psnr")
+    assert 0 < psnr < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_recipe_word_for_word(title, tmp_path):
+    files, command = _section(title)
+    for folder in ("composers", "datamodules", "configs"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    shutil.copy(REPOSITORY / "cli.py", tmp_path)
+    _write(files, tmp_path)
+    load = (
+        "import composers, glob; print(type(composers.load(glob.glob('runs/*/*/checkpoints/last.ckpt')[0])).__name__)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for arguments in (command[1:], ["-c", load]):
+        finished = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert (finished.stdout.strip() == _class_of(files)) == (title == "Add a composer")
+
+
+def test_the_code_of_the_recipes_passes_the_checks(tmp_path):
+    for package in SECTIONS.values():
+        shutil.copytree(REPOSITORY / package.__name__, tmp_path / package.__name__)
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    files = {name: text for title in SECTIONS for name, text in _section(title)[0].items()}
+    _write(files, tmp_path)
+    for command in (["check"], ["format", "--check", "--diff"]):
+        finished = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", *(name for name in files if name.endswith(".py"))],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
