@@ -9,7 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace, set_loader
+import yaml
+from jsonargparse import ArgumentError, Namespace, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -25,6 +26,7 @@ QUIET = (
     ".*does not have many workers.*",  # data in memory needs none
     ".*dirpath has changed.*",  # an evaluation writes into a folder of its own
     ".*is smaller than the logging interval.*",
+    ".*your dataloader is not resumable.*",  # it is, by address
 )
 
 
@@ -37,6 +39,10 @@ class CLI(LightningCLI):
         config: Namespace = self.config[self.config.subcommand]
         state_sizes(config.model, config.data)
         if config.get("ckpt_path") == "last":
+            if not isinstance(config.trainer.logger, Namespace):
+                raise ValueError(
+                    "--ckpt_path last looks in the folder of one logger, and there is none: give the path."
+                )
             logger = config.trainer.logger.init_args
             config.ckpt_path = str(newest(Path(logger.save_dir, logger.name)))
 
@@ -59,18 +65,25 @@ class CLI(LightningCLI):
         self.model.config = self.config_dump["model"]
         self.model.check_sizes(self.datamodule)
         path = self._get(self.config, "ckpt_path")
+        if path is None and self.subcommand != "fit":
+            raise ValueError("Which weights? Give --ckpt_path, a checkpoint or last, the newest of this config.")
         if path is not None:
-            check_weights(self.model, read(path), path)
+            checkpoint = read(path)
+            check_weights(self.model, checkpoint, path)
+            if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
+                raise ValueError(
+                    f"{path} holds weights but no state of training to resume: take a checkpoint of cli.py fit."
+                )
         check_output_folder(self.trainer, self.model, training=self.subcommand == "fit")
 
 
 def main(args: ArgsType = None) -> None:
-    """Run a command; a user's mistake ends with one message and exit status 1.
+    """Run a command; a user's mistake ends with one message, and exit status 2 if in the arguments, else 1.
 
     Args:
         args: What the command line would say; the command line itself if None.
     """
-    set_loader("yaml", load_layers)
+    set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the start-up summary says what counts
@@ -81,15 +94,17 @@ def main(args: ArgsType = None) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in CLI.subcommands()},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
+            | {name: {"default_config_files": [str(DEFAULTS)]} for name in CLI.subcommands()},
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except (ValueError, OSError, RuntimeError, MisconfigurationException) as error:
+    except (ArgumentError, ValueError, OSError, RuntimeError, MisconfigurationException) as error:
         message = explain(error)
         if message is None or os.environ.get("CLI_TRACEBACK"):
             raise
-        sys.exit(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)")
+        print(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,9 @@ class Composer(LightningModule, ABC):
         self.measures = dict(metrics or {"psnr": PSNR()})
         self.means = nn.ModuleDict(
             {
-                f"{stage}_{prefix}{name}": MeanMetric(nan_strategy="disable")
+                f"{stage}_{name}": MeanMetric(nan_strategy="disable")
                 for stage in ("val", "test")
-                for prefix in ("", "refined_")
-                for name in self.measures
+                for name in ("loss", *self.measures, *(f"refined_{name}" for name in self.measures))
             }
         )
         self.config: dict[str, Any] | None = None
@@ -192,18 +191,17 @@ class Composer(LightningModule, ABC):
         return {name: metric.measure(values, batch.query, batch.shape) for name, metric in self.measures.items()}
 
     def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
-        """Evaluate a batch and log the metrics of the prediction and of the last refinement step."""
+        """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step."""
         evaluation = self._evaluate(batch, stage)
         assert evaluation["losses"] is not None, "validation and test need a query with values"
-        size = len(batch.names)
-        self.log(f"{stage}/loss", evaluation["losses"].mean(), batch_size=size, sync_dist=True)
-        last = max(evaluation["metrics"])
-        for step, prefix in {0: "", last: "refined_" if last else ""}.items():
-            for name, numbers in evaluation["metrics"][step].items():
-                mean = self.means[f"{stage}_{prefix}{name}"]
-                assert isinstance(mean, MeanMetric)
-                mean.update(numbers)
-                self.log(f"{stage}/{prefix}{name}", mean, batch_size=size, prog_bar=name == "psnr")
+        reported = {"loss": evaluation["losses"]} | evaluation["metrics"][0]
+        if last := max(evaluation["metrics"]):
+            reported |= {f"refined_{name}": numbers for name, numbers in evaluation["metrics"][last].items()}
+        for name, numbers in reported.items():
+            mean = self.means[f"{stage}_{name}"]
+            assert isinstance(mean, MeanMetric)
+            mean.update(numbers)
+            self.log(f"{stage}/{name}", mean, batch_size=len(batch.names), prog_bar=name == "psnr")
         return evaluation
 
     def check_sizes(self, data: CoordinateDataModule) -> None:

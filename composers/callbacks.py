@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ Row = dict[str, str | float]
 
 
 def output_folder(trainer: Trainer) -> Path:
-    """Return the folder of this run, made if it is missing."""
+    """Return the folder of this run, made if it is missing; to be called on all processes, which agree on it."""
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -35,20 +36,21 @@ class StartSummary(Callback):
     """Prints before training what will be trained on what, and after it where the checkpoint is and what to type next."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary, on one process."""
-        if not trainer.is_global_zero or not isinstance(pl_module, Composer):
+        """Print the summary, on one process; all of them gather it, for the trainer asks them all."""
+        if not isinstance(pl_module, Composer):
             return
         table = Table(title=type(pl_module).__name__, show_header=False, title_justify="left")
         for name, value in self._facts(trainer, pl_module).items():
             table.add_row(name, value)
-        Console().print(table)
+        if trainer.is_global_zero:
+            Console().print(table)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the path of the checkpoint and the next command."""
         saver = trainer.checkpoint_callback
         path = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+        config = output_folder(trainer) / "config.yaml"
         if trainer.is_global_zero and path and isinstance(saver, ModelCheckpoint):
-            config = Path(trainer.log_dir or ".") / "config.yaml"
             checkpoint = relative_path(path)
             Console(soft_wrap=True).print(
                 f"Checkpoint: {checkpoint}\nNext: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}"
@@ -157,9 +159,9 @@ class ResultsTable(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the CSV and print the table, with the rows of all processes."""
         rows = _gathered(self.rows)
+        path = output_folder(trainer) / self.filename
         if not trainer.is_global_zero or not rows:
             return
-        path = output_folder(trainer) / self.filename
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             columns = list(next(iter(rows.values())))
@@ -193,4 +195,5 @@ def _gathered(rows: dict[str, Row]) -> dict[str, Row]:
         return rows
     parts: list[dict[str, Row]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, rows)
-    return {name: row for part in parts for name, row in part.items()}
+    turns = zip_longest(*(part.items() for part in parts))  # process r has items r, r + processes, ...
+    return dict(item for turn in turns for item in turn if item is not None)

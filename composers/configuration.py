@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 
 from composers.rendering import PointRenderer, Renderer
@@ -19,7 +22,7 @@ def load_layers(text: str) -> Any:
     """Load YAML in which ``_base_`` lists files, relative to this one, that this one is laid over.
 
     Mappings merge key by key; a mapping with another ``class_path`` replaces the whole; lists replace lists, except that
-    those of a key ending in ``+`` are joined.
+    those of a key ending in ``+`` are added to what lies below.
 
     Args:
         text: YAML; relative paths start at the working directory, which the parser sets to that of the file.
@@ -34,8 +37,8 @@ def load_layers(text: str) -> Any:
     return _lay_over_bases(loaded, Path.cwd()) if isinstance(loaded, dict) and "_base_" in loaded else loaded
 
 
-def _lay_over_bases(top: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a mapping laid over the files of its ``_base_``, the first lowest."""
+def _lay_over_bases(top: dict[str, Any], folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a mapping laid over the files of its ``_base_``, the first lowest; ``above`` are those that lie over it."""
     bases = top.pop("_base_")
     merged: dict[str, Any] = {}
     for name in [bases] if isinstance(bases, str) else bases:
@@ -44,10 +47,15 @@ def _lay_over_bases(top: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"_base_ names {name}, but there is no file {path}: paths are relative to the file that names them."
             )
-        base = _plain_yaml(path.read_text(encoding="utf-8"))
+        if path in above:
+            raise ValueError(f"{path} is laid over itself: _base_ leads back to it by way of {folder / name}.")
+        try:
+            base = _plain_yaml(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}, named by _base_, cannot be read as YAML: {error}") from error
         if not isinstance(base, dict):
             raise ValueError(f"{path}, named by _base_, holds no mapping but {type(base).__name__}.")
-        merged = _merge(merged, _lay_over_bases(base, path.parent) if "_base_" in base else base)
+        merged = _merge(merged, _lay_over_bases(base, path.parent, (*above, path)) if "_base_" in base else base)
     return _merge(merged, top)
 
 
@@ -56,11 +64,15 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         below = merged.get(key)
-        if key.endswith("+") and isinstance(below, list) and isinstance(value, list):
+        named = key.removesuffix("+")
+        if key != named and isinstance(merged.get(named), list):
+            merged[named] = merged[named] + value
+        elif key != named and isinstance(below, list):
             merged[key] = below + value
         elif isinstance(below, Mapping) and isinstance(value, Mapping) and _same_class(below, value):
             merged[key] = _merge(below, value)
         else:
+            merged.pop(f"{key}+", None)  # a list given anew
             merged[key] = value
     return merged
 
@@ -79,11 +91,45 @@ def instantiate(base: type[T], config: Mapping[str, Any]) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "object")
     try:
-        parsed = parser.parse_object({"object": dict(config)})
+        parsed = parser.parse_object({"object": copy.deepcopy(dict(config))})  # it writes into what it is given
     except ArgumentError as error:
-        raise ValueError(f"This config describes no {base.__name__} of this version: {error}") from error
+        raise ValueError(f"This config describes no {base.__name__} of this version: {readable(error)}") from error
     made: T = parser.instantiate(parsed)["object"]
     return made
+
+
+def readable(error: Exception) -> str:
+    """Return what the parser says without its listing of types: one line that leads from key to key to the fault."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_LISTING) and not _STRUCTURE.search(line)]
+    given = [line for line in kept if line.startswith(_GIVEN)][:1]  # the innermost comes first
+    told = "; ".join([line for line in kept if not line.startswith(_GIVEN)] + given)
+    for pattern, shorter in _SHORTER:
+        told = re.sub(pattern, shorter, told)
+    return told
+
+
+_GIVEN = "Given value: "
+_STRUCTURE = re.compile(r"^Given value: (Namespace\(|NestedArg\(|\{|\[\{)")
+_LISTING = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes: ",
+    "Errors:",
+    "Given value type: ",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but ",
+    "Expected a dot import path string",
+    "Subclass types expect one of",
+    "a class path (str)",
+    "a dict with",
+)
+_SHORTER = (
+    (r'Parser key "([^"]*)":;?', r"\1:"),
+    (r"Problem with given class_path '([^']*)':;?", r"\1:"),
+    (r"Type typing\.Callable\[.*?\]+ expects a function or a callable class: ", ""),
+    (r"\.? Got value: (Namespace|NestedArg)\(.*", ""),
+    (r"<class '([^']*)'>", r"\1"),
+)
 
 
 def state_sizes(model: Namespace, data: Namespace) -> None:

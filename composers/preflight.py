@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from jsonargparse import ArgumentError
 from lightning import Trainer
 
 from composers.base import Composer
+from composers.configuration import readable
 
 _CHECKPOINTS_AT_ONCE = 3  # the best, the last, and one being written
 _NUMBERS_PER_PARAMETER = 3  # the weight and two moments of Adam
@@ -45,10 +47,16 @@ def check_output_folder(trainer: Trainer, composer: Composer, *, training: bool)
 
 def explain(error: Exception) -> str | None:
     """Return an error as a message to a user, or None if only its traceback can tell."""
-    if "PytorchStreamWriter" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-        return f"The disk is full, or a file could not be written: {error}. Earlier checkpoints are as they were."
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full: {error}. Earlier checkpoints are as they were."
     if isinstance(error, RuntimeError):
         return None
+    if isinstance(error, ArgumentError):
+        return (
+            f"{readable(error)}\nSee python cli.py fit --help, and fit --model.help CLASS for the arguments of a class."
+        )
+    if "Union subtypes" in str(error):
+        return readable(error)
     return str(error)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
 from datamodules.coordinates import cell_size, grid, jitter, subset
-from datamodules.loading import Addressed, AddressSampler, Augmentation
+from datamodules.loading import Addressed, AddressSampler, Augmentation, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
 
 
@@ -135,6 +135,10 @@ class CoordinateDataModule(LightningDataModule, ABC):
         seeds = torch.as_tensor(batch.seed).tolist()
         return torch.stack([jitter(coords, cell, generator_at(seed, "noise", device=coords.device)) for seed in seeds])
 
+    def _batches_done(self) -> int:
+        """Return the training batches of this epoch that are done."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
+
     def _loader(self, dataset: Dataset[Signal], batch_size: int, training: bool = False) -> DataLoader[Signal]:
         """Return a loader whose order and draws are addressed."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -142,17 +146,14 @@ class CoordinateDataModule(LightningDataModule, ABC):
         sampler = AddressSampler(
             len(cast(Sized, dataset)), shuffle=training, seed=seed, rank=rank, world_size=world_size
         )
-        if training:
-            batches = len(sampler) // batch_size
-            if batches == 0:
-                raise ValueError(
-                    f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: "
-                    "lower it."
-                )
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
-            sampler.skip = done % batches * batch_size
-        return DataLoader(
+        if training and len(sampler) < batch_size:
+            raise ValueError(
+                f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: "
+                "lower it."
+            )
+        return ResumingLoader(
             Addressed(dataset, self.augmentation if training else None, seed),
+            self._batches_done if training else lambda: 0,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.batch import Signal
 from datamodules.randomness import generator_at, seed_at
@@ -74,3 +75,25 @@ class Addressed(Dataset[Signal]):
         if self.augmentation is not None:
             item = self.augmentation(item, generator_at(self.seed, "augmentation", epoch, index))
         return item._replace(seed=seed_at(self.seed, "item", epoch, index))
+
+
+class ResumingLoader(DataLoader[Signal]):
+    """A loader of training items that goes on where an interrupted epoch stopped.
+
+    Where that was, and which epoch it is, it asks when the first batch is wanted: the trainer makes loaders, and iterators
+    that prefetch, before it has restored its progress.
+
+    Args:
+        dataset: What `AddressSampler` addresses.
+        done: Returns the batches of this epoch that are done already.
+        options: Of `DataLoader`, its sampler an `AddressSampler`.
+    """
+
+    def __init__(self, dataset: Dataset[Signal], done: Callable[[], int], **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.done = done
+
+    def __iter__(self) -> Iterator[Signal]:  # type: ignore[override]
+        """Yield the batches that are left."""
+        cast(AddressSampler, self.sampler).skip = self.done() * cast(int, self.batch_size)
+        yield from super().__iter__()

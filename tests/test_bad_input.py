@@ -43,12 +43,10 @@ def trained(tmp_path_factory):
         ("model: {init_args: {inr: {init_args: {hiden_dim: 4}}}}", ["inr", "CoordinateMLP", "'hiden_dim'"]),
         ("model: {init_args: {rank: many}}", ["rank", "int", "many"]),
         ("data: {init_args: {size: 8.5}}", ["data", "size", "int", "8.5"]),
-        ("trainer: {max_epochs: many}", ["trainer.max_epochs", "int", "many"]),
         ("trainer: {precision: 15}", ["trainer.precision", "bf16-mixed", "15"]),
         ("data: {init_args: {coordinate_noise: some}}", ["coordinate_noise", "per_instance", "some"]),
         ("model: {init_args: {optimizer: {init_args: {lr: fast}}}}", ["optimizer", "lr", "float", "fast"]),
         ("model: {class_path: composers.TransformerICP}", ["model", "composers", "'TransformerICP'"]),
-        ("model: {class_path: composer.TransformerIPC}", ["model", "composer.TransformerIPC"]),
         ("model: {init_args: {tokenizer: {class_path: composers.hypernet.Patchez}}}", ["tokenizer", "'Patchez'"]),
         ("data: {class_path: composers.TransformerIPC}", ["data", "composers.TransformerIPC", "CoordinateDataModule"]),
         ("model: {init_args: {optimizer: {class_path: torch.optim.Adm}}}", ["optimizer", "torch.optim", "'Adm'"]),
@@ -73,13 +71,10 @@ def test_a_wrong_config(text, told):
         (["fit", "--confg", "x.yaml"], ["--confg"]),
         (["fit", *tiny("ipc"), "--trainer.max_epoch", 1], ["--trainer.max_epoch"]),  # no abbreviation either
         (["fit", *tiny("ipc"), f"{MODEL}.rnk", 4], ["composers.TransformerIPC", "'rnk' is not accepted"]),
-        (["fit", *tiny("ipc"), f"{MODEL}.rank", "many"], ["rank", "int", "many"]),
-        (["fit", *tiny("ipc"), "--model", "composers.TransformerICP"], ["'TransformerICP'"]),
         (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml", "not exist"]),
         (["fit"], ["required", "data", "model"]),
-        (["fit", "--config", tiny("ipc")[1], "--data", "null"], ["data"]),
     ],
-    ids=lambda value: " ".join(map(str, value[2:])) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(str(part) for part in value if "/" not in str(part)),
 )
 def test_a_wrong_command(arguments, told):
     message = refused(*arguments)
@@ -92,21 +87,16 @@ def test_a_wrong_command(arguments, told):
     [
         ("ipc", [f"{MODEL}.tokenizer.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
         ("ipc", [f"{INR}.coord_dim", 3], ["(3, 3)", "(2, 3)", "leave both out"]),
-        ("ipc", [f"{INR}.value_dim", 1], ["(2, 1)", "(2, 3)", "leave both out"]),
         ("ipc", [f"{MODEL}.tokenizer.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
         ("ipc", [f"{INR}.hidden_dim", "[8, 8, 8]"], ["hidden_dim", "[8, 8, 8]", "num_layers 3", "2 of them"]),
         ("ipc", [f"{INR}.modulated_layers", "[3]"], ["modulated_layers", "[3]", "3 layers", "0 to 2"]),
         ("ipc", [f"{MODEL}.num_weight_tokens", 3], ["3 weight tokens", "8 columns", "divisor"]),
-        ("ipc", [f"{MODEL}.rank", 0], ["rank is 0", "positive"]),
         ("ipc", [f"{MODEL}.transformer.init_args.num_heads", 5], ["num_heads 5", "embed_dim 12", "divisor"]),
         ("transinr", [f"{MODEL}.num_groups", 3], ["num_groups 3", "8 outputs", "divisor"]),
         ("ipc", [f"{MODEL}.refinement.init_args.stages", "[vall]"], ["['vall']", "val, test and predict"]),
         ("ipc", [f"{DATA}.batch_size", 25], ["batch_size 25", "24 training items", "lower it"]),
         ("ipc", [f"{DATA}.batch_size", 0], ["batch_size is 0", "at least 1"]),
-        ("ipc", [f"{DATA}.size", 0], ["size is 0"]),
         ("ipc", [f"{DATA}.scales", "[0.5]"], ["scales [0.5]", "1"]),
-        ("ipc", [f"{DATA}.crops_per_epoch", 0], ["crops_per_epoch 0"]),
-        ("ipc", [f"{DATA}.coordinate_subset", 1.5], ["coordinate_subset is 1.5", "(0, 1]"]),
     ],
     ids=lambda value: (
         f"{value[0].rpartition('.')[2]} {value[1]}" if isinstance(value, list) and len(value) == 2 else ""
@@ -140,9 +130,8 @@ def _cut(content):
     return content[: len(content) // 2]
 
 
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_checkpoint_that_is_missing(command):
-    message = refused(command, *tiny("ipc"), "--ckpt_path", "nowhere.ckpt")
+def test_a_checkpoint_that_is_missing():
+    message = refused("fit", *tiny("ipc"), "--ckpt_path", "nowhere.ckpt")
     assert "There is no checkpoint nowhere.ckpt" in message
     assert "train one with cli.py fit" in message
     assert not Path("runs").exists()
@@ -226,9 +215,8 @@ def test_an_evaluation_without_a_checkpoint(command):
     assert "last" in message
 
 
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_last_without_runs(command):
-    message = refused(command, *tiny("ipc"), "--ckpt_path", "last", NAME, "never")
+def test_last_without_runs():
+    message = refused("fit", *tiny("ipc"), "--ckpt_path", "last", NAME, "never")
     assert "There is no */checkpoints/last.ckpt in runs/never" in message
     assert "train first, or give the path" in message
 
@@ -238,11 +226,10 @@ def test_last_without_a_logger():
     assert "give the path" in message
 
 
-@pytest.mark.parametrize("save_dir", ["file", "file/below"])
-def test_an_output_folder_that_is_a_file(save_dir):
+def test_an_output_folder_that_is_a_file():
     Path("file").write_text("x")
-    message = refused("fit", *tiny("ipc"), SAVE_DIR, save_dir)
-    assert f"The output folder {save_dir}/unnamed/version_0 cannot be written: it is a file" in message
+    message = refused("fit", *tiny("ipc"), SAVE_DIR, "file/below")
+    assert "The output folder file/below/unnamed/version_0 cannot be written: it is a file" in message
     assert "--trainer.logger.init_args.save_dir" in message
 
 
