@@ -40,8 +40,8 @@ def check_output_folder(trainer: Trainer, composer: Composer, *, training: bool)
     needed, free = _CHECKPOINTS_AT_ONCE * _NUMBERS_PER_PARAMETER * size, shutil.disk_usage(parent).free
     if training and needed > free:
         raise ValueError(
-            f"The disk of the output folder {folder} has {free / 1e6:.0f} MB free; the checkpoints of this model need "
-            f"about {needed / 1e6:.0f} MB. Make room or choose another with --trainer.logger.init_args.save_dir."
+            f"The disk of the output folder {folder} has {free / 1e6:.1f} MB free; the checkpoints of this model need "
+            f"about {needed / 1e6:.1f} MB. Make room or choose another with --trainer.logger.init_args.save_dir."
         )
 
 
