@@ -79,6 +79,7 @@ class SamplePhotos(CoordinateDataModule):
         size: Pixels along each side of a picture.
         crops_per_epoch: Training crops of an epoch.
         scales: Short sides of the photographs that are cropped, in multiples of ``size``, at least 1.
+        shuffle_colors: In training, whether colour channels change places at random: more colours than twelve pictures have.
         batch_size: Instances per device and step.
         eval_batch_size: Instances per device in validation and test; ``batch_size`` if None.
         num_workers: Processes that load; 0 loads in the main process.
@@ -94,6 +95,7 @@ class SamplePhotos(CoordinateDataModule):
         size: int = 64,
         crops_per_epoch: int = 1024,
         scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
+        shuffle_colors: bool = False,
         batch_size: int = 16,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -109,7 +111,7 @@ class SamplePhotos(CoordinateDataModule):
         self.size = size
         self.crops_per_epoch = crops_per_epoch
         self.scales = tuple(scales)
-        self.augmentation = RandomCrop(size)
+        self.augmentation = RandomCrop(size, shuffle_colors=shuffle_colors)
 
     @property
     def signal_shape(self) -> tuple[int, ...]:

@@ -1,12 +1,13 @@
 """The photographs that come with the software."""
 
 import socket
-from itertools import islice
+from itertools import islice, permutations
 
 import pytest
 import torch
 
 from datamodules import SamplePhotos
+from datamodules.batch import Signal
 from datamodules.images import RandomCrop
 from datamodules.samples import HELD_OUT_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
 
@@ -115,6 +116,23 @@ def test_crops_reach_every_place_and_are_mirrored_half_of_the_time(photos):
     assert 150 < mirrored < 250
     crops = [RandomCrop(4, flip=False)(item, torch.Generator().manual_seed(seed)).values for seed in range(50)]
     assert all(crop[0, 0, 0] < crop[0, 0, 1] for crop in crops)
+
+
+def test_colour_channels_change_places_only_where_asked():
+    item = Signal(torch.arange(3).view(3, 1, 1).expand(3, 6, 5), "flags")
+    orders = {
+        shuffled: {
+            tuple(
+                RandomCrop(4, shuffle_colors=shuffled)(item, torch.Generator().manual_seed(seed))
+                .values[:, 0, 0]
+                .tolist()
+            )
+            for seed in range(100)
+        }
+        for shuffled in (False, True)
+    }
+    assert orders == {False: {(0, 1, 2)}, True: set(permutations(range(3)))}
+    assert SamplePhotos(shuffle_colors=True).augmentation.shuffle_colors
 
 
 def test_the_same_pictures_come_every_time(photos):
