@@ -52,7 +52,8 @@ def read_picture(path: str | Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and odd metadata
             with Image.open(path) as image:
-                notes = [f"the first of {image.n_frames} frames"] if getattr(image, "n_frames", 1) > 1 else []
+                frames = getattr(image, "n_frames", 1)
+                notes = [f"the first of {frames} frames"] if frames > 1 else []
                 upright = ImageOps.exif_transpose(image)
                 return Picture(_rgb(upright, notes), tuple(notes))
     except FileNotFoundError as error:
