@@ -18,6 +18,7 @@ from composers.metrics import PSNR, InstanceMetric, instance_mse, psnr_of_mse
 from composers.refinement import Latents, Refinement
 from composers.rendering import PointRenderer, Renderer
 from composers.schedules import WarmupCosine
+from composers.starts import CodeStatistics, measure_training_codes, other_starts
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
@@ -31,12 +32,14 @@ class Evaluation(TypedDict):
         latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
         values: Reconstructions ``(B, N, C)`` of the query after the same steps.
         metrics: By step, then by metric, one number per instance ``(B,)``.
+        starts: The same metrics of refinement from elsewhere, by start, ``mean`` and ``random``; empty outside tests.
     """
 
     losses: Tensor | None
     latents: dict[int, Latents]
     values: dict[int, Tensor]
     metrics: dict[int, dict[str, Tensor]]
+    starts: dict[str, dict[int, dict[str, Tensor]]]
 
 
 class Composer(LightningModule, ABC):
@@ -80,6 +83,7 @@ class Composer(LightningModule, ABC):
             }
         )
         self.config: dict[str, Any] | None = None
+        self.training_codes: CodeStatistics | None = None
 
     @abstractmethod
     def encode(self, observation: Observation) -> Latents:
@@ -168,6 +172,11 @@ class Composer(LightningModule, ABC):
         """Give dropout an address: a resumed run draws what an uninterrupted one would."""
         torch.manual_seed(seed_at(global_seed(), "dropout", self.current_epoch, batch_idx, self.global_rank))
 
+    def on_test_start(self) -> None:
+        """Measure the training codes where a curve of this test starts from them."""
+        asked = self.refinement.steps and "test" in self.refinement.stages and len(self.refinement.starts) > 1
+        self.training_codes = measure_training_codes(self) if asked else None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how this composer is built, so that `composers.load` can rebuild it."""
         checkpoint["composer"] = self.config
@@ -184,7 +193,21 @@ class Composer(LightningModule, ABC):
         losses: Tensor | None = None if batch.query.values is None else self.loss(values[0], batch.query)
         measured = stage != "train" and losses is not None
         metrics = {step: self._measure(batch, found) for step, found in values.items() if measured}
-        return Evaluation(losses=losses, latents=latents, values=values, metrics=metrics)
+        starts = self._other_curves(batch, predicted) if stage == "test" and len(latents) > 1 and measured else {}
+        return Evaluation(losses=losses, latents=latents, values=values, metrics=metrics, starts=starts)
+
+    def _other_curves(self, batch: CoordinateBatch, predicted: Latents) -> dict[str, dict[int, dict[str, Tensor]]]:
+        """Refine from every other start, one after the other to bound memory, and return its metrics by step."""
+        assert batch.observation.samples is not None
+        if self.training_codes is None:
+            return {}
+        curves: dict[str, dict[int, dict[str, Tensor]]] = {}
+        for start, latents in other_starts(self.refinement.starts, self.training_codes, predicted, batch.names).items():
+            curves[start] = {
+                step: self._measure(batch, self.render(self.compose(found), batch.query.coords))
+                for step, found in self.refine(latents, batch.observation.samples).items()
+            }
+        return curves
 
     def _measure(self, batch: CoordinateBatch, values: Tensor) -> dict[str, Tensor]:
         """Return every metric of every instance ``(B,)``."""

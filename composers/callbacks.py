@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch.utils.data import default_collate
 
@@ -22,7 +23,34 @@ from composers.hypernet import Hypernetwork
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
-Row = dict[str, str | float]
+HEADINGS = {"psnr": "PSNR [dB]", "ssim": "SSIM", "gain": "gain over the mean [dB]"}
+
+
+class Column(NamedTuple):
+    """What a number of an instance is.
+
+    Attributes:
+        metric: Its name, as in `Composer.measures`.
+        step: Refinement steps before it was measured.
+        start: Where they started, one of `composers.refinement.STARTS`.
+
+    Example:
+        >>> Column("psnr", 10).title, Column("psnr", 10, "mean").title
+        ('psnr@10', 'psnr@10 from mean')
+    """
+
+    metric: str
+    step: int
+    start: str = "prediction"
+
+    @property
+    def title(self) -> str:
+        """Heads the column of a CSV."""
+        return f"{self.metric}@{self.step}" + ("" if self.start == "prediction" else f" from {self.start}")
+
+
+Row = dict[Column, float]
+T = TypeVar("T")
 
 
 def output_folder(trainer: Trainer) -> Path:
@@ -123,15 +151,10 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
-class ResultsTable(Callback):
-    """Prints after a test the mean of every metric by refinement step, and writes a CSV row per instance.
+class InstanceRows(Callback):
+    """Keeps during a test what was measured of every instance, for those who write it down at its end."""
 
-    Args:
-        filename: Of the CSV, in the folder of the run.
-    """
-
-    def __init__(self, filename: str = "test_instances.csv") -> None:
-        self.filename = filename
+    def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,23 +172,47 @@ class ResultsTable(Callback):
     ) -> None:
         """Keep a row per instance."""
         evaluation: Evaluation = outputs
+        columns = {
+            Column(metric, step, start): numbers.tolist()
+            for start, curve in ({"prediction": evaluation["metrics"]} | evaluation["starts"]).items()
+            for step, metrics in curve.items()
+            for metric, numbers in metrics.items()
+        }
         for index, name in enumerate(batch.names):
-            self.rows[name] = {
-                f"{metric}@{step}": numbers[index].item()
-                for step, metrics in evaluation["metrics"].items()
-                for metric, numbers in metrics.items()
-            }
+            self.rows[name] = {column: numbers[index] for column, numbers in columns.items()}
+
+
+def gathered(rows: dict[str, T]) -> dict[str, T]:
+    """Return the rows of all processes, in the order of the data set; to be called on all of them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts: list[dict[str, T]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, rows)
+    turns = zip_longest(*(part.items() for part in parts))  # process r has items r, r + processes, ...
+    return dict(item for turn in turns for item in turn if item is not None)
+
+
+class ResultsTable(InstanceRows):
+    """Prints after a test the mean of every metric by refinement step, and writes a CSV row per instance.
+
+    Args:
+        filename: Of the CSV, in the folder of the run.
+    """
+
+    def __init__(self, filename: str = "test_instances.csv") -> None:
+        super().__init__()
+        self.filename = filename
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the CSV and print the table, with the rows of all processes."""
-        rows = _gathered(self.rows)
+        rows = gathered(self.rows)
         path = output_folder(trainer) / self.filename
         if not trainer.is_global_zero or not rows:
             return
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             columns = list(next(iter(rows.values())))
-            writer.writerow(["name", *columns])
+            writer.writerow(["name", *(column.title for column in columns)])
             writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
         console = Console(soft_wrap=True)
         console.print(results_table(rows))
@@ -173,27 +220,28 @@ class ResultsTable(Callback):
 
 
 def results_table(rows: Mapping[str, Row]) -> Table:
-    """Return the mean over instances of every metric, one line per refinement step."""
-    keys = [key.split("@") for key in next(iter(rows.values()))]
-    metrics, steps = list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1] for key in keys))
+    """Return the mean over instances of every metric, one line per refinement step; of other starts, the first metric."""
+    columns = list(next(iter(rows.values())))
+    means = {column: sum(row[column] for row in rows.values()) / len(rows) for column in columns}
+    metrics, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*columns, strict=True))
+    main = main_metric(columns)
+    shown = [(metric, start) for metric in metrics for start in starts if start == "prediction" or metric == main]
     table = Table(title=f"Mean over {len(rows)} instances", title_justify="left")
-    table.add_column("refinement steps")
-    for metric in metrics:
-        table.add_column(_HEADINGS.get(metric, metric), justify="right")
+    table.add_column("refinement steps", min_width=len(_PREDICTED))
+    for metric, start in shown:
+        heading = HEADINGS.get(metric, metric) if start == "prediction" else _START_HEADINGS[start]
+        table.add_column(escape(heading), justify="right")
     for step in steps:
-        means = [sum(float(row[f"{metric}@{step}"]) for row in rows.values()) / len(rows) for metric in metrics]
-        table.add_row("0 (predicted)" if step == "0" else step, *(f"{mean:.3f}" for mean in means))
+        cells = (f"{means[Column(metric, step, start)]:.3f}" for metric, start in shown)
+        table.add_row(_PREDICTED if step == 0 else str(step), *cells)
     return table
 
 
-_HEADINGS = {"psnr": "PSNR [dB]", "ssim": "SSIM", "gain": "gain over the mean [dB]"}
+def main_metric(columns: Iterable[Column]) -> str:
+    """Return the metric that stands for all: the PSNR, or else the first."""
+    metrics = list(dict.fromkeys(column.metric for column in columns))
+    return "psnr" if "psnr" in metrics else metrics[0]
 
 
-def _gathered(rows: dict[str, Row]) -> dict[str, Row]:
-    """Return the rows of all processes, in the order of the data set."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    parts: list[dict[str, Row]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, rows)
-    turns = zip_longest(*(part.items() for part in parts))  # process r has items r, r + processes, ...
-    return dict(item for turn in turns for item in turn if item is not None)
+_PREDICTED = "0 (predicted)"
+_START_HEADINGS = {"mean": "from the mean code", "random": "from a random start"}

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 Latents = dict[str, Tensor]
+STARTS = ("prediction", "mean", "random")
 
 
 class Refinement:
@@ -19,9 +20,11 @@ class Refinement:
         optimizer: Makes an optimizer of latents; Adam with a rate of 0.01 if None.
         report: Steps after which the latents are kept, for the curve; 0 and ``steps`` always are.
         stages: Stages that refine: of ``val``, ``test``, ``predict``.
+        starts: Where the curves of a test start: ``prediction``, which must be among them, the ``mean`` of the training
+            codes, and ``random`` numbers of their scale. Other stages start from the prediction only.
 
     Raises:
-        ValueError: If a number or a stage is out of range.
+        ValueError: If a number, a stage or a start is out of range.
     """
 
     def __init__(
@@ -30,15 +33,21 @@ class Refinement:
         optimizer: OptimizerCallable | None = None,
         report: Sequence[int] = (1, 3, 10, 30),
         stages: Sequence[str] = ("test", "predict"),
+        starts: Sequence[str] = STARTS,
     ) -> None:
         if steps < 0 or any(step < 0 for step in report):
             raise ValueError(f"steps is {steps} and report {list(report)}; steps count from 0.")
         if unknown := set(stages) - {"val", "test", "predict"}:
             raise ValueError(f"stages names {sorted(unknown)}; allowed are val, test and predict.")
+        if unknown := set(starts) - set(STARTS):
+            raise ValueError(f"starts names {sorted(unknown)}; allowed are prediction, mean and random.")
+        if "prediction" not in starts:
+            raise ValueError(f"starts is {list(starts)}; prediction must be among them, mean and random may be.")
         self.steps = steps
         self.optimizer = optimizer
         self.report = sorted({0, steps, *(step for step in report if step < steps)})
         self.stages = tuple(stages)
+        self.starts = tuple(start for start in STARTS if start in starts)
 
     def __call__(self, loss_fn: Callable[[Latents], Tensor], latents: Latents) -> dict[int, Latents]:
         """Refine latents; works under ``no_grad`` and in inference mode too.

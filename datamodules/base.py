@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sized
-from typing import Literal, cast
+from collections.abc import Iterator, Sized
+from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
 from datamodules.coordinates import cell_size, grid, jitter, subset
@@ -21,7 +21,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
     """Raw signals on regular grids (pictures, sound) as batches of coordinates and values.
 
     A subclass states `signal_shape` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
-    of `Signal`; what else it draws at random in training is its ``augmentation``.
+    of `Signal`; what else it draws at random in training is its ``augmentation``. What it had to leave out, and what it had to
+    decide, it says in ``skipped``, reasons by file, and ``notes``, by name.
 
     Args:
         batch_size: Instances per device and step.
@@ -65,6 +66,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.coordinate_noise = coordinate_noise
         self.coordinate_subset = coordinate_subset
+        self.skipped: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     @property
     @abstractmethod
@@ -97,6 +100,39 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Signal]:
         """Return the loader of test items, in order."""
         return self._loader(self.test_set, self.eval_batch_size)
+
+    def training_batches(self, count: int = 256) -> Iterator[CoordinateBatch]:
+        """Yield the first training items of epoch 0, in its order and augmented, at the coordinates of evaluation.
+
+        They are the same on every process and for every number of processes.
+
+        Args:
+            count: Items, or all if there are fewer.
+
+        Yields:
+            Batches of ``eval_batch_size`` items at most, on the CPU.
+
+        Raises:
+            ValueError: If there are no training items.
+        """
+        if getattr(self, "train_set", None) is None:
+            self.setup("fit")
+        if getattr(self, "train_set", None) is None:
+            raise ValueError(f"{type(self).__name__} has no training items.")
+        seed = global_seed()
+        items = Addressed(self.train_set, self.augmentation, seed)
+        order = list(AddressSampler(len(cast(Sized, self.train_set)), shuffle=True, seed=seed))[:count]
+        for start in range(0, len(order), self.eval_batch_size):
+            collated = default_collate([items[address] for address in order[start : start + self.eval_batch_size]])
+            yield self.to_coordinates(collated)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of what is predicted: the test items, unless a subclass knows better."""
+        return self.test_dataloader()
+
+    def original(self, name: str) -> Tensor | None:
+        """Return the signal ``(C, *shape)`` of which batches hold pieces under this name; None where they hold it whole."""
+        return None
 
     def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
         """Make coordinates on the device."""

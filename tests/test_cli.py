@@ -112,10 +112,9 @@ def test_validate_finds_what_training_logged(trained, evaluated):
 def test_test_writes_a_row_per_instance_and_prints_their_mean(tested):
     written, printed = tested
     found = rows(written / "test_instances.csv")
-    assert list(found[0]) == [
-        "name",
-        *(f"{metric}@{step}" for step in (0, 1, 3) for metric in ("psnr", "ssim", "gain")),
-    ]
+    columns = [f"{metric}@{step}" for step in (0, 1, 3) for metric in ("psnr", "ssim", "gain")]
+    further = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
+    assert list(found[0]) == ["name", *columns, *further]
     names = [row["name"] for row in found]
     assert len(set(names)) == len(names) == HELD_OUT
     assert names[0] == "astronaut"
@@ -125,12 +124,26 @@ def test_test_writes_a_row_per_instance_and_prints_their_mean(tested):
     for step, label in {0: "0 (predicted)", 1: "1", 3: "3"}.items():
         line = re.search(rf"│ {re.escape(label)}\s*│(.*)│", printed)[1]
         cells = [float(cell) for cell in line.split("│")]
-        assert cells == pytest.approx([means[f"{metric}@{step}"] for metric in ("psnr", "ssim", "gain")], abs=6e-4)
+        shown = ("psnr@{}", "psnr@{} from mean", "psnr@{} from random", "ssim@{}", "gain@{}")
+        assert cells == pytest.approx([means[column.format(step)] for column in shown], abs=6e-4)
     logged = rows(written / "metrics.csv")[-1]
     for metric in ("psnr", "ssim", "gain"):
         assert float(logged[f"test/{metric}"]) == pytest.approx(means[f"{metric}@0"], abs=1e-4)
         assert float(logged[f"test/refined_{metric}"]) == pytest.approx(means[f"{metric}@3"], abs=1e-4)
     assert means["psnr@3"] > means["psnr@1"] > means["psnr@0"]
+
+
+def test_the_curves_of_refinement_are_drawn(tested):
+    written, printed = tested
+    with Image.open(written / "refinement.png") as plot:
+        assert plot.size == (720, 450)
+    points = {(row["start"], row["step"]): float(row["mean"]) for row in rows(written / "refinement.csv")}
+    instances = rows(written / "test_instances.csv")
+    assert len(points) == 9
+    for (start, step), mean in points.items():
+        title = f"psnr@{step}" if start == "prediction" else f"psnr@{step} from {start}"
+        assert mean == pytest.approx(sum(float(row[title]) for row in instances) / HELD_OUT)
+    assert "Refinement curves: runs/tested/version_0/refinement.png" in printed
 
 
 def test_the_contact_sheet_has_a_row_per_picture(tested):
@@ -148,7 +161,9 @@ def test_refinement_is_set_on_the_command_line(evaluated):
     written, _ = evaluated("validate", f"{setting}.stages", "[val]")
     logged = rows(written / "metrics.csv")[-1]
     assert float(logged["val/refined_psnr"]) > float(logged["val/psnr"])
-    written, _ = evaluated("test", f"{setting}.steps", 2, f"{setting}.report", "[]")
+    written, _ = evaluated(
+        "test", f"{setting}.steps", 2, f"{setting}.report", "[]", f"{setting}.starts", "[prediction]"
+    )
     assert [key for key in rows(written / "test_instances.csv")[0] if "psnr" in key] == ["psnr@0", "psnr@2"]
 
 

@@ -63,6 +63,9 @@ def test_two_processes_write_every_row(composer, tmp_path):
     for row, other in zip(found, wanted, strict=True):
         for key in row.keys() - {"name"}:
             assert float(row[key]) == pytest.approx(float(other[key]), abs=1e-3)
+    assert "psnr@3 from random" in wanted[0]
+    points, others = (rows(f"runs/{folder}/refinement.csv") for folder in ("two/version_0", "one/version_1"))
+    assert [float(point["mean"]) for point in points] == pytest.approx([float(p["mean"]) for p in others], abs=1e-3)
     logged, alone = (rows(f"runs/{folder}/metrics.csv")[-1] for folder in ("two/version_0", "one/version_1"))
     for name in ("test/psnr", "test/refined_psnr", "test/loss"):
         assert float(logged[name]) == pytest.approx(float(alone[name]), abs=1e-3)

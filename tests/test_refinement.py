@@ -183,6 +183,8 @@ def test_latents_of_low_precision_are_refined_in_float32():
         ({"steps": -1}, "steps is -1"),
         ({"report": (1, -3)}, r"report \[1, -3\]"),
         ({"stages": ("test", "train")}, r"stages names \['train'\]"),
+        ({"starts": ("prediction", "zero")}, r"starts names \['zero'\]; allowed are prediction, mean and random"),
+        ({"starts": ("mean",)}, r"starts is \['mean'\]; prediction must be among them"),
     ],
     ids=str,
 )

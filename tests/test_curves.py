@@ -1,0 +1,399 @@
+"""Curves of refinement: the codes they start from, what a test measures and writes, and the plot."""
+
+import copy
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
+from rich.console import Console
+from torch.utils.data import Dataset
+
+from composers import Refinement
+from composers.callbacks import Column, ResultsTable, results_table
+from composers.curves import RefinementPlot, curve
+from composers.metrics import PSNR, Gain
+from composers.starts import CodeStatistics, mean_start, measure_codes, random_start
+from datamodules import CoordinateDataModule
+from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
+from datamodules.coordinates import grid
+from datamodules.randomness import generator_at
+
+SHAPE = (3, 8, 12)
+STEPS = (0, 1, 4)
+STARTS = ("prediction", "mean", "random")
+
+
+class _Pictures(Dataset):
+    """Random pictures with names."""
+
+    def __init__(self, length, seed):
+        self.name = f"set {seed}"
+        self.values = torch.rand(length, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return Signal(self.values[index], f"{self.name} picture {index}")
+
+
+class _Data(CoordinateDataModule):
+    """Nine training pictures, darkened at random, and five of a test."""
+
+    signal_shape = SHAPE
+
+    def setup(self, stage):
+        if stage == "fit":
+            self.train_set = _Pictures(9, seed=1)
+        self.test_set = _Pictures(5, seed=2)
+
+    @staticmethod
+    def augmentation(item, generator):
+        return item._replace(values=item.values * torch.rand(1, generator=generator))
+
+
+class _Missing(_Data):
+    """Training pictures whose folder is not there."""
+
+    def setup(self, stage):
+        super().setup("test")
+        if stage == "fit":
+            raise FileNotFoundError("There is no folder\nphotos/train.")
+
+
+class _Codes(torch.nn.Module):
+    """Stands for a composer whose codes are the values of the signal, in two latents."""
+
+    device = torch.device("cpu")
+
+    def encode(self, observation):
+        assert not torch.is_grad_enabled()
+        assert not self.training
+        return {"whole": observation.signal, "first": observation.signal[:, 0, 0]}
+
+
+def _batches(signals, sizes):
+    """Yield signals as batches of these sizes."""
+    for part in torch.split(signals, sizes):
+        samples = Samples(grid(SHAPE[1:]), part.flatten(2).mT)
+        yield CoordinateBatch(Observation(part, samples), samples, SHAPE[1:], [str(i) for i in range(len(part))])
+
+
+@pytest.fixture
+def refined(make_ipc):
+    """Return a composer that refines for four steps in a test, with statistics of its codes."""
+    composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()}).eval()
+    composer.training_codes = measure_codes(composer, _Data(eval_batch_size=4).training_batches())
+    return composer
+
+
+@pytest.fixture
+def tested(tmp_path, capsys):
+    """Return a function that tests a composer, and gives what was printed; files lie in ``tmp_path``."""
+
+    def run_test(composer, data, *callbacks):
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            default_root_dir=tmp_path,
+            callbacks=list(callbacks) or [ResultsTable(), RefinementPlot()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.test(composer, datamodule=data, verbose=False)
+        return capsys.readouterr().out
+
+    return run_test
+
+
+def _table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("sizes", [[7], [1] * 7, [3, 4], [5, 1, 1]], ids=str)
+def test_statistics_are_those_of_all_codes_at_once(sizes):
+    signals = torch.randn(7, *SHAPE) * torch.rand(SHAPE) + 1000
+    found = measure_codes(_Codes(), _batches(signals, sizes))
+    assert found.items == 7
+    for name, codes in (("whole", signals.double().numpy()), ("first", signals[:, 0, 0].double().numpy())):
+        np.testing.assert_allclose(found.mean[name], codes.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(found.deviation[name], codes.std(0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_the_mode_and_the_weights_as_they_were(make_ipc, training):
+    composer = make_ipc().train(training)
+    weights = copy.deepcopy(composer.state_dict())
+    found = measure_codes(composer, _batches(torch.rand(4, *SHAPE), [2, 2]))
+    assert composer.training == training
+    assert all(torch.equal(weight, weights[name]) for name, weight in composer.state_dict().items())
+    codes = composer.eval().encode(Observation(next(iter(_batches(torch.rand(4, *SHAPE), [4]))).observation.signal))
+    assert {name: mean.shape for name, mean in found.mean.items()} == {name: c.shape[1:] for name, c in codes.items()}
+
+
+def test_codes_of_nothing_are_refused():
+    composer = _Codes().train()
+    with pytest.raises(ValueError, match="no training items"):
+        measure_codes(composer, [])
+    assert composer.training
+
+
+def test_the_mean_start_is_the_mean_code_for_everyone():
+    statistics = CodeStatistics({"code": torch.tensor([1.0, 2.0, 3.0]).double()}, {"code": torch.zeros(3).double()}, 5)
+    for dtype, wanted in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
+        found = mean_start(statistics, {"code": torch.rand(2, 3, dtype=dtype)})["code"]
+        assert found.dtype == wanted
+        assert found.tolist() == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_a_random_start_has_the_mean_and_deviation_of_all_numbers():
+    codes = np.random.default_rng(0).normal(3, 0.5, (6, 50, 40)) + np.linspace(-2, 2, 40)
+    statistics = CodeStatistics({"code": torch.tensor(codes.mean(0))}, {"code": torch.tensor(codes.std(0))}, 6)
+    found = random_start(statistics, ["a", "b"], seed=3)["code"]
+    for instance, name in enumerate(("a", "b")):
+        normal = torch.randn(50, 40, generator=generator_at(3, "random start", name))
+        np.testing.assert_allclose(found[instance], codes.mean() + codes.std() * normal, atol=1e-5)
+    assert abs(found.mean().item() - codes.mean()) < 0.1
+    assert abs(found.std().item() - codes.std()) < 0.1
+    assert found.mean(1).std() < 0.3  # the slope of the mean code, 1.2, is gone
+
+
+def test_a_random_start_depends_on_seed_and_name_only():
+    shapes = {"one": (4, 3), "two": (5,)}
+    statistics = CodeStatistics(
+        {name: torch.rand(shape).double() for name, shape in shapes.items()},
+        {name: torch.rand(shape).double() for name, shape in shapes.items()},
+        2,
+    )
+    together = random_start(statistics, ["a", "b", "c"], seed=1)
+    turned = random_start(statistics, ["c", "a"], seed=1)
+    other = random_start(statistics, ["a", "b", "c"], seed=2)
+    for name, shape in shapes.items():
+        assert together[name].shape == (3, *shape)
+        assert torch.equal(turned[name], together[name][[2, 0]])
+        assert len({tuple(code.flatten().tolist()) for code in (*together[name], *other[name])}) == 6
+
+
+def test_training_batches_are_the_first_items_of_training(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    data = _Data(batch_size=9, eval_batch_size=4, coordinate_noise="per_instance", coordinate_subset=0.5)
+    batches = list(data.training_batches(count=7))
+    trained = next(iter(data.train_dataloader()))
+    assert [len(batch.names) for batch in batches] == [4, 3]
+    assert [name for batch in batches for name in batch.names] == list(trained.name[:7])
+    assert torch.equal(torch.cat([batch.observation.signal for batch in batches]), trained.values[:7])
+    for batch in batches:
+        assert batch.shape == SHAPE[1:]
+        assert torch.equal(batch.query.coords, grid(SHAPE[1:]))
+    everything = [name for batch in data.training_batches() for name in batch.names]
+    assert sorted(everything) == [f"set 1 picture {index}" for index in range(9)]
+
+
+def test_training_batches_are_those_of_every_process(monkeypatch):
+    class Second:
+        global_rank, world_size, training = 1, 2, False
+
+    alone, second = _Data(eval_batch_size=5), _Data(eval_batch_size=5)
+    second.trainer = Second()
+    for batch, other in zip(alone.training_batches(), second.training_batches(), strict=True):
+        assert batch.names == other.names
+        assert torch.equal(batch.observation.signal, other.observation.signal)
+
+
+def test_data_without_training_items_is_refused():
+    class Held(_Data):
+        def setup(self, stage):
+            self.test_set = _Pictures(2, seed=2)
+
+    with pytest.raises(ValueError, match="Held has no training items"):
+        next(Held().training_batches())
+
+
+def _wanted(composer, signal, name):
+    """Return the metrics by start and step of one picture, from the pieces of a composer and naive formulas."""
+    observation = Observation(signal.unsqueeze(0), Samples(grid(SHAPE[1:]), signal.flatten(1).mT.unsqueeze(0)))
+    predicted = composer.encode(observation)
+    starts = {"prediction": predicted, "mean": {}, "random": {}}
+    for key, mean in composer.training_codes.mean.items():
+        deviation = composer.training_codes.deviation[key]
+        scale = math.sqrt((deviation**2 + mean**2).mean() - mean.mean() ** 2)
+        normal = torch.randn(mean.shape, generator=generator_at(0, "random start", name))
+        starts["mean"][key] = mean.float().unsqueeze(0)
+        starts["random"][key] = (mean.mean() + scale * normal).float().unsqueeze(0)
+    psnr = {}
+    for start, latents in starts.items():
+        for step, found in composer.refine(latents, observation.samples).items():
+            values = composer.render(composer.compose(found), grid(SHAPE[1:]))
+            psnr[start, step] = -10 * math.log10((values - observation.samples.values).square().mean().item())
+    return psnr
+
+
+@pytest.mark.parametrize("sizes", [[5], [2, 3]], ids=str)
+def test_a_test_step_measures_every_start(refined, monkeypatch, sizes):
+    monkeypatch.setattr(refined, "log", lambda *args, **kwargs: None)
+    signals = torch.rand(5, *SHAPE)
+    with torch.no_grad():
+        for batch in _batches(signals, sizes):
+            found = refined.test_step(batch, 0)
+            assert list(found["starts"]) == ["mean", "random"]
+            for index, name in enumerate(batch.names):
+                wanted = _wanted(refined, batch.observation.signal[index], name)
+                for (start, step), psnr in wanted.items():
+                    metrics = found["metrics"] if start == "prediction" else found["starts"][start]
+                    assert list(metrics) == list(STEPS)
+                    assert metrics[step]["psnr"][index].item() == pytest.approx(psnr, abs=1e-3)
+                    assert metrics[step]["gain"].shape == (len(batch.names),)
+
+
+def test_a_start_at_the_prediction_is_the_curve_of_the_prediction(refined, monkeypatch):
+    monkeypatch.setattr(refined, "log", lambda *args, **kwargs: None)
+    [batch] = _batches(torch.rand(1, *SHAPE), [1])
+    with torch.no_grad():
+        refined.training_codes = measure_codes(refined, [batch])
+        found = refined.test_step(batch, 0)
+    for step in STEPS:
+        for metric in ("psnr", "gain"):
+            assert torch.equal(found["starts"]["mean"][step][metric], found["metrics"][step][metric])
+    assert not torch.equal(found["starts"]["random"][0]["psnr"], found["metrics"][0]["psnr"])
+
+
+def test_other_stages_start_from_the_prediction_only(refined, tiny_batch, monkeypatch):
+    monkeypatch.setattr(refined, "log", lambda *args, **kwargs: None)
+    refined.refinement.stages = ("val", "test", "predict")
+    with torch.no_grad():
+        for step in (refined.validation_step, refined.predict_step):
+            evaluation = step(tiny_batch, 0)
+            assert list(evaluation["metrics"]) == list(STEPS)
+            assert evaluation["starts"] == {}
+
+
+def test_a_test_writes_every_start(make_ipc, tested, tmp_path):
+    composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()})
+    printed = tested(composer, _Data(eval_batch_size=2))
+    rows = _table(tmp_path / "test_instances.csv")
+    columns = [f"{metric}@{step}" for step in STEPS for metric in ("gain", "psnr")]
+    further = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
+    assert list(rows[0]) == ["name", *columns, *further]
+    composer.eval()
+    statistics = measure_codes(composer, _Data(eval_batch_size=9).training_batches())
+    for name in statistics.mean:
+        torch.testing.assert_close(composer.training_codes.mean[name], statistics.mean[name], atol=1e-6, rtol=0)
+    for picture, row in zip(_Pictures(5, seed=2), rows, strict=True):
+        assert row["name"] == picture.name
+        for (start, step), psnr in _wanted(composer, picture.values, picture.name).items():
+            column = f"psnr@{step}" if start == "prediction" else f"psnr@{step} from {start}"
+            assert float(row[column]) == pytest.approx(psnr, abs=1e-3)
+    assert printed.count("from a random start") == 0  # 80 columns break it
+    assert "PSNR [dB]" in printed
+
+
+def test_the_plot_and_its_numbers(make_ipc, tested, tmp_path):
+    composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()})
+    printed = tested(
+        composer, _Data(eval_batch_size=2), ResultsTable(), RefinementPlot(), RefinementPlot("gain.svg", "gain")
+    )
+    rows = _table(tmp_path / "test_instances.csv")
+    for path, metric in (("refinement.csv", "psnr"), ("gain.csv", "gain")):
+        points = _table(tmp_path / path)
+        assert [(p["start"], int(p["step"])) for p in points] == [(start, step) for start in STARTS for step in STEPS]
+        for point in points:
+            suffix = "" if point["start"] == "prediction" else f" from {point['start']}"
+            numbers = np.array([float(row[f"{metric}@{point['step']}{suffix}"]) for row in rows])
+            assert (point["metric"], point["instances"]) == (metric, "5")
+            found = [float(point[key]) for key in ("mean", "lower quartile", "upper quartile")]
+            np.testing.assert_allclose(found, [numbers.mean(), *np.quantile(numbers, [0.25, 0.75])], rtol=1e-9)
+    picture = Image.open(tmp_path / "refinement.png").convert("RGB")
+    assert picture.size == (720, 450)
+    colours = {colour for _, colour in picture.getcolors(720 * 450)}
+    assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours  # a line for every start
+    assert "Refinement curves: " in printed
+    assert (tmp_path / "gain.svg").read_text().count("<svg") == 1
+
+
+def test_without_training_data_the_other_curves_are_left_out(make_ipc, tested, tmp_path):
+    composer = make_ipc(refinement=Refinement(4, report=(1,)))
+    printed = tested(composer, _Missing(eval_batch_size=2))
+    [line] = [line for line in printed.splitlines() if "training data is not at hand" in line]
+    assert line.endswith("There is no folder photos/train.")
+    assert list(_table(tmp_path / "test_instances.csv")[0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
+    assert {point["start"] for point in _table(tmp_path / "refinement.csv")} == {"prediction"}
+    assert "from the" not in printed.replace(line, "")
+
+
+def test_from_the_prediction_only_no_training_data_is_wanted(make_ipc, tested, tmp_path):
+    weights = make_ipc().state_dict()
+    tables = []
+    for starts, data in ((["prediction"], _Missing), (STARTS, _Data)):
+        composer = make_ipc(refinement=Refinement(4, report=(1,), starts=starts))
+        composer.load_state_dict(weights)
+        assert "not at hand" not in tested(composer, data(eval_batch_size=2))
+        tables.append(_table(tmp_path / "test_instances.csv"))
+    assert list(tables[0][0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
+    assert tables[0] == [{key: row[key] for key in tables[0][0]} for row in tables[1]]
+
+
+def test_without_refinement_nothing_is_drawn(make_ipc, tested, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Data, "training_batches", lambda self: pytest.fail("asked for training data"))
+    for refinement in (Refinement(0), Refinement(4, stages=("val",))):
+        assert "Refinement curves" not in tested(make_ipc(refinement=refinement), _Data())
+        assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
+
+
+def _rows(numbers, metrics=("psnr",), steps=(0, 10)):
+    """Return rows of some instances with these numbers, each start one below the one before."""
+    return {
+        str(index): {
+            Column(metric, step, start): number + step - place
+            for place, start in enumerate(STARTS)
+            for step in steps
+            for metric in metrics
+        }
+        for index, number in enumerate(numbers)
+    }
+
+
+def test_a_curve_of_one_instance_and_of_many():
+    assert [point[2:] for point in curve(_rows([7.0]), "psnr")][:2] == [(7, 7, 7, 1), (17, 17, 17, 1)]
+    found = curve(_rows([1.0, 2.0, 4.0, 10.0]), "psnr")
+    assert found[0] == ("prediction", 0, 4.25, 1.75, 5.5, 4)
+    assert [(point.start, point.step, point.mean) for point in found[2:]] == [
+        ("mean", 0, 3.25),
+        ("mean", 10, 13.25),
+        ("random", 0, 2.25),
+        ("random", 10, 12.25),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "wanted"),
+    [
+        (("ssim", "psnr"), ["SSIM", "PSNR [dB]", "from the mean code", "from a random start"]),
+        (("own", "ssim"), ["own", "from the mean code", "from a random start", "SSIM"]),
+    ],
+    ids=str,
+)
+def test_the_table_compares_the_starts_by_the_main_metric(metrics, wanted):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(results_table(_rows([1.0, 2.0], metrics)))
+    lines = console.export_text().splitlines()
+    assert [cell.strip() for cell in lines[2].split("┃")[2:-1]] == wanted
+    cells = dict(zip(wanted, lines[4].split("│")[2:-1], strict=True))
+    assert float(cells["from the mean code"]) == 0.5
+    assert float(cells["from a random start"]) == -0.5
+
+
+def test_a_plot_of_what_is_not_measured_is_refused(make_ipc, tested):
+    with pytest.raises(ValueError, match=r"metric of RefinementPlot is psnrr; this model measures psnr\."):
+        tested(make_ipc(), _Data(), RefinementPlot(metric="psnrr"))
+
+
+@pytest.mark.parametrize("filename", ["refinement.csv", "refinement", "curve.txt"])
+def test_a_plot_of_an_unknown_kind_is_refused(filename):
+    with pytest.raises(ValueError, match=rf"filename is {filename}; .* \.png, \.svg, \.pdf"):
+        RefinementPlot(filename)
