@@ -1,0 +1,401 @@
+"""Weights & Biases, laid over a run by ``configs/wandb.yaml``: the logger, gradient norms, a table of fixed samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.logger import _add_prefix
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.utils.data import Dataset, default_collate
+
+from composers.base import Composer
+from composers.callbacks import relative_path
+from composers.metrics import instance_mse, psnr_of_mse
+from composers.pictures import picture
+from composers.refinement import Latents, Refinement
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import CoordinateBatch
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+Cell = str | float | Image.Image
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_STEP = "trainer/global_step"
+
+
+class WandB(CSVLogger):
+    """Writes all that `CSVLogger` writes, in the same folder, and sends the same to a run of Weights & Biases.
+
+    The run has the content of ``config.yaml`` as its config, and its files in ``wandb`` below the folder of the run. A fit
+    that resumes a checkpoint goes on with the W&B run of that checkpoint's folder. Only the first process talks to W&B. In
+    a sweep, project, entity, name and id are the agent's.
+
+    Args:
+        save_dir: Folder of all runs.
+        name: Folder below it, of the runs of one experiment.
+        version: Folder below that, of this run; the next free ``version_<n>`` if None.
+        prefix: Put before the names of metrics.
+        flush_logs_every_n_steps: Logged steps from one writing of ``metrics.csv`` to the next.
+        project: Project in W&B; the environment's ``WANDB_PROJECT``, or else W&B's own choice, if None.
+        entity: User or team that owns the project; the default of the account if None.
+        group: Puts runs together.
+        tags: Labels to search for.
+        notes: A longer description.
+        mode: ``online``, ``offline`` (files to be sent later), ``disabled`` (files of `CSVLogger` only), or ``auto``: the
+            environment's ``WANDB_MODE``, else online where an API key is found, else offline. Never asks for a key.
+        log_model: Whether to upload the best and the last checkpoint at the end; needs a server.
+        run_id: Id of a W&B run to go on with; that of a resumed checkpoint, or else a new one, if None.
+
+    Raises:
+        ValueError: If wandb is not installed, ``WANDB_MODE`` is unknown, or ``log_model`` is asked for without a server.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path = "runs",
+        name: str | None = "unnamed",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+        project: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+        log_model: bool = False,
+        run_id: str | None = None,
+    ) -> None:
+        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
+        self.mode, self.reason = _resolved(mode)
+        if log_model and self.mode != "online":
+            raise ValueError(
+                f"log_model uploads checkpoints as artifacts, which needs a server, and this run is {self.mode}, because "
+                f"{self.reason}: set log_model to false, or run online. The checkpoints are in the folder of the run anyway."
+            )
+        self.about = {"project": project, "entity": entity, "group": group, "tags": list(tags) or None, "notes": notes}
+        self.log_model = log_model
+        self.run_id = run_id
+        self.run: Run | None = None
+        self._savers: dict[int, Checkpoint] = {}
+
+    @rank_zero_only
+    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
+        """Begin the W&B run: the trainer calls this when all is set up and nothing is done yet."""
+        if self.mode == "disabled" or self.run is not None:
+            return
+        trainer = cast(LightningModule, model).trainer
+        stage = trainer.state.fn.value if trainer.state.fn else None
+        if self.run_id is None and stage == "fit" and trainer.ckpt_path:
+            self.run_id = _recorded_id(Path(trainer.ckpt_path).parent.parent)
+        self.run = self._begun(stage)
+        self.run_id = self.run.id
+        if self.mode == "online":
+            _tell(f"W&B: {self.run.url}")
+        else:
+            _tell(f"W&B: offline, because {self.reason}; in {relative_path(self.run.dir).parent}")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
+        """Write a row of ``metrics.csv``, and send it."""
+        super().log_metrics(metrics, step)
+        self._send(_add_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR), step)
+
+    @rank_zero_only
+    def log_table(self, key: str, rows: Sequence[Mapping[str, Cell]], step: int) -> None:
+        """Send a table.
+
+        Args:
+            key: Its name.
+            rows: Cells by column, the columns the same in all rows.
+            step: The optimizer step it belongs to.
+        """
+        if self.run is None:
+            return
+        import wandb
+
+        data = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row.values()] for row in rows]
+        with _staged_below(Path(self.log_dir, "wandb")):
+            self._send({key: wandb.Table(columns=list(rows[0]), data=data)}, step)
+
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        """Remember who saves checkpoints, to upload them at the end."""
+        self._savers[id(checkpoint_callback)] = checkpoint_callback
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left, upload the checkpoints if asked to, and end the W&B run."""
+        super().finalize(status)
+        if self.run is None:
+            return
+        if self.log_model:
+            self._upload(self.run)
+        run, self.run = self.run, None
+        run.finish(exit_code=int(status == "failed"))
+        if self.mode == "offline":
+            _tell(f"W&B: to send it later, wandb sync {relative_path(run.dir).parent}")
+
+    def _begun(self, stage: str | None) -> Run:
+        """Return a new W&B run, or the one of ``run_id`` continued."""
+        import wandb
+
+        folder = Path(self.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # else W&B takes another one
+        stated: dict[str, Any] = {
+            **self.about,
+            "id": self.run_id,
+            "name": f"{self.name}/{folder.name}",
+            "job_type": stage,
+        }
+        if self.run_id is not None and self.mode == "online":
+            stated["resume"] = "allow"  # offline the id alone makes wandb sync put the parts together
+        if os.environ.get("WANDB_SWEEP_ID"):
+            for name in ("project", "entity", "id", "name", "resume"):
+                stated.pop(name, None)
+        settings = wandb.Settings(silent=True, console="off")
+        try:
+            run = wandb.init(
+                dir=folder.absolute(), mode=self.mode, config=_written(folder), settings=settings, **stated
+            )
+        except wandb.Error as error:
+            raise ValueError(
+                f"W&B cannot begin a run: {str(error).splitlines()[0]}. "
+                "Train without its server with --trainer.logger.init_args.mode offline."
+            ) from error
+        run.define_metric(_STEP)
+        run.define_metric("*", step_metric=_STEP, step_sync=True)
+        return run
+
+    def _send(self, content: Mapping[str, Any], step: int | None) -> None:
+        """Send metrics or media, with the step as the axis, so that what belongs to one step may come in several parts."""
+        if self.run is not None:
+            self.run.log(dict(content) if step is None else {**content, _STEP: step})
+
+    def _upload(self, run: Run) -> None:
+        """Upload the best and the last checkpoint of every saver as one artifact."""
+        import wandb
+
+        names = ("best_model_path", "last_model_path")
+        paths = {getattr(saver, name, "") for saver in self._savers.values() for name in names}
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        for path in sorted(path for path in paths if Path(path).is_file()):
+            artifact.add_file(path)
+        run.log_artifact(artifact)
+
+
+class GradientNorms(Callback):
+    """Logs the norm of the gradient, ``grad_norm/total`` and one number for each part of the composer, by attribute name.
+
+    Measured where the optimizer is about to step: after accumulation, averaging over devices and unscaling (not by fused
+    optimizers, which unscale themselves), before clipping.
+
+    Args:
+        every_n_steps: Optimizer steps from one to the next; the trainer's ``log_every_n_steps`` if None.
+
+    Raises:
+        ValueError: If the number is not positive.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be at least 1, or null.")
+        self.every_n_steps = every_n_steps
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Log the norms of this step."""
+        every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.is_global_zero and every and (trainer.global_step + 1) % every == 0:
+            norms = {f"grad_norm/{part}": norm for part, norm in gradient_norms(pl_module).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(norms, step=trainer.global_step)
+
+
+def gradient_norms(module: nn.Module) -> dict[str, float]:
+    """Return the Euclidean norms of the gradients of a module, in float32: of each attribute of it, then ``total``.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> layer.weight.grad, layer.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+        >>> gradient_norms(layer)
+        {'weight': 3.0, 'bias': 4.0, 'total': 5.0}
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            parts.setdefault(name.split(".")[0], []).append(parameter.grad.float())
+    norms = {part: get_total_norm(gradients) for part, gradients in parts.items()}
+    norms["total"] = get_total_norm(list(norms.values()))
+    numbers: list[float] = torch.stack(list(norms.values())).tolist()  # the only wait for the device
+    return dict(zip(norms, numbers, strict=True))
+
+
+class ValidationTable(Callback):
+    """Sends after every validation a table of the first validation samples to W&B, ``val/samples``: the same rows each time.
+
+    Pictures have the columns input, reconstruction and error x 5; other signals have numbers only. The rows are made on
+    the first process from the data set itself, so they do not depend on the number of devices. The refined PSNR is that
+    after the composer's own refinement, whether validation refines or not; the column is missing if it has no steps. Each
+    validation costs the refinement of these samples.
+
+    Args:
+        num_samples: Rows.
+        refinement_steps: At most so many steps before the refined PSNR, for every validation waits; the composer's own if None.
+
+    Raises:
+        ValueError: If a number is not positive, or, at set-up, if the logger is not `WandB`.
+    """
+
+    def __init__(self, num_samples: int = 8, refinement_steps: int | None = None) -> None:
+        if num_samples < 1 or (refinement_steps is not None and refinement_steps < 1):
+            raise ValueError(
+                f"num_samples is {num_samples}, refinement_steps {refinement_steps}; they must be at least 1."
+            )
+        self.num_samples = num_samples
+        self.refinement_steps = refinement_steps
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse another logger, which has no tables."""
+        if not isinstance(trainer.logger, WandB) and not getattr(trainer, "fast_dev_run", False):
+            raise ValueError(
+                f"ValidationTable fills a table of W&B, and the logger is {type(trainer.logger).__name__}: "
+                "add --config configs/wandb.yaml, or leave the callback out."
+            )
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the rows and send them."""
+        logger, data = trainer.logger, getattr(trainer, "datamodule", None)
+        if trainer.sanity_checking or not isinstance(logger, WandB) or logger.run is None:
+            return  # on all processes but the first there is no run
+        assert isinstance(pl_module, Composer)
+        assert isinstance(data, CoordinateDataModule)
+        rows: list[dict[str, Cell]] = []
+        with trainer.precision_plugin.val_step_context():
+            for batch in _first(data.val_set, self.num_samples, data.eval_batch_size):
+                moved = trainer.strategy.batch_to_device(default_collate(batch))
+                rows += sample_rows(pl_module, moved, self.refinement_steps)
+        logger.log_table("val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
+
+
+def sample_rows(
+    composer: Composer, batch: CoordinateBatch, refinement_steps: int | None = None
+) -> list[dict[str, Cell]]:
+    """Return a row for every instance of a batch, as `ValidationTable` describes them."""
+    latents = composer.encode(batch.observation)
+    values = composer.render(composer.compose(latents), batch.query.coords)
+    numbers = {"PSNR": psnr_of_mse(instance_mse(values, batch.query)).tolist()}
+    if composer.refinement.steps and batch.observation.samples is not None:
+        numbers["refined PSNR"] = _refined_psnr(composer, latents, batch, refinement_steps).tolist()
+    rows: list[dict[str, Cell]] = []
+    for index, name in enumerate(batch.names):
+        row: dict[str, Cell] = {"name": name}
+        if batch.shape is not None and len(batch.shape) == 2 and values.shape[-1] in (1, 3):
+            assert batch.query.values is not None
+            row |= _pictures(batch.query.values[index], values[index], batch.shape)
+        rows.append(row | {column: of_instance[index] for column, of_instance in numbers.items()})
+    return rows
+
+
+def _refined_psnr(composer: Composer, latents: Latents, batch: CoordinateBatch, steps: int | None) -> Tensor:
+    """Return the PSNR of every instance ``(B,)`` after the composer's own refinement, or its first steps."""
+    assert batch.observation.samples is not None
+    own = composer.refinement
+    refinement = Refinement(min(own.steps, steps or own.steps), own.optimizer, report=())
+    refined = composer.refine(latents, batch.observation.samples, refinement)[refinement.steps]
+    return psnr_of_mse(instance_mse(composer.render(composer.compose(refined), batch.query.coords), batch.query))
+
+
+def _pictures(target: Tensor, found: Tensor, shape: tuple[int, ...]) -> dict[str, Cell]:
+    """Return the pictures of one instance, of values ``(N, C)``."""
+    error = (found.float() - target.float()).abs() * 5
+    columns = {"input": target, "reconstruction": found, "error x 5": error}
+    return {column: picture(values, shape) for column, values in columns.items()}
+
+
+def _first(dataset: Dataset[Any], number: int, at_once: int) -> Iterator[list[Any]]:
+    """Yield the first items of a data set, a few at once."""
+    indices = range(min(number, len(dataset)))  # type: ignore[arg-type]
+    for start in range(0, len(indices), at_once):
+        yield [dataset[index] for index in indices[start : start + at_once]]
+
+
+def _resolved(mode: str) -> tuple[Literal["online", "offline", "disabled"], str]:
+    """Return the mode that is meant, and why, in words that follow ``because``."""
+    reason = f"mode is {mode}"
+    if mode == "auto":
+        stated = os.environ.get("WANDB_MODE")
+        if stated and stated not in _MODES:
+            raise ValueError(f"WANDB_MODE is {stated!r}; allowed are {', '.join(_MODES)}.")
+        if stated:
+            mode, reason = _MODES[stated], f"WANDB_MODE is {stated}"
+        elif rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            _check_installed()
+            found = _has_key()
+            mode, reason = ("online", "a key was found") if found else ("offline", "no key was found (wandb login)")
+        else:
+            mode, reason = "online", "the first process decides"
+    if mode != "disabled":
+        _check_installed()
+    return cast(Literal["online", "offline", "disabled"], mode), reason
+
+
+def _check_installed() -> None:
+    """Refuse to go on without wandb."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "wandb is not installed: pip install wandb, leave configs/wandb.yaml out, "
+            "or add --trainer.logger.init_args.mode disabled."
+        ) from error
+
+
+def _has_key() -> bool:
+    """Return whether wandb finds credentials, without asking for them or calling a server."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb.login(prompt=False, verify=False)
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """Return the whole configuration of a run, which the program has written into its folder; empty if it has not."""
+    path = folder / "config.yaml"
+    return cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _recorded_id(folder: Path) -> str | None:
+    """Return the id of the newest W&B run recorded below the folder of a run, or None."""
+    found = sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    return found[-1].stem.removeprefix("run-") if found else None
+
+
+@contextmanager
+def _staged_below(folder: Path) -> Iterator[None]:
+    """Keep pictures that wait for a server in the folder of the run, not of the user, unless ``WANDB_DATA_DIR`` says where."""
+    stated = "WANDB_DATA_DIR" in os.environ
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder))
+    try:
+        yield
+    finally:
+        if not stated:
+            del os.environ["WANDB_DATA_DIR"]
+
+
+def _tell(line: str) -> None:
+    """Print a line."""
+    Console(soft_wrap=True).print(line)

@@ -1,0 +1,481 @@
+"""W&B beside a real run, offline: what was written is read back from W&B's own file, and nothing else changes."""
+
+import contextlib
+import json
+import math
+import os
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import wandb
+import yaml
+from PIL import Image
+from program import REPOSITORY, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
+from wandb.proto import wandb_internal_pb2
+
+import cli
+import composers
+from composers import Refinement
+from composers.tracking import GradientNorms, ValidationTable, WandB, gradient_norms, sample_rows
+from datamodules import SamplePhotos
+from datamodules.batch import Observation
+from datamodules.coordinates import grid
+
+OVERLAY = ["--config", str(REPOSITORY / "configs" / "wandb.yaml")]
+TABLE = "val/samples"
+KEY = "0123456789" * 4
+EPOCHS, STEPS, RATE, WARMUP = 2, 3, 0.1, 2  # 3 steps an epoch of 2 batches each
+SLOWER = ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.lr", RATE]
+SLOWER += ["--model.init_args.scheduler", "composers.schedules.WarmupCosine"]
+SLOWER += ["--model.init_args.scheduler.init_args.warmup_steps", WARMUP]
+SLOWER += ["--trainer.max_epochs", EPOCHS, "--trainer.accumulate_grad_batches", 2, *keep_every(1)]
+
+
+@contextlib.contextmanager
+def _nobody(folder):
+    """Be a user without an account, whose home is a folder of the test, on a machine without a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(folder))
+        patch.setenv("NETRC", str(folder / "netrc"))
+        patch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("WANDB_CONFIG_DIR", str(folder / "config"))
+        patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+        patch.setenv("WANDB_ERROR_REPORTING", "false")
+        try:
+            yield
+        finally:
+            wandb.teardown()
+
+
+@pytest.fixture(autouse=True)
+def _nobody_anywhere(tmp_path_factory, monkeypatch):
+    """Run every test in an empty folder, as nobody."""
+    with _nobody(tmp_path_factory.mktemp("home")):
+        monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """Return the folder of two epochs with W&B by a user without a key, and what that printed."""
+    folder = tmp_path_factory.mktemp("offline")
+    with contextlib.chdir(folder), _nobody(tmp_path_factory.mktemp("home")):
+        printed = run("fit", *tiny("ipc"), *OVERLAY, *SLOWER)
+    return folder / "runs" / "unnamed" / "version_0", printed
+
+
+def _records(folder):
+    """Return the records of the only W&B run in the folder of a run: a LevelDB log of protocol buffers."""
+    wandb.teardown()  # its process writes the last records when it ends
+    [path] = folder.glob("wandb/*run-*/run-*.wandb")
+    content, position, record, found = path.read_bytes(), 7, b"", []
+    while position + 7 <= len(content):
+        left = 2**15 - position % 2**15
+        if left < 7:  # a block ends with padding
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found.append(wandb_internal_pb2.Record.FromString(record))
+            record = b""
+    return found
+
+
+def _history(folder):
+    """Return what was logged, one dictionary for each call."""
+    return [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in _records(folder)
+        if record.HasField("history")
+    ]
+
+
+def _logged(folder, name):
+    """Return the numbers logged under a name, by step."""
+    return {row["trainer/global_step"]: row[name] for row in _history(folder) if name in row}
+
+
+def _run_record(folder):
+    """Return what the file says of the run itself."""
+    return next(record.run for record in _records(folder) if record.HasField("run"))
+
+
+def _tables(folder):
+    """Return the tables in order, as rows by column, with pictures as arrays."""
+    tables = []
+    for record in _records(folder):
+        if not record.HasField("artifact"):
+            continue
+        files = {entry.path: entry.local_path for entry in record.artifact.manifest.contents}
+        [path] = [path for path in files if path.endswith(".table.json")]
+        table = json.loads(Path(files[path]).read_text())
+        cells = [
+            [np.asarray(Image.open(files[cell["path"]])) if isinstance(cell, dict) else cell for cell in row]
+            for row in table["data"]
+        ]
+        tables.append([dict(zip(table["columns"], row, strict=True)) for row in cells])
+    return tables
+
+
+def test_everything_is_where_it_is_without_wandb(offline):
+    folder, _ = offline
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints", "wandb"}
+    assert {"best.ckpt", "last.ckpt"} < {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {path.name for path in folder.parents[2].iterdir()} == {"runs"}  # nothing in the working directory
+
+
+def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(offline):
+    folder, printed = offline
+    [kept] = folder.glob("wandb/offline-run-*")
+    place = kept.relative_to(folder.parents[2])
+    assert f"W&B: offline, because no key was found (wandb login); in {place}\n" in printed
+    assert f"W&B: to send it later, wandb sync {place}\n" in printed
+    assert printed.count("W&B") == 2
+    assert "wandb:" not in printed
+
+
+def test_the_pictures_that_wait_lie_below_the_run(offline):
+    folder, _ = offline
+    [*artifacts] = [record.artifact for record in _records(folder) if record.HasField("artifact")]
+    paths = [Path(entry.local_path) for artifact in artifacts for entry in artifact.manifest.contents]
+    assert len(paths) > 24
+    assert all(path.is_relative_to(folder / "wandb") for path in paths)
+
+
+def test_the_whole_config_is_in_the_run(offline):
+    folder, _ = offline
+    record = _run_record(folder)
+    found = {item.key: json.loads(item.value_json) for item in record.config.update if not item.key.startswith("_")}
+    assert found == yaml.safe_load((folder / "config.yaml").read_text())
+    assert found["model"]["init_args"]["inr"]["init_args"]["coord_dim"] == 2
+    assert record.project == "generalizable-inr"
+    assert record.display_name == "unnamed/version_0"
+    assert record.job_type == "fit"
+
+
+def test_what_is_sent_is_what_metrics_csv_says(offline):
+    folder, _ = offline
+    written = rows(folder / "metrics.csv")
+    names = {name for row in written for name in row} - {"step"}
+    assert {"train/loss", "train/psnr", "val/psnr", "lr-SGD", "grad_norm/total", "epoch"} <= names
+    history = [row for row in _history(folder) if not any(name.startswith(TABLE) for name in row)]
+    assert len(history) == len(written)
+    for sent, row in zip(history, written, strict=True):
+        assert sent["trainer/global_step"] == int(row["step"])
+        for name in row.keys() - {"step"}:
+            assert sent[name] == pytest.approx(float(row[name]))
+
+
+def test_the_learning_rate_is_that_of_the_schedule(offline):
+    folder, _ = offline
+    total = EPOCHS * STEPS
+    found = _logged(folder, "lr-SGD")
+    assert list(found) == list(range(total))
+    for step, rate in found.items():
+        done = (step - WARMUP) / (total - WARMUP)
+        wanted = (step + 1) / WARMUP if step < WARMUP else (1 + math.cos(math.pi * done)) / 2
+        assert rate == pytest.approx(RATE * wanted, rel=1e-5)
+
+
+def _assert_norms_are_what_moved_the_weights(folder):
+    """Compare the norms with the differences of the weights from step to step, over the rate: plain gradient descent."""
+    rates = _logged(folder, "lr-SGD")
+    weights = [checkpoint(folder, f"step-{step}")["state_dict"] for step in range(1, EPOCHS * STEPS + 1)]
+    for step in range(1, EPOCHS * STEPS - 1):
+        squares = {"bases": 0.0, "hypernet": 0.0, "inr": 0.0}
+        for name, before in weights[step - 1].items():
+            if not name.startswith("means."):
+                moved = before.double() - weights[step][name].double()
+                squares[name.split(".")[0]] += float((moved / rates[step]).square().sum())
+        for part, square in squares.items():
+            assert _logged(folder, f"grad_norm/{part}")[step] == pytest.approx(math.sqrt(square), rel=1e-3)
+        total = math.sqrt(sum(squares.values()))
+        assert _logged(folder, "grad_norm/total")[step] == pytest.approx(total, rel=1e-3)
+
+
+def test_gradient_norms_are_what_moved_the_weights(offline):
+    _assert_norms_are_what_moved_the_weights(offline[0])
+
+
+def _held_out():
+    """Return the first 8 validation pictures as floating point ``(8, 3, 16, 16)``, and their names."""
+    data = SamplePhotos(size=16)
+    data.setup("validate")
+    items = [data.val_set[index] for index in range(8)]
+    return torch.stack([item.values for item in items]).float() / 255, [item.name for item in items]
+
+
+def _psnr(found, wanted):
+    """Return the PSNR of arrays in [0, 1]."""
+    return 10 * math.log10(1 / np.mean((np.asarray(found, np.float64) - np.asarray(wanted, np.float64)) ** 2))
+
+
+def test_the_table_has_the_same_rows_every_time(offline):
+    folder, _ = offline
+    first, second = _tables(folder)
+    signal, names = _held_out()
+    for table in (first, second):
+        assert list(table[0]) == ["name", "input", "reconstruction", "error x 5", "PSNR", "refined PSNR"]
+        assert [row["name"] for row in table] == names
+        for row, picture in zip(table, signal, strict=True):
+            assert np.array_equal(row["input"], (picture.permute(1, 2, 0) * 255).round().byte().numpy())
+    assert all(row["PSNR"] != other["PSNR"] for row, other in zip(first, second, strict=True))
+    assert list(_logged(folder, f"{TABLE}/_type")) == list(_logged(folder, "val/psnr")) == [2, 5]
+
+
+def test_the_table_says_what_the_checkpoint_makes_of_the_pictures(offline):
+    folder, _ = offline
+    composer = composers.load(folder / "checkpoints" / "last.ckpt")
+    signal, _ = _held_out()
+    centres = (torch.arange(16) + 0.5) / 8 - 1
+    coords = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1).flatten(0, 1)
+    for row, picture in zip(_tables(folder)[-1], signal, strict=True):
+        with torch.no_grad():
+            latents = composer.encode(Observation(picture[None]))
+            found = composer.render(composer.compose(latents), coords)[0]
+        wanted = picture.permute(1, 2, 0).flatten(0, 1)
+        assert row["PSNR"] == pytest.approx(_psnr(found, wanted), abs=1e-4)
+        for column, values in (("reconstruction", found), ("error x 5", (found - wanted).abs() * 5)):
+            levels = (values.clamp(0, 1) * 255).reshape(16, 16, 3).numpy()
+            assert np.abs(row[column] - levels).max() < 0.51
+        [(name, predicted)] = latents.items()
+        patterns = predicted.clone().requires_grad_()
+        optimizer = torch.optim.Adam([patterns], lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (composer.render(composer.compose({name: patterns}), coords)[0] - wanted).square().mean().backward()
+            optimizer.step()
+        refined = composer.render(composer.compose({name: patterns}), coords)[0].detach()
+        assert row["refined PSNR"] == pytest.approx(_psnr(refined, wanted), abs=1e-3)
+
+
+def test_disabled_needs_no_wandb_and_trains_the_same(offline, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    run("fit", *tiny("ipc"), *OVERLAY, *SLOWER, "--trainer.logger.init_args.mode", "disabled")
+    folder = Path("runs/unnamed/version_0")
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints"}
+    assert_same(checkpoint(folder)["state_dict"], checkpoint(offline[0])["state_dict"])
+    assert rows(folder / "metrics.csv") == rows(offline[0] / "metrics.csv")
+
+
+def test_a_resumed_fit_goes_on_with_the_run(offline, monkeypatch):
+    folder, _ = offline
+    monkeypatch.chdir(folder.parents[2])
+    name = ["--trainer.logger.init_args.version", "resumed"]
+    again = [*SLOWER, "--trainer.max_epochs", EPOCHS + 1, *name]
+    run("fit", *tiny("ipc"), *OVERLAY, *again, "--ckpt_path", folder / "checkpoints" / "last.ckpt")
+    resumed = folder.parent / "resumed"
+    assert _run_record(resumed).run_id == _run_record(folder).run_id
+    assert list(_logged(resumed, "train/loss")) == [6, 7, 8]
+    assert len(_tables(resumed)) == 1
+
+
+def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    made = []
+    with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
+        run("fit", "--config", REPOSITORY / "configs" / "experiments" / "photos_ipc.yaml", *OVERLAY)
+    logger = made[0].trainer.logger
+    assert type(logger) is WandB
+    assert (logger.save_dir, logger.name) == ("runs", "photos_ipc")
+    names = [type(callback).__name__ for callback in made[0].trainer.callbacks]
+    for name in ("StartSummary", "ContactSheet", "LearningRateMonitor", "GradientNorms", "ValidationTable"):
+        assert names.count(name) == 1
+
+
+def test_checkpoints_are_not_uploaded_without_a_server():
+    model = ["--trainer.logger.init_args.log_model", "true", "--trainer.logger.init_args.mode", "offline"]
+    message = refused("fit", *tiny("ipc"), *OVERLAY, *model)
+    assert "log_model uploads checkpoints as artifacts, which needs a server" in message
+    assert "this run is offline, because mode is offline: set log_model to false" in message
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "reason"),
+    [
+        ("disabled", None, "this run is disabled, because mode is disabled"),
+        ("auto", "offline", "this run is offline, because WANDB_MODE is offline"),
+        ("auto", "dryrun", "this run is offline, because WANDB_MODE is dryrun"),
+        ("auto", None, "this run is offline, because no key was found"),
+    ],
+)
+def test_why_checkpoints_are_not_uploaded(mode, environment, reason, monkeypatch):
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    with pytest.raises(ValueError, match=reason):
+        WandB(mode=mode, log_model=True)
+
+
+def test_nobody_is_ever_asked_for_a_key(monkeypatch):
+    asked = mock.Mock(side_effect=AssertionError("asked for a key"))
+    monkeypatch.setattr("wandb.sdk.lib.wbauth.prompt.prompt_and_save_api_key", asked)
+    assert WandB().mode == "offline"
+
+
+@pytest.mark.parametrize("place", ["environment", "netrc"])
+def test_a_key_that_is_found_means_online(place, monkeypatch):
+    if place == "environment":
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+    else:
+        Path(os.environ["NETRC"]).write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
+        Path(os.environ["NETRC"]).chmod(0o600)
+    assert WandB(log_model=True).mode == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert WandB().mode == "offline"
+    assert WandB(mode="online").mode == "online"
+
+
+def test_an_unknown_mode_of_the_environment(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "perhaps")
+    with pytest.raises(ValueError, match="WANDB_MODE is 'perhaps'; allowed are online"):
+        WandB()
+
+
+def test_a_missing_wandb_is_one_message(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    message = refused("fit", *tiny("ipc"), *OVERLAY)
+    assert "wandb is not installed: pip install wandb, leave configs/wandb.yaml out" in message
+
+
+def test_the_table_needs_the_logger():
+    message = refused("fit", *tiny("ipc"), "--trainer.callbacks+", "composers.tracking.ValidationTable")
+    assert "ValidationTable fills a table of W&B, and the logger is CSVLogger" in message
+
+
+def test_numbers_out_of_range():
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        ValidationTable(num_samples=0)
+    with pytest.raises(ValueError, match="every_n_steps is 0"):
+        GradientNorms(every_n_steps=0)
+
+
+def _begin(logger, stage="fit", checkpoint_path=None):
+    """Let a logger begin its run as the trainer does."""
+    state = SimpleNamespace(fn=SimpleNamespace(value=stage))
+    assert logger.experiment is not None
+    logger.log_graph(SimpleNamespace(trainer=SimpleNamespace(state=state, ckpt_path=checkpoint_path)))
+
+
+def test_what_a_run_is_about():
+    about = {"project": "inrs", "group": "ours", "tags": ["a", "b"], "notes": "why", "run_id": "seven-7"}
+    logger = WandB("here", "experiment", 3, mode="offline", prefix="p", **about)
+    _begin(logger, "test")
+    logger.log_metrics({"x": 1.5}, step=4)
+    logger.finalize("success")
+    folder = Path("here/experiment/version_3")
+    record = _run_record(folder)
+    assert (record.project, record.run_group, list(record.tags), record.notes) == ("inrs", "ours", ["a", "b"], "why")
+    assert (record.run_id, record.job_type, record.display_name) == ("seven-7", "test", "experiment/version_3")
+    assert _logged(folder, "p-x") == {4: 1.5}
+    assert rows(folder / "metrics.csv") == [{"p-x": "1.5", "step": "4"}]
+    assert _records(folder)[-1].exit.exit_code == 0
+
+
+def test_a_failed_run_is_marked_as_failed():
+    logger = WandB(mode="offline")
+    _begin(logger)
+    logger.finalize("failed")
+    assert _records(Path("runs/unnamed/version_0"))[-1].exit.exit_code == 1
+
+
+def test_only_a_fit_goes_on_with_the_run_of_its_checkpoint(offline):
+    folder, _ = offline
+    logger = WandB(mode="offline")
+    _begin(logger, "test", folder / "checkpoints" / "last.ckpt")
+    logger.finalize("success")
+    assert logger.run_id != _run_record(folder).run_id
+
+
+def test_in_a_sweep_the_agent_decides(offline, monkeypatch):
+    for name, value in {"SWEEP_ID": "s1", "RUN_ID": "agents", "PROJECT": "of-the-sweep", "MODE": "offline"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    logger = WandB(project="mine", run_id="mine", tags=["kept"])
+    _begin(logger, "fit", offline[0] / "checkpoints" / "last.ckpt")
+    logger.finalize("success")
+    record = _run_record(Path("runs/unnamed/version_0"))
+    assert (record.run_id, record.project, record.sweep_id) == ("agents", "of-the-sweep", "s1")
+    assert list(record.tags) == ["kept"]
+
+
+def test_log_model_uploads_the_best_and_the_last_checkpoint(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = WandB(log_model=True)
+    folder = offline[0] / "checkpoints"
+    paths = {"best_model_path": str(folder / "best.ckpt"), "last_model_path": str(folder / "last.ckpt")}
+    logger.after_save_checkpoint(SimpleNamespace(**paths))
+    logger.after_save_checkpoint(SimpleNamespace(best_model_path="", last_model_path=str(folder / "last.ckpt")))
+    sent = mock.Mock(id="x1")
+    logger.run = sent
+    logger.finalize("success")
+    [[artifact], _] = sent.log_artifact.call_args
+    assert (artifact.name, artifact.type) == ("model-x1", "model")
+    assert set(artifact.manifest.entries) == {"best.ckpt", "last.ckpt"}
+    assert [call[0] for call in sent.method_calls] == ["log_artifact", "finish"]
+
+
+def test_other_signals_have_numbers_only(tiny_ipc, tiny_batch):
+    with torch.no_grad():
+        found = sample_rows(tiny_ipc, tiny_batch._replace(shape=None))
+    assert [list(row) for row in found] == [["name", "PSNR"]] * 3
+    assert [row["name"] for row in found] == ["a", "b", "c"]
+
+
+def test_the_refined_psnr_is_there_whatever_validation_does(make_ipc, tiny_batch):
+    composer = make_ipc(refinement=Refinement(steps=2, stages=())).eval()
+    with torch.no_grad():
+        found = sample_rows(composer, tiny_batch)
+    assert [list(row)[-2:] for row in found] == [["PSNR", "refined PSNR"]] * 3
+    assert all(row["refined PSNR"] > row["PSNR"] for row in found)
+    first = [row["refined PSNR"] for row in sample_rows(composer, tiny_batch, 1)]
+    assert all(row["refined PSNR"] != pytest.approx(one) for row, one in zip(found, first, strict=True))
+    beyond = [row["refined PSNR"] for row in sample_rows(composer, tiny_batch, 9)]
+    assert beyond == pytest.approx([row["refined PSNR"] for row in found])
+
+
+def test_no_gradients_have_no_norm():
+    assert gradient_norms(torch.nn.Linear(1, 1)) == {"total": 0.0}
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(None, [1, 3, 5]), (3, [2, 5])])
+def test_norms_are_logged_as_often_as_asked(every, wanted):
+    layer, logger = torch.nn.Linear(1, 1), mock.Mock()
+    for step in range(6):
+        trainer = SimpleNamespace(is_global_zero=True, log_every_n_steps=2, global_step=step, loggers=[logger])
+        GradientNorms(every).on_before_optimizer_step(trainer, layer, None)
+    assert [call.kwargs["step"] for call in logger.log_metrics.call_args_list] == wanted
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_answer_is_one_message(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    message = refused("fit", *tiny("ipc"), *OVERLAY)
+    assert "W&B cannot begin a run: " in message
+    assert "--trainer.logger.init_args.mode offline" in message
+
+
+@pytest.mark.slow
+def test_two_devices_send_one_run_with_the_same_rows(offline):
+    devices = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.init_args.batch_size", 2]
+    run_process("fit", *tiny("ipc"), *OVERLAY, *SLOWER, *devices, cwd=Path.cwd())
+    folder = Path.cwd() / "runs" / "unnamed" / "version_0"
+    _assert_norms_are_what_moved_the_weights(folder)
+    for found, wanted in zip(_tables(folder), _tables(offline[0]), strict=True):
+        assert [row["name"] for row in found] == [row["name"] for row in wanted]
+    composer = composers.load(folder / "checkpoints" / "last.ckpt")
+    signal, _ = _held_out()
+    with torch.no_grad():
+        predicted = composer(Observation(signal), grid((16, 16)))
+    wanted = [_psnr(values, picture.flatten(1).mT) for values, picture in zip(predicted, signal, strict=True)]
+    assert [row["PSNR"] for row in _tables(folder)[-1]] == pytest.approx(wanted, abs=1e-3)
