@@ -102,18 +102,33 @@ class CoordinateMLP(nn.Module):
             ValueError: If a modulated layer is missing, an unmodulated one is given, or ``coords`` has another ``D``.
         """
         self._check(coords, modulations)
-        hidden = self.encoding(coords)  # (N, F) or (B, N, F)
-        bare = isinstance(self.encoding, IdentityEncoding)
-        for layer in range(self.num_layers - 1):
-            with self._exact(coords.device, bare and layer == 0):
-                hidden = self.activation(self._linear(layer, hidden, modulations))
-        with torch.autocast(coords.device.type, enabled=False):
-            values = self._linear(self.num_layers - 1, hidden.float(), modulations) + self.output_offset
-        return values if values.dim() == 3 else values.expand(_batch_size(modulations), -1, -1)
+        hidden: Tensor = self.encoding(coords)  # (N, F) or (B, N, F)
+        for layer in range(self.num_layers):
+            hidden = self.apply_layer(layer, hidden, modulations)
+        return hidden if hidden.dim() == 3 else hidden.expand(_batch_size(modulations), -1, -1)
+
+    def apply_layer(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
+        """Return what one layer makes of what the layer before it made; `forward` is the encoding, then all layers in turn.
+
+        Args:
+            layer: Which one, counted from 0.
+            hidden: ``(N, I)``, as long as it is the same for all instances, or ``(B, N, I)``; for layer 0 the encoding.
+            modulations: As for `forward`.
+
+        Returns:
+            ``(N, O)`` or ``(B, N, O)``: activations, and of the last layer the values in float32.
+        """
+        last = layer == self.num_layers - 1
+        bare = layer == 0 and isinstance(self.encoding, IdentityEncoding)
+        with self._exact(hidden.device, last or bare):
+            if last:
+                return self._linear(layer, hidden.float(), modulations) + self.output_offset
+            activations: Tensor = self.activation(self._linear(layer, hidden, modulations))
+            return activations
 
     @staticmethod
     def _exact(device: torch.device, exact: bool) -> AbstractContextManager[object]:
-        """Return a context without autocast where bare coordinates must not be rounded."""
+        """Return a context without autocast where nothing must be rounded: bare coordinates, and the values."""
         return torch.autocast(device.type, enabled=False) if exact else nullcontext()
 
     def _linear(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
