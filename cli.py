@@ -1,4 +1,4 @@
-"""The program: ``python cli.py fit|validate|test --config configs/experiments/photos_ipc.yaml``."""
+"""The program: ``python cli.py fit|validate|test --config FILE``, and ``python cli.py predict --pictures FILE``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from composers import Composer
 from composers.checkpoint import check_weights, newest, read
 from composers.configuration import load_layers, state_sizes
 from composers.preflight import check_output_folder, explain
+from composers.shortcuts import add_shortcuts, expand_shortcuts, state_signal, stated_model
 from datamodules import CoordinateDataModule
 
-DEFAULTS = Path(__file__).parent / "configs" / "default.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULTS = [str(CONFIGS / "default.yaml")]
+SHIPPED = Path(__file__).parent / "weights" / "photos_ipc" / "weights.ckpt"
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     ".*does not have many workers.*",  # data in memory needs none
+    ".*when using `ckpt_path`, callbacks used.*",  # prediction needs none of training's
     ".*dirpath has changed.*",  # an evaluation writes into a folder of its own
     ".*is smaller than the logging interval.*",
     ".*your dataloader is not resumable.*",  # it is, by address
@@ -34,9 +38,16 @@ class CLI(LightningCLI):
     """A LightningCLI whose sizes come from the data, and which looks before it trains."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; then ask the data for the sizes, and look for the checkpoint that ``last`` means."""
+        """Parse; take the model from the checkpoint and the sizes from the data, and look for what ``last`` means."""
+        self._take_model(sys.argv[1:] if args is None else args)
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
+        if config.get("data") is None:
+            raise ValueError("Which data? Give --config of an experiment, or --data a data module.")
+        if self.config.subcommand == "predict":
+            config.ckpt_path = config.ckpt_path or str(SHIPPED)
+            expand_shortcuts(config)
+            state_signal(config.model, config.data)
         state_sizes(config.model, config.data)
         if config.get("ckpt_path") == "last":
             if not isinstance(config.trainer.logger, Namespace):
@@ -46,6 +57,21 @@ class CLI(LightningCLI):
             logger = config.trainer.logger.init_args
             config.ckpt_path = str(newest(Path(logger.save_dir, logger.name)))
 
+    def _take_model(self, args: ArgsType) -> None:
+        """Let the checkpoint of an evaluation state the model, unless a config does."""
+        command = args[0] if isinstance(args, list) and args else None
+        if command in self._subcommand_parsers and command != "fit" and not {"-h", "--help"} & set(args):
+            model = stated_model(args[1:], str(SHIPPED) if command == "predict" else None)
+            if model is not None:
+                self._subcommand_parsers[command].set_defaults({"model": model})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Return the parser of a command, that of ``predict`` with its short options."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            add_shortcuts(parser)
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was given: the checkpoint is compared with it, never mixed in."""
 
@@ -53,11 +79,16 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the commands with the trainer's arguments that are not the user's."""
         commands = LightningCLI.subcommands()
-        return {"fit": commands["fit"], "validate": commands["validate"], "test": commands["test"] | {"verbose"}}
+        hidden = {"test": {"verbose"}, "predict": {"return_predictions"}}
+        return {name: skipped | hidden.get(name, set()) for name, skipped in commands.items()}
 
     def test(self, **arguments: Any) -> None:
         """Run the test, whose table `ResultsTable` prints."""
         self.trainer.test(**arguments, verbose=False)
+
+    def predict(self, **arguments: Any) -> None:
+        """Run the prediction, whose results are written as they come."""
+        self.trainer.predict(**arguments, return_predictions=False)
 
     def after_instantiate_classes(self) -> None:
         """Let the composer know its config, for its checkpoints; look at sizes, checkpoint and folder first."""
@@ -95,7 +126,8 @@ def main(args: ArgsType = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
-            | {name: {"default_config_files": [str(DEFAULTS)]} for name in CLI.subcommands()},
+            | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
+            | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / "predict.yaml")]}},
             save_config_kwargs={"overwrite": True},
             args=args,
         )

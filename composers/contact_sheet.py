@@ -8,10 +8,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from torch import Tensor
 
 from composers.base import Composer, Evaluation
 from composers.callbacks import output_folder, relative_path
+from composers.pictures import picture
 from datamodules.batch import CoordinateBatch
 from datamodules.coordinates import grid
 
@@ -85,12 +85,6 @@ class ContactSheet(Callback):
             cells.append((f"decoded at {self.scale}x", large[index], (height, width)))
             rows.append([(label, picture(values, shape).resize((width, height), 0)) for label, values, shape in cells])
         return rows
-
-
-def picture(values: Tensor, shape: tuple[int, ...]) -> Image.Image:
-    """Return values ``(N, 3)`` or ``(N, 1)`` in [0, 1] as a picture of ``(height, width)`` pixels, clipped."""
-    pixels = (values.float().clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, shape).cpu()
-    return Image.fromarray(pixels.expand(*shape, 3).contiguous().numpy())
 
 
 def sheet(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:

@@ -51,6 +51,20 @@ class Observation(NamedTuple):
     samples: Samples | None = None
 
 
+class Piece(NamedTuple):
+    """Where an instance lies in a larger signal, of which it is one tile, or the whole in another size.
+
+    Attributes:
+        name: Of the signal; its tiles follow one another in the order of the data.
+        shape: Extents of the signal, in its own samples.
+        box: Start and stop of the instance along every axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
+
+
 class CoordinateBatch(NamedTuple):
     """One batch: what may be looked at, and where the loss is taken.
 
@@ -59,12 +73,14 @@ class CoordinateBatch(NamedTuple):
         query: The samples whose values are to be reproduced.
         shape: How ``N`` unflattens into a picture, clip or views; None when subsampled.
         names: One string per instance, for tables, files and seeded draws.
+        pieces: Of which signal an instance is which part; None where each is a signal of its own.
     """
 
     observation: Observation
     query: Samples
     shape: tuple[int, ...] | None
     names: list[str]
+    pieces: list[Piece] | None = None
 
 
 class Signal(NamedTuple):

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from datamodules.batch import Signal
+from datamodules.tiles import Box
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -101,6 +102,21 @@ def resize_picture(picture: Tensor, height: int, width: int) -> Tensor:
     """
     resized = resize(picture.unsqueeze(0).float(), (height, width), interpolation="bilinear", antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def cut(picture: Tensor, box: Box, size: int) -> Tensor:
+    """Return the part of a picture in a box, squeezed to a square.
+
+    Args:
+        picture: ``(3, h, w)`` uint8.
+        box: Start and stop along both axes.
+        size: Wanted pixels along each side.
+
+    Returns:
+        ``(3, size, size)`` uint8.
+    """
+    (top, bottom), (left, right) = box
+    return resize_picture(picture[:, top:bottom, left:right], size, size)
 
 
 class RandomCrop:

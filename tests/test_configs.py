@@ -79,14 +79,14 @@ def test_every_experiment_works(experiment):
 
 
 def test_every_other_config_is_an_overlay_or_the_defaults():
-    known = {"default.yaml", "composers", "data", "experiments", "wandb.yaml", "sweeps"}
+    known = {"default.yaml", "composers", "data", "experiments", "predict.yaml", "wandb.yaml", "sweeps"}
     assert {path.name for path in CONFIGS.iterdir()} <= known
 
 
 def test_the_defaults_are_always_loaded():
     built = _build("--config", TESTS / "configs" / "tiny_ipc.yaml")
     names = [type(callback).__name__ for callback in built.trainer.callbacks]
-    for name in ("StartSummary", "ProgressBar", "ResultsTable", "ModelCheckpoint", "ContactSheet"):
+    for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "ModelCheckpoint", "ContactSheet"):
         assert names.count(name) == 1
     assert built.trainer.checkpoint_callback.monitor == "val/psnr"
 

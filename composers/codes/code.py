@@ -1,0 +1,127 @@
+"""The instance code and its file: latents, the fingerprint of their model, and the shape of what they stand for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from composers.base import Composer
+from composers.refinement import Latents
+from datamodules.tiles import Box
+
+_KIND = "instance code"
+_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class InstanceCode:
+    """One signal as a model sees it: the latents of its tiles, or of the whole.
+
+    Args:
+        latents: ``(T, ...)`` by name, one row for each of ``T`` tiles.
+        boxes: Start and stop of every tile along every axis, in samples of the signal; one box if it is whole.
+        shape: Extents of the signal: rows and columns of a picture.
+        model: The `fingerprint` of the model that the latents belong to.
+        name: Of the signal.
+        facts: What else is worth knowing: refinement steps, PSNR.
+    """
+
+    latents: Latents
+    boxes: Sequence[Box]
+    shape: tuple[int, ...]
+    model: str
+    name: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def numel(self) -> int:
+        """Numbers in the code."""
+        return sum(latent.numel() for latent in self.latents.values())
+
+    def check(self, composer: Composer, name: str | Path = "This code") -> None:
+        """Refuse another model than the one that the code belongs to.
+
+        Raises:
+            ValueError: With both fingerprints.
+        """
+        if (found := fingerprint(composer)) != self.model:
+            raise ValueError(
+                f"{name} belongs to the model {self.model}, the checkpoint holds {found}: a code means nothing to another "
+                "model. Give the checkpoint that made it."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the code as safetensors, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part")
+        told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": self.name}
+        told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
+        try:
+            part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, told))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def read_code(path: str | Path) -> InstanceCode:
+    """Return the code in a file.
+
+    Raises:
+        ValueError: If the file is missing, damaged, or holds something else.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no code {path}: make one with cli.py predict, or name another file.")
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            latents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no instance code: make it again with cli.py predict.") from error
+    if told.get("kind") != _KIND or not latents:
+        raise ValueError(f"{path} holds tensors, but no instance code: name a file that cli.py predict wrote.")
+    if told["version"] != _VERSION:
+        raise ValueError(
+            f"{path} is an instance code of version {told['version']}, this software reads {_VERSION}: update it."
+        )
+    boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(told["boxes"])]
+    return InstanceCode(
+        latents, boxes, tuple(json.loads(told["shape"])), told["model"], told["name"], json.loads(told["facts"])
+    )
+
+
+def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> InstanceCode:
+    """Return the code on the straight line between two, at a share of the way in [0, 1]; its shape is that of the first.
+
+    Raises:
+        ValueError: If they belong to different models, or are cut into different numbers of tiles.
+    """
+    if first.model != last.model:
+        raise ValueError(f"The codes belong to the models {first.model} and {last.model}: nothing lies between them.")
+    if len(first.boxes) != len(last.boxes):
+        raise ValueError(
+            f"The codes have {len(first.boxes)} and {len(last.boxes)} tiles: encode both pictures whole, or at one size."
+        )
+    latents = {name: torch.lerp(latent, last.latents[name], share) for name, latent in first.latents.items()}
+    return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts={"share": f"{share:g}"})
+
+
+def fingerprint(composer: Composer) -> str:
+    """Return what tells a trained model from every other: 16 hexadecimal digits of all its weights.
+
+    Example:
+        ``fingerprint(composers.load("weights/photos_ipc/weights.ckpt"))``
+    """
+    digest = hashlib.sha256(type(composer).__name__.encode())
+    for name, weight in sorted(composer.state_dict().items()):
+        raw = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,110 @@
+"""From a code to the signal at any resolution, band by band, so that memory is bounded by a setting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from composers.base import Composer
+from composers.codes.code import InstanceCode
+from datamodules.tiles import Box, blend_weight
+
+_LARGEST_CHUNK = {"cpu": 4096}  # what fits the caches is fastest there
+_LARGEST_BAND = 1 << 20  # samples; more would not be faster
+
+
+def decode(
+    composer: Composer, code: InstanceCode, shape: Sequence[int] | None = None, max_memory: float = 500.0
+) -> Iterator[Tensor]:
+    """Decode a code at any resolution.
+
+    Args:
+        composer: The model of the code.
+        code: Its tiles are blended where they overlap.
+        shape: Extents wanted; the signal's own if None.
+        max_memory: MB that decoding may take above the model and what the caller keeps.
+
+    Yields:
+        Bands of the first axis, from its start to its end: ``(rows, ..., C)`` on the CPU, unclipped.
+
+    Raises:
+        ValueError: If the code belongs to another model, or the shape or the memory is out of range.
+    """
+    wanted = tuple(shape or code.shape)
+    if len(wanted) != len(code.shape) or min(wanted) < 1:
+        raise ValueError(
+            f"A code of {code.shape} cannot be decoded as {wanted}: give {len(code.shape)} extents, each at least 1."
+        )
+    code.check(composer)
+    rows, chunk = _sizes(composer, wanted, max_memory)
+    for start in range(0, wanted[0], rows):
+        with torch.inference_mode():
+            yield _band(composer, code, wanted, (start, min(start + rows, wanted[0])), chunk)
+
+
+def _sizes(composer: Composer, wanted: tuple[int, ...], max_memory: float) -> tuple[int, int]:
+    """Return the rows of a band and the coordinates of a chunk that stay within a memory in MB."""
+    row = math.prod(wanted[1:])
+    per_sample = 12 * (composer.inr.value_dim + composer.inr.coord_dim + 1)  # bytes; coordinates in double precision
+    per_coordinate = 16 * max(
+        max(sizes) for sizes in composer.inr.layer_sizes
+    )  # four arrays as wide as the widest layer
+    rows, chunk = int(max_memory * 0.5e6 / (per_sample * row)), int(max_memory * 0.5e6 / per_coordinate)
+    if rows < 1 or chunk < 1:
+        needed = 2e-6 * max(per_sample * row, per_coordinate)
+        raise ValueError(f"max_memory is {max_memory:g} MB; a signal of {wanted} needs at least {needed:.3g} MB.")
+    return min(rows, max(1, _LARGEST_BAND // row)), min(chunk, _LARGEST_CHUNK.get(composer.device.type, 1 << 18))
+
+
+def _band(composer: Composer, code: InstanceCode, wanted: tuple[int, ...], rows: tuple[int, int], chunk: int) -> Tensor:
+    """Return one band: the mean of its tiles, weighted where they overlap."""
+    shape = (rows[1] - rows[0], *wanted[1:])
+    total, weights = torch.zeros(*shape, composer.inr.value_dim), torch.zeros(*shape, 1)
+    for index, box in enumerate(code.boxes):
+        ranges = [_range(span, own, new) for span, own, new in zip(box, code.shape, wanted, strict=True)]
+        ranges[0] = (max(ranges[0][0], rows[0]), min(ranges[0][1], rows[1]))
+        if any(first >= last for first, last in ranges):
+            continue
+        coords, weight = _places(code, box, wanted, ranges)
+        values = _render(composer, code, index, coords, chunk).unflatten(0, weight.shape)
+        first = ranges[0][0] - rows[0]
+        where = (slice(first, first + len(weight)), *(slice(*span) for span in ranges[1:]))
+        total[where] += values * weight.unsqueeze(-1)
+        weights[where] += weight.unsqueeze(-1)
+    return total / weights
+
+
+def _range(span: tuple[int, int], own: int, new: int) -> tuple[int, int]:
+    """Return the new samples whose centres lie in a span of the signal's own samples."""
+    first, last = (math.ceil(end * new / own - 0.5) for end in span)
+    return first, last
+
+
+def _places(
+    code: InstanceCode, box: Box, wanted: tuple[int, ...], ranges: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Return the coordinates ``(N, D)`` of new samples in the frame of a tile, and the weight of the tile there."""
+    axes, weight = [], torch.ones(())
+    for axis, (span, own, new, (first, last)) in enumerate(zip(box, code.shape, wanted, ranges, strict=True)):
+        places = (torch.arange(first, last, dtype=torch.float64) + 0.5) * own / new
+        axes.append(2 * (places - span[0]) / (span[1] - span[0]) - 1)
+        weight = weight.unsqueeze(-1) * blend_weight(places, span, own, _overlap(code, axis)).float()
+    return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, -2).float(), weight
+
+
+def _overlap(code: InstanceCode, axis: int) -> int:
+    """Return the least number of samples that neighbouring tiles share along an axis."""
+    spans = sorted({box[axis] for box in code.boxes})
+    return min((left[1] - right[0] for left, right in itertools.pairwise(spans)), default=0)
+
+
+def _render(composer: Composer, code: InstanceCode, index: int, coords: Tensor, chunk: int) -> Tensor:
+    """Return the values ``(N, C)`` of one tile, a chunk of coordinates at a time."""
+    latents = {name: latent[index : index + 1].to(composer.device) for name, latent in code.latents.items()}
+    modulations = composer.compose(latents)
+    parts = [composer.render(modulations, part.to(composer.device))[0].cpu() for part in coords.split(chunk)]
+    return torch.cat(parts)

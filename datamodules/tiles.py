@@ -1,0 +1,78 @@
+"""Tiles: boxes that cover a signal with overlap, and the weights that blend them without seams. Pure functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Box = tuple[tuple[int, int], ...]
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """Return the box that is all of a signal.
+
+    Example:
+        >>> whole((480, 640))
+        ((0, 480), (0, 640))
+    """
+    return tuple((0, extent) for extent in shape)
+
+
+def boxes(shape: Sequence[int], size: int, overlap: int) -> list[Box]:
+    """Return boxes of one size that cover a signal, evenly spaced, neighbours overlapping by at least ``overlap``.
+
+    Args:
+        shape: Extents of the signal.
+        size: Extent of a box along every axis; an axis that is not longer has one box, as long as the axis.
+        overlap: Samples that neighbours share at least, in ``[0, size)``.
+
+    Returns:
+        For every box its start and stop along every axis, last axis fastest.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> boxes((10, 4), size=6, overlap=2)
+        [((0, 6), (0, 4)), ((4, 10), (0, 4))]
+    """
+    if size < 1 or not 0 <= overlap < size:
+        raise ValueError(
+            f"Tiles of {size} samples with an overlap of {overlap}: the size is at least 1, the overlap less."
+        )
+    return list(itertools.product(*(_spans(extent, size, overlap) for extent in shape)))
+
+
+def _spans(extent: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """Return the spans of `boxes` along one axis."""
+    if extent <= size:
+        return [(0, extent)]
+    steps = -(-(extent - size) // (size - overlap))  # rounded up
+    starts = [round(step * (extent - size) / steps) for step in range(steps + 1)]
+    return [(start, start + size) for start in starts]
+
+
+def blend_weight(places: Tensor, span: tuple[int, int], extent: int, overlap: float) -> Tensor:
+    """Return how much a box counts along one axis: 1 inside, falling smoothly to 0 at ends that are not the signal's own.
+
+    Args:
+        places: ``(n,)`` places within the span, in samples of the signal.
+        span: Start and stop of the box.
+        extent: Of the signal.
+        overlap: Samples over which the weight falls.
+
+    Returns:
+        ``(n,)`` above 0, so that a mean weighted with it is defined wherever there is one box.
+
+    Example:
+        >>> blend_weight(torch.tensor([0.0, 4.0, 5.0, 6.0]), (0, 6), 10, overlap=2).round(decimals=2).tolist()
+        [1.0, 1.0, 0.5, 0.0]
+    """
+    start, stop = span
+    from_start = (places - start) / overlap if start > 0 and overlap > 0 else torch.ones_like(places)
+    from_stop = (stop - places) / overlap if stop < extent and overlap > 0 else torch.ones_like(places)
+    ramp = torch.minimum(from_start, from_stop).clamp(0, 1)
+    return (ramp * ramp * (3 - 2 * ramp)).clamp(min=1e-6)

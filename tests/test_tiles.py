@@ -1,0 +1,55 @@
+"""Boxes cover a signal, and their weights blend them without seams."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules.tiles import blend_weight, boxes, whole
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 12), st.data())
+def test_boxes_cover_every_sample_with_the_overlap_asked_for(shape, size, data):
+    overlap = data.draw(st.integers(0, size - 1))
+    covered = torch.zeros(shape, dtype=torch.int)
+    found = boxes(shape, size, overlap)
+    for box in found:
+        assert all(stop - start == min(size, extent) for (start, stop), extent in zip(box, shape, strict=True))
+        covered[tuple(slice(*span) for span in box)] += 1
+    assert covered.min() >= 1
+    for axis in range(len(shape)):
+        spans = sorted({box[axis] for box in found})
+        assert all(left[1] - right[0] >= overlap for left, right in itertools.pairwise(spans))
+    assert found == sorted(set(found))
+
+
+def test_no_more_boxes_than_needed():
+    assert boxes((100,), 10, 0) == [((start, start + 10),) for start in range(0, 100, 10)]
+    assert len(boxes((64, 64), 64, 16)) == 1
+    assert boxes((7, 9), 16, 4) == [whole((7, 9))]
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(0, 0), (4, 4), (4, -1)])
+def test_impossible_boxes_are_refused(size, overlap):
+    with pytest.raises(ValueError, match=f"Tiles of {size} samples with an overlap of {overlap}"):
+        boxes((10,), size, overlap)
+
+
+def test_the_weights_of_neighbours_add_up_to_one_and_never_jump():
+    places = torch.linspace(0, 99.99, 4000, dtype=torch.float64)
+    spans = [span for (span,) in boxes((100,), 20, 5)]
+    overlap = min(left[1] - right[0] for left, right in itertools.pairwise(spans))
+    weights = []
+    for span in spans:
+        inside = (places >= span[0]) & (places < span[1])
+        weights.append(torch.where(inside, blend_weight(places, span, 100, overlap), 0.0))
+    shares = torch.stack(weights) / torch.stack(weights).sum(0)
+    assert shares.diff(dim=1).abs().max() < 0.02
+    assert shares[0, 0] == shares[-1, -1] == 1  # the signal's own ends are not faded
+
+
+def test_a_box_alone_counts_fully():
+    places = torch.arange(10) + 0.5
+    assert torch.equal(blend_weight(places, (0, 10), 10, 0), torch.ones(10))
