@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from composers import Composer
-from composers.checkpoint import check_weights, newest, read
+from composers.checkpoint import check_weights, located, newest, read
 from composers.configuration import load_layers, state_sizes
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import add_shortcuts, expand_shortcuts, state_signal, stated_model
@@ -23,7 +23,7 @@ from datamodules import CoordinateDataModule
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
-SHIPPED = Path(__file__).parent / "weights" / "photos_ipc" / "weights.ckpt"
+SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     ".*does not have many workers.*",  # data in memory needs none
@@ -45,7 +45,7 @@ class CLI(LightningCLI):
         if config.get("data") is None:
             raise ValueError("Which data? Give --config of an experiment, or --data a data module.")
         if self.config.subcommand == "predict":
-            config.ckpt_path = config.ckpt_path or str(SHIPPED)
+            config.ckpt_path = config.ckpt_path or SHIPPED
             expand_shortcuts(config)
             state_signal(config.model, config.data)
         state_sizes(config.model, config.data)
@@ -56,12 +56,14 @@ class CLI(LightningCLI):
                 )
             logger = config.trainer.logger.init_args
             config.ckpt_path = str(newest(Path(logger.save_dir, logger.name)))
+        elif config.get("ckpt_path") is not None:
+            config.ckpt_path = str(located(config.ckpt_path))
 
     def _take_model(self, args: ArgsType) -> None:
         """Let the checkpoint of an evaluation state the model, unless a config does."""
         command = args[0] if isinstance(args, list) and args else None
         if command in self._subcommand_parsers and command != "fit" and not {"-h", "--help"} & set(args):
-            model = stated_model(args[1:], str(SHIPPED) if command == "predict" else None)
+            model = stated_model(args[1:], SHIPPED if command == "predict" else None)
             if model is not None:
                 self._subcommand_parsers[command].set_defaults({"model": model})
 

@@ -27,7 +27,6 @@ from datamodules.batch import Observation
 from datamodules.coordinates import grid
 from datamodules.tiles import whole
 
-_CHECKPOINT = Path(__file__).parent.parent / "weights" / "photos_ipc" / "weights.ckpt"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -36,7 +35,7 @@ class Settings:
     """Decode one code as a square picture; 0 MB stands for the plain way, all coordinates of the picture at once.
 
     Args:
-        checkpoint: The model.
+        checkpoint: The model, a file or the name of weights that come along.
         size: Pixels along each side.
         limits: Memory limits in MB that take turns; the first is what the others are compared with.
         repeats: Processes for each.
@@ -46,7 +45,7 @@ class Settings:
         ValueError: If a number is not positive.
     """
 
-    checkpoint: Path = _CHECKPOINT
+    checkpoint: str = "photos_ipc"
     size: int = 4096
     limits: tuple[float, ...] = (2000.0, 500.0, 100.0, 0.0)
     repeats: int = 3
@@ -73,7 +72,7 @@ class Measurement:
     peak_mb: float
 
 
-def measure(checkpoint: Path, size: int, limit: float) -> Measurement:
+def measure(checkpoint: str, size: int, limit: float) -> Measurement:
     """Decode once in this process, after a small decoding that loads what is loaded once."""
     composer = composers.load(checkpoint)
     seen = input_size(composer)
@@ -108,7 +107,7 @@ def run(settings: Settings) -> dict[float, list[Measurement]]:
     for _ in range(settings.repeats):
         for limit in settings.limits:
             command = [sys.executable, "-m", "benchmarks.decode", "--once", str(limit)]
-            command += ["--checkpoint", str(settings.checkpoint), "--size", str(settings.size)]
+            command += ["--checkpoint", settings.checkpoint, "--size", str(settings.size)]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - ourselves
             found[limit].append(Measurement(**json.loads(printed.splitlines()[-1])))
     return found

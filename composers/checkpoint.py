@@ -18,6 +18,8 @@ from torch import Tensor
 from composers.base import Composer
 from composers.configuration import instantiate
 
+WEIGHTS = Path(__file__).parent.parent / "weights"
+
 
 def build(config: Mapping[str, Any]) -> Composer:
     """Return a new composer of a config: ``class_path`` and ``init_args``, as in ``configs/composers``.
@@ -34,7 +36,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
     """Return the composer of a checkpoint, ready for evaluation.
 
     Args:
-        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m composers.released``.
+        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m composers.released``; or the name of weights that
+            come along: ``photos_ipc``.
         map_location: The device of its weights.
 
     Raises:
@@ -42,7 +45,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
         ValueError: If the file is damaged, no checkpoint of this software, or does not fit its own config.
 
     Example:
-        ``composer = composers.load("runs/photos_ipc/version_0/checkpoints/last.ckpt")``
+        ``composer = composers.load("photos_ipc")``
     """
     checkpoint = read(path, map_location)
     config = checkpoint.get("composer")
@@ -51,9 +54,10 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
             f"{path} does not say how its model is built: it comes from other software, or from a composer made in Python. "
             "Convert released weights with python -m composers.released; build your own and load its state_dict."
         )
-    composer = build(config).to(map_location)
-    check_weights(composer, checkpoint, path)
-    composer.load_state_dict(checkpoint["state_dict"])
+    with torch.inference_mode(False):  # weights made in inference mode could never be differentiated through
+        composer = build(config).to(map_location)
+        check_weights(composer, checkpoint, path)
+        composer.load_state_dict(checkpoint["state_dict"])
     return composer.eval()
 
 
@@ -89,15 +93,31 @@ class WholeFiles(TorchCheckpointIO):
             part.unlink(missing_ok=True)
 
 
+def located(path: str | Path) -> Path:
+    """Return the file of a checkpoint: the path itself, or that of weights which come along under this name.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    shipped = WEIGHTS / path / "weights.ckpt"
+    for found in (Path(path), shipped):
+        if found.is_file():
+            return found
+    names = ", ".join(sorted(folder.name for folder in WEIGHTS.glob("*/")))
+    raise FileNotFoundError(
+        f"There is no checkpoint {path}: train one with cli.py fit, name another file, or take the weights that come along: "
+        f"{names}."
+    )
+
+
 def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the content of a checkpoint.
+    """Return the content of a checkpoint, which `located` finds.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds code, or is no checkpoint.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no checkpoint {path}: train one with cli.py fit, or name another file.")
+    path = located(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut off or no checkpoint: take it from its source again, or name another file.")
     try:

@@ -103,14 +103,17 @@ def readable(error: Exception) -> str:
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(_LISTING) and not _STRUCTURE.search(line)]
     given = [line for line in kept if line.startswith(_GIVEN)][:1]  # the innermost comes first
-    told = "; ".join([line for line in kept if not line.startswith(_GIVEN)] + given)
+    told_lines = [line for line in kept if not line.startswith(_GIVEN)]
+    faults = [line for line in told_lines if not line.startswith(_OTHER_SUBTYPE)]
+    told = "; ".join((faults or told_lines) + given)
     for pattern, shorter in _SHORTER:
         told = re.sub(pattern, shorter, told)
     return told
 
 
 _GIVEN = "Given value: "
-_STRUCTURE = re.compile(r"^Given value: (Namespace\(|NestedArg\(|\{|\[\{)")
+_OTHER_SUBTYPE = "Not a valid subclass of "  # said of one type of a union, beside the fault of another
+_STRUCTURE = re.compile(r"^Given value: (Namespace\(|NestedArg\(|\{|\[\{|\[<)")
 _LISTING = (
     "Does not validate against any of the Union subtypes",
     "Subtypes: ",

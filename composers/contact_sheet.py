@@ -8,11 +8,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from torch import Tensor
 
 from composers.base import Composer, Evaluation
 from composers.callbacks import output_folder, relative_path
-from composers.pictures import picture
-from datamodules.batch import CoordinateBatch
+from composers.checkpoint import load
+from composers.metrics import instance_mse, psnr_of_mse
+from composers.pictures import input_size, picture
+from composers.refinement import Latents
+from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.coordinates import grid
 
 _MARGIN = 8
@@ -26,22 +30,38 @@ class ContactSheet(Callback):
         filename: Of the PNG, in the folder of the run.
         num_pictures: Rows, the first pictures of the test set.
         scale: Pixels of the decoded picture per pixel of the original, along each axis.
+        beside: Another model, a checkpoint or the name of weights that come along, whose pictures stand beside; or None.
+            If it takes pictures of another size, the sheet is left out.
 
     Raises:
         ValueError: If a number is not positive.
     """
 
-    def __init__(self, filename: str = "contact_sheet.png", num_pictures: int = 8, scale: int = 4) -> None:
+    def __init__(
+        self, filename: str = "contact_sheet.png", num_pictures: int = 8, scale: int = 4, beside: str | None = None
+    ) -> None:
         if num_pictures < 1 or scale < 1:
             raise ValueError(f"num_pictures is {num_pictures}, scale {scale}; both must be at least 1.")
         self.filename = filename
         self.num_pictures = num_pictures
         self.scale = scale
+        self.beside = beside
+        self.other: Composer | None = None
+        self.wanted = num_pictures
         self.rows: list[list[tuple[str, Image.Image]]] = []
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier rows."""
-        self.rows = []
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget earlier rows, and load the model that stands beside."""
+        self.rows, self.wanted = [], self.num_pictures
+        if self.beside is None or not trainer.is_global_zero:
+            return
+        self.other = load(self.beside, pl_module.device)
+        shape = getattr(getattr(trainer, "datamodule", None), "signal_shape", None)
+        if shape != (3, size := input_size(self.other), size):
+            Console(soft_wrap=True).print(
+                f"No {self.filename}: {self.beside} takes pictures of {size} pixels, not {shape}."
+            )
+            self.wanted = 0
 
     def on_test_batch_end(
         self,
@@ -53,7 +73,7 @@ class ContactSheet(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw rows until there are enough."""
-        wanted = self.num_pictures - len(self.rows)
+        wanted = self.wanted - len(self.rows)
         if wanted > 0 and trainer.is_global_zero and isinstance(pl_module, Composer):
             self.rows += self._draw(pl_module, outputs, batch, min(wanted, len(batch.names)))
 
@@ -70,21 +90,38 @@ class ContactSheet(Callback):
         """Return the labelled pictures of the first instances of a batch."""
         assert batch.shape is not None, "test batches hold whole pictures"
         assert batch.query.values is not None
-        height, width = (extent * self.scale for extent in batch.shape)
-        last = max(evaluation["latents"])
-        latents = {name: latent[:number] for name, latent in evaluation["latents"][last].items()}
-        with torch.no_grad():
-            large = composer.render(composer.compose(latents), grid((height, width), device=composer.device))
-        rows = []
-        for index in range(number):
-            psnr = {step: metrics["psnr"][index].item() for step, metrics in evaluation["metrics"].items()}
-            cells = [(batch.names[index], batch.query.values[index], batch.shape)]
-            cells.append((f"predicted {psnr[0]:.1f} dB", evaluation["values"][0][index], batch.shape))
-            if last:
-                cells.append((f"{last} steps {psnr[last]:.1f} dB", evaluation["values"][last][index], batch.shape))
-            cells.append((f"decoded at {self.scale}x", large[index], (height, width)))
-            rows.append([(label, picture(values, shape).resize((width, height), 0)) for label, values, shape in cells])
-        return rows
+        true = Samples(batch.query.coords, batch.query.values[:number])
+        size = (batch.shape[1] * self.scale, batch.shape[0] * self.scale)
+        originals = [picture(values, batch.shape) for values in batch.query.values[:number]]
+        columns = [list(zip(batch.names, originals, strict=False))]
+        columns += self._columns(composer, evaluation["latents"], true, batch.shape)
+        if self.other is not None:
+            assert isinstance(batch.observation.signal, Tensor)
+            with torch.no_grad():
+                predicted = self.other.encode(Observation(batch.observation.signal[:number]))
+            curve = self.other.refine(predicted, true)
+            columns += self._columns(self.other, curve, true, batch.shape, f"{self.beside}: ")
+        return [[(label, image.resize(size, 0)) for label, image in row] for row in zip(*columns, strict=True)]
+
+    def _columns(
+        self, composer: Composer, curve: dict[int, Latents], true: Samples, shape: tuple[int, ...], prefix: str = ""
+    ) -> list[list[tuple[str, Image.Image]]]:
+        """Return what a model predicts, refines and decodes at the larger scale, labelled, for all instances of each."""
+        assert true.values is not None
+        height, width = (extent * self.scale for extent in shape)
+        columns = []
+        for step in sorted({0, max(curve)}):
+            latents = {name: latent[: len(true.values)] for name, latent in curve[step].items()}
+            with torch.no_grad():
+                modulations = composer.compose(latents)
+                values = composer.render(modulations, true.coords)
+                decoded = composer.render(modulations, grid((height, width), device=composer.device))
+            numbers = psnr_of_mse(instance_mse(values, true)).tolist()
+            made = prefix + (f"{step} steps" if step else "predicted")
+            columns.append(
+                [(f"{made} {psnr:.1f} dB", picture(one, shape)) for psnr, one in zip(numbers, values, strict=True)]
+            )
+        return [*columns, [(f"{prefix}decoded at {self.scale}x", picture(one, (height, width))) for one in decoded]]
 
 
 def sheet(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:

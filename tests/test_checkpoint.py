@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from program import COMPOSERS, TESTS, run, tiny
+from program import COMPOSERS, REPOSITORY, TESTS, rows, run, tiny
 
 import composers
-from composers.checkpoint import newest, read
+from composers.checkpoint import check_weights, located, newest, read
 from composers.configuration import load_layers
 from datamodules.batch import Observation
 from datamodules.coordinates import grid
@@ -214,3 +214,24 @@ def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
     assert newest(str(tmp_path)) == path
     with pytest.raises(FileNotFoundError, match=r"no \*/checkpoints/last\.ckpt in .*never"):
         newest(tmp_path / "never")
+
+
+def test_weights_that_come_along_are_loaded_by_name():
+    composer = composers.load("photos_ipc")
+    assert located("photos_ipc") == REPOSITORY / "weights" / "photos_ipc" / "weights.ckpt"
+    assert located("photos_ipc").stat().st_size < 8e6
+    assert composer.inr.value_dim == 3
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no checkpoint photos_icp: .* weights that come along: photos_ipc\."
+    ):
+        located("photos_icp")
+
+
+def test_the_config_beside_shipped_weights_builds_their_model():
+    folder = located("photos_ipc").parent
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    composer = composers.build(config["model"])
+    check_weights(composer, read("photos_ipc"), "photos_ipc")
+    steps = [int(row["step"]) for row in rows(folder / "metrics.csv") if "train/loss" in row]
+    assert steps == sorted(steps)
+    assert steps[-1] > 19_000

@@ -156,6 +156,20 @@ def test_the_contact_sheet_has_a_row_per_picture(tested):
     assert "Contact sheet: runs/tested/version_0/contact_sheet.png" in printed
 
 
+def test_another_model_stands_beside_where_it_fits(evaluated):
+    sheet = "{class_path: composers.contact_sheet.ContactSheet, init_args: {filename: beside.png, num_pictures: 2, beside: %s}}"
+    written, _ = evaluated("test", "--trainer.callbacks+", sheet % "runs/unnamed/version_0/checkpoints/last.ckpt")
+    with Image.open(written / "beside.png") as image:
+        assert image.size == (7 * (64 + 8) + 8, 2 * (64 + 8 + 18) + 8)
+        width = 3 * (64 + 8)  # predicted, refined and decoded, of one model and of the other, which is the same
+        top = 8 + 18
+        one, other = (image.crop((8 + 72 + start, top, 8 + 72 + start + width, top + 64)) for start in (0, width))
+        assert one.tobytes() == other.tobytes()
+    written, printed = evaluated("test", "--trainer.callbacks+", sheet % "photos_ipc")
+    assert not (written / "beside.png").exists()
+    assert "No beside.png: photos_ipc takes pictures of 64 pixels, not (3, 16, 16)." in printed
+
+
 def test_refinement_is_set_on_the_command_line(evaluated):
     setting = "--model.init_args.refinement.init_args"
     written, _ = evaluated("validate", f"{setting}.stages", "[val]")
