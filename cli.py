@@ -42,9 +42,8 @@ class CLI(LightningCLI):
         self._take_model(sys.argv[1:] if args is None else args)
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
-        if config.get("data") is None:
-            raise ValueError("Which data? Give --config of an experiment, or --data a data module.")
         if self.config.subcommand == "predict":
+            self.save_config_callback = None  # predictions are no run
             config.ckpt_path = config.ckpt_path or SHIPPED
             expand_shortcuts(config)
             state_signal(config.model, config.data)

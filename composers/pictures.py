@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def picture_size(shape: Sequence[int], size: Size = None, scale: float | None = 
         rows, columns = size
     else:
         factor = (1.0 if scale is None else scale) if size is None else size / max(shape)
-        if factor <= 0:
-            raise ValueError(f"size is {size}, scale {scale}: it must be more than 0.")
+        if not 0 < factor < math.inf:
+            raise ValueError(f"size is {size}, scale {scale}: it must be a number above 0.")
         rows, columns = (max(1, round(extent * factor)) for extent in shape)
     if min(rows, columns) < 1:
         raise ValueError(f"size is {size}: rows and columns are at least 1.")
@@ -137,7 +138,10 @@ def render(
     if len(code.shape) != 2:
         raise ValueError(f"This code stands for a signal of shape {code.shape}, not for a picture.")
     rows, columns = picture_size(code.shape, size, scale)
-    pixels = torch.empty(rows, columns, 3, dtype=torch.uint8)
+    try:
+        pixels = torch.empty(rows, columns, 3, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise ValueError(f"A picture of {rows} x {columns} does not fit into memory: ask for a smaller one.") from error
     done = 0
     for band in decode(composer, code, (rows, columns), max_memory):
         pixels[done : done + len(band)] = _bytes(band)

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from composers.base import Composer, Evaluation
@@ -25,7 +26,7 @@ from datamodules.tiles import whole
 
 _LARGEST_ERROR = 4096  # pixels of the longer side of an error picture
 _SHOWN = 20  # rows of the printed table
-_HEADINGS = {"psnr predicted": "predicted [dB]", "psnr refined": "refined [dB]", "psnr": "the picture [dB]"}
+_HEADINGS = {"psnr predicted": "predicted", "psnr refined": "refined", "psnr": "at own size"}
 
 TABLE = "predictions.csv"
 Row = dict[str, str]
@@ -63,12 +64,17 @@ class PicturePredictions(Callback):
         """Make the folder, and note which model this is.
 
         Raises:
-            ValueError: If the folder holds other things than earlier predictions.
+            ValueError: If the folder is a file, or holds other things than earlier predictions.
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._parts, self._model = {}, [], fingerprint(pl_module)
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ValueError(
+                    f"{self.folder} is a file, or lies below one: choose a folder with --output."
+                ) from error
             if any(self.folder.iterdir()) and not (self.folder / TABLE).exists():
                 raise ValueError(f"The folder {self.folder} holds other things: choose a new one with --output.")
             (self.folder / TABLE).touch()
@@ -101,7 +107,7 @@ class PicturePredictions(Callback):
             writer.writerows({"name": name, **row} for name, row in rows.items())
         console = Console(soft_wrap=True)
         console.print(predictions_table(rows))
-        console.print(f"Pictures, errors, codes and {TABLE}: {relative_path(self.folder)}")
+        console.print(f"Pictures, errors, codes and {TABLE}: {relative_path(self.folder)}", markup=False)
         skipped = _data(trainer).skipped
         if skipped:
             console.print(f"Skipped {len(skipped)}:", *skipped.values(), sep="\n  ", markup=False, highlight=False)
@@ -184,12 +190,12 @@ def _original(trainer: Trainer, part: _Part) -> Image.Image:
 
 def predictions_table(rows: dict[str, Row]) -> Table:
     """Return the first pictures and the mean of all as a table."""
-    table = Table(title=f"{len(rows)} picture(s)", title_justify="left")
+    table = Table(title=f"PSNR in dB of {len(rows)} picture(s)", title_justify="left")
     for heading in ("picture", "pixels", "tiles", *_HEADINGS.values(), "notes"):
-        table.add_column(heading, justify="left" if heading in ("picture", "notes") else "right")
+        table.add_column(heading, justify="left" if heading in ("picture", "notes") else "right", overflow="fold")
     for name, row in list(rows.items())[:_SHOWN]:
         numbers = [f"{float(row[key]):.2f}" for key in _HEADINGS]
-        table.add_row(name, f"{row['rows']} x {row['columns']}", row["tiles"], *numbers, row["notes"])
+        table.add_row(escape(name), f"{row['rows']} x {row['columns']}", row["tiles"], *numbers, row["notes"])
     if len(rows) > _SHOWN:
         table.add_row(f"and {len(rows) - _SHOWN} more", "", "", "", "", "", "")
     if len(rows) > 1:

@@ -52,9 +52,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, RuntimeError):
         return None
     if isinstance(error, ArgumentError):
-        return (
-            f"{readable(error)}\nSee python cli.py fit --help, and fit --model.help CLASS for the arguments of a class."
-        )
+        return f"{readable(error)}\nSee --help of the command, and fit --model.help CLASS for the arguments of a class."
     if "Union subtypes" in str(error):
         return readable(error)
     return str(error)

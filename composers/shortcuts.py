@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 
 from composers.checkpoint import read
-from composers.pictures import Size
+from composers.pictures import Size, picture_size
 
 _WRITER = "composers.predictions.PicturePredictions"
 
@@ -34,8 +34,9 @@ def expand_shortcuts(config: Namespace) -> None:
     """Write the short options of prediction to where they belong: the data module, the writer and the refinement.
 
     Raises:
-        ValueError: If one of them is given, but what it belongs to is not there.
+        ValueError: If one of them is given, but what it belongs to is not there, or both ``size`` and ``scale`` are.
     """
+    picture_size((1, 1), config.size, config.scale)
     given = {name: config.pop(name) for name in ("pictures", "output", "size", "scale", "tile_size", "steps")}
     given["tile"] = config.pop("tile") or None
     given = {name: value for name, value in given.items() if value is not None}
@@ -50,7 +51,8 @@ def expand_shortcuts(config: Namespace) -> None:
         place, key = places[name]
         if place is None or key not in place:
             raise ValueError(
-                f"--{name} serves datamodules.PictureFiles and {_WRITER}, which this config replaces: leave it out."
+                f"--{name} serves datamodules.PictureFiles and {_WRITER}, which this --config replaces: leave the config "
+                "out, the checkpoint states its model."
             )
         place[key] = value
 

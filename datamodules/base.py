@@ -187,13 +187,15 @@ class CoordinateDataModule(LightningDataModule, ABC):
                 f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: "
                 "lower it."
             )
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "sampler": sampler,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+        }
+        if not training:
+            return DataLoader(Addressed(dataset, None, seed), **options)
         return ResumingLoader(
-            Addressed(dataset, self.augmentation if training else None, seed),
-            self._batches_done if training else lambda: 0,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=training,
-            persistent_workers=self.num_workers > 0,
+            Addressed(dataset, self.augmentation, seed), self._batches_done, drop_last=True, **options
         )

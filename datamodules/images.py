@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,8 @@ from torch import Tensor
 from datamodules.batch import Signal
 from datamodules.tiles import Box
 
-_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_FINEST = 16  # pixels per pixel wanted, along each side, beyond which antialiasing would take minutes
+_UNREADABLE = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}  # named, with the reason
 
 
 class Picture(NamedTuple):
@@ -31,62 +31,115 @@ class Picture(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def picture_files(path: Path) -> list[tuple[Path, Path]]:
+    """Return the pictures at a path and, for each, its place below the folder that was named.
+
+    Of a folder, all files with the ending of a picture are taken, in its subfolders too, in alphabetical order; not hidden
+    ones, nor those in folders of earlier predictions. None of them is read.
+
+    Args:
+        path: A folder; or a file, which is taken whatever its ending, its place being its name.
+    """
+    if not path.is_dir():
+        return [(path, Path(path.name))]
+    kinds = Image.registered_extensions()
+    endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE
+    below = sorted(item for item in path.rglob("*") if item.suffix.lower() in endings and not item.is_dir())
+    results = [table.parent for table in path.rglob("predictions.csv")]
+    places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
+    return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
+
+
 def read_picture(path: str | Path) -> Picture:
     """Read a picture of any kind that Pillow knows as upright RGB.
 
     The orientation that a camera noted is applied; of several frames the first is taken; transparency is laid over white;
-    grey, palette, CMYK and 16-bit pictures become RGB of 8 bits, 16 bits by dividing by 257.
+    grey, palette, CMYK and 16-bit pictures become RGB of 8 bits, 16 bits by dividing by 257. Grey levels in whole numbers of
+    32 bits count as 16 bits, those in floating point as [0, 1].
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If the file is missing, empty, cut off, no picture, or too large; the message names it.
+        ValueError: If the file is missing, empty, cut off, no picture, too large, or has levels out of range; the message
+            names it.
 
     Example:
         ``pixels, notes = read_picture("holiday.jpg")``
     """
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty: take it from its source again.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and odd metadata
-            with Image.open(path) as image:
-                frames = getattr(image, "n_frames", 1)
-                notes = [f"the first of {frames} frames"] if frames > 1 else []
-                upright = ImageOps.exif_transpose(image)
-                return Picture(_rgb(upright, notes), tuple(notes))
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no picture {path}: name another file or folder.") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture of a kind that can be read: convert it to PNG or JPEG.") from error
-    except Image.DecompressionBombError as error:
+            return _decoded(path)
+    except Exception as error:  # what decoders raise of damaged data is not foreseeable
+        raise ValueError(_told(path, error)) from error
+
+
+class _RefusedError(Exception):
+    """What is wrong with a picture, and the way out, in words that follow its name."""
+
+
+def _decoded(path: Path) -> Picture:
+    """Return the picture in a file, or raise whatever its decoder does."""
+    if path.stat().st_size == 0:
+        raise _RefusedError("is empty: take it from its source again.")
+    with Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        notes = [f"the first of {frames} frames"] if frames > 1 else []
+        ImageOps.exif_transpose(image, in_place=True)
+        return Picture(_rgb(image, notes), tuple(notes))
+
+
+def _told(path: Path, error: Exception) -> str:
+    """Return what is wrong with a picture, and the way out."""
+    if isinstance(error, _RefusedError):
+        return f"{path} {error}"
+    if isinstance(error, FileNotFoundError):
+        return f"There is no picture {path}: name another file or folder."
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path} is no picture of a kind that can be read: convert it to PNG or JPEG."
+    if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise ValueError(f"{path} has more than {limit:.0f} megapixels: make it smaller first.") from error
-    except (OSError, SyntaxError, EOFError, struct.error, MemoryError) as error:  # what decoders raise of damaged data
-        if isinstance(error, OSError) and error.strerror:
-            raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-        raise ValueError(f"{path} is damaged or cut off ({error}): take it from its source again.") from error
+        return f"{path} has more than {limit:.0f} megapixels: make it smaller first."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{path} cannot be read: {error.strerror}."
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{path} is damaged or cut off ({reason}): take it from its source again, or convert it to PNG."
 
 
 def _rgb(image: Image.Image, notes: list[str]) -> Tensor:
     """Return the pixels of a picture of any mode as ``(3, H, W)`` uint8, and note what was decided."""
-    if image.mode in _SIXTEEN_BITS:
+    if image.mode.startswith("I;16"):
         notes.append("16 bits made 8")
-        levels = np.asarray(image).astype(np.float64) / 257
-        return torch.from_numpy(levels.round().clip(0, 255).astype(np.uint8)).expand(3, -1, -1).contiguous()
+        return _grey(image, white=65535)
+    if image.mode == "I":
+        notes.append("whole numbers, taken as levels up to 65535")
+        return _grey(image, white=65535)
     if image.mode == "F":
         notes.append("floating point, taken as [0, 1]")
-        levels = np.nan_to_num(np.asarray(image)).clip(0, 1) * 255
-        return torch.from_numpy(levels.round().astype(np.uint8)).expand(3, -1, -1).contiguous()
+        return _grey(image, white=1)
     if image.has_transparency_data:
         notes.append("transparency laid over white")
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     elif image.mode == "CMYK":
         notes.append("CMYK converted")
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    )
+
+
+def _grey(image: Image.Image, white: int) -> Tensor:
+    """Return grey levels of which ``white`` is the highest as ``(3, H, W)`` uint8."""
+    numbers = np.asarray(image)
+    levels = (numbers.astype(np.float64) * (255 / white)).round()
+    if not ((levels >= 0) & (levels <= 255)).all():
+        raise _RefusedError(
+            f"holds numbers from {numbers.min():g} to {numbers.max():g}, read as levels of [0, {white}]: "
+            "convert it to 8 or 16 bits."
+        )
+    return torch.from_numpy(levels.astype(np.uint8)).expand(3, -1, -1).contiguous()
 
 
 def resize_picture(picture: Tensor, height: int, width: int) -> Tensor:
@@ -116,7 +169,16 @@ def cut(picture: Tensor, box: Box, size: int) -> Tensor:
         ``(3, size, size)`` uint8.
     """
     (top, bottom), (left, right) = box
-    return resize_picture(picture[:, top:bottom, left:right], size, size)
+    return resize_picture(_coarser(picture[:, top:bottom, left:right], size * _FINEST), size, size)
+
+
+def _coarser(picture: Tensor, most: int) -> Tensor:
+    """Return a picture of ``most`` pixels at most along each side: means over what each covers."""
+    height, width = (min(extent, most) for extent in picture.shape[1:])
+    if picture.shape[1:] == (height, width):
+        return picture
+    channels = [Image.fromarray(channel.numpy()).resize((width, height), Image.Resampling.BOX) for channel in picture]
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
 
 
 class RandomCrop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,19 @@ from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Sign
 from datamodules.coordinates import grid
 from datamodules.images import Picture, cut, read_picture
 from datamodules.tiles import Box, boxes, whole
+
+_UNREADABLE = {
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".svg",
+    ".arw",
+    ".cr2",
+    ".cr3",
+    ".dng",
+    ".nef",
+}  # named as skipped, with the reason
+_LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
 
 
 class PictureFile(NamedTuple):
@@ -163,9 +177,12 @@ class PictureFiles(CoordinateDataModule):
         """
         if stage != "predict":
             raise ValueError(f"PictureFiles serves prediction, not {stage}: choose another data module.")
-        found = [item for given in self.pictures for item in _pictures_at(Path(given))]
+        each: dict[Path, tuple[Path, Path]] = {}
+        for path, place in (item for given in self.pictures for item in _pictures_at(Path(given))):
+            each.setdefault(path.absolute(), (path, place))  # named twice, taken once
+        found = list(each.values())
         self.files, self.skipped, self.notes = [], {}, {}
-        for path, name in zip((path for path, _ in found), _unique_names(found), strict=True):
+        for (path, place), name in zip(found, _unique_names(found), strict=True):
             try:
                 pixels, notes = read_picture(path)
             except ValueError as error:
@@ -173,7 +190,8 @@ class PictureFiles(CoordinateDataModule):
                 continue
             shape = tuple(pixels.shape[1:])
             self.files.append(PictureFile(name, path, shape, self._tiles(shape)))
-            self.notes[name] = "; ".join(notes)
+            renamed = [] if name == place.with_suffix("").as_posix() else [f"from {path}"]
+            self.notes[name] = "; ".join([*notes, *renamed])
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(
@@ -226,23 +244,32 @@ def _pictures_at(path: Path) -> list[tuple[Path, Path]]:
     """Return the pictures at a path and, for each, its place below the folder that was named."""
     if not path.is_dir():
         return [(path, Path(path.name))]
-    endings = Image.registered_extensions()
-    below = sorted(item for item in path.rglob("*") if item.is_file() and item.suffix.lower() in endings)
-    results = [table.parent for table in path.rglob("predictions.csv")]
+    kinds = Image.registered_extensions()
+    endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE
+    below = sorted(item for item in path.rglob("*") if item.suffix.lower() in endings and not item.is_dir())
+    results = [table.parent for table in path.rglob("predictions.csv") if table.parent != path]
     places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
     return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
 
 
 def _unique_names(found: Sequence[tuple[Path, Path]]) -> list[str]:
-    """Return a name for every picture: without its ending where no other has the same, else numbered."""
-    stems = Counter(place.with_suffix("") for _, place in found)
-    names = [
-        place.with_suffix("") if stems[place.with_suffix("")] == 1 else place.with_name(place.name.replace(".", "_"))
-        for _, place in found
-    ]
-    seen: Counter[Path] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name.as_posix() if seen[name] == 1 else f"{name.as_posix()}_{seen[name]}")
+    """Return a name for every picture: without its ending where no other has the same, else numbered.
+
+    Names have room for the endings of results, are UTF-8, and none is the name of another's error picture.
+    """
+    bare = [_writable(place.with_suffix("")) for _, place in found]
+    stems, seen, unique = Counter(bare), set[str](), []
+    for (_, place), stem in zip(found, bare, strict=True):
+        alone = stems[stem] == 1 and not stem.endswith(".error")
+        wanted = stem if alone else _writable(place.with_name(place.name.replace(".", "_")))
+        numbered = (f"{wanted}_{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([wanted], numbered) if name not in seen)
+        seen.add(name)
+        unique.append(name)
     return unique
+
+
+def _writable(place: Path) -> str:
+    """Return a place as a name of results: its last part cut where endings would make it too long, all of it UTF-8."""
+    name = place.name.encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
+    return place.with_name(name).as_posix().encode("utf-8", "replace").decode("utf-8")

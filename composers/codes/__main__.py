@@ -72,9 +72,10 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> Size:
     """Return a size as a person writes it."""
-    numbers = [int(number) for number in text.lower().split("x")]
-    if len(numbers) > 2 or min(numbers) < 1:
-        raise ValueError(text)
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is no size: give pixels of the longer side, or ROWSxCOLUMNS.")
+    numbers = [int(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
