@@ -15,7 +15,7 @@ from composers.base import Composer
 from composers.codes import InstanceCode, decode, fingerprint
 from composers.hypernet import Patches
 from composers.metrics import psnr_of_mse
-from composers.refinement import Refinement
+from composers.refinement import Latents, Refinement
 from datamodules.batch import Observation, Samples
 from datamodules.coordinates import grid
 from datamodules.images import cut, read_picture
@@ -104,17 +104,33 @@ def encode(
     size = tile_size or seen
     places = boxes(shape, size, size // 4) if tile else [whole(shape)]
     steps = refinement or composer.refinement
-    parts = []
-    for start in range(0, len(places), batch_size):
-        values = torch.stack([cut(pixels, box, seen) for box in places[start : start + batch_size]])
-        signal = values.to(composer.device).float() / 255
-        samples = Samples(grid((seen, seen), device=signal.device), signal.flatten(2).mT)
-        with torch.no_grad():
-            predicted = composer.encode(Observation(signal, samples))
-        parts.append(composer.refine(predicted, samples, steps)[steps.steps])
-    latents = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    latents = square_codes(composer, torch.stack([cut(pixels, box, seen) for box in places]), steps, batch_size)
+    latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
     return InstanceCode(latents, places, shape, fingerprint(composer), name, {"refinement steps": str(steps.steps)})
+
+
+def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
+    """Return the codes of pictures that a model can take as they are: predicted, then refined.
+
+    Args:
+        composer: The model.
+        squares: ``(B, 3, S, S)`` uint8.
+        refinement: Steps and rate.
+        batch_size: Pictures at a time.
+    """
+    parts = []
+    for some in squares.split(batch_size):
+        samples = square_samples(some.to(composer.device))
+        with torch.no_grad():
+            predicted = composer.encode(Observation(some.to(composer.device).float() / 255, samples))
+        parts.append(composer.refine(predicted, samples, refinement)[refinement.steps])
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def square_samples(squares: Tensor) -> Samples:
+    """Return the pixels of pictures ``(B, 3, S, S)`` uint8 as samples."""
+    return Samples(grid(squares.shape[2:], device=squares.device), squares.float().flatten(2).mT / 255)
 
 
 def render(
@@ -161,7 +177,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
 
 
 def input_size(composer: Composer) -> int:
-    """Return the pixels along each side of the pictures that a model takes.
+    """Return the pixels along each side of the pictures that a model takes; where it leaves them open, those of its tokens.
 
     Raises:
         ValueError: If it takes something else.
@@ -169,6 +185,9 @@ def input_size(composer: Composer) -> int:
     for module in composer.modules():
         if isinstance(module, Patches):
             channels, *shape = module.signal_shape
+            side = math.isqrt(module.num_tokens)
+            if (channels, shape) == (3, [-1, -1]) and side**2 == module.num_tokens:
+                return side * module.patch_size - 2 * module.padding
             if channels == 3 and len(shape) == 2 and shape[0] == shape[1] > 0:
                 return shape[0]
             raise ValueError(f"This model takes signals of shape {module.signal_shape}, not square colour pictures.")

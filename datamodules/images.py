@@ -35,7 +35,7 @@ def picture_files(path: Path) -> list[tuple[Path, Path]]:
     """Return the pictures at a path and, for each, its place below the folder that was named.
 
     Of a folder, all files with the ending of a picture are taken, in its subfolders too, in alphabetical order; not hidden
-    ones, nor those in folders of earlier predictions. None of them is read.
+    ones, nor those in folders of earlier predictions, unless such a folder is named itself. None of them is read.
 
     Args:
         path: A folder; or a file, which is taken whatever its ending, its place being its name.
@@ -45,7 +45,7 @@ def picture_files(path: Path) -> list[tuple[Path, Path]]:
     kinds = Image.registered_extensions()
     endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE
     below = sorted(item for item in path.rglob("*") if item.suffix.lower() in endings and not item.is_dir())
-    results = [table.parent for table in path.rglob("predictions.csv")]
+    results = [table.parent for table in path.rglob("predictions.csv") if table.parent != path]
     places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
     return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -17,20 +16,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
 from datamodules.coordinates import grid
-from datamodules.images import Picture, cut, read_picture
+from datamodules.images import Picture, cut, picture_files, read_picture
 from datamodules.tiles import Box, boxes, whole
 
-_UNREADABLE = {
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".svg",
-    ".arw",
-    ".cr2",
-    ".cr3",
-    ".dng",
-    ".nef",
-}  # named as skipped, with the reason
 _LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
 
 
@@ -178,7 +166,7 @@ class PictureFiles(CoordinateDataModule):
         if stage != "predict":
             raise ValueError(f"PictureFiles serves prediction, not {stage}: choose another data module.")
         each: dict[Path, tuple[Path, Path]] = {}
-        for path, place in (item for given in self.pictures for item in _pictures_at(Path(given))):
+        for path, place in (item for given in self.pictures for item in picture_files(Path(given))):
             each.setdefault(path.absolute(), (path, place))  # named twice, taken once
         found = list(each.values())
         self.files, self.skipped, self.notes = [], {}, {}
@@ -238,18 +226,6 @@ class PictureFiles(CoordinateDataModule):
 def _collate(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:
     """Return tiles as a batch."""
     return TileBatch(torch.stack([values for values, _ in tiles]), [piece for _, piece in tiles])
-
-
-def _pictures_at(path: Path) -> list[tuple[Path, Path]]:
-    """Return the pictures at a path and, for each, its place below the folder that was named."""
-    if not path.is_dir():
-        return [(path, Path(path.name))]
-    kinds = Image.registered_extensions()
-    endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE
-    below = sorted(item for item in path.rglob("*") if item.suffix.lower() in endings and not item.is_dir())
-    results = [table.parent for table in path.rglob("predictions.csv") if table.parent != path]
-    places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
-    return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
 
 
 def _unique_names(found: Sequence[tuple[Path, Path]]) -> list[str]:

@@ -5,6 +5,7 @@ import csv
 import math
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,24 +15,25 @@ from PIL import Image
 import composers
 from composers.activations import (
     Settings,
-    Spread,
-    Study,
+    Subject,
     activation_maps,
-    crops,
-    fitted,
     hidden_layers,
     layers,
-    look_at,
     principal_components,
-    read_all,
     spreads,
     unit_costs,
 )
 from composers.activations.__main__ import main
-from composers.activations.page import Scale, short
+from composers.activations.layers import Spread
+from composers.activations.maps import Scale
+from composers.activations.page import short
+from composers.activations.pictures import crops, fitted, read_all
 from composers.hypernet import Patches
 from composers.inr import FourierFeatures, IdentityEncoding, Sine
+from composers.pictures import square_codes, square_samples
+from composers.refinement import Refinement
 from datamodules.batch import Samples
+from datamodules.images import picture_files
 
 B, N = 3, 10
 
@@ -203,26 +205,25 @@ def test_codes_that_are_all_alike_have_no_components():
 # Pictures
 
 
-def test_the_window_is_the_largest_centred_one():
+def test_the_square_is_the_largest_centred_one():
     picture = torch.zeros(3, 10, 40, dtype=torch.uint8)
     picture[:, :, 15:25] = 200
-    assert torch.equal(fitted(picture, 10, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
-    assert (fitted(picture, 5, 5)[:, 1:-1, 1:-1] == 200).all()
-    wide = fitted(picture, 5, 10)
-    assert wide.shape == (3, 5, 10)
-    assert (wide[:, :, :2] == 0).all()
+    assert torch.equal(fitted(picture, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
+    assert torch.equal(fitted(picture.mT, 5), torch.full((3, 5, 5), 200, dtype=torch.uint8))
 
 
 def test_crops_are_spread_from_corner_to_corner():
     picture = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
-    cut = crops(picture, 8, 8, 4)
+    cut = crops(picture, 8, 4)
     places = [(0, 0), (0, 8), (8, 0), (8, 8)]
     for crop, (top, left) in zip(cut, places, strict=True):
         assert torch.equal(crop, picture[:, top : top + 8, left : left + 8])
-    assert torch.equal(crops(picture, 8, 8, 1)[0], picture[:, 4:12, 4:12])
-    assert crops(picture, 8, 8, 0) == []
-    assert [crop.shape for crop in crops(picture, 4, 6, 5)] == [(3, 4, 6)] * 5
-    assert crops(picture[:, :1, :1], 4, 4, 2)[1].shape == (3, 4, 4)
+    assert torch.equal(crops(picture, 8, 1)[0], picture[:, 4:12, 4:12])
+    assert crops(picture, 8, 0) == []
+    wide = torch.cat([picture, picture + 7], dim=2)
+    assert torch.equal(crops(wide, 8, 2)[1], wide[:, 4:12, 24:32])
+    assert [crop.shape for crop in crops(picture, 5, 5)] == [(3, 5, 5)] * 5
+    assert crops(picture[:, :1, :1], 4, 2)[1].shape == (3, 4, 4)
 
 
 def _save(path, size=(20, 14), seed=0):
@@ -240,6 +241,8 @@ def folder(tmp_path):
         _save(tmp_path / "photos" / name, seed=index)
     for name in (".hidden.png", ".git/d.png"):
         _save(tmp_path / "photos" / name)
+    _save(tmp_path / "photos" / "earlier" / "e.png")
+    (tmp_path / "photos" / "earlier" / "predictions.csv").touch()
     (tmp_path / "photos" / "notes.txt").write_text("no picture")
     (tmp_path / "photos" / "folder.png").mkdir()
     return tmp_path / "photos"
@@ -263,65 +266,84 @@ def test_names_are_unique(folder):
     assert list(found) == [str(folder / "b.png"), str(other), "c.PNG"]
 
 
+def test_files_of_a_folder_have_places_and_a_file_needs_no_ending(folder):
+    (folder / "f.heic").touch()  # of a kind that is refused with the reason
+    places = ["a$^.png", "b.png", "f.heic", "inner/c.PNG"]
+    assert picture_files(folder) == [(folder / place, Path(place)) for place in places]
+    assert picture_files(folder / "earlier") == [(folder / "earlier" / "e.png", Path("e.png"))]
+    assert picture_files(folder / "notes.txt") == [(folder / "notes.txt", Path("notes.txt"))]
+
+
 # Models
 
 
-def test_sizes_that_a_tokenizer_leaves_open_are_those_of_a_square(make_ipc, tiny_ipc):
-    assert look_at("ours", tiny_ipc).shape == (8, 12)
+PICTURES = {
+    name: torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, 12, 20), dtype=np.uint8))
+    for seed, name in enumerate("abcd")
+}
+
+
+@pytest.fixture
+def square_ipc(make_ipc):
+    """Return a tiny IPC for pictures of 8 x 8."""
+    return make_ipc(tokenizer=Patches((3, 8, 8), patch_size=4)).eval()
+
+
+def _subject(composer, layer=1, **settings):
+    return Subject("ours", composer, PICTURES, layer, Settings(**{"num_units": 2, "size": 8} | settings))
+
+
+def test_sizes_that_a_tokenizer_leaves_open_are_those_of_a_square(make_ipc, square_ipc, tiny_ipc):
+    assert _subject(square_ipc).size == 8
     opened = Patches((3, -1, -1), patch_size=5, padding=1, num_tokens=16)
-    assert look_at("ours", make_ipc(tokenizer=opened)).shape == (18, 18)
-    with pytest.raises(ValueError, match="ours takes pictures of any shape with 12 patches, which make no square"):
-        look_at("ours", make_ipc(tokenizer=Patches((3, -1, -1), patch_size=5, num_tokens=12)))
+    assert _subject(make_ipc(tokenizer=opened)).size == 18
+    for other in (tiny_ipc, make_ipc(tokenizer=Patches((3, -1, -1), patch_size=5, num_tokens=12))):
+        with pytest.raises(ValueError, match="not square colour pictures"):
+            _subject(other)
 
 
-@pytest.mark.parametrize(
-    ("inr", "shape"),
-    [
-        ({"coord_dim": 1, "value_dim": 1}, (1, 24)),
-        ({"coord_dim": 2, "value_dim": 1}, (1, 8, 8)),
-        ({"coord_dim": 3, "value_dim": 4}, (3, 8, 8)),
-    ],
-)
-def test_models_of_other_signals_are_refused(make_ipc, make_inr, inr, shape):
-    with pytest.raises(ValueError, match=r"ours is a model of signals .* models of pictures in colour"):
-        look_at("ours", make_ipc(inr=make_inr(**inr), tokenizer=Patches(shape, patch_size=4)))
+@pytest.mark.parametrize(("coord_dim", "value_dim", "shape"), [(1, 1, (1, 24)), (2, 1, (1, 8, 8)), (3, 4, (3, 8, 8))])
+def test_models_of_other_signals_are_refused(make_ipc, make_inr, coord_dim, value_dim, shape):
+    inr = make_inr(coord_dim=coord_dim, value_dim=value_dim)
+    with pytest.raises(ValueError, match=f"ours makes {value_dim} values at {coord_dim} coordinates, not pictures"):
+        _subject(make_ipc(inr=inr, tokenizer=Patches(shape, patch_size=4)))
 
 
-def test_refined_codes_render_better_and_crops_are_refined_too(tiny_ipc):
-    subject = look_at("ours", tiny_ipc)
-    pixels = torch.randint(0, 256, (20, 3, 8, 12), dtype=torch.uint8)  # more than are encoded at once
-    samples, errors = subject.samples(pixels), []
+def test_refined_codes_render_better_and_crops_are_refined_too(square_ipc):
+    pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)  # more than are encoded at once
+    seen, errors = square_samples(torch.stack(list(pixels))), []
     for steps in (0, 5):
-        values = tiny_ipc.render(subject.modulations(subject.codes(pixels, steps)), samples.coords)
-        errors.append((values - samples.values).square().mean((1, 2)))
+        values = square_ipc.render(
+            square_ipc.compose(
+                square_codes(square_ipc, torch.stack(list(pixels)), Refinement(steps, square_ipc.refinement.optimizer))
+            ),
+            seen.coords,
+        )
+        errors.append((values - seen.values).square().mean((1, 2)))
     assert (errors[1] < errors[0]).all()
-    pictures = {name: torch.randint(0, 256, (3, 30, 30), dtype=torch.uint8) for name in "abc"}
-    few = {"num_units": 2, "size": 4, "crops": 2}
-    plain, refined = (Study([subject], pictures, Settings(steps=steps, **few)).components(0) for steps in (0, 5))
-    assert plain.scores.shape == refined.scores.shape == (9, 8)
+    plain, refined = (_subject(square_ipc, steps=steps, crops=2).components() for steps in (0, 5))
+    assert plain.scores.shape == refined.scores.shape == (12, 11)
     assert not torch.allclose(plain.scores, refined.scores)
 
 
-def test_units_shown_vary_most_and_are_the_costliest(tiny_ipc):
-    subject = look_at("ours", tiny_ipc)
-    pictures = {name: torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8) for name in "abcd"}
-    study = Study([subject], pictures, Settings(num_units=3, num_rows=2, size=12))
-    found, shown = study.layers(0)
+def test_units_shown_vary_most_and_are_the_costliest(square_ipc):
+    subject = _subject(square_ipc, num_units=3, num_rows=2)
+    shown = subject.layers()
     assert [layer.layer for layer in shown] == [0, 1, 2]
     assert [layer.modulated for layer in shown] == [False, True, False]
     for layer in shown:
-        total = found[layer.layer].total
+        total = subject.spreads[layer.layer].total
         assert layer.units == sorted(range(8), key=lambda unit: -total[unit])[:3]
-        assert layer.maps.shape == (2, 3, 8, 12)
+        assert layer.share == subject.spreads[layer.layer].share
+        assert layer.maps.shape == (2, 3, 8, 8)
     assert torch.equal(shown[0].maps[0], shown[0].maps[1])
     assert not torch.equal(shown[1].maps[0], shown[1].maps[1])
-    units = study.units(0)
+    units, seen = subject.units(), square_samples(torch.stack(list(subject.pictures.values())))
     mean = units.costs.mean(0)
     assert (mean[:-1] >= mean[1:]).all()
-    modulations = subject.modulations(study.codes[0])
-    _, lost = unit_costs(subject.inr, 1, subject.samples(study.pixels[0]), modulations)
+    _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
     torch.testing.assert_close(units.costs, lost[:, units.order])
-    place = hidden_layers(subject.inr, subject.samples(study.pixels[0]).coords, modulations)[1]  # maps have this grid
+    place = hidden_layers(subject.inr, seen.coords, subject.modulations)[1]  # maps have this grid
     torch.testing.assert_close(units.maps.flatten(2).mT, place[:2][..., units.order[:3]])
 
 
@@ -381,9 +403,9 @@ def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
 
     rows = _rows(output / "units.csv")
     assert sorted(int(row["unit"]) for row in rows[:6]) == list(range(6))
-    subject = look_at("ipc", composers.load(ipc))
-    pixels = torch.stack([fitted(picture, 8, 8) for picture in read_all([str(folder)])[0].values()])
-    _, lost = unit_costs(subject.inr, 1, subject.samples(pixels), subject.modulations(subject.codes(pixels)))
+    subject = Subject("ipc", composers.load(ipc), read_all([str(folder)])[0], 1, Settings(num_units=2))
+    seen = square_samples(torch.stack(list(subject.pictures.values())))
+    _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
     for row in rows[:6]:
         own = lost[:, int(row["unit"])].numpy()
         wanted = [own.mean(), *np.quantile(own, [0.25, 0.75])]
@@ -517,17 +539,17 @@ def test_pictures_that_cannot_be_read_are_named(folder, checkpoints, capsys):
     assert f"There is no picture in {folder / 'empty'}" in _fails(capsys, *given, folder / "empty")
 
 
-def test_models_that_do_not_compare_are_refused(tmp_path, folder, checkpoints, capsys):
+def test_models_of_other_signals_are_named(tmp_path, folder, checkpoints, capsys):
     config = _config()
     config["init_args"]["tokenizer"]["init_args"]["signal_shape"] = [3, 8, 16]
     composers.save(composers.build(config), tmp_path / "wide.ckpt")
     message = _fails(capsys, "--checkpoint", checkpoints[0], "--compare", tmp_path / "wide.ckpt", "--pictures", folder)
-    assert "8 x 8 pixels and TransformerIPC B of 8 x 16: compare models of the same proportions" in message
+    assert "TransformerIPC B cannot be looked at: This model takes signals of shape (3, 8, 16), not square" in message
     config = _config(coord_dim=1, value_dim=1)
     config["init_args"]["tokenizer"]["init_args"]["signal_shape"] = [1, 16]
     composers.save(composers.build(config), tmp_path / "audio.ckpt")
     message = _fails(capsys, "--checkpoint", tmp_path / "audio.ckpt", "--pictures", folder)
-    assert "TransformerIPC is a model of signals (1, 16)" in message
+    assert "TransformerIPC makes 1 values at 1 coordinates, not pictures in colour" in message
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path, folder, checkpoints, capsys):

@@ -23,9 +23,11 @@ from program import REPOSITORY, TESTS
 
 import composers
 import composers.inr
-from composers import Composer, TransformerIPC, export
+from composers import Composer, TransformerIPC
 from composers.configuration import load_layers
-from composers.export import export_decoder, export_encoder, main
+from composers.export import __main__, export, export_decoder, export_encoder, files
+from composers.export.__main__ import main
+from composers.export.halves import Decoder
 from composers.hypernet import Patches, Transformer
 from composers.inr import Activation, Encoding, IdentityEncoding, Sine
 from composers.rendering import PointRenderer, Renderer
@@ -114,9 +116,9 @@ def _checkpoint(path, **tokenizer):
 def written(tmp_path_factory):
     """Return a tiny TransINR, its export with ONNX by the command, the printed lines, and the programs before writing."""
     torch.manual_seed(0)
-    folder, programs, trace = tmp_path_factory.mktemp("written"), {}, export._trace
+    folder, programs, trace = tmp_path_factory.mktemp("written"), {}, files.trace
     composer = _checkpoint(folder / "tiny.ckpt")
-    with mock.patch.object(export, "_trace", lambda half: programs.setdefault(half.name, trace(half))):
+    with mock.patch.object(files, "trace", lambda half: programs.setdefault(half.name, trace(half))):
         printed = _run("--onnx", "true", folder / "tiny.ckpt", folder / "deep" / "out")
     return SimpleNamespace(composer=composer, folder=folder / "deep" / "out", printed=printed, programs=programs)
 
@@ -149,7 +151,7 @@ def exported(request):
 @pytest.fixture
 def traced_before(written, monkeypatch):
     """Let exports of the checkpoint of `written` take the programs that are there."""
-    monkeypatch.setattr(export, "_trace", lambda half: written.programs[half.name])
+    monkeypatch.setattr(files, "trace", lambda half: written.programs[half.name])
 
 
 # Programs of torch.export
@@ -297,7 +299,7 @@ def test_missing_packages_are_named_before_anything_is_done(make_inr, tmp_path, 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
     with pytest.raises(ValueError, match=f"^ONNX needs {', '.join(absent)}: run pip install {' '.join(absent)}, or"):
-        export.export(Fitted(make_inr()), tmp_path / "out", onnx=True)
+        export(Fitted(make_inr()), tmp_path / "out", onnx=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -420,10 +422,10 @@ def test_a_new_export_replaces_an_earlier_one_whole_and_only_if_asked(written, t
 @pytest.mark.usefixtures("traced_before")
 @pytest.mark.parametrize(("wrong", "told"), [(2e-5, "[12].[0-9]e-05"), (float("nan"), "nan")])
 def test_nothing_is_left_of_programs_that_differ(written, tmp_path, monkeypatch, wrong, told):
-    right = export._Decoder.eager
-    monkeypatch.setattr(export._Decoder, "eager", lambda half, *inputs: right(half, *inputs) + wrong)
+    right = Decoder.eager
+    monkeypatch.setattr(Decoder, "eager", lambda half, *inputs: right(half, *inputs) + wrong)
     with pytest.raises(ValueError, match=rf"^decoder\.pt2 differs by {told} from the composer, more than 1e-05"):
-        export.export(written.composer, tmp_path / "out")
+        export(written.composer, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -434,7 +436,7 @@ def test_nothing_is_left_on_a_full_disk(written, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(ValueError, match="out cannot be written: No space left on device"):
-        export.export(written.composer, tmp_path / "out")
+        export(written.composer, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -456,7 +458,12 @@ def test_help_tells_what_every_argument_means():
         main(["--help"])
     assert ended.value.code in (None, 0)
     words = " ".join(printed.getvalue().split())
-    for told in (" ".join(export.__doc__.split()), "Where to write", "Whether to write ONNX too", "Sizes of the axes"):
+    for told in (
+        " ".join(__main__.__doc__.split()),
+        "Where to write",
+        "Whether to write ONNX too",
+        "Sizes of the axes",
+    ):
         assert told in words
 
 
@@ -494,7 +501,7 @@ def test_networks_cover_what_is_offered():
 @pytest.mark.parametrize(("activation", "encoding"), NETWORKS)
 def test_every_activation_and_encoding(make_ipc, make_inr, tmp_path, activation, encoding):
     composer = make_ipc(inr=_network(make_inr, activation, encoding)).eval()
-    export.export(composer, tmp_path, onnx=True)
+    export(composer, tmp_path, onnx=True)
     _assert_equal(_read(tmp_path), composer)
     _assert_equal_in_onnx(tmp_path, composer)
 
@@ -503,7 +510,7 @@ def test_every_activation_and_encoding(make_ipc, make_inr, tmp_path, activation,
 def test_latents_of_many_layers_keep_their_order(make_transinr, make_inr, tmp_path):
     inr = make_inr(num_layers=12, modulated_layers="all", hidden_dim=[8, 4] * 5 + [8])
     composer = make_transinr(inr=inr).eval()
-    export.export(composer, tmp_path, onnx=True)
+    export(composer, tmp_path, onnx=True)
     _assert_equal(_read(tmp_path), composer)
     _assert_equal_in_onnx(tmp_path, composer)
 
@@ -519,7 +526,7 @@ class Bessel(Activation):
 def test_what_onnx_cannot_say_is_refused_with_the_reason(make_ipc, make_inr, tmp_path):
     composer = make_ipc(inr=make_inr(activation=Bessel())).eval()
     with pytest.raises(ValueError, match=r"^decoder\.onnx cannot be written, leave --onnx out: .*bessel_j0") as refused:
-        export.export(composer, tmp_path / "out", onnx=True)
+        export(composer, tmp_path / "out", onnx=True)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
@@ -541,7 +548,7 @@ def test_published_sizes(tmp_path):
     config["init_args"]["inr"]["init_args"] |= {"coord_dim": 2, "value_dim": 3}
     config["init_args"]["tokenizer"]["init_args"]["signal_shape"] = [3, 178, 178]
     composer = composers.build(config).eval()
-    differences = export.export(composer, tmp_path, onnx=True)
+    differences = export(composer, tmp_path, onnx=True)
     assert max(differences.values()) <= 1e-5
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.suffix == ".pt2"}
     numbers = sum(value.numel() for value in composer.state_dict().values())

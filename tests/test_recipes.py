@@ -8,11 +8,14 @@ import subprocess
 import sys
 from importlib import invalidate_caches
 
+import numpy as np
 import pytest
+from PIL import Image
 from program import REPOSITORY, column, run
 
 import composers
 import datamodules
+from datamodules.samples import photograph
 
 SECTIONS = {"Add a composer": composers, "Add a data set": datamodules}
 # The README's commands train for a minute; these make them a second. Everything else is as written.
@@ -106,3 +109,41 @@ def test_the_code_of_the_recipes_passes_the_checks(tmp_path):
             text=True,
         )
         assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def _python_lines():
+    """Return the lines of Python that the README shows for a picture."""
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"^```python\n(import composers\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert len([line for line in text.splitlines() if " = " in line or "save(" in line]) == 3
+    return text
+
+
+def test_the_python_lines_encode_and_render(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    astronaut = photograph("astronaut").permute(1, 2, 0).numpy()
+    Image.fromarray(astronaut[:384]).resize((64, 48)).save("photo.jpg")
+    text = _python_lines().replace("size=2048", "size=128")
+    exec(compile(text, "README.md", "exec"), {})
+    with Image.open("large.png") as large, Image.open("photo.jpg") as photo:
+        assert large.size == (128, 96)
+        seen, true = np.asarray(large.resize((64, 48)), float), np.asarray(photo, float)
+    assert 10 * np.log10(255**2 / np.square(seen - true).mean()) > 24
+
+
+@pytest.mark.slow
+def test_the_python_lines_are_typed(tmp_path):
+    config = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text(re.sub(r"^packages = \[.*\n", "", config, flags=re.MULTILINE))
+    for text, wrong in ((_python_lines(), False), (_python_lines().replace('"photo.jpg"', "3"), True)):
+        (tmp_path / "lines.py").write_text(text, encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            str(tmp_path / "pyproject.toml"),
+            str(tmp_path / "lines.py"),
+        ]
+        finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert ("incompatible type" in finished.stdout) == wrong == bool(finished.returncode), finished.stdout

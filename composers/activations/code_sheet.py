@@ -30,8 +30,7 @@ def code_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Components],
         models: By name, the components of codes: first those of the pictures, then those of their crops.
         owners: For every code, which picture it is or was cut from.
     """
-    side = (WIDTH - 1.9 - 0.65 * len(models)) / len(models)
-    side = min(side, 3.2)
+    side = min((WIDTH - 1.9 - 0.65 * len(models)) / len(models), 3.2)
     rows = math.ceil(len(pictures) / _NAMES_IN_A_ROW) if len(pictures) <= _MOST_NAMES else 0
     page = Page(side + 1.0 + 0.14 * rows)
     colours = _colours(len(pictures))

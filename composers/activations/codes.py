@@ -1,4 +1,4 @@
-"""Where codes lie: their principal components."""
+"""Where codes lie: those of pictures, and their principal components."""
 
 from __future__ import annotations
 

@@ -35,6 +35,24 @@ class Spread(NamedTuple):
         return self.between.sum().item() / total if total else 0.0
 
 
+class LayerMaps(NamedTuple):
+    """Maps of some units of a layer.
+
+    Attributes:
+        layer: Counted from 0.
+        modulated: Whether its weights are the instance's own.
+        share: Of its variance between pictures; None where there is one picture only.
+        units: Which ones, counted from 0.
+        maps: ``(b, U, h, w)`` of the first pictures.
+    """
+
+    layer: int
+    modulated: bool
+    share: float | None
+    units: list[int]
+    maps: Tensor
+
+
 def hidden_layers(inr: CoordinateMLP, coords: Tensor, modulations: Modulations) -> list[Tensor]:
     """Return the activations of every layer but the last.
 
@@ -102,6 +120,14 @@ def activation_maps(
             chosen = found[layer][..., list(wanted)].cpu()
             parts[layer].append(chosen.expand(_num_instances(modulations), -1, -1))
     return {layer: torch.cat(part, 1) for layer, part in parts.items()}
+
+
+def some(modulations: Modulations, instances: slice) -> Modulations:
+    """Return the modulations of some instances."""
+    return {
+        layer: (weight[instances], None if bias is None else bias[instances])
+        for layer, (weight, bias) in modulations.items()
+    }
 
 
 def _chunks(inr: CoordinateMLP, coords: Tensor, modulations: Modulations) -> Iterator[Tensor]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,11 +23,10 @@ class Page:
 
     Args:
         height: Inches.
-        width: Inches.
     """
 
-    def __init__(self, height: float, width: float = WIDTH) -> None:
-        self.size = (width, height)
+    def __init__(self, height: float) -> None:
+        self.size = (WIDTH, height)
         self.figure = Figure(figsize=self.size, dpi=200, facecolor="white")
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
@@ -56,16 +53,11 @@ class Page:
             spine.set_linewidth(0.3)
         return axes
 
-    def picture(self, pixels: Tensor, left: float, top: float, width: float, height: float) -> None:
-        """Show a picture ``(3, H, W)`` uint8."""
-        axes = self.image_axes(left, top, width, height)
-        axes.imshow(pixels.permute(1, 2, 0).numpy(), aspect="auto", interpolation="nearest")
-
-    def name(self, title: str, left: float, top: float, height: float) -> None:
-        """Write the name of a picture upright beside its left edge, shortened to the height of the picture."""
-        style: dict[str, Any] = {"fontsize": SMALL, "rotation": 90, "va": "center", "ha": "right"}
-        longest = min(_LONGEST_NAME, max(1, int(height / _LETTER)))
-        self.text(left - 0.03, top + height / 2, short(title, longest), **style)
+    def picture(self, pixels: Tensor, title: str, left: float, top: float, side: float) -> None:
+        """Show a square picture ``(3, H, W)`` uint8, its name upright beside it, shortened to its height."""
+        self.image_axes(left, top, side, side).imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+        words = short(title, min(_LONGEST_NAME, max(1, int(side / _LETTER))))
+        self.text(left - 0.03, top + side / 2, words, fontsize=SMALL, rotation=90, va="center", ha="right")
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
         """Write words, by default with their top left corner at a place; nothing in them is a formula."""
@@ -78,45 +70,6 @@ class Page:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without type shows boxes
             self.figure.savefig(path)
-
-
-class Scale:
-    """Maps of units as colours: every unit by its own largest activation, the same for all pictures of a model.
-
-    Activations that are never negative go from white to black, others from blue over white to red.
-
-    Args:
-        maps: ``(B, U, h, w)``.
-    """
-
-    def __init__(self, maps: Tensor) -> None:
-        values = maps.numpy()
-        largest = np.quantile(np.abs(values), 0.995, axis=(0, 2, 3), keepdims=True)  # a few pixels may be cut off
-        self.maps = values / np.where(largest > 0, largest, 1)
-        self.signed = bool(values.min() < 0)
-
-    def draw(self, axes: Axes, instance: int, unit: int) -> None:
-        """Show the map of a unit."""
-        axes.imshow(
-            self.maps[instance, unit],
-            cmap="RdBu_r" if self.signed else "gray_r",
-            vmin=-1 if self.signed else 0,
-            vmax=1,
-            aspect="auto",
-            interpolation="nearest",
-        )
-
-
-def colour_bar(page: Page, scales: Sequence[Scale], right: float, top: float) -> None:
-    """Draw what colours mean, ending at a place: one bar for each kind of activations on the page."""
-    for signed in sorted({scale.signed for scale in scales}):
-        low = -1 if signed else 0
-        axes = page.image_axes(right - 1.0, top, 0.85, 0.09)
-        axes.imshow(np.linspace(low, 1, 256)[None], cmap="RdBu_r" if signed else "gray_r", aspect="auto")
-        page.text(right - 1.05, top - 0.02, f"{low}", fontsize=SMALL, ha="right")
-        page.text(right - 0.1, top - 0.02, "1", fontsize=SMALL)
-        right -= 1.35
-    page.text(right + 0.1, top - 0.02, "activation / largest of the unit", fontsize=SMALL, ha="right")
 
 
 def short(name: str, longest: int = _LONGEST_NAME) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of any size as a model takes them: found, read, cut to its proportions and resized."""
+"""Pictures of any size as a model takes them: read, and cut to squares."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
-from datamodules.images import read_picture, resize_picture
+from datamodules.images import cut, picture_files, read_picture
 
 
 def read_all(places: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Read pictures, and all pictures in folders.
-
-    A folder is searched with the folders in it, in alphabetical order, for names that end like those of pictures; hidden
-    files and folders are passed over, and so is what cannot be read.
+    """Read pictures, and all pictures in folders, which `datamodules.images.picture_files` finds.
 
     Args:
         places: Files and folders.
 
     Returns:
-        Pictures ``(3, H, W)`` uint8 by name, and one line for each that was passed over because it cannot be read. The name
-        is that of the file, or its path where two have the same.
+        Pictures ``(3, H, W)`` uint8 by name, and one line for each in a folder that cannot be read. The name is that of the
+        file, or its path where two have the same.
 
     Raises:
         ValueError: If a file that was named cannot be read, or if there is no picture at all.
@@ -31,67 +27,40 @@ def read_all(places: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
     found: dict[Path, Tensor] = {}
     skipped = []
     for place in map(Path, places):
-        if not place.is_dir():
-            found[place] = read_picture(place).pixels
-            continue
-        for path in _pictures_in(place):
+        for path, _ in picture_files(place):
             try:
                 found[path] = read_picture(path).pixels
             except ValueError as error:
+                if path == place:
+                    raise
                 skipped.append(f"Skipped: {error}")
     if not found:
         raise ValueError(f"There is no picture in {', '.join(places)}: name pictures, or folders that hold some.")
-    return _named(found), skipped
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    """Return the files of a folder, and of the folders in it, that are called like pictures and are not hidden."""
-    endings = Image.registered_extensions()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in endings
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
-
-
-def _named(found: dict[Path, Tensor]) -> dict[str, Tensor]:
-    """Return pictures by the name of their file, those whose names are not unique by their path."""
     names = [path.name for path in found]
-    return {path.name if names.count(path.name) == 1 else str(path): pixels for path, pixels in found.items()}
+    return {path.name if names.count(path.name) == 1 else str(path): found[path] for path in found}, skipped
 
 
-def fitted(picture: Tensor, height: int, width: int) -> Tensor:
-    """Return the largest centred window of a picture that has given proportions, resized.
-
-    Args:
-        picture: ``(3, h, w)`` uint8.
-        height: Wanted rows.
-        width: Wanted columns.
-
-    Returns:
-        ``(3, height, width)`` uint8.
-    """
-    return _window(picture, height, width, 1.0, 0.5, 0.5)
+def fitted(picture: Tensor, size: int) -> Tensor:
+    """Return the largest centred square of a picture ``(3, h, w)`` uint8, resized to ``size`` pixels along each side."""
+    return _square(picture, min(picture.shape[1:]), 0.5, 0.5, size)
 
 
-def crops(picture: Tensor, height: int, width: int, number: int) -> list[Tensor]:
-    """Return crops of a picture at fixed places, evenly spaced, half as high and wide as its largest fitting window.
+def crops(picture: Tensor, size: int, number: int) -> list[Tensor]:
+    """Return squares of a picture at fixed places, evenly spaced, with half its shorter side for theirs.
 
     Args:
         picture: ``(3, h, w)`` uint8.
-        height: Wanted rows of a crop.
-        width: Wanted columns of a crop.
+        size: Wanted pixels along each side.
         number: Of crops; they lie in ``ceil(sqrt(number))`` columns.
 
     Returns:
-        Crops ``(3, height, width)`` uint8, row by row.
+        Crops ``(3, size, size)`` uint8, row by row.
     """
     columns = math.ceil(math.sqrt(number))
     rows = math.ceil(number / max(columns, 1))
+    side = max(1, round(min(picture.shape[1:]) / 2))
     return [
-        _window(picture, height, width, 0.5, _place(index // columns, rows), _place(index % columns, columns))
+        _square(picture, side, _place(index // columns, rows), _place(index % columns, columns), size)
         for index in range(number)
     ]
 
@@ -101,10 +70,9 @@ def _place(index: int, number: int) -> float:
     return index / (number - 1) if number > 1 else 0.5
 
 
-def _window(picture: Tensor, height: int, width: int, scale: float, down: float, across: float) -> Tensor:
-    """Return a resized window of the largest one's size times ``scale``; ``down`` and ``across`` in [0, 1] say where."""
-    rows, columns = picture.shape[1:]
-    factor = min(rows / height, columns / width) * scale
-    tall, wide = max(1, round(height * factor)), max(1, round(width * factor))
-    top, left = round((rows - tall) * down), round((columns - wide) * across)
-    return resize_picture(picture[:, top : top + tall, left : left + wide], height, width)
+def _square(picture: Tensor, side: int, down: float, across: float, size: int) -> Tensor:
+    """Return a resized square of ``side`` pixels; ``down`` and ``across`` in [0, 1] say where it lies."""
+    top, left = (
+        round((extent - side) * place) for extent, place in zip(picture.shape[1:], (down, across), strict=True)
+    )
+    return cut(picture, ((top, top + side), (left, left + side)), size)

@@ -10,47 +10,47 @@ import torch
 
 from composers.activations.activation_sheet import activation_sheet
 from composers.activations.code_sheet import code_sheet
-from composers.activations.study import Study
-from composers.activations.unit_sheet import UnitCosts, unit_sheet
+from composers.activations.subject import Subject
+from composers.activations.unit_sheet import unit_sheet
+from composers.activations.units import UnitCosts
 
 _FEWEST_PICTURES = 3  # of which codes are drawn: fewer lie on a line
 
 Row = Sequence[object]
 
 
-def report_activations(study: Study, folder: Path) -> list[str]:
+def report_activations(subjects: Sequence[Subject], folder: Path) -> list[str]:
     """Write ``activations.png`` and ``layers.csv``; return the lines to print."""
-    several = len(study.pictures) > 1
-    told, rows, models = [], list[Row](), {}
-    for index, subject in enumerate(study.subjects):
-        found, models[subject.name] = study.layers(index)
-        shares = [spread.share if several else None for spread in found]
+    told, rows = [], list[Row]()
+    for subject in subjects:
         own = subject.inr.modulated_layers
-        rows += [(subject.name, layer, layer in own, share) for layer, share in enumerate(shares)]
-        parts = [f"layer {layer} {spread.share:.1%}" for layer, spread in enumerate(found)]
-        told.append(f"{subject.name}: variance of activations that lies between pictures: {', '.join(parts)}")
+        rows += [(subject.name, layer, layer in own, share) for layer, share in enumerate(subject.shares)]
+        parts = [f"layer {layer} {share:.1%}" for layer, share in enumerate(subject.shares) if share is not None]
+        if parts:
+            told.append(f"{subject.name}: variance of activations that lies between pictures: {', '.join(parts)}")
     _write_table(folder / "layers.csv", ["model", "layer", "modulated", "share_between_pictures"], rows)
-    activation_sheet(study.shown, models).save(folder / "activations.png")
-    if not several:
-        told = ["No share of variance between pictures: there is one picture."]
+    models = {subject.name: subject.layers() for subject in subjects}
+    activation_sheet(subjects[0].shown, models).save(folder / "activations.png")
+    told = told or ["No share of variance between pictures: there is one picture."]
     return [*told, _wrote(folder, "activations.png", "layers.csv")]
 
 
-def report_units(study: Study, folder: Path) -> list[str]:
+def report_units(subjects: Sequence[Subject], folder: Path) -> list[str]:
     """Write ``units.png`` and ``units.csv``; return the lines to print."""
+    layer = subjects[0].layer
     told, rows, models = [], list[Row](), {}
-    for index, subject in enumerate(study.subjects):
-        models[subject.name] = found = study.units(index)
+    for subject in subjects:
+        models[subject.name] = found = subject.units()
         costs = _mean_and_quartiles(found)
-        rows += [(subject.name, found.layer, unit, *cost) for unit, cost in zip(found.order, costs, strict=True)]
+        rows += [(subject.name, layer, unit, *cost) for unit, cost in zip(found.order, costs, strict=True)]
         mean, low, high = costs[0]
         told.append(
-            f"{subject.name}: the costliest unit of layer {found.layer} is {found.order[0]}; without it {mean:.2f} dB of "
+            f"{subject.name}: the costliest unit of layer {layer} is {found.order[0]}; without it {mean:.2f} dB of "
             f"{found.psnr:.2f} dB are lost (quartiles {low:.2f} to {high:.2f})"
         )
     lost = ["psnr_lost_mean", "psnr_lost_lower_quartile", "psnr_lost_upper_quartile"]
     _write_table(folder / "units.csv", ["model", "layer", "unit", *lost], rows)
-    unit_sheet(study.shown, models).save(folder / "units.png")
+    unit_sheet(subjects[0].shown, models, layer).save(folder / "units.png")
     return [*told, _wrote(folder, "units.png", "units.csv")]
 
 
@@ -61,25 +61,24 @@ def _mean_and_quartiles(units: UnitCosts) -> list[list[float]]:
     return numbers
 
 
-def report_codes(study: Study, folder: Path) -> list[str]:
+def report_codes(subjects: Sequence[Subject], folder: Path) -> list[str]:
     """Write ``codes.png``, ``codes.csv`` and ``components.csv``, of three pictures or more; return the lines to print."""
-    number = len(study.pictures)
-    if number < _FEWEST_PICTURES:
-        return [f"No sheet of codes: it needs at least {_FEWEST_PICTURES} pictures, here are {number}."]
-    models = {subject.name: study.components(index) for index, subject in enumerate(study.subjects)}
-    names, owners = list(study.pictures), study.owners
-    crops = [None] * number + list(range(study.settings.crops)) * number
+    first, names = subjects[0], list(subjects[0].pictures)
+    if len(names) < _FEWEST_PICTURES:
+        return [f"No sheet of codes: it needs at least {_FEWEST_PICTURES} pictures, here are {len(names)}."]
+    models = {subject.name: subject.components() for subject in subjects}
+    crops = [None] * len(names) + list(range(first.settings.crops)) * len(names)
     codes = [
         (model, names[owner], crop, *scores)
         for model, found in models.items()
-        for owner, crop, scores in zip(owners, crops, found.scores[:, :2].tolist(), strict=True)
+        for owner, crop, scores in zip(first.owners, crops, found.scores[:, :2].tolist(), strict=True)
     ]
     shares = [(model, 1 + k, share) for model, found in models.items() for k, share in enumerate(found.shares.tolist())]
     _write_table(folder / "codes.csv", ["model", "picture", "crop", "component_1", "component_2"], codes)
     _write_table(folder / "components.csv", ["model", "component", "share_of_variance"], shares)
-    code_sheet(study.whole, models, owners).save(folder / "codes.png")
+    code_sheet(first.pictures, models, first.owners).save(folder / "codes.png")
     told = [
-        f"{model}: two components explain {found.shares[:2].sum():.1%} of the variance of {len(owners)} codes"
+        f"{model}: two components explain {found.shares[:2].sum():.1%} of the variance of {len(crops)} codes"
         for model, found in models.items()
     ]
     return [*told, _wrote(folder, "codes.png", "codes.csv", "components.csv")]

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from composers.activations.layers import some
 from composers.inr import CoordinateMLP, Modulations
 from composers.metrics import instance_mse, psnr_of_mse
 from datamodules.batch import Samples
+
+
+class UnitCosts(NamedTuple):
+    """What the units of the layer under study are worth.
+
+    Attributes:
+        psnr: With all units, the mean over pictures in dB.
+        order: Units ``(O,)``, the costliest on average first.
+        costs: PSNR in dB ``(B, O)`` lost without a unit, in that order.
+        maps: Of the first units in that order, ``(b, U, h, w)`` of the first pictures.
+    """
+
+    psnr: float
+    order: list[int]
+    costs: Tensor
+    maps: Tensor
 
 
 @torch.no_grad()
@@ -26,10 +45,7 @@ def unit_costs(inr: CoordinateMLP, layer: int, samples: Samples, modulations: Mo
     assert samples.values is not None
     whole, losses = [], []
     for index, values in enumerate(samples.values.split(1)):  # one instance at a time bounds the memory
-        own = {
-            key: (weight[index : index + 1], None if bias is None else bias[index : index + 1])
-            for key, (weight, bias) in modulations.items()
-        }
+        own = some(modulations, slice(index, index + 1))
         one = Samples(samples.coords, values)
         hidden: Tensor = inr.encoding(samples.coords)
         for earlier in range(layer + 1):

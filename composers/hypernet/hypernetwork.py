@@ -74,7 +74,7 @@ class Hypernetwork(nn.Module):
     def forward(self, signal: Tensor) -> dict[int, Tensor]:
         """Return for every modulated layer its columns ``(B, I, columns)``."""
         data_tokens = self.embedding(self.tokenizer(signal)) + self.positions  # (B, T, E)
-        weight_tokens = self.weight_tokens.expand(len(data_tokens), -1, -1)
+        weight_tokens = self.weight_tokens.expand(data_tokens.shape[0], -1, -1)
         read = self.transformer(data_tokens, weight_tokens).split(self.tokens_per_layer, dim=1)
         return {
             layer: self.heads[str(layer)](tokens).unflatten(-1, (-1, height)).flatten(1, 2).mT
