@@ -22,6 +22,8 @@ class Refinement:
         stages: Stages that refine: of ``val``, ``test``, ``predict``.
         starts: Where the curves of a test start: ``prediction``, which must be among them, the ``mean`` of the training
             codes, and ``random`` numbers of their scale. Other stages start from the prediction only.
+        warmup_steps: First steps, over which the rate rises linearly to what the optimizer says; Adam's first steps are
+            as long as its later ones, but know their direction worse.
 
     Raises:
         ValueError: If a number, a stage or a start is out of range.
@@ -34,9 +36,12 @@ class Refinement:
         report: Sequence[int] = (1, 3, 10, 30),
         stages: Sequence[str] = ("test", "predict"),
         starts: Sequence[str] = STARTS,
+        warmup_steps: int = 0,
     ) -> None:
-        if steps < 0 or any(step < 0 for step in report):
-            raise ValueError(f"steps is {steps} and report {list(report)}; steps count from 0.")
+        if steps < 0 or warmup_steps < 0 or any(step < 0 for step in report):
+            raise ValueError(
+                f"steps is {steps}, warmup_steps {warmup_steps} and report {list(report)}; steps count from 0."
+            )
         if unknown := set(stages) - {"val", "test", "predict"}:
             raise ValueError(f"stages names {sorted(unknown)}; allowed are val, test and predict.")
         if unknown := set(starts) - set(STARTS):
@@ -48,6 +53,11 @@ class Refinement:
         self.report = sorted({0, steps, *(step for step in report if step < steps)})
         self.stages = tuple(stages)
         self.starts = tuple(start for start in STARTS if start in starts)
+        self.warmup_steps = warmup_steps
+
+    def with_steps(self, steps: int) -> Refinement:
+        """Return the same refinement with another number of steps, of which only the ends are kept."""
+        return Refinement(steps, self.optimizer, (), self.stages, self.starts, self.warmup_steps)
 
     def __call__(self, loss_fn: Callable[[Latents], Tensor], latents: Latents) -> dict[int, Latents]:
         """Refine latents; works under ``no_grad`` and in inference mode too.
@@ -67,6 +77,7 @@ class Refinement:
             }
             parameters = list(moving.values())
             optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.Adam(parameters, lr=0.01)
+            rates = [group["lr"] for group in optimizer.param_groups]
             kept: dict[int, Latents] = {}
             for step in range(self.steps + 1):
                 if step in self.report:
@@ -75,5 +86,7 @@ class Refinement:
                     gradients = torch.autograd.grad(loss_fn(moving).sum(), parameters)
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.grad = gradient
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
                     optimizer.step()
         return kept

@@ -26,7 +26,7 @@ from composers.base import Composer
 from composers.callbacks import relative_path
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.pictures import picture
-from composers.refinement import Latents, Refinement
+from composers.refinement import Latents
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -314,7 +314,7 @@ def _refined_psnr(composer: Composer, latents: Latents, batch: CoordinateBatch, 
     """Return the PSNR of every instance ``(B,)`` after the composer's own refinement, or its first steps."""
     assert batch.observation.samples is not None
     own = composer.refinement
-    refinement = Refinement(min(own.steps, steps or own.steps), own.optimizer, report=())
+    refinement = own.with_steps(min(own.steps, steps or own.steps))
     refined = composer.refine(latents, batch.observation.samples, refinement)[refinement.steps]
     return psnr_of_mse(instance_mse(composer.render(composer.compose(refined), batch.query.coords), batch.query))
 

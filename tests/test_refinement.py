@@ -191,3 +191,15 @@ def test_latents_of_low_precision_are_refined_in_float32():
 def test_what_is_out_of_range_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Refinement(**arguments)
+
+
+def test_the_rate_warms_up():
+    latents = {"code": torch.zeros(1, 1)}
+    refinement = Refinement(4, partial(torch.optim.SGD, lr=0.5), report=(1, 2, 3), warmup_steps=2)
+    found = refinement(lambda moved: moved["code"].sum(1), latents)  # a gradient of one everywhere
+    assert [kept["code"].item() for kept in found.values()] == pytest.approx([0, -0.25, -0.75, -1.25, -1.75])
+    longer = refinement.with_steps(5)
+    assert list(longer(lambda moved: moved["code"].sum(1), latents)) == [0, 5]
+    assert (longer.warmup_steps, longer.starts, longer.stages) == (2, refinement.starts, refinement.stages)
+    with pytest.raises(ValueError, match="warmup_steps -1"):
+        Refinement(warmup_steps=-1)

@@ -16,7 +16,7 @@ from composers.activations.units import UnitCosts, unit_costs
 from composers.base import Composer
 from composers.inr import Modulations
 from composers.pictures import input_size, square_codes, square_samples
-from composers.refinement import Latents, Refinement
+from composers.refinement import Latents
 from datamodules.coordinates import grid
 
 
@@ -146,7 +146,7 @@ class Subject:
 
     def _codes(self, squares: Sequence[Tensor]) -> Latents:
         """Return the codes of pictures as the model takes them, refined as far as the settings say."""
-        refinement = Refinement(self.settings.steps, self.composer.refinement.optimizer, report=())
+        refinement = self.composer.refinement.with_steps(self.settings.steps)
         return square_codes(self.composer, torch.stack(list(squares)), refinement)
 
     def _maps(self, units: Mapping[int, list[int]]) -> dict[int, Tensor]:
