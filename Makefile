@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 
 .PHONY: quickstart test test-slow test-all lint types check clean
 
-quickstart: $(READY)  ## train IPC on the embedded photographs, evaluate it, write pictures
+quickstart: $(READY)  ## train IPC on the embedded photographs, evaluate it, write pictures of it beside the weights that come along
 	$(BIN)/python cli.py fit --config configs/experiments/photos_ipc.yaml
 	$(BIN)/python cli.py test --config configs/experiments/photos_ipc.yaml --ckpt_path last
 

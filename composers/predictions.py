@@ -68,16 +68,13 @@ class PicturePredictions(Callback):
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._parts, self._model = {}, [], fingerprint(pl_module)
-        if trainer.is_global_zero:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise ValueError(
-                    f"{self.folder} is a file, or lies below one: choose a folder with --output."
-                ) from error
-            if any(self.folder.iterdir()) and not (self.folder / TABLE).exists():
-                raise ValueError(f"The folder {self.folder} holds other things: choose a new one with --output.")
-            (self.folder / TABLE).touch()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{self.folder} is a file, or lies below one: choose a folder with --output.") from error
+        if any(self.folder.iterdir()) and not (self.folder / TABLE).exists():  # on all processes, so that none waits
+            raise ValueError(f"The folder {self.folder} holds other things: choose a new one with --output.")
+        (self.folder / TABLE).touch()
 
     def on_predict_batch_end(
         self,
