@@ -3,12 +3,14 @@
 import csv
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import reference, speed
+from benchmarks import decode, reference, speed
 from benchmarks.reference import from_composer
 from composers.inr import Sine
+from composers.pictures import picture, render
 from datamodules.coordinates import jitter
 
 TINY = [
@@ -160,3 +162,35 @@ def test_quartiles_are_of_neighbouring_runs():
     assert (found.ours_seconds, found.reference_seconds) == (2, 4)
     assert (found.ratio_low, found.ratio, found.ratio_high) == (1.5, 2, 3)
     assert (found.ours_saved_mb, found.reference_saved_mb) == (1, 3)
+
+
+@pytest.mark.slow
+def test_decodings_are_measured_in_processes_of_their_own(tmp_path, capsys):
+    table = tmp_path / "decode.csv"
+    for _ in range(2):
+        decode.main(["--size=256", "--limits=[200,5]", "--repeats=1", f"--csv={table}"])
+    assert "256 x 256 pixels" in capsys.readouterr().out
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["size"], row["limit [MB]"]) for row in rows] == [("256", "200"), ("256", "5")] * 2
+    for row in rows:
+        assert float(row["peak [MB]"]) < 300
+        assert float(row["megapixels a second"]) > 0
+    assert float(rows[0]["time, first / this"]) == 1
+    with pytest.raises(ValueError, match="repeats 0"):
+        decode.Settings(repeats=0)
+
+
+def test_a_decoding_is_measured_and_the_plain_one_makes_the_same_picture(monkeypatch):
+    made = []
+    monkeypatch.setattr(decode, "picture", lambda *args: made.append(picture(*args)))
+    monkeypatch.setattr(decode, "render", lambda *args, **options: made.append(render(*args, **options)))
+    for limit in (100.0, 0.0):
+        torch.manual_seed(0)
+        measured = decode.measure("photos_ipc", 48, limit)
+        assert measured.seconds > 0
+        assert measured.peak_mb >= 0
+    small, limited, again, plain = (np.asarray(image).astype(int) for image in made)
+    assert np.abs(small - again).max() <= 1
+    assert limited.shape == plain.shape == (48, 48, 3)
+    assert np.abs(limited - plain).max() <= 1
