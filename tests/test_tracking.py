@@ -289,8 +289,9 @@ def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
     assert type(logger) is WandB
     assert (logger.save_dir, logger.name) == ("runs", "photos_ipc")
     names = [type(callback).__name__ for callback in made[0].trainer.callbacks]
-    for name in ("StartSummary", "ContactSheet", "LearningRateMonitor", "GradientNorms", "ValidationTable"):
+    for name in ("StartSummary", "RefinementPlot", "LearningRateMonitor", "GradientNorms", "ValidationTable"):
         assert names.count(name) == 1
+    assert names.count("ContactSheet") == 2  # one of them beside the weights that come along
 
 
 def test_checkpoints_are_not_uploaded_without_a_server():
