@@ -17,6 +17,7 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.configuration import instantiate
+from composers.files import written_whole
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -84,13 +85,8 @@ class WholeFiles(TorchCheckpointIO):
         """Write a checkpoint, or leave the earlier one as it was."""
         written = io.BytesIO()  # torch.save to a full disk does not say that it is full
         torch.save(checkpoint, written)
-        part = Path(f"{path}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with written_whole(Path(path)) as part:
             part.write_bytes(written.getbuffer())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def located(path: str | Path) -> Path:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.codes import InstanceCode, decode, fingerprint
+from composers.files import written_whole
 from composers.hypernet import Patches
 from composers.metrics import psnr_of_mse
 from composers.refinement import Latents, Refinement
 from datamodules.batch import Observation, Samples
 from datamodules.coordinates import grid
 from datamodules.images import cut, read_picture
-from datamodules.tiles import boxes, whole
+from datamodules.tiles import cover, whole
 
 Size = int | tuple[int, int] | None
 _ERROR_GAIN = 5
@@ -101,8 +102,7 @@ def encode(
     """
     pixels = source if isinstance(source, Tensor) else read_picture(source).pixels
     shape, seen = tuple(pixels.shape[1:]), input_size(composer)
-    size = tile_size or seen
-    places = boxes(shape, size, size // 4) if tile else [whole(shape)]
+    places = cover(shape, tile_size or seen) if tile else [whole(shape)]
     steps = refinement or composer.refinement
     latents = square_codes(composer, torch.stack([cut(pixels, box, seen) for box in places]), steps, batch_size)
     latents = {name: latent.cpu() for name, latent in latents.items()}
@@ -167,13 +167,8 @@ def render(
 
 def save_picture(image: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with written_whole(path) as part:
         image.save(part, format="PNG", compress_level=4)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def input_size(composer: Composer) -> int:

@@ -141,13 +141,13 @@ class PicturePredictions(Callback):
 
 
 class _Part(NamedTuple):
-    """One tile: where it lies, its code, its mean squared error after 0 and all steps, and the pixels it was fitted to."""
+    """One tile: where it lies, its code, its mean squared error after 0 and all steps, and the picture if it is all of it."""
 
     piece: Piece
     latents: Latents
     steps: int
     errors: list[float]
-    seen: Image.Image
+    true: Image.Image | None
 
 
 def _parts(evaluation: Evaluation, batch: CoordinateBatch) -> Iterator[_Part]:
@@ -159,8 +159,8 @@ def _parts(evaluation: Evaluation, batch: CoordinateBatch) -> Iterator[_Part]:
     for index, name in enumerate(batch.names):
         piece = batch.pieces[index] if batch.pieces else Piece(name, batch.shape, whole(batch.shape))
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        seen = picture(batch.query.values[index], batch.shape)
-        yield _Part(piece, latents, last, [error[index] for error in errors], seen)
+        true = None if batch.pieces else picture(batch.query.values[index], batch.shape)
+        yield _Part(piece, latents, last, [error[index] for error in errors], true)
 
 
 def _psnr_of_mean(errors: Sequence[float]) -> float:
@@ -176,10 +176,11 @@ def _data(trainer: Trainer) -> CoordinateDataModule:
 
 
 def _original(trainer: Trainer, part: _Part) -> Image.Image:
-    """Return the picture itself, made smaller if it is very large; where there is no file, what the model saw of it."""
+    """Return the picture itself, made smaller if it is very large."""
+    if part.true is not None:
+        return part.true
     pixels = _data(trainer).original(part.piece.name)
-    if pixels is None:
-        return part.seen
+    assert pixels is not None, "a data module of pieces knows what they are pieces of"
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((_LARGEST_ERROR, _LARGEST_ERROR))
     return image

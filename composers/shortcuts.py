@@ -82,7 +82,7 @@ def stated_model(args: Sequence[str] | None, default: str | None) -> dict[str, A
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("--ckpt_path", default=default)
     path = scout.parse_known_args(args)[0].ckpt_path
-    if path in (None, "last", "best"):
+    if path in (None, "last"):
         return None
     config = read(path).get("composer")
     return config if isinstance(config, dict) else None

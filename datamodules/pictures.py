@@ -17,7 +17,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
 from datamodules.coordinates import grid
 from datamodules.images import Picture, cut, picture_files, read_picture
-from datamodules.tiles import Box, boxes, whole
+from datamodules.tiles import Box, cover, whole
 
 _LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
 
@@ -219,8 +219,7 @@ class PictureFiles(CoordinateDataModule):
 
     def _tiles(self, shape: tuple[int, ...]) -> list[Box]:
         """Return the boxes of a picture."""
-        size = self.tile_size or self.signal_shape[-1]
-        return boxes(shape, size, size // 4) if self.tile else [whole(shape)]
+        return cover(shape, self.tile_size or self.signal_shape[-1]) if self.tile else [whole(shape)]
 
 
 def _collate(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:

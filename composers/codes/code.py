@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from composers.base import Composer
+from composers.files import written_whole
 from composers.refinement import Latents
 from datamodules.tiles import Box
 
@@ -59,16 +60,10 @@ class InstanceCode:
 
     def save(self, path: str | Path) -> None:
         """Write the code as safetensors, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
         told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": self.name}
         told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
-        try:
+        with written_whole(Path(path)) as part:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, told))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def read_code(path: str | Path) -> InstanceCode:

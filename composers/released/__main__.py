@@ -6,7 +6,6 @@ import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 
 from composers.base import Composer
 from composers.checkpoint import save
+from composers.files import written_whole
 from composers.released import from_released, from_trans_inr
 
 _WAY_OUT = (
@@ -111,14 +111,10 @@ def _arch(path: Path) -> Mapping[str, Any]:
 
 def _write(composer: Composer, dst: Path) -> None:
     """Write a checkpoint whole or not at all."""
-    partial = dst.with_name(f"{dst.name}.part")
     try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        save(composer, partial)
-        partial.replace(dst)
+        with written_whole(dst) as part:
+            save(composer, part)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink()
         raise ValueError(f"{dst} cannot be written: {error}. Name a file in a folder that has room for it.") from error
 
 
