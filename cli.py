@@ -16,10 +16,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from composers import Composer
 from composers.checkpoint import check_weights, located, newest, read
-from composers.configuration import load_layers, state_sizes
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import add_shortcuts, expand_shortcuts, state_signal, stated_model
+from composers.sizes import state_sizes
 from datamodules import CoordinateDataModule
+from datamodules.configuration import load_layers
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]

@@ -16,8 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from composers.base import Composer
-from composers.configuration import instantiate
 from composers.files import written_whole
+from datamodules.configuration import instantiate
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 

@@ -12,9 +12,10 @@ from jsonargparse import ArgumentError
 from lightning import Trainer
 
 from composers.base import Composer
-from composers.configuration import readable
+from datamodules.configuration import readable
 
 _CHECKPOINTS_AT_ONCE = 3  # the best, the last, and one being written
+_FROM_A_WORKER = "in DataLoader worker process"  # begins a message that holds the whole traceback, the error last
 _NUMBERS_PER_PARAMETER = 3  # the weight and two moments of Adam
 
 
@@ -55,6 +56,8 @@ def explain(error: Exception) -> str | None:
         return f"{readable(error)}\nSee --help of the command, and fit --model.help CLASS for the arguments of a class."
     if "Union subtypes" in str(error):
         return readable(error)
+    if _FROM_A_WORKER in str(error):
+        return str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
     return str(error)
 
 

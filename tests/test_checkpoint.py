@@ -12,8 +12,8 @@ from program import COMPOSERS, REPOSITORY, TESTS, rows, run, tiny
 
 import composers
 from composers.checkpoint import check_weights, located, newest, read
-from composers.configuration import load_layers
 from datamodules.batch import Observation
+from datamodules.configuration import load_layers
 from datamodules.coordinates import grid
 
 PLAIN = (dict, list, str, int, float, bool, type(None))

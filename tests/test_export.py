@@ -24,7 +24,6 @@ from program import REPOSITORY, TESTS
 import composers
 import composers.inr
 from composers import Composer, TransformerIPC
-from composers.configuration import load_layers
 from composers.export import __main__, export, export_decoder, export_encoder, files
 from composers.export.__main__ import main
 from composers.export.halves import Decoder
@@ -32,6 +31,7 @@ from composers.hypernet import Patches, Transformer
 from composers.inr import Activation, Encoding, IdentityEncoding, Sine
 from composers.rendering import PointRenderer, Renderer
 from datamodules.batch import Observation
+from datamodules.configuration import load_layers
 from datamodules.coordinates import grid
 
 SIGNAL_SHAPE, SQUARE = (3, 8, 12), (3, 16, 16)

@@ -11,7 +11,13 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("composers", "datamodules") for path in (ROOT / package).rglob("*.py"))
 LEAF_PACKAGES = ("composers.hypernet", "composers.inr", "composers.rendering")
 DATA_LEAVES = ("datamodules.batch", "datamodules.cameras", "datamodules.coordinates", "datamodules.tiles")
-FOR_COMPOSERS = (*DATA_LEAVES, "datamodules.base", "datamodules.images", "datamodules.randomness")
+FOR_COMPOSERS = (
+    *DATA_LEAVES,
+    "datamodules.base",
+    "datamodules.configuration",
+    "datamodules.images",
+    "datamodules.randomness",
+)
 STANDARD = ("__future__", "abc", "collections", "contextlib", "functools", "itertools", "math", "typing")
 
 

@@ -20,7 +20,7 @@ from composers.activations.report import report_activations, report_codes, repor
 from composers.activations.subject import Settings, Subject
 from composers.base import Composer
 from composers.checkpoint import load
-from composers.configuration import readable
+from datamodules.configuration import readable
 
 
 def main(args: list[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.checkpoint import load
-from composers.configuration import readable
 from composers.export.files import DESCRIPTION, export
+from datamodules.configuration import readable
 
 
 def main(args: list[str] | None = None) -> None:

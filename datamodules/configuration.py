@@ -1,4 +1,4 @@
-"""From YAML to objects: files laid over each other, and sizes that the data states."""
+"""From YAML to objects: files laid over each other, and what a parser says of a fault."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
-
-from composers.rendering import PointRenderer, Renderer
-from datamodules.base import CoordinateDataModule
+from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 T = TypeVar("T")
 _plain_yaml = get_loader("yaml")
@@ -133,24 +130,3 @@ _SHORTER = (
     (r"\.? Got value: (Namespace|NestedArg)\(.*", ""),
     (r"<class '([^']*)'>", r"\1"),
 )
-
-
-def state_sizes(model: Namespace, data: Namespace) -> None:
-    """Write into the config of a model, where it leaves them open, the sizes that the data states.
-
-    ``signal_shape`` is the data's own; ``coord_dim`` and ``value_dim`` of the network are those that the renderer
-    asks of a field. A size that was given stays, and is compared at set-up.
-
-    Args:
-        model: ``class_path`` and ``init_args`` of a composer; changed in place.
-        data: The same of a data module.
-    """
-    module = instantiate(CoordinateDataModule, data.as_dict())  # type: ignore[type-abstract]
-    stated = model.init_args.get("renderer")
-    renderer = instantiate(Renderer, stated.as_dict()) if stated else PointRenderer()  # type: ignore[type-abstract]
-    coord_dim, value_dim = renderer.field_dims(module.coord_dim, module.value_dim)
-    sizes = {"coord_dim": coord_dim, "value_dim": value_dim, "signal_shape": list(module.signal_shape)}
-    for key, value in list(model.items()):
-        name = key.rsplit(".", 1)[-1]
-        if value is None and name in sizes:
-            model[key] = sizes[name]
