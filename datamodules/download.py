@@ -159,7 +159,7 @@ def _wait_for(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if _is_first_process():
+        if is_first_process():
             Console(stderr=True, soft_wrap=True).print(f"Waiting for another process, which writes {path}.")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
@@ -185,13 +185,13 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    quiet = not console.is_terminal or not _is_first_process()
+    quiet = not console.is_terminal or not is_first_process()
     with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Return whether this process speaks for all of a run."""
     return getattr(rank_zero_only, "rank", 0) == 0
 

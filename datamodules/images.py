@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,66 @@ class Picture(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class NamedFile(NamedTuple):
+    """A picture of a data set, not read yet.
+
+    Attributes:
+        name: Of the instance, in tables and files; unique in its split.
+        path: The file.
+    """
+
+    name: str
+    path: Path
+
+
+class Preparation(NamedTuple):
+    """What is done to every picture of a split once, the same in every epoch: its result can be kept.
+
+    Attributes:
+        short_side: Pixels that the shorter side gets, the proportions kept; None leaves pictures as they are.
+        smallest: Pixels that the shorter side has at least: smaller pictures are enlarged.
+        crop: Pixels along each side of the square in the middle that is kept; None keeps all.
+    """
+
+    short_side: int | None = None
+    smallest: int = 1
+    crop: int | None = None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the prepared copy ``(3, H, W)`` uint8 of a picture ``(3, h, w)`` uint8."""
+        short = min(pixels.shape[1:])
+        wanted = max(self.short_side or short, self.smallest, self.crop or 1)
+        resized = pixels if wanted == short else resize_short_side(pixels, wanted)
+        return resized if self.crop is None else center_crop(resized, self.crop)
+
+
+def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
+    """Return a copy whose shorter side has ``short_side`` pixels, as published preprocessing makes it.
+
+    That is the bilinear filter of Pillow, antialiased, and a longer side that is rounded down, as torchvision's ``Resize``
+    does; `resize_picture` filters differently.
+
+    Args:
+        picture: ``(3, h, w)`` uint8.
+        short_side: Wanted pixels of the shorter side.
+
+    Example:
+        >>> tuple(resize_short_side(torch.zeros(3, 320, 427, dtype=torch.uint8), 178).shape)
+        (3, 178, 237)
+    """
+    height, width = picture.shape[1:]
+    long_side = int(short_side * max(height, width) / min(height, width))
+    size = (short_side, long_side) if width <= height else (long_side, short_side)  # width, height
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def center_crop(picture: Tensor, size: int) -> Tensor:
+    """Return the square in the middle ``(3, size, size)`` of a picture that is no smaller, as torchvision's ``CenterCrop``."""
+    top, left = (round((extent - size) / 2) for extent in picture.shape[1:])
+    return picture[:, top : top + size, left : left + size].contiguous()
+
+
 def picture_files(path: Path) -> list[tuple[Path, Path]]:
     """Return the pictures at a path and, for each, its place below the folder that was named.
 
@@ -44,8 +105,9 @@ def picture_files(path: Path) -> list[tuple[Path, Path]]:
         return [(path, Path(path.name))]
     kinds = Image.registered_extensions()
     endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE
-    below = sorted(item for item in path.rglob("*") if item.suffix.lower() in endings and not item.is_dir())
-    results = [table.parent for table in path.rglob("predictions.csv") if table.parent != path]
+    everything = sorted(path.rglob("*"))
+    below = [item for item in everything if item.suffix.lower() in endings and not item.is_dir()]
+    results = [item.parent for item in everything if item.name == "predictions.csv" and item.parent != path]
     places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
     return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
 
@@ -69,11 +131,41 @@ def read_picture(path: str | Path) -> Picture:
     """
     path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and odd metadata
+        with quiet:
             return _decoded(path)
     except Exception as error:  # what decoders raise of damaged data is not foreseeable
         raise ValueError(_told(path, error)) from error
+
+
+class _Quiet:
+    """Silences warnings, which decoders give of large pictures and odd metadata, while any thread is within it.
+
+    `warnings.catch_warnings` alone is not made for threads: the last one out would leave what it found.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        """Silence, if this is the first thread within."""
+        with self._lock:
+            if self._within == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        """Restore, if this is the last one."""
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._filters.__exit__(None, None, None)
+
+
+quiet = _Quiet()
 
 
 class _RefusedError(Exception):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from datamodules.images import cut, read_picture, resize_picture
+from datamodules.images import Preparation, center_crop, cut, read_picture, resize_picture, resize_short_side
 from datamodules.tiles import whole
 
 WHITE = 255
@@ -301,3 +301,52 @@ def test_a_hundred_megapixels(tmp_path):
     squeezed = cut(read_picture(tmp_path / "a.png").pixels, whole((10000, 10000)), 64)
     assert (squeezed[..., :28] == 0).all()
     assert (squeezed[..., 36:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "short_side", "wanted"),
+    [
+        ((320, 427), 178, (178, 237)),  # 237.5 is rounded down
+        ((427, 320), 178, (237, 178)),
+        ((218, 178), 178, (218, 178)),
+        ((100, 100), 178, (178, 178)),
+        ((7, 5000), 3, (3, 2142)),
+    ],
+    ids=str,
+)
+def test_the_short_side_is_resized_as_in_published_preprocessing(shape, short_side, wanted):
+    pixels = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = resize_short_side(pixels, short_side)
+    assert found.shape == (3, *wanted)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize(wanted[::-1], Image.Resampling.BILINEAR)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+@pytest.mark.parametrize(("extent", "start"), [(178, 0), (179, 0), (180, 1), (181, 2), (218, 20)])
+def test_the_square_in_the_middle_begins_where_published_preprocessing_says(extent, start):
+    pixels = torch.arange(extent, dtype=torch.uint8).expand(3, 178, extent)
+    assert torch.equal(center_crop(pixels, 178), pixels[..., start : start + 178])
+    assert torch.equal(center_crop(pixels.mT, 178), pixels[..., start : start + 178].mT)
+
+
+@pytest.mark.parametrize(
+    ("preparation", "shape"),
+    [
+        (Preparation(), (60, 90)),
+        (Preparation(short_side=30), (30, 45)),
+        (Preparation(smallest=60), (60, 90)),
+        (Preparation(smallest=61), (61, 91)),
+        (Preparation(short_side=30, smallest=40), (40, 60)),
+        (Preparation(crop=50), (50, 50)),
+        (Preparation(crop=70), (70, 70)),
+        (Preparation(short_side=40, crop=40), (40, 40)),
+    ],
+    ids=str,
+)
+def test_pictures_are_prepared_as_said(preparation, shape):
+    pixels = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = preparation(pixels)
+    assert found.shape == (3, *shape)
+    assert found.is_contiguous()
+    if preparation.crop == 50:
+        assert torch.equal(found, pixels[:, 5:55, 20:70])
