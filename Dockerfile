@@ -3,6 +3,8 @@
 #   docker build --build-arg BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04 -t ginr .
 # Use:
 #   docker run --rm -v "$PWD/runs:/app/runs" ginr fit --config configs/experiments/photos_ipc.yaml
+#   docker run --rm --gpus all --ipc=host -v "$PWD/runs:/app/runs" -v "$PWD/data:/app/data" ginr \
+#       fit --config configs/experiments/imagenette178_ipc.yaml
 #   docker run --rm -v "$PWD:/data" ginr predict --pictures /data/photo.jpg --output /data/predictions
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS environment

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Literal, cast
 
 import torch
@@ -21,8 +21,9 @@ class CoordinateDataModule(LightningDataModule, ABC):
     """Raw signals on regular grids (pictures, sound) as batches of coordinates and values.
 
     A subclass states `signal_shape` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
-    of `Signal`; what else it draws at random in training is its ``augmentation``. What it had to leave out, and what it had to
-    decide, it says in ``skipped``, reasons by file, and ``notes``, by name.
+    of `Signal`; what else it draws at random in training is its ``augmentation``. Items become a batch by ``collate``, in the
+    process that loads; where they do not stack, it makes a batch of another type, which `to_coordinates` knows. What the
+    subclass had to leave out, and what it had to decide, it says in ``skipped``, reasons by file, and ``notes``, by name.
 
     Args:
         batch_size: Instances per device and step.
@@ -40,6 +41,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     val_set: Dataset[Signal]
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         items = Addressed(self.train_set, self.augmentation, seed)
         order = list(AddressSampler(len(cast(Sized, self.train_set)), shuffle=True, seed=seed))[:count]
         for start in range(0, len(order), self.eval_batch_size):
-            collated = default_collate([items[address] for address in order[start : start + self.eval_batch_size]])
+            collated = self.collate([items[address] for address in order[start : start + self.eval_batch_size]])
             yield self.to_coordinates(collated)
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -148,7 +150,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
             training: Whether to apply coordinate noise and subsets.
             step: The address of draws that the whole batch shares.
         """
-        signal = batch.values.float() / 255 if batch.values.dtype == torch.uint8 else batch.values
+        signal = batch.values.float().div_(255) if batch.values.dtype == torch.uint8 else batch.values
         shape: tuple[int, ...] | None = tuple(signal.shape[2:])
         assert shape is not None
         coords = grid(shape, *self.coord_range, device=signal.device)  # (N, D)
@@ -190,6 +192,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "sampler": sampler,
+            "collate_fn": self.collate,
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.num_workers > 0,
