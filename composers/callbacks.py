@@ -150,6 +150,13 @@ class ProgressBar(RichProgressBar):
                 metrics["left"] = str(timedelta(seconds=round(max(0.0, left))))
         return metrics
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Return what stands before the bar; without a last epoch, where the steps are what is counted."""
+        if self.trainer.max_epochs == -1:
+            return f"Epoch {current_epoch}"
+        description: str = super()._get_train_description(current_epoch)
+        return description
+
 
 class InstanceRows(Callback):
     """Keeps during a test what was measured of every instance, for those who write it down at its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from datamodules.coordinates import grid
 
 _MARGIN = 8
 _LABEL = 18
+_USUAL = 256  # pixels of the longer side of a decoded picture
 
 
 class ContactSheet(Callback):
@@ -29,7 +31,8 @@ class ContactSheet(Callback):
     Args:
         filename: Of the PNG, in the folder of the run.
         num_pictures: Rows, the first pictures of the test set.
-        scale: Pixels of the decoded picture per pixel of the original, along each axis.
+        scale: Pixels of the decoded picture per pixel of the original, along each axis; if None, as many as make 256 of the
+            longer side, or a few more.
         beside: Another model, a checkpoint or the name of weights that come along, whose pictures stand beside; or None.
             If it takes pictures of another size, the sheet is left out.
 
@@ -38,9 +41,13 @@ class ContactSheet(Callback):
     """
 
     def __init__(
-        self, filename: str = "contact_sheet.png", num_pictures: int = 8, scale: int = 4, beside: str | None = None
+        self,
+        filename: str = "contact_sheet.png",
+        num_pictures: int = 8,
+        scale: int | None = None,
+        beside: str | None = None,
     ) -> None:
-        if num_pictures < 1 or scale < 1:
+        if num_pictures < 1 or (scale is not None and scale < 1):
             raise ValueError(f"num_pictures is {num_pictures}, scale {scale}; both must be at least 1.")
         self.filename = filename
         self.num_pictures = num_pictures
@@ -91,7 +98,8 @@ class ContactSheet(Callback):
         assert batch.shape is not None, "test batches hold whole pictures"
         assert batch.query.values is not None
         true = Samples(batch.query.coords, batch.query.values[:number])
-        size = (batch.shape[1] * self.scale, batch.shape[0] * self.scale)
+        scale = self._scale(batch.shape)
+        size = (batch.shape[1] * scale, batch.shape[0] * scale)
         originals = [picture(values, batch.shape) for values in batch.query.values[:number]]
         columns = [list(zip(batch.names, originals, strict=False))]
         columns += self._columns(composer, evaluation["latents"], true, batch.shape)
@@ -108,7 +116,8 @@ class ContactSheet(Callback):
     ) -> list[list[tuple[str, Image.Image]]]:
         """Return what a model predicts, refines and decodes at the larger scale, labelled, for all instances of each."""
         assert true.values is not None
-        height, width = (extent * self.scale for extent in shape)
+        scale = self._scale(shape)
+        height, width = (extent * scale for extent in shape)
         columns = []
         for step in sorted({0, max(curve)}):
             latents = {name: latent[: len(true.values)] for name, latent in curve[step].items()}
@@ -121,7 +130,11 @@ class ContactSheet(Callback):
             columns.append(
                 [(f"{made} {psnr:.1f} dB", picture(one, shape)) for psnr, one in zip(numbers, values, strict=True)]
             )
-        return [*columns, [(f"{prefix}decoded at {self.scale}x", picture(one, (height, width))) for one in decoded]]
+        return [*columns, [(f"{prefix}decoded at {scale}x", picture(one, (height, width))) for one in decoded]]
+
+    def _scale(self, shape: tuple[int, ...]) -> int:
+        """Return by how much pictures of a shape are enlarged."""
+        return self.scale or math.ceil(_USUAL / max(shape))
 
 
 def sheet(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:

@@ -10,14 +10,15 @@ from program import REPOSITORY, TESTS, asked, assert_same, checkpoint, column, r
 
 import cli
 from composers import Composer
-from composers.configuration import load_layers
 from datamodules import CoordinateDataModule
 from datamodules.batch import Observation
+from datamodules.configuration import load_layers
 from datamodules.coordinates import grid
 
 CONFIGS = REPOSITORY / "configs"
 # Sizes that make the data of a YAML fit the patches of every composer, which are those of pictures of 178 pixels.
 FITTING = {"sample_photos": ["--data.init_args.size", 178]}
+SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # the others are like it, and take time
 
 
 def _named(folder):
@@ -66,7 +67,7 @@ def test_there_are_configs_of_every_kind():
 @pytest.mark.parametrize("data", _named("data"))
 @pytest.mark.parametrize("composer", _named("composers"))
 def test_every_composer_works_with_every_data_set(composer, data):
-    built = _assert_works("--config", composer, "--config", data, *FITTING.get(data.stem, []))
+    built = _assert_works("--config", composer, "--config", data, *FITTING.get(data.stem, []), *SHALLOW)
     named = [yaml.safe_load(path.read_text())[key] for path, key in ((composer, "model"), (data, "data"))]
     for instance, config in zip((built.model, built.datamodule), named, strict=True):
         assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
@@ -74,12 +75,21 @@ def test_every_composer_works_with_every_data_set(composer, data):
 
 @pytest.mark.parametrize("experiment", _named("experiments"))
 def test_every_experiment_works(experiment):
-    built = _assert_works("--config", experiment)
+    built = _assert_works("--config", experiment, *SHALLOW)
     assert built.trainer.logger.name == experiment.stem  # so that --ckpt_path last finds its own runs
 
 
 def test_every_other_config_is_an_overlay_or_the_defaults():
-    known = {"default.yaml", "composers", "data", "experiments", "predict.yaml", "wandb.yaml", "sweeps"}
+    known = {
+        "default.yaml",
+        "composers",
+        "data",
+        "experiments",
+        "pictures.yaml",
+        "predict.yaml",
+        "wandb.yaml",
+        "sweeps",
+    }
     assert {path.name for path in CONFIGS.iterdir()} <= known
 
 
