@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import decode, reference, speed
+from benchmarks import decode, loading, reference, speed
 from benchmarks.reference import from_composer
 from composers.inr import Sine
 from composers.pictures import picture, render
@@ -194,3 +194,22 @@ def test_a_decoding_is_measured_and_the_plain_one_makes_the_same_picture(monkeyp
     assert np.abs(small - again).max() <= 1
     assert limited.shape == plain.shape == (48, 48, 3)
     assert np.abs(limited - plain).max() <= 1
+
+
+def test_loading_is_measured_with_and_without_the_cache(tmp_path, capsys):
+    table = tmp_path / "loading.csv"
+    arguments = ["--count=40", "--short_side=24", "--size=16", "--batch_size=4", "--epochs=2", "--uncached=12"]
+    loading.main([*arguments, "--workers=[0]", f"--folder={tmp_path}", f"--csv={table}"])
+    assert "40 JPEGs, crops of 16 pixels" in capsys.readouterr().out
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pictures"].split(",")[0] for row in rows] == ["making the cache", "with the cache", "without"]
+    assert all(float(row["a second"].replace(",", "")) > 0 for row in rows)
+    data = loading.data_of(
+        loading.Settings(count=40, short_side=24, size=16, batch_size=4), tmp_path / "pictures", None, 0
+    )
+    assert len(data.train_set) == 39
+    assert all(min(data.train_set[index].values.shape[1:]) == 24 for index in range(39))
+    assert len({data.train_set[index].values.shape for index in range(39)}) > 5
+    with pytest.raises(ValueError, match="uncached 3"):
+        loading.Settings(uncached=3)
