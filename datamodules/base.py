@@ -146,7 +146,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         """Return the coordinate batch of collated raw signals.
 
         Args:
-            batch: ``values (B, C, *shape)``, and names and seeds of the instances.
+            batch: ``values (B, C, *shape)``, and names, seeds and lengths of the instances.
             training: Whether to apply coordinate noise and subsets.
             step: The address of draws that the whole batch shares.
         """
@@ -155,13 +155,15 @@ class CoordinateDataModule(LightningDataModule, ABC):
         assert shape is not None
         coords = grid(shape, *self.coord_range, device=signal.device)  # (N, D)
         values = signal.flatten(2).mT  # (B, N, C)
+        mask = _measured(batch.length, signal)
         if training:
             coords = self._add_noise(coords, cell_size(shape, *self.coord_range), batch, step)
             if self.coordinate_subset is not None:
                 generator = generator_at(global_seed(), "subset", step, device=signal.device)
                 chosen = subset(values.shape[1], self.coordinate_subset, generator)
                 coords, values, shape = coords[..., chosen, :], values[:, chosen], None
-        samples = Samples(coords, values)
+                mask = None if mask is None else mask[:, chosen]
+        samples = Samples(coords, values, mask)
         return CoordinateBatch(Observation(signal, samples), samples, shape, list(batch.name))
 
     def _add_noise(self, coords: Tensor, cell: tuple[float, ...], batch: Signal, step: int) -> Tensor:
@@ -202,3 +204,12 @@ class CoordinateDataModule(LightningDataModule, ABC):
         return ResumingLoader(
             Addressed(dataset, self.augmentation, seed), self._batches_done, drop_last=True, **options
         )
+
+
+def _measured(lengths: Any, signal: Tensor) -> Tensor | None:
+    """Return which samples of a signal ``(B, C, *shape)`` were measured, ``(B, N)``; None if all of all instances were."""
+    counts = torch.as_tensor(lengths, device=signal.device).reshape(-1, 1)
+    if not signal.shape[-1] or bool((counts < 0).all()):
+        return None
+    measured = (torch.arange(signal.shape[-1], device=signal.device) < counts) | (counts < 0)  # (B, last axis)
+    return measured.view(len(signal), *[1] * (signal.dim() - 3), -1).expand(len(signal), *signal.shape[2:]).flatten(1)

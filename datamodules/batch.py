@@ -90,8 +90,11 @@ class Signal(NamedTuple):
         values: ``(C, *shape)``: uint8 stands for [0, 1] in 255 steps, floating point for itself.
         name: Names the item in tables and files.
         seed: Where the random draws of this item in this epoch come from; set by the loader.
+        length: Samples along the last axis that were measured, from its start; what follows is padding and counts nowhere.
+            -1 for all.
     """
 
     values: Tensor
     name: str
     seed: int = 0
+    length: int = -1

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
@@ -213,3 +213,28 @@ def test_the_command_line_can_ask_for_a_count_of_coordinates():
         parser.parse_string(f"data: {{coordinate_subset: {text}}}").data.coordinate_subset for text in ("64", "0.5")
     ]
     assert [type(number) for number in found] == [int, float]
+
+
+def test_padding_is_masked_wherever_samples_are():
+    values = torch.rand(3, 1, 6)
+    batch = default_collate(
+        [Signal(row, str(n), n, length) for n, (row, length) in enumerate(zip(values, (4, -1, 0), strict=True))]
+    )
+    data = _make(coordinate_subset=4)
+    made = data.to_coordinates(batch)
+    wanted = torch.tensor([[True] * 4 + [False] * 2, [True] * 6, [False] * 6])
+    assert torch.equal(made.query.mask, wanted)
+    assert made.observation.samples.mask is made.query.mask
+    chosen = data.to_coordinates(batch, training=True, step=3)
+    places = ((chosen.query.coords[:, 0] + 1) * 3 - 0.5).round().long()
+    assert torch.equal(chosen.query.mask, wanted[:, places])
+
+
+def test_padding_of_the_last_of_several_axes():
+    batch = default_collate([Signal(torch.rand(2, 2, 3), "a", 0, 1), Signal(torch.rand(2, 2, 3), "b", 1, 3)])
+    mask = _make().to_coordinates(batch).query.mask
+    assert mask.tolist() == [[True, False, False] * 2, [True] * 6]
+
+
+def test_without_padding_there_is_no_mask():
+    assert _make().to_coordinates(_collated()).query.mask is None
