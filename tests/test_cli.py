@@ -148,16 +148,16 @@ def test_the_curves_of_refinement_are_drawn(tested):
 
 def test_the_contact_sheet_has_a_row_per_picture(tested):
     written, printed = tested
-    sheet = Image.open(written / "contact_sheet.png")
-    # 8 rows; original, predicted, refined, decoded; each 16 x 4 pixels wide, 8 of margin and 18 of label around it
-    assert sheet.size == (4 * (64 + 8) + 8, 8 * (64 + 8 + 18) + 8)
-    first = sheet.crop((8, 8 + 18, 8 + 64, 8 + 18 + 64))
-    assert len(first.getcolors(64 * 64)) > 20  # a picture, not paper
+    with Image.open(written / "contact_sheet.png") as sheet:
+        # 8 rows; original, predicted, refined, decoded; each 16 x 16 pixels wide, 8 of margin and 18 of label around it
+        assert sheet.size == (4 * (256 + 8) + 8, 8 * (256 + 8 + 18) + 8)
+        first = sheet.crop((8, 8 + 18, 8 + 256, 8 + 18 + 256))
+        assert len(first.getcolors(256 * 256)) > 20  # a picture, not paper
     assert "Contact sheet: runs/tested/version_0/contact_sheet.png" in printed
 
 
 def test_another_model_stands_beside_where_it_fits(evaluated):
-    sheet = "{class_path: composers.contact_sheet.ContactSheet, init_args: {filename: beside.png, num_pictures: 2, beside: %s}}"
+    sheet = "{class_path: composers.contact_sheet.ContactSheet, init_args: {filename: beside.png, num_pictures: 2, scale: 4, beside: %s}}"
     written, _ = evaluated("test", "--trainer.callbacks+", sheet % "runs/unnamed/version_0/checkpoints/last.ckpt")
     with Image.open(written / "beside.png") as image:
         assert image.size == (7 * (64 + 8) + 8, 2 * (64 + 8 + 18) + 8)
