@@ -157,7 +157,8 @@ def test_the_contact_sheet_has_a_row_per_picture(tested):
 
 
 def test_another_model_stands_beside_where_it_fits(evaluated):
-    sheet = "{class_path: composers.contact_sheet.ContactSheet, init_args: {filename: beside.png, num_pictures: 2, scale: 4, beside: %s}}"
+    arguments = "filename: beside.png, num_pictures: 2, scale: 4, beside: %s"
+    sheet = f"{{class_path: composers.contact_sheet.ContactSheet, init_args: {{{arguments}}}}}"
     written, _ = evaluated("test", "--trainer.callbacks+", sheet % "runs/unnamed/version_0/checkpoints/last.ckpt")
     with Image.open(written / "beside.png") as image:
         assert image.size == (7 * (64 + 8) + 8, 2 * (64 + 8 + 18) + 8)
