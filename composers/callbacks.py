@@ -23,7 +23,17 @@ from composers.hypernet import Hypernetwork
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
-HEADINGS = {"psnr": "PSNR [dB]", "ssim": "SSIM", "gain": "gain over the mean [dB]"}
+HEADINGS = {
+    "psnr": "PSNR [dB]",
+    "ssim": "SSIM",
+    "gain": "gain over the mean [dB]",
+    "silence": "PSNR of silence [dB]",
+    "over_silence": "over silence [dB]",
+    "si_sdr": "SI-SDR [dB]",
+    "lsd": "log-spectral distance [dB]",
+    "stoi": "STOI",
+    "pesq": "PESQ",
+}
 
 
 class Column(NamedTuple):
@@ -115,7 +125,7 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
         f"{_length(data.val_set)} validation items",
         "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
         f"x {accumulated} accumulated",
-    }
+    } | data.notes
 
 
 def _length(dataset: object) -> str:

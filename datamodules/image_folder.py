@@ -98,11 +98,13 @@ class ImageFolder(PictureSet):
             raise ValueError(f"There is no folder {self.root}: name yours with --data.init_args.root.")
         folder = self._folder(split)
         if folder is not None:
+            self.notes["split"] = f"by folders: {self._folder('train')} and {self._folder('val')}"
             return _named(folder)
         found = _named(self.root)
         if not found:
             raise ValueError(f"The folder {self.root} holds no pictures: name another with --data.init_args.root.")
         chosen = self._drawn([file.name for file in found], split)
+        self.notes["split"] = f"drawn with split_seed {self.split_seed}, for {self.root} has no folders train and val"
         return [file for file in found if file.name in chosen]
 
     def preparation(self, split: Split) -> Preparation:

@@ -146,7 +146,9 @@ def test_the_program_trains_and_tests_on_a_folder(tmp_path, monkeypatch):
         Image.fromarray(pixels.numpy()).save(pictures / f"{number}.jpg")
     data = ["--data=datamodules.ImageFolder", "--data.root=pictures", "--data.size=8", "--data.batch_size=3"]
     told = [*tiny("ipc"), *data, "--data.crop=random", "--data.cache=cache", "--data.num_workers=1"]
-    assert "ImageFolder (3, 8, 8), 9 training and 1 validation items" in run("fit", *told)
+    printed = run("fit", *told)
+    assert "ImageFolder (3, 8, 8), 9 training and 1 validation items" in printed
+    assert "drawn with split_seed 0" in printed
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert "Mean over 1 instances" in run("test", *told, "--ckpt_path", "last")
 
