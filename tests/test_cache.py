@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from datamodules import cache as module
 from datamodules.cache import cached
-from datamodules.images import NamedFile, Preparation, read_picture
+from datamodules.folders import NamedFile
+from datamodules.images import Preparation, read_picture
 
 AS_IT_IS = Preparation()
 SQUARE = Preparation(short_side=9, crop=8)
@@ -96,7 +97,7 @@ def _check(pictures, files, preparation=AS_IT_IS):
     """Compare a cache of readable files with reading them."""
     assert len(pictures) == len(files)
     assert pictures.names == [file.name for file in files]
-    for file, (values, name, seed) in zip(files, pictures, strict=True):
+    for file, (values, name, seed, _) in zip(files, pictures, strict=True):
         assert (name, seed) == (file.name, 0)
         assert values.dtype == torch.uint8
         assert torch.equal(values, preparation(read_picture(file.path).pixels))

@@ -384,13 +384,12 @@ def test_a_certificate_that_is_not_trusted_is_explained(tmp_path):
 
 def test_room_on_the_disk_is_looked_at_first(site, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    source = _source(site.put("/a", BODY, cuts=[500_001]))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(700_000))
-    message, _ = _refusal(source, tmp_path)
+    message, _ = _refusal(_source(site.put("/whole", BODY)), tmp_path)
     assert "needs 0.7 MB" in message
     assert _listing(tmp_path) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(700_001))
-    site.pages["/a"].cuts = [500_001]
+    source = _source(site.put("/a", BODY, cuts=[500_001]))
     _refusal(source, tmp_path, ConnectionError, attempts=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(199_999))
     _refusal(source, tmp_path)
