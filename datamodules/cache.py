@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
 from datamodules.download import FULL, is_first_process, locked, progress
-from datamodules.images import NamedFile, Preparation, read_picture
+from datamodules.folders import NamedFile
+from datamodules.images import Preparation, read_picture
 from datamodules.parallel import counting, in_order
 
 _FORMAT = 1  # of the files, and of what decoding makes of a picture

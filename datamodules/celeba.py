@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 
 from datamodules.archives import extract
 from datamodules.download import Source, download
-from datamodules.images import NamedFile
-from datamodules.picture_sets import PictureSet, Split
+from datamodules.folders import NamedFile, Split
+from datamodules.picture_sets import PictureSet
 
 OFFICIAL = "https://drive.google.com/drive/folders/0B7EVK8r0v71pTUZsaXdaSnZBZzg?resourcekey=0-rJlzl934LzC-Xp28GeIBzQ"
 

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal, NamedTuple
 
-from datamodules.images import NamedFile
-from datamodules.picture_sets import PictureSet, Split
+from datamodules.folders import NamedFile, Split
+from datamodules.picture_sets import PictureSet
 
 ORIGIN = "https://github.com/NVlabs/ffhq-dataset"
 IPC_LISTS = ("401d325a5096f3991903d50225b22ff8", "15db1dc277960fff9d41f37673219e15")  # MD5, training and validation

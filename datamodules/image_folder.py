@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from datamodules.images import NamedFile, Preparation, RandomCrop, picture_files
-from datamodules.picture_sets import PictureSet, Split
-from datamodules.randomness import seed_at
-
-_FOLDERS: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+from datamodules.folders import NamedFile, Split, drawn, split_folder
+from datamodules.images import Preparation, RandomCrop, picture_files
+from datamodules.picture_sets import PictureSet
 
 
 class ImageFolder(PictureSet):
@@ -96,14 +89,15 @@ class ImageFolder(PictureSet):
         """Return the pictures of a split, in alphabetical order."""
         if not self.root.is_dir():
             raise ValueError(f"There is no folder {self.root}: name yours with --data.init_args.root.")
-        folder = self._folder(split)
+        folder = split_folder(self.root, split)
         if folder is not None:
-            self.notes["split"] = f"by folders: {self._folder('train')} and {self._folder('val')}"
+            folders = (split_folder(self.root, "train"), split_folder(self.root, "val"))
+            self.notes["split"] = "by folders: {} and {}".format(*folders)
             return _named(folder)
         found = _named(self.root)
         if not found:
             raise ValueError(f"The folder {self.root} holds no pictures: name another with --data.init_args.root.")
-        chosen = self._drawn([file.name for file in found], split)
+        chosen = drawn([file.name for file in found], split, self.val_ratio, self.test_ratio, self.split_seed)
         self.notes["split"] = f"drawn with split_seed {self.split_seed}, for {self.root} has no folders train and val"
         return [file for file in found if file.name in chosen]
 
@@ -113,26 +107,6 @@ class ImageFolder(PictureSet):
             return super().preparation(split)
         scaled = None if self.crop_scale is None else round(self.size * self.crop_scale)
         return Preparation(short_side=scaled, smallest=self.size)
-
-    def _folder(self, split: Split) -> Path | None:
-        """Return the folder of a split; None if the folders are no splits."""
-        found = {
-            name: next((self.root / one for one in named if (self.root / one).is_dir()), None)
-            for name, named in _FOLDERS.items()
-        }
-        if found["train"] is None or (found["val"] is None and found["test"] is None):
-            return None
-        other = {"val": "test", "test": "val", "train": "train"}[split]
-        return found[split] or found[other]  # type: ignore[index]
-
-    def _drawn(self, names: list[str], split: Split) -> set[str]:
-        """Return the names of a split, drawn by an order that every name has by itself."""
-        order = sorted(names, key=lambda name: seed_at("split", self.split_seed, name))
-        val = max(1, round(self.val_ratio * len(order)))
-        test = round(self.test_ratio * len(order))
-        if split == "train":
-            return set(order[val + test :])
-        return set(order[val : val + test] if split == "test" and test else order[:val])
 
 
 def _named(folder: Path) -> list[NamedFile]:

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from datamodules.archives import extract
 from datamodules.download import Source, download
-from datamodules.images import NamedFile, Preparation, RandomCrop, picture_files
-from datamodules.picture_sets import PictureSet, Split
+from datamodules.folders import NamedFile, Split
+from datamodules.images import Preparation, RandomCrop, picture_files
+from datamodules.picture_sets import PictureSet
 
 
 class ImageNette(PictureSet):

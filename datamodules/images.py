@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from datamodules.batch import Signal
+from datamodules.folders import files_below
 from datamodules.tiles import Box
 
 _FINEST = 16  # pixels per pixel wanted, along each side, beyond which antialiasing would take minutes
@@ -30,18 +31,6 @@ class Picture(NamedTuple):
 
     pixels: Tensor
     notes: tuple[str, ...] = ()
-
-
-class NamedFile(NamedTuple):
-    """A picture of a data set, not read yet.
-
-    Attributes:
-        name: Of the instance, in tables and files; unique in its split.
-        path: The file.
-    """
-
-    name: str
-    path: Path
 
 
 class Preparation(NamedTuple):
@@ -101,15 +90,8 @@ def picture_files(path: Path) -> list[tuple[Path, Path]]:
     Args:
         path: A folder; or a file, which is taken whatever its ending, its place being its name.
     """
-    if not path.is_dir():
-        return [(path, Path(path.name))]
     kinds = Image.registered_extensions()
-    endings = {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE
-    everything = sorted(path.rglob("*"))
-    below = [item for item in everything if item.suffix.lower() in endings and not item.is_dir()]
-    results = [item.parent for item in everything if item.name == "predictions.csv" and item.parent != path]
-    places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
-    return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
+    return files_below(path, {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE)
 
 
 def read_picture(path: str | Path) -> Picture:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -19,17 +17,12 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Signal
 from datamodules.cache import cached
 from datamodules.download import Source
-from datamodules.images import NamedFile, Preparation, RandomCrop, quiet, read_picture
+from datamodules.folders import NamedFile, Split, splits_of, tell_left_out
+from datamodules.images import Preparation, RandomCrop, quiet, read_picture
 from datamodules.parallel import counting, in_order
 from datamodules.randomness import generator_at
 
-Split = Literal["train", "val", "test"]
-
 _NAMED = 5  # files that a message names
-_SPLITS: Mapping[str, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-}  # of any other stage, the test
 
 
 class Uncut(Signal):
@@ -194,17 +187,17 @@ class PictureSet(CoordinateDataModule):
         """Download and decode, on one process of every machine."""
         self.fetch()
         if self.cache is not None:
-            for split in self._splits(self.trainer.state.fn if self.trainer else "fit"):
+            for split in splits_of(self.trainer.state.fn if self.trainer else "fit"):
                 self.pictures(split)
 
     def setup(self, stage: str) -> None:
         """Fill the splits of a stage."""
-        for split in self._splits(stage):
+        for split in splits_of(stage):
             pictures = self.pictures(split)
             whole = split == "train" and self.random_crop is not None
             setattr(self, f"{split}_set", UncutPictures(pictures) if whole else pictures)
         if self.skipped:
-            _tell_of(list(self.skipped))
+            tell_left_out(self.skipped, "pictures")
 
     def pictures(self, split: Split) -> Dataset[Signal]:
         """Return the pictures of a split, prepared.
@@ -240,10 +233,6 @@ class PictureSet(CoordinateDataModule):
             for pixels, *(shape, name, seed) in zip(pictures, *batch[1:], strict=True)
         ]
         return Signal(torch.stack(crops), batch.name, batch.seed)  # type: ignore[arg-type]
-
-    def _splits(self, stage: str | None) -> tuple[Split, ...]:
-        """Return the splits that a stage reads."""
-        return _SPLITS.get(stage or "", ("test",))
 
     def _check(self, files: Sequence[NamedFile], split: Split) -> None:
         """Refuse a split that is not what was published."""
@@ -287,16 +276,6 @@ class PictureSet(CoordinateDataModule):
                 "Mend them, or leave them out: --data.init_args.on_bad_file skip."
             )
         self.skipped |= skipped
-
-
-@rank_zero_only
-def _tell_of(skipped: Sequence[str]) -> None:
-    """Say once, on one process, what is left out."""
-    more = ", ..." if len(skipped) > _NAMED else ""
-    named = f"{', '.join(skipped[:_NAMED])}{more}"
-    Console(stderr=True, soft_wrap=True).print(
-        f"Left out, for they cannot be read: {len(skipped):,} pictures ({named})."
-    )
 
 
 def unreadable(files: Sequence[NamedFile]) -> dict[str, str]:

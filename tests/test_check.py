@@ -15,7 +15,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.check import check_pictures
 from datamodules.check.__main__ import main
 from datamodules.download import Source
-from datamodules.images import NamedFile
+from datamodules.folders import NamedFile
 from datamodules.picture_sets import PictureSet
 
 TESTS = Path(__file__).resolve().parent

@@ -10,7 +10,8 @@ from PIL import Image
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
-from datamodules.images import NamedFile, Preparation, RandomCrop, picture_files, read_picture
+from datamodules.folders import NamedFile
+from datamodules.images import Preparation, RandomCrop, picture_files, read_picture
 from datamodules.picture_sets import DecodedPictures, PictureSet, Uncut, UncutBatch, collate_pictures, unreadable
 
 SIZE = 8

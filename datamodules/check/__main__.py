@@ -22,7 +22,8 @@ from datamodules.check.downloads import check_downloads
 from datamodules.check.pictures import check_pictures
 from datamodules.check.report import counts, fetching, mending, named, visible, write
 from datamodules.configuration import load_layers, readable
-from datamodules.picture_sets import PictureSet, Split
+from datamodules.folders import Split
+from datamodules.picture_sets import PictureSet
 
 _EXAMPLE = "configs/data/sample_photos.yaml"
 _PROGRAM = ("python", "-m", "datamodules.check")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from datamodules.check.single import faults
-from datamodules.images import NamedFile, picture_files
-from datamodules.picture_sets import PictureSet, Split
+from datamodules.folders import NamedFile, Split
+from datamodules.images import picture_files
+from datamodules.picture_sets import PictureSet
 
 Kind = Literal["missing", "extra", "unreadable", "wrong size", "archive", "unused", "small"]
 

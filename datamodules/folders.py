@@ -1,0 +1,110 @@
+"""Folders of anybody's files: which of them count, and to which split they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from datamodules.randomness import seed_at
+
+Split = Literal["train", "val", "test"]
+
+_FOLDERS: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+_NAMED = 5  # files that a message names
+_STAGES: Mapping[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}  # of any other, the test
+
+
+class NamedFile(NamedTuple):
+    """A file of a data set, not read yet.
+
+    Attributes:
+        name: Of the instance, in tables and files; unique in its split.
+        path: The file.
+    """
+
+    name: str
+    path: Path
+
+
+def splits_of(stage: str | None) -> tuple[Split, ...]:
+    """Return the splits that a stage reads.
+
+    Example:
+        >>> splits_of("fit"), splits_of("predict")
+        (('train', 'val'), ('test',))
+    """
+    return _STAGES.get(stage or "", ("test",))
+
+
+@rank_zero_only
+def tell_left_out(paths: Collection[str], what: str) -> None:
+    """Say once, on one process, which files are left out because they cannot be read.
+
+    Args:
+        paths: Of the files.
+        what: They are, in the plural.
+    """
+    named = ", ".join(list(paths)[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
+    told = f"Left out, for they cannot be read: {len(paths):,} {what} ({named})."
+    Console(stderr=True, soft_wrap=True).print(told, markup=False)
+
+
+def files_below(path: Path, endings: Collection[str]) -> list[tuple[Path, Path]]:
+    """Return the files at a path and, for each, its place below the folder that was named.
+
+    Of a folder, all files with one of the endings are taken, in its subfolders too, in alphabetical order; not hidden ones, nor
+    those in folders of earlier predictions, unless such a folder is named itself. None of them is read.
+
+    Args:
+        path: A folder; or a file, which is taken whatever its ending, its place being its name.
+        endings: With a dot, in lower case.
+    """
+    if not path.is_dir():
+        return [(path, Path(path.name))]
+    everything = sorted(path.rglob("*"))
+    below = [item for item in everything if item.suffix.lower() in endings and not item.is_dir()]
+    results = [item.parent for item in everything if item.name == "predictions.csv" and item.parent != path]
+    places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
+    return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
+
+
+def split_folder(root: Path, split: Split) -> Path | None:
+    """Return the folder of a split; None if the folders are no splits, which takes ``train`` beside ``val`` or ``test``.
+
+    Where one of the latter is missing, the other serves for both.
+    """
+    found = {
+        name: next((root / one for one in named if (root / one).is_dir()), None) for name, named in _FOLDERS.items()
+    }
+    if found["train"] is None or (found["val"] is None and found["test"] is None):
+        return None
+    other: Mapping[Split, Split] = {"val": "test", "test": "val", "train": "train"}
+    return found[split] or found[other[split]]
+
+
+def drawn(names: Sequence[str], split: Split, val_ratio: float, test_ratio: float, seed: int) -> set[str]:
+    """Return the names of a split, drawn by an order that every name has by itself.
+
+    Args:
+        names: Of all files.
+        split: Which part is wanted.
+        val_ratio: Part for validation, in (0, 1), at least one name.
+        test_ratio: The same for the test; if 0, the names of validation serve.
+        seed: Of the draw.
+    """
+    order = sorted(names, key=lambda name: seed_at("split", seed, name))
+    val = max(1, round(val_ratio * len(order)))
+    test = round(test_ratio * len(order))
+    if split == "train":
+        return set(order[val + test :])
+    return set(order[val : val + test] if split == "test" and test else order[:val])
