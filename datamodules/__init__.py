@@ -1,11 +1,24 @@
 """Data as batches of coordinates: one LightningDataModule per data set."""
 
+from datamodules.audio_folder import AudioFolder
 from datamodules.base import CoordinateDataModule
 from datamodules.celeba import CelebA
 from datamodules.ffhq import FFHQ
 from datamodules.image_folder import ImageFolder
 from datamodules.imagenette import ImageNette
+from datamodules.librispeech import LibriSpeech
 from datamodules.pictures import PictureFiles
-from datamodules.samples import SamplePhotos
+from datamodules.samples import SamplePhotos, SampleSpeech
 
-__all__ = ["FFHQ", "CelebA", "CoordinateDataModule", "ImageFolder", "ImageNette", "PictureFiles", "SamplePhotos"]
+__all__ = [
+    "FFHQ",
+    "AudioFolder",
+    "CelebA",
+    "CoordinateDataModule",
+    "ImageFolder",
+    "ImageNette",
+    "LibriSpeech",
+    "PictureFiles",
+    "SamplePhotos",
+    "SampleSpeech",
+]
