@@ -32,6 +32,7 @@ from composers.refinement import Latents
 from composers.sizes import state_sizes
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Signal
+from datamodules.clip_sets import ClipSet
 from datamodules.configuration import load_layers
 from datamodules.picture_sets import PictureSet
 
@@ -192,6 +193,8 @@ def count(config: Path, batch_size: int | None = None) -> Cost:
 
 def published_items(data: CoordinateDataModule) -> int | None:
     """Return how many training items are published; None where the data module does not say."""
+    if isinstance(data, ClipSet):
+        return data.count("train")
     if not isinstance(data, PictureSet):
         return None
     names = data.expected("train")

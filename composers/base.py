@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from composers.inr import CoordinateMLP, Modulations
 from composers.losses import Loss, MeanSquaredError
-from composers.metrics import PSNR, InstanceMetric, instance_mse, psnr_of_mse
+from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.refinement import Latents, Refinement
 from composers.rendering import PointRenderer, Renderer
 from composers.schedules import WarmupCosine
@@ -214,12 +214,17 @@ class Composer(LightningModule, ABC):
         return {name: metric.measure(values, batch.query, batch.shape) for name, metric in self.measures.items()}
 
     def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
-        """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step."""
+        """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step.
+
+        Of a metric, only instances that have a number count: silence has no SI-SDR.
+        """
         evaluation = self._evaluate(batch, stage)
         assert evaluation["losses"] is not None, "validation and test need a query with values"
-        reported = {"loss": evaluation["losses"]} | evaluation["metrics"][0]
-        if last := max(evaluation["metrics"]):
-            reported |= {f"refined_{name}": numbers for name, numbers in evaluation["metrics"][last].items()}
+        reported = {"loss": evaluation["losses"]}
+        last = max(evaluation["metrics"])
+        for step, prefix in ({0: ""} | ({last: "refined_"} if last else {})).items():
+            for name, numbers in evaluation["metrics"][step].items():
+                reported[prefix + name] = numbers[defined(numbers, evaluation["values"][step])]
         for name, numbers in reported.items():
             mean = self.means[f"{stage}_{name}"]
             assert isinstance(mean, MeanMetric)

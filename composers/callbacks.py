@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -239,7 +240,8 @@ class ResultsTable(InstanceRows):
 def results_table(rows: Mapping[str, Row]) -> Table:
     """Return the mean over instances of every metric, one line per refinement step; of other starts, the first metric."""
     columns = list(next(iter(rows.values())))
-    means = {column: sum(row[column] for row in rows.values()) / len(rows) for column in columns}
+    numbers = {column: [row[column] for row in rows.values() if counts(row, column)] for column in columns}
+    means = {column: sum(found) / len(found) if found else math.nan for column, found in numbers.items()}
     metrics, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*columns, strict=True))
     main = main_metric(columns)
     shown = [(metric, start) for metric in metrics for start in starts if start == "prediction" or metric == main]
@@ -252,6 +254,20 @@ def results_table(rows: Mapping[str, Row]) -> Table:
         cells = (f"{means[Column(metric, step, start)]:.3f}" for metric, start in shown)
         table.add_row(_PREDICTED if step == 0 else str(step), *cells)
     return table
+
+
+def counts(row: Row, column: Column) -> bool:
+    """Return whether a number of an instance counts in a mean: NaN does not where other metrics of the prediction are numbers.
+
+    Silence has no SI-SDR; a prediction that diverged has no number at all, and no mean hides it.
+
+    Example:
+        >>> silent = {Column("psnr", 0): 90.0, Column("si_sdr", 0): math.nan}
+        >>> [counts(silent, column) for column in silent]
+        [True, False]
+    """
+    others = (number for other, number in row.items() if other[1:] == column[1:])
+    return not math.isnan(row[column]) or all(math.isnan(number) for number in others)
 
 
 def main_metric(columns: Iterable[Column]) -> str:

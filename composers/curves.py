@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from rich.console import Console
 
 from composers.base import Composer
-from composers.callbacks import HEADINGS, InstanceRows, Row, gathered, main_metric, output_folder, relative_path
+from composers.callbacks import HEADINGS, InstanceRows, Row, counts, gathered, main_metric, output_folder, relative_path
 from composers.refinement import STARTS
 
 if TYPE_CHECKING:
@@ -101,9 +101,10 @@ def curve(rows: Mapping[str, Row], metric: str) -> list[Point]:
     points = []
     for column in sorted(next(iter(rows.values())), key=lambda column: (STARTS.index(column.start), column.step)):
         if column.metric == metric:
-            numbers = torch.tensor([row[column] for row in rows.values()], dtype=torch.float64)
+            counted = [row[column] for row in rows.values() if counts(row, column)]
+            numbers = torch.tensor(counted or [math.nan], dtype=torch.float64)
             lower, upper = numbers.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
-            points.append(Point(column.start, column.step, numbers.mean().item(), lower, upper, len(numbers)))
+            points.append(Point(column.start, column.step, numbers.mean().item(), lower, upper, len(counted)))
     return points
 
 

@@ -56,6 +56,24 @@ def instance_mean(target: Samples) -> Tensor:
     return mean.expand_as(target.values)
 
 
+def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
+    """Return which instances have a number: NaN is none, as silence has no SI-SDR, unless the prediction is not finite.
+
+    Args:
+        numbers: ``(B,)``, what a metric measured.
+        prediction: ``(B, N, C)``.
+
+    Returns:
+        ``(B,)`` booleans.
+
+    Example:
+        >>> numbers, prediction = torch.tensor([1.0, torch.nan, torch.nan]), torch.tensor([0.0, 0.0, torch.inf])
+        >>> defined(numbers, prediction.view(3, 1, 1)).tolist()
+        [True, False, True]
+    """
+    return ~(numbers.isnan() & prediction.isfinite().flatten(1).all(1))
+
+
 class InstanceMetric(ABC):
     """Measures one number per instance; who averages them (a torchmetrics mean) never pools their errors."""
 
@@ -69,7 +87,7 @@ class InstanceMetric(ABC):
             shape: How ``N`` unflattens, or None.
 
         Returns:
-            ``(B,)``.
+            ``(B,)``; NaN where an instance has no such number, which no mean counts.
         """
 
 

@@ -87,6 +87,8 @@ def test_every_other_config_is_an_overlay_or_the_defaults():
         "experiments",
         "pictures.yaml",
         "predict.yaml",
+        "predict_sound.yaml",
+        "sound.yaml",
         "wandb.yaml",
         "sweeps",
     }

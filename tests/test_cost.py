@@ -8,10 +8,12 @@ from program import REPOSITORY, TESTS
 
 from benchmarks import cost
 from benchmarks.cost import Cost
-from datamodules import FFHQ, CelebA, ImageNette, SamplePhotos
+from datamodules import FFHQ, CelebA, ImageNette, LibriSpeech, SamplePhotos
 
 EXPERIMENTS = sorted(
-    path for path in (REPOSITORY / "configs" / "experiments").glob("*.yaml") if not path.stem.startswith("photos_")
+    path
+    for path in (REPOSITORY / "configs" / "experiments").glob("*.yaml")
+    if not path.stem.startswith(("photos_", "folder_"))
 )
 
 
@@ -83,8 +85,8 @@ def test_parameters_are_counted(tiny):
 
 
 def test_the_run_is_known_where_the_published_items_are():
-    for data, items in ((CelebA(), 162_770), (FFHQ(), 60_000), (ImageNette(), 9_469), (SamplePhotos(), None)):
-        assert cost.published_items(data) == items
+    published = {CelebA: 162_770, FFHQ: 60_000, ImageNette: 9_469, LibriSpeech: 28_539, SamplePhotos: None}
+    assert {data: cost.published_items(data()) for data in published} == published
     sizes = {"parameters": 1, "data_tokens": 0, "weight_tokens": 0, "code_numbers": 1, "coordinates": 1, "step_flop": 1}
     assert Cost(**sizes, batch_size=16, epochs=3, items=100).steps == 18  # four left over
     assert Cost(**sizes, batch_size=16, epochs=None, items=100).steps is None
