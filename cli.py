@@ -1,4 +1,4 @@
-"""The program: ``python cli.py fit|validate|test --config FILE``, and ``python cli.py predict --pictures FILE``."""
+"""The program: ``python cli.py fit|validate|test --config FILE``, and ``python cli.py predict --pictures|--clips FILE``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from composers import Composer
 from composers.checkpoint import check_weights, located, newest, read
 from composers.preflight import check_output_folder, explain
-from composers.shortcuts import add_shortcuts, expand_shortcuts, state_signal, stated_model
+from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_prediction, state_signal, stated_model
 from composers.sizes import state_sizes
 from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
+PREDICT = {"pictures": "predict.yaml", "clips": "predict_sound.yaml"}
 SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -117,6 +118,8 @@ def main(args: ArgsType = None) -> None:
         args: What the command line would say; the command line itself if None.
     """
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
+    given = sys.argv[1:] if args is None else args
+    predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the start-up summary says what counts
@@ -129,7 +132,7 @@ def main(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
             | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
-            | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / "predict.yaml")]}},
+            | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / predict)]}},
             save_config_kwargs={"overwrite": True},
             args=args,
         )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import InstanceCode, decode, fingerprint
+from composers.codes import InstanceCode, decode, encoded, fingerprint
 from composers.files import written_whole
 from composers.hypernet import Patches
 from composers.metrics import psnr_of_mse
@@ -119,13 +119,9 @@ def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, ba
         refinement: Steps and rate.
         batch_size: Pictures at a time.
     """
-    parts = []
-    for some in squares.split(batch_size):
-        samples = square_samples(some.to(composer.device))
-        with torch.no_grad():
-            predicted = composer.encode(Observation(some.to(composer.device).float() / 255, samples))
-        parts.append(composer.refine(predicted, samples, refinement)[refinement.steps])
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    moved = (some.to(composer.device) for some in squares.split(batch_size))
+    observations = (Observation(some.float() / 255, square_samples(some)) for some in moved)
+    return encoded(composer, observations, refinement)
 
 
 def square_samples(squares: Tensor) -> Samples:

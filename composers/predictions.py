@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -13,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from composers.base import Composer, Evaluation
 from composers.callbacks import gathered, relative_path
@@ -26,48 +28,82 @@ from datamodules.tiles import whole
 
 _LARGEST_ERROR = 4096  # pixels of the longer side of an error picture
 _SHOWN = 20  # rows of the printed table
-_HEADINGS = {"psnr predicted": "predicted", "psnr refined": "refined", "psnr": "at own size"}
 
 TABLE = "predictions.csv"
 Row = dict[str, str]
 
 
-class PicturePredictions(Callback):
-    """Writes what a model makes of every picture: its reconstruction, five times its error, and its instance code.
+class Part(NamedTuple):
+    """One tile of a signal, or all of it.
 
-    For a picture called NAME these are NAME.png, NAME.error.png, NAME.safetensors and a row of predictions.csv: the PSNR of
-    what was predicted and refined, on the pixels that the model sees, and of NAME.png at the picture's own size.
+    Attributes:
+        piece: Where it lies.
+        latents: Its code, ``(...)`` by name.
+        steps: Refinement steps behind the code.
+        errors: Its mean squared error after no and after all steps.
+        values: The signal ``(C, *shape)``, if this is all of it and the data module holds it whole.
+    """
+
+    piece: Piece
+    latents: Latents
+    steps: int
+    errors: list[float]
+    values: Tensor | None
+
+
+class Predictions(Callback, ABC):
+    """Collects the tiles of every signal, and writes what a model makes of it when all are there; at the end, a table.
+
+    A subclass says what is written of a signal (`write`), and how the printed table says where and of what (`described`).
 
     Args:
         folder: Where to; made if it is missing. One that holds other things than earlier predictions is refused.
-        size: Pixels of the longer side of the reconstruction, or rows and columns.
-        scale: Pixels of the reconstruction per pixel of the picture, along each side; 1 if neither is given.
-        max_memory: MB that decoding may take above the model and the picture.
-
-    Raises:
-        ValueError: If both ``size`` and ``scale`` are given, or a number is not positive.
     """
 
-    def __init__(
-        self, folder: str = "predictions", size: Size = None, scale: float | None = None, max_memory: float = 500.0
-    ) -> None:
-        picture_size((1, 1), size, scale)
+    axes: ClassVar[int]
+    results: ClassVar[str]
+    headings: ClassVar[tuple[str, ...]]
+    numbers: ClassVar[dict[str, str]]
+
+    def __init__(self, folder: str = "predictions") -> None:
         self.folder = Path(folder)
-        self.size = size
-        self.scale = scale
-        self.max_memory = max_memory
         self.rows: dict[str, Row] = {}
         self._model = ""
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
+
+    @abstractmethod
+    def write(self, data: CoordinateDataModule, composer: Composer, code: InstanceCode, part: Part) -> Row:
+        """Write the files of one signal.
+
+        Args:
+            data: Where it comes from.
+            composer: The model.
+            code: The code of all its tiles, with the facts of refinement and PSNR.
+            part: Its first tile.
+
+        Returns:
+            Its row of the table, the same columns for all.
+        """
+
+    @abstractmethod
+    def described(self, row: Row) -> tuple[str, ...]:
+        """Return what stands between the name and the figures of a row of the printed table: one cell per heading."""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the folder, and note which model this is.
 
         Raises:
-            ValueError: If the folder is a file, or holds other things than earlier predictions.
+            ValueError: If the folder is a file or holds other things than earlier predictions, or the data are of another
+                kind than this callback writes.
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._parts, self._model = {}, [], fingerprint(pl_module)
+        if (found := _data(trainer).coord_dim) != self.axes:
+            raise ValueError(
+                f"{type(self).__name__} writes signals with {self.axes} axes, these have {found}: put the callback of their "
+                "kind into trainer.callbacks, composers.predictions.PicturePredictions for pictures, "
+                "composers.sound_predictions.SoundPredictions for sound."
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -85,14 +121,14 @@ class PicturePredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the tiles of a picture, and write it when the next one begins."""
+        """Collect the tiles of a signal, and write it when the next one begins."""
         for part in _parts(outputs, batch):
             if self._parts and self._parts[0].piece.name != part.piece.name:
                 self._write(trainer, pl_module)
             self._parts.append(part)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last picture and the table of all, and say what was skipped."""
+        """Write the last signal and the table of all, and say what was skipped."""
         if self._parts:
             self._write(trainer, pl_module)
         rows = gathered(self.rows)
@@ -103,32 +139,42 @@ class PicturePredictions(Callback):
             writer.writeheader()
             writer.writerows({"name": name, **row} for name, row in rows.items())
         console = Console(soft_wrap=True)
-        console.print(predictions_table(rows))
-        console.print(f"Pictures, errors, codes and {TABLE}: {relative_path(self.folder)}", markup=False)
+        console.print(self.table(rows))
+        console.print(f"{self.results} and {TABLE}: {relative_path(self.folder)}", markup=False)
         skipped = _data(trainer).skipped
         if skipped:
             console.print(f"Skipped {len(skipped)}:", *skipped.values(), sep="\n  ", markup=False, highlight=False)
 
+    def table(self, rows: dict[str, Row]) -> Table:
+        """Return the first signals and the mean of all as a table."""
+        kind = self.headings[0]
+        table = Table(title=f"PSNR in dB of {len(rows)} {kind}(s)", title_justify="left")
+        for heading in (*self.headings, "tiles", *self.numbers.values(), "notes"):
+            narrowest = max(map(len, heading.split()))
+            side: Literal["left", "right"] = "left" if heading in (kind, "notes") else "right"
+            table.add_column(heading, justify=side, overflow="fold", min_width=narrowest)
+        for name, row in list(rows.items())[:_SHOWN]:
+            numbers = [f"{float(row[key]):.2f}" for key in self.numbers]
+            table.add_row(escape(name), *self.described(row), row["tiles"], *numbers, row["notes"])
+        empty = [""] * len(self.headings)
+        if len(rows) > _SHOWN:
+            table.add_row(f"and {len(rows) - _SHOWN} more", *empty, *("" for _ in self.numbers), "")
+        if len(rows) > 1:
+            means = [sum(float(row[key]) for row in rows.values()) / len(rows) for key in self.numbers]
+            table.add_row("mean", *empty, *(f"{mean:.2f}" for mean in means), "")
+        return table
+
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files of one picture, whose tiles are all there."""
+        """Write the files of one signal, whose tiles are all there."""
         assert isinstance(pl_module, Composer)
         parts, self._parts = self._parts, []
-        name, shape, _ = parts[0].piece
-        code = self._code(parts)
-        code.save(self.folder / f"{name}.safetensors")
-        seen = render(pl_module, code, self.size, self.scale, self.max_memory)
-        save_picture(seen, self.folder / f"{name}.png")
-        true = _original(trainer, parts[0])
-        if seen.size != true.size:
-            seen = render(pl_module, code, (true.height, true.width), max_memory=self.max_memory)
-        enlarged, psnr = error_picture(seen, true)
-        save_picture(enlarged, self.folder / f"{name}.error.png")
-        size = {"rows": str(shape[0]), "columns": str(shape[1]), "tiles": str(len(parts))}
-        notes = _data(trainer).notes.get(name, "")
-        self.rows[name] = size | code.facts | {"psnr": f"{psnr:.3f}", "notes": notes}
+        data = _data(trainer)
+        row = self.write(data, pl_module, self._code(parts, data.coord_range), parts[0])
+        name = parts[0].piece.name
+        self.rows[name] = row | {"notes": data.notes.get(name, "")}
 
-    def _code(self, parts: Sequence[_Part]) -> InstanceCode:
-        """Return the code of a picture of its tiles."""
+    def _code(self, parts: Sequence[Part], coord_range: tuple[float, float]) -> InstanceCode:
+        """Return the code of a signal of its tiles."""
         name, shape, _ = parts[0].piece
         latents = {key: torch.stack([part.latents[key] for part in parts]) for key in parts[0].latents}
         first, last = (_psnr_of_mean([part.errors[end] for part in parts]) for end in (0, -1))
@@ -137,30 +183,78 @@ class PicturePredictions(Callback):
             "psnr predicted": f"{first:.3f}",
             "psnr refined": f"{last:.3f}",
         }
-        return InstanceCode(latents, [part.piece.box for part in parts], shape, self._model, name, facts)
+        boxes = [part.piece.box for part in parts]
+        return InstanceCode(latents, boxes, shape, self._model, name, facts, coord_range)
 
 
-class _Part(NamedTuple):
-    """One tile: where it lies, its code, its mean squared error after 0 and all steps, and the picture if it is all of it."""
+class PicturePredictions(Predictions):
+    """Writes what a model makes of every picture: its reconstruction, five times its error, and its instance code.
 
-    piece: Piece
-    latents: Latents
-    steps: int
-    errors: list[float]
-    true: Image.Image | None
+    For a picture called NAME these are NAME.png, NAME.error.png, NAME.safetensors and a row of predictions.csv: the PSNR of
+    what was predicted and refined, on the pixels that the model sees, and of NAME.png at the picture's own size.
+
+    Args:
+        folder: Where to; made if it is missing. One that holds other things than earlier predictions is refused.
+        size: Pixels of the longer side of the reconstruction, or rows and columns.
+        scale: Pixels of the reconstruction per pixel of the picture, along each side; 1 if neither is given.
+        max_memory: MB that decoding may take above the model and the picture.
+
+    Raises:
+        ValueError: If both ``size`` and ``scale`` are given, or a number is not positive.
+    """
+
+    axes = 2
+    results = "Pictures, errors, codes"
+    headings = ("picture", "pixels")
+    numbers: ClassVar = {"psnr predicted": "predicted", "psnr refined": "refined", "psnr": "at own size"}
+
+    def __init__(
+        self, folder: str = "predictions", size: Size = None, scale: float | None = None, max_memory: float = 500.0
+    ) -> None:
+        super().__init__(folder)
+        picture_size((1, 1), size, scale)
+        self.size = size
+        self.scale = scale
+        self.max_memory = max_memory
+
+    def write(self, data: CoordinateDataModule, composer: Composer, code: InstanceCode, part: Part) -> Row:
+        """Write the reconstruction, its error and the code of a picture."""
+        code.save(self.folder / f"{code.name}.safetensors")
+        seen = render(composer, code, self.size, self.scale, self.max_memory)
+        save_picture(seen, self.folder / f"{code.name}.png")
+        true = _original(data, part)
+        if seen.size != true.size:
+            seen = render(composer, code, (true.height, true.width), max_memory=self.max_memory)
+        enlarged, psnr = error_picture(seen, true)
+        save_picture(enlarged, self.folder / f"{code.name}.error.png")
+        size = {"rows": str(code.shape[0]), "columns": str(code.shape[1]), "tiles": str(len(code.boxes))}
+        return size | code.facts | {"psnr": f"{psnr:.3f}"}
+
+    def described(self, row: Row) -> tuple[str, ...]:
+        """Return the pixels of a picture."""
+        return (f"{row['rows']} x {row['columns']}",)
 
 
-def _parts(evaluation: Evaluation, batch: CoordinateBatch) -> Iterator[_Part]:
+def _parts(evaluation: Evaluation, batch: CoordinateBatch) -> Iterator[Part]:
     """Yield the tiles of a batch."""
     assert batch.shape is not None
     assert batch.query.values is not None
     last = max(evaluation["latents"])
     errors = [instance_mse(evaluation["values"][step], batch.query).tolist() for step in (0, last)]
     for index, name in enumerate(batch.names):
-        piece = batch.pieces[index] if batch.pieces else Piece(name, batch.shape, whole(batch.shape))
+        piece = batch.pieces[index] if batch.pieces else Piece(name, _measured(batch, index), whole(batch.shape))
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        true = None if batch.pieces else picture(batch.query.values[index], batch.shape)
-        yield _Part(piece, latents, last, [error[index] for error in errors], true)
+        values = None if batch.pieces else batch.query.values[index].mT.unflatten(-1, batch.shape)
+        yield Part(piece, latents, last, [error[index] for error in errors], values)
+
+
+def _measured(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
+    """Return the extents of a signal without the padding at the end of its last axis."""
+    assert batch.shape is not None
+    if batch.query.mask is None:
+        return batch.shape
+    lengths = batch.query.mask[index].view(batch.shape).sum(-1)
+    return (*batch.shape[:-1], int(lengths.max()))
 
 
 def _psnr_of_mean(errors: Sequence[float]) -> float:
@@ -175,28 +269,12 @@ def _data(trainer: Trainer) -> CoordinateDataModule:
     return data
 
 
-def _original(trainer: Trainer, part: _Part) -> Image.Image:
+def _original(data: CoordinateDataModule, part: Part) -> Image.Image:
     """Return the picture itself, made smaller if it is very large."""
-    if part.true is not None:
-        return part.true
-    pixels = _data(trainer).original(part.piece.name)
+    if part.values is not None:
+        return picture(part.values.flatten(1).mT, part.piece.shape)
+    pixels = data.original(part.piece.name)
     assert pixels is not None, "a data module of pieces knows what they are pieces of"
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((_LARGEST_ERROR, _LARGEST_ERROR))
     return image
-
-
-def predictions_table(rows: dict[str, Row]) -> Table:
-    """Return the first pictures and the mean of all as a table."""
-    table = Table(title=f"PSNR in dB of {len(rows)} picture(s)", title_justify="left")
-    for heading in ("picture", "pixels", "tiles", *_HEADINGS.values(), "notes"):
-        table.add_column(heading, justify="left" if heading in ("picture", "notes") else "right", overflow="fold")
-    for name, row in list(rows.items())[:_SHOWN]:
-        numbers = [f"{float(row[key]):.2f}" for key in _HEADINGS]
-        table.add_row(escape(name), f"{row['rows']} x {row['columns']}", row["tiles"], *numbers, row["notes"])
-    if len(rows) > _SHOWN:
-        table.add_row(f"and {len(rows) - _SHOWN} more", "", "", "", "", "", "")
-    if len(rows) > 1:
-        means = [sum(float(row[key]) for row in rows.values()) / len(rows) for key in _HEADINGS]
-        table.add_row("mean", "", "", *(f"{mean:.2f}" for mean in means), "")
-    return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
@@ -11,14 +11,28 @@ from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 from composers.checkpoint import read
 from composers.pictures import Size, picture_size
 
-_WRITER = "composers.predictions.PicturePredictions"
+_OF_PICTURES = ("pictures", "size", "scale", "tile", "tile_size")
+_OF_SOUND = ("clips", "rate")
+_PARTS = {  # what the options of a kind belong to: its data module and its writer
+    "pictures": ("datamodules.PictureFiles", "composers.predictions.PicturePredictions"),
+    "clips": ("datamodules.sound_files.SoundFiles", "composers.sound_predictions.SoundPredictions"),
+}
+
+
+def kind_of_prediction(args: Sequence[str]) -> str:
+    """Return what a command line predicts from: ``clips`` if it has that option, else ``pictures``.
+
+    Example:
+        >>> kind_of_prediction(["predict", "--clips", "speech.wav"]), kind_of_prediction(["fit", "--config", "a.yaml"])
+        ('clips', 'pictures')
+    """
+    return "clips" if any(str(arg).split("=")[0] == "--clips" for arg in args) else "pictures"
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
     """Add the short options of prediction."""
     group = parser.add_argument_group("Pictures in and out")
     group.add_argument("--pictures", type=str, nargs="+", help="Files and folders.")
-    group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
     group.add_argument("--size", type=Size, help="Pixels of the longer side of the reconstruction, or [rows, columns].")
     group.add_argument(
         "--scale", type=float | None, help="Pixels of the reconstruction per pixel of the picture; 1 by default."
@@ -27,6 +41,13 @@ def add_shortcuts(parser: ArgumentParser) -> None:
     group.add_argument(
         "--tile_size", type=int | None, help="Pixels along each side of a tile; those that the model sees by default."
     )
+    group = parser.add_argument_group("Sound in and out")
+    group.add_argument("--clips", type=str, nargs="+", help="Files and folders of sound, with a model of sound.")
+    group.add_argument(
+        "--rate", type=int | None, help="Samples per second of the reconstruction; those of the clip by default."
+    )
+    group = parser.add_argument_group("Pictures or sound")
+    group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
     group.add_argument("--steps", type=int | None, help="Refinement steps; those of the model's config by default.")
 
 
@@ -34,27 +55,41 @@ def expand_shortcuts(config: Namespace) -> None:
     """Write the short options of prediction to where they belong: the data module, the writer and the refinement.
 
     Raises:
-        ValueError: If one of them is given, but what it belongs to is not there, or both ``size`` and ``scale`` are.
+        ValueError: If one of them is given, but what it belongs to is not there, or two that exclude each other are.
     """
     picture_size((1, 1), config.size, config.scale)
-    given = {name: config.pop(name) for name in ("pictures", "output", "size", "scale", "tile_size", "steps")}
-    given["tile"] = config.pop("tile") or None
+    given = {name: config.pop(name) for name in (*_OF_PICTURES, *_OF_SOUND, "output", "steps")}
+    given["tile"] = given["tile"] or None
     given = {name: value for name, value in given.items() if value is not None}
+    kind = _kind(given)
+    source, writing = _PARTS[kind]
     callbacks = config.trainer.get("callbacks") or []
-    writer = next((callback.init_args for callback in callbacks if callback.class_path == _WRITER), None)
+    writer = next((callback.init_args for callback in callbacks if callback.class_path == writing), None)
     places: dict[str, tuple[Any, str]] = {
-        name: (config.data.init_args, name) for name in ("pictures", "tile", "tile_size")
+        name: (config.data.init_args, name) for name in ("pictures", "tile", "tile_size", "clips")
     }
-    places |= {"output": (writer, "folder"), "size": (writer, "size"), "scale": (writer, "scale")}
+    places |= {"output": (writer, "folder")} | {name: (writer, name) for name in ("size", "scale", "rate")}
     places["steps"] = (_refinement(config.model.init_args) if "steps" in given else None, "steps")
     for name, value in given.items():
         place, key = places[name]
         if place is None or key not in place:
             raise ValueError(
-                f"--{name} serves datamodules.PictureFiles and {_WRITER}, which this --config replaces: leave the config "
+                f"--{name} serves {source} and {writing}, which this --config replaces: leave the config "
                 "out, the checkpoint states its model."
             )
         place[key] = value
+
+
+def _kind(given: Mapping[str, Any]) -> str:
+    """Return what is predicted from, or refuse options of the other kind."""
+    kind = kind_of_prediction([f"--{name}" for name in given])
+    for name in _OF_PICTURES if kind == "clips" else _OF_SOUND:
+        if name in given:
+            raise ValueError(
+                f"--{name} is of {'pictures, and --clips names sound' if kind == 'clips' else 'sound, which --clips names'}: "
+                "leave it out."
+            )
+    return kind
 
 
 def _refinement(model: Namespace) -> Namespace:

@@ -27,13 +27,15 @@ from composers.callbacks import relative_path
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.pictures import picture
 from composers.refinement import Latents
+from composers.sound import sampling_rate
+from composers.spectrogram import Panel, draw, figure_picture, pieces_of_sound
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
 if TYPE_CHECKING:
     from wandb import Run
 
-Cell = str | float | Image.Image
+Cell = str | float | Image.Image | Panel
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 _STEP = "trainer/global_step"
 
@@ -122,15 +124,15 @@ class WandB(CSVLogger):
 
         Args:
             key: Its name.
-            rows: Cells by column, the columns the same in all rows.
+            rows: Cells by column, the columns the same in all rows; pictures are shown, and clips of sound can be heard.
             step: The optimizer step it belongs to.
         """
         if self.run is None:
             return
         import wandb
 
-        data = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row.values()] for row in rows]
         with _staged_below(Path(self.log_dir, "wandb")):
+            data = [[_medium(cell) for cell in row.values()] for row in rows]
             self._send({key: wandb.Table(columns=list(rows[0]), data=data)}, step)
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
@@ -247,10 +249,10 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
 class ValidationTable(Callback):
     """Sends after every validation a table of the first validation samples to W&B, ``val/samples``: the same rows each time.
 
-    Pictures have the columns input, reconstruction and error x 5; other signals have numbers only. The rows are made on
-    the first process from the data set itself, so they do not depend on the number of devices. The refined PSNR is that
-    after the composer's own refinement, whether validation refines or not; the column is missing if it has no steps. Each
-    validation costs the refinement of these samples.
+    Pictures have the columns input, reconstruction and error x 5, sound the columns input, reconstruction and spectrograms of
+    both; other signals have numbers only. The rows are made on the first process from the data set itself, so they do not
+    depend on the number of devices. The refined PSNR is that after the composer's own refinement, whether validation refines
+    or not; the column is missing if it has no steps. Each validation costs the refinement of these samples.
 
     Args:
         num_samples: Rows.
@@ -287,14 +289,24 @@ class ValidationTable(Callback):
         with trainer.precision_plugin.val_step_context():
             for batch in _first(data.val_set, self.num_samples, data.eval_batch_size):
                 moved = trainer.strategy.batch_to_device(default_collate(batch))
-                rows += sample_rows(pl_module, moved, self.refinement_steps)
+                rows += sample_rows(pl_module, moved, self.refinement_steps, data.coord_range)
         logger.log_table("val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
 
 
 def sample_rows(
-    composer: Composer, batch: CoordinateBatch, refinement_steps: int | None = None
+    composer: Composer,
+    batch: CoordinateBatch,
+    refinement_steps: int | None = None,
+    coord_range: tuple[float, float] = (-1.0, 1.0),
 ) -> list[dict[str, Cell]]:
-    """Return a row for every instance of a batch, as `ValidationTable` describes them."""
+    """Return a row for every instance of a batch, as `ValidationTable` describes them.
+
+    Args:
+        composer: The model.
+        batch: On its device.
+        refinement_steps: At most so many; the composer's own if None.
+        coord_range: Ends of the coordinates, from which the rate of sound follows.
+    """
     latents = composer.encode(batch.observation)
     values = composer.render(composer.compose(latents), batch.query.coords)
     numbers = {"PSNR": psnr_of_mse(instance_mse(values, batch.query)).tolist()}
@@ -306,6 +318,8 @@ def sample_rows(
         if batch.shape is not None and len(batch.shape) == 2 and values.shape[-1] in (1, 3):
             assert batch.query.values is not None
             row |= _pictures(batch.query.values[index], values[index], batch.shape)
+        elif batch.shape is not None and len(batch.shape) == 1:
+            row |= _sounds(batch, values, index, sampling_rate(batch.shape[0], coord_range))
         rows.append(row | {column: of_instance[index] for column, of_instance in numbers.items()})
     return rows
 
@@ -324,6 +338,27 @@ def _pictures(target: Tensor, found: Tensor, shape: tuple[int, ...]) -> dict[str
     error = (found.float() - target.float()).abs() * 5
     columns = {"input": target, "reconstruction": found, "error x 5": error}
     return {column: picture(values, shape) for column, values in columns.items()}
+
+
+def _sounds(batch: CoordinateBatch, found: Tensor, index: int, rate: int) -> dict[str, Cell]:
+    """Return the sound of one instance, of values ``(B, N, C)``, and its spectrograms."""
+    assert batch.query.values is not None
+    mask = None if batch.query.mask is None else batch.query.mask[index, None]
+    both = [pieces_of_sound(values[index, None], mask)[0] for values in (batch.query.values, found)]
+    heard, made = (Panel(label, values, rate) for label, values in zip(("input", "reconstruction"), both, strict=True))
+    spectrograms = figure_picture(draw([[heard], [made]], width=4.2))
+    return {"input": heard, "reconstruction": made, "spectrograms": spectrograms}
+
+
+def _medium(cell: Cell) -> Any:
+    """Return a cell as W&B takes it."""
+    import wandb
+
+    if isinstance(cell, Image.Image):
+        return wandb.Image(cell)
+    if isinstance(cell, Panel):
+        return wandb.Audio(cell.values.clamp(-1, 1).mT.numpy(), sample_rate=cell.rate, caption=cell.label)
+    return cell
 
 
 def _first(dataset: Dataset[Any], number: int, at_once: int) -> Iterator[list[Any]]:

@@ -170,7 +170,7 @@ class PictureFiles(CoordinateDataModule):
             each.setdefault(path.absolute(), (path, place))  # named twice, taken once
         found = list(each.values())
         self.files, self.skipped, self.notes = [], {}, {}
-        for (path, place), name in zip(found, _unique_names(found), strict=True):
+        for (path, place), name in zip(found, unique_names(found), strict=True):
             try:
                 pixels, notes = read_picture(path)
             except ValueError as error:
@@ -203,7 +203,7 @@ class PictureFiles(CoordinateDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=_collate,
+            collate_fn=collate_tiles,
         )
 
     def to_coordinates(self, batch: Signal | TileBatch, *, training: bool = False, step: int = 0) -> CoordinateBatch:
@@ -222,12 +222,12 @@ class PictureFiles(CoordinateDataModule):
         return cover(shape, self.tile_size or self.signal_shape[-1]) if self.tile else [whole(shape)]
 
 
-def _collate(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:
+def collate_tiles(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:
     """Return tiles as a batch."""
     return TileBatch(torch.stack([values for values, _ in tiles]), [piece for _, piece in tiles])
 
 
-def _unique_names(found: Sequence[tuple[Path, Path]]) -> list[str]:
+def unique_names(found: Sequence[tuple[Path, Path]]) -> list[str]:
     """Return a name for every picture: without its ending where no other has the same, else numbered.
 
     Names have room for the endings of results, are UTF-8, and none is the name of another's error picture.

@@ -141,7 +141,15 @@ def test_main_refuses_to_time_what_differs(monkeypatch, owner, name, disturbance
         speed.main(TINY)
 
 
+def test_sound_is_timed_too(capsys):
+    found = speed.main([*TINY, "--axes=1", "--channels=1", "--size=40"])
+    assert [one.work for one in found] == ["training step", "evaluation"] * 2
+    assert "axes 1" in capsys.readouterr().out
+
+
 def test_settings_are_checked():
+    with pytest.raises(ValueError, match="axes is 3"):
+        speed.Settings(axes=3)
     with pytest.raises(ValueError, match="steps 1"):
         speed.Settings(steps=1)
 

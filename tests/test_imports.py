@@ -14,6 +14,7 @@ DATA_LEAVES = ("datamodules.batch", "datamodules.cameras", "datamodules.coordina
 FOR_COMPOSERS = (
     *DATA_LEAVES,
     "datamodules.base",
+    "datamodules.clips",
     "datamodules.configuration",
     "datamodules.images",
     "datamodules.randomness",

@@ -19,7 +19,7 @@ from datamodules import PictureFiles
 from datamodules.batch import Observation
 from datamodules.coordinates import grid
 from datamodules.images import cut, read_picture
-from datamodules.pictures import _unique_names
+from datamodules.pictures import unique_names
 from datamodules.tiles import boxes, whole
 
 SHAPE = [3, 8, 8]
@@ -126,7 +126,7 @@ def test_a_file_that_is_named_twice_is_taken_once():
     )
 )
 def test_names_are_unique(names):
-    unique = _unique_names([(Path(name), Path(name)) for name in names])
+    unique = unique_names([(Path(name), Path(name)) for name in names])
     files = [f"{name}{ending}" for name in unique for ending in (".png", ".error.png", ".safetensors")]
     assert Counter(files).most_common(1)[:1] in ([], [(files[0] if files else "", 1)])
     assert all(len(Path(f"{name}.safetensors.part").name.encode()) <= 255 for name in unique)

@@ -1,6 +1,17 @@
 """Instance codes: what one signal is to a model, in a file; ``python -m composers.codes`` renders and compares them."""
 
-from composers.codes.code import InstanceCode, fingerprint, interpolate, read_code
-from composers.codes.decoding import decode
+from composers.codes.code import MEASURED, InstanceCode, fingerprint, interpolate, read_code
+from composers.codes.decoding import Axis, decode, decode_at
+from composers.codes.encoding import encoded
 
-__all__ = ["InstanceCode", "decode", "fingerprint", "interpolate", "read_code"]
+__all__ = [
+    "MEASURED",
+    "Axis",
+    "InstanceCode",
+    "decode",
+    "decode_at",
+    "encoded",
+    "fingerprint",
+    "interpolate",
+    "read_code",
+]

@@ -17,6 +17,7 @@ from composers.files import written_whole
 from composers.refinement import Latents
 from datamodules.tiles import Box
 
+MEASURED = ("rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
 _KIND = "instance code"
 _VERSION = "1"
 
@@ -27,11 +28,13 @@ class InstanceCode:
 
     Args:
         latents: ``(T, ...)`` by name, one row for each of ``T`` tiles.
-        boxes: Start and stop of every tile along every axis, in samples of the signal; one box if it is whole.
+        boxes: Start and stop of every tile along every axis, in samples of the signal; one box if it is whole, which may
+            reach beyond the end: what the model saw there was padding.
         shape: Extents of the signal: rows and columns of a picture.
         model: The `fingerprint` of the model that the latents belong to.
         name: Of the signal.
-        facts: What else is worth knowing: refinement steps, PSNR.
+        facts: What else is worth knowing: refinement steps, PSNR, of sound the rate that it had.
+        coord_range: Lower and upper end of the coordinates of a tile, along every axis, as the model was trained with them.
     """
 
     latents: Latents
@@ -40,6 +43,7 @@ class InstanceCode:
     model: str
     name: str = ""
     facts: dict[str, str] = field(default_factory=dict)
+    coord_range: tuple[float, float] = (-1.0, 1.0)
 
     @property
     def numel(self) -> int:
@@ -62,6 +66,7 @@ class InstanceCode:
         """Write the code as safetensors, whole or not at all."""
         told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": self.name}
         told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
+        told |= {"coord_range": json.dumps(self.coord_range)}
         with written_whole(Path(path)) as part:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, told))
 
@@ -87,13 +92,15 @@ def read_code(path: str | Path) -> InstanceCode:
             f"{path} is an instance code of version {told['version']}, this software reads {_VERSION}: update it."
         )
     boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(told["boxes"])]
-    return InstanceCode(
-        latents, boxes, tuple(json.loads(told["shape"])), told["model"], told["name"], json.loads(told["facts"])
-    )
+    shape, facts = tuple(json.loads(told["shape"])), json.loads(told["facts"])
+    low, high = json.loads(told.get("coord_range", "[-1.0, 1.0]"))
+    return InstanceCode(latents, boxes, shape, told["model"], told["name"], facts, (low, high))
 
 
 def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> InstanceCode:
-    """Return the code on the straight line between two, at a share of the way in [0, 1]; its shape is that of the first.
+    """Return the code on the straight line between two, at a share of the way in [0, 1].
+
+    Its shape is that of the first, and of the first's facts it keeps those that say how it was measured (`MEASURED`).
 
     Raises:
         ValueError: If they belong to different models, or are cut into different numbers of tiles.
@@ -102,10 +109,11 @@ def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> Instan
         raise ValueError(f"The codes belong to the models {first.model} and {last.model}: nothing lies between them.")
     if len(first.boxes) != len(last.boxes):
         raise ValueError(
-            f"The codes have {len(first.boxes)} and {len(last.boxes)} tiles: encode both pictures whole, or at one size."
+            f"The codes have {len(first.boxes)} and {len(last.boxes)} tiles: encode both signals whole, or at one size."
         )
     latents = {name: torch.lerp(latent, last.latents[name], share) for name, latent in first.latents.items()}
-    return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts={"share": f"{share:g}"})
+    facts = {fact: first.facts[fact] for fact in MEASURED if fact in first.facts}
+    return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts=facts | {"share": f"{share:g}"})
 
 
 def fingerprint(composer: Composer) -> str:

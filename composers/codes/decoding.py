@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,30 @@ from datamodules.tiles import Box, blend_weight
 
 _LARGEST_CHUNK = {"cpu": 4096}  # what fits the caches is fastest there
 _LARGEST_BAND = 1 << 20  # samples; more would not be faster
+
+
+class Axis(NamedTuple):
+    """Where samples are wanted along one axis: sample ``i`` at ``(i + offset) * step`` samples of the signal.
+
+    Attributes:
+        number: How many.
+        step: From one to the next, in samples of the signal.
+        offset: Of the first, in new samples; half a sample where both divide the same extent into cells.
+    """
+
+    number: int
+    step: Fraction
+    offset: Fraction = Fraction(1, 2)
+
+    def places(self, first: int, last: int) -> Tensor:
+        """Return the places of a range of samples, in samples of the signal, in double precision."""
+        indices = torch.arange(first, last, dtype=torch.float64) + float(self.offset)
+        return indices * self.step.numerator / self.step.denominator
+
+    def within(self, span: tuple[int, int], extent: int) -> tuple[int, int]:
+        """Return the range of samples in a span of the signal; where the signal begins or ends, all that are beyond too."""
+        first, last = (math.ceil(end / self.step - self.offset) for end in span)
+        return 0 if span[0] <= 0 else first, self.number if span[1] >= extent else last
 
 
 def decode(
@@ -39,11 +65,32 @@ def decode(
         raise ValueError(
             f"A code of {code.shape} cannot be decoded as {wanted}: give {len(code.shape)} extents, each at least 1."
         )
+    axes = [Axis(new, Fraction(own, new)) for own, new in zip(code.shape, wanted, strict=True)]
+    return decode_at(composer, code, axes, max_memory)
+
+
+def decode_at(
+    composer: Composer, code: InstanceCode, axes: Sequence[Axis], max_memory: float = 500.0
+) -> Iterator[Tensor]:
+    """Decode a code where samples are wanted along every axis; otherwise as `decode`.
+
+    Args:
+        composer: The model of the code.
+        code: Its tiles are blended where they overlap.
+        axes: As many as the signal has.
+        max_memory: MB that decoding may take above the model and what the caller keeps.
+
+    Yields:
+        Bands of the first axis, from its start to its end: ``(rows, ..., C)`` on the CPU, unclipped.
+
+    Raises:
+        ValueError: If the code belongs to another model, or the memory is out of range.
+    """
     code.check(composer)
-    rows, chunk = _sizes(composer, wanted, max_memory)
-    for start in range(0, wanted[0], rows):
+    rows, chunk = _sizes(composer, tuple(axis.number for axis in axes), max_memory)
+    for start in range(0, axes[0].number, rows):
         with torch.inference_mode():
-            yield _band(composer, code, wanted, (start, min(start + rows, wanted[0])), chunk)
+            yield _band(composer, code, axes, (start, min(start + rows, axes[0].number)), chunk)
 
 
 def _sizes(composer: Composer, wanted: tuple[int, ...], max_memory: float) -> tuple[int, int]:
@@ -60,16 +107,16 @@ def _sizes(composer: Composer, wanted: tuple[int, ...], max_memory: float) -> tu
     return min(rows, max(1, _LARGEST_BAND // row)), min(chunk, _LARGEST_CHUNK.get(composer.device.type, 1 << 18))
 
 
-def _band(composer: Composer, code: InstanceCode, wanted: tuple[int, ...], rows: tuple[int, int], chunk: int) -> Tensor:
+def _band(composer: Composer, code: InstanceCode, axes: Sequence[Axis], rows: tuple[int, int], chunk: int) -> Tensor:
     """Return one band: the mean of its tiles, weighted where they overlap."""
-    shape = (rows[1] - rows[0], *wanted[1:])
+    shape = (rows[1] - rows[0], *(axis.number for axis in axes[1:]))
     total, weights = torch.zeros(*shape, composer.inr.value_dim), torch.zeros(*shape, 1)
     for index, box in enumerate(code.boxes):
-        ranges = [_range(span, own, new) for span, own, new in zip(box, code.shape, wanted, strict=True)]
+        ranges = [axis.within(span, own) for axis, span, own in zip(axes, box, code.shape, strict=True)]
         ranges[0] = (max(ranges[0][0], rows[0]), min(ranges[0][1], rows[1]))
         if any(first >= last for first, last in ranges):
             continue
-        coords, weight = _places(code, box, wanted, ranges)
+        coords, weight = _places(code, box, axes, ranges)
         values = _render(composer, code, index, coords, chunk).unflatten(0, weight.shape)
         first = ranges[0][0] - rows[0]
         where = (slice(first, first + len(weight)), *(slice(*span) for span in ranges[1:]))
@@ -78,22 +125,17 @@ def _band(composer: Composer, code: InstanceCode, wanted: tuple[int, ...], rows:
     return total / weights
 
 
-def _range(span: tuple[int, int], own: int, new: int) -> tuple[int, int]:
-    """Return the new samples whose centres lie in a span of the signal's own samples."""
-    first, last = (math.ceil(end * new / own - 0.5) for end in span)
-    return first, last
-
-
 def _places(
-    code: InstanceCode, box: Box, wanted: tuple[int, ...], ranges: Sequence[tuple[int, int]]
+    code: InstanceCode, box: Box, axes: Sequence[Axis], ranges: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Return the coordinates ``(N, D)`` of new samples in the frame of a tile, and the weight of the tile there."""
-    axes, weight = [], torch.ones(())
-    for axis, (span, own, new, (first, last)) in enumerate(zip(box, code.shape, wanted, ranges, strict=True)):
-        places = (torch.arange(first, last, dtype=torch.float64) + 0.5) * own / new
-        axes.append(2 * (places - span[0]) / (span[1] - span[0]) - 1)
+    low, high = code.coord_range
+    coords, weight = [], torch.ones(())
+    for axis, (span, own, new, wanted) in enumerate(zip(box, code.shape, axes, ranges, strict=True)):
+        places = new.places(*wanted)
+        coords.append((high - low) * (places - span[0]) / (span[1] - span[0]) + low)
         weight = weight.unsqueeze(-1) * blend_weight(places, span, own, _overlap(code, axis)).float()
-    return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, -2).float(), weight
+    return torch.stack(torch.meshgrid(coords, indexing="ij"), dim=-1).flatten(0, -2).float(), weight
 
 
 def _overlap(code: InstanceCode, axis: int) -> int:
