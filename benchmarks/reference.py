@@ -132,10 +132,10 @@ class PlainCoordinateMLP(nn.Module):
 
 
 class PlainHypernetwork(nn.Module):
-    """The transformer hypernetwork on pictures, computing every token in every block.
+    """The transformer hypernetwork on pictures or sound, computing every token in every block.
 
     Args:
-        hypernet: Whose parameters are used; its tokenizer cuts pictures into patches.
+        hypernet: Whose parameters are used; its tokenizer cuts signals into patches.
 
     Raises:
         TypeError: If its tokenizer is another.
@@ -151,9 +151,12 @@ class PlainHypernetwork(nn.Module):
         self.tokenizer = hypernet.tokenizer
 
     def forward(self, signal: Tensor) -> dict[int, Tensor]:
-        """Return the columns ``(B, I, R)`` of every modulated layer from pictures ``(B, C, H, W)``."""
-        hypernet, size = self.hypernet, self.tokenizer.patch_size
-        patches = functional.unfold(signal, size, padding=self.tokenizer.padding, stride=size).mT  # (B, T, C p p)
+        """Return the columns ``(B, I, R)`` of every modulated layer from signals ``(B, C, H, W)`` or ``(B, C, N)``."""
+        hypernet, size, padding = self.hypernet, self.tokenizer.patch_size, self.tokenizer.padding
+        if signal.dim() == 3:  # as a picture of one row
+            patches = functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
+        else:
+            patches = functional.unfold(signal, size, padding=padding, stride=size).mT  # (B, T, C p p)
         data_tokens = hypernet.embedding(patches) + hypernet.positions
         tokens = torch.cat((data_tokens, _repeat(hypernet.weight_tokens, len(signal))), dim=1)
         for block in hypernet.transformer.blocks:

@@ -34,20 +34,22 @@ GRADIENT_TOLERANCE = 1e-3  # largest difference of a gradient, relative to the l
 
 @dataclass(frozen=True)
 class Settings:
-    """Time ours against the plain formulation on pictures. The sizes are the published ones of ImageNette.
+    """Time ours against the plain formulation. The sizes are the published ones of ImageNette.
 
     Args:
-        size: Pixels along both edges of a picture.
-        batch_size: Pictures in a batch.
-        patch_size: Pixels along both edges of a patch; it divides the padded picture.
-        padding: Zeros around the picture, on every side, in pixels.
+        axes: Dimensions of a coordinate: 2 for pictures, 1 for sound.
+        channels: Channels of a value.
+        size: Samples along every axis of a signal: pixels, or samples of sound.
+        batch_size: Signals in a batch.
+        patch_size: Samples along every axis of a patch; it divides the padded signal.
+        padding: Zeros around the signal, on every side.
         embed_dim: Width of a token.
         num_blocks: Blocks of the transformer.
         num_heads: Heads of every attention, a divisor of ``embed_dim``.
         hidden_dim: Width of the coordinate network, also the rank and the number of weight tokens.
         num_layers: Layers of the coordinate network, of which the second is modulated; at least 2.
         num_frequencies: Frequencies of the Fourier features per axis.
-        shared_coords: Whether all pictures share their coordinates; if not, each has its own noise, as published.
+        shared_coords: Whether all signals share their coordinates; if not, each has its own noise, as published.
         steps: Timed runs per side and measurement, at least 2; one more of each goes before them and is not counted.
         device: Where to run: ``cpu``, ``cuda`` or ``cuda:1``.
         threads: Threads of the CPU; as PyTorch chooses if None.
@@ -57,6 +59,8 @@ class Settings:
         ValueError: If a number is out of range.
     """
 
+    axes: int = 2
+    channels: int = 3
     size: int = 178
     batch_size: int = 4
     patch_size: int = 9
@@ -79,6 +83,10 @@ class Settings:
             raise ValueError(
                 f"batch_size is {self.batch_size}, num_layers {self.num_layers} and steps {self.steps}; "
                 "they must be at least 1, 2 and 2."
+            )
+        if self.axes not in (1, 2) or self.channels < 1:
+            raise ValueError(
+                f"axes is {self.axes}, channels {self.channels}: signals have 1 or 2 axes and some channels."
             )
 
 
@@ -153,16 +161,22 @@ def build(settings: Settings) -> TransformerIPC:
     """Return an untrained composer of these sizes on the device."""
     torch.manual_seed(0)
     frequencies = FourierFeatures(settings.num_frequencies)
-    inr = CoordinateMLP(2, 3, settings.hidden_dim, settings.num_layers, encoding=frequencies)
-    tokenizer = Patches((3, settings.size, settings.size), settings.patch_size, settings.padding)
+    sizes = (settings.axes, settings.channels, settings.hidden_dim, settings.num_layers)
+    inr = CoordinateMLP(*sizes, encoding=frequencies)
+    tokenizer = Patches((settings.channels, *extents(settings)), settings.patch_size, settings.padding)
     transformer = Transformer(settings.embed_dim, settings.num_blocks, settings.num_heads)
     return TransformerIPC(inr, tokenizer, transformer).to(settings.device)
 
 
+def extents(settings: Settings) -> tuple[int, ...]:
+    """Return the samples along every axis of a signal."""
+    return (settings.size,) * settings.axes
+
+
 def make_contests(composer: TransformerIPC, settings: Settings) -> list[Contest]:
-    """Return the whole model and its coordinate network alone, on random pictures."""
+    """Return the whole model and its coordinate network alone, on random signals."""
     reference = from_composer(composer)
-    signal = torch.rand(settings.batch_size, 3, settings.size, settings.size, device=settings.device)
+    signal = torch.rand(settings.batch_size, settings.channels, *extents(settings), device=settings.device)
     observation, target = Observation(signal), signal.flatten(2).mT.contiguous()
     coords = make_coords(settings)
     with torch.no_grad():
@@ -182,11 +196,11 @@ def make_contests(composer: TransformerIPC, settings: Settings) -> list[Contest]
 
 
 def make_coords(settings: Settings) -> Tensor:
-    """Return coordinates ``(N, 2)`` that all pictures share, or ``(B, N, 2)`` with noise."""
-    shape = (settings.size, settings.size)
-    coords = grid(shape)
+    """Return coordinates ``(N, D)`` that all signals share, or ``(B, N, D)`` with noise."""
+    coords = grid(extents(settings))
     if not settings.shared_coords:
-        coords = jitter(coords.repeat(settings.batch_size, 1, 1), cell_size(shape), torch.Generator().manual_seed(0))
+        cell = cell_size(extents(settings))
+        coords = jitter(coords.repeat(settings.batch_size, 1, 1), cell, torch.Generator().manual_seed(0))
     return coords.to(settings.device)
 
 
