@@ -172,6 +172,7 @@ class SpectrogramSheet(Callback):
         self.num_clips = num_clips
         self.folder = folder
         self.rows: list[list[Panel]] = []
+        self.place = Path()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier rows, and refuse data that are no sound before the test takes its time.
@@ -179,12 +180,12 @@ class SpectrogramSheet(Callback):
         Raises:
             ValueError: If signals have more axes than one.
         """
-        self.rows = []
         axes = _data(trainer).coord_dim
         if axes != 1:
             raise ValueError(
                 f"SpectrogramSheet draws sound, and these signals have {axes} axes: leave the callback out."
             )
+        self.rows, self.place = [], output_folder(trainer)
 
     def on_test_batch_end(
         self,
@@ -199,7 +200,7 @@ class SpectrogramSheet(Callback):
         wanted = self.num_clips - len(self.rows)
         if wanted <= 0 or not trainer.is_global_zero:
             return
-        folder = output_folder(trainer) / self.folder
+        folder = self.place / self.folder
         for name, panels in _panels(outputs, batch, _data(trainer).coord_range)[:wanted]:
             for kind, panel in panels.items():
                 save_wav(panel.values, panel.rate, folder / f"{name}.{kind}.wav")
@@ -207,7 +208,7 @@ class SpectrogramSheet(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sheet."""
-        path = output_folder(trainer) / self.filename
+        path = self.place / self.filename
         if self.rows and trainer.is_global_zero:
             save_figure(draw(self.rows, width=4.2), path)
             told = f"Spectrograms: {relative_path(path)}; the clips: {relative_path(path.parent / self.folder)}"
