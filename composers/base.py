@@ -216,7 +216,7 @@ class Composer(LightningModule, ABC):
     def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step.
 
-        Of a metric, only instances that have a number count: silence has no SI-SDR.
+        Of a metric, only instances that have a number count; `defined` says which.
         """
         evaluation = self._evaluate(batch, stage)
         assert evaluation["losses"] is not None, "validation and test need a query with values"

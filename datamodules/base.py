@@ -18,7 +18,7 @@ from datamodules.randomness import generator_at, global_seed
 
 
 class CoordinateDataModule(LightningDataModule, ABC):
-    """Raw signals on regular grids (pictures, sound) as batches of coordinates and values.
+    """Raw signals on regular grids, of any number of axes, as batches of coordinates and values.
 
     A subclass states `signal_shape` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
     of `Signal`; what else it draws at random in training is its ``augmentation``. Items become a batch by ``collate``, in the
