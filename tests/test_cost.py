@@ -13,7 +13,7 @@ from datamodules import FFHQ, CelebA, ImageNette, LibriSpeech, SamplePhotos
 EXPERIMENTS = sorted(
     path
     for path in (REPOSITORY / "configs" / "experiments").glob("*.yaml")
-    if not path.stem.startswith(("photos_", "folder_"))
+    if not path.stem.startswith(("photos_", "folder_", "speech_"))
 )
 
 
