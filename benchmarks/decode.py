@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import composers
+from benchmarks.memory import memory
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint
 from composers.pictures import input_size, picture, render
@@ -27,7 +28,7 @@ from datamodules.batch import Observation
 from datamodules.coordinates import grid
 from datamodules.tiles import whole
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def measure(checkpoint: str, size: int, limit: float) -> Measurement:
     code = InstanceCode(latents, [whole((size, size))], (size, size), fingerprint(composer))
     _decode(composer, code, 64, limit)
     _CLEAR.write_text("5")  # the peak starts again from here
-    before, start = _memory("VmRSS"), time.perf_counter()
+    before, start = memory("VmRSS"), time.perf_counter()
     _decode(composer, code, size, limit)
-    return Measurement(time.perf_counter() - start, _memory("VmHWM") - before)
+    return Measurement(time.perf_counter() - start, memory("VmHWM") - before)
 
 
 def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> None:
@@ -93,12 +94,6 @@ def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> 
         return
     with torch.inference_mode():
         picture(composer.render(composer.compose(code.latents), grid((size, size)))[0], (size, size))
-
-
-def _memory(field: str) -> float:
-    """Return a memory of this process in 10^6 bytes, as the kernel of Linux counts it."""
-    [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def run(settings: Settings) -> dict[float, list[Measurement]]:

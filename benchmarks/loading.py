@@ -18,11 +18,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.memory import memory
 from datamodules import ImageFolder
 from datamodules.batch import Signal
 from datamodules.loading import AddressSampler
-
-_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def epochs(data: ImageFolder, count: int, most: int | None = None) -> list[Epoch
             done += len(_crops(data, batch))
             if most is not None and done >= most:
                 break
-        found.append(Epoch(done / (time.perf_counter() - start), _memory("RssAnon"), _memory("VmRSS")))
+        found.append(Epoch(done / (time.perf_counter() - start), memory("RssAnon"), memory("VmRSS")))
     return found
 
 
@@ -134,12 +133,6 @@ def _crops(data: ImageFolder, batch: Signal) -> torch.Tensor:
     signal = data.to_coordinates(batch, training=True).observation.signal
     assert isinstance(signal, torch.Tensor)
     return signal
-
-
-def _memory(field: str) -> float:
-    """Return a memory of this process in 10^6 bytes, as the kernel of Linux counts it."""
-    [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def measure(settings: Settings, folder: Path) -> list[list[str]]:

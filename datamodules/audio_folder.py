@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from datamodules.clip_sets import ClipSet
-from datamodules.folders import NamedFile, Split, drawn, split_folder
+from datamodules.folders import NamedFile, Split, files_of_split
 from datamodules.sound import sound_files
 
 
@@ -76,21 +75,8 @@ class AudioFolder(ClipSet):
 
     def files(self, split: Split) -> list[NamedFile]:
         """Return the clips of a split, in alphabetical order."""
-        if not self.root.is_dir():
-            raise ValueError(f"There is no folder {self.root}: name yours with --data.init_args.root.")
-        folder = split_folder(self.root, split)
-        if folder is not None:
-            folders = (split_folder(self.root, "train"), split_folder(self.root, "val"))
-            self.notes["split"] = "by folders: {} and {}".format(*folders)
-            return _named(folder)
-        found = _named(self.root)
-        if not found:
-            raise ValueError(f"The folder {self.root} holds no sound: name another with --data.init_args.root.")
-        chosen = drawn([file.name for file in found], split, self.val_ratio, self.test_ratio, self.split_seed)
-        self.notes["split"] = f"drawn with split_seed {self.split_seed}, for {self.root} has no folders train and val"
-        return [file for file in found if file.name in chosen]
-
-
-def _named(folder: Path) -> list[NamedFile]:
-    """Return the clips below a folder, named by their places."""
-    return [NamedFile(place.as_posix(), path) for path, place in sound_files(folder)]
+        ratios = {"val_ratio": self.val_ratio, "test_ratio": self.test_ratio}
+        files, self.notes["split"] = files_of_split(
+            self.root, split, sound_files, "sound", **ratios, seed=self.split_seed
+        )
+        return files

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.folders import NamedFile, Split, splits_of, tell_left_out
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import unreadable_of
 from datamodules.sound import clip_facts, in_channels, read_clip, read_resampled, resampled_frames
 
 _NAMED = 5  # files that a message names
@@ -217,7 +217,6 @@ class ClipSet(SoundModule):
 
     train_set: Dataset[Any]  # files: the augmentation makes signals of them
     augmentation: Callable[[Any, torch.Generator], Signal] | None
-    published: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
         self,
@@ -312,14 +311,7 @@ def unreadable(files: Sequence[NamedFile], rate: int, channels: int) -> dict[str
         rate: Samples a second that they are to be resampled to.
         channels: What they are to have; 1 fits all.
     """
-    found: dict[str, str] = {}
-    look = partial(_reason, rate=rate, channels=channels)
-    with counting("reading clips", len(files)) as show:
-        for done, (file, reason) in enumerate(zip(files, in_order(look, files), strict=True), 1):
-            if reason is not None:
-                found[str(file.path)] = reason
-            show(done)
-    return found
+    return unreadable_of(files, partial(_reason, rate=rate, channels=channels), "reading clips")
 
 
 def _reason(file: NamedFile, rate: int, channels: int) -> str | None:

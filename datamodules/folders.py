@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -90,6 +90,43 @@ def split_folder(root: Path, split: Split) -> Path | None:
         return None
     other: Mapping[Split, Split] = {"val": "test", "test": "val", "train": "train"}
     return found[split] or found[other[split]]
+
+
+def files_of_split(
+    root: Path,
+    split: Split,
+    found_in: Callable[[Path], Sequence[tuple[Path, Path]]],
+    what: str,
+    *,
+    val_ratio: float,
+    test_ratio: float,
+    seed: int,
+) -> tuple[list[NamedFile], str]:
+    """Return the files of a split of anybody's folder, named by their places, and in words how it is split.
+
+    Args:
+        root: The folder, split by folders in it (`split_folder`) or else by a draw (`drawn`).
+        split: Which part is wanted.
+        found_in: Returns the files below a folder and their places, in an order that is always the same.
+        what: They are, in the plural.
+        val_ratio: As for `drawn`.
+        test_ratio: As for `drawn`.
+        seed: As for `drawn`.
+
+    Raises:
+        ValueError: If there is no such folder, or nothing in it.
+    """
+    if not root.is_dir():
+        raise ValueError(f"There is no folder {root}: name yours with --data.init_args.root.")
+    folder = split_folder(root, split)
+    found = [NamedFile(place.as_posix(), path) for path, place in found_in(folder or root)]
+    if folder is not None:
+        return found, f"by folders: {split_folder(root, 'train')} and {split_folder(root, 'val')}"
+    if not found:
+        raise ValueError(f"The folder {root} holds no {what}: name another with --data.init_args.root.")
+    chosen = drawn([file.name for file in found], split, val_ratio, test_ratio, seed)
+    note = f"drawn with split_seed {seed}, for {root} has no folders train and val"
+    return [file for file in found if file.name in chosen], note
 
 
 def drawn(names: Sequence[str], split: Split, val_ratio: float, test_ratio: float, seed: int) -> set[str]:

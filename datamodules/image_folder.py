@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from datamodules.folders import NamedFile, Split, drawn, split_folder
+from datamodules.folders import NamedFile, Split, files_of_split
 from datamodules.images import Preparation, RandomCrop, picture_files
 from datamodules.picture_sets import PictureSet
 
@@ -87,19 +86,11 @@ class ImageFolder(PictureSet):
 
     def files(self, split: Split) -> list[NamedFile]:
         """Return the pictures of a split, in alphabetical order."""
-        if not self.root.is_dir():
-            raise ValueError(f"There is no folder {self.root}: name yours with --data.init_args.root.")
-        folder = split_folder(self.root, split)
-        if folder is not None:
-            folders = (split_folder(self.root, "train"), split_folder(self.root, "val"))
-            self.notes["split"] = "by folders: {} and {}".format(*folders)
-            return _named(folder)
-        found = _named(self.root)
-        if not found:
-            raise ValueError(f"The folder {self.root} holds no pictures: name another with --data.init_args.root.")
-        chosen = drawn([file.name for file in found], split, self.val_ratio, self.test_ratio, self.split_seed)
-        self.notes["split"] = f"drawn with split_seed {self.split_seed}, for {self.root} has no folders train and val"
-        return [file for file in found if file.name in chosen]
+        ratios = {"val_ratio": self.val_ratio, "test_ratio": self.test_ratio}
+        files, self.notes["split"] = files_of_split(
+            self.root, split, picture_files, "pictures", **ratios, seed=self.split_seed
+        )
+        return files
 
     def preparation(self, split: Split) -> Preparation:
         """Return what is done to every picture of a split."""
@@ -107,8 +98,3 @@ class ImageFolder(PictureSet):
             return super().preparation(split)
         scaled = None if self.crop_scale is None else round(self.size * self.crop_scale)
         return Preparation(short_side=scaled, smallest=self.size)
-
-
-def _named(folder: Path) -> list[NamedFile]:
-    """Return the pictures below a folder, named by their places."""
-    return [NamedFile(place.as_posix(), path) for path, place in picture_files(folder)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from datamodules.download import is_first_process
+from datamodules.folders import NamedFile
 
 _AHEAD = 2  # items per thread that wait for their turn
 
@@ -52,6 +53,23 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Gener
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def unreadable_of(files: Sequence[NamedFile], reason: Callable[[NamedFile], str | None], label: str) -> dict[str, str]:
+    """Return why files cannot be read, by path, after looking at all of them.
+
+    Args:
+        files: The files.
+        reason: Reads one and says why it cannot be, None if it can.
+        label: What goes on.
+    """
+    found: dict[str, str] = {}
+    with counting(label, len(files)) as show:
+        for done, (file, told) in enumerate(zip(files, in_order(reason, files), strict=True), 1):
+            if told is not None:
+                found[str(file.path)] = told
+            show(done)
+    return found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from datamodules.cache import cached
 from datamodules.download import Source
 from datamodules.folders import NamedFile, Split, splits_of, tell_left_out
 from datamodules.images import Preparation, RandomCrop, quiet, read_picture
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import unreadable_of
 from datamodules.randomness import generator_at
 
 _NAMED = 5  # files that a message names
@@ -280,13 +280,7 @@ class PictureSet(CoordinateDataModule):
 
 def unreadable(files: Sequence[NamedFile]) -> dict[str, str]:
     """Return why pictures cannot be read, by path, after reading all of them."""
-    found: dict[str, str] = {}
-    with counting("reading pictures", len(files)) as show:
-        for done, (file, reason) in enumerate(zip(files, in_order(_reason, files), strict=True), 1):
-            if reason is not None:
-                found[str(file.path)] = reason
-            show(done)
-    return found
+    return unreadable_of(files, _reason, "reading pictures")
 
 
 def _reason(file: NamedFile) -> str | None:
