@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -12,10 +12,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from composers.inr import CoordinateMLP, Modulations
+from composers.inr import CoordinateMLP, Field, Modulations, UnfoldedMLP
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
-from composers.refinement import Latents, Refinement
+from composers.refinement import NETWORK, Latents, Refinement
 from composers.rendering import PointRenderer, Renderer
 from composers.schedules import WarmupCosine
 from composers.starts import CodeStatistics, measure_training_codes, other_starts
@@ -32,7 +32,8 @@ class Evaluation(TypedDict):
         latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
         values: Reconstructions ``(B, N, C)`` of the query after the same steps.
         metrics: By step, then by metric, one number per instance ``(B,)``.
-        starts: The same metrics of refinement from elsewhere, by start, ``mean`` and ``random``; empty outside tests.
+        starts: The same metrics of other curves: of refinement from elsewhere, ``mean`` and ``random``, and of all weights and
+            biases instead of the latents, ``network``; empty outside tests.
     """
 
     losses: Tensor | None
@@ -117,16 +118,25 @@ class Composer(LightningModule, ABC):
         Returns:
             The latents after every reported step, 0 being where they started.
         """
+        return self._fit(
+            lambda moved: self.inr.bind(self.compose(moved)), latents, samples, refinement or self.refinement
+        )
+
+    def _fit(
+        self, field_of: Callable[[Latents], Field], latents: Latents, samples: Samples, refinement: Refinement
+    ) -> dict[int, Latents]:
+        """Fit whatever numbers make a field to samples, and return them after every reported step."""
         with torch.inference_mode(False):  # what was made in inference mode cannot be differentiated; its clone can
             fitted = samples._replace(
                 **{name: part.clone() for name, part in samples._asdict().items() if part is not None}
             )
 
-        def losses(moved: Latents) -> Tensor:
-            found: Tensor = self.loss(self.render(self.compose(moved), fitted.coords), fitted)
+        def losses(moved: Latents, step: int) -> Tensor:
+            seen = refinement.seen(fitted, step)
+            found: Tensor = self.loss(self.renderer(field_of(moved), seen.coords), seen)
             return found
 
-        return (refinement or self.refinement)(losses, latents)
+        return refinement(losses, latents)
 
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
@@ -185,27 +195,32 @@ class Composer(LightningModule, ABC):
         """Encode, refine where this stage does, render and measure."""
         predicted = self.encode(batch.observation)
         samples = batch.observation.samples
-        if stage in self.refinement.stages and samples is not None and samples.values is not None:
-            latents = self.refine(predicted, samples)
-        else:
-            latents = {0: predicted}
+        refined = stage in self.refinement.stages and samples is not None and samples.values is not None
+        latents = self.refine(predicted, samples) if refined and samples is not None else {0: predicted}
         values = {step: self.render(self.compose(found), batch.query.coords) for step, found in latents.items()}
         losses: Tensor | None = None if batch.query.values is None else self.loss(values[0], batch.query)
         measured = stage != "train" and losses is not None
         metrics = {step: self._measure(batch, found) for step, found in values.items() if measured}
-        starts = self._other_curves(batch, predicted) if stage == "test" and len(latents) > 1 and measured else {}
+        starts = self._other_curves(batch, predicted) if stage == "test" and refined and measured else {}
         return Evaluation(losses=losses, latents=latents, values=values, metrics=metrics, starts=starts)
 
     def _other_curves(self, batch: CoordinateBatch, predicted: Latents) -> dict[str, dict[int, dict[str, Tensor]]]:
-        """Refine from every other start, one after the other to bound memory, and return its metrics by step."""
+        """Refine in every other way, one after the other to bound memory, and return its metrics by step."""
         assert batch.observation.samples is not None
-        if self.training_codes is None:
-            return {}
         curves: dict[str, dict[int, dict[str, Tensor]]] = {}
-        for start, latents in other_starts(self.refinement.starts, self.training_codes, predicted, batch.names).items():
+        codes = self.training_codes
+        starts = other_starts(self.refinement.starts, codes, predicted, batch.names) if codes else {}
+        for start, latents in starts.items():
             curves[start] = {
                 step: self._measure(batch, self.render(self.compose(found), batch.query.coords))
                 for step, found in self.refine(latents, batch.observation.samples).items()
+            }
+        if self.refinement.network is not None:
+            network = UnfoldedMLP(self.inr, self.compose(predicted))
+            found = self._fit(network.field, network.latents, batch.observation.samples, self.refinement.network)
+            curves[NETWORK] = {
+                step: self._measure(batch, self.renderer(network.field(numbers), batch.query.coords))
+                for step, numbers in found.items()
             }
         return curves
 

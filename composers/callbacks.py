@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 
 from composers.base import Composer, Evaluation
 from composers.hypernet import Hypernetwork
+from composers.refinement import NETWORK
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -35,6 +36,7 @@ HEADINGS = {
     "stoi": "STOI",
     "pesq": "PESQ",
 }
+_TITLES = {"prediction": "", NETWORK: f" of {NETWORK}"}
 
 
 class Column(NamedTuple):
@@ -43,11 +45,11 @@ class Column(NamedTuple):
     Attributes:
         metric: Its name, as in `Composer.measures`.
         step: Refinement steps before it was measured.
-        start: Where they started, one of `composers.refinement.STARTS`.
+        start: Where they started or what they moved, one of `composers.refinement.CURVES`.
 
     Example:
-        >>> Column("psnr", 10).title, Column("psnr", 10, "mean").title
-        ('psnr@10', 'psnr@10 from mean')
+        >>> Column("psnr", 10).title, Column("psnr", 10, "mean").title, Column("psnr", 10, "network").title
+        ('psnr@10', 'psnr@10 from mean', 'psnr@10 of network')
     """
 
     metric: str
@@ -57,7 +59,7 @@ class Column(NamedTuple):
     @property
     def title(self) -> str:
         """Heads the column of a CSV."""
-        return f"{self.metric}@{self.step}" + ("" if self.start == "prediction" else f" from {self.start}")
+        return f"{self.metric}@{self.step}" + _TITLES.get(self.start, f" from {self.start}")
 
 
 Row = dict[Column, float]
@@ -250,10 +252,15 @@ def results_table(rows: Mapping[str, Row]) -> Table:
     for metric, start in shown:
         heading = HEADINGS.get(metric, metric) if start == "prediction" else _START_HEADINGS[start]
         table.add_column(escape(heading), justify="right")
-    for step in steps:
-        cells = (f"{means[Column(metric, step, start)]:.3f}" for metric, start in shown)
+    for step in sorted(steps):
+        cells = (cell(means.get(Column(metric, step, start))) for metric, start in shown)
         table.add_row(_PREDICTED if step == 0 else str(step), *cells)
     return table
+
+
+def cell(mean: float | None) -> str:
+    """Return what the table says of a mean, which not every curve has at every step."""
+    return "" if mean is None else f"{mean:.3f}"
 
 
 def counts(row: Row, column: Column) -> bool:
@@ -277,4 +284,4 @@ def main_metric(columns: Iterable[Column]) -> str:
 
 
 _PREDICTED = "0 (predicted)"
-_START_HEADINGS = {"mean": "from the mean code", "random": "from a random start"}
+_START_HEADINGS = {"mean": "from the mean code", "random": "from a random start", NETWORK: "of all weights"}

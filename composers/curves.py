@@ -14,7 +14,7 @@ from rich.console import Console
 
 from composers.base import Composer
 from composers.callbacks import HEADINGS, InstanceRows, Row, counts, gathered, main_metric, output_folder, relative_path
-from composers.refinement import STARTS
+from composers.refinement import CURVES, NETWORK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ _STYLES = {  # colours that the colour-blind can tell apart (Okabe and Ito 2008)
     "prediction": ("from the prediction", "#0072b2", "o", "solid"),
     "mean": ("from the mean code", "#d55e00", "s", "dashed"),
     "random": ("from a random start", "#009e73", "^", "dotted"),
+    NETWORK: ("all weights, from the prediction", "#cc79a7", "D", "dashdot"),
 }
 
 
@@ -99,7 +100,7 @@ class RefinementPlot(InstanceRows):
 def curve(rows: Mapping[str, Row], metric: str) -> list[Point]:
     """Return mean and quartiles of a metric over instances, start by start, in the order of the steps."""
     points = []
-    for column in sorted(next(iter(rows.values())), key=lambda column: (STARTS.index(column.start), column.step)):
+    for column in sorted(next(iter(rows.values())), key=lambda column: (CURVES.index(column.start), column.step)):
         if column.metric == metric:
             counted = [row[column] for row in rows.values() if counts(row, column)]
             numbers = torch.tensor(counted or [math.nan], dtype=torch.float64)
@@ -126,7 +127,7 @@ def draw(points: Sequence[Point], metric: str) -> Figure:
 def _draw_curve(axes: Axes, points: Sequence[Point]) -> None:
     """Draw the curve of one start, the prediction above the others."""
     label, colour, marker, line = _STYLES[points[0].start]
-    steps, order = [point.step for point in points], 3 - STARTS.index(points[0].start) / len(STARTS)
+    steps, order = [point.step for point in points], 3 - CURVES.index(points[0].start) / len(CURVES)
     lower, upper = [point.lower for point in points], [point.upper for point in points]
     axes.fill_between(steps, lower, upper, color=colour, alpha=0.12, linewidth=0)
     for edge in (lower, upper):  # without which bands that overlap are one

@@ -8,8 +8,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from datamodules.batch import Samples
+from datamodules.randomness import generator_at, global_seed
+
 Latents = dict[str, Tensor]
 STARTS = ("prediction", "mean", "random")
+NETWORK = "network"
+CURVES = (*STARTS, NETWORK)
 
 
 class Refinement:
@@ -24,6 +29,10 @@ class Refinement:
             codes, and ``random`` numbers of their scale. Other stages start from the prediction only.
         warmup_steps: First steps, over which the rate rises linearly to what the optimizer says; Adam's first steps are
             as long as its later ones, but know their direction worse.
+        samples_per_step: Samples that a step looks at, drawn anew with replacement, the same for all instances; all if None.
+        network: Another refinement, which a test measures beside this one: of all weights and biases of the network, from
+            where the prediction put them (TransINR section 3.4, test-time optimisation); none if None. As published, Adam
+            with a rate of 1e-4, 100 steps of 1,024 samples. Its ``starts``, ``stages`` and ``network`` count for nothing.
 
     Raises:
         ValueError: If a number, a stage or a start is out of range.
@@ -37,7 +46,11 @@ class Refinement:
         stages: Sequence[str] = ("test", "predict"),
         starts: Sequence[str] = STARTS,
         warmup_steps: int = 0,
+        samples_per_step: int | None = None,
+        network: Refinement | None = None,
     ) -> None:
+        if samples_per_step is not None and samples_per_step < 1:
+            raise ValueError(f"samples_per_step is {samples_per_step}; it must be at least 1, or null for all.")
         if steps < 0 or warmup_steps < 0 or any(step < 0 for step in report):
             raise ValueError(
                 f"steps is {steps}, warmup_steps {warmup_steps} and report {list(report)}; steps count from 0."
@@ -54,17 +67,40 @@ class Refinement:
         self.stages = tuple(stages)
         self.starts = tuple(start for start in STARTS if start in starts)
         self.warmup_steps = warmup_steps
+        self.samples_per_step = samples_per_step
+        self.network = network
 
     def with_steps(self, steps: int) -> Refinement:
         """Return the same refinement with another number of steps, of which only the ends are kept."""
-        return Refinement(steps, self.optimizer, (), self.stages, self.starts, self.warmup_steps)
+        return Refinement(
+            steps, self.optimizer, (), self.stages, self.starts, self.warmup_steps, self.samples_per_step, self.network
+        )
 
-    def __call__(self, loss_fn: Callable[[Latents], Tensor], latents: Latents) -> dict[int, Latents]:
+    def seen(self, samples: Samples, step: int) -> Samples:
+        """Return the samples that a step looks at; which, depends on the seed of the run and the step alone.
+
+        Args:
+            samples: Of all instances.
+            step: Counted from 0.
+        """
+        if self.samples_per_step is None:
+            return samples
+        device = samples.coords.device
+        generator = generator_at(global_seed(), "refinement", step, device=device)
+        total = samples.coords.shape[-2]
+        chosen = torch.randint(total, (self.samples_per_step,), generator=generator, device=device)
+        return Samples(
+            samples.coords[..., chosen, :],
+            None if samples.values is None else samples.values[:, chosen],
+            None if samples.mask is None else samples.mask[:, chosen],
+        )
+
+    def __call__(self, loss_fn: Callable[[Latents, int], Tensor], latents: Latents) -> dict[int, Latents]:
         """Refine latents; works under ``no_grad`` and in inference mode too.
 
         Args:
-            loss_fn: From latents to one loss per instance ``(B,)``; their sum is differentiated, so instances never mix
-                as long as the optimizer works number by number, as SGD and Adam do.
+            loss_fn: From latents and the step to one loss per instance ``(B,)``; their sum is differentiated, so instances
+                never mix as long as the optimizer works number by number, as SGD and Adam do.
             latents: Where to start; left as they are.
 
         Returns:
@@ -83,7 +119,7 @@ class Refinement:
                 if step in self.report:
                     kept[step] = {name: latent.detach().clone() for name, latent in moving.items()}
                 if step < self.steps:
-                    gradients = torch.autograd.grad(loss_fn(moving).sum(), parameters)
+                    gradients = torch.autograd.grad(loss_fn(moving, step).sum(), parameters)
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.grad = gradient
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):

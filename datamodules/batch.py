@@ -65,6 +65,24 @@ class Piece(NamedTuple):
     box: tuple[tuple[int, int], ...]
 
 
+class PosedPictures(NamedTuple):
+    """One raw item of a data set of scenes, or a collated batch of them: support views first, query views after them.
+
+    Attributes:
+        images: ``(V, 3, H, W)`` uint8, support and query together.
+        poses: ``(V, 3, 4)`` camera-to-world: axes right, up, backwards in columns, then the position.
+        focals: ``(V, 2)`` focal lengths in pixels, along columns and rows.
+        name: Names the item in tables and files.
+        seed: Where the random draws of this item in this epoch come from; set by the loader.
+    """
+
+    images: Tensor
+    poses: Tensor
+    focals: Tensor
+    name: str
+    seed: int = 0
+
+
 class CoordinateBatch(NamedTuple):
     """One batch: what may be looked at, and where the loss is taken.
 

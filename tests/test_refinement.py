@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from composers import Refinement
-from composers.inr import IdentityEncoding
+from composers.inr import CoordinateMLP, IdentityEncoding, UnfoldedMLP
+from composers.metrics import PSNR
 from datamodules.batch import Observation, Samples
 
 SGD = partial(torch.optim.SGD, lr=0.5)
@@ -31,7 +32,7 @@ def test_steps_equal_those_of_a_quadratic():
     curvature, bottom = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0, -1.0], [0.5, 4.0]])
     start = {"code": torch.zeros(2, 2)}
     found = Refinement(4, partial(torch.optim.SGD, lr=0.1), report=(1, 2, 3))(
-        lambda moved: (curvature * (moved["code"] - bottom).square()).sum(1), start
+        lambda moved, step: (curvature * (moved["code"] - bottom).square()).sum(1), start
     )
     for step, latents in found.items():  # x - a is multiplied by 1 - 2 lr c in every step
         torch.testing.assert_close(latents["code"], bottom - (1 - 0.2 * curvature) ** step * bottom)
@@ -151,7 +152,9 @@ def test_only_the_returned_latents_have_moved(tiny_ipc, tiny_batch):
     ],
 )
 def test_reported_steps(steps, report, wanted):
-    found = Refinement(steps, SGD, report)(lambda moved: moved["code"].square().sum(1), {"code": torch.ones(2, 3)})
+    found = Refinement(steps, SGD, report)(
+        lambda moved, step: moved["code"].square().sum(1), {"code": torch.ones(2, 3)}
+    )
     assert list(found) == wanted
 
 
@@ -172,7 +175,7 @@ def test_the_composers_own_refinement_is_the_default(make_ipc, tiny_batch):
 def test_latents_of_low_precision_are_refined_in_float32():
     start = {"code": torch.ones(1, 4, dtype=torch.bfloat16)}
     slow = Refinement(20, partial(torch.optim.SGD, lr=1e-3))
-    found = slow(lambda moved: moved["code"].float().square().sum(1), start)[20]["code"]
+    found = slow(lambda moved, step: moved["code"].float().square().sum(1), start)[20]["code"]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.full((1, 4), (1 - 2e-3) ** 20))
 
@@ -196,10 +199,82 @@ def test_what_is_out_of_range_is_refused(arguments, message):
 def test_the_rate_warms_up():
     latents = {"code": torch.zeros(1, 1)}
     refinement = Refinement(4, partial(torch.optim.SGD, lr=0.5), report=(1, 2, 3), warmup_steps=2)
-    found = refinement(lambda moved: moved["code"].sum(1), latents)  # a gradient of one everywhere
+    found = refinement(lambda moved, step: moved["code"].sum(1), latents)  # a gradient of one everywhere
     assert [kept["code"].item() for kept in found.values()] == pytest.approx([0, -0.25, -0.75, -1.25, -1.75])
     longer = refinement.with_steps(5)
-    assert list(longer(lambda moved: moved["code"].sum(1), latents)) == [0, 5]
+    assert list(longer(lambda moved, step: moved["code"].sum(1), latents)) == [0, 5]
     assert (longer.warmup_steps, longer.starts, longer.stages) == (2, refinement.starts, refinement.stages)
     with pytest.raises(ValueError, match="warmup_steps -1"):
         Refinement(warmup_steps=-1)
+
+
+# Random samples of every step, and all weights and biases instead of the latents
+
+
+def test_every_step_looks_at_its_own_samples_whatever_the_batch(tiny_ipc, tiny_batch, latents):
+    refinement = Refinement(3, SGD, samples_per_step=5)
+    seen = [refinement.seen(tiny_batch.query, step) for step in (0, 0, 1)]
+    assert seen[0].coords.shape == (5, 2)
+    assert seen[0].values.shape == (3, 5, 3)
+    assert torch.equal(seen[0].coords, seen[1].coords)
+    assert not torch.equal(seen[0].coords, seen[2].coords)
+    places = {tuple(place): index for index, place in enumerate(tiny_batch.query.coords.tolist())}
+    chosen = [places[tuple(place)] for place in seen[0].coords.tolist()]
+    assert torch.equal(seen[0].values, tiny_batch.query.values[:, chosen])
+    together = tiny_ipc.refine(latents, tiny_batch.query, refinement)[3]
+    alone = Samples(tiny_batch.query.coords, tiny_batch.query.values[1:2])
+    single = tiny_ipc.refine({name: latent[1:2] for name, latent in latents.items()}, alone, refinement)[3]
+    for name, latent in single.items():
+        torch.testing.assert_close(latent[0], together[name][1], atol=1e-5, rtol=1e-4)
+
+
+def test_of_masked_samples_the_mask_is_chosen_too():
+    values = torch.arange(4.0).view(1, 4, 1)
+    samples = Samples(torch.arange(4.0).view(4, 1), values, torch.tensor([[True, True, False, False]]))
+    seen = Refinement(1, samples_per_step=50).seen(samples, 0)
+    assert torch.equal(seen.mask, seen.values[..., 0] < 2)
+    assert set(seen.values.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+@pytest.mark.parametrize("make", ["make_ipc", "make_transinr"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_unfolded_network_is_the_same_field(make, normalize, request, tiny_batch):
+    composer = request.getfixturevalue(make)().eval()
+    composer.inr.normalize_weights = normalize
+    modulations = composer.modulate(tiny_batch.observation)
+    network = UnfoldedMLP(composer.inr, modulations)
+    assert len(network.latents) == 2 * composer.inr.num_layers
+    found = composer.renderer(network.field(network.latents), tiny_batch.query.coords)
+    torch.testing.assert_close(found, composer.render(modulations, tiny_batch.query.coords), atol=1e-5, rtol=0)
+
+
+def test_a_network_without_modulated_layers_cannot_be_unfolded():
+    with pytest.raises(ValueError, match="no modulated_layers"):
+        UnfoldedMLP(CoordinateMLP(2, 3, 8, 3, ()), {})
+
+
+def test_all_weights_and_biases_are_moved_from_where_the_prediction_put_them(make_ipc, tiny_batch):
+    network = Refinement(6, partial(torch.optim.Adam, lr=1e-3), report=(2,), samples_per_step=30)
+    composer = make_ipc(refinement=Refinement(4, report=(), starts=("prediction",), network=network)).eval()
+    composer.on_test_start()
+    evaluation = composer._evaluate(tiny_batch, "test")
+    curve = evaluation["starts"]["network"]
+    assert list(curve) == [0, 2, 6]
+    torch.testing.assert_close(curve[0]["psnr"], evaluation["metrics"][0]["psnr"], atol=1e-4, rtol=0)
+    assert (curve[6]["psnr"] > curve[0]["psnr"]).all()
+    assert not composer._evaluate(tiny_batch, "val")["starts"]
+    free = UnfoldedMLP(composer.inr, composer.modulate(tiny_batch.observation))
+    weights = {name: latent.detach().clone().requires_grad_() for name, latent in free.latents.items()}
+    optimizer = torch.optim.Adam(list(weights.values()), lr=1e-3)
+    for step in range(6):
+        seen = network.seen(tiny_batch.query, step)
+        optimizer.zero_grad()
+        (free.field(weights)(seen.coords) - seen.values).square().mean((1, 2)).sum().backward()
+        optimizer.step()
+    wanted = PSNR().measure(free.field(weights)(tiny_batch.query.coords), tiny_batch.query, None)
+    torch.testing.assert_close(curve[6]["psnr"], wanted.detach(), atol=1e-3, rtol=0)
+
+
+def test_no_samples_per_step_are_refused():
+    with pytest.raises(ValueError, match="samples_per_step is 0"):
+        Refinement(samples_per_step=0)

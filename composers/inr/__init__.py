@@ -3,6 +3,7 @@
 from composers.inr.activations import FINER, WIRE, Activation, Gaussian, ReLU, Sine
 from composers.inr.coordinate_mlp import CoordinateMLP, Field, Modulations
 from composers.inr.encodings import Encoding, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+from composers.inr.unfolded import UnfoldedMLP
 
 __all__ = [
     "FINER",
@@ -18,4 +19,5 @@ __all__ = [
     "Modulations",
     "ReLU",
     "Sine",
+    "UnfoldedMLP",
 ]

@@ -126,13 +126,16 @@ class CoordinateMLP(nn.Module):
             activations: Tensor = self.activation(self._linear(layer, hidden, modulations))
             return activations
 
-    @staticmethod
-    def _exact(device: torch.device, exact: bool) -> AbstractContextManager[object]:
-        """Return a context without autocast where nothing must be rounded: bare coordinates, and the values."""
-        return torch.autocast(device.type, enabled=False) if exact else nullcontext()
+    def weight_and_bias(self, layer: int, modulations: Modulations) -> tuple[Tensor, Tensor]:
+        """Return what a layer computes with: its weight, normalised, and its bias.
 
-    def _linear(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
-        """Apply one layer to ``hidden``, which gains its instances at the first modulated layer."""
+        Args:
+            layer: Which one, counted from 0.
+            modulations: As for `forward`.
+
+        Returns:
+            ``(I, O)`` and ``(O,)``, or of a modulated layer ``(B, I, O)`` and ``(O,)`` or ``(B, 1, O)``.
+        """
         bias: Tensor | None
         if layer in modulations:
             weight, bias = modulations[layer]
@@ -140,7 +143,16 @@ class CoordinateMLP(nn.Module):
             weight, bias = self.weights[str(layer)], None
         if self.normalize_weights:
             weight = functional.normalize(weight.float(), dim=-2, eps=1e-12)
-        bias = self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
+        return weight, self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
+
+    @staticmethod
+    def _exact(device: torch.device, exact: bool) -> AbstractContextManager[object]:
+        """Return a context without autocast where nothing must be rounded: bare coordinates, and the values."""
+        return torch.autocast(device.type, enabled=False) if exact else nullcontext()
+
+    def _linear(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
+        """Apply one layer to ``hidden``, which gains its instances at the first modulated layer."""
+        weight, bias = self.weight_and_bias(layer, modulations)
         if weight.dim() == 3:
             hidden = hidden if hidden.dim() == 3 else hidden.expand(weight.shape[0], -1, -1)
             return torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))

@@ -1,0 +1,117 @@
+"""Pinhole cameras: poses, the rays of their pixels, and paths around an object. Pure functions.
+
+A pose is ``(3, 4)``, camera to world: the camera's axes right, up and backwards in columns, then its position. The camera looks
+along its third axis, backwards; the world's third axis points up. A ray is ``(origin, direction)``, six numbers in world units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pixel_rays(poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the rays through the centres of all pixels of views (paper section 4.3, novel view synthesis).
+
+    Reference: as in the released code, directions are not normalised: they reach one unit along the optical axis, so that a
+    depth is a distance from the plane of the camera, not from the camera.
+
+    Args:
+        poses: ``(..., 3, 4)``.
+        focals: ``(..., 2)`` in pixels, along columns and rows.
+        shape: Height and width in pixels.
+
+    Returns:
+        ``(..., H * W, 6)``, rows one after the other: origin and direction in world units.
+
+    Example:
+        >>> pose = torch.eye(4)[:3]
+        >>> pixel_rays(pose, torch.tensor([1.0, 1.0]), (1, 2))[0].tolist()
+        [0.0, 0.0, 0.0, -0.5, 0.0, -1.0]
+    """
+    height, width = shape
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=poses.device) + 0.5, torch.arange(width, device=poses.device) + 0.5, indexing="ij"
+    )
+    right = (columns.flatten() - width / 2) / focals[..., :1]  # (..., H W)
+    up = (height / 2 - rows.flatten()) / focals[..., 1:]
+    inside = torch.stack((right, up, -torch.ones_like(up)), dim=-1)  # (..., H W, 3)
+    directions = inside @ poses[..., :3].mT
+    return torch.cat((poses[..., None, :, 3].expand_as(directions), directions), dim=-1)
+
+
+def plucker(rays: Tensor) -> Tensor:
+    """Return the Pluecker coordinates of rays: unit direction and moment, the same for every origin on the line.
+
+    Args:
+        rays: ``(..., 6)``, origin and direction.
+
+    Returns:
+        ``(..., 6)``: the unit direction ``d`` and ``o x d`` (Sitzmann et al. 2021, light field networks, equation 2).
+
+    Example:
+        >>> plucker(torch.tensor([1.0, 0.0, 5.0, 0.0, 0.0, 2.0])).tolist()
+        [0.0, 0.0, 1.0, 0.0, -1.0, 0.0]
+    """
+    origins, directions = rays.split(3, dim=-1)
+    unit = torch.nn.functional.normalize(directions, dim=-1)
+    return torch.cat((unit, torch.linalg.cross(origins, unit)), dim=-1)
+
+
+def focal_length(field_of_view: float, width: int) -> float:
+    """Return the focal length in pixels of a horizontal field of view in radians.
+
+    Example:
+        >>> round(focal_length(math.pi / 2, 128), 6)
+        64.0
+    """
+    return 0.5 * width / math.tan(0.5 * field_of_view)
+
+
+def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
+    """Return the poses of upright cameras that look at a point; above or below it, a picture's top is the second axis.
+
+    Args:
+        positions: ``(..., 3)`` of the cameras, away from the target.
+        target: Where they look.
+
+    Returns:
+        ``(..., 3, 4)``.
+
+    Example:
+        >>> look_at(torch.tensor([0.0, -4.0, 0.0])).tolist()
+        [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, -4.0], [-0.0, 1.0, 0.0, 0.0]]
+    """
+    backwards = torch.nn.functional.normalize(positions - positions.new_tensor(target), dim=-1)
+    polar = backwards[..., 2:].abs() > 1 - 1e-6
+    up = torch.where(polar, positions.new_tensor((0.0, 1.0, 0.0)), positions.new_tensor((0.0, 0.0, 1.0)))
+    right = torch.nn.functional.normalize(torch.linalg.cross(up, backwards), dim=-1)
+    return torch.stack((right, torch.linalg.cross(backwards, right), backwards, positions), dim=-1)
+
+
+def orbit(
+    count: int, radius: float = 4.0, elevation: float = 30.0, target: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Tensor:
+    """Return the poses of a camera that goes once around a point at one height.
+
+    Args:
+        count: Poses, equally far from each other.
+        radius: Distance to the target in world units.
+        elevation: Degrees above the horizontal plane through the target.
+        target: Where the camera looks.
+
+    Returns:
+        ``(count, 3, 4)``.
+
+    Example:
+        >>> [[round(number, 3) for number in position] for position in orbit(2, 2.0, 30.0)[:, :, 3].tolist()]
+        [[1.732, 0.0, 1.0], [-1.732, -0.0, 1.0]]
+    """
+    angles = torch.arange(count) * (2 * math.pi / count)
+    height = math.radians(elevation)
+    around = torch.stack((angles.cos(), angles.sin()), dim=-1) * math.cos(height)
+    upwards = torch.full((count, 1), math.sin(height))
+    return look_at(radius * torch.cat((around, upwards), dim=-1) + torch.tensor(target), target)
