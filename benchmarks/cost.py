@@ -31,7 +31,7 @@ from composers.hypernet import Hypernetwork
 from composers.refinement import Latents
 from composers.sizes import state_sizes
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch, Signal
+from datamodules.batch import CoordinateBatch
 from datamodules.clip_sets import ClipSet
 from datamodules.configuration import load_layers
 from datamodules.picture_sets import PictureSet
@@ -152,11 +152,8 @@ def build(config: Path) -> tuple[Composer, CoordinateDataModule, int | None]:
 
 
 def random_batch(data: CoordinateDataModule, batch_size: int) -> CoordinateBatch:
-    """Return a training batch of random signals, with the noise and the subset of coordinates that the data module draws."""
-    signal = Signal(torch.rand(batch_size, *data.signal_shape), "random")
-    names, seeds = [f"random-{index}" for index in range(batch_size)], torch.arange(batch_size)
-    collated = signal._replace(name=names, seed=seeds)  # type: ignore[arg-type]
-    return data.to_coordinates(collated, training=True)
+    """Return a training batch of random items, with the noise and the subset of coordinates that the data module draws."""
+    return data.to_coordinates(data.random_items(batch_size), training=True)
 
 
 def count(config: Path, batch_size: int | None = None) -> Cost:

@@ -8,7 +8,11 @@ from datamodules.image_folder import ImageFolder
 from datamodules.imagenette import ImageNette
 from datamodules.librispeech import LibriSpeech
 from datamodules.pictures import PictureFiles
+from datamodules.sample_objects import SampleObjects
 from datamodules.samples import SamplePhotos, SampleSpeech
+from datamodules.scene_folder import SceneFolder
+from datamodules.shapenet import ShapeNet
+from datamodules.srn import SRNScenes
 
 __all__ = [
     "FFHQ",
@@ -19,6 +23,10 @@ __all__ = [
     "ImageNette",
     "LibriSpeech",
     "PictureFiles",
+    "SRNScenes",
+    "SampleObjects",
     "SamplePhotos",
     "SampleSpeech",
+    "SceneFolder",
+    "ShapeNet",
 ]

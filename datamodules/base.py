@@ -128,6 +128,16 @@ class CoordinateDataModule(LightningDataModule, ABC):
             collated = self.collate([items[address] for address in order[start : start + self.eval_batch_size]])
             yield self.to_coordinates(collated)
 
+    def random_items(self, count: int) -> Any:
+        """Return collated raw items of random numbers, for whoever needs a batch and no data: what a step costs, say.
+
+        Args:
+            count: Items.
+        """
+        names = [f"random-{index}" for index in range(count)]
+        items = Signal(torch.rand(count, *self.signal_shape), "random")
+        return items._replace(name=names, seed=torch.arange(count))  # type: ignore[arg-type]
+
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the loader of what is predicted: the test items, unless a subclass knows better."""
         return self.test_dataloader()
