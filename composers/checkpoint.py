@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.files import written_whole
+from composers.sound import sampling_rate
+from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -145,6 +148,39 @@ def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str |
         )
 
 
+def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse data whose coordinates are not those that a model was trained with; a checkpoint that does not say passes.
+
+    Raises:
+        ValueError: With both ranges, what they mean, and the way out.
+    """
+    stated = _stated_data(checkpoint)
+    if stated is None or all(map(math.isclose, stated[0], data.coord_range)):
+        return
+    trained, found = _told_data(*stated), _told_data(data.coord_range, data.signal_shape)
+    rate = stated_rate(checkpoint)
+    way_out = "take data with the coordinates of training"
+    if rate is not None:
+        seconds = f"{stated[1][-1] / rate:g}"
+        way_out = (
+            f"give the rate and length of training, --data.init_args.rate {rate}, of a data set seconds {seconds} too"
+        )
+    raise ValueError(
+        f"{path} was trained with {trained}; this {type(data).__name__} has {found}: {way_out}, or take another checkpoint."
+    )
+
+
+def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:
+    """Return the samples per second of the sound that a model was trained with; None if its checkpoint does not say.
+
+    Example:
+        >>> stated_rate({"data": {"coord_range": [-3.0, 3.0], "signal_shape": [1, 48000]}})
+        16000
+    """
+    stated = _stated_data(checkpoint)
+    return sampling_rate(stated[1][-1], stated[0]) if stated is not None and len(stated[1]) == 2 else None
+
+
 def newest(folder: str | Path) -> Path:
     """Return the newest ``last.ckpt`` of the runs in a folder.
 
@@ -157,6 +193,24 @@ def newest(folder: str | Path) -> Path:
             f"There is no */checkpoints/last.ckpt in {folder}: train first, or give the path of a checkpoint."
         )
     return found[-1]
+
+
+def _stated_data(checkpoint: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[int, ...]] | None:
+    """Return the ends of coordinates and the shape of signals in training; None if a checkpoint does not say."""
+    stated = checkpoint.get("data")
+    if not isinstance(stated, Mapping):
+        return None
+    low, high = stated["coord_range"]
+    return (low, high), tuple(stated["signal_shape"])
+
+
+def _told_data(coord_range: tuple[float, float], signal_shape: tuple[int, ...]) -> str:
+    """Return coordinates in words, and of sound what they mean: two units are a second."""
+    low, high = coord_range
+    told = f"coordinates from {low:g} to {high:g}"
+    if len(signal_shape) != 2:
+        return told
+    return f"{told} (pieces of {(high - low) / 2:g} s at {sampling_rate(signal_shape[-1], coord_range):,} samples a second)"
 
 
 def _differences(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:

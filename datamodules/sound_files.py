@@ -17,6 +17,8 @@ from datamodules.pictures import TileBatch, WholePictures, collate_tiles, unique
 from datamodules.sound import read_clip, sound_files
 from datamodules.tiles import Box
 
+_RATE = 16000  # where nobody says
+
 
 class SoundFile(NamedTuple):
     """A clip that can be read.
@@ -71,7 +73,8 @@ class SoundFiles(CoordinateDataModule):
     Args:
         clips: Files and folders.
         signal_shape: ``(C, samples)`` of the model; under the command line the checkpoint states it.
-        rate: Samples per second of the signals that the model was trained with; clips of another rate are resampled.
+        rate: Samples per second of the signals that the model was trained with; clips of another rate are resampled. Under
+            the command line the checkpoint states it; 16,000 if it does not.
         batch_size: Tiles per device and step.
         num_workers: Processes that load; 0 loads in the main process.
 
@@ -86,16 +89,16 @@ class SoundFiles(CoordinateDataModule):
         self,
         clips: Sequence[str] = (),
         signal_shape: Sequence[int] | None = None,
-        rate: int = 16000,
+        rate: int | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers=num_workers)
-        if rate < 1:
+        self.rate = _RATE if rate is None else rate
+        if self.rate < 1:
             raise ValueError(f"rate is {rate}; give the samples per second that the model was trained with.")
         self.clips = [clips] if isinstance(clips, str) else list(clips)
         self._signal_shape = tuple(signal_shape or ())
-        self.rate = rate
         self.files: list[SoundFile] = []
         self.rates: dict[str, int] = {}
 

@@ -18,12 +18,16 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from datamodules.base import CoordinateDataModule
+from datamodules.check.clips import check_clips
 from datamodules.check.downloads import check_downloads
-from datamodules.check.pictures import check_pictures
-from datamodules.check.report import counts, fetching, mending, named, visible, write
+from datamodules.check.pictures import Findings, check_pictures
+from datamodules.check.report import can_fetch, counts, fetching, mending, named, things, visible, write
+from datamodules.check.scenes import check_scenes, told_counts
+from datamodules.clip_sets import ClipSet
 from datamodules.configuration import load_layers, readable
 from datamodules.folders import Split
 from datamodules.picture_sets import PictureSet
+from datamodules.scene_sets import SceneSet
 
 _EXAMPLE = "configs/data/sample_photos.yaml"
 _PROGRAM = ("python", "-m", "datamodules.check")
@@ -42,9 +46,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"error: {readable(error)}", file=sys.stderr)
         sys.exit(2)
     try:
-        if not isinstance(chosen.data, PictureSet):
-            _count_items(chosen.data)
-        elif not _check_pictures(chosen.data, chosen, [*_PROGRAM, *_without_fetch(args)]):
+        if not _check(chosen, [*_PROGRAM, *_without_fetch(args)]):
             sys.exit(1)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,7 +60,7 @@ def _chosen(args: Sequence[str]) -> Any:
         "--config", action="config", help="YAML, of which the part data is read; a later one lies over it."
     )
     parser.add_subclass_arguments(CoordinateDataModule, "data", required=False, help="The data module.")
-    parser.add_argument("--decode", type=bool, default=True, help="Whether pictures are decoded, or only headers read.")
+    parser.add_argument("--decode", type=bool, default=True, help="Whether files are decoded, or only headers read.")
     parser.add_argument("--fetch", type=bool, default=False, help="Whether to download first what can be downloaded.")
     parser.add_argument("--csv", type=Path | None, help="CSV of all problems, to be written.")
     chosen = parser.instantiate(parser.parse_args(_with_data_parts(args)))
@@ -97,6 +99,18 @@ def _data_part(name: str) -> dict[str, Any]:
     return dict(loaded["data"])
 
 
+def _check(chosen: Any, command: Sequence[str]) -> bool:
+    """Print what is wrong with the data, and return whether nothing is."""
+    if isinstance(chosen.data, PictureSet):
+        return _check_pictures(chosen.data, chosen, command)
+    if isinstance(chosen.data, ClipSet):
+        return _check_clips(chosen.data, chosen, command)
+    if isinstance(chosen.data, SceneSet):
+        return _check_scenes(chosen.data, chosen)
+    _count_items(chosen.data)
+    return True
+
+
 def _check_pictures(data: PictureSet, chosen: Any, command: Sequence[str]) -> bool:
     """Print what is wrong with pictures, and return whether nothing is."""
     try:
@@ -106,9 +120,42 @@ def _check_pictures(data: PictureSet, chosen: Any, command: Sequence[str]) -> bo
     except (ValueError, OSError) as error:
         raise ValueError("\n".join([str(error), *_without_pictures(data, chosen, command)])) from error
     archives, notes = check_downloads(data.source, data.root)
-    findings = findings._replace(problems=findings.problems + archives)
+    return _tell(data, findings._replace(problems=findings.problems + archives), notes, chosen, command)
+
+
+def _check_clips(data: ClipSet, chosen: Any, command: Sequence[str]) -> bool:
+    """Print what is wrong with clips, and return whether nothing is."""
+    try:
+        if chosen.fetch:
+            data.fetch(get_args(Split))
+        findings = check_clips(data, decode=chosen.decode)
+    except (ValueError, OSError) as error:
+        lines = [f"Mend: {fetching([], command)}"] if can_fetch(data) and not chosen.fetch else []
+        raise ValueError("\n".join([str(error), *lines])) from error
+    return _tell(data, findings, [], chosen, command)
+
+
+def _check_scenes(data: SceneSet, chosen: Any) -> bool:
+    """Print what is wrong with scenes, and return whether nothing is."""
+    findings = check_scenes(data, decode=chosen.decode)
     if chosen.csv is not None:
-        write(chosen.csv, findings.problems)
+        write(chosen.csv, findings.problems, "scenes")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    lines = [f"{type(data).__name__} in {data.root}", *told_counts(findings), *named(findings.problems)]
+    lines += [f"{name}: {note}" for name, note in data.notes.items()]
+    if not findings.all_right:
+        lines.append("Mend them, or leave them out, which training does unless told otherwise: on_bad_scene skip")
+    for line in lines:
+        console.print(visible(line))
+    return findings.all_right
+
+
+def _tell(
+    data: PictureSet | ClipSet, findings: Findings, notes: Sequence[str], chosen: Any, command: Sequence[str]
+) -> bool:
+    """Print what was found, write it where that was asked for, and return whether nothing is wrong."""
+    if chosen.csv is not None:
+        write(chosen.csv, findings.problems, things(data))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(visible(f"{type(data).__name__} in {data.root}"))
     console.print(counts(data, findings), soft_wrap=False)
@@ -117,7 +164,8 @@ def _check_pictures(data: PictureSet, chosen: Any, command: Sequence[str]) -> bo
         console.print(visible(line))
     looked = "all could be read" if chosen.decode else "by their headers; --decode true looks at all of them"
     if findings.all_right:
-        console.print(f"All right: {sum(row.pictures for row in findings.rows if row.splits):,} pictures, {looked}.")
+        found = sum(row.pictures for row in findings.rows if row.splits)
+        console.print(f"All right: {found:,} {things(data)}, {looked}.")
     return findings.all_right
 
 
@@ -129,7 +177,7 @@ def _without_pictures(data: PictureSet, chosen: Any, command: Sequence[str]) -> 
 
 
 def _count_items(data: CoordinateDataModule) -> None:
-    """Print how many items every split has, which is all that can be checked of data that is no pictures in files."""
+    """Print how many items every split has, which is all that can be checked of data that is not in files."""
     data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)

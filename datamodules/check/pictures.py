@@ -12,18 +12,31 @@ from datamodules.folders import NamedFile, Split
 from datamodules.images import picture_files
 from datamodules.picture_sets import PictureSet
 
-Kind = Literal["missing", "extra", "unreadable", "wrong size", "archive", "unused", "small"]
+Kind = Literal[
+    "missing",
+    "extra",
+    "unreadable",
+    "wrong size",
+    "archive",
+    "unused",
+    "small",
+    "silent",
+    "short",
+    "rate",
+    "channels",
+]
 
-_WARNINGS = ("unused", "small")
+_WARNINGS = ("unused", "small", "silent", "short", "rate", "channels")
 
 
 class Problem(NamedTuple):
-    """Something that is wrong with a picture or an archive.
+    """Something that is wrong with a picture, a clip or an archive.
 
     Attributes:
-        splits: Where the picture belongs, as in ``val, test``; empty if to none.
+        splits: Where it belongs, as in ``val, test``; empty if to none.
         kind: ``missing``; ``extra``, more than were published; ``unreadable``; ``wrong size``, another than was published; or
-            ``archive``, whose checksum is wrong. Only warnings are ``unused``, of no split, and ``small``, which is enlarged.
+            ``archive``, whose checksum is wrong. Only warnings are ``unused``, of no split, and ``small``, which is enlarged;
+            of clips ``silent``, ``short``, of another ``rate``, and ``channels`` that are mixed.
         path: The file; of a missing picture the name; empty where only a number is known.
         detail: What is wrong, in words that name the path.
         pictures: How many it stands for.
@@ -37,10 +50,10 @@ class Problem(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A split, or several that have the same pictures.
+    """A split, or several that have the same pictures or clips.
 
     Attributes:
-        splits: As in ``train`` or ``val, test``; empty for the pictures of no split.
+        splits: As in ``train`` or ``val, test``; empty for what is of no split.
         pictures: How many were found.
         wanted: How many were published; None if nobody says.
     """
@@ -56,7 +69,7 @@ class Findings(NamedTuple):
     Attributes:
         rows: The counts.
         problems: All that is wrong, warnings among it.
-        folder: The folder that all pictures are in.
+        folder: The folder that all of them are in.
     """
 
     rows: list[Row]
@@ -64,7 +77,7 @@ class Findings(NamedTuple):
     folder: Path
 
     def number(self, kind: Kind, splits: str | None = None) -> int:
-        """Return how many pictures have a problem of a kind, in one row or all."""
+        """Return how many have a problem of a kind, in one row or all."""
         return sum(one.pictures for one in self.problems if one.kind == kind and splits in (None, one.splits))
 
     @property
@@ -73,14 +86,22 @@ class Findings(NamedTuple):
         return all(problem.kind in _WARNINGS for problem in self.problems)
 
 
-class _Group(NamedTuple):
-    """Splits with the same pictures, and what is known of them."""
+class Group(NamedTuple):
+    """Splits with the same files, and what is known of them.
+
+    Attributes:
+        splits: As in ``train`` or ``val, test``.
+        files: Those that are there.
+        names: Those that were published; None if nobody says.
+        wanted: How many were published; None if nobody says.
+        refusal: Why there are no files.
+    """
 
     splits: str
     files: list[NamedFile]
     names: list[str] | None
     wanted: int | None
-    refusal: str = ""  # why there are no files
+    refusal: str = ""
 
 
 def check_pictures(data: PictureSet, *, decode: bool = True) -> Findings:
@@ -93,7 +114,7 @@ def check_pictures(data: PictureSet, *, decode: bool = True) -> Findings:
     Raises:
         ValueError: If there are no pictures, with the way to get them.
     """
-    groups = _groups(data)
+    groups = merged([_group(data, split) for split in get_args(Split)])
     files = {file.path for group in groups for file in group.files}
     if not files:
         refusals = [group.refusal for group in groups if group.refusal]
@@ -106,41 +127,40 @@ def check_pictures(data: PictureSet, *, decode: bool = True) -> Findings:
     ]
     rows = [Row(group.splits, len(group.files), group.wanted) for group in groups]
     rows += [Row("", len(unused), None)] if unused else []
-    miscounted = [problem for group in groups for problem in _miscounted(group)]
-    return Findings(rows, [*miscounted, *_faults(data, groups, decode), *unused], folder)
+    counted = [problem for group in groups for problem in miscounted(group)]
+    return Findings(rows, [*counted, *_faults(data, groups, decode), *unused], folder)
 
 
-def _groups(data: PictureSet) -> list[_Group]:
-    """Return the splits, those with the same pictures as one."""
-    groups: list[_Group] = []
-    for split in get_args(Split):
-        new = _group(data, split)
+def merged(splits: Sequence[Group]) -> list[Group]:
+    """Return those splits of which anything is known, those with the same files as one."""
+    groups: list[Group] = []
+    for new in splits:
         same = [index for index, old in enumerate(groups) if _alike(old, new)]
         if same:
-            groups[same[0]] = groups[same[0]]._replace(splits=f"{groups[same[0]].splits}, {split}")
+            groups[same[0]] = groups[same[0]]._replace(splits=f"{groups[same[0]].splits}, {new.splits}")
         elif new.files or new.wanted or new.refusal:
             groups.append(new)
     return groups
 
 
-def _alike(old: _Group, new: _Group) -> bool:
-    """Return whether a split has the pictures of another, and should have them."""
+def _alike(old: Group, new: Group) -> bool:
+    """Return whether a split has the files of another, and should have them."""
     known = new.files or new.names
     return bool(known) and new.wanted in (None, old.wanted) and new.names == old.names and new.files == old.files
 
 
-def _group(data: PictureSet, split: Split) -> _Group:
+def _group(data: PictureSet, split: Split) -> Group:
     """Return a split."""
     names = data.expected(split)
     wanted = data.count(split)
     try:
-        return _Group(split, data.files(split), names, wanted)
+        return Group(split, data.files(split), names, wanted)
     except ValueError as error:
-        return _Group(split, [], None, wanted, str(error))
+        return Group(split, [], None, wanted, str(error))
 
 
-def _miscounted(group: _Group) -> list[Problem]:
-    """Return which pictures are missing and which too many, as far as that is known."""
+def miscounted(group: Group) -> list[Problem]:
+    """Return which files are missing and which too many, as far as that is known."""
     if group.refusal:
         return [Problem(group.splits, "missing", "", group.refusal, group.wanted or 0)]
     if group.names is not None:
@@ -157,7 +177,7 @@ def _miscounted(group: _Group) -> list[Problem]:
     return [Problem(group.splits, "extra" if beyond > 0 else "missing", "", detail, abs(beyond))]
 
 
-def _faults(data: PictureSet, groups: Sequence[_Group], decode: bool) -> list[Problem]:
+def _faults(data: PictureSet, groups: Sequence[Group], decode: bool) -> list[Problem]:
     """Return what is wrong with single pictures."""
     places = [(group.splits, file.path) for group in groups for file in group.files]
     found = faults([path for _, path in places], data.size, data.shape, decode=decode)

@@ -13,9 +13,11 @@ from rich import box
 from rich.table import Table
 
 from datamodules.check.pictures import Findings, Kind, Problem
+from datamodules.clip_sets import ClipSet
 from datamodules.picture_sets import PictureSet
 
-_NAMED = 5  # pictures of every kind that are named
+_NAMED = 5  # files of every kind that are named
+_COLUMNS: tuple[tuple[Kind, ...], ...] = (("missing",), ("extra", "unused"), ("unreadable",))  # those of all data
 _MEANINGS: dict[Kind, str] = {
     "missing": "Missing",
     "extra": "More than were published",
@@ -24,18 +26,22 @@ _MEANINGS: dict[Kind, str] = {
     "archive": "Archives",
     "unused": "Of no split, which does no harm",
     "small": "Small, which blurs them but is no error",
+    "silent": "Silent, which is no error",
+    "short": "Shorter than a piece, which is no error",
+    "rate": "Of another rate, which are resampled",
+    "channels": "Of several channels, which are mixed",
 }
 
 
-def counts(data: PictureSet, findings: Findings) -> Table:
+def counts(data: PictureSet | ClipSet, findings: Findings) -> Table:
     """Return the counts of every split as a table that fits 80 columns."""
-    size: Kind = "small" if data.shape is None else "wrong size"
+    own = _own_kinds(data)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("split", no_wrap=True)
-    for heading in ("pictures", "published", "missing", "extra", "unreadable", size):
+    for heading in (things(data), "published", "missing", "extra", "unreadable", *own):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in findings.rows:
-        columns: list[tuple[Kind, ...]] = [("missing",), ("extra", "unused"), ("unreadable",), (size,)]
+        columns = (*_COLUMNS, *((kind,) for kind in own))
         numbers = [sum(findings.number(kind, row.splits) for kind in kinds) for kinds in columns]
         wanted = "-" if row.wanted is None else f"{row.wanted:,}"
         table.add_row(row.splits or "no split", f"{row.pictures:,}", wanted, *(f"{number:,}" for number in numbers))
@@ -55,7 +61,17 @@ def named(problems: Sequence[Problem]) -> list[str]:
     return lines
 
 
-def mending(data: PictureSet, findings: Findings, command: Sequence[str]) -> list[str]:
+def things(data: PictureSet | ClipSet) -> str:
+    """Return what a data set consists of, in the plural."""
+    return "clips" if isinstance(data, ClipSet) else "pictures"
+
+
+def can_fetch(data: PictureSet | ClipSet) -> bool:
+    """Return whether a data set knows where it can be downloaded."""
+    return type(data).fetch is not ClipSet.fetch if isinstance(data, ClipSet) else data.source is not None
+
+
+def mending(data: PictureSet | ClipSet, findings: Findings, command: Sequence[str]) -> list[str]:
     """Return what mends what was found, a line each; none if all is right.
 
     Args:
@@ -68,13 +84,14 @@ def mending(data: PictureSet, findings: Findings, command: Sequence[str]) -> lis
     lines = []
     if not kinds & {"missing", "extra", "unreadable", "wrong size"}:
         lines += [f"Mend: {shlex.join(['rm', archive.path])}" for archive in archives]
-    elif data.source is None:
-        lines.append(f"Mend: {_by_hand(data)}")
+    elif can_fetch(data):
+        aside = _aside(findings.folder, data.root, things(data))
+        lines.append(f"Mend: {aside}{fetching(archives, command)}")
     else:
-        lines.append(f"Mend: {_aside(findings.folder, data.root)}{fetching(archives, command)}")
+        lines.append(f"Mend: {_by_hand(data)}")
     if "unreadable" in kinds:
         lines.append("Or leave out what is unreadable: --data.init_args.on_bad_file skip")
-    if kinds & {"missing", "extra"}:
+    if any(row.wanted is not None for row in findings.rows) and kinds & {"missing", "extra"}:
         lines.append("Or take what is there: --data.init_args.partial true")
     return lines
 
@@ -90,11 +107,11 @@ def fetching(archives: Sequence[Problem], command: Sequence[str]) -> str:
     return " && ".join([*(shlex.join(["rm", one.path]) for one in archives), shlex.join([*command, "--fetch", "true"])])
 
 
-def write(path: Path, problems: Sequence[Problem]) -> None:
-    """Write all problems as a CSV: split, path, problem, the number of pictures and what is wrong."""
+def write(path: Path, problems: Sequence[Problem], what: str = "pictures") -> None:
+    """Write all problems as a CSV: split, path, problem, the number of what it stands for, and what is wrong."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
-        table.writerow(["split", "path", "problem", "pictures", "detail"])
+        table.writerow(["split", "path", "problem", what, "detail"])
         table.writerows([one.splits, one.path, one.kind, one.pictures, one.detail] for one in problems)
 
 
@@ -108,16 +125,24 @@ def visible(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split("\n")))
 
 
-def _by_hand(data: PictureSet) -> str:
-    """Return what to do about pictures that cannot be fetched."""
-    return data.how_to_get() or "take these pictures from their source again, or delete them."
+def _own_kinds(data: PictureSet | ClipSet) -> tuple[Kind, ...]:
+    """Return the kinds that have a column in tables of this kind of data alone."""
+    if isinstance(data, ClipSet):
+        return "short", "silent"
+    return ("small",) if data.shape is None else ("wrong size",)
 
 
-def _aside(folder: Path, root: Path) -> str:
-    """Return what moves a data set out of the way; nothing is deleted, for other files may lie with the pictures."""
+def _by_hand(data: PictureSet | ClipSet) -> str:
+    """Return what to do about files that cannot be fetched."""
+    known = "" if isinstance(data, ClipSet) else data.how_to_get()
+    return known or f"take these {things(data)} from their source again, or delete them."
+
+
+def _aside(folder: Path, root: Path, what: str) -> str:
+    """Return what moves a data set out of the way; nothing is deleted, for other files may lie with it."""
     parts = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
     if not parts:
-        return f"move the pictures out of {folder}, then "
+        return f"move the {what} out of {folder}, then "
     place = root / parts[0]
     names = (place.with_name(f"{place.name}.old{number or ''}") for number in itertools.count())
     return shlex.join(["mv", str(place), str(next(name for name in names if not name.exists()))]) + " && "
