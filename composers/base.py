@@ -188,8 +188,11 @@ class Composer(LightningModule, ABC):
         self.training_codes = measure_training_codes(self) if asked else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how this composer is built, so that `composers.load` can rebuild it."""
+        """Store how this composer is built, so that `composers.load` can rebuild it, and which coordinates it was given."""
         checkpoint["composer"] = self.config
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, CoordinateDataModule):
+            checkpoint["data"] = {"coord_range": list(data.coord_range), "signal_shape": list(data.signal_shape)}
 
     def _evaluate(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Encode, refine where this stage does, render and measure."""
@@ -260,10 +263,18 @@ class Composer(LightningModule, ABC):
                 f"The coordinate network has coord_dim, value_dim {found}; the renderer needs {wanted} for this data: "
                 "leave both out of the config, or give it these."
             )
+        for name in ("near", "far"):
+            stated, own = getattr(data, name, None), getattr(self.renderer, name, None)
+            if None not in (stated, own) and stated != own:
+                raise ValueError(
+                    f"{type(self.renderer).__name__} has {name} {own}, the data {stated}: leave it out of the config, or give "
+                    "both the same."
+                )
         for module in self.modules():
             shape = getattr(module, "signal_shape", None)
             if shape is not None and (
-                shape[0] != data.signal_shape[0] or (-1 not in shape and shape != data.signal_shape)
+                len(shape) != len(data.signal_shape)
+                or any(own not in (-1, size) for own, size in zip(shape, data.signal_shape, strict=True))
             ):
                 raise ValueError(
                     f"{type(module).__name__} was built for signal_shape {shape}; the data has {data.signal_shape}: "

@@ -84,7 +84,7 @@ class TransformerIPC(Composer):
 
     def encode(self, observation: Observation) -> Latents:
         """Return the instance patterns ``(B, I, R)`` as ``patterns.<layer>``."""
-        assert isinstance(observation.signal, Tensor)
+        assert observation.signal is not None
         return {f"patterns.{layer}": patterns for layer, patterns in self.hypernet(observation.signal).items()}
 
     def compose(self, latents: Latents) -> Modulations:

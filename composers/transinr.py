@@ -68,7 +68,7 @@ class TransINR(Composer):
 
     def encode(self, observation: Observation) -> Latents:
         """Return the scales ``(B, I, G)`` of every modulated layer as ``scales.<layer>``."""
-        assert isinstance(observation.signal, Tensor)
+        assert observation.signal is not None
         return {f"scales.{layer}": scales for layer, scales in self.hypernet(observation.signal).items()}
 
     def compose(self, latents: Latents) -> Modulations:

@@ -257,7 +257,7 @@ def test_audio_is_mirrored_only_with_use_padding():
 # Refusals
 
 
-@pytest.mark.parametrize("name", ["ipc_nerf", "transinr_nerf", "ipc_meta_image", "learned_init_image"])
+@pytest.mark.parametrize("name", ["ipc_meta_image", "learned_init_image"])
 def test_other_kinds_are_refused(name):
     arch = _arch(name)
     with pytest.raises(ValueError, match=f"type is '{arch['type']}'; this version reads '.*' or '.*'"):
@@ -447,7 +447,7 @@ def test_trans_inr_attention_as_in_its_own_code(trans_inr):
     ("section", "option", "value", "words"),
     [
         ("tokenizer", "name", "nvs_tokenizer", ["tokenizer.name", "'nvs_tokenizer'"]),
-        ("hyponet", "name", "hypo_nerf", ["hyponet.name", "'hypo_nerf'"]),
+        ("hyponet", "name", "hypo_siren", ["hyponet.name", "'hypo_siren'", "'hypo_mlp'", "'hypo_nerf'"]),
         ("transformer_encoder", "args", {"dropout": 0.1}, ["transformer_encoder.args.dropout", "0.1"]),
         ("transformer_encoder", "args", {"head_dim": 8}, ["transformer_encoder.args.head_dim", "8"]),
         ("transformer_encoder", "args", {"ff_dim": 32}, ["transformer_encoder.args.ff_dim", "32", "64"]),
@@ -635,8 +635,8 @@ def test_bad_configs_are_refused(run, capsys, text, words):
     assert all(word in message for word in [str(run / "config.yaml"), *words]), message
 
 
-def test_views_are_refused_on_the_command_line(run, capsys):
-    (run / "config.yaml").write_text(yaml.safe_dump({"arch": _arch("ipc_nerf")}))
+def test_other_kinds_are_refused_on_the_command_line(run, capsys):
+    (run / "config.yaml").write_text(yaml.safe_dump({"arch": _arch("ipc_meta_image")}))
     assert "option type is" in _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
 
 

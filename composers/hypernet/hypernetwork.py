@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from composers.hypernet.tokenizers import Tokenizer
 from composers.hypernet.transformer import Transformer
+from datamodules.batch import Views
 
 
 class Columns(NamedTuple):
@@ -71,7 +72,7 @@ class Hypernetwork(nn.Module):
         """Data tokens and weight tokens of one instance."""
         return self.tokenizer.num_tokens, sum(self.tokens_per_layer)
 
-    def forward(self, signal: Tensor) -> dict[int, Tensor]:
+    def forward(self, signal: Tensor | Views) -> dict[int, Tensor]:
         """Return for every modulated layer its columns ``(B, I, columns)``."""
         data_tokens = self.embedding(self.tokenizer(signal)) + self.positions  # (B, T, E)
         weight_tokens = self.weight_tokens.expand(data_tokens.shape[0], -1, -1)

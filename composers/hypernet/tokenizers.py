@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datamodules.batch import Views
+
 
 class Tokenizer(nn.Module, ABC):
     """Cuts a signal into tokens.
@@ -24,8 +26,8 @@ class Tokenizer(nn.Module, ABC):
     token_dim: int
 
     @abstractmethod
-    def forward(self, signal: Tensor) -> Tensor:
-        """Return tokens ``(B, T, token_dim)`` of a signal ``(B, C, *shape)``."""
+    def forward(self, signal: Tensor | Views) -> Tensor:
+        """Return tokens ``(B, T, token_dim)`` of a signal ``(B, C, *shape)``, or of posed views."""
 
 
 class Patches(Tokenizer):
@@ -100,8 +102,12 @@ class Patches(Tokenizer):
             )
         return math.ceil(padded / self.patch_size)
 
-    def forward(self, signal: Tensor) -> Tensor:
+    def forward(self, signal: Tensor | Views) -> Tensor:
         """Return patches ``(B, T, C * patch_size ** axes)`` of a signal ``(B, C, *shape)``, first axis slowest."""
+        if isinstance(signal, Views):
+            raise ValueError(
+                "Patches cuts signals (B, C, *shape), and was given posed views: choose tokenizer ViewPatches."
+            )
         sizes = signal.shape[2:]
         counts = [self._patches_along(size) for size in sizes]
         if (
@@ -117,11 +123,11 @@ class Patches(Tokenizer):
         ends = [count * self.patch_size - size for count, size in zip(counts, padded.shape[2:], strict=True)]
         if any(ends):
             padded = functional.pad(padded, [number for end in reversed(ends) for number in (0, end)], mode="reflect")
-        return _cut(padded, counts, self.patch_size)
+        return cut(padded, counts, self.patch_size)
 
 
-def _cut(signal: Tensor, counts: Sequence[int], patch_size: int) -> Tensor:
-    """Cut ``(B, C, *shape)`` into ``(B, T, C * patch_size ** axes)``."""
+def cut(signal: Tensor, counts: Sequence[int], patch_size: int) -> Tensor:
+    """Cut ``(B, C, *shape)`` into ``(B, T, C * patch_size ** axes)``, ``counts`` patches along the axes."""
     split = [number for count in counts for number in (count, patch_size)]
     blocks = signal.reshape(*signal.shape[:2], *split)  # (B, C, n_1, p, n_2, p, ...)
     axes = range(len(counts))

@@ -2,7 +2,7 @@
 
 ``python -m composers.released epoch300_model.pt ipc.ckpt`` converts a checkpoint of kakaobrain/ginr-ipc, whose ``config.yaml``
 lies beside it, or one of yinboc/trans-inr, which holds its own config; ``composers.load("ipc.ckpt")`` then rebuilds the model.
-Hypernetworks for pictures and audio are read. Every option and every weight is used, or refused by its name.
+Hypernetworks for pictures, audio and views are read. Every option and every weight is used, or refused by its name.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ def from_released(state_dict: Mapping[str, Tensor], arch: Mapping[str, Any]) -> 
     return fill(build(ginr_ipc.composer_config(arch)), unwrap(state_dict), ginr_ipc.NAMES)
 
 
-def from_trans_inr(model: Mapping[str, Any]) -> Composer:
-    """Return the composer that computes what a picture model of yinboc/trans-inr computes, ready for evaluation.
+def from_trans_inr(model: Mapping[str, Any], views: int | None = None) -> Composer:
+    """Return the composer that computes what a model of yinboc/trans-inr computes, ready for evaluation.
 
     Args:
         model: The entry ``model`` of a checkpoint: ``name``, ``args`` and the weights ``sd``.
+        views: Only for models of views: how many are given at a time, 1 if None. No checkpoint says it, and their
+            tokens have no positions, so that the weights are the same for any number.
 
     Raises:
         ValueError: As `from_released`.
@@ -46,5 +48,5 @@ def from_trans_inr(model: Mapping[str, Any]) -> Composer:
     name, args, weights = (model.get(key) for key in ("name", "args", "sd"))
     if name != "trans_inr" or not isinstance(args, Mapping) or not isinstance(weights, Mapping):
         raise ValueError(f"model of yinboc/trans-inr is {name!r}; this version reads 'trans_inr' with its args and sd.")
-    composer = build(trans_inr.composer_config(args))
-    return fill(composer, trans_inr.frequencies(composer.inr) | unwrap(weights), trans_inr.NAMES)
+    composer = build(trans_inr.composer_config(args, views))
+    return fill(composer, trans_inr.completed(unwrap(weights), composer), trans_inr.NAMES)

@@ -39,6 +39,11 @@ def main(args: list[str] | None = None) -> None:
         "--config", type=Path, help="config.yaml of a checkpoint of ginr-ipc; by default the one beside it"
     )
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights, state_dict_ema")
+    parser.add_argument(
+        "--views",
+        type=int,
+        help="views at a time of a model of views of trans-inr, whose checkpoints do not say; 1 if left out",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace dst if it exists")
     try:
         _convert(**vars(parser.parse_args(args)))
@@ -46,12 +51,12 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def _convert(src: Path, dst: Path, config: Path | None, ema: bool, overwrite: bool) -> None:
+def _convert(src: Path, dst: Path, config: Path | None, ema: bool, views: int | None, overwrite: bool) -> None:
     """Convert a checkpoint and say what was written."""
     if dst.resolve() == src.resolve() or dst.is_dir() or (dst.exists() and not overwrite):
         raise ValueError(f"{dst} exists: name another file, or replace a file that is not SRC with --overwrite.")
     try:
-        composer = _composer(_read(src), src, config, ema)
+        composer = _composer(_read(src), src, config, ema, views)
     except ValueError as error:
         raise ValueError(f"{src} cannot be converted: {error}") from error
     _write(composer, dst)
@@ -76,14 +81,16 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _composer(content: Mapping[str, Any], src: Path, config: Path | None, ema: bool) -> Composer:
+def _composer(content: Mapping[str, Any], src: Path, config: Path | None, ema: bool, views: int | None) -> Composer:
     """Return the composer of what a checkpoint of either code holds."""
     if "composer" in content:
         raise ValueError("it is a checkpoint of this software already: composers.load reads it.")
     if isinstance(content.get("model"), Mapping):
         if config or ema:
             raise ValueError("it is of yinboc/trans-inr, with a config and no average: leave --config and --ema out.")
-        return from_trans_inr(content["model"])
+        return from_trans_inr(content["model"], views)
+    if views is not None:
+        raise ValueError("it is of kakaobrain/ginr-ipc, whose config says how many views: leave --views out.")
     key = "state_dict_ema" if ema else "state_dict"
     if not isinstance(content.get(key), Mapping):
         raise ValueError(

@@ -22,8 +22,18 @@ NAMES = {
     "bases.": "shared_factor.linear_wb",
 }
 _KINDS = {"low_rank_modulated_transinr": ("TransformerIPC", "rank"), "transinr": ("TransINR", "num_groups")}
-_IMAGE = {"hyponet.input_dim": 2, "coord_sampler.data_type": "image"}
-_AUDIO = {"hyponet.input_dim": 1, "coord_sampler.data_type": "audio", "data_encoder.n_channel": 1}
+_KINDS |= {f"{name}_nerf": kind for name, kind in _KINDS.items()}
+_UNIT = {"coord_sampler.coord_range": [-1.0, 1.0]}
+_SIGNAL = {"hyponet.fourier_mapping.type": "deterministic_transinr"}
+_IMAGE = _SIGNAL | _UNIT | {"hyponet.input_dim": 2, "coord_sampler.data_type": "image"}
+_AUDIO = _SIGNAL | {"hyponet.input_dim": 1, "coord_sampler.data_type": "audio", "data_encoder.n_channel": 1}
+_VIEWS = _UNIT | {"coord_sampler.data_type": "nvs"}
+_VIEWS_STATED = {  # where what is left out means something else
+    "hyponet.input_dim": (3, 2),
+    "hyponet.fourier_mapping.type": ("deterministic_transinr_nerf", "deterministic_transinr"),
+    "data_encoder.n_channel": (9, 3),
+    "data_encoder.encoder_spec.padding": (0, 1),
+}
 _FIXED = {
     "latent_mapping.type": "linear",
     "latent_mapping.n_layer": 1,
@@ -35,11 +45,9 @@ _FIXED = {
     "transformer.block.gelu": "v1",  # the erf form; the other is an approximation
     "hyponet.type": "mlp",
     "hyponet.use_bias": True,
-    "hyponet.fourier_mapping.type": "deterministic_transinr",
     "hyponet.fourier_mapping.trainable": False,
     "hyponet.fourier_mapping.use_ff": True,
     "hyponet.activation.type": "relu",
-    "coord_sampler.coord_range": [-1.0, 1.0],
     "coord_sampler.train_strategy": None,
     "coord_sampler.val_strategy": None,
 }
@@ -57,19 +65,61 @@ _UNREAD = (
 def composer_config(arch: Mapping[str, Any]) -> Config:
     """Return the config of the composer that an ``arch`` describes."""
     options = Options("arch", arch)
-    kind, columns = _KINDS[options.choose("type", _KINDS)]
-    audio = options.choose("data_encoder.type", ("unfold", "unfold_audio"), "unfold") == "unfold_audio"
-    inr = _inr(options, coord_dim=1 if audio else 2)
+    name = options.choose("type", _KINDS)
+    kind, columns = _KINDS[name]
+    read = _views if name.endswith("_nerf") else _signal
+    inr, tokenizer, rendering = read(options)
     config = describe(
         kind,
         inr=describe("inr.CoordinateMLP", **inr),
-        tokenizer=_tokenizer(options, audio),
+        tokenizer=tokenizer,
         transformer=_transformer(options),
         **{columns: _columns(options, columns, inr["modulated_layers"], [*inr["hidden_dim"], inr["value_dim"]])},
+        **rendering,
     )
-    options.fix(_FIXED | (_AUDIO if audio else _IMAGE))
+    options.fix(_FIXED)
     options.finish(_UNREAD)
     return config
+
+
+def _signal(options: Options) -> tuple[Config, Config, Config]:
+    """Return the network's arguments, the tokenizer and no renderer, of a model of pictures or audio."""
+    audio = options.choose("data_encoder.type", ("unfold", "unfold_audio"), "unfold") == "unfold_audio"
+    read = _inr(options, coord_dim=1 if audio else 2), _tokenizer(options, audio), Config()
+    if audio:
+        _check_seconds(options)
+    options.fix(_AUDIO if audio else _IMAGE)
+    return read
+
+
+def _check_seconds(options: Options) -> None:
+    """Refuse a range that no clip has: two units a second, around 0, which our data states itself."""
+    found = options.read("coord_sampler.coord_range", list, [-1.0, 1.0])
+    numbers = len(found) == 2 and all(type(end) in (int, float) for end in found)
+    if not numbers or not 0 < found[1] == -found[0]:
+        options.refuse("coord_sampler.coord_range", found, "[-t, t] for clips of t seconds")
+
+
+def _views(options: Options) -> tuple[Config, Config, Config]:
+    """Return the network's arguments, the tokenizer and the renderer, of a model of views."""
+    options.choose("data_encoder.type", ["unfold"], "unfold")
+    options.choose("hyponet.output_dim", [4], 3)
+    for name, (stated, default) in _VIEWS_STATED.items():
+        options.choose(name, [stated], default)
+    options.fix(_VIEWS)
+    inr = _inr(options, coord_dim=3) | {"value_dim": 4}
+    tokenizer = describe(
+        "hypernet.ViewPatches",
+        signal_shape=[-1, 3, -1, -1],
+        patch_size=options.count("data_encoder.encoder_spec.patch_size", 9),
+        num_tokens=options.count("latent_mapping.n_patches", 400),
+    )
+    return inr, tokenizer, {"renderer": renderer(options.count("coord_sampler.num_points_per_ray", 128))}
+
+
+def renderer(samples_per_ray: int) -> Config:
+    """Return the config of the renderer of all released models: the depths are those of their data."""
+    return describe("rendering.VolumeRenderer", near=2.0, far=6.0, samples_per_ray=samples_per_ray)
 
 
 def _inr(options: Options, coord_dim: int) -> Config:
@@ -102,6 +152,12 @@ def _encoding(options: Options, coord_dim: int) -> Config:
     if width % coord_dim:
         options.refuse("hyponet.fourier_mapping.ff_dim", width, f"multiples of {coord_dim}, one for every axis")
     highest = options.read("hyponet.fourier_mapping.ff_sigma", float, 1024.0)
+    if coord_dim == 3:  # of views, the option is an exponent
+        if not 0 <= highest <= 64:
+            options.refuse(
+                "hyponet.fourier_mapping.ff_sigma", highest, "0 to 64, the exponent of the highest frequency"
+            )
+        return describe("inr.FourierFeatures", num_frequencies=width // 3, max_frequency=2.0**highest, use_pi=False)
     return describe("inr.FourierFeatures", num_frequencies=width // coord_dim, max_frequency=highest)
 
 

@@ -1,4 +1,4 @@
-"""Picture models of yinboc/trans-inr: the ``args`` in their checkpoints, and the names of their weights."""
+"""Models of yinboc/trans-inr, of pictures and of views: the ``args`` in their checkpoints, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composers.inr import CoordinateMLP
+from composers.base import Composer
+from composers.released.ginr_ipc import renderer
 from composers.released.options import Config, Options, describe
 
 NAMES = {
@@ -28,47 +29,86 @@ NAMES = {
     "inr.layers.": "base_params.wb",
 }
 _FIXED = {
-    "tokenizer.name": "imgrec_tokenizer",
-    "hyponet.name": "hypo_mlp",
-    "hyponet.args.in_dim": 2,
     "hyponet.args.use_pe": True,
     "transformer_encoder.name": "transformer_encoder",
     "transformer_encoder.args.dropout": 0,  # it also drops inside the MLP
 }
+_PICTURES = {"tokenizer.name": "imgrec_tokenizer", "hyponet.name": "hypo_mlp", "hyponet.args.in_dim": 2}
+_VIEWS = {
+    "tokenizer.name": "nvs_tokenizer",
+    "tokenizer.args.img_channels": 3,
+    "tokenizer.args.padding": 0,
+    "hyponet.args.use_viewdirs": False,
+}
+_LAST = "rgb_density_fc"  # the last layer of a network of views has a name, and no number
+_SAMPLES_PER_RAY = 128  # of every released config; it is no part of the model there
 
 
-def composer_config(args: Mapping[str, Any]) -> Config:
-    """Return the config of the composer that the ``args`` of a model describe."""
+def composer_config(args: Mapping[str, Any], views: int | None) -> Config:
+    """Return the config of the composer that the ``args`` of a model describe.
+
+    Args:
+        args: As plain data.
+        views: Views that a model of views is given at a time, 1 if None; no file says how many.
+
+    Raises:
+        ValueError: If there is an option that this version does not read, or ``views`` for a model of pictures.
+    """
     options = Options("model.args", args)
-    options.fix(_FIXED)
-    config = describe(
-        "TransINR",
-        inr=_inr(options),
-        tokenizer=_tokenizer(options),
-        transformer=_transformer(options),
-        num_groups=options.count("n_groups"),
-    )
+    of_views = options.choose("hyponet.name", ("hypo_mlp", "hypo_nerf")) == "hypo_nerf"
+    if not of_views and views is not None:
+        raise ValueError(f"views is {views}, but this is a model of pictures: leave views out.")
+    options.fix(_FIXED | (_VIEWS if of_views else _PICTURES))
+    parts = _scene_parts(options, 1 if views is None else views) if of_views else _picture_parts(options)
+    config = describe("TransINR", **parts, transformer=_transformer(options), num_groups=options.count("n_groups"))
     options.finish()
     return config
 
 
-def frequencies(inr: CoordinateMLP) -> dict[str, Tensor]:
-    """Return the frequencies by our name, which no file holds.
+def completed(weights: Mapping[str, Tensor], composer: Composer) -> dict[str, Tensor]:
+    """Return the weights of a file with what no file holds: frequencies, and of views the positions, which are zero there.
 
-    Reference: made in float32 there, which is seen where the highest times pi x is rounded; ours are rounded once.
+    Reference: frequencies are made in float32 there, which is seen where the highest times pi x is rounded; ours are rounded
+    once.
     """
-    ours = inr.encoding.get_buffer("frequencies")
-    return {"inr.encoding.frequencies": torch.linspace(0, math.log(float(ours[-1])), len(ours)).exp()}
+    inr, positions = composer.inr, composer.get_parameter("hypernet.positions")
+    highest = float(inr.encoding.get_buffer("frequencies")[-1])
+    count = len(inr.encoding.get_buffer("frequencies"))
+    if inr.coord_dim == 2:
+        return {**weights, "inr.encoding.frequencies": torch.linspace(0, math.log(highest), count).exp()}
+    last = f"wb{inr.num_layers - 1}"
+    renamed = {name.replace(f".{_LAST}", f".{last}"): weight for name, weight in weights.items()}
+    made = {"inr.encoding.frequencies": 2 ** torch.linspace(0, math.log2(highest), count)}
+    return renamed | made | {"tokenizer.posemb": torch.zeros_like(positions)}
 
 
-def _inr(options: Options) -> Config:
-    """Return the config of the coordinate network."""
+def _scene_parts(options: Options, views: int) -> Config:
+    """Return the configs of network, tokenizer and renderer of a model of views."""
+    frequencies = options.count("hyponet.args.pe_dim", 40) // 2
+    inr = describe(
+        "inr.CoordinateMLP",
+        coord_dim=3,
+        value_dim=4,
+        hidden_dim=options.count("hyponet.args.hidden_dim", 256),
+        num_layers=options.count("hyponet.args.depth", 6),
+        modulated_layers="all",
+        encoding=describe("inr.FourierFeatures", num_frequencies=frequencies, max_frequency=256.0, use_pi=False),
+        output_offset=0.0,
+    )
+    size = options.count("tokenizer.args.input_size")
+    patch_size = options.count("tokenizer.args.patch_size")
+    tokenizer = describe("hypernet.ViewPatches", signal_shape=[views, 3, size, size], patch_size=patch_size)
+    return {"inr": inr, "tokenizer": tokenizer, "renderer": renderer(_SAMPLES_PER_RAY)}
+
+
+def _picture_parts(options: Options) -> Config:
+    """Return the configs of network and tokenizer of a model of pictures."""
     encoding = describe(
         "inr.FourierFeatures",
         num_frequencies=options.count("hyponet.args.pe_dim") // 2,
         max_frequency=options.read("hyponet.args.pe_sigma", float, 1024.0),
     )
-    return describe(
+    inr = describe(
         "inr.CoordinateMLP",
         coord_dim=2,
         value_dim=options.count("hyponet.args.out_dim"),
@@ -78,17 +118,14 @@ def _inr(options: Options) -> Config:
         encoding=encoding,
         output_offset=options.read("hyponet.args.out_bias", float, 0.0),
     )
-
-
-def _tokenizer(options: Options) -> Config:
-    """Return the config of the tokenizer."""
     size = options.count("tokenizer.args.input_size")
-    return describe(
+    tokenizer = describe(
         "hypernet.Patches",
         signal_shape=[options.count("tokenizer.args.img_channels", 3), size, size],
         patch_size=options.count("tokenizer.args.patch_size"),
         padding=options.read("tokenizer.args.padding", int, 0),
     )
+    return {"inr": inr, "tokenizer": tokenizer}
 
 
 def _transformer(options: Options) -> Config:

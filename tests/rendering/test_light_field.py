@@ -1,0 +1,94 @@
+"""Light fields: one evaluation per ray, of the line it lies on."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from composers.rendering import LightFieldRenderer
+from datamodules.cameras import plucker
+
+
+def _rays(*shape):
+    return torch.cat((torch.randn(*shape, 3), torch.randn(*shape, 3) * 3), dim=-1)
+
+
+def _field(lines):
+    """Return three numbers of every line ``(..., 6)``, one instance per batch."""
+    found = torch.stack((lines[..., 0] - lines[..., 4], lines[..., 1] * lines[..., 5], lines.sum(-1)), dim=-1)
+    return found if found.dim() == 3 else torch.stack((found, -found))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5)], ids=["shared", "own"])
+def test_colours_equal_a_loop(shape):
+    rays = _rays(*shape)
+    found = LightFieldRenderer()(_field, rays)
+    assert found.shape == (2, 5, 3)
+    for instance in range(2):
+        for index in range(5):
+            ray = (rays if len(shape) == 1 else rays[instance])[index].double().numpy()
+            d = ray[3:] / np.sqrt((ray[3:] ** 2).sum())
+            line = [*d, *np.cross(ray[:3], d)]
+            numbers = np.array([line[0] - line[4], line[1] * line[5], sum(line)])
+            if len(shape) == 1 and instance == 1:
+                numbers = -numbers
+            wanted = [1 / (1 + math.exp(-number)) for number in numbers]
+            np.testing.assert_allclose(found[instance, index].numpy(), wanted, atol=1e-5)
+
+
+def test_where_a_ray_starts_on_its_line_does_not_count():
+    rays = _rays(2, 7)
+    moved = torch.cat((rays[..., :3] + 2.5 * rays[..., 3:], 4 * rays[..., 3:]), dim=-1)
+    torch.testing.assert_close(
+        LightFieldRenderer()(_field, moved), LightFieldRenderer()(_field, rays), atol=1e-5, rtol=0
+    )
+
+
+def test_the_draw_is_not_used():
+    rays = _rays(2, 7)
+    drawn = torch.cat((rays, torch.rand(2, 7, 1)), dim=-1)
+    assert torch.equal(LightFieldRenderer()(_field, drawn), LightFieldRenderer()(_field, rays))
+
+
+def test_there_is_no_depth():
+    rays = _rays(2, 7)
+    found = LightFieldRenderer().rendered(_field, rays)
+    assert torch.equal(found.values, LightFieldRenderer()(_field, rays))
+    assert (found.depth, found.opacity) == (None, None)
+
+
+@given(st.integers(1, 9), st.booleans())
+def test_chunked_light_equals_unchunked(chunk_size, shared):
+    rays = _rays(7) if shared else _rays(2, 7)
+    seen = []
+
+    def field(lines):
+        seen.append(lines.shape[-2])
+        return _field(lines)
+
+    with torch.no_grad():
+        found = LightFieldRenderer(chunk_size)(field, rays)
+    assert max(seen) <= chunk_size
+    assert sum(seen) == 7
+    torch.testing.assert_close(found, LightFieldRenderer(None)(_field, rays), atol=1e-6, rtol=0)
+
+
+def test_lines_are_exact_under_autocast():
+    rays, seen = _rays(2, 7), []
+    with torch.autocast("cpu", torch.bfloat16):
+        found = LightFieldRenderer()(lambda lines: seen.append(lines) or _field(lines).bfloat16(), rays)
+    assert found.dtype == torch.float32
+    assert torch.equal(seen[0], plucker(rays))
+
+
+def test_the_field_is_of_lines_and_the_data_of_rays():
+    assert LightFieldRenderer().field_dims(6, 3) == (6, 3)
+    with pytest.raises(ValueError, match=r"LightFieldRenderer renders colours along rays.*\(2, 3\)"):
+        LightFieldRenderer().field_dims(2, 3)
+    with pytest.raises(ValueError, match=r"coords have shape \(5, 3\); LightFieldRenderer takes rays"):
+        LightFieldRenderer()(_field, torch.rand(5, 3))
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        LightFieldRenderer(0)

@@ -1,0 +1,46 @@
+"""The benchmark of rendering measures what it says."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import rendering
+from benchmarks.rendering import Measurement, Settings, main, measure, scene
+
+SMALL = Settings(size=4, samples_per_ray=5, hidden_dim=8)
+
+
+def test_all_pixels_are_rendered(monkeypatch):
+    rendered = []
+    plain = rendering.VolumeRenderer.rendered
+    monkeypatch.setattr(
+        rendering.VolumeRenderer, "rendered", lambda *args: rendered.append(plain(*args).values.shape) or plain(*args)
+    )
+    found = measure(SMALL, 3)
+    assert rendered == [(1, 16, 3), (1, 48, 3)]
+    assert found.seconds > 0
+    assert found.peak_mb < 200
+
+
+def test_the_network_has_the_published_size():
+    inr = scene(256).keywords
+    assert inr["modulations"][1][0].shape == (1, 256, 256)
+    assert scene(8)(torch.zeros(2, 3)).shape == (1, 2, 4)
+
+
+def test_once_prints_a_measurement(capsys):
+    main(["--once", "1", "--size=4", "--samples_per_ray=5", "--hidden_dim=8"])
+    assert json.loads(capsys.readouterr().out).keys() == {"seconds", "peak_mb"}
+
+
+def test_the_table_names_every_number_of_views(capsys):
+    rendering.report(SMALL, {1: Measurement(2.0, 30.0), 8: Measurement(32.0, 31.0)})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [[line[1], line[3], line[5]] for line in lines] == [["1", "30", "2.0"], ["8", "31", "4.0"]]
+
+
+@pytest.mark.parametrize("changes", [{"views": ()}, {"views": (0,)}, {"size": 0}, {"hidden_dim": 0}], ids=str)
+def test_what_cannot_be_measured_is_refused(changes):
+    with pytest.raises(ValueError, match="give positive numbers"):
+        Settings(**changes)
