@@ -1,4 +1,4 @@
-"""The program: ``python cli.py fit|validate|test --config FILE``, and ``python cli.py predict --pictures|--clips FILE``."""
+"""The program: ``cli.py fit|validate|test --config FILE``, and ``cli.py predict --pictures|--clips|--scenes PATH``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from composers import Composer
-from composers.checkpoint import check_weights, located, newest, read
+from composers.checkpoint import check_data, check_weights, located, newest, read
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_prediction, state_signal, stated_model
 from composers.sizes import state_sizes
@@ -24,7 +24,7 @@ from datamodules.configuration import load_layers
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
-PREDICT = {"pictures": "predict.yaml", "clips": "predict_sound.yaml"}
+PREDICT = {"pictures": "predict.yaml", "clips": "predict_sound.yaml", "scenes": "predict_scenes.yaml"}
 SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -48,7 +48,7 @@ class CLI(LightningCLI):
             self.save_config_callback = None  # predictions are no run
             config.ckpt_path = config.ckpt_path or SHIPPED
             expand_shortcuts(config)
-            state_signal(config.model, config.data)
+            state_signal(config.model, config.data, config.ckpt_path)
         state_sizes(config.model, config.data)
         if config.get("ckpt_path") == "last":
             if not isinstance(config.trainer.logger, Namespace):
@@ -104,6 +104,7 @@ class CLI(LightningCLI):
         if path is not None:
             checkpoint = read(path)
             check_weights(self.model, checkpoint, path)
+            check_data(self.datamodule, checkpoint, path)
             if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
                 raise ValueError(
                     f"{path} holds weights but no state of training to resume: take a checkpoint of cli.py fit."

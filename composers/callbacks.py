@@ -35,6 +35,9 @@ HEADINGS = {
     "lsd": "log-spectral distance [dB]",
     "stoi": "STOI",
     "pesq": "PESQ",
+    "white": "PSNR of white [dB]",
+    "over_white": "over white [dB]",
+    "lpips": "LPIPS",
 }
 _TITLES = {"prediction": "", NETWORK: f" of {NETWORK}"}
 

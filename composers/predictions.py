@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -22,8 +23,9 @@ from composers.codes import InstanceCode, fingerprint
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.pictures import Size, error_picture, picture, picture_size, render, save_picture
 from composers.refinement import Latents
+from composers.scenes import Scene, scene_of
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch, Piece
+from datamodules.batch import CoordinateBatch, Piece, Samples, Views
 from datamodules.tiles import whole
 
 _LARGEST_ERROR = 4096  # pixels of the longer side of an error picture
@@ -40,8 +42,9 @@ class Part(NamedTuple):
         piece: Where it lies.
         latents: Its code, ``(...)`` by name.
         steps: Refinement steps behind the code.
-        errors: Its mean squared error after no and after all steps.
+        errors: Its mean squared error after no and after all steps; NaN where nothing was measured.
         values: The signal ``(C, *shape)``, if this is all of it and the data module holds it whole.
+        scene: The views of a scene, and what the model makes of them; None for all other signals.
     """
 
     piece: Piece
@@ -49,12 +52,14 @@ class Part(NamedTuple):
     steps: int
     errors: list[float]
     values: Tensor | None
+    scene: Scene | None = None
 
 
 class Predictions(Callback, ABC):
     """Collects the tiles of every signal, and writes what a model makes of it when all are there; at the end, a table.
 
-    A subclass says what is written of a signal (`write`), and how the printed table says where and of what (`described`).
+    A subclass says what is written of a signal (`write`), and how the printed table says where and of what (`described`),
+    how many of what a signal has (``counted``), and what was measured (``numbers``; NaN where there was nothing to measure).
 
     Args:
         folder: Where to; made if it is missing. One that holds other things than earlier predictions is refused.
@@ -63,6 +68,7 @@ class Predictions(Callback, ABC):
     axes: ClassVar[int]
     results: ClassVar[str]
     headings: ClassVar[tuple[str, ...]]
+    counted: ClassVar[str] = "tiles"
     numbers: ClassVar[dict[str, str]]
 
     def __init__(self, folder: str = "predictions") -> None:
@@ -102,7 +108,8 @@ class Predictions(Callback, ABC):
             raise ValueError(
                 f"{type(self).__name__} writes signals with {self.axes} axes, these have {found}: put the callback of their "
                 "kind into trainer.callbacks, composers.predictions.PicturePredictions for pictures, "
-                "composers.sound_predictions.SoundPredictions for sound."
+                "composers.sound_predictions.SoundPredictions for sound, composers.scene_predictions.ScenePredictions for "
+                "scenes."
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,19 +156,18 @@ class Predictions(Callback, ABC):
         """Return the first signals and the mean of all as a table."""
         kind = self.headings[0]
         table = Table(title=f"PSNR in dB of {len(rows)} {kind}(s)", title_justify="left")
-        for heading in (*self.headings, "tiles", *self.numbers.values(), "notes"):
+        for heading in (*self.headings, self.counted, *self.numbers.values(), "notes"):
             narrowest = max(map(len, heading.split()))
             side: Literal["left", "right"] = "left" if heading in (kind, "notes") else "right"
             table.add_column(heading, justify=side, overflow="fold", min_width=narrowest)
         for name, row in list(rows.items())[:_SHOWN]:
-            numbers = [f"{float(row[key]):.2f}" for key in self.numbers]
-            table.add_row(escape(name), *self.described(row), row["tiles"], *numbers, row["notes"])
+            numbers = [_figure([row], key) for key in self.numbers]
+            table.add_row(escape(name), *self.described(row), row[self.counted], *numbers, row["notes"])
         empty = [""] * len(self.headings)
         if len(rows) > _SHOWN:
             table.add_row(f"and {len(rows) - _SHOWN} more", *empty, *("" for _ in self.numbers), "")
         if len(rows) > 1:
-            means = [sum(float(row[key]) for row in rows.values()) / len(rows) for key in self.numbers]
-            table.add_row("mean", *empty, *(f"{mean:.2f}" for mean in means), "")
+            table.add_row("mean", *empty, *(_figure(rows.values(), key) for key in self.numbers), "")
         return table
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,14 +244,34 @@ class PicturePredictions(Predictions):
 def _parts(evaluation: Evaluation, batch: CoordinateBatch) -> Iterator[Part]:
     """Yield the tiles of a batch."""
     assert batch.shape is not None
-    assert batch.query.values is not None
     last = max(evaluation["latents"])
-    errors = [instance_mse(evaluation["values"][step], batch.query).tolist() for step in (0, last)]
+    errors = [_errors(evaluation["values"][step], batch.query) for step in (0, last)]
+    made = {step: evaluation["values"][step] for step in (0, last)}
     for index, name in enumerate(batch.names):
         piece = batch.pieces[index] if batch.pieces else Piece(name, _measured(batch, index), whole(batch.shape))
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        values = None if batch.pieces else batch.query.values[index].mT.unflatten(-1, batch.shape)
-        yield Part(piece, latents, last, [error[index] for error in errors], values)
+        scene = scene_of(batch, index, made) if isinstance(batch.observation.signal, Views) else None
+        values = None if batch.pieces or scene else _values(batch, index)
+        yield Part(piece, latents, last, [error[index] for error in errors], values, scene)
+
+
+def _values(batch: CoordinateBatch, index: int) -> Tensor:
+    """Return a signal ``(C, *shape)``."""
+    assert batch.shape is not None
+    assert batch.query.values is not None
+    values: Tensor = batch.query.values[index].mT.unflatten(-1, batch.shape)
+    return values
+
+
+def _errors(values: Tensor, query: Samples) -> list[float]:
+    """Return the mean squared error of every instance; NaN where nothing was measured."""
+    return [math.nan] * len(values) if query.values is None else instance_mse(values, query).tolist()
+
+
+def _figure(rows: Iterable[Row], key: str) -> str:
+    """Return the mean of a number over the rows that have it, for people."""
+    numbers = [number for row in rows if not math.isnan(number := float(row[key]))]
+    return f"{sum(numbers) / len(numbers):.2f}" if numbers else "-"
 
 
 def _measured(batch: CoordinateBatch, index: int) -> tuple[int, ...]:

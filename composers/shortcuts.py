@@ -8,32 +8,45 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 
-from composers.checkpoint import read
+from composers.checkpoint import read, stated_rate
 from composers.pictures import Size, picture_size
 
 _OF_PICTURES = ("pictures", "size", "scale", "tile", "tile_size")
 _OF_SOUND = ("clips", "rate")
+_OF_SCENES = ("scenes", "support", "size", "frames", "mesh", "mp4")
+_OF_ALL = ("output", "steps")
+_OPTIONS = {"pictures": _OF_PICTURES, "clips": _OF_SOUND, "scenes": _OF_SCENES}
+_KINDS = {"pictures": "pictures", "clips": "sound", "scenes": "scenes"}  # in words
 _PARTS = {  # what the options of a kind belong to: its data module and its writer
     "pictures": ("datamodules.PictureFiles", "composers.predictions.PicturePredictions"),
     "clips": ("datamodules.sound_files.SoundFiles", "composers.sound_predictions.SoundPredictions"),
+    "scenes": ("datamodules.scene_files.SceneFiles", "composers.scene_predictions.ScenePredictions"),
 }
+_OF_DATA = ("pictures", "tile", "tile_size", "clips", "scenes", "support")
+_OF_WRITER = ("size", "scale", "rate", "frames", "mesh", "mp4")
+_EVERY = (*_OF_DATA, *_OF_WRITER, *_OF_ALL)
 
 
 def kind_of_prediction(args: Sequence[str]) -> str:
-    """Return what a command line predicts from: ``clips`` if it has that option, else ``pictures``.
+    """Return what a command line predicts from: ``clips`` or ``scenes`` if it has that option, else ``pictures``.
 
     Example:
         >>> kind_of_prediction(["predict", "--clips", "speech.wav"]), kind_of_prediction(["fit", "--config", "a.yaml"])
         ('clips', 'pictures')
     """
-    return "clips" if any(str(arg).split("=")[0] == "--clips" for arg in args) else "pictures"
+    given = {str(arg).split("=")[0] for arg in args}
+    return next((kind for kind in ("clips", "scenes") if f"--{kind}" in given), "pictures")
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
     """Add the short options of prediction."""
     group = parser.add_argument_group("Pictures in and out")
     group.add_argument("--pictures", type=str, nargs="+", help="Files and folders.")
-    group.add_argument("--size", type=Size, help="Pixels of the longer side of the reconstruction, or [rows, columns].")
+    group.add_argument(
+        "--size",
+        type=Size,
+        help="Pixels of the longer side of the reconstruction, or [rows, columns]; with --scenes those of what is rendered.",
+    )
     group.add_argument(
         "--scale", type=float | None, help="Pixels of the reconstruction per pixel of the picture; 1 by default."
     )
@@ -46,7 +59,18 @@ def add_shortcuts(parser: ArgumentParser) -> None:
     group.add_argument(
         "--rate", type=int | None, help="Samples per second of the reconstruction; those of the clip by default."
     )
-    group = parser.add_argument_group("Pictures or sound")
+    group = parser.add_argument_group("Scenes in and out")
+    group.add_argument("--scenes", type=str, nargs="+", help="Folders of posed pictures, with a model of views.")
+    group.add_argument(
+        "--support",
+        type=int,
+        nargs="+",
+        help="Frames that are looked at, in the order of the scene, from 0; 0 by default.",
+    )
+    group.add_argument("--frames", type=int | None, help="Pictures of a turn around the scene, 48 by default.")
+    group.add_argument("--mesh", action="store_true", help="Write the surface too, a triangle mesh.")
+    group.add_argument("--mp4", action="store_true", help="Write the turn as a film too.")
+    group = parser.add_argument_group("Pictures, sound or scenes")
     group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
     group.add_argument("--steps", type=int | None, help="Refinement steps; those of the model's config by default.")
 
@@ -58,17 +82,14 @@ def expand_shortcuts(config: Namespace) -> None:
         ValueError: If one of them is given, but what it belongs to is not there, or two that exclude each other are.
     """
     picture_size((1, 1), config.size, config.scale)
-    given = {name: config.pop(name) for name in (*_OF_PICTURES, *_OF_SOUND, "output", "steps")}
-    given["tile"] = given["tile"] or None
-    given = {name: value for name, value in given.items() if value is not None}
+    named = {name: config.pop(name, None) for name in _EVERY}
+    given = {name: value for name, value in named.items() if value is not None and value is not False}
     kind = _kind(given)
     source, writing = _PARTS[kind]
     callbacks = config.trainer.get("callbacks") or []
     writer = next((callback.init_args for callback in callbacks if callback.class_path == writing), None)
-    places: dict[str, tuple[Any, str]] = {
-        name: (config.data.init_args, name) for name in ("pictures", "tile", "tile_size", "clips")
-    }
-    places |= {"output": (writer, "folder")} | {name: (writer, name) for name in ("size", "scale", "rate")}
+    places: dict[str, tuple[Any, str]] = {name: (config.data.init_args, name) for name in _OF_DATA}
+    places |= {"output": (writer, "folder")} | {name: (writer, name) for name in _OF_WRITER}
     places["steps"] = (_refinement(config.model.init_args) if "steps" in given else None, "steps")
     for name, value in given.items():
         place, key = places[name]
@@ -81,14 +102,18 @@ def expand_shortcuts(config: Namespace) -> None:
 
 
 def _kind(given: Mapping[str, Any]) -> str:
-    """Return what is predicted from, or refuse options of the other kind."""
+    """Return what is predicted from, or refuse options of another kind."""
     kind = kind_of_prediction([f"--{name}" for name in given])
-    for name in _OF_PICTURES if kind == "clips" else _OF_SOUND:
-        if name in given:
-            raise ValueError(
-                f"--{name} is of {'pictures, and --clips names sound' if kind == 'clips' else 'sound, which --clips names'}: "
-                "leave it out."
-            )
+    for name in given:
+        if name not in (*_OPTIONS[kind], *_OF_ALL):
+            own = next(other for other, options in _OPTIONS.items() if name in options)
+            what = _KINDS[own]
+            why = f"{what}, which --{own} names" if kind == "pictures" else f"{what}, and --{kind} names {_KINDS[kind]}"
+            raise ValueError(f"--{name} is of {why}: leave it out.")
+    if kind == "scenes" and isinstance(given.get("size"), tuple):
+        raise ValueError(
+            f"--size is {list(given['size'])}: of scenes give the pixels of the longer side, their pictures keep their shape."
+        )
     return kind
 
 
@@ -100,11 +125,22 @@ def _refinement(model: Namespace) -> Namespace:
     return init_args
 
 
-def state_signal(model: Namespace, data: Namespace) -> None:
-    """Write into the config of a data module, where it leaves it open, the shape of the signals that a model takes."""
-    if "signal_shape" in data.init_args and data.init_args.signal_shape is None:
-        shapes = [value for key, value in model.items() if key.rsplit(".", 1)[-1] == "signal_shape"]
-        data.init_args.signal_shape = next(iter(shapes), None)
+def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
+    """Write into the config of a data module, where it leaves them open, what a model takes.
+
+    That is the shape of its signals, how near and how far a scene lies for it, and the rate of sound.
+
+    Args:
+        model: ``class_path`` and ``init_args`` of a composer.
+        data: The same of a data module; changed in place.
+        path: The checkpoint, which may know the rate.
+    """
+    for name in ("signal_shape", "near", "far"):
+        if name in data.init_args and data.init_args[name] is None:
+            found = [value for key, value in model.items() if key.rsplit(".", 1)[-1] == name]
+            data.init_args[name] = next(iter(found), None)
+    if path not in (None, "last") and "rate" in data.init_args and data.init_args.rate is None:
+        data.init_args.rate = stated_rate(read(path))
 
 
 def stated_model(args: Sequence[str] | None, default: str | None) -> dict[str, Any] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import yaml
@@ -20,24 +22,41 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from composers.base import Composer
 from composers.callbacks import relative_path
 from composers.metrics import instance_mse, psnr_of_mse
+from composers.orbits import Camera, orbit_frames, write_gif
 from composers.pictures import picture
 from composers.refinement import Latents
 from composers.sound import sampling_rate
 from composers.spectrogram import Panel, draw, figure_picture, pieces_of_sound
+from composers.view_metrics import ViewPSNR
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch
+from datamodules.batch import CoordinateBatch, Samples, Views
 
 if TYPE_CHECKING:
     from wandb import Run
 
-Cell = str | float | Image.Image | Panel
+
+class Film(NamedTuple):
+    """A film.
+
+    Attributes:
+        gif: The content of a GIF.
+    """
+
+    gif: bytes
+
+
+Cell = str | float | Image.Image | Panel | Film
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 _STEP = "trainer/global_step"
+_PSNR = {"prediction": "PSNR", "refined": "refined PSNR"}  # columns of what is rendered
+_MOST_VIEWS = 4  # of one instance that are shown beside each other
+_ORBIT_SIZE = 64  # pixels of the longer side of a film, for every validation waits
+_ORBIT_SECONDS = 3.0
 
 
 class WandB(CSVLogger):
@@ -124,7 +143,8 @@ class WandB(CSVLogger):
 
         Args:
             key: Its name.
-            rows: Cells by column, the columns the same in all rows; pictures are shown, and clips of sound can be heard.
+            rows: Cells by column, the columns the same in all rows; pictures and films are shown, and clips of sound can be
+                heard.
             step: The optimizer step it belongs to.
         """
         if self.run is None:
@@ -250,25 +270,30 @@ class ValidationTable(Callback):
     """Sends after every validation a table of the first validation samples to W&B, ``val/samples``: the same rows each time.
 
     Pictures have the columns input, reconstruction and error x 5, sound the columns input, reconstruction and spectrograms of
-    both; other signals have numbers only. The rows are made on the first process from the data set itself, so they do not
-    depend on the number of devices. The refined PSNR is that after the composer's own refinement, whether validation refines
-    or not; the column is missing if it has no steps. Each validation costs the refinement of these samples.
+    both. Scenes have the columns support, query, prediction and refined, up to four views beside each other, and orbit, a small
+    film around the object as refined. Other signals have numbers only. The rows are made on the first process from the data set
+    itself, so they do not depend on the number of devices. The refined PSNR is that after the composer's own refinement, be
+    there one in validation or not; its column is missing if it has no steps. Each validation costs the refinement of these
+    samples, and the films of scenes.
 
     Args:
         num_samples: Rows.
         refinement_steps: At most so many steps before the refined PSNR, for every validation waits; the composer's own if None.
+        orbit_frames: Pictures of the film around a scene; 0 for none.
 
     Raises:
-        ValueError: If a number is not positive, or, at set-up, if the logger is not `WandB`.
+        ValueError: If a number is out of range, or, at set-up, if the logger is not `WandB`.
     """
 
-    def __init__(self, num_samples: int = 8, refinement_steps: int | None = None) -> None:
-        if num_samples < 1 or (refinement_steps is not None and refinement_steps < 1):
+    def __init__(self, num_samples: int = 8, refinement_steps: int | None = None, orbit_frames: int = 12) -> None:
+        if num_samples < 1 or (refinement_steps is not None and refinement_steps < 1) or orbit_frames < 0:
             raise ValueError(
-                f"num_samples is {num_samples}, refinement_steps {refinement_steps}; they must be at least 1."
+                f"num_samples is {num_samples}, refinement_steps {refinement_steps}; they must be at least 1, "
+                f"and orbit_frames, which is {orbit_frames}, at least 0."
             )
         self.num_samples = num_samples
         self.refinement_steps = refinement_steps
+        self.orbit_frames = orbit_frames
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse another logger, which has no tables."""
@@ -288,8 +313,8 @@ class ValidationTable(Callback):
         rows: list[dict[str, Cell]] = []
         with trainer.precision_plugin.val_step_context():
             for batch in _first(data.val_set, self.num_samples, data.eval_batch_size):
-                moved = trainer.strategy.batch_to_device(default_collate(batch))
-                rows += sample_rows(pl_module, moved, self.refinement_steps, data.coord_range)
+                moved = trainer.strategy.batch_to_device(data.collate(batch))
+                rows += sample_rows(pl_module, moved, self.refinement_steps, data.coord_range, self.orbit_frames)
         logger.log_table("val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
 
 
@@ -298,6 +323,7 @@ def sample_rows(
     batch: CoordinateBatch,
     refinement_steps: int | None = None,
     coord_range: tuple[float, float] = (-1.0, 1.0),
+    frames: int = 0,
 ) -> list[dict[str, Cell]]:
     """Return a row for every instance of a batch, as `ValidationTable` describes them.
 
@@ -306,31 +332,74 @@ def sample_rows(
         batch: On its device.
         refinement_steps: At most so many; the composer's own if None.
         coord_range: Ends of the coordinates, from which the rate of sound follows.
+        frames: Pictures of the film around a scene; 0 for none.
     """
     latents = composer.encode(batch.observation)
-    values = composer.render(composer.compose(latents), batch.query.coords)
-    numbers = {"PSNR": psnr_of_mse(instance_mse(values, batch.query)).tolist()}
+    values = {"prediction": composer.render(composer.compose(latents), batch.query.coords)}
     if composer.refinement.steps and batch.observation.samples is not None:
-        numbers["refined PSNR"] = _refined_psnr(composer, latents, batch, refinement_steps).tolist()
+        latents = _refined(composer, latents, batch.observation.samples, refinement_steps)
+        values["refined"] = composer.render(composer.compose(latents), batch.query.coords)
+    numbers = {_PSNR[name]: _psnr(batch, found).tolist() for name, found in values.items()}
     rows: list[dict[str, Cell]] = []
     for index, name in enumerate(batch.names):
-        row: dict[str, Cell] = {"name": name}
-        if batch.shape is not None and len(batch.shape) == 2 and values.shape[-1] in (1, 3):
-            assert batch.query.values is not None
-            row |= _pictures(batch.query.values[index], values[index], batch.shape)
-        elif batch.shape is not None and len(batch.shape) == 1:
-            row |= _sounds(batch, values, index, sampling_rate(batch.shape[0], coord_range))
+        row: dict[str, Cell] = {"name": name} | _media(batch, values, index, coord_range)
+        if frames and isinstance(batch.observation.signal, Views):
+            row["orbit"] = _orbit(composer, latents, batch.observation.signal, index, frames)
         rows.append(row | {column: of_instance[index] for column, of_instance in numbers.items()})
     return rows
 
 
-def _refined_psnr(composer: Composer, latents: Latents, batch: CoordinateBatch, steps: int | None) -> Tensor:
-    """Return the PSNR of every instance ``(B,)`` after the composer's own refinement, or its first steps."""
-    assert batch.observation.samples is not None
+def _psnr(batch: CoordinateBatch, values: Tensor) -> Tensor:
+    """Return the PSNR of every instance ``(B,)``; of scenes the mean of their views."""
+    if isinstance(batch.observation.signal, Views):
+        return ViewPSNR().measure(values, batch.query, batch.shape)
+    return psnr_of_mse(instance_mse(values, batch.query))
+
+
+def _refined(composer: Composer, latents: Latents, samples: Samples, steps: int | None) -> Latents:
+    """Return latents after the composer's own refinement, or its first steps."""
     own = composer.refinement
     refinement = own.with_steps(min(own.steps, steps or own.steps))
-    refined = composer.refine(latents, batch.observation.samples, refinement)[refinement.steps]
-    return psnr_of_mse(instance_mse(composer.render(composer.compose(refined), batch.query.coords), batch.query))
+    return composer.refine(latents, samples, refinement)[refinement.steps]
+
+
+def _media(
+    batch: CoordinateBatch, values: Mapping[str, Tensor], index: int, coord_range: tuple[float, float]
+) -> dict[str, Cell]:
+    """Return what can be seen or heard of one instance, of values ``(B, N, C)``; nothing of signals of another kind."""
+    found = values["prediction"]
+    if batch.shape is None or batch.query.values is None:
+        return {}
+    if isinstance(batch.observation.signal, Views):
+        true = {"query": batch.query.values[index]} | {name: some[index] for name, some in values.items()}
+        pictures = {column: _strip(some, batch.shape) for column, some in true.items()}
+        return {"support": _support(batch.observation.signal.images[index]), **pictures}
+    if len(batch.shape) == 2 and found.shape[-1] in (1, 3):
+        return _pictures(batch.query.values[index], found[index], batch.shape)
+    return _sounds(batch, found, index, sampling_rate(batch.shape[0], coord_range)) if len(batch.shape) == 1 else {}
+
+
+def _support(images: Tensor) -> Image.Image:
+    """Return views ``(V, 3, H, W)`` side by side."""
+    return _strip(images.movedim(1, -1).flatten(0, 2), (len(images), *images.shape[2:]))
+
+
+def _strip(values: Tensor, shape: tuple[int, ...]) -> Image.Image:
+    """Return the first of as many views as ``shape (V, H, W)`` says side by side, of values ``(V H W, 3)``."""
+    views = values.unflatten(0, shape)[:_MOST_VIEWS]
+    return picture(views.transpose(0, 1).flatten(0, 2), (shape[1], len(views) * shape[2]))
+
+
+def _orbit(composer: Composer, latents: Latents, views: Views, index: int, count: int) -> Film:
+    """Return the film around one instance of a batch, as far away as the views ``(B, V, ...)`` of it."""
+    modulations = composer.compose({name: latent[index : index + 1] for name, latent in latents.items()})
+    own = Views(*(part[index] for part in views))
+    camera = Camera.of(own, min(_ORBIT_SIZE, max(own.images.shape[-2:])))
+    frames = [colour for colour, _ in orbit_frames(composer, modulations, camera, count)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "orbit.gif")
+        write_gif(frames, path, _ORBIT_SECONDS)
+        return Film(path.read_bytes())
 
 
 def _pictures(target: Tensor, found: Tensor, shape: tuple[int, ...]) -> dict[str, Cell]:
@@ -356,6 +425,8 @@ def _medium(cell: Cell) -> Any:
 
     if isinstance(cell, Image.Image):
         return wandb.Image(cell)
+    if isinstance(cell, Film):
+        return wandb.Video(BytesIO(cell.gif), format="gif")
     if isinstance(cell, Panel):
         return wandb.Audio(cell.values.clamp(-1, 1).mT.numpy(), sample_rate=cell.rate, caption=cell.label)
     return cell

@@ -11,9 +11,7 @@ from program import REPOSITORY, TESTS, asked, assert_same, checkpoint, column, r
 import cli
 from composers import Composer
 from datamodules import CoordinateDataModule
-from datamodules.batch import Observation
 from datamodules.configuration import load_layers
-from datamodules.coordinates import grid
 
 CONFIGS = REPOSITORY / "configs"
 # Sizes that make the data of a YAML fit the patches of every composer, which are those of pictures of 178 pixels.
@@ -41,11 +39,11 @@ def _assert_works(*args):
     assert isinstance(composer, Composer)
     assert isinstance(data, CoordinateDataModule)
     composer.check_sizes(data)
-    signal = torch.rand(2, *data.signal_shape)
-    coords = grid((3,) * data.coord_dim, *data.coord_range)
+    batch = data.to_coordinates(data.random_items(2))
+    coords = batch.query.coords[..., :: batch.query.coords.shape[-2] // 9, :]
     with torch.no_grad():
-        values = composer.eval()(Observation(signal), coords)
-    assert values.shape == (2, len(coords), data.value_dim)
+        values = composer.eval()(batch.observation, coords)
+    assert values.shape == (2, coords.shape[-2], data.value_dim)
     assert values.isfinite().all()
     printed = asked("fit", *args, "--print_config")
     Path("printed.yaml").write_text(printed)
@@ -88,7 +86,10 @@ def test_every_other_config_is_an_overlay_or_the_defaults():
         "pictures.yaml",
         "predict.yaml",
         "predict_sound.yaml",
+        "predict_scenes.yaml",
         "sound.yaml",
+        "view_refinement.yaml",
+        "views.yaml",
         "wandb.yaml",
         "sweeps",
     }
