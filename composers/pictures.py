@@ -147,8 +147,6 @@ def render(
     Example:
         ``render(composer, code, size=4096).save("large.png")``
     """
-    if code.facts.get("signal") == "scene":
-        raise ValueError(f"{code.name or 'This code'} is of a scene: its views are written by cli.py predict --scenes.")
     if len(code.shape) != 2:
         raise ValueError(f"This code stands for a signal of shape {code.shape}, not for a picture.")
     rows, columns = picture_size(code.shape, size, scale)

@@ -196,7 +196,7 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
         for option in ([], ["--size", "20"], ["--rate", "20"]):
             with pytest.raises(SystemExit) as ended:
                 codes.main([*command, "--checkpoint", "any", *option])
-            assert re.match(r"error: (ball\.000 is of a scene|ball\.000 is no sound)", ended.value.code)
+            assert re.match(r"error: (This code stands for|ball\.000 is no sound)", ended.value.code)
 
 
 @pytest.mark.parametrize(
