@@ -52,6 +52,7 @@ def test_fit_validate_test_and_predict(tmp_path):
         assert film.width > film.height  # colour beside depth
 
 
+@pytest.mark.slow
 def test_a_folder_of_scenes_is_trained_on(tmp_path, capsys):
     run("fit", *TINY)
     [made] = (tmp_path / "data" / "sample_objects").iterdir()
