@@ -134,10 +134,10 @@ def locked(path: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    place = path.with_name(f"{path.name}.lock")
+    place, waited = path.with_name(f"{path.name}.lock"), False
     while True:
         with place.open("ab") as file:
-            _wait_for(file.fileno(), path)
+            waited = _wait_for(file.fileno(), path, told=waited) or waited
             if _is_open(place, file.fileno()):  # else the process before removed it
                 try:
                     yield
@@ -153,17 +153,19 @@ def _is_open(place: Path, descriptor: int) -> bool:
     return False
 
 
-def _wait_for(descriptor: int, path: Path) -> None:
-    """Lock a file, and say so if that takes another process to end."""
+def _wait_for(descriptor: int, path: Path, told: bool) -> bool:
+    """Lock a file; return whether another process had to end first, and say so unless that was told before."""
     assert sys.platform != "win32"
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if is_first_process():
+        if is_first_process() and not told:
             Console(stderr=True, soft_wrap=True).print(f"Waiting for another process, which writes {path}.")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
     except OSError:
         pass  # no locks on this disk
+    return False
 
 
 @contextmanager
