@@ -18,7 +18,8 @@ from torch import Tensor
 
 from benchmarks.cost import build
 from datamodules.batch import PosedPictures
-from datamodules.scene_sets import EvaluationViews, SceneReferences, SceneSet, posed
+from datamodules.scene_draws import EvaluationViews, SceneReferences, posed
+from datamodules.scene_sets import SceneSet
 from datamodules.scenes import Scene
 
 

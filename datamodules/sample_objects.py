@@ -10,7 +10,8 @@ from datamodules.folders import NamedFile, Split
 from datamodules.meshes import mesh_files
 from datamodules.randomness import seed_at
 from datamodules.render_views import RenderSettings, render_folder
-from datamodules.scene_sets import Protocol, SceneSet
+from datamodules.scene_draws import Protocol
+from datamodules.scene_sets import SceneSet
 
 MESHES = Path(__file__).resolve().parent.parent / "samples" / "meshes"
 CHAIRS: dict[Split, tuple[str, ...]] = {

@@ -17,7 +17,8 @@ from datamodules.batch import PosedPictures
 from datamodules.folders import files_below
 from datamodules.images import resize_picture
 from datamodules.pictures import WholePictures, unique_names
-from datamodules.scene_sets import SceneModule, posed
+from datamodules.scene_draws import posed
+from datamodules.scene_rays import SceneModule
 from datamodules.scenes import Scene, is_opaque, read_srn, read_transforms, read_view
 
 _OF_SRN = "intrinsics.txt"

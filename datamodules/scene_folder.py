@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.folders import Split, files_of_split
-from datamodules.scene_sets import Protocol, SceneSet
+from datamodules.scene_draws import Protocol
+from datamodules.scene_sets import SceneSet
 
 
 class SceneFolder(SceneSet):

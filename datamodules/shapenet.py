@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from datamodules.folders import Split
-from datamodules.scene_sets import Protocol, SceneSet
+from datamodules.scene_draws import Protocol
+from datamodules.scene_sets import SceneSet
 
 ORIGIN = "https://drive.google.com/drive/folders/1lRfg-Ov1dd3ldke9Gv9dyzGGTxiFOhIs"
 Category = Literal["chairs", "cars", "lamps"]

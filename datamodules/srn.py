@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from datamodules.folders import Split
-from datamodules.scene_sets import Protocol, SceneSet
+from datamodules.scene_draws import Protocol
+from datamodules.scene_sets import SceneSet
 from datamodules.scenes import Scene, read_srn
 
 ORIGINS = (

@@ -11,9 +11,11 @@ from test_scenes import cameras, describe, save_picture, write_scene
 
 from datamodules import scene_sets
 from datamodules.batch import PosedPictures
+from datamodules.cameras import pixel_rays
 from datamodules.check.__main__ import main
 from datamodules.loading import Addressed
-from datamodules.scene_sets import SceneSet, drawn_frames
+from datamodules.scene_draws import drawn_frames
+from datamodules.scene_sets import SceneSet
 from datamodules.scenes import Scene, read_transforms
 
 FRAMES = 30
@@ -112,7 +114,7 @@ def _rows(batch, raw, views):
     support = len(raw.images[0]) - views
     count = batch.query.coords.shape[1] // views
     full = PosedPictures(raw.images[:, support:], raw.poses[:, support:], raw.focals[:, support:], raw.name, raw.seed)
-    rays = scene_sets.pixel_rays(full.poses, full.focals, (SIZE, SIZE))  # (B, Q, H W, 6)
+    rays = pixel_rays(full.poses, full.focals, (SIZE, SIZE))  # (B, Q, H W, 6)
     coords = batch.query.coords[..., :6].view(len(rays), views, count, 6)
     distance = (coords[:, :, :, None] - rays[:, :, None]).abs().sum(-1)
     assert distance.amin(-1).max() == 0

@@ -19,7 +19,7 @@ from composers.rendering import VolumeRenderer
 from composers.tracking import ValidationTable, WandB, sample_rows
 from datamodules.batch import Observation, PosedPictures, Samples
 from datamodules.cameras import orbit, pixel_rays
-from datamodules.scene_sets import SceneModule
+from datamodules.scene_rays import SceneModule
 
 SIZE, QUERIES, FOCAL, RADIUS = 8, 2, 9.0, 4.0
 

@@ -90,18 +90,12 @@ def test_sizes_are_the_published_ones(method):
     assert composer.hypernet.num_tokens == (256, weight_tokens)
     assert (composer.inr.coord_dim, composer.inr.value_dim) == (3, 4)
     assert sum(parameter.numel() for parameter in composer.parameters()) == parameters
-    columns = sum(layer.number * layer.height for layer in _columns(composer))
-    assert columns == numbers
+    hypernet = composer.hypernet
+    columns = zip(hypernet.tokens_per_layer, hypernet.heights.values(), strict=True)  # a token predicts a column
+    assert sum(tokens * height for tokens, height in columns) == numbers
     assert (composer.renderer.near, composer.renderer.far) == (data.near, data.far) == (2.0, 6.0)
     exponents = torch.linspace(0, 8, 20, dtype=torch.float64)
     torch.testing.assert_close(composer.inr.encoding.frequencies, (2**exponents).float(), rtol=1e-6, atol=0)
-
-
-def _columns(composer):
-    """Return what every modulated layer asks of the hypernetwork, from the shapes of its heads."""
-    for layer, height in composer.hypernet.heights.items():
-        tokens = composer.hypernet.tokens_per_layer[list(composer.hypernet.heights).index(layer)]
-        yield type("Column", (), {"number": tokens, "height": height})
 
 
 def test_every_experiment_says_what_it_costs():
