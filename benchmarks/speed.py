@@ -180,7 +180,8 @@ def make_contests(composer: TransformerIPC, settings: Settings) -> list[Contest]
     observation, target = Observation(signal), signal.flatten(2).mT.contiguous()
     coords = make_coords(settings)
     with torch.no_grad():
-        weights = {layer: weight.requires_grad_() for layer, (weight, _) in composer.modulate(observation).items()}
+        modulations = composer.modulate(observation)
+    weights = {layer: weight.requires_grad_() for layer, (weight, _) in modulations.items() if weight is not None}
     network = [*composer.inr.parameters(), *weights.values()]
     ours = partial(composer.inr, coords, {layer: (weight, None) for layer, weight in weights.items()})
     return [

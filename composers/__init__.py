@@ -2,8 +2,25 @@
 
 from composers.base import Composer, Evaluation
 from composers.checkpoint import build, load, save
+from composers.functa import Functa
+from composers.inner_settings import InnerLoop
+from composers.learned_init import LearnedInit
+from composers.meta_ipc import MetaIPC
 from composers.refinement import Refinement
 from composers.transformer_ipc import TransformerIPC
 from composers.transinr import TransINR
 
-__all__ = ["Composer", "Evaluation", "Refinement", "TransINR", "TransformerIPC", "build", "load", "save"]
+__all__ = [
+    "Composer",
+    "Evaluation",
+    "Functa",
+    "InnerLoop",
+    "LearnedInit",
+    "MetaIPC",
+    "Refinement",
+    "TransINR",
+    "TransformerIPC",
+    "build",
+    "load",
+    "save",
+]

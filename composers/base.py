@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from lightning import LightningModule
@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from composers.inr import CoordinateMLP, Field, Modulations, UnfoldedMLP
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
-from composers.refinement import NETWORK, Latents, Refinement
+from composers.refinement import NETWORK, Latents, Refinement, outside_inference
 from composers.rendering import PointRenderer, Renderer
 from composers.schedules import WarmupCosine
 from composers.starts import CodeStatistics, measure_training_codes, other_starts
@@ -32,8 +32,9 @@ class Evaluation(TypedDict):
         latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
         values: Reconstructions ``(B, N, C)`` of the query after the same steps.
         metrics: By step, then by metric, one number per instance ``(B,)``.
-        starts: The same metrics of other curves: of refinement from elsewhere, ``mean`` and ``random``, and of all weights and
-            biases instead of the latents, ``network``; empty outside tests.
+        starts: The same metrics of other curves: of refinement from elsewhere, ``mean`` and ``random``, of all weights and
+            biases instead of the latents, ``network``, and of an inner loop from its learned start, ``inner``; empty outside
+            tests.
     """
 
     losses: Tensor | None
@@ -56,7 +57,12 @@ class Composer(LightningModule, ABC):
         optimizer: Makes the optimizer of all parameters; Adam with a rate of 1e-4 if None, as published.
         scheduler: Makes the schedule of the rate, advanced every step; constant if None, as published.
         refinement: Gradient steps on the latents in evaluation; none if None.
+
+    Raises:
+        ValueError: If the network takes weights where biases are composed, or the other way round.
     """
+
+    modulates: ClassVar[Literal["weights", "biases"]] = "weights"
 
     def __init__(
         self,
@@ -69,6 +75,11 @@ class Composer(LightningModule, ABC):
         refinement: Refinement | None = None,
     ) -> None:
         super().__init__()
+        if inr.modulates != self.modulates:
+            raise ValueError(
+                f"{type(self).__name__} composes the {self.modulates} of modulated layers; this network has modulates "
+                f"{inr.modulates}: give its inr modulates {self.modulates}."
+            )
         self.inr = inr
         self.renderer = renderer or PointRenderer()
         self.loss = loss or MeanSquaredError()
@@ -126,10 +137,7 @@ class Composer(LightningModule, ABC):
         self, field_of: Callable[[Latents], Field], latents: Latents, samples: Samples, refinement: Refinement
     ) -> dict[int, Latents]:
         """Fit whatever numbers make a field to samples, and return them after every reported step."""
-        with torch.inference_mode(False):  # what was made in inference mode cannot be differentiated; its clone can
-            fitted = samples._replace(
-                **{name: part.clone() for name, part in samples._asdict().items() if part is not None}
-            )
+        fitted = outside_inference(samples)
 
         def losses(moved: Latents, step: int) -> Tensor:
             seen = refinement.seen(fitted, step)
@@ -141,12 +149,16 @@ class Composer(LightningModule, ABC):
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         evaluation = self._evaluate(batch, "train")
-        assert evaluation["losses"] is not None, "training needs a query with values"
-        loss = evaluation["losses"].mean()
+        loss = self.training_losses(evaluation).mean()
         self.log("train/loss", loss, batch_size=len(batch.names))
         psnr = psnr_of_mse(instance_mse(evaluation["values"][0].detach(), batch.query)).mean()
         self.log("train/psnr", psnr, batch_size=len(batch.names), prog_bar=True)
         return loss
+
+    def training_losses(self, evaluation: Evaluation) -> Tensor:
+        """Return ``(B,)``, whose mean training minimises: the losses, unless a subclass knows better."""
+        assert evaluation["losses"] is not None, "training needs a query with values"
+        return evaluation["losses"]
 
     def validation_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
         """Evaluate a batch, with refinement where ``val`` is one of its stages."""
@@ -204,13 +216,17 @@ class Composer(LightningModule, ABC):
         losses: Tensor | None = None if batch.query.values is None else self.loss(values[0], batch.query)
         measured = stage != "train" and losses is not None
         metrics = {step: self._measure(batch, found) for step, found in values.items() if measured}
-        starts = self._other_curves(batch, predicted) if stage == "test" and refined and measured else {}
+        starts = self._curves(batch, predicted, refined) if stage == "test" and measured else {}
         return Evaluation(losses=losses, latents=latents, values=values, metrics=metrics, starts=starts)
 
-    def _other_curves(self, batch: CoordinateBatch, predicted: Latents) -> dict[str, dict[int, dict[str, Tensor]]]:
+    def _curves(
+        self, batch: CoordinateBatch, predicted: Latents, refined: bool
+    ) -> dict[str, dict[int, dict[str, Tensor]]]:
         """Refine in every other way, one after the other to bound memory, and return its metrics by step."""
-        assert batch.observation.samples is not None
         curves: dict[str, dict[int, dict[str, Tensor]]] = {}
+        if not refined:
+            return curves
+        assert batch.observation.samples is not None
         codes = self.training_codes
         starts = other_starts(self.refinement.starts, codes, predicted, batch.names) if codes else {}
         for start, latents in starts.items():
@@ -270,7 +286,7 @@ class Composer(LightningModule, ABC):
                     f"{type(self.renderer).__name__} has {name} {own}, the data {stated}: leave it out of the config, or give "
                     "both the same."
                 )
-        for module in self.modules():
+        for module in (part for child in self.children() for part in child.modules()):
             shape = getattr(module, "signal_shape", None)
             if shape is not None and (
                 len(shape) != len(data.signal_shape)

@@ -21,7 +21,7 @@ from torch.utils.data import default_collate
 
 from composers.base import Composer, Evaluation
 from composers.hypernet import Hypernetwork
-from composers.refinement import NETWORK
+from composers.refinement import INNER, NETWORK
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -39,7 +39,7 @@ HEADINGS = {
     "over_white": "over white [dB]",
     "lpips": "LPIPS",
 }
-_TITLES = {"prediction": "", NETWORK: f" of {NETWORK}"}
+_TITLES = {"prediction": "", NETWORK: f" of {NETWORK}", INNER: " of the inner loop"}
 
 
 class Column(NamedTuple):
@@ -287,4 +287,9 @@ def main_metric(columns: Iterable[Column]) -> str:
 
 
 _PREDICTED = "0 (predicted)"
-_START_HEADINGS = {"mean": "from the mean code", "random": "from a random start", NETWORK: "of all weights"}
+_START_HEADINGS = {
+    "mean": "from the mean code",
+    "random": "from a random start",
+    NETWORK: "of all weights",
+    INNER: "of the inner loop",
+}

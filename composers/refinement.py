@@ -14,7 +14,14 @@ from datamodules.randomness import generator_at, global_seed
 Latents = dict[str, Tensor]
 STARTS = ("prediction", "mean", "random")
 NETWORK = "network"
-CURVES = (*STARTS, NETWORK)
+INNER = "inner"
+CURVES = (*STARTS, NETWORK, INNER)
+
+
+def outside_inference(samples: Samples) -> Samples:
+    """Return a copy of samples that gradients may flow through, which they may not where inference mode made them."""
+    with torch.inference_mode(False):
+        return samples._replace(**{name: part.clone() for name, part in samples._asdict().items() if part is not None})
 
 
 class Refinement:

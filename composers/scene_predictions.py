@@ -142,7 +142,8 @@ class ScenePredictions(Predictions):
         try:
             found = surface(composer, modulations, 1.5, self.mesh_resolution, self.mesh_level, self.max_memory)
         except ValueError as error:  # a scene without a surface is a result: the others shall be written
-            Console(soft_wrap=True).print(f"No {name}.ply: {error}", markup=False, highlight=False)
+            way = "The program takes it by --trainer.callbacks.mesh_level."
+            Console(soft_wrap=True).print(f"No {name}.ply: {error} {way}", markup=False, highlight=False)
             return f"none: {error}"
         save_ply(found, self.folder / f"{name}.ply")
         return f"{len(found.faces)} faces"

@@ -53,7 +53,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 def _overlaid(composer, samples):
     """Return a composer with one block as the overlay of sound makes it, for signals of so many samples."""
-    lines = [f"_base_: [{CONFIGS / 'composers' / composer}.yaml, {CONFIGS / 'sound.yaml'}]"]
+    lines = [f"_base_: [{CONFIGS / 'composers' / composer}.yaml, {CONFIGS / 'sound.yaml'}, {CONFIGS / 'tokens/sound.yaml'}]"]
     lines += [f"data: {{class_path: {Hum.__module__}.Hum, init_args: {{samples: {samples}}}}}"]
     lines += ["model: {init_args: {transformer: {init_args: {num_blocks: 1}}}}"]
     Path("sound.yaml").write_text("\n".join(lines))

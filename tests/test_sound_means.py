@@ -32,9 +32,9 @@ def sounds(tmp_path, monkeypatch):
     """Return a config of a tiny composer of sounds, with refinement, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "sounds.yaml"
-    base, sound = (REPOSITORY / "configs" / name for name in ("composers/transformer_ipc.yaml", "sound.yaml"))
+    layers = ("composers/transformer_ipc.yaml", "sound.yaml", "tokens/sound.yaml")
     path.write_text(f"""
-_base_: [{base}, {sound}]
+_base_: [{", ".join(str(REPOSITORY / "configs" / layer) for layer in layers)}]
 data: {{class_path: {__name__}.SomeSilence, init_args: {{batch_size: 2}}}}
 trainer: {{accelerator: cpu, max_epochs: 1, log_every_n_steps: 1}}
 model:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composers.inr import CoordinateMLP, Modulations
+from composers.inr import CoordinateMLP, Modulations, num_instances
 
 _NUMBERS_AT_ONCE = 2**22  # activations of one layer; 16 MB
 
@@ -118,14 +118,14 @@ def activation_maps(
         found = hidden_layers(inr, chunk, modulations)
         for layer, wanted in units.items():
             chosen = found[layer][..., list(wanted)].cpu()
-            parts[layer].append(chosen.expand(_num_instances(modulations), -1, -1))
+            parts[layer].append(chosen.expand(num_instances(modulations), -1, -1))
     return {layer: torch.cat(part, 1) for layer, part in parts.items()}
 
 
 def some(modulations: Modulations, instances: slice) -> Modulations:
     """Return the modulations of some instances."""
     return {
-        layer: (weight[instances], None if bias is None else bias[instances])
+        layer: (None if weight is None else weight[instances], None if bias is None else bias[instances])
         for layer, (weight, bias) in modulations.items()
     }
 
@@ -133,9 +133,4 @@ def some(modulations: Modulations, instances: slice) -> Modulations:
 def _chunks(inr: CoordinateMLP, coords: Tensor, modulations: Modulations) -> Iterator[Tensor]:
     """Yield the coordinates in parts that bound the memory of a layer's activations."""
     widest = max(width for sizes in inr.layer_sizes for width in sizes)
-    yield from coords.split(max(1, _NUMBERS_AT_ONCE // (widest * _num_instances(modulations))))
-
-
-def _num_instances(modulations: Modulations) -> int:
-    """Return how many instances have modulations."""
-    return max(len(weight) for weight, _ in modulations.values())
+    yield from coords.split(max(1, _NUMBERS_AT_ONCE // (widest * num_instances(modulations))))

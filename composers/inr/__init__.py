@@ -1,7 +1,7 @@
 """Coordinate networks, which know nothing of Lightning or of data sets."""
 
 from composers.inr.activations import FINER, WIRE, Activation, Gaussian, ReLU, Sine
-from composers.inr.coordinate_mlp import CoordinateMLP, Field, Modulations
+from composers.inr.coordinate_mlp import CoordinateMLP, Field, Modulations, num_instances
 from composers.inr.encodings import Encoding, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
 from composers.inr.unfolded import UnfoldedMLP
 
@@ -20,4 +20,5 @@ __all__ = [
     "ReLU",
     "Sine",
     "UnfoldedMLP",
+    "num_instances",
 ]

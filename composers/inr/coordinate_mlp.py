@@ -14,7 +14,7 @@ from torch.nn import functional
 from composers.inr.activations import Activation, ReLU
 from composers.inr.encodings import Encoding, FourierFeatures, IdentityEncoding
 
-Modulations = Mapping[int, tuple[Tensor, Tensor | None]]
+Modulations = Mapping[int, tuple[Tensor | None, Tensor | None]]
 Field = Callable[[Tensor], Tensor]
 
 
@@ -33,11 +33,14 @@ class CoordinateMLP(nn.Module):
         value_dim: ``C``, channels of a value; stated likewise.
         hidden_dim: Width of the hidden layers, or one width for each of the ``num_layers - 1``.
         num_layers: Layers including the last, at least 1.
-        modulated_layers: Indices of the layers whose weights a composer gives, counted from 0; ``all`` for every layer.
+        modulated_layers: Indices of the layers whose weights a composer gives, counted from 0; ``all`` for every layer,
+            ``hidden`` for all but the last.
         encoding: From coordinates to features; the published Fourier features if None.
         activation: After every layer but the last; ReLU if None.
         normalize_weights: Whether every column of every weight is divided by its L2 norm.
         output_offset: Added to the output: 0.5 for pictures in [0, 1], 0 for audio and scenes.
+        modulates: What a composer gives for the modulated layers: ``weights``, or only ``biases``, the weights then being the
+            network's own.
 
     Raises:
         ValueError: If sizes are missing, out of range or do not fit each other.
@@ -49,11 +52,12 @@ class CoordinateMLP(nn.Module):
         value_dim: int | None = None,
         hidden_dim: int | Sequence[int] = 256,
         num_layers: int = 5,
-        modulated_layers: Sequence[int] | Literal["all"] = (1,),
+        modulated_layers: Sequence[int] | Literal["all", "hidden"] = (1,),
         encoding: Encoding | None = None,
         activation: Activation | None = None,
         normalize_weights: bool = True,
         output_offset: float = 0.5,
+        modulates: Literal["weights", "biases"] = "weights",
     ) -> None:
         super().__init__()
         self.coord_dim = _positive("coord_dim", coord_dim)
@@ -67,10 +71,11 @@ class CoordinateMLP(nn.Module):
         inputs = [self.encoding.width(self.coord_dim), *widths]
         self.layer_sizes = list(zip(inputs, [*widths, self.value_dim], strict=True))
         self.modulated_layers = _layer_indices(modulated_layers, num_layers)
+        self.modulates = modulates
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
         for layer, (fan_in, fan_out) in enumerate(self.layer_sizes):
-            if layer not in self.modulated_layers:
+            if layer not in self.modulated_layers or modulates == "biases":
                 self.weights[str(layer)] = nn.Parameter(self.initial_weight(layer))
             self.biases[str(layer)] = nn.Parameter(self.activation.init_bias_(torch.empty(fan_out), fan_in, layer))
 
@@ -92,8 +97,7 @@ class CoordinateMLP(nn.Module):
 
         Args:
             coords: ``(N, D)`` shared by all instances, or ``(B, N, D)``.
-            modulations: For every modulated layer its weight ``(B, I, O)`` and bias ``(B, O)``; a bias of None means the
-                layer's own.
+            modulations: For every modulated layer its weight ``(B, I, O)`` and bias ``(B, O)``; None means the layer's own.
 
         Returns:
             Values ``(B, N, C)``, in float32.
@@ -105,7 +109,7 @@ class CoordinateMLP(nn.Module):
         hidden: Tensor = self.encoding(coords)  # (N, F) or (B, N, F)
         for layer in range(self.num_layers):
             hidden = self.apply_layer(layer, hidden, modulations)
-        return hidden if hidden.dim() == 3 else hidden.expand(_batch_size(modulations), -1, -1)
+        return hidden if hidden.dim() == 3 else hidden.expand(num_instances(modulations), -1, -1)
 
     def apply_layer(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
         """Return what one layer makes of what the layer before it made; `forward` is the encoding, then all layers in turn.
@@ -134,13 +138,10 @@ class CoordinateMLP(nn.Module):
             modulations: As for `forward`.
 
         Returns:
-            ``(I, O)`` and ``(O,)``, or of a modulated layer ``(B, I, O)`` and ``(O,)`` or ``(B, 1, O)``.
+            ``(I, O)`` and ``(O,)``; of a modulated layer ``(B, I, O)``, if weights are given, and ``(B, 1, O)``, if biases are.
         """
-        bias: Tensor | None
-        if layer in modulations:
-            weight, bias = modulations[layer]
-        else:
-            weight, bias = self.weights[str(layer)], None
+        weight, bias = modulations.get(layer, (None, None))
+        weight = self.weights[str(layer)] if weight is None else weight
         if self.normalize_weights:
             weight = functional.normalize(weight.float(), dim=-2, eps=1e-12)
         return weight, self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
@@ -156,8 +157,10 @@ class CoordinateMLP(nn.Module):
         if weight.dim() == 3:
             hidden = hidden if hidden.dim() == 3 else hidden.expand(weight.shape[0], -1, -1)
             return torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
-        flat = torch.addmm(bias.to(hidden.dtype), hidden.reshape(-1, hidden.shape[-1]), weight.to(hidden.dtype))
-        return flat.view(*hidden.shape[:-1], -1)
+        rows, weight, bias = hidden.reshape(-1, hidden.shape[-1]), weight.to(hidden.dtype), bias.to(hidden.dtype)
+        if bias.dim() == 3:
+            return torch.mm(rows, weight).view(*hidden.shape[:-1], -1) + bias
+        return torch.addmm(bias, rows, weight).view(*hidden.shape[:-1], -1)
 
     def _check(self, coords: Tensor, modulations: Modulations) -> None:
         """Refuse what does not fit this network."""
@@ -172,9 +175,9 @@ class CoordinateMLP(nn.Module):
             )
 
 
-def _batch_size(modulations: Modulations) -> int:
-    """Return the number of instances, for a network without modulated layers 1."""
-    return max((weight.shape[0] for weight, _ in modulations.values()), default=1)
+def num_instances(modulations: Modulations) -> int:
+    """Return the number of instances ``B``, without modulated layers 1."""
+    return max((len(part) for parts in modulations.values() for part in parts if part is not None), default=1)
 
 
 def _positive(name: str, number: int | None) -> int:
@@ -199,10 +202,12 @@ def _hidden_widths(hidden_dim: int | Sequence[int], num_layers: int) -> list[int
     return widths
 
 
-def _layer_indices(modulated_layers: Sequence[int] | Literal["all"], num_layers: int) -> tuple[int, ...]:
+def _layer_indices(modulated_layers: Sequence[int] | Literal["all", "hidden"], num_layers: int) -> tuple[int, ...]:
     """Return the modulated layers in ascending order."""
     if modulated_layers == "all":
         return tuple(range(num_layers))
+    if modulated_layers == "hidden":
+        return tuple(range(num_layers - 1))
     layers = tuple(sorted(set(modulated_layers)))
     if any(isinstance(layer, str) or not 0 <= layer < num_layers for layer in layers):
         raise ValueError(

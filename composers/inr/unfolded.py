@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from composers.inr.coordinate_mlp import CoordinateMLP, Field, Modulations
+from composers.inr.coordinate_mlp import CoordinateMLP, Field, Modulations, num_instances
 
 
 class UnfoldedMLP:
@@ -40,7 +40,7 @@ class UnfoldedMLP:
             normalize_weights=False,
             output_offset=inr.output_offset,
         )
-        instances = next(iter(modulations.values()))[0].shape[0]
+        instances = num_instances(modulations)
         self.latents = {}
         for layer in range(inr.num_layers):
             weight, bias = inr.weight_and_bias(layer, modulations)
