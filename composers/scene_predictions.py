@@ -121,7 +121,8 @@ class ScenePredictions(Predictions):
         save_picture(_page(composer, modulations, scene, self.max_memory), self.folder / f"{code.name}.png")
         self._film(composer, modulations, scene, code.name)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(scene.shape[0])}
-        row |= {"support views": str(shape[0]), "refinement steps": code.facts["refinement steps"]} | numbers
+        steps = {fact: code.facts[fact] for fact in ("inner steps", "refinement steps") if fact in code.facts}
+        row |= {"support views": str(shape[0])} | steps | numbers
         return row | ({"mesh": self._mesh(composer, modulations, code.name)} if self.mesh else {})
 
     def described(self, row: Row) -> tuple[str, ...]:

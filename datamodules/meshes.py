@@ -93,7 +93,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", radius: float = RADIUS) -
         radius: Distance of the farthest corner from the origin.
 
     Raises:
-        ValueError: If the file is missing, of no kind that can be read, damaged, without triangles or without extent, with its
+        ValueError: If the file is missing, of no kind that can be read, damaged, without triangles, extent or area, with its
             name and the way out.
 
     Example:
@@ -104,10 +104,15 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", radius: float = RADIUS) -
         corners = np.stack((corners[..., 0], -corners[..., 2], corners[..., 1]), axis=-1)
     places = corners.reshape(-1, 3)
     corners = corners - (places.min(0) + places.max(0)) / 2
-    extent = float(np.linalg.norm(corners, axis=-1).max())
+    with np.errstate(over="ignore"):  # which is said in words
+        extent = float(np.linalg.norm(corners, axis=-1).max())
     if extent == 0 or not math.isfinite(extent):
         raise ValueError(f"The mesh {path} has no extent that can be scaled ({extent:g}): mend it, or leave it out.")
-    return Mesh((corners * (radius / extent)).astype(np.float32), colours)
+    scaled = corners * (radius / extent)
+    sides = np.diff(scaled, axis=1)
+    if not np.cross(sides[:, 0], sides[:, 1]).any():
+        raise ValueError(f"The mesh {path} has lines for triangles, without any area: mend it, or leave it out.")
+    return Mesh(scaled.astype(np.float32), colours)
 
 
 def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
@@ -118,7 +123,7 @@ def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         transform, name = scene.graph[node]
         part = scene.geometry[name]
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
-            places = part.triangles
+            places = _places(part, path)
             if not (np.isfinite(places).all() and np.isfinite(transform).all()):
                 raise ValueError(f"The mesh {path} has corners that are no finite numbers: mend it, or leave it out.")
             corners.append(places @ transform[:3, :3].T + transform[:3, 3])
@@ -126,6 +131,18 @@ def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     if sum(map(len, corners)) == 0:
         raise ValueError(f"The mesh {path} has no triangles: name a file with faces, or leave it out.")
     return np.concatenate(corners), np.concatenate(colours)
+
+
+def _places(part: trimesh.Trimesh, path: Path) -> NDArray[np.float64]:
+    """Return the corners of the triangles of a part, ``(F, 3, 3)``."""
+    least, most = int(part.faces.min()), int(part.faces.max())
+    if least < 0 or most >= len(part.vertices):
+        raise ValueError(
+            f"The mesh {path} has {len(part.vertices)} vertices, and faces name vertex {least if least < 0 else most}: they "
+            "count from 0. Mend it, or leave it out."
+        )
+    places: NDArray[np.float64] = part.triangles
+    return places
 
 
 def _scene(path: Path) -> trimesh.Scene:

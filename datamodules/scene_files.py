@@ -171,11 +171,7 @@ class SceneFiles(SceneModule):
                     raise
                 self.skipped[str(folder)] = str(error)
         if not self.chosen:
-            reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
-            raise ValueError(
-                f"No scene to predict from in {', '.join(self.scenes) or 'nothing'}: name folders with {' or '.join(_READERS)} "
-                f"in them, or folders of such folders, with --scenes.{reasons}"
-            )
+            raise ValueError(self._none_of_use())
 
     def check_depths(self, name: str, poses: Tensor) -> None:
         """Refuse a scene of another scale than the model's: one around whose origin it does not look.
@@ -210,6 +206,18 @@ class SceneFiles(SceneModule):
             num_workers=self.num_workers,
         )
 
+    def _none_of_use(self) -> str:
+        """Return why there is nothing to predict from."""
+        reasons = list(self.skipped.values())
+        if len(reasons) == 1:
+            return reasons[0]
+        if reasons:
+            return f"None of {len(reasons)} scenes can be used:" + "".join(f"\n  {reason}" for reason in reasons)
+        return (
+            f"No scene to predict from in {', '.join(self.scenes) or 'nothing'}: name folders with {' or '.join(_READERS)} in "
+            "them, or folders of such folders, with --scenes."
+        )
+
     @property
     def _seen(self) -> tuple[int, int]:
         """Rows and columns of the pictures that the model sees."""
@@ -218,7 +226,7 @@ class SceneFiles(SceneModule):
     def _look(self, folder: Path, name: str, renamed: bool) -> None:
         """Read a scene and note what is known of it."""
         scene = read_scene(folder)
-        self.check_depths(scene.name, scene.poses)
+        self.check_depths(str(folder), scene.poses)
         compared = frames_compared(len(scene.pictures), self.support, self.query)
         frames = [*self.support, *(compared or self.support)]
         chosen = ChosenViews(name, scene, frames, drop_alpha=_kind_of(folder) == _OF_SRN)

@@ -25,6 +25,9 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _ORTHONORMAL = 1e-3  # what a rotation may deviate from one
 _LENS = frozenset(("camera_angle_x", "fl_x", "fl_y", "w", "h", "cx", "cy"))  # of all frames, or of one
 _OFF_CENTRE = 0.01  # of a side, by which the optical axis may miss the middle
+_LARGEST = 1e9  # of focal lengths and positions: float32 has neither pixels nor places beyond
+_SMALLEST = 1e-6  # of focal lengths
+_SRN_LENS = 10  # numbers of intrinsics.txt, where it states more than the focal length
 
 Matrices = NDArray[np.float64]
 
@@ -84,8 +87,10 @@ def read_transforms(folder: str | Path) -> Scene:
 def read_srn(folder: str | Path) -> Scene:
     """Read a scene in the layout of scene representation networks; frames in the order of their names.
 
-    ``intrinsics.txt`` begins with the focal length in pixels; ``pose/*.txt`` hold 16 numbers each, camera to world with the
-    axes right, down, forwards, which are turned; ``rgb/*.png`` are the pictures of the same names.
+    ``intrinsics.txt`` begins with the focal length in pixels, and may state the optical axis and the rows and columns that it
+    is for: ``f cx cy 0``, ``0 0 0``, ``1``, ``height width``; focal lengths are scaled to pictures of another size.
+    ``pose/*.txt`` hold 16 numbers each, camera to world with the axes right, down, forwards, which are turned; ``rgb/*.png``
+    are the pictures of the same names.
 
     Args:
         folder: Of the scene.
@@ -110,9 +115,8 @@ def read_srn(folder: str | Path) -> Scene:
             raise ValueError(f"{path} has {len(numbers)} numbers: a pose has 16. Take the scene from its source again.")
         matrices.append(_matrix(numbers.reshape(4, 4), str(path)) * (1.0, -1.0, -1.0, 1.0))
     poses, shape = _poses(matrices, [str(path) for path in files]), _common_shape(pictures)
-    intrinsics = folder / "intrinsics.txt"
-    focal = _positive(next(iter(_numbers(intrinsics)), None), "the focal length, its first number,", str(intrinsics))
-    return Scene(folder.name, pictures, poses, torch.full((len(files), 2), focal), shape)
+    focals = torch.tensor(_srn_focals(folder / "intrinsics.txt", shape))
+    return Scene(folder.name, pictures, poses, focals.expand(len(files), 2), shape)
 
 
 def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:
@@ -177,7 +181,7 @@ def _pictures(folder: Path, named: Sequence[Any]) -> tuple[Path, ...]:
     if missing:
         raise ValueError(
             f"{folder / 'transforms.json'}: {len(missing)} of {len(named)} pictures are missing in {folder}, the first with "
-            f"file_path {missing[0]!r}. Put them there, or take their frames out of the file."
+            f"file_path {missing[0]!r:.100}. Put them there, or take their frames out of the file."
         )
     return tuple(path for path in found if path is not None)
 
@@ -191,14 +195,14 @@ def _picture(folder: Path, named: Any, there: set[str]) -> Path | None:
     if f"{last}.png" in there:
         return folder / f"{last}.png"
     candidates = (folder / last, folder / named, folder / f"{named}.png")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - too long a name is no file
 
 
 def _matrix(found: Any, where: str) -> Matrices:
     """Return the upper three rows of a matrix, 4 x 4 or 3 x 4."""
     try:
         matrix = np.asarray(found, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         matrix = np.zeros(0)
     if matrix.shape not in ((4, 4), (3, 4)):
         raise ValueError(f"{where}: transform_matrix is no matrix of 4 x 4 or 3 x 4 numbers. Export the scene again.")
@@ -213,17 +217,18 @@ def _matrix(found: Any, where: str) -> Matrices:
 def _poses(matrices: Sequence[Matrices], where: Sequence[str]) -> Tensor:
     """Return poses ``(F, 3, 4)`` float32 whose axes are right-handed and orthonormal, or refuse them."""
     poses = np.stack(matrices)
-    axes = poses[:, :, :3]
-    finite: NDArray[np.bool_] = np.asarray(np.isfinite(poses).all((1, 2)))
+    fit = np.abs(poses) <= _LARGEST  # nor is NaN
+    finite: NDArray[np.bool_] = np.asarray(fit.all((1, 2)))
+    axes = np.where(finite[:, None, None], poses[:, :, :3], 0.0)
     deviation = np.abs(axes @ axes.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
-    determinants = np.linalg.det(np.where(finite[:, None, None], axes, 0.0))
+    determinants = np.linalg.det(axes)
     good = finite & (deviation <= _ORTHONORMAL) & (determinants > 0)
     if not good.all():
         worst = int(np.argmin(good))
         found = (
             f"R R^T is off 1 by {deviation[worst]:.3g}, the determinant is {determinants[worst]:.3g}"
             if finite[worst]
-            else f"it holds {_listed(poses[worst][~np.isfinite(poses[worst])][:3])}"
+            else f"it holds {_listed(poses[worst][~fit[worst]][:3])}"
         )
         raise ValueError(
             f"{where[worst]}: the pose is no rotation R with a position: {found}. Poses are camera to world with axes right, "
@@ -247,30 +252,50 @@ def _focals(described: Mapping[str, Any], shape: tuple[int, int], where: str) ->
                 f"{where}: {side} is {stated:g}, the pictures have {height} x {width} pixels (rows x columns): focal lengths "
                 "are for these. Give the pictures that were described, or camera_angle_x instead of fl_x."
             )
-        middle = _positive(described.get(centre, stated / 2), centre, where)
-        if abs(middle / stated - 0.5) > _OFF_CENTRE:
-            raise ValueError(
-                f"{where}: {centre} is {middle:g} where {side} is {stated:g}: the optical axis has to meet the middle of the "
-                "picture. Crop the pictures around it."
-            )
+        _check_centre(described.get(centre, stated / 2), centre, stated, side, where)
     if "fl_x" in described:
         across = _positive(described["fl_x"], "fl_x", where)
         return across, _positive(described.get("fl_y", across), "fl_y", where)
     angle = described.get("camera_angle_x")
     if isinstance(angle, bool) or not isinstance(angle, int | float) or not 0 < angle < math.pi:
-        found = "missing" if angle is None else repr(angle)
+        found = "missing" if angle is None else f"{angle!r:.40}"
         raise ValueError(
             f"{where}: camera_angle_x, the horizontal field of view, is {found}: it is an angle in radians between 0 and "
             "3.1416. Correct it, or give fl_x in pixels."
         )
-    return (focal_length(angle, width),) * 2
+    return (_positive(focal_length(angle, width), f"the focal length of camera_angle_x {angle:g}", where),) * 2
+
+
+def _srn_focals(path: Path, shape: tuple[int, int]) -> tuple[float, float]:
+    """Return the focal lengths that ``intrinsics.txt`` states, along columns and rows of pictures of a shape."""
+    numbers = _numbers(path).tolist()
+    focal = _positive(next(iter(numbers), None), "the focal length, its first number,", str(path))
+    if len(numbers) != _SRN_LENS:
+        return focal, focal
+    height, width = (
+        _positive(number, name, str(path)) for number, name in zip(numbers[8:], ("height", "width"), strict=True)
+    )
+    _check_centre(numbers[1], "cx", width, "width", str(path))
+    _check_centre(numbers[2], "cy", height, "height", str(path))
+    return focal * shape[1] / width, focal * shape[0] / height
+
+
+def _check_centre(middle: Any, centre: str, stated: float, side: str, where: str) -> None:
+    """Refuse an optical axis that misses the middle of the picture."""
+    middle = _positive(middle, centre, where)
+    if abs(middle / stated - 0.5) > _OFF_CENTRE:
+        raise ValueError(
+            f"{where}: {centre} is {middle:g} where {side} is {stated:g}: the optical axis has to meet the middle of the "
+            "picture. Crop the pictures around it."
+        )
 
 
 def _positive(found: Any, name: str, where: str) -> float:
-    """Return a number above 0."""
-    if isinstance(found, bool) or not isinstance(found, int | float) or not (found > 0 and math.isfinite(found)):
+    """Return a number of pixels."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not _SMALLEST <= found <= _LARGEST:
         raise ValueError(
-            f"{where}: {name} is {found!r}; it is a number of pixels above 0. Correct it, or export again."
+            f"{where}: {name} is {found!r:.40}; it is a number of pixels above 0, up to {_LARGEST:g}. Correct it, or export "
+            "again."
         )
     return float(found)
 

@@ -126,6 +126,20 @@ def test_two_meshes_of_one_name_and_no_meshes_are_refused(tmp_path):
 
 
 TRIANGLE = "v 0 0 0\nv 1 0 0\nv 1 1 0\n"
+PLY = """ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 1
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+1 1 0
+3 {}
+"""
 
 
 BROKEN = {
@@ -139,6 +153,10 @@ BROKEN = {
     "nan.obj": (f"v nan 0 0\n{TRIANGLE}f 1 2 3\n", "no finite numbers"),
     "infinite.obj": (f"v 0 inf 0\n{TRIANGLE}f 1 2 3\n", "no finite numbers"),
     "point.obj": (f"{TRIANGLE}f 1 1 1\n", "has no extent"),
+    "line.obj": (f"{TRIANGLE}f 1 2 1\n", "has lines for triangles"),
+    "large.obj": (f"v 1e200 0 0\n{TRIANGLE}f 1 2 4\n", r"has no extent that can be scaled \(inf\)"),
+    "beyond.ply": (PLY.format("0 1 9"), "has 3 vertices, and faces name vertex 9"),
+    "before.ply": (PLY.format("0 -9 1"), "has 3 vertices, and faces name vertex -9"),
 }
 
 

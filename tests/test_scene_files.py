@@ -198,16 +198,20 @@ def test_scenes_of_no_use_are_skipped_with_the_reason():
     assert "in/few has 2 frame(s), and frame 3 is asked for: they count from 0" in data.skipped["in/few"]
     assert "r_3.png" in data.skipped["in/damaged"]
     assert (
-        "The cameras of huge are 400 to 400 from the origin, and the model looks at depths from 2 to 6, where nothing around "
-        "the origin is: scale the positions in its poses." in data.skipped["in/huge"]
+        "The cameras of in/huge are 400 to 400 from the origin, and the model looks at depths from 2 to 6, where nothing "
+        "around the origin is: scale the positions in its poses." in data.skipped["in/huge"]
     )
     assert "transforms.json" in data.skipped["in/text"]
     with pytest.raises(ValueError, match="damaged"):
         _data("in", query=[3], on_bad_scene="raise")
     with pytest.raises(
-        ValueError, match=r"No scene to predict from in in/few: name folders with transforms.json or(.|\n)*few"
+        ValueError, match=r"^in/few has 2 frame\(s\), and frame 3 is asked for: .* with --support .*\.$"
     ):
         _data("in/few", query=[3])
+    with pytest.raises(
+        ValueError, match=r"^None of 2 scenes can be used:\n  in/few has 2 .*\n  in/text/transforms\.json is"
+    ):
+        _data("in/few", "in/text", query=[3])
 
 
 def test_depths_that_nobody_knows():

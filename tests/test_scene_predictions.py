@@ -131,7 +131,7 @@ def test_scenes_without_truth(tmp_path, capsys):
     assert re.search(r"a +. 16 x 16 +. +2 +. +- +. +- ", told)
 
 
-def test_a_mesh_where_asked_for(tmp_path):
+def test_a_mesh_where_asked_for(tmp_path, capsys):
     batch = scene_batch((0.8, 0.05), names=["ball", "speck"])
     _predicted(tmp_path, [batch], Balls(steps=0), mesh=True, mesh_resolution=48)
     mesh = trimesh.load(tmp_path / "out" / "ball.ply", process=False)
@@ -143,6 +143,8 @@ def test_a_mesh_where_asked_for(tmp_path):
     _predicted(tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16)
     assert _rows(tmp_path)["veil"]["mesh"].startswith("none: There is no surface of density 346.4 within 1.5")
     assert not (tmp_path / "out" / "veil.ply").exists()
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"No veil\.ply: There is .* Give a level .* takes it by --trainer\.callbacks\.mesh_level\.", told)
     _predicted(
         tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16, mesh_level=1
     )

@@ -156,6 +156,17 @@ def test_a_scene_of_scene_representation_networks(tmp_path):
     torch.testing.assert_close(scene.focals, torch.full((6, 2), 8.8))
 
 
+@pytest.mark.parametrize(
+    ("stated", "wanted"),
+    [("9", (9, 9)), ("9 3 4 0", (9, 9)), ("36 16 8 0\n0 0 0\n1\n16 32", (9, 18))],
+    ids=["focal", "short", "another-size"],
+)
+def test_focal_lengths_are_scaled_to_the_pictures(tmp_path, stated, wanted):
+    folder = write_srn(tmp_path / "car")
+    (folder / "intrinsics.txt").write_text(stated)
+    assert read_srn(folder).focals.tolist() == [list(wanted)] * 6
+
+
 @pytest.mark.parametrize("read", [read_transforms, read_srn])
 def test_reading_a_scene_decodes_nothing(tmp_path, monkeypatch, read):
     folder = (write_scene if read is read_transforms else write_srn)(tmp_path / "a")
@@ -194,6 +205,15 @@ def _not_a_number(matrix):
     return matrix
 
 
+def _beyond(matrix):
+    matrix[2, 3] = 1e300
+    return matrix
+
+
+def _too_many_digits(matrix):
+    return np.array([*matrix.tolist()[:3], [0, 0, 0, 10**400]], dtype=object)
+
+
 def _slightly_off(matrix):
     matrix[0, 0] += 0.01
     return matrix
@@ -229,6 +249,10 @@ BROKEN = {
         lambda folder: (folder / "r_3.png").unlink(),
         r"transforms\.json: 1 of 6 pictures are missing in .*, the first with file_path '\./elsewhere/r_3'",
     ),
+    "long": (
+        lambda folder: _frame(folder, file_path="x" * 4000),
+        r"1 of 6 pictures are missing in .* file_path 'x{99}\. Put",
+    ),
     "unnamed": (lambda folder: _frame(folder, file_path=None), r"1 of 6 pictures are missing .* file_path None"),
     "size": (_size, r"r_3\.png has 8 x 9 pixels, r_0\.png has 8 x 8: the pictures of a scene have one size"),
     "no size": (_empty_picture, r"r_3\.png has 8 x 0 pixels: take it from its source again"),
@@ -245,6 +269,15 @@ BROKEN = {
     "angle nan": (lambda folder: describe(folder, camera_angle_x=float("nan")), "camera_angle_x, .* is nan"),
     "focal 0": (lambda folder: describe(folder, fl_x=0), "frame 0: fl_x is 0; it is a number of pixels above 0"),
     "focal inf": (lambda folder: _frame(folder, fl_x=9, fl_y=float("inf")), "frame 2: fl_y is inf"),
+    "focal of too many digits": (lambda folder: describe(folder, fl_x=10**400), "frame 0: fl_x is 10{39}; it is"),
+    "focal too small": (
+        lambda folder: describe(folder, fl_x=1e-300),
+        "frame 0: fl_x is 1e-300; it is a number of pixels",
+    ),
+    "angle too small": (
+        lambda folder: describe(folder, camera_angle_x=1e-300),
+        r"frame 0: the focal length of camera_angle_x 1e-300 is 7\.9+e\+300; it is a number of pixels",
+    ),
     "width": (lambda folder: describe(folder, fl_x=90, w=80), r"frame 0: w is 80, the pictures have 8 x 8 pixels"),
     "centre": (lambda folder: describe(folder, cx=3), r"frame 0: cx is 3 where w is 8: the optical axis"),
     "no matrix": (
@@ -259,6 +292,8 @@ BROKEN = {
     "mirrored": (_matrix(_mirrored), r"frame 2: .* no rotation R .* the determinant is -1"),
     "off": (_matrix(_slightly_off), r"frame 2: .* no rotation R .*: R R\^T is off 1 by 0\.0"),
     "nan": (_matrix(_not_a_number), "frame 2: .* no rotation R with a position: it holds nan"),
+    "beyond": (_matrix(_beyond), r"frame 2: .* no rotation R with a position: it holds 1e\+300"),
+    "too many digits": (_matrix(_too_many_digits), "frame 2: transform_matrix is no matrix of 4 x 4"),
 }
 
 
@@ -290,7 +325,10 @@ BROKEN_SRN = {
     "words": (_text("pose/000001.txt", "one"), r"000001\.txt holds other things than numbers"),
     "no rotation": (_text("pose/000001.txt", "2 " * 12 + "0 0 0 1"), r"000001\.txt: the pose is no rotation"),
     "no focal": (_text("intrinsics.txt", ""), r"intrinsics\.txt: the focal length, its first number, is None"),
-    "focal": (_text("intrinsics.txt", "-3 4 4"), r"intrinsics\.txt: the focal length, .*, is .*-3"),
+    "focal": (_text("intrinsics.txt", "-3 4 4"), r"intrinsics\.txt: the focal length, .*, is -3\.0; it is a number"),
+    "large": (_text("intrinsics.txt", "1e300"), r"intrinsics\.txt: the focal length, .*, is 1e\+300; it is a number"),
+    "off centre": (_text("intrinsics.txt", "9 4 3 0 0 0 0 1 8 8"), r"intrinsics\.txt: cy is 3 where height is 8: the"),
+    "no height": (_text("intrinsics.txt", "9 4 4 0 0 0 0 1 0 8"), r"intrinsics\.txt: height is 0\.0; it is a number"),
     "unknown": (lambda folder: (folder / "intrinsics.txt").unlink(), r"intrinsics\.txt cannot be read: No such file"),
 }
 

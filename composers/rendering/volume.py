@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -93,8 +94,8 @@ class VolumeRenderer(RayRenderer):
             return self._render(field, rays)
         instances = rays.shape[0] if rays.dim() == 3 else 1
         points = instances * (self.samples_per_ray + self.importance_samples)
-        parts = [self._render(field, chunk) for chunk in rays.split(max(1, self.chunk_size // points), dim=-2)]
-        return Rendered(*(torch.cat(found, dim=1) for found in zip(*parts, strict=True)))
+        chunks = rays.split(max(1, self.chunk_size // points), dim=-2)
+        return _joined((self._render(field, chunk) for chunk in chunks), rays.shape[-2])
 
     def _render(self, field: Field, rays: Tensor) -> Rendered:
         """Render some rays."""
@@ -156,6 +157,23 @@ class VolumeRenderer(RayRenderer):
             colours = (weights.unsqueeze(-1) * found[..., :3].sigmoid()).sum(dim=-2)
             depth = (weights * depths).sum(dim=-1) + missed * far
             return Rendered(colours + missed.unsqueeze(-1) * self.background, depth, opacity)
+
+
+def _joined(parts: Iterable[Rendered], count: int) -> Rendered:
+    """Return what was rendered of so many rays, each part written to its place at once.
+
+    Small results that are kept between large work leave memory in holes, more with every view.
+    """
+    whole: list[Tensor] = []
+    start = 0
+    for part in parts:
+        found = [one for one in part if one is not None]
+        whole = whole or [one.new_empty(len(one), count, *one.shape[2:]) for one in found]
+        stop = start + part.values.shape[1]
+        for place, one in zip(whole, found, strict=True):
+            place[:, start:stop] = one
+        start = stop
+    return Rendered(*whole)
 
 
 def inverse_cdf(depths: Tensor, weights: Tensor, quantiles: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The integral along rays against loops over rays and samples, closed forms, and where samples lie."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -336,6 +337,25 @@ def test_chunks_bound_the_points_of_all_instances(shape, sizes):
     with torch.inference_mode():
         VolumeRenderer(2.0, 6.0, 10, importance_samples=10, chunk_size=1)(field, _rays(1, 2))
     assert seen == [10, 20] * 2
+
+
+def test_what_chunks_gave_is_not_kept(monkeypatch):
+    kept, most = [], 0
+    render = VolumeRenderer._render
+
+    def rendered(self, field, rays):
+        nonlocal most
+        most = max(most, sum(found() is not None for found in kept))
+        found = render(self, field, rays)
+        kept.append(weakref.ref(found.values))
+        return found
+
+    monkeypatch.setattr(VolumeRenderer, "_render", rendered)
+    with torch.no_grad():
+        found = VolumeRenderer(2.0, 6.0, samples_per_ray=5, chunk_size=10)(_smooth, _rays(1, 41))
+    assert found.shape == (1, 41, 3)
+    assert len(kept) == 21
+    assert most <= 1
 
 
 def test_compositing_is_exact_under_autocast():
