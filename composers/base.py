@@ -17,7 +17,7 @@ from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.refinement import NETWORK, Latents, Refinement, outside_inference
 from composers.rendering import PointRenderer, Renderer
-from composers.schedules import WarmupCosine
+from composers.schedules import RunSchedule
 from composers.starts import CodeStatistics, measure_training_codes, other_starts
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
@@ -180,8 +180,10 @@ class Composer(LightningModule, ABC):
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
-        if isinstance(scheduler, WarmupCosine):
-            scheduler.total_steps = scheduler.total_steps or int(self.trainer.estimated_stepping_batches)
+        if isinstance(scheduler, RunSchedule):
+            self.trainer.fit_loop.setup_data()  # or nobody has counted the batches yet
+            per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            scheduler.tell(self.trainer.estimated_stepping_batches, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:

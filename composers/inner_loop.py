@@ -38,9 +38,10 @@ def adapt(
         step_size: A number, one tensor per latent that broadcasts with it, or a function of the latents and the step that
             returns such tensors.
         create_graph: Whether to keep the graph of the gradients and the step sizes, for exact gradients of second order.
-            Without it, they count as constants (first order).
+            Without it, gradients count as constants (first order), and step sizes do not depend on the latents.
         recompute: Whether to compute every step again in the backward pass rather than to store what it needs: memory then
-            hardly depends on the number of steps, for about a third more time.
+            hardly depends on the number of steps, for about a third more time. Inside ``torch.compile`` it counts for
+            nothing: the compiler chooses itself what to store.
 
     Returns:
         The latents after the last step, and the losses ``(steps + 1, B)`` before every step and after the last, detached.
@@ -57,7 +58,7 @@ def adapt(
     """
     losses = []
     for step in range(steps):
-        if recompute and create_graph:
+        if recompute and create_graph and not torch.compiler.is_compiling():
             latents, loss = checkpoint(_step, loss_fn, latents, step, step_size, create_graph, use_reentrant=False)
         else:
             latents, loss = _step(loss_fn, latents, step, step_size, create_graph)

@@ -62,6 +62,8 @@ class InnerLoop(nn.Module):
             )
         if unknown := set(learned_lr) - {"step", "parameter"}:
             raise ValueError(f"learned_lr names {sorted(unknown)}; allowed are step and parameter.")
+        if choose not in ("random", "error"):
+            raise ValueError(f"choose is {choose}; allowed are random and error.")
         if any(step < 0 for step in report):
             raise ValueError(f"report is {list(report)}; steps count from 0.")
         self.steps = steps
@@ -99,8 +101,28 @@ class InnerLoop(nn.Module):
                 sizes[name] = sizes[name] * factors[min(step, len(factors) - 1)]
         return sizes
 
+    def draws(
+        self, samples: Samples, steps: Sequence[int], *, training: bool, address: Sequence[int] = ()
+    ) -> list[Tensor | None]:
+        """Return for every step the indices ``(K,)`` of the samples drawn for it, None where samples are not drawn.
+
+        They are drawn before the loop, because nothing can draw at an address within a graph that is compiled.
+
+        Args:
+            samples: Of all instances.
+            steps: Numbers of the steps.
+            training: Whether the settings of training count.
+            address: Of the draws, which besides depend on the seed of the run and the step alone.
+        """
+        count = self._count(training)
+        if count == "all" or self.choose == "error":
+            return [None] * len(steps)
+        total, device = samples.coords.shape[-2], samples.coords.device
+        generators = [generator_at(global_seed(), "inner loop", *address, step, device=device) for step in steps]
+        return [torch.randint(total, (count,), generator=generator, device=device) for generator in generators]
+
     def chosen(
-        self, samples: Samples, predict: Callable[[Tensor], Tensor], *, training: bool, address: Sequence[int]
+        self, samples: Samples, predict: Callable[[Tensor], Tensor], *, training: bool, drawn: Tensor | None
     ) -> Samples:
         """Return the samples that a step looks at.
 
@@ -108,17 +130,18 @@ class InnerLoop(nn.Module):
             samples: Of all instances, with values.
             predict: From coordinates to values as the latents are now; asked only where samples are chosen by error.
             training: Whether the settings of training count.
-            address: Of the random draw, which besides depends on the seed of the run alone.
+            drawn: What `draws` returned for this step.
         """
-        count = self.samples_per_step if training else self.test_samples_per_step
-        total = samples.coords.shape[-2]
-        if count == "all" or (self.choose == "error" and count >= total):
+        if drawn is not None:
+            return _taken(samples, drawn)
+        count = self._count(training)
+        if count == "all" or count >= samples.coords.shape[-2]:
             return samples
-        if self.choose == "random":
-            device = samples.coords.device
-            generator = generator_at(global_seed(), "inner loop", *address, device=device)
-            return _taken(samples, torch.randint(total, (count,), generator=generator, device=device))
         return _worst(samples, predict(samples.coords), count)
+
+    def _count(self, training: bool) -> int | Literal["all"]:
+        """Return how many samples a step looks at."""
+        return self.samples_per_step if training else self.test_samples_per_step
 
 
 def _key(name: str) -> str:

@@ -32,7 +32,8 @@ class LearnedInit(MetaLearned):
         common: What `MetaLearned` takes besides.
 
     Raises:
-        ValueError: If the network has no modulated layers, or if Reptile is to learn what the inner loop does not adapt.
+        ValueError: If the network has no modulated layers, ``outer`` has another name, or Reptile is to learn what the inner
+            loop does not adapt.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class LearnedInit(MetaLearned):
         **common: Any,
     ) -> None:
         super().__init__(inr, inner_loop, **common)
+        if outer not in ("maml", "reptile"):
+            raise ValueError(f"outer is {outer}; allowed are maml and reptile.")
         self.adapt_biases = adapt_biases
         self.outer = outer
         self.weights = nn.ParameterDict(
@@ -91,7 +94,7 @@ class LearnedInit(MetaLearned):
         pull = torch.zeros_like(losses)
         for name, start in self.start().items():
             pull = pull + (start * (start - evaluation["latents"][0][name]).detach()).flatten(1).sum(1)
-        return losses.detach() + pull - pull.detach()
+        return losses.detach() + (pull - pull.detach())  # the difference is exactly 0
 
 
 def _initial_weight(inr: CoordinateMLP, layer: int) -> Tensor:

@@ -110,7 +110,7 @@ class MetaLearned(Composer):
         """Return the latents after the inner loop of training, attached to all that they depend on unless under ``no_grad``."""
         settings = self.inner_loop
         latents, losses = adapt(
-            self._losses(samples, training=True),
+            self._losses(samples, range(settings.steps + 1), training=True),
             self._starts(samples),
             steps=settings.steps,
             step_size=lambda latents, step: settings.step_sizes(self.step_scales(latents), step),
@@ -181,15 +181,16 @@ class MetaLearned(Composer):
         instances = len(samples.values)
         return {name: latent.expand(instances, *latent.shape) for name, latent in self.start().items()}
 
-    def _losses(self, samples: Samples, *, training: bool, done: int = 0) -> LossFunction:
-        """Return the loss of the inner loop, which after ``done`` steps goes on."""
+    def _losses(self, samples: Samples, steps: Sequence[int], *, training: bool) -> LossFunction:
+        """Return the loss of an inner loop whose steps have these numbers."""
+        settings = self.inner_loop
+        drawn = settings.draws(samples, steps, training=training, address=(self.global_step,) if training else ())
 
         def losses(latents: Latents, step: int) -> Tensor:
             field = self.inr.bind(self.compose(latents))
-            address = (self.global_step, done + step) if training else (done + step,)
             with torch.no_grad():
-                seen = self.inner_loop.chosen(
-                    samples, lambda coords: self.renderer(field, coords), training=training, address=address
+                seen = settings.chosen(
+                    samples, lambda coords: self.renderer(field, coords), training=training, drawn=drawn[step]
                 )
             found: Tensor = self.loss(self.renderer(field, seen.coords), seen)
             return found
@@ -199,7 +200,7 @@ class MetaLearned(Composer):
     def _continue(self, latents: Latents, samples: Samples, done: int, until: int) -> tuple[Latents, Tensor]:
         """Take the steps of evaluation from one number of steps to another."""
         return adapt(
-            self._losses(samples, training=False, done=done),
+            self._losses(samples, range(done, until + 1), training=False),
             latents,
             steps=until - done,
             step_size=lambda latents, step: self.inner_loop.step_sizes(self.step_scales(latents), done + step),

@@ -23,7 +23,7 @@ CAMERA = Camera((32, 48), (48.0, 48.0), 4.0)
 class Fields(torch.nn.Module):
     """Stands where a coordinate network does: a ball with a pole on top, red towards +x and blue towards -x."""
 
-    coord_dim, value_dim, layer_sizes = 3, 4, ((3, 16), (16, 4))
+    coord_dim, value_dim, layer_sizes, modulates = 3, 4, ((3, 16), (16, 4)), "weights"
 
     def bind(self, modulations):
         radius = modulations[0][0]  # (B, 1)

@@ -71,6 +71,8 @@ class CoordinateMLP(nn.Module):
         inputs = [self.encoding.width(self.coord_dim), *widths]
         self.layer_sizes = list(zip(inputs, [*widths, self.value_dim], strict=True))
         self.modulated_layers = _layer_indices(modulated_layers, num_layers)
+        if modulates not in ("weights", "biases"):
+            raise ValueError(f"modulates is {modulates}; allowed are weights and biases.")
         self.modulates = modulates
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
@@ -208,9 +210,12 @@ def _layer_indices(modulated_layers: Sequence[int] | Literal["all", "hidden"], n
         return tuple(range(num_layers))
     if modulated_layers == "hidden":
         return tuple(range(num_layers - 1))
+    if isinstance(modulated_layers, str):
+        raise ValueError(f"modulated_layers is {modulated_layers}; by name, all and hidden are allowed.")
     layers = tuple(sorted(set(modulated_layers)))
     if any(isinstance(layer, str) or not 0 <= layer < num_layers for layer in layers):
         raise ValueError(
-            f"modulated_layers is {list(modulated_layers)}; with {num_layers} layers it may hold 0 to {num_layers - 1}."
+            f"modulated_layers is {list(modulated_layers)}; with {num_layers} layers it may hold 0 to {num_layers - 1}, or be "
+            "all or hidden."
         )
     return layers

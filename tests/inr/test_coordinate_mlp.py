@@ -272,3 +272,96 @@ def test_modulations_and_coordinates_that_do_not_fit_are_refused(make_inr, make_
         other(torch.rand(N, 2), make_modulations(inr, B))
     with pytest.raises(ValueError, match="coords have 3 dimensions, this network takes 2"):
         inr(torch.rand(N, 3), make_modulations(inr, B))
+
+
+# Networks of which only biases are modulated
+
+
+def _naive_biased(inr, coords, modulations, num_instances):
+    """Return the values ``(B, N, C)`` of a network with modulated biases by loops over instances, layers and columns."""
+    values = []
+    for instance in range(num_instances):
+        hidden = inr.encoding(coords[instance] if coords.dim() == 3 else coords).detach().double()
+        for layer in range(inr.num_layers):
+            weight, bias = inr.weights[str(layer)].detach().double(), inr.biases[str(layer)].detach().double()
+            if layer in modulations and modulations[layer][1] is not None:
+                bias = modulations[layer][1][instance].double()
+            columns = []
+            for column, shift in zip(weight.unbind(1), bias, strict=True):
+                length = column.square().sum().sqrt() if inr.normalize_weights else 1
+                columns.append(hidden @ (column / length) + shift)
+            hidden = torch.stack(columns, dim=1)
+            if layer < inr.num_layers - 1:
+                hidden = hidden.clamp(min=0)
+        values.append(hidden + inr.output_offset)
+    return torch.stack(values)
+
+
+def _shifts(inr, num_instances):
+    """Return random biases for every modulated layer."""
+    return {layer: (None, torch.randn(num_instances, inr.layer_sizes[layer][1])) for layer in inr.modulated_layers}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("modulated", ["hidden", "all", (0,), (2,), (3,), (1, 3)], ids=str)
+def test_modulated_biases_equal_a_loop(make_inr, coords, modulated, normalize):
+    inr = make_inr(modulates="biases", modulated_layers=modulated, normalize_weights=normalize)
+    modulations = _shifts(inr, B)
+    values = inr(coords, modulations)
+    assert values.shape == (B, N, 3)
+    _assert_equal(values, _naive_biased(inr, coords, modulations, B))
+    if coords.dim() == 2:
+        torch.testing.assert_close(inr(coords.expand(B, N, 2), modulations), values, atol=1e-5, rtol=0)
+
+
+def test_one_of_two_modulated_biases_may_be_its_own(make_inr, coords):
+    inr = make_inr(modulates="biases", modulated_layers=(1, 2))
+    modulations = _shifts(inr, B) | {1: (None, None)}
+    _assert_equal(inr(coords, modulations), _naive_biased(inr, coords, modulations, B))
+
+
+def test_modulated_biases_leave_it_all_its_weights(make_inr):
+    inr = make_inr(modulates="biases", modulated_layers="hidden")
+    assert inr.modulated_layers == (0, 1, 2)
+    assert set(inr.weights) == set(inr.biases) == {"0", "1", "2", "3"}
+    assert set(make_inr(modulated_layers="hidden").weights) == {"3"}
+    assert make_inr(modulated_layers="hidden", num_layers=1).modulated_layers == ()
+
+
+def test_gradients_of_modulated_biases_stay_with_their_instance(make_inr, coords):
+    inr = make_inr(modulates="biases", modulated_layers="hidden")
+    modulations = _shifts(inr, B)
+    leaves = [bias.requires_grad_() for _, bias in modulations.values()]
+    values = inr(coords, modulations)
+    for instance in range(B):
+        for gradient in torch.autograd.grad(values[instance].square().sum(), leaves, retain_graph=True):
+            assert gradient[instance].any()
+            assert not gradient[[other for other in range(B) if other != instance]].any()
+
+
+def test_modulated_biases_share_what_comes_before_them(make_inr):
+    inr = make_inr(modulates="biases", modulated_layers=(2,))
+    with FlopCounterMode(display=False) as counter:
+        inr(torch.rand(N, 2), _shifts(inr, 4))
+    shared, own = inr.layer_sizes[:3], inr.layer_sizes[3:]  # the product of the modulated layer itself is shared too
+    assert counter.get_total_flops() == sum(2 * N * i * o for i, o in shared) + sum(8 * N * i * o for i, o in own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modulates": "scales"}, "modulates is scales; allowed are weights and biases"),
+        ({"modulated_layers": "hiden"}, "modulated_layers is hiden; by name, all and hidden are allowed"),
+        ({"modulated_layers": (4,)}, "it may hold 0 to 3, or be all or hidden"),
+    ],
+    ids=str,
+)
+def test_names_that_mean_nothing_are_refused(make_inr, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_inr(**changes)
+
+
+def test_modulated_biases_for_other_layers_are_refused(make_inr):
+    inr, other = make_inr(modulates="biases", modulated_layers="hidden"), make_inr(modulates="biases")
+    with pytest.raises(ValueError, match=r"layers \[1\], this network takes them for \[0, 1, 2\]"):
+        inr(torch.rand(N, 2), _shifts(other, B))
