@@ -2,7 +2,8 @@
 
 ``python -m composers.released epoch300_model.pt ipc.ckpt`` converts a checkpoint of kakaobrain/ginr-ipc, whose ``config.yaml``
 lies beside it, or one of yinboc/trans-inr, which holds its own config; ``composers.load("ipc.ckpt")`` then rebuilds the model.
-Hypernetworks for pictures, audio and views are read. Every option and every weight is used, or refused by its name.
+Hypernetworks for pictures, audio and views are read, and meta-learned models of pictures. Every option and every weight is
+used, or refused by its name.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.checkpoint import build
-from composers.released import ginr_ipc, trans_inr
+from composers.meta_learned import MetaLearned
+from composers.released import ginr_ipc, meta_inr, trans_inr
 from composers.released.layout import fill, unwrap
 
 __all__ = ["from_released", "from_trans_inr"]
 
 
-def from_released(state_dict: Mapping[str, Tensor], arch: Mapping[str, Any]) -> Composer:
+def from_released(state_dict: Mapping[str, Tensor], arch: Mapping[str, Any], size: int | None = None) -> Composer:
     """Return the composer that computes what a model of kakaobrain/ginr-ipc computes, ready for evaluation.
 
     Args:
         state_dict: The ``state_dict`` or ``state_dict_ema`` of a checkpoint.
         arch: The section ``arch`` of its config, as plain data; what it leaves out has the released default.
+        size: Only for meta-learned models: pixels along each side of the pictures of training, at which pictures are then
+            predicted. No ``arch`` says it, and the weights are the same for any; without it nothing is predicted from files.
 
     Raises:
         ValueError: If the model is of a kind, or has an option, that this version does not read, or if weights are
             missing, unknown or of another shape than ``arch`` says.
     """
-    return fill(build(ginr_ipc.composer_config(arch)), unwrap(state_dict), ginr_ipc.NAMES)
+    composer = build(ginr_ipc.composer_config(arch, size))
+    return fill(composer, unwrap(state_dict), meta_inr.NAMES if isinstance(composer, MetaLearned) else ginr_ipc.NAMES)
 
 
 def from_trans_inr(model: Mapping[str, Any], views: int | None = None) -> Composer:

@@ -44,6 +44,12 @@ def main(args: list[str] | None = None) -> None:
         type=int,
         help="views at a time of a model of views of trans-inr, whose checkpoints do not say; 1 if left out",
     )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="pixels along each side of the pictures that a meta-learned model of ginr-ipc was trained on, which its config "
+        "does not say in numbers; needed to predict from files",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace dst if it exists")
     try:
         _convert(**vars(parser.parse_args(args)))
@@ -51,18 +57,20 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def _convert(src: Path, dst: Path, config: Path | None, ema: bool, views: int | None, overwrite: bool) -> None:
+def _convert(
+    src: Path, dst: Path, config: Path | None, ema: bool, views: int | None, size: int | None, overwrite: bool
+) -> None:
     """Convert a checkpoint and say what was written."""
     if dst.resolve() == src.resolve() or dst.is_dir() or (dst.exists() and not overwrite):
         raise ValueError(f"{dst} exists: name another file, or replace a file that is not SRC with --overwrite.")
     try:
-        composer = _composer(_read(src), src, config, ema, views)
+        composer = _composer(_read(src), src, config, ema, views, size)
     except ValueError as error:
         raise ValueError(f"{src} cannot be converted: {error}") from error
     _write(composer, dst)
-    size = sum(parameter.numel() for parameter in composer.parameters())
+    parameters = sum(parameter.numel() for parameter in composer.parameters())
     average = ", averages of the weights" if ema else ""
-    print(f"Wrote {dst}: {type(composer).__name__}, {size:,} parameters{average}.")
+    print(f"Wrote {dst}: {type(composer).__name__}, {parameters:,} parameters{average}.")
     print(f'Next: python -c "import composers; print(composers.load({str(dst)!r}))"')
 
 
@@ -81,13 +89,18 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _composer(content: Mapping[str, Any], src: Path, config: Path | None, ema: bool, views: int | None) -> Composer:
+def _composer(
+    content: Mapping[str, Any], src: Path, config: Path | None, ema: bool, views: int | None, size: int | None
+) -> Composer:
     """Return the composer of what a checkpoint of either code holds."""
     if "composer" in content:
         raise ValueError("it is a checkpoint of this software already: composers.load reads it.")
     if isinstance(content.get("model"), Mapping):
-        if config or ema:
-            raise ValueError("it is of yinboc/trans-inr, with a config and no average: leave --config and --ema out.")
+        if config or ema or size is not None:
+            raise ValueError(
+                "it is of yinboc/trans-inr, with a config that says the size, and no average: leave --config, --ema and --size "
+                "out."
+            )
         return from_trans_inr(content["model"], views)
     if views is not None:
         raise ValueError("it is of kakaobrain/ginr-ipc, whose config says how many views: leave --views out.")
@@ -97,7 +110,7 @@ def _composer(content: Mapping[str, Any], src: Path, config: Path | None, ema: b
             f"it has no {key} but {', '.join(map(str, content))}: name a checkpoint of ginr-ipc or trans-inr, and --ema only "
             "where an average was kept."
         )
-    return from_released(content[key], _arch(config or src.parent / "config.yaml"))
+    return from_released(content[key], _arch(config or src.parent / "config.yaml"), size)
 
 
 def _arch(path: Path) -> Mapping[str, Any]:

@@ -1,10 +1,12 @@
-"""Models of kakaobrain/ginr-ipc: the section ``arch`` of their configs, and the names of their weights."""
+"""Models of kakaobrain/ginr-ipc: the section ``arch`` of their configs, and the names of the weights of hypernetworks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from composers.released import meta_inr
+from composers.released.network import FIXED, IMAGE, SIGNAL, UNIT, UNREAD, network
 from composers.released.options import Config, Options, describe
 
 NAMES = {
@@ -23,18 +25,15 @@ NAMES = {
 }
 _KINDS = {"low_rank_modulated_transinr": ("TransformerIPC", "rank"), "transinr": ("TransINR", "num_groups")}
 _KINDS |= {f"{name}_nerf": kind for name, kind in _KINDS.items()}
-_UNIT = {"coord_sampler.coord_range": [-1.0, 1.0]}
-_SIGNAL = {"hyponet.fourier_mapping.type": "deterministic_transinr"}
-_IMAGE = _SIGNAL | _UNIT | {"hyponet.input_dim": 2, "coord_sampler.data_type": "image"}
-_AUDIO = _SIGNAL | {"hyponet.input_dim": 1, "coord_sampler.data_type": "audio", "data_encoder.n_channel": 1}
-_VIEWS = _UNIT | {"coord_sampler.data_type": "nvs"}
+_AUDIO = SIGNAL | {"hyponet.input_dim": 1, "coord_sampler.data_type": "audio", "data_encoder.n_channel": 1}
+_VIEWS = UNIT | {"coord_sampler.data_type": "nvs"}
 _VIEWS_STATED = {  # where what is left out means something else
     "hyponet.input_dim": (3, 2),
     "hyponet.fourier_mapping.type": ("deterministic_transinr_nerf", "deterministic_transinr"),
     "data_encoder.n_channel": (9, 3),
     "data_encoder.encoder_spec.padding": (0, 1),
 }
-_FIXED = {
+_FIXED = FIXED | {
     "latent_mapping.type": "linear",
     "latent_mapping.n_layer": 1,
     "latent_mapping.use_pe": True,
@@ -43,29 +42,36 @@ _FIXED = {
     "transformer.block.attn_bias": True,
     "transformer.block.attn_pdrop": 0.0,
     "transformer.block.gelu": "v1",  # the erf form; the other is an approximation
-    "hyponet.type": "mlp",
-    "hyponet.use_bias": True,
-    "hyponet.fourier_mapping.trainable": False,
-    "hyponet.fourier_mapping.use_ff": True,
-    "hyponet.activation.type": "relu",
-    "coord_sampler.train_strategy": None,
-    "coord_sampler.val_strategy": None,
 }
 _UNREAD = (
-    "ema",  # whether an average was kept too; which weights are read is the caller's choice
+    *UNREAD,
     "data_encoder.trainable",  # cutting into patches has no parameters
     "latent_mapping.activation",  # this and the next are for an n_layer above 1
     "latent_mapping.hidden_dim",
-    "hyponet.initialization.weight_init_type",  # initial weights are overwritten
-    "hyponet.initialization.bias_init_type",
-    "hyponet.activation.siren_w0",  # for sines
 )
 
 
-def composer_config(arch: Mapping[str, Any]) -> Config:
-    """Return the config of the composer that an ``arch`` describes."""
+def composer_config(arch: Mapping[str, Any], size: int | None = None) -> Config:
+    """Return the config of the composer that an ``arch`` describes.
+
+    Args:
+        arch: As plain data.
+        size: Pixels along each side of the pictures that a meta-learned model was trained on, if known.
+
+    Raises:
+        ValueError: If there is an option that this version does not read, or ``size`` for a hypernetwork.
+    """
     options = Options("arch", arch)
-    name = options.choose("type", _KINDS)
+    name = options.choose("type", [*_KINDS, meta_inr.TYPE])
+    if name == meta_inr.TYPE:
+        return meta_inr.composer_config(options, size)
+    if size is not None:
+        raise ValueError(f"size is {size}, but this is a hypernetwork, whose tokens say it: leave size out.")
+    return _hypernetwork(options, name)
+
+
+def _hypernetwork(options: Options, name: str) -> Config:
+    """Return the config of the composer with a hypernetwork that the options describe."""
     kind, columns = _KINDS[name]
     read = _views if name.endswith("_nerf") else _signal
     inr, tokenizer, rendering = read(options)
@@ -85,10 +91,10 @@ def composer_config(arch: Mapping[str, Any]) -> Config:
 def _signal(options: Options) -> tuple[Config, Config, Config]:
     """Return the network's arguments, the tokenizer and no renderer, of a model of pictures or audio."""
     audio = options.choose("data_encoder.type", ("unfold", "unfold_audio"), "unfold") == "unfold_audio"
-    read = _inr(options, coord_dim=1 if audio else 2), _tokenizer(options, audio), Config()
+    read = network(options, coord_dim=1 if audio else 2), _tokenizer(options, audio), Config()
     if audio:
         _check_seconds(options)
-    options.fix(_AUDIO if audio else _IMAGE)
+    options.fix(_AUDIO if audio else IMAGE)
     return read
 
 
@@ -107,7 +113,7 @@ def _views(options: Options) -> tuple[Config, Config, Config]:
     for name, (stated, default) in _VIEWS_STATED.items():
         options.choose(name, [stated], default)
     options.fix(_VIEWS)
-    inr = _inr(options, coord_dim=3) | {"value_dim": 4}
+    inr = network(options, coord_dim=3) | {"value_dim": 4}
     tokenizer = describe(
         "hypernet.ViewPatches",
         signal_shape=[-1, 3, -1, -1],
@@ -120,45 +126,6 @@ def _views(options: Options) -> tuple[Config, Config, Config]:
 def renderer(samples_per_ray: int) -> Config:
     """Return the config of the renderer of all released models: the depths are those of their data."""
     return describe("rendering.VolumeRenderer", near=2.0, far=6.0, samples_per_ray=samples_per_ray)
-
-
-def _inr(options: Options, coord_dim: int) -> Config:
-    """Return the arguments of the coordinate network."""
-    num_layers = options.count("hyponet.n_layer", 5)
-    return {
-        "coord_dim": coord_dim,
-        "value_dim": options.count("hyponet.output_dim", 3),
-        "hidden_dim": options.counts("hyponet.hidden_dim", num_layers - 1),
-        "num_layers": num_layers,
-        "modulated_layers": _modulated_layers(options, num_layers),
-        "encoding": _encoding(options, coord_dim),
-        "normalize_weights": options.read("hyponet.normalize_weight", bool, True),
-        "output_offset": options.read("hyponet.output_bias", float, 0.5),
-    }
-
-
-def _modulated_layers(options: Options, num_layers: int) -> list[int]:
-    """Return the modulated layers; without any list, all are."""
-    every = list(range(num_layers))
-    layers = options.read("modulated_layer_idxs", list, every)
-    if not layers or any(type(layer) is not int or layer not in every for layer in layers):
-        options.refuse("modulated_layer_idxs", layers, f"null for all layers, or a list of some of {every}")
-    return sorted(set(layers))
-
-
-def _encoding(options: Options, coord_dim: int) -> Config:
-    """Return the config of the encoding, whose frequencies are those of the file in the end."""
-    width = options.count("hyponet.fourier_mapping.ff_dim", 128)
-    if width % coord_dim:
-        options.refuse("hyponet.fourier_mapping.ff_dim", width, f"multiples of {coord_dim}, one for every axis")
-    highest = options.read("hyponet.fourier_mapping.ff_sigma", float, 1024.0)
-    if coord_dim == 3:  # of views, the option is an exponent
-        if not 0 <= highest <= 64:
-            options.refuse(
-                "hyponet.fourier_mapping.ff_sigma", highest, "0 to 64, the exponent of the highest frequency"
-            )
-        return describe("inr.FourierFeatures", num_frequencies=width // 3, max_frequency=2.0**highest, use_pi=False)
-    return describe("inr.FourierFeatures", num_frequencies=width // coord_dim, max_frequency=highest)
 
 
 def _tokenizer(options: Options, audio: bool) -> Config:
