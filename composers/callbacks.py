@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -21,6 +21,9 @@ from torch.utils.data import default_collate
 
 from composers.base import Composer, Evaluation
 from composers.hypernet import Hypernetwork
+from composers.inner_settings import InnerLoop
+from composers.learned_init import LearnedInit
+from composers.meta_learned import MetaLearned
 from composers.refinement import INNER, NETWORK
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
@@ -47,12 +50,14 @@ class Column(NamedTuple):
 
     Attributes:
         metric: Its name, as in `Composer.measures`.
-        step: Refinement steps before it was measured.
+        step: Refinement steps before it was measured, inner steps where ``start`` is ``inner``.
         start: Where they started or what they moved, one of `composers.refinement.CURVES`.
 
     Example:
         >>> Column("psnr", 10).title, Column("psnr", 10, "mean").title, Column("psnr", 10, "network").title
         ('psnr@10', 'psnr@10 from mean', 'psnr@10 of network')
+        >>> Column("psnr", 10, "inner").title
+        'psnr@10 of the inner loop'
     """
 
     metric: str
@@ -106,6 +111,8 @@ class StartSummary(Callback):
         for module in composer.modules():
             if isinstance(module, Hypernetwork):
                 facts["tokens"] = "{} data + {} weight".format(*module.num_tokens)
+        if isinstance(composer, MetaLearned):
+            facts["inner loop"] = _inner_facts(composer)
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
             facts |= _data_facts(trainer, composer, data)
@@ -132,6 +139,40 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
         "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
         f"x {accumulated} accumulated",
     } | data.notes
+
+
+def _inner_facts(composer: MetaLearned) -> str:
+    """Return what the summary says of an inner loop."""
+    loop = composer.inner_loop
+    reptile = isinstance(composer, LearnedInit) and composer.outer == "reptile"
+    learned = f", factors learned per {' and '.join(loop.learned_lr)}" if loop.learned_lr else ""
+    seen, seen_at_test = (_seen(loop, count) for count in (loop.samples_per_step, loop.test_samples_per_step))
+    parts = [
+        inner_steps(loop.steps) + ("" if loop.test_steps == loop.steps else f" in training, {loop.test_steps} at test"),
+        f"step size {loop.lr:g}{learned}",
+        "Reptile" if reptile else "first order" if loop.first_order else "second order",
+        f"{seen} per step" + ("" if seen == seen_at_test else f", {seen_at_test} at test"),
+    ]
+    if loop.recompute and not loop.first_order and not reptile:  # else there is nothing to store
+        parts.append("recomputed in the backward pass")
+    return "; ".join(parts)
+
+
+def _seen(loop: InnerLoop, count: int | Literal["all"]) -> str:
+    """Return in words which samples an inner step looks at."""
+    if count == "all":
+        return "all samples"
+    return f"{count:,} random samples" if loop.choose == "random" else f"the {count:,} samples of largest error"
+
+
+def inner_steps(count: int) -> str:
+    """Return a number of inner steps in words.
+
+    Example:
+        >>> inner_steps(1), inner_steps(30)
+        ('1 inner step', '30 inner steps')
+    """
+    return f"{count:,} inner step{'' if count == 1 else 's'}"
 
 
 def _length(dataset: object) -> str:
@@ -218,6 +259,8 @@ def gathered(rows: dict[str, T]) -> dict[str, T]:
 class ResultsTable(InstanceRows):
     """Prints after a test the mean of every metric by refinement step, and writes a CSV row per instance.
 
+    Of a meta-learned model, step 0 is what its inner loop found; a second table has the means by inner step.
+
     Args:
         filename: Of the CSV, in the folder of the run.
     """
@@ -238,27 +281,68 @@ class ResultsTable(InstanceRows):
             writer.writerow(["name", *(column.title for column in columns)])
             writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
         console = Console(soft_wrap=True)
-        console.print(results_table(rows))
+        loop = pl_module.inner_loop if isinstance(pl_module, MetaLearned) else None
+        console.print(results_table(rows, loop))
+        if loop and loop.report:
+            console.print(inner_table(rows, loop))
         console.print(f"Every instance: {relative_path(path)}")
 
 
-def results_table(rows: Mapping[str, Row]) -> Table:
-    """Return the mean over instances of every metric, one line per refinement step; of other starts, the first metric."""
-    columns = list(next(iter(rows.values())))
-    numbers = {column: [row[column] for row in rows.values() if counts(row, column)] for column in columns}
-    means = {column: sum(found) / len(found) if found else math.nan for column, found in numbers.items()}
-    metrics, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*columns, strict=True))
-    main = main_metric(columns)
+def results_table(rows: Mapping[str, Row], loop: InnerLoop | None = None) -> Table:
+    """Return the mean over instances of every metric, one line per refinement step; of other starts, the first metric.
+
+    Args:
+        rows: Of all instances, the same columns in each.
+        loop: What found the codes that refinement starts from, if an inner loop did; `inner_table` shows its steps.
+    """
+    means = {column: mean for column, mean in _means(rows).items() if column.start != INNER}
+    metrics, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*means, strict=True))
+    main = main_metric(means)
     shown = [(metric, start) for metric in metrics for start in starts if start == "prediction" or metric == main]
+    first = "0 (predicted)" if loop is None else f"0 (after {inner_steps(loop.test_steps)})"
     table = Table(title=f"Mean over {len(rows)} instances", title_justify="left")
-    table.add_column("refinement steps", min_width=len(_PREDICTED))
+    table.add_column("refinement steps", min_width=len(first))
     for metric, start in shown:
         heading = HEADINGS.get(metric, metric) if start == "prediction" else _START_HEADINGS[start]
         table.add_column(escape(heading), justify="right")
     for step in sorted(steps):
         cells = (cell(means.get(Column(metric, step, start))) for metric, start in shown)
-        table.add_row(_PREDICTED if step == 0 else str(step), *cells)
+        table.add_row(first if step == 0 else str(step), *cells)
     return table
+
+
+def inner_table(rows: Mapping[str, Row], loop: InnerLoop) -> Table:
+    """Return the mean over instances of every metric, one line per reported number of inner steps.
+
+    Args:
+        rows: Of all instances, the same columns in each.
+        loop: The inner loop, whose report is not empty.
+    """
+    means = {column: mean for column, mean in _means(rows).items() if column.start == INNER}
+    metrics, steps = (list(dict.fromkeys(parts)) for parts in list(zip(*means, strict=True))[:2])
+    labels = [_inner_label(step, loop) for step in steps]
+    table = Table(title=f"The inner loop, mean over {len(rows)} instances", title_justify="left")
+    table.add_column("inner steps", min_width=max(map(len, labels)))
+    for metric in metrics:
+        table.add_column(escape(HEADINGS.get(metric, metric)), justify="right")
+    for step, label in zip(steps, labels, strict=True):
+        table.add_row(label, *(cell(means[Column(metric, step, INNER)]) for metric in metrics))
+    return table
+
+
+def _inner_label(step: int, loop: InnerLoop) -> str:
+    """Return a number of inner steps, and what it is."""
+    numbers = {"trained": loop.steps, "tested": loop.test_steps}
+    uses = " and ".join(use for use, number in numbers.items() if number == step)
+    note = f" ({uses} with)" if uses else "" if step else " (learned start)"
+    return f"{step:,}{note}"
+
+
+def _means(rows: Mapping[str, Row]) -> dict[Column, float]:
+    """Return the mean over the instances that count of every column."""
+    columns = next(iter(rows.values()))
+    numbers = {column: [row[column] for row in rows.values() if counts(row, column)] for column in columns}
+    return {column: sum(found) / len(found) if found else math.nan for column, found in numbers.items()}
 
 
 def cell(mean: float | None) -> str:
@@ -286,10 +370,8 @@ def main_metric(columns: Iterable[Column]) -> str:
     return "psnr" if "psnr" in metrics else metrics[0]
 
 
-_PREDICTED = "0 (predicted)"
 _START_HEADINGS = {
     "mean": "from the mean code",
     "random": "from a random start",
     NETWORK: "of all weights",
-    INNER: "of the inner loop",
 }

@@ -106,7 +106,7 @@ class ContactSheet(Callback):
         if self.other is not None:
             assert isinstance(batch.observation.signal, Tensor)
             with torch.no_grad():
-                predicted = self.other.encode(Observation(batch.observation.signal[:number]))
+                predicted = self.other.encode(Observation(batch.observation.signal[:number], true))
             curve = self.other.refine(predicted, true)
             columns += self._columns(self.other, curve, true, batch.shape, f"{self.beside}: ")
         return [[(label, image.resize(size, 0)) for label, image in row] for row in zip(*columns, strict=True)]

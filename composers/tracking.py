@@ -26,6 +26,8 @@ from torch.utils.data import Dataset
 
 from composers.base import Composer
 from composers.callbacks import relative_path
+from composers.inner_settings import InnerLoop
+from composers.meta_learned import MetaLearned
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.orbits import Camera, orbit_frames, write_gif
 from composers.pictures import picture
@@ -264,6 +266,41 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
     norms["total"] = get_total_norm(list(norms.values()))
     numbers: list[float] = torch.stack(list(norms.values())).tolist()  # the only wait for the device
     return dict(zip(norms, numbers, strict=True))
+
+
+class LearnedStepSizes(Callback):
+    """Logs after every validation what an inner loop has learned of its step sizes: the mean factor of every latent.
+
+    ``inner_lr_factor/<latent>/step_<k>`` for every step of training, the first is 1, and ``inner_lr_factor/<latent>`` where all
+    steps share it. Factors start at 1 and are means over the numbers of the latent where each has its own. Nothing is
+    logged where nothing is learned.
+    """
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the factors, where Lightning puts what it validates."""
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, MetaLearned):
+            return
+        factors = mean_factors(pl_module.inner_loop)
+        if factors:
+            for logger in trainer.loggers:
+                logger.log_metrics(factors, step=max(trainer.global_step - 1, 0))
+
+
+def mean_factors(loop: InnerLoop) -> dict[str, float]:
+    """Return the mean learned factor of the step size of every latent, and every step, as `LearnedStepSizes` names them.
+
+    Example:
+        >>> loop = InnerLoop(steps=2, learned_lr=["step"])
+        >>> loop.learn_step_sizes({"latent": torch.zeros(5)})
+        >>> mean_factors(loop)
+        {'inner_lr_factor/latent/step_1': 1.0, 'inner_lr_factor/latent/step_2': 1.0}
+    """
+    found: dict[str, float] = {}
+    for latent, factors in loop.factors.items():
+        means = factors.detach().float().flatten(1).mean(1).tolist()
+        names = [f"/step_{step}" for step in range(1, len(means) + 1)] if "step" in loop.learned_lr else [""]
+        found |= {f"inner_lr_factor/{latent}{name}": mean for name, mean in zip(names, means, strict=True)}
+    return found
 
 
 class ValidationTable(Callback):

@@ -13,9 +13,9 @@ from PIL import Image
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from composers import Refinement
-from composers.callbacks import Column, ResultsTable, results_table
-from composers.curves import RefinementPlot, curve
+from composers import InnerLoop, LearnedInit, MetaIPC, Refinement
+from composers.callbacks import Column, ResultsTable, StartSummary, inner_table, results_table
+from composers.curves import Point, RefinementPlot, curve, draw, shown
 from composers.metrics import PSNR, Gain
 from composers.starts import CodeStatistics, mean_start, measure_codes, random_start
 from datamodules import CoordinateDataModule
@@ -397,3 +397,171 @@ def test_a_plot_of_what_is_not_measured_is_refused(make_ipc, tested):
 def test_a_plot_of_an_unknown_kind_is_refused(filename):
     with pytest.raises(ValueError, match=rf"filename is {filename}; .* \.png, \.svg, \.pdf"):
         RefinementPlot(filename)
+
+
+def _meta(make_inr, refinement=None, **settings):
+    """Return a tiny MetaIPC, trained with two inner steps and tested with three."""
+    settings = {"steps": 2, "test_steps": 3, "lr": 0.05, "report": (0, 1, 2, 3, 6)} | settings
+    return MetaIPC(make_inr(), InnerLoop(**settings), refinement=refinement)
+
+
+def test_a_test_of_a_meta_learned_model_writes_its_inner_loop(make_inr, tested, tmp_path):
+    printed = tested(_meta(make_inr), _Data(eval_batch_size=2))
+    rows = _table(tmp_path / "test_instances.csv")
+    assert list(rows[0]) == ["name", "psnr@0", *(f"psnr@{step} of the inner loop" for step in (0, 1, 2, 3, 6))]
+    for row in rows:  # the result is what the inner loop found after the steps of the test
+        assert float(row["psnr@0"]) == pytest.approx(float(row["psnr@3 of the inner loop"]), abs=1e-4)
+        assert abs(float(row["psnr@0"]) - float(row["psnr@2 of the inner loop"])) > 1e-3
+    points = _table(tmp_path / "refinement.csv")
+    starts = [("prediction", 0), *(("inner", step) for step in (0, 1, 2, 3, 6))]
+    assert [(point["start"], int(point["step"])) for point in points] == starts
+    for point in points[1:]:
+        numbers = [float(row[f"psnr@{point['step']} of the inner loop"]) for row in rows]
+        assert float(point["mean"]) == pytest.approx(np.mean(numbers), rel=1e-9)
+    with Image.open(tmp_path / "refinement.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(720 * 450)}
+    assert {(230, 159, 0), (0, 114, 178)} <= colours  # the curve, and the ring of the result
+    assert "Curves: " in printed
+    assert "Refinement curves" not in printed
+    labels = ("0 (after 3 inner steps)", "0 (learned start)", "2 (trained with)", "3 (tested with)")
+    assert all(f"│ {label} " in printed for label in labels)
+    assert "predicted" not in printed
+
+
+def test_without_a_report_only_the_result_is_written(make_inr, tested, tmp_path):
+    printed = tested(_meta(make_inr, report=()), _Data(eval_batch_size=5))
+    assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
+    assert "The inner loop" not in printed
+
+
+def _points(start, means, spread=0.5):
+    """Return a curve of the steps and means given."""
+    return [Point(start, step, mean, mean - spread, mean + spread, 4) for step, mean in means.items()]
+
+
+def _lines(figure):
+    """Return what the legend says with the places of each line."""
+    lines = [line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")]
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+
+
+def test_the_result_is_drawn_where_the_inner_loop_stopped():
+    points = _points("prediction", {0: 22.0}) + _points("inner", {0: 10.0, 2: 20.0, 30: 25.0})
+    figure = draw(points, "psnr", InnerLoop(2, test_steps=4))
+    lines = _lines(figure)
+    assert lines == {
+        "result of the test, after 4 inner steps": ([4], [22.0]),
+        "inner loop, from the learned start": ([0, 2, 30], [10.0, 20.0, 25.0]),
+        "trained with 2 inner steps": ([2, 2], [0, 1]),
+    }
+    assert figure.axes[0].get_xlabel() == "inner steps"
+
+
+def test_refinement_goes_on_where_the_inner_loop_stopped():
+    points = _points("prediction", {0: 20.0, 10: 24.0}) + _points("mean", {0: 9.0, 10: 19.0})
+    points += _points("network", {0: 20.0, 5: 30.0}) + _points("inner", {0: 10.0, 1: 20.0})
+    figure = draw(points, "psnr", InnerLoop(1))
+    lines = _lines(figure)
+    assert lines["refined, after 1 inner step"] == ([1, 11], [20.0, 24.0])
+    assert lines["all weights, after 1 inner step"] == ([1, 6], [20.0, 30.0])
+    assert lines["from the mean code"] == ([0, 10], [9.0, 19.0])
+    assert lines["inner loop, from the learned start"] == ([0, 1], [10.0, 20.0])
+    assert figure.axes[0].get_xlabel() == "steps"
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1", "11"]
+
+
+def test_a_collapse_beyond_the_steps_of_training_does_not_flatten_the_plot():
+    inner = {0: 10.0, 2: 20.0, 10: 25.0, 30: -70.0, 100: math.nan, 300: -math.inf}
+    points = _points("prediction", {0: 20.0}) + _points("inner", inner)
+    figure = draw(points, "psnr", InnerLoop(2))
+    figure.savefig(io.BytesIO())
+    bottom, top = figure.axes[0].get_ylim()
+    assert (bottom, top) == pytest.approx((9.5 - 16, 25.5 + 1.6))  # as far below the start as the best is above it
+    told = "inner steps\nnot shown: -70.0 after 30, no number after 100, no number after 300"
+    assert figure.axes[0].get_xlabel() == told
+    means = _lines(figure)["inner loop, from the learned start"][1]
+    assert means[:4] == [10.0, 20.0, 25.0, -70.0]
+    assert all(math.isnan(mean) for mean in means[4:])
+
+
+@pytest.mark.parametrize(("later", "wanted"), [(40.0, None), (-5.0, None), (-7.0, (-6.5, 27.1))])
+def test_only_what_falls_far_is_cut(later, wanted):
+    points = _points("inner", {0: 10.0, 2: 20.0, 10: 25.0, 30: later})
+    assert shown(points, 2) == (None if wanted is None else pytest.approx(wanted))
+    assert shown(points, 30) is None  # steps that are used are seen
+
+
+def test_numbers_that_are_none_are_written(make_inr, tested, tmp_path):
+    composer = _meta(make_inr, report=(0, 3, 40), test_steps=2, lr=0.05)
+    composer.step_scales = lambda latents: {name: 1e25 * latent.square() for name, latent in latents.items()}
+    composer.encode = lambda observation: composer._starts(observation.samples)
+    printed = tested(composer, _Data(eval_batch_size=2))
+    points = _table(tmp_path / "refinement.csv")
+    assert [math.isfinite(float(point["mean"])) for point in points] == [True, True, False, False]
+    assert (tmp_path / "refinement.png").stat().st_size > 0
+    assert "nan" in printed
+
+
+def _cells(table):
+    """Return the rows of a table."""
+    return list(zip(*([*column.cells] for column in table.columns), strict=True))
+
+
+def test_the_tables_of_an_inner_loop():
+    loop = InnerLoop(1)
+    rows = {
+        name: {Column("psnr", 0): 20.0 + more, Column("ssim", 0): 0.5, Column("psnr", 9): 30.0, Column("ssim", 9): 0.75}
+        | {Column(metric, step, "inner"): step + more for step in (0, 1, 1000) for metric in ("psnr", "ssim")}
+        for name, more in (("a", 0.0), ("b", 1.0))
+    }
+    found = [("0 (after 1 inner step)", "20.500", "0.500"), ("9", "30.000", "0.750")]
+    assert _cells(results_table(rows, loop)) == found
+    assert _cells(inner_table(rows, loop)) == [
+        ("0 (learned start)", "0.500", "0.500"),
+        ("1 (trained and tested with)", "1.500", "1.500"),
+        ("1,000", "1000.500", "1000.500"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "2 inner steps; step size 0.003; second order; all samples per step"),
+        (
+            {"steps": 1, "test_steps": 5, "first_order": True, "recompute": True},
+            "1 inner step in training, 5 at test; step size 0.003; first order; all samples per step",
+        ),
+        (
+            {"learned_lr": ["step", "parameter"], "samples_per_step": 1024, "test_samples_per_step": "all"},
+            "2 inner steps; step size 0.003, factors learned per step and parameter; second order; 1,024 random samples per "
+            "step, all samples at test",
+        ),
+        (
+            {"samples_per_step": 7, "choose": "error", "recompute": True},
+            "2 inner steps; step size 0.003; second order; the 7 samples of largest error per step; recomputed in the "
+            "backward pass",
+        ),
+    ],
+    ids=["plain", "first_order", "learned", "by_error"],
+)
+def test_the_summary_says_the_inner_loop_in_words(make_inr, settings, wanted):
+    composer, trainer = (
+        MetaIPC(make_inr(), InnerLoop(**settings)),
+        Trainer(logger=False, max_steps=1, accelerator="cpu"),
+    )
+    facts = _summary(composer, trainer)
+    assert facts["inner loop"] == wanted
+
+
+def test_the_summary_of_reptile_has_no_order(make_inr):
+    inr = make_inr(modulated_layers="all", normalize_weights=False)
+    composer = LearnedInit(inr, adapt_biases=True, outer="reptile")
+    facts = _summary(composer, Trainer(logger=False, max_steps=1, accelerator="cpu"))
+    assert facts["inner loop"] == "2 inner steps; step size 0.003; Reptile; all samples per step"
+
+
+def _summary(composer, trainer):
+    """Return the facts of the summary, of a trainer that has not been asked to train."""
+    trainer.strategy.connect(composer)
+    trainer.fit_loop.setup_data = lambda: None
+    return StartSummary()._facts(trainer, composer)
