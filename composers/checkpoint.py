@@ -23,6 +23,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
+_TRAINED_ON = "_trained_on"  # of a loaded composer: what its checkpoint says of the data
 
 
 def build(config: Mapping[str, Any]) -> Composer:
@@ -62,11 +63,14 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
         composer = build(config).to(map_location)
         check_weights(composer, checkpoint, path)
         composer.load_state_dict(checkpoint["state_dict"])
+    vars(composer)[_TRAINED_ON] = checkpoint.get("data")
     return composer.eval()
 
 
 def save(composer: Composer, path: str | Path) -> None:
     """Write the weights and the config of a composer, without any state of training.
+
+    What the checkpoint that it was loaded from says of the data of training is written too.
 
     Raises:
         ValueError: If the composer does not know its config, because it was made in Python.
@@ -74,6 +78,8 @@ def save(composer: Composer, path: str | Path) -> None:
     if composer.config is None:
         raise ValueError("This composer was made in Python and knows no config: make it with composers.build(config).")
     checkpoint = {"state_dict": composer.state_dict(), "composer": composer.config}
+    if (data := vars(composer).get(_TRAINED_ON)) is not None:
+        checkpoint["data"] = data
     torch.save(checkpoint | {"pytorch-lightning_version": lightning.__version__}, path)  # cli.py test asks for it
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import InstanceCode, decode, encoded, fingerprint
+from composers.codes import InstanceCode, decode, encoded, fingerprint, stated_shape, steps_taken
 from composers.files import written_whole
 from composers.hypernet import Patches
 from composers.metrics import psnr_of_mse
@@ -107,7 +107,7 @@ def encode(
     latents = square_codes(composer, torch.stack([cut(pixels, box, seen) for box in places]), steps, batch_size)
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
-    return InstanceCode(latents, places, shape, fingerprint(composer), name, {"refinement steps": str(steps.steps)})
+    return InstanceCode(latents, places, shape, fingerprint(composer), name, steps_taken(composer, steps.steps))
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
@@ -170,19 +170,25 @@ def save_picture(image: Image.Image, path: Path) -> None:
 def input_size(composer: Composer) -> int:
     """Return the pixels along each side of the pictures that a model takes; where it leaves them open, those of its tokens.
 
+    Of a meta-learned model, which adapts to samples of any picture, they are those of its training.
+
     Raises:
-        ValueError: If it takes something else.
+        ValueError: If it takes something else, or does not say.
     """
-    for module in composer.modules():
-        if isinstance(module, Patches):
-            channels, *shape = module.signal_shape
-            side = math.isqrt(module.num_tokens)
-            if (channels, shape) == (3, [-1, -1]) and side**2 == module.num_tokens:
-                return side * module.patch_size - 2 * module.padding
-            if channels == 3 and len(shape) == 2 and shape[0] == shape[1] > 0:
-                return shape[0]
-            raise ValueError(f"This model takes signals of shape {module.signal_shape}, not square colour pictures.")
-    raise ValueError(f"This {type(composer).__name__} has no tokenizer that says which pictures it takes.")
+    found = stated_shape(composer)
+    if found is None:
+        raise ValueError(
+            f"This {type(composer).__name__} does not say which pictures it takes: it has no tokenizer and no signal_shape."
+        )
+    channels, *shape = found
+    if channels == 3 and len(shape) == 2 and shape[0] == shape[1] > 0:
+        return shape[0]
+    patches = next((module for module in composer.modules() if isinstance(module, Patches)), None)
+    if (channels, shape) == (3, [-1, -1]) and patches is not None:
+        side = math.isqrt(patches.num_tokens)
+        if side**2 == patches.num_tokens:
+            return side * patches.patch_size - 2 * patches.padding
+    raise ValueError(f"This model takes signals of shape {found}, not square colour pictures.")
 
 
 def _bytes(values: Tensor) -> Tensor:

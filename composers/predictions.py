@@ -19,7 +19,7 @@ from torch import Tensor
 
 from composers.base import Composer, Evaluation
 from composers.callbacks import gathered, relative_path
-from composers.codes import InstanceCode, fingerprint
+from composers.codes import InstanceCode, fingerprint, steps_taken
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.pictures import Size, error_picture, picture, picture_size, render, save_picture
 from composers.refinement import Latents
@@ -175,20 +175,17 @@ class Predictions(Callback, ABC):
         assert isinstance(pl_module, Composer)
         parts, self._parts = self._parts, []
         data = _data(trainer)
-        row = self.write(data, pl_module, self._code(parts, data.coord_range), parts[0])
+        row = self.write(data, pl_module, self._code(parts, pl_module, data.coord_range), parts[0])
         name = parts[0].piece.name
         self.rows[name] = row | {"notes": data.notes.get(name, "")}
 
-    def _code(self, parts: Sequence[Part], coord_range: tuple[float, float]) -> InstanceCode:
+    def _code(self, parts: Sequence[Part], composer: Composer, coord_range: tuple[float, float]) -> InstanceCode:
         """Return the code of a signal of its tiles."""
         name, shape, _ = parts[0].piece
         latents = {key: torch.stack([part.latents[key] for part in parts]) for key in parts[0].latents}
         first, last = (_psnr_of_mean([part.errors[end] for part in parts]) for end in (0, -1))
-        facts = {
-            "refinement steps": str(parts[0].steps),
-            "psnr predicted": f"{first:.3f}",
-            "psnr refined": f"{last:.3f}",
-        }
+        facts = steps_taken(composer, parts[0].steps)
+        facts |= {"psnr predicted": f"{first:.3f}", "psnr refined": f"{last:.3f}"}
         boxes = [part.piece.box for part in parts]
         return InstanceCode(latents, boxes, shape, self._model, name, facts, coord_range)
 

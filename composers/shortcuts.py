@@ -65,18 +65,26 @@ def add_shortcuts(parser: ArgumentParser) -> None:
         "--support",
         type=int,
         nargs="+",
-        help="Frames that are looked at, in the order of the scene, from 0; 0 by default.",
+        help="Frames that are looked at, in the order of the scene, from 0: as many as the model takes, and any number with a "
+        "meta-learned model; 0 by default.",
     )
     group.add_argument("--frames", type=int | None, help="Pictures of a turn around the scene, 48 by default.")
     group.add_argument("--mesh", action="store_true", help="Write the surface too, a triangle mesh.")
     group.add_argument("--mp4", action="store_true", help="Write the turn as a film too.")
     group = parser.add_argument_group("Pictures, sound or scenes")
     group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
-    group.add_argument("--steps", type=int | None, help="Refinement steps; those of the model's config by default.")
+    group.add_argument(
+        "--steps",
+        type=int | None,
+        help="Refinement steps, or inner steps of a meta-learned model; those of the model's config by default.",
+    )
 
 
 def expand_shortcuts(config: Namespace) -> None:
-    """Write the short options of prediction to where they belong: the data module, the writer and the refinement.
+    """Write the short options of prediction to where they belong: the data module, the writer, and the model's steps.
+
+    ``steps`` are those that find a code from a signal: of the inner loop where a model has one, else of the refinement, which a
+    meta-learned model may have besides and ``--model.refinement`` sets.
 
     Raises:
         ValueError: If one of them is given, but what it belongs to is not there, or two that exclude each other are.
@@ -90,7 +98,7 @@ def expand_shortcuts(config: Namespace) -> None:
     writer = next((callback.init_args for callback in callbacks if callback.class_path == writing), None)
     places: dict[str, tuple[Any, str]] = {name: (config.data.init_args, name) for name in _OF_DATA}
     places |= {"output": (writer, "folder")} | {name: (writer, name) for name in _OF_WRITER}
-    places["steps"] = (_refinement(config.model.init_args) if "steps" in given else None, "steps")
+    places["steps"] = _place_of_steps(config.model.init_args, given["steps"]) if "steps" in given else (None, "steps")
     for name, value in given.items():
         place, key = places[name]
         if place is None or key not in place:
@@ -117,18 +125,25 @@ def _kind(given: Mapping[str, Any]) -> str:
     return kind
 
 
-def _refinement(model: Namespace) -> Namespace:
-    """Return the arguments of the refinement of a model, with defaults where it has none."""
-    if model.get("refinement") is None:
-        model.refinement = dict_to_namespace({"class_path": "composers.Refinement", "init_args": {"steps": None}})
-    init_args: Namespace = model.refinement.init_args
-    return init_args
+def _place_of_steps(model: Namespace, steps: int) -> tuple[Namespace, str]:
+    """Return the arguments that hold the steps of prediction, with defaults where a model leaves them out, and their name."""
+    if "inner_loop" in model and steps < 1:
+        raise ValueError(f"--steps is {steps}: of a meta-learned model these are its inner steps, at least 1.")
+    part, kind, name = (
+        ("inner_loop", "composers.InnerLoop", "test_steps")
+        if "inner_loop" in model
+        else ("refinement", "composers.Refinement", "steps")
+    )
+    if model.get(part) is None:
+        model[part] = dict_to_namespace({"class_path": kind, "init_args": {name: None}})
+    return model[part].init_args, name
 
 
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
     """Write into the config of a data module, where it leaves them open, what a model takes.
 
-    That is the shape of its signals, how near and how far a scene lies for it, and the rate of sound.
+    That is the shape of its signals, how near and how far a scene lies for it, and the rate of sound. A model with an inner
+    loop adapts to samples, from whatever number of views they come: it looks at as many as the data module names.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
@@ -139,6 +154,9 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         if name in data.init_args and data.init_args[name] is None:
             found = [value for key, value in model.items() if key.rsplit(".", 1)[-1] == name]
             data.init_args[name] = next(iter(found), None)
+    shape = data.init_args.get("signal_shape")
+    if shape is not None and "support" in data.init_args and "inner_loop" in model.init_args:
+        data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]
     if path not in (None, "last") and "rate" in data.init_args and data.init_args.rate is None:
         data.init_args.rate = stated_rate(read(path))
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import Axis, InstanceCode, decode_at, encoded, fingerprint
+from composers.codes import Axis, InstanceCode, decode_at, encoded, fingerprint, stated_shape, steps_taken
 from composers.files import written_whole
-from composers.hypernet import Patches
 from composers.metrics import psnr_of_mse
 from composers.refinement import Refinement
 from datamodules.batch import Observation, Samples
@@ -60,7 +59,7 @@ def encode(
     parts = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
     latents = encoded(composer, (_observation(values, some, ends, composer.device) for some in parts), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
-    facts |= {"refinement steps": str(steps.steps)}
+    facts |= steps_taken(composer, steps.steps)
     return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, ends)
 
 
@@ -165,18 +164,19 @@ def own_facts(rate: int, samples: int) -> dict[str, str]:
 
 
 def input_shape(composer: Composer) -> tuple[int, int]:
-    """Return the channels and samples of the signals that a model takes.
+    """Return the channels and samples of the signals that a model takes; of a meta-learned model, those of its training.
 
     Raises:
-        ValueError: If it takes something else.
+        ValueError: If it takes something else, or does not say.
     """
-    for module in composer.modules():
-        if isinstance(module, Patches):
-            shape = module.signal_shape
-            if len(shape) != 2 or min(shape) < 1:
-                raise ValueError(f"This model takes signals of shape {shape}, not sound of a known length.")
-            return shape[0], shape[1]
-    raise ValueError(f"This {type(composer).__name__} has no tokenizer that says which sound it takes.")
+    found = stated_shape(composer)
+    if found is None:
+        raise ValueError(
+            f"This {type(composer).__name__} does not say which sound it takes: it has no tokenizer and no signal_shape."
+        )
+    if len(found) != 2 or min(found) < 1:
+        raise ValueError(f"This model takes signals of shape {found}, not sound of a known length.")
+    return found[0], found[1]
 
 
 def _observation(values: Tensor, places: list[Box], ends: tuple[float, float], device: torch.device) -> Observation:

@@ -1,4 +1,4 @@
-"""From what was observed to the latents of a code: predicted, then refined."""
+"""From what was observed to the latents of a code: predicted, by a hypernetwork or an inner loop, then refined."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from composers.base import Composer
+from composers.meta_learned import MetaLearned
 from composers.refinement import Latents, Refinement
 from datamodules.batch import Observation
 
@@ -29,3 +30,20 @@ def encoded(composer: Composer, observations: Iterable[Observation], refinement:
             predicted = composer.encode(observation)
         parts.append(composer.refine(predicted, observation.samples, steps)[steps.steps])
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def stated_shape(composer: Composer) -> tuple[int, ...] | None:
+    """Return ``(C, *shape)`` of the signals that a model takes; None if it states none.
+
+    That is what its tokenizer was built for, or of a model without one, which looks at samples of any signal, the signals of
+    its training. An axis that is open is -1.
+    """
+    modules = [*(module for child in composer.children() for module in child.modules()), composer]
+    shapes = [getattr(module, "signal_shape", None) for module in modules]
+    return next((tuple(shape) for shape in shapes if shape is not None), None)
+
+
+def steps_taken(composer: Composer, refinement: int) -> dict[str, str]:
+    """Return the steps behind a code as facts of it: of the inner loop where a model has one, and of the refinement."""
+    inner = {"inner steps": str(composer.inner_loop.test_steps)} if isinstance(composer, MetaLearned) else {}
+    return inner | {"refinement steps": str(refinement)}

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.checkpoint import load
 from composers.export.files import DESCRIPTION, export
+from composers.meta_learned import MetaLearned
 from datamodules.configuration import readable
 
 
@@ -41,10 +42,15 @@ def _export(
         shape: Sizes of the axes of the signal, as in "[178, 178]"; only for a checkpoint that leaves them open.
         overwrite: Whether an earlier export in the folder is replaced.
     """
-    differences = export(load(checkpoint), folder, onnx, shape, overwrite)
+    composer = load(checkpoint)
+    differences = export(composer, folder, onnx, shape, overwrite)
     for name, difference in differences.items():
         size = (folder / name).stat().st_size / 1e6
         print(f"Wrote {folder / name}: {size:.1f} MB, read again, differs by at most {difference:.1e}.")
+    if isinstance(composer, MetaLearned):
+        print(
+            "No encoder: gradient steps find the latents of this model. Take them from the codes that cli.py predict writes."
+        )
     print(f"Wrote {folder / DESCRIPTION}: what goes in and what comes out.")
 
 

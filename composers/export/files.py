@@ -16,6 +16,7 @@ from composers.base import Composer
 from composers.export.halves import Decoder, Encoder, Half
 from composers.export.onnx import check_packages, flat, read_onnx, write_onnx
 from composers.export.programs import trace, write_program
+from composers.meta_learned import MetaLearned
 
 TOLERANCE = 1e-5
 PROGRAMS = ("encoder.pt2", "decoder.pt2", "encoder.onnx", "decoder.onnx")
@@ -34,7 +35,8 @@ def export(
     """Write encoder and decoder, read them again and compare them with the composer: all files are written, or none.
 
     The folder then holds ``encoder.pt2`` and ``decoder.pt2``, with ``onnx`` also ``encoder.onnx`` and ``decoder.onnx``, and
-    ``export.json``, which says what goes in and what comes out.
+    ``export.json``, which says what goes in and what comes out. A meta-learned composer has a decoder alone: what finds its
+    latents is an optimisation, which torch.export cannot trace.
 
     Args:
         composer: In float32 on the CPU; left in the mode it is in.
@@ -58,7 +60,8 @@ def export(
         raise ValueError(
             f"{folder} holds {', '.join(there)}: name another folder, or replace them with --overwrite true."
         )
-    halves: list[Half] = [Encoder(composer, shape), Decoder(composer, shape)]
+    kinds: list[type[Half]] = [Decoder] if isinstance(composer, MetaLearned) else [Encoder, Decoder]
+    halves = [kind(composer, shape) for kind in kinds]
     with _workplace(folder) as work:
         differences = {path.name: _difference(half, path) for half in halves for path in _write(half, work, onnx)}
         _check(differences)
@@ -103,6 +106,7 @@ def _check(differences: Mapping[str, float]) -> None:
 
 def _describe(halves: Sequence[Half], differences: Mapping[str, float]) -> dict[str, Any]:
     """Return what a user of the files has to know."""
+    encoder = "encoder(signal) returns the latents, " if len(halves) > 1 else ""
     described: dict[str, Any] = {
         "composer": type(halves[0].composer).__name__,
         "torch": torch.__version__,
@@ -110,9 +114,9 @@ def _describe(halves: Sequence[Half], differences: Mapping[str, float]) -> dict[
         "letters": {"B": "instances, at least 1", "N": "coordinates, at least 1, shared by the instances"},
         "coords": "Cell centres in [-1, 1], axes in the order of the signal's, row before column: "
         "cell i of n along an axis lies at (2 i + 1) / n - 1.",
-        "value_range": [0, 1] if len(halves[0].signal_shape) == 3 else None,
-        "pt2": "torch.export.load(file).module() is a function: encoder(signal) returns the latents, a dictionary by name; "
-        "decoder(latents, coords) returns the values.",
+        "value_range": [0, 1] if halves[0].composer.inr.coord_dim == 2 else None,
+        "pt2": f"torch.export.load(file).module() is a function: {encoder}decoder(latents, coords) returns the values; latents "
+        "are a dictionary by name.",
         "onnx": "Inputs and outputs go by name; those of the decoder are the latents one by one, and coords.",
     }
     for half in halves:

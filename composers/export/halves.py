@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from composers.base import Composer
+from composers.codes import stated_shape
+from composers.meta_learned import MetaLearned
 from composers.refinement import Latents
 from composers.rendering import PointRenderer
 from datamodules.batch import Observation
@@ -83,9 +85,21 @@ class Half(nn.Module, ABC):
 
 
 class Encoder(Half):
-    """From a signal to latents."""
+    """From a signal to latents.
+
+    Raises:
+        ValueError: If the composer finds latents by an inner loop, which is an optimisation and no program.
+    """
 
     name = "encoder"
+
+    def __init__(self, composer: Composer, shape: Sequence[int] | None) -> None:
+        if isinstance(composer, MetaLearned):
+            raise ValueError(
+                f"{type(composer).__name__} finds latents by gradient steps, which torch.export cannot trace: it has a decoder "
+                "to export, and no encoder. Take latents from the codes that cli.py predict writes."
+            )
+        super().__init__(composer, shape)
 
     def inputs(self, batch_size: int, num_coords: int) -> Inputs:
         """Return random signals."""
@@ -115,11 +129,18 @@ class Decoder(Half):
         super().__init__(composer, shape)
 
     def inputs(self, batch_size: int, num_coords: int) -> Inputs:
-        """Return the latents of random signals, and random coordinates in [-1, 1]."""
-        latents = self.call(self.encode, {"signal": self.signals(batch_size)})
+        """Return latents, and random coordinates in [-1, 1]."""
+        latents = self.latents(batch_size)
         generator = torch.Generator().manual_seed(num_coords)
         coords = 2 * torch.rand(num_coords, self.composer.inr.coord_dim, generator=generator) - 1
         return {"latents": latents, "coords": coords}
+
+    def latents(self, batch_size: int) -> Latents:
+        """Return the latents of random signals; of a meta-learned composer latents around its learned start."""
+        if not isinstance(self.composer, MetaLearned):
+            return self.call(self.encode, {"signal": self.signals(batch_size)})
+        generator = torch.Generator().manual_seed(batch_size)
+        return {name: _around(latent.detach(), batch_size, generator) for name, latent in self.composer.start().items()}
 
     def forward(self, latents: Latents, coords: Tensor) -> Tensor:
         """Return the values ``(B, N, C)`` at ``coords (N, D)``."""
@@ -129,6 +150,12 @@ class Decoder(Half):
     def eager(self, latents: Latents, coords: Tensor) -> Tensor:
         """Return the values ``(B, N, C)`` as the composer renders them."""
         return self.composer.render(self.composer.compose(latents), coords)
+
+
+def _around(start: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Return random latents ``(B, ...)`` about a tenth of its size away from a start, or a tenth where that is zero."""
+    size = start.square().mean().sqrt().item() or 1.0
+    return start + 0.1 * size * torch.randn(number, *start.shape, generator=generator)
 
 
 @contextmanager
@@ -158,10 +185,12 @@ def _check_weights(composer: Composer) -> None:
 
 def _signal_shape(composer: Composer, shape: Sequence[int] | None) -> tuple[int, ...]:
     """Return ``(C, *shape)`` of the signals that a composer encodes."""
-    stated = [found for module in composer.modules() if (found := getattr(module, "signal_shape", None))]
-    if not stated:
+    stated = stated_shape(composer)
+    if stated is None and isinstance(composer, MetaLearned):
+        return ()  # its decoder needs no signals
+    if stated is None:
         raise ValueError(f"{type(composer).__name__} encodes no tensor signal, so there is no encoder to export.")
-    channels, *sizes = stated[0]
+    channels, *sizes = stated
     given = sizes if shape is None else list(shape)
     if len(given) != len(sizes) or any(g < 1 or s not in (-1, g) for s, g in zip(sizes, given, strict=True)):
         raise ValueError(
