@@ -18,7 +18,10 @@ CONFIGS = REPOSITORY / "configs"
 FITTING = {"sample_photos": ["--data.init_args.size", 178]}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # the others are like it, and take time
-FEW = ["--model.init_args.inner_loop.init_args.test_samples_per_step", 8]  # likewise
+FEW = [  # likewise
+    *("--model.init_args.inner_loop.init_args.test_samples_per_step", 8),
+    *("--model.init_args.inner_loop.init_args.test_steps", 2),
+]
 
 
 def _named(folder):

@@ -53,7 +53,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 def _overlaid(composer, samples):
     """Return a composer with one block as the overlay of sound makes it, for signals of so many samples."""
-    lines = [f"_base_: [{CONFIGS / 'composers' / composer}.yaml, {CONFIGS / 'sound.yaml'}, {CONFIGS / 'tokens/sound.yaml'}]"]
+    lines = [
+        f"_base_: [{CONFIGS / 'composers' / composer}.yaml, {CONFIGS / 'sound.yaml'}, {CONFIGS / 'tokens/sound.yaml'}]"
+    ]
     lines += [f"data: {{class_path: {Hum.__module__}.Hum, init_args: {{samples: {samples}}}}}"]
     lines += ["model: {init_args: {transformer: {init_args: {num_blocks: 1}}}}"]
     Path("sound.yaml").write_text("\n".join(lines))
@@ -104,7 +106,8 @@ def test_a_metric_whose_package_is_missing_ends_with_one_message(metric, package
 
 
 def test_every_published_experiment_is_there():
-    assert {path.stem for path in EXPERIMENTS.glob("librispeech*.yaml")} == set(NAMES)
+    found = {path.stem for path in EXPERIMENTS.glob("librispeech*.yaml")}
+    assert {name for name in found if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

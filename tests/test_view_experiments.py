@@ -34,7 +34,8 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def test_every_published_experiment_is_there():
-    assert {path.stem for category in PUBLISHED for path in EXPERIMENTS.glob(f"{category}_*.yaml")} == set(NAMES)
+    found = {path.stem for category in PUBLISHED for path in EXPERIMENTS.glob(f"{category}_*.yaml")}
+    assert {name for name in found if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
