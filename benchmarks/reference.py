@@ -1,4 +1,4 @@
-"""The plain formulation of the transformer composers, to measure and to test ours against.
+"""The plain formulation of the transformer and the meta-learned composers, to measure and to test ours against.
 
 This is how such models are commonly written: every weight is repeated for every instance, a column of ones carries the
 bias, every layer is a batched product, coordinates are encoded per instance, attention is spelled out and the last block
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from composers import TransformerIPC, TransINR
+from composers import LearnedInit, MetaIPC, TransformerIPC, TransINR
 from composers.hypernet import Hypernetwork, Patches
 from composers.hypernet.transformer import Attention, Block
 from composers.inr import CoordinateMLP, FourierFeatures, ReLU
@@ -84,6 +84,145 @@ class PlainTransINR(PlainComposer):
         """Return the repeated base weight, its column ``j`` times the scales ``(B, I, G)`` of group ``j mod G``."""
         base = _repeat(self.base_weights[layer], len(columns))
         return base * torch.cat([columns] * (base.shape[2] // columns.shape[2]), dim=2)
+
+
+def from_meta_learned(composer: MetaIPC | LearnedInit, history: bool = True) -> PlainMetaLearned:
+    """Return the plain formulation of a meta-learned composer, sharing its parameters and its training mode.
+
+    Args:
+        composer: With the published inner loop: its steps and its rate are read.
+        history: Whether every step keeps copies of the reconstruction and of what is adapted, for logging.
+
+    Raises:
+        TypeError: If the composer is of another kind, or has parts that the plain formulation does not know.
+        ValueError: If its inner loop has settings beyond the published ones.
+    """
+    if isinstance(composer, MetaIPC):
+        return PlainMetaIPC(composer, history)
+    if isinstance(composer, LearnedInit):
+        return PlainLearnedInit(composer, history)
+    raise TypeError(f"There is no plain inner loop of {type(composer).__name__}: give MetaIPC or LearnedInit.")
+
+
+class PlainMetaLearned(nn.Module, ABC):
+    """From samples and coordinates to values by an inner loop, in the plain formulation.
+
+    Everything that is adapted is repeated for every instance, every step composes all weights anew and encodes all
+    coordinates of all instances anew; the graph of all steps is kept in training.
+
+    Args:
+        composer: Whose parameters are used.
+        history: Whether every step keeps copies of what it saw.
+
+    Raises:
+        TypeError: If the network has another encoding or activation.
+        ValueError: If the inner loop has settings beyond the published ones, or the network no normalised weights.
+    """
+
+    def __init__(self, composer: MetaIPC | LearnedInit, history: bool) -> None:
+        super().__init__()
+        loop = composer.inner_loop
+        if loop.learned_lr or loop.first_order or loop.samples_per_step != "all" or not composer.inr.normalize_weights:
+            raise ValueError(
+                "The plain formulation knows the published inner loop only: learned_lr [], first_order false, "
+                "samples_per_step all and normalize_weights true."
+            )
+        self.inr = PlainCoordinateMLP(composer.inr)
+        self.steps, self.lr = loop.steps, loop.lr
+        self.keeps_history = history
+        self.history: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self.train(composer.training)
+
+    def forward(self, observation: Observation, coords: Tensor) -> Tensor:
+        """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``, after the inner loop."""
+        factors = self.adapted(observation)
+        values: Tensor = self.inr(coords, self.weights(factors))
+        return values
+
+    def adapted(self, observation: Observation) -> dict[str, Tensor]:
+        """Return what is adapted, ``(B, I, R)`` by layer, after the inner loop on the samples observed."""
+        samples = observation.samples
+        assert samples is not None
+        assert samples.values is not None
+        size = len(samples.values)
+        factors = {layer: _repeat(start, size) for layer, start in self.starts().items()}
+        self.history = []
+        for _ in range(self.steps):
+            factors = self._step(factors, samples.coords, samples.values)
+        return factors
+
+    def _step(self, factors: dict[str, Tensor], coords: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return what is adapted after one step."""
+        with torch.enable_grad():
+            if not self.training:
+                factors = {layer: factor.detach().requires_grad_() for layer, factor in factors.items()}
+            values = self.inr(coords, self.weights(factors))
+            loss = (values - target).square().mean((1, 2)).sum()
+            gradients = torch.autograd.grad(loss, list(factors.values()), create_graph=self.training)
+        moved = {}
+        for (layer, factor), gradient in zip(factors.items(), gradients, strict=True):
+            moved[layer] = factor - self.lr * factor.norm(dim=(1, 2), keepdim=True) ** 2 * gradient
+        if self.keeps_history:
+            copies = {layer: factor.detach().clone() for layer, factor in moved.items()}
+            self.history.append((values.detach().clone(), copies))
+        return moved
+
+    @abstractmethod
+    def starts(self) -> nn.ParameterDict:
+        """Return where the loop starts, ``(I, R)`` by layer."""
+
+    @abstractmethod
+    def weights(self, factors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """Return the weight ``(B, I, O)`` of every layer that is adapted."""
+
+
+class PlainMetaIPC(PlainMetaLearned):
+    """Meta-learned instance pattern composers in the plain formulation.
+
+    Args:
+        composer: Whose parameters are used.
+        history: Whether every step keeps copies of what it saw.
+    """
+
+    def __init__(self, composer: MetaIPC, history: bool) -> None:
+        super().__init__(composer, history)
+        self.patterns, self.bases = composer.patterns, composer.bases
+
+    def starts(self) -> nn.ParameterDict:
+        """Return the learned patterns."""
+        return self.patterns
+
+    def weights(self, factors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """Return the patterns times the repeated basis."""
+        return {
+            int(layer): torch.bmm(factor, _repeat(self.bases[layer], len(factor))) for layer, factor in factors.items()
+        }
+
+
+class PlainLearnedInit(PlainMetaLearned):
+    """Learned Init, as the IPC paper compares it, in the plain formulation.
+
+    Args:
+        composer: Whose parameters are used.
+        history: Whether every step keeps copies of what it saw.
+
+    Raises:
+        ValueError: If biases are adapted too, or the outer update is Reptile's.
+    """
+
+    def __init__(self, composer: LearnedInit, history: bool) -> None:
+        super().__init__(composer, history)
+        if composer.adapt_biases or composer.outer != "maml":
+            raise ValueError("The plain formulation of LearnedInit knows adapt_biases false and outer maml only.")
+        self.start_weights = composer.weights
+
+    def starts(self) -> nn.ParameterDict:
+        """Return the learned weights."""
+        return self.start_weights
+
+    def weights(self, factors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        """Return the weights as they are."""
+        return {int(layer): factor for layer, factor in factors.items()}
 
 
 class PlainCoordinateMLP(nn.Module):
