@@ -246,8 +246,9 @@ class Composer(LightningModule, ABC):
         return curves
 
     def _measure(self, batch: CoordinateBatch, values: Tensor) -> dict[str, Tensor]:
-        """Return every metric of every instance ``(B,)``."""
-        return {name: metric.measure(values, batch.query, batch.shape) for name, metric in self.measures.items()}
+        """Return every metric of every instance ``(B,)``, without autocast: filters of bfloat16 make another SSIM."""
+        with torch.autocast(self.device.type, enabled=False):
+            return {name: metric.measure(values, batch.query, batch.shape) for name, metric in self.measures.items()}
 
     def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step.

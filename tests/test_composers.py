@@ -11,7 +11,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from composers import Refinement, TransformerIPC, TransINR
 from composers.hypernet import Patches, Transformer
 from composers.inr import CoordinateMLP, FourierFeatures
-from composers.metrics import PSNR, Gain
+from composers.metrics import PSNR, SSIM, Gain
 from datamodules import SamplePhotos
 from datamodules.batch import CoordinateBatch, Observation, Samples
 
@@ -309,6 +309,18 @@ def test_steps_refine_in_the_stages_named(make_ipc, tiny_batch, logged):
     last = refined["metrics"][4]["psnr"].mean().item()
     assert logged["test/refined_psnr"].compute().item() == pytest.approx(last, abs=1e-4)
     assert not any(name.startswith("val/refined") for name in logged)
+
+
+def test_metrics_are_measured_in_float32_in_every_precision(make_ipc):
+    """Filters of bfloat16 subtract rounded squares, and make an SSIM of 0.9999 one of 0.3."""
+    composer = make_ipc(metrics={"ssim": SSIM()})
+    values = 0.5 + 0.02 * torch.rand(2, 256, 3)
+    batch = CoordinateBatch(Observation(), Samples(torch.zeros(256, 2), values), (16, 16), ["a", "b"])
+    seen = values + 0.001 * torch.rand(2, 256, 3)
+    wanted = composer._measure(batch, seen)["ssim"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = composer._measure(batch, seen)["ssim"]
+    assert torch.equal(found, wanted)
 
 
 def test_prediction_needs_no_values(tiny_ipc, tiny_batch):
