@@ -290,7 +290,9 @@ def test_recomputed_steps_see_the_same_samples(make, batch, choose):
         calls = len(rendered)
     assert calls > len(seen[0])  # something was computed again
     assert seen[0] == seen[1]
-    assert all(torch.equal(stored, again) for stored, again in zip(*results, strict=True))
+    (stored, *wanted), (again, *found) = results
+    assert torch.equal(stored, again)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)  # added up in another order
 
 
 def test_samples_of_largest_error_are_exactly_those_and_masked_ones_are_last(make, batch):
