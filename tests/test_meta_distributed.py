@@ -126,5 +126,5 @@ def _assert_same(names, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
-    """Second order with random samples, Reptile, and learned step sizes, in two process starts for all."""
+    """Second order with random samples, Reptile, learned step sizes with recomputed steps, in two process starts for all."""
     _assert_same(("meta_ipc", "learned_init", "functa"), tmp_path, monkeypatch)
