@@ -14,7 +14,7 @@ test: $(READY)  ## the tests that take less than five minutes together
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)  ## only the slow ones
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 test-all: $(READY)  ## every test
 	$(BIN)/python -m pytest -n auto -m "slow or not slow"
