@@ -42,8 +42,9 @@ def adapt(
         create_graph: Whether to keep the graph of the gradients and the step sizes, for exact gradients of second order.
             Without it, gradients count as constants (first order), and step sizes do not depend on the latents.
         recompute: Whether to compute every step again in the backward pass rather than to store what it needs: memory then
-            hardly depends on the number of steps, for about a third more time. The loss must return the same again: draws
-            belong before the loop. Inside ``torch.compile`` it counts for nothing: the compiler chooses itself what to store.
+            hardly depends on the number of steps, for about a quarter more time. The loss must then return the same again, so
+            that draws belong before the loop, and depend on leaves besides, such as parameters, not on what was computed of
+            them before. Inside ``torch.compile`` it counts for nothing: the compiler chooses itself what to store.
 
     Returns:
         The latents after the last step, and the losses ``(steps + 1, B)`` before every step and after the last, detached.
@@ -96,9 +97,7 @@ def _gradients(loss_fn: LossFunction, latents: Latents, step: int, create_graph:
     """Return the gradients of the summed losses, and the losses, detached."""
     if torch.compiler.is_compiling():  # which knows gradients of gradients in this form only
         return _gradients_in_compilation(loss_fn, latents, step, create_graph)
-    attached = (
-        torch.is_grad_enabled()
-    )  # without it a view of a parameter says that it requires gradients, and gets none
+    attached = torch.is_grad_enabled()  # else a view of a parameter says that it requires gradients, and gets none
     with torch.enable_grad():
         tracked = {
             name: latent if attached and latent.requires_grad else latent.detach().requires_grad_()
