@@ -15,6 +15,7 @@ from composers.codes import read_code
 from datamodules.randomness import generator_at
 
 PHOTOS = ["--data.class_path=program.OddPhotos", "--data.init_args.eval_batch_size=8"]
+BF16 = ["--trainer.precision=bf16-mixed"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 HELD_OUT = 33  # 17 and 16: three batches and two
 PICTURES = ("a", "b", "c")
@@ -74,18 +75,20 @@ def _commands(name, folder, *options):
     ]
 
 
-def _assert_same_training(name):
-    """Compare weights after two steps, and validation."""
+def _assert_same_training(name, weights, figures):
+    """Compare weights after two steps, and validation, up to these differences."""
     one, two = (checkpoint(f"runs/{folder}_{name}/version_0") for folder in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 2
     assert one["state_dict"].keys() == two["state_dict"].keys()
     earlier = checkpoint(f"runs/one_{name}/version_0", "step-1")["state_dict"]
     for key, weight in one["state_dict"].items():
-        assert (two["state_dict"][key] - weight).abs().max() < 1e-6, key
-    assert max((weight - earlier[key]).abs().max() for key, weight in one["state_dict"].items()) > 1e-4
+        assert (two["state_dict"][key] - weight).abs().max() < weights, key
+    assert max((weight - earlier[key]).abs().max() for key, weight in one["state_dict"].items()) > max(
+        1e-4, 10 * weights
+    )
     for metric in ("val/psnr", "val/loss", "val/ssim", "val/gain"):
         [found], [wanted] = (column(f"runs/{folder}_{name}/version_0/metrics.csv", metric) for folder in ("two", "one"))
-        assert found == pytest.approx(wanted, abs=2e-5)
+        assert found == pytest.approx(wanted, abs=figures)
 
 
 def _assert_same_tests(name):
@@ -119,7 +122,7 @@ def _assert_same(names, tmp_path, monkeypatch):
             run(*command)
     _run_two([command for name in names for command in _commands(name, "two", *TWO)], tmp_path)
     for name in names:
-        _assert_same_training(name)
+        _assert_same_training(name, weights=1e-6, figures=2e-5)
         _assert_same_tests(name)
         _assert_same_predictions(name)
 
@@ -128,3 +131,16 @@ def _assert_same(names, tmp_path, monkeypatch):
 def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
     """Second order with random samples, Reptile, learned step sizes with recomputed steps, in two process starts for all."""
     _assert_same(("meta_ipc", "learned_init", "functa"), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_two_processes_in_bfloat16_do_what_one_does(tmp_path, monkeypatch):
+    """Up to rounding: of gradients, which are added up in another order; what adapts to one instance is the same."""
+    monkeypatch.chdir(tmp_path)
+    _write_pictures()
+    for command in _commands("meta_ipc", "one", *BF16):
+        run(*command)
+    _run_two(_commands("meta_ipc", "two", *BF16, *TWO), tmp_path)
+    _assert_same_training("meta_ipc", weights=1e-3, figures=0.01)
+    _assert_same_tests("meta_ipc")
+    _assert_same_predictions("meta_ipc")
