@@ -17,6 +17,7 @@ CONFIGS = REPOSITORY / "configs"
 # Sizes that make the data of a YAML fit the patches of every composer, which are those of pictures of 178 pixels.
 FITTING = {"sample_photos": ["--data.init_args.size", 178]}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
+META_LEARNED = ("meta_ipc", "learned_init", "functa")  # in names of experiments
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # the others are like it, and take time
 FEW = [  # likewise
     *("--model.init_args.inner_loop.init_args.test_samples_per_step", 8),
@@ -38,7 +39,7 @@ def _build(*args):
 
 
 def _assert_works(*args):
-    """Check that a config builds a composer that represents the data beside it, and prints a config that says the same."""
+    """Check that a config builds a composer that represents the data beside it."""
     built = _build(*args)
     composer, data = built.model, built.datamodule
     assert isinstance(composer, Composer)
@@ -50,10 +51,14 @@ def _assert_works(*args):
         values = composer.eval()(batch.observation, coords)
     assert values.shape == (2, coords.shape[-2], data.value_dim)
     assert values.isfinite().all()
+    return built
+
+
+def _assert_prints_itself(*args):
+    """Check that a config prints one that says the same."""
     printed = asked("fit", *args, "--print_config")
     Path("printed.yaml").write_text(printed)
     assert asked("fit", "--config", "printed.yaml", "--print_config") == printed
-    return built
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +95,8 @@ def test_every_composer_works_with_every_data_set(composer, data):
     chosen = [part for layer in layers for part in ("--config", layer)]
     quick = SHALLOW if composer.stem in HYPERNETWORKS else FEW
     built = _assert_works(*chosen, *FITTING.get(data.stem, []), *quick)
+    if composer.stem == "transformer_ipc":
+        _assert_prints_itself(*chosen)
     named = [yaml.safe_load(path.read_text())[key] for path, key in ((composer, "model"), (data, "data"))]
     for instance, config in zip((built.model, built.datamodule), named, strict=True):
         assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
@@ -97,8 +104,9 @@ def test_every_composer_works_with_every_data_set(composer, data):
 
 @pytest.mark.parametrize("experiment", _named("experiments"))
 def test_every_experiment_works(experiment):
-    hypernetwork = "transformer:" in asked("fit", "--config", experiment, "--print_config")
-    built = _assert_works("--config", experiment, *(SHALLOW if hypernetwork else FEW))
+    meta_learned = any(kind in experiment.stem for kind in META_LEARNED)
+    built = _assert_works("--config", experiment, *(FEW if meta_learned else SHALLOW))
+    _assert_prints_itself("--config", experiment)
     assert built.trainer.logger.name == experiment.stem  # so that --ckpt_path last finds its own runs
 
 
