@@ -88,6 +88,7 @@ def test_unknown_variants_are_refused(capsys):
         ablations.main(["--variants=[rank_5]"])
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_its_figures_are_those_of_its_log(tmp_path, monkeypatch, capsys):
     trained = []
 

@@ -20,7 +20,7 @@ STEPS = 6  # of an epoch
 HELD_OUT = 34
 
 
-@pytest.fixture(scope="module", params=COMPOSERS)
+@pytest.fixture(scope="module", params=["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
     """Return the folder where a tiny composer was trained for an epoch, its name, and what that printed."""
     folder = tmp_path_factory.mktemp(request.param)
