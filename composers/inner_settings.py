@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from composers.refinement import Latents
+from composers.refinement import Latents, taken
 from datamodules.batch import Samples
 from datamodules.randomness import generator_at, global_seed
 
@@ -133,7 +133,7 @@ class InnerLoop(nn.Module):
             drawn: What `draws` returned for this step.
         """
         if drawn is not None:
-            return _taken(samples, drawn)
+            return taken(samples, drawn)
         count = self._count(training)
         if count == "all" or count >= samples.coords.shape[-2]:
             return samples
@@ -147,15 +147,6 @@ class InnerLoop(nn.Module):
 def _key(name: str) -> str:
     """Return the name of a latent as modules allow it."""
     return name.replace(".", "_")
-
-
-def _taken(samples: Samples, indices: Tensor) -> Samples:
-    """Return the same samples ``(K,)`` of all instances."""
-    return Samples(
-        samples.coords[..., indices, :],
-        None if samples.values is None else samples.values[:, indices],
-        None if samples.mask is None else samples.mask[:, indices],
-    )
 
 
 def _worst(samples: Samples, predicted: Tensor, count: int) -> Samples:

@@ -95,12 +95,7 @@ class Refinement:
         device = samples.coords.device
         generator = generator_at(global_seed(), "refinement", step, device=device)
         total = samples.coords.shape[-2]
-        chosen = torch.randint(total, (self.samples_per_step,), generator=generator, device=device)
-        return Samples(
-            samples.coords[..., chosen, :],
-            None if samples.values is None else samples.values[:, chosen],
-            None if samples.mask is None else samples.mask[:, chosen],
-        )
+        return taken(samples, torch.randint(total, (self.samples_per_step,), generator=generator, device=device))
 
     def __call__(self, loss_fn: Callable[[Latents, int], Tensor], latents: Latents) -> dict[int, Latents]:
         """Refine latents; works under ``no_grad`` and in inference mode too.
@@ -133,3 +128,12 @@ class Refinement:
                         group["lr"] = rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
                     optimizer.step()
         return kept
+
+
+def taken(samples: Samples, indices: Tensor) -> Samples:
+    """Return the same samples ``(K,)`` of all instances."""
+    return Samples(
+        samples.coords[..., indices, :],
+        None if samples.values is None else samples.values[:, indices],
+        None if samples.mask is None else samples.mask[:, indices],
+    )

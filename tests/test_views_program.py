@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from program import NAME, TESTS, checkpoint, column, rows, run, run_process
+from test_scenes import write_scene, write_srn
 
 from datamodules.sample_objects import CHAIRS
 
@@ -96,3 +97,50 @@ def test_two_processes_do_what_one_does(tmp_path):
     for row, other in zip(alone, both, strict=True):
         assert float(row["psnr refined"]) == pytest.approx(float(other["psnr refined"]), abs=2e-3)
     assert torch.isfinite(torch.tensor([float(row["psnr refined"]) for row in alone])).all()
+
+
+def _written(layout, root):
+    """Write four objects for training, two for validation and two for the test, and return the last two."""
+    splits = {"train": ["a", "b", "c", "d"], "val": ["e", "f"], "test": ["g", "h"]}
+    for split, names in splits.items():
+        for name in names:
+            if layout == "SRNScenes":
+                write_srn(root / f"cars_{split}" / name, size=16)
+            else:
+                write_scene(root / ("chairs" if layout == "ShapeNet" else split) / name, size=16)
+    if layout == "ShapeNet":
+        (root / "chair_splits.json").write_text(json.dumps(splits))
+    return [next(root.glob(f"*/{name}")) for name in splits["test"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ShapeNet", "SRNScenes", "SceneFolder"])
+def test_every_layout_goes_through_the_program_by_one_process_and_by_two(tmp_path, layout):
+    scenes = _written(layout, tmp_path / "scenes")
+    given = {"root": tmp_path / "scenes", "size": 16, "rays_per_view": 16, "train_frames": 6, "draws": 1}
+    options = ["--data", layout, *(f"--data.init_args.{name}={value}" for name, value in given.items())]
+    weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
+    found = {}
+
+    def apart(*args):
+        run_process(*args, cwd=tmp_path)
+
+    for name, start, more, devices in (
+        ("one", run, ["--data.init_args.batch_size=4"], []),
+        ("two", apart, TWO, TWO[:2]),
+    ):
+        start("fit", *TINY, *options, *more, NAME, name)
+        start("validate", *TINY, *options, *more, *weights, NAME, name)
+        start("test", *TINY, *options, *more, *weights, NAME, name)
+        start("predict", *weights, "--scenes", *scenes, "--frames", 2, "--output", name, *devices)
+        [validated] = rows(f"runs/{name}/version_1/metrics.csv")
+        tested = rows(f"runs/{name}/version_2/test_instances.csv")
+        seen = rows(f"{name}/predictions.csv")
+        assert sorted(row["name"][0] for row in tested) == ["g", "h"]
+        assert [row["name"] for row in seen] == ["g", "h"]
+        numbers = [float(validated["val/psnr"]), *(float(row["psnr@2"]) for row in tested)]
+        numbers += [float(row["psnr refined"]) for row in seen]
+        found[name] = (checkpoint(f"runs/{name}/version_0")["state_dict"], numbers)
+    (weights_of_one, wanted), (weights_of_two, numbers) = found["one"], found["two"]
+    assert all((weights_of_two[key] - weight).abs().max() < 1e-5 for key, weight in weights_of_one.items())
+    assert numbers == pytest.approx(wanted, abs=2e-3)
