@@ -59,8 +59,7 @@ class CLI(LightningCLI):
             config.ckpt_path = config.ckpt_path or SHIPPED
             expand_shortcuts(config)
             state_signal(config.model, config.data, config.ckpt_path)
-        if self.config.subcommand == "fit":
-            settle_start(config, given if isinstance(given, list) else [])
+        settle_start(config, given if isinstance(given, list) else [], self.config.subcommand)
         state_sizes(config.model, config.data)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest(folder_of_runs(config.trainer.logger)))
@@ -81,8 +80,7 @@ class CLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             add_shortcuts(parser)
-        elif subcommand == "fit":
-            add_start(parser)
+        add_start(parser, subcommand)
         return parser
 
     def _parse_ckpt_path(self) -> None:
