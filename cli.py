@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -19,6 +18,8 @@ from composers.checkpoint import check_data, check_weights, located, newest, rea
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_prediction, state_signal, stated_model
 from composers.sizes import state_sizes
+from composers.streams import lasting_output, quiet_lightning
+from composers.trainer_options import settle_trainer
 from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
@@ -33,6 +34,7 @@ QUIET = (
     ".*dirpath has changed.*",  # an evaluation writes into a folder of its own
     ".*is smaller than the logging interval.*",
     ".*your dataloader is not resumable.*",  # it is, by address
+    ".*You are trying to `self.log.*barebones.*",  # which was asked for
 )
 
 
@@ -93,6 +95,13 @@ class CLI(LightningCLI):
         """Run the prediction, whose results are written as they come."""
         self.trainer.predict(**arguments, return_predictions=False)
 
+    def before_instantiate_classes(self) -> None:
+        """Settle the options of the trainer with what the default config brings along."""
+        trainer = self.config[self.config.subcommand].trainer
+        settle_trainer(trainer)
+        if trainer.get("barebones"):
+            self.save_config_callback = None  # it has no folder of the run
+
     def after_instantiate_classes(self) -> None:
         """Let the composer know its config, for its checkpoints; look at sizes, checkpoint and folder first."""
         self._dump_config()
@@ -113,6 +122,15 @@ class CLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
+    """Run a command, which nothing that it prints can end: not a character that a terminal lacks, not a closed pipe.
+
+    See `run` for the arguments.
+    """
+    with lasting_output():
+        run(args)
+
+
+def run(args: ArgsType = None) -> None:
     """Run a command; a user's mistake ends with one message, and exit status 2 if in the arguments, else 1.
 
     Args:
@@ -123,7 +141,7 @@ def main(args: ArgsType = None) -> None:
     predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the start-up summary says what counts
+    quiet_lightning()  # the start-up summary says what counts
     try:
         CLI(
             Composer,
