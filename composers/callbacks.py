@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -94,15 +93,20 @@ class StartSummary(Callback):
             Console().print(table)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the path of the checkpoint and the next command."""
-        saver = trainer.checkpoint_callback
-        path = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
-        config = output_folder(trainer) / "config.yaml"
-        if trainer.is_global_zero and path and isinstance(saver, ModelCheckpoint):
-            checkpoint = relative_path(path)
-            Console(soft_wrap=True).print(
-                f"Checkpoint: {checkpoint}\nNext: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}"
-            )
+        """Print the path of the checkpoint and the next command, as far as this run wrote what it needs."""
+        savers = trainer.checkpoint_callbacks
+        found = (getattr(saver, name, "") for name in ("last_model_path", "best_model_path") for saver in savers)
+        path = next(filter(None, found), None)
+        config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+        if not trainer.is_global_zero:
+            return
+        console = Console(soft_wrap=True)
+        if path is None:
+            console.print("No checkpoint was saved.")
+            return
+        console.print(f"Checkpoint: {(checkpoint := relative_path(path))}")
+        if config.is_file():
+            console.print(f"Next: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}")
 
     def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
         """Return what the summary says."""

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from composers.precision import exact
 from composers.refinement import Latents, taken
 from datamodules.batch import Samples
+from datamodules.coordinates import exact
 from datamodules.randomness import generator_at, global_seed
 
 

@@ -15,10 +15,10 @@ from composers.inner_settings import InnerLoop
 from composers.inr import CoordinateMLP
 from composers.losses import Loss
 from composers.metrics import InstanceMetric
-from composers.precision import exact
 from composers.refinement import INNER, Latents, Refinement, outside_inference
 from composers.rendering import Renderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.coordinates import exact
 
 
 class MetaLearned(Composer):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from composers.hypernet.tokenizers import Tokenizer, cut
-from composers.precision import exact
 from datamodules.batch import Views
 from datamodules.cameras import pixel_rays
+from datamodules.coordinates import exact
 
 
 class ViewPatches(Tokenizer):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from composers.inr.activations import Activation, ReLU
 from composers.inr.encodings import Encoding, FourierFeatures, IdentityEncoding
-from composers.precision import exact
+from datamodules.coordinates import exact
 
 Modulations = Mapping[int, tuple[Tensor | None, Tensor | None]]
 Field = Callable[[Tensor], Tensor]
@@ -109,7 +109,10 @@ class CoordinateMLP(nn.Module):
             ValueError: If a modulated layer is missing, an unmodulated one is given, or ``coords`` has another ``D``.
         """
         self._check(coords, modulations)
-        hidden: Tensor = self.encoding(coords)  # (N, F) or (B, N, F)
+        precision = torch.promote_types(
+            coords.dtype, self.biases["0"].dtype
+        )  # a grid is float32, the network may be finer
+        hidden: Tensor = self.encoding(coords.to(precision))  # (N, F) or (B, N, F)
         for layer in range(self.num_layers):
             hidden = self.apply_layer(layer, hidden, modulations)
         return hidden if hidden.dim() == 3 else hidden.expand(num_instances(modulations), -1, -1)

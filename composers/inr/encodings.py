@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from composers.precision import exact
+from datamodules.coordinates import exact
 
 
 class Encoding(nn.Module, ABC):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from composers.inr import Field
-from composers.precision import exact
 from composers.rendering.rays import RayRenderer, Rendered
 from composers.rendering.renderer import PointRenderer
 from datamodules.cameras import plucker
+from datamodules.coordinates import exact
 
 
 class LightFieldRenderer(RayRenderer):

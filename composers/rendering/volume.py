@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from composers.inr import Field
-from composers.precision import exact
 from composers.rendering.rays import RayRenderer, Rendered
+from datamodules.coordinates import exact
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
