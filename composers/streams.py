@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 _LOGGERS = (
@@ -89,7 +89,8 @@ class LastingStream:
     def _drop(self) -> None:
         """Lead what is written from now on, also by others and at exit, to nowhere."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
+        with suppress(OSError, ValueError):  # a stream in memory has no number
+            os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
 
 
@@ -103,11 +104,12 @@ def lasting_output() -> Iterator[None]:
     """
     before = sys.stdout, sys.stderr
     errors = [getattr(stream, "errors", None) for stream in before]
-    sys.stdout, sys.stderr = map(_lasting, before)
+    within = [_lasting(stream) for stream in before]
+    sys.stdout, sys.stderr = within
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in within:
             if isinstance(stream, LastingStream):
                 stream.flush()
         sys.stdout, sys.stderr = before
