@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import rich
 from lightning.pytorch.callbacks import Timer
-from program import keep_every, run, tiny
+from program import keep_every, run, run_process, tiny
 from rich.console import Console
 
 from composers import callbacks, progress
@@ -72,6 +72,13 @@ def test_evaluations_are_told_by_batches():
         assert [line.split(",")[0] for line in _lines(printed, name)] == [
             f"{name}: batch {batch} of 4" for batch in range(1, 5)
         ]
+
+
+def test_one_of_two_processes_tells(tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+    printed = run_process("fit", *tiny("ipc"), *two, "--trainer.overfit_batches=1", *_without_terminal(0), cwd=tmp_path)
+    assert len(_lines(printed, "Step 1 of 1")) == 1
+    assert len(_lines(printed, "Validation at step 1 of 1")) == 1
 
 
 def test_one_process_tells(capsys):

@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 from program import REPOSITORY, rows, run, tiny
 
+from composers.activations.page import Page
 from composers.codes import InstanceCode, read_code
+from composers.sound import save_wav
+from composers.spectrogram import Panel, draw, save_figure
 from composers.streams import lasting_output, quiet_lightning
 from datamodules.batch import Observation
+from datamodules.sound import read_clip
 
 NAME = os.fsdecode(b"caf\xe9")
 
@@ -65,6 +69,16 @@ def test_names_that_are_no_utf_8_are_tested():
     run("test", *tiny("ipc"), *data, "--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt")
     with Path("runs/unnamed/version_1/test_instances.csv").open(encoding="utf-8") as file:
         assert "caf\\udce9" in file.read()
+
+
+def test_sound_with_such_a_name_is_read_written_and_drawn():
+    samples = torch.rand(1, 800) - 0.5
+    save_wav(samples, 800, Path(f"{NAME}.wav"))
+    assert read_clip(f"{NAME}.wav").values.shape == (1, 800)
+    save_figure(draw([[Panel(NAME, samples, 800)]]), Path("figure.png"))
+    page = Page(3)
+    page.text(0, 0, NAME)
+    page.save(Path("page.png"))
 
 
 def test_the_code_of_such_a_name_can_be_read(tiny_ipc):
