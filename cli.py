@@ -152,6 +152,8 @@ def main(args: ArgsType = None) -> None:
             raise
         print(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
+    finally:
+        stopper.restore()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class NonFinite(Callback):
                 raise SystemExit(1)  # the first process says why
             ways = "lower the learning rate, check these data, or leave such updates out with --non_finite.action skip"
             if self.action == "skip":
-                told += f", the {self._consecutive}th step in succession"
+                told += f", {self._consecutive} step(s) in succession"
                 ways = "lower the learning rate or check these data"
             raise ValueError(f"{told}. The update was not made; checkpoints are as they were. To go on, {ways}.")
         self.skipped += 1

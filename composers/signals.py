@@ -37,6 +37,7 @@ class StopOnSignal(Callback):
     def __init__(self) -> None:
         self.received = 0
         self._at = 0.0
+        self._before: dict[int, Any] = {}
         self._pid = os.getpid()
         self._deferred = False
         self._trainer: Trainer | None = None
@@ -47,7 +48,14 @@ class StopOnSignal(Callback):
         """Install the handlers of this process; outside the main thread do nothing."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self.handle)
+                before = signal.signal(number, self.handle)
+                self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        if threading.current_thread() is threading.main_thread():
+            for number, before in self._before.items():
+                signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the signal where a loop is running, else exit."""
@@ -105,6 +113,8 @@ class StopOnSignal(Callback):
             and isinstance(exception, RuntimeError)
             and "DataLoader worker" in str(exception)
         ):
+            for logger in trainer.loggers:
+                logger.save()
             self._stop_training(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,7 +187,7 @@ class StopOnSignal(Callback):
         if self._group is not None:
             number = torch.tensor(self.received)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
-            if number and not self.received:
+            if int(number) and not self.received:
                 self.received, self._at = int(number), time.monotonic()
         return self.received
 
@@ -211,7 +221,7 @@ class StopOnSignal(Callback):
             if isinstance(callback, (ResultsTable, Predictions)):
                 callback.write_partial(trainer, pl_module)
         if trainer.is_global_zero:
-            _say(f"{_name(number)}: {trainer.state.fn} stopped after batch {batch_idx + 1}.")
+            _say(f"{_name(number)}: {trainer.state.fn.value} stopped after batch {batch_idx + 1}.")
         self._end(number)
 
     def _end(self, number: int) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, rows, run, tiny
 
 
@@ -67,6 +68,36 @@ def test_a_test_keeps_its_rows(tmp_path):
     assert "SIGTERM: test stopped after batch 1." in ended.stderr
     assert "partial" in ended.stdout
     assert len(rows("runs/tested/version_0/test_instances.csv")) == 10
+
+
+def test_a_prediction_keeps_its_table(tmp_path):
+    run("fit", *tiny("ipc"))
+    weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
+    Path("pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (40 * number, 90, 20)).save(f"pictures/{number}.png")
+    data = ["--pictures", "pictures", "--data.init_args.batch_size=1", "--output", "made", *weights]
+    ended = _signalled(tmp_path, signal.SIGTERM, 1, "predict", *data)
+    assert ended.returncode == 143, ended.stderr
+    assert "SIGTERM: predict stopped after batch 2." in ended.stderr
+    assert [row["name"] for row in rows("made/predictions.csv")] == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_stop_together(tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=300", NAME, "two"]
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "fit", *tiny("ipc"), *two]
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(900):
+            if list(Path("runs").glob("two/version_0/checkpoints/last.ckpt")):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, told
+    assert told.count("SIGTERM: training stopped at step") == 1
+    checkpoint("runs/two/version_0")
 
 
 def test_start_up_ends_at_once(tmp_path):
