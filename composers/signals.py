@@ -221,7 +221,9 @@ class StopOnSignal(Callback):
             if isinstance(callback, (ResultsTable, Predictions)):
                 callback.write_partial(trainer, pl_module)
         if trainer.is_global_zero:
-            _say(f"{_name(number)}: {trainer.state.fn.value} stopped after batch {batch_idx + 1}.")
+            _say(
+                f"{_name(number)}: {str(trainer.state.fn and trainer.state.fn.value)} stopped after batch {batch_idx + 1}."
+            )
         self._end(number)
 
     def _end(self, number: int) -> None:

@@ -39,15 +39,17 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_training_saves_and_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    run("fit", *tiny("ipc"), NAME, "whole")
-    ended = _signalled(tmp_path, signal.SIGTERM, 2, "fit", *tiny("ipc"), NAME, "cut")
+@pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow)])  # the last of an epoch is 5
+def test_training_saves_and_a_resumed_run_is_the_uninterrupted_one(batch, tmp_path):
+    two = "--trainer.max_epochs=2"
+    run("fit", *tiny("ipc"), two, NAME, "whole")
+    ended = _signalled(tmp_path, signal.SIGTERM, batch, "fit", *tiny("ipc"), two, NAME, "cut")
     assert ended.returncode == 143, ended.stderr
     last = "runs/cut/version_0/checkpoints/last.ckpt"
-    assert "SIGTERM: training stopped at step 3." in ended.stderr
+    assert f"SIGTERM: training stopped at step {batch + 1}." in ended.stderr
     assert f"--ckpt_path {last}" in ended.stderr
-    assert checkpoint("runs/cut/version_0")["global_step"] == 3
-    run("fit", *tiny("ipc"), NAME, "cut", "--ckpt_path", last)
+    assert checkpoint("runs/cut/version_0")["global_step"] == batch + 1
+    run("fit", *tiny("ipc"), two, NAME, "cut", "--ckpt_path", last)
     found, wanted = (checkpoint(f"runs/{name}") for name in ("cut/version_1", "whole/version_0"))
     for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
         assert_same(found[key], wanted[key])
