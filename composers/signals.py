@@ -222,7 +222,7 @@ class StopOnSignal(Callback):
                 callback.write_partial(trainer, pl_module)
         if trainer.is_global_zero:
             _say(
-                f"{_name(number)}: {str(trainer.state.fn and trainer.state.fn.value)} stopped after batch {batch_idx + 1}."
+                f"{_name(number)}: {trainer.state.fn and trainer.state.fn.value!s} stopped after batch {batch_idx + 1}."
             )
         self._end(number)
 
