@@ -15,8 +15,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from composers import Composer
 from composers.checkpoint import check_data, check_weights, located, newest, read
+from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_prediction, state_signal, stated_model
+from composers.signals import StopOnSignal
 from composers.sizes import state_sizes
 from composers.streams import lasting_output, quiet_lightning
 from composers.trainer_options import settle_trainer
@@ -77,6 +79,10 @@ class CLI(LightningCLI):
             add_shortcuts(parser)
         return parser
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callback that every training has, whatever its list of callbacks."""
+        parser.add_lightning_class_args(NonFinite, "non_finite")
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was given: the checkpoint is compared with it, never mixed in."""
 
@@ -136,6 +142,8 @@ def run(args: ArgsType = None) -> None:
     Args:
         args: What the command line would say; the command line itself if None.
     """
+    stopper = StopOnSignal()
+    stopper.install()
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
     given = sys.argv[1:] if args is None else args
     predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
@@ -152,6 +160,7 @@ def run(args: ArgsType = None) -> None:
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
             | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
             | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / predict)]}},
+            trainer_defaults={"callbacks": [stopper]},
             save_config_kwargs={"overwrite": True},
             args=args,
         )
@@ -161,6 +170,8 @@ def run(args: ArgsType = None) -> None:
             raise
         print(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
+    finally:
+        stopper.restore()
 
 
 if __name__ == "__main__":

@@ -245,6 +245,14 @@ class ResultsTable(InstanceRows):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the CSV and print the table, with the rows of all processes."""
+        self._write(trainer, pl_module)
+
+    def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of an unfinished test, and say that there are more; to be called on all processes."""
+        self._write(trainer, pl_module, " (partial: the test was stopped)")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, note: str = "") -> None:
+        """Write the CSV and print the table, with a note."""
         rows = gathered(self.rows)
         path = output_folder(trainer) / self.filename
         if not trainer.is_global_zero or not rows:
@@ -259,7 +267,7 @@ class ResultsTable(InstanceRows):
         console.print(results_table(rows, loop))
         if loop and loop.report:
             console.print(inner_table(rows, loop))
-        console.print(f"Every instance: {relative_path(path)}")
+        console.print(f"{'Instances so far' if note else 'Every instance'}: {relative_path(path)}{note}")
 
 
 def results_table(rows: Mapping[str, Row], loop: InnerLoop | None = None) -> Table:

@@ -139,8 +139,19 @@ class Predictions(Callback, ABC):
         """Write the last signal and the table of all, and say what was skipped."""
         if self._parts:
             self._write(trainer, pl_module)
+        self._write_table(trainer)
+
+    def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what there is of an unfinished prediction, without a signal whose tiles are not all there."""
+        if self._parts and self._parts[0].piece.box == whole(self._parts[0].piece.shape):
+            self._write(trainer, pl_module)
+        self._parts = []
+        self._write_table(trainer)
+
+    def _write_table(self, trainer: Trainer) -> None:
+        """Write and print the table of all processes; to be called on all of them."""
         rows = gathered(self.rows)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not rows:
             return
         with (self.folder / TABLE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, ["name", *next(iter(rows.values()))])
