@@ -8,9 +8,10 @@ import tempfile
 import threading
 import traceback
 from argparse import SUPPRESS
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -45,7 +46,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Samples, Views
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Artifact, Run
 
 
 class Film(NamedTuple):
@@ -60,6 +61,7 @@ class Film(NamedTuple):
 
 Cell = str | float | Image.Image | Panel | Film
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_ANSWER_TIMEOUT = 10.0  # seconds for what W&B asks its server before it takes an artifact
 _GRACE = 15.0  # seconds for what W&B does at the end beside sending
 DEFAULT_PROJECT = "generalizable-inr"
 _PSNR = {"prediction": "PSNR", "refined": "refined PSNR"}  # columns of what is rendered
@@ -144,6 +146,7 @@ class BoundedWandbLogger(WandbLogger):
 
         self.settings = settings
         self._local = local
+        self._late = False
         self.savers: Sequence[Checkpoint] = ()
         run_id = settings.run_id
         if run_id is None and stage == "fit" and resumed:
@@ -216,18 +219,36 @@ class BoundedWandbLogger(WandbLogger):
             return
         _tell(f"W&B: to send it later, wandb sync {relative_path(run.dir).parent}")
 
+    def log_table(self, key: str, *arguments: Any, **options: Any) -> None:
+        """Send a table; without effect once the server has been waited for in vain."""
+        if rank_zero_only.rank == 0 and not self._late:  # type: ignore[attr-defined]
+            self._try(f"the table {key}", lambda: super(BoundedWandbLogger, self).log_table(key, *arguments, **options))
+
+    def _try(self, what: str, call: Callable[[], None]) -> None:
+        """Send what W&B asks its server about first, which must not hold up or end the run."""
+        try:
+            done = _within(_ANSWER_TIMEOUT, call)
+            reason = f"its server did not answer within {_ANSWER_TIMEOUT:g} s"
+        except Exception as error:
+            done, reason = False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+        if not done:
+            self._late = True
+            _tell(f"W&B: {what} was not sent, nor will be further ones, because {reason}.")
+
     def _end(self, run: Run, exit_code: int) -> bool:
         """End a W&B run and return whether all was written and sent; a late server is no failure of the run."""
         seconds = self.settings.finish_timeout
-        ended: list[bool] = []
-        helper = threading.Thread(target=lambda: ended.append(_finished(run, exit_code)), daemon=True)
-        helper.start()
-        helper.join(seconds + _GRACE)
-        if ended == [True]:
-            return True
-        _tell(f"W&B: not everything was sent, because its server did not answer within {seconds:g} s.")
-        if not ended:
+        reason = f"its server did not answer within {seconds:g} s"
+        try:
+            if _within(seconds + _GRACE, lambda: run.finish(exit_code=exit_code)):
+                return True
             _abandon_service()
+        except TimeoutError:
+            pass  # W&B has ended the run by itself, in order
+        except Exception as error:
+            reason = f"W&B failed with {type(error).__name__}"
+            _abandon_service()
+        _tell(f"W&B: not everything was sent, because {reason}.")
         return False
 
     def _upload(self, run: Run) -> None:
@@ -240,7 +261,13 @@ class BoundedWandbLogger(WandbLogger):
                 artifact = wandb.Artifact(f"model-{run.id}", "model", metadata={"original_filename": path.name})
                 with _staged_below(Path(str(self.save_dir), "wandb")):
                     artifact.add_file(str(path), name="model.ckpt", policy="immutable")
-                    run.log_artifact(artifact, aliases=[alias])
+                    if not self._late:
+                        self._try(path.name, partial(self._log_artifact, run, artifact, alias))
+
+    @staticmethod
+    def _log_artifact(run: Run, artifact: Artifact, alias: str) -> None:
+        """Hand over an artifact."""
+        run.log_artifact(artifact, aliases=[alias])
 
 
 def beside(
@@ -606,22 +633,35 @@ def _has_key() -> bool:
     return wandb.login(prompt=False, verify=False)
 
 
-def _finished(run: Run, exit_code: int) -> bool:
-    """End a W&B run and return whether all was sent within its time."""
-    try:
-        run.finish(exit_code=exit_code)
-    except TimeoutError:
-        return False
-    return True
+def _within(seconds: float, call: Callable[[], None]) -> bool:
+    """Return whether a call ends in time; raise what it raises by then."""
+    ended: list[Exception | None] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    helper = threading.Thread(target=run, daemon=True)
+    helper.start()
+    helper.join(seconds)
+    if ended and ended[0] is not None:
+        raise ended[0]
+    return bool(ended)
 
 
 def _abandon_service() -> None:
-    """End the process of W&B that does not answer; all it was given is in the file of the run."""
+    """End the process of W&B that does not answer, and do not wait for it at exit; all it was given is in its file."""
     import wandb
 
     connection = wandb.setup()._connection
     process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if process is not None:
+    forget = getattr(connection, "_cleanup", None)
+    if process is not None and forget is not None:
+        forget()
         process.kill()
 
 

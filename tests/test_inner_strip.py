@@ -152,7 +152,7 @@ def _drawn(tmp_path, composer, batch, strip=None):
     """Run a strip as a test of one batch would, and return it with the picture."""
     strip = strip or InnerStrip()
     trainer = SimpleNamespace(
-        datamodule=_Whole(), log_dir=tmp_path, is_global_zero=True, precision_plugin=Precision(), logger=None
+        datamodule=_Whole(), log_dir=tmp_path, is_global_zero=True, precision_plugin=Precision(), loggers=[]
     )
     strip.on_test_start(trainer, composer)
     strip.on_test_batch_end(trainer, composer, None, batch, 0)

@@ -372,6 +372,11 @@ def test_numbers_out_of_range():
         GradientNorms(every_n_steps=0)
 
 
+def _printed(record):
+    """Return what a record holds of the console."""
+    return record.output_raw.line + record.output.line + record.output_logger.line
+
+
 def _logger(local=None, stage="fit", checkpoint_path=None, config=None, **settings):
     """Return the logger of W&B beside a CSVLogger."""
     return BoundedWandbLogger(
@@ -401,7 +406,7 @@ def test_a_failed_run_is_marked_as_failed_and_has_its_traceback():
         logger.finalize("failed")
     records = _records(Path("runs/unnamed/version_0"))
     assert records[-1].exit.exit_code == 1
-    told = "".join(record.output_raw.line + record.output.line for record in records)
+    told = "".join(_printed(record) for record in records)
     assert "Traceback (most recent call last)" in told
     assert "RuntimeError: what went wrong" in told
 
@@ -469,7 +474,7 @@ def test_the_logger_is_the_one_that_callbacks_look_for():
 def test_the_console_of_a_run_is_sent(tmp_path):
     run_process("fit", *tiny("ipc"), *OVERLAY, "--trainer.max_epochs", 1, cwd=tmp_path)
     records = _records(tmp_path / "runs" / "unnamed" / "version_0")
-    told = "".join(record.output_raw.line + record.output.line for record in records)
+    told = "".join(_printed(record) for record in records)
     assert "effective batch" in told
     assert "Next: python cli.py test" in told
 
