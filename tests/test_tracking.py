@@ -471,6 +471,7 @@ def test_the_logger_is_the_one_that_callbacks_look_for():
     logger.finalize("success")
 
 
+@pytest.mark.slow
 def test_the_console_of_a_run_is_sent(tmp_path):
     run_process("fit", *tiny("ipc"), *OVERLAY, "--trainer.max_epochs", 1, cwd=tmp_path)
     records = _records(tmp_path / "runs" / "unnamed" / "version_0")

@@ -27,7 +27,7 @@ class Sweep:
 
     Attributes:
         planned: Parameters of the runs of a sweep that are still to be handed out.
-        stopped: Ids of the runs that are to be stopped as soon as they are seen.
+        stopped: Ids of the runs that are to be stopped as soon as they have logged something.
         states: Of every heartbeat of an agent, the runs it says it runs.
         runs: What was said of every run, by id.
         files: Lines of the file stream by id and file.
@@ -35,7 +35,7 @@ class Sweep:
         projects: Projects in which sweeps were made.
         operations: Names of all requests.
         artifacts: What was said of every artifact.
-        vanished: Whether requests are answered by 503 from now on.
+        vanished: Whether requests are no longer answered, since one asked for ``/vanish``.
     """
 
     def __init__(self, planned=()):
@@ -97,7 +97,7 @@ class Sweep:
         self.states.append(sorted(running))
         commands = []
         if running:
-            commands = [{"type": "stop", "run_id": name} for name in running if name in self.stopped]
+            commands = [{"type": "stop", "run_id": name} for name in running if self._is_to_stop(name)]
         elif self.planned:
             self.handed += 1
             given = {name: {"value": value, "desc": None} for name, value in self.planned.pop(0).items()}
@@ -109,6 +109,9 @@ class Sweep:
 
     def _ArtifactType(self, _):  # noqa: N802
         return {"project": {"artifact": None}}
+
+    def _is_to_stop(self, run_id):
+        return run_id in self.stopped and bool(self.files[run_id]["wandb-history.jsonl"])
 
     def _UpsertBucket(self, variables):  # noqa: N802
         known = self.runs.setdefault(variables["name"], {})
@@ -128,8 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         sweep = self.server.sweep
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        sweep.vanished |= self.path == "/vanish"
         if sweep.vanished:
-            self._send(503, {})
+            self.close_connection = True
             return
         stream = re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
         with self.server.lock:
