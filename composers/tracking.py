@@ -211,7 +211,7 @@ class BoundedWandbLogger(WandbLogger):
         error = sys.exc_info()[1]
         if failed and error is not None:
             run.write_logs("".join(traceback.format_exception(error)))
-        if self.settings.log_model:
+        if self.settings.log_model and self._wandb_init["job_type"] == "fit":
             self._upload(run)
         self._experiment, self._id = None, run.id
         self._wandb_init["id"] = run.id
@@ -230,7 +230,7 @@ class BoundedWandbLogger(WandbLogger):
             done = _within(_ANSWER_TIMEOUT, call)
             reason = f"its server did not answer within {_ANSWER_TIMEOUT:g} s"
         except Exception as error:
-            done, reason = False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+            done, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
         if not done:
             self._late = True
             _tell(f"W&B: {what} was not sent, nor will be further ones, because {reason}.")
@@ -297,9 +297,17 @@ def beside(
 
 
 def add_settings(parser: ArgumentParser, *, ignored: bool = False) -> None:
-    """Add the argument ``--wandb``; one that is ignored is not in the help, so that the configuration of a run is accepted."""
-    described = SUPPRESS if ignored else "Weights & Biases beside the CSVLogger; null for none."
-    parser.add_argument("--wandb", type=WandbSettings | None, default=None, help=described)
+    """Add the argument ``--wandb``; one that is ignored is not in the help, and takes what the config of a run says.
+
+    Args:
+        parser: Of a command.
+        ignored: Whether the command does without W&B.
+    """
+    if ignored:
+        parser.add_argument("--wandb", type=dict[str, Any] | None, default=None, help=SUPPRESS)
+    else:
+        described = "Weights & Biases beside the CSVLogger; null for none."
+        parser.add_argument("--wandb", type=WandbSettings | None, default=None, help=described)
 
 
 def read_nulls(arguments: list[str]) -> list[str]:
@@ -663,6 +671,7 @@ def _abandon_service() -> None:
     if process is not None and forget is not None:
         forget()
         process.kill()
+        process.wait()
 
 
 def _recorded_id(folder: Path) -> str | None:

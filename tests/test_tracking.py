@@ -6,6 +6,7 @@ import math
 import os
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,7 +18,7 @@ import wandb
 import yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
-from program import REPOSITORY, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
+from program import REPOSITORY, asked, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
 from wandb.proto import wandb_internal_pb2
 
 import cli
@@ -447,6 +448,57 @@ def test_log_model_uploads_the_best_and_the_last_checkpoint(offline, monkeypatch
         found[artifact.metadata["original_filename"]] = options["aliases"]
     assert found == {"best.ckpt": ["best"], "last.ckpt": ["latest"]}
     assert [call[0] for call in sent.method_calls] == ["log_artifact", "log_artifact", "finish"]
+
+
+def test_an_evaluation_uploads_nothing(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = _logger(None, "validate", log_model=True)
+    logger.savers = [SimpleNamespace(best_model_path=str(offline[0] / "checkpoints" / "best.ckpt"))]
+    logger._experiment = sent = mock.Mock(id="x1", dir="here")
+    logger.finalize("success")
+    assert [call[0] for call in sent.method_calls] == ["finish"]
+
+
+def test_a_server_that_is_late_with_an_answer_is_asked_once(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("composers.tracking._ANSWER_TIMEOUT", 0.05)
+    logger, asked = _logger(), []
+    logger._experiment = SimpleNamespace(log=lambda metrics: [asked.append(metrics), time.sleep(0.3)])
+    for step in range(2):
+        logger.log_table("val/samples", columns=["x"], data=[[1]], step=step)
+    assert len(asked) == 1
+    logger._experiment = None
+
+
+def test_a_table_that_is_refused_does_not_end_the_run(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = _logger()
+    logger._experiment = mock.Mock(log=mock.Mock(side_effect=RuntimeError("no")))
+    logger.log_table("val/samples", columns=["x"], data=[[1]], step=1)
+    told = capsys.readouterr().out
+    assert told == "W&B: the table val/samples was not sent, nor will be further ones, because RuntimeError: no.\n"
+    logger._experiment = None
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "broken"])
+def test_a_run_that_cannot_end_is_no_failure(late, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("composers.tracking._GRACE", 0.05)
+    monkeypatch.setattr("composers.tracking._abandon_service", abandoned := mock.Mock())
+    logger = _logger(finish_timeout=0.05)
+    finish = (lambda exit_code: time.sleep(0.4)) if late else mock.Mock(side_effect=OSError("broken"))
+    logger._experiment = SimpleNamespace(id="x1", dir="here/files", finish=finish)
+    logger.finalize("success")
+    reason = "its server did not answer within 0.05 s" if late else "W&B failed with OSError"
+    assert f"W&B: not everything was sent, because {reason}.\n" in capsys.readouterr().out
+    assert abandoned.call_count == 1
+
+
+def test_the_config_of_a_run_with_wandb_serves_a_prediction(offline):
+    config = offline[0] / "config.yaml"
+    assert yaml.safe_load(config.read_text())["wandb"]["project"] == "generalizable-inr"
+    assert "seed_everything: 0" in asked("predict", "--config", config, "--print_config")
+    assert "--wandb" not in asked("predict", "--help")
 
 
 def test_the_program_uploads_what_its_callbacks_saved(monkeypatch):
