@@ -97,7 +97,7 @@ def test_a_run_arrives_with_its_config_its_console_and_its_checkpoints(tmp_path)
     assert server.ended == {run_id: 0}
     models = [made["input"] for made in server.artifacts if made["input"]["artifactTypeName"] == "model"]
     aliases = {json.loads(one["metadata"])["original_filename"]: one["aliases"] for one in models}
-    assert {name: [one["alias"] for one in found] for name, found in aliases.items()} == {
+    assert {name: sorted(one["alias"] for one in found) for name, found in aliases.items()} == {
         "best.ckpt": ["best", "latest"],  # W&B calls each latest when it comes
         "last.ckpt": ["latest"],
     }
