@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_loader
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -21,6 +22,7 @@ from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_predict
 from composers.signals import StopOnSignal
 from composers.sizes import state_sizes
 from composers.streams import lasting_output, quiet_lightning
+from composers.tracking import BoundedWandbLogger, add_settings, beside, read_nulls
 from composers.trainer_options import settle_trainer
 from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
@@ -77,11 +79,25 @@ class CLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             add_shortcuts(parser)
+        add_settings(parser, ignored=subcommand == "predict")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callback that every training has, whatever its list of callbacks."""
         parser.add_lightning_class_args(NonFinite, "non_finite")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer, with the logger of W&B beside its own if ``wandb`` is stated."""
+        settings = None if self.subcommand == "predict" else self._get(self.config_init, "wandb")
+        if settings is not None:
+            config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+            own, path = self.config_init[self.subcommand].trainer.logger, self._get(self.config, "ckpt_path")
+            kwargs["logger"] = beside(own, settings, yaml.safe_load(config), self.subcommand, path)
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, BoundedWandbLogger):
+                logger.savers = trainer.checkpoint_callbacks
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was given: the checkpoint is compared with it, never mixed in."""
@@ -145,6 +161,8 @@ def run(args: ArgsType = None) -> None:
     stopper = StopOnSignal()
     stopper.install()
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
+    if args is None:
+        sys.argv[1:] = read_nulls(sys.argv[1:])
     given = sys.argv[1:] if args is None else args
     predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
     for message in QUIET:
