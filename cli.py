@@ -15,11 +15,26 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from composers import Composer
+<<<<<<< HEAD
 from composers.checkpoint import check_data, check_weights, located, newest, read
 from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_prediction, state_signal, stated_model
 from composers.signals import StopOnSignal
+=======
+from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from composers.preflight import check_output_folder, explain
+from composers.shortcuts import (
+    add_shortcuts,
+    add_start,
+    expand_shortcuts,
+    folder_of_runs,
+    kind_of_prediction,
+    settle_start,
+    state_signal,
+    stated_model,
+)
+>>>>>>> reading
 from composers.sizes import state_sizes
 from composers.streams import lasting_output, quiet_lightning
 from composers.tracking import BoundedWandbLogger, add_settings, beside, read_nulls
@@ -47,7 +62,8 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; take the model from the checkpoint and the sizes from the data, and look for what ``last`` means."""
-        self._take_model(sys.argv[1:] if args is None else args)
+        given = sys.argv[1:] if args is None else args
+        self._take_model(given)
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
         if self.config.subcommand == "predict":
@@ -55,30 +71,30 @@ class CLI(LightningCLI):
             config.ckpt_path = config.ckpt_path or SHIPPED
             expand_shortcuts(config)
             state_signal(config.model, config.data, config.ckpt_path)
+        if self.config.subcommand == "fit":
+            settle_start(config, given if isinstance(given, list) else [])
         state_sizes(config.model, config.data)
         if config.get("ckpt_path") == "last":
-            if not isinstance(config.trainer.logger, Namespace):
-                raise ValueError(
-                    "--ckpt_path last looks in the folder of one logger, and there is none: give the path."
-                )
-            logger = config.trainer.logger.init_args
-            config.ckpt_path = str(newest(Path(logger.save_dir, logger.name)))
+            config.ckpt_path = str(newest(folder_of_runs(config.trainer.logger)))
         elif config.get("ckpt_path") is not None:
             config.ckpt_path = str(located(config.ckpt_path))
 
     def _take_model(self, args: ArgsType) -> None:
-        """Let the checkpoint of an evaluation state the model, unless a config does."""
+        """Let the checkpoint of an evaluation, or the weights that a run starts from, state the model, unless a config does."""
         command = args[0] if isinstance(args, list) and args else None
-        if command in self._subcommand_parsers and command != "fit" and not {"-h", "--help"} & set(args):
-            model = stated_model(args[1:], SHIPPED if command == "predict" else None)
+        if command in self._subcommand_parsers and not {"-h", "--help"} & set(args):
+            option = "--weights" if command == "fit" else "--ckpt_path"
+            model = stated_model(args[1:], SHIPPED if command == "predict" else None, option)
             if model is not None:
                 self._subcommand_parsers[command].set_defaults({"model": model})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Return the parser of a command, that of ``predict`` with its short options."""
+        """Return the parser of a command, that of ``predict`` with its short options and that of ``fit`` with its start."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             add_shortcuts(parser)
+        elif subcommand == "fit":
+            add_start(parser)
         add_settings(parser, ignored=subcommand == "predict")
         return parser
 
@@ -129,17 +145,17 @@ class CLI(LightningCLI):
         self._dump_config()
         self.model.config = self.config_dump["model"]
         self.model.check_sizes(self.datamodule)
-        path = self._get(self.config, "ckpt_path")
+        path, weights = self._get(self.config, "ckpt_path"), self._get(self.config, "weights")
         if path is None and self.subcommand != "fit":
             raise ValueError("Which weights? Give --ckpt_path, a checkpoint or last, the newest of this config.")
-        if path is not None:
-            checkpoint = read(path)
-            check_weights(self.model, checkpoint, path)
-            check_data(self.datamodule, checkpoint, path)
-            if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
-                raise ValueError(
-                    f"{path} holds weights but no state of training to resume: take a checkpoint of cli.py fit."
-                )
+        if (begin := path or weights) is not None:
+            checkpoint = read(begin)
+            check_weights(self.model, checkpoint, begin)
+            check_data(self.datamodule, checkpoint, begin)
+            if path is None:
+                self.model.load_state_dict(checkpoint["state_dict"])
+            else:
+                check_state(checkpoint, path, self.subcommand)
         check_output_folder(self.trainer, self.model, training=self.subcommand == "fit")
 
 

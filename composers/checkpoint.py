@@ -6,7 +6,9 @@ import copy
 import io
 import math
 import re
+import sys
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from composers.base import Composer
@@ -22,8 +25,13 @@ from composers.sound import sampling_rate
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
 
+_LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # of composers.saving
+_LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
+_WAY_OUT = "take it from its source again, or name another file"
 WEIGHTS = Path(__file__).parent.parent / "weights"
 _TRAINED_ON = "_trained_on"  # of a loaded composer: what its checkpoint says of the data
+_whole: set[tuple[str, int, int, int]] = set()  # files whose checksums were right, as they were then
 
 
 def build(config: Mapping[str, Any]) -> Composer:
@@ -77,14 +85,15 @@ def save(composer: Composer, path: str | Path) -> None:
     """
     if composer.config is None:
         raise ValueError("This composer was made in Python and knows no config: make it with composers.build(config).")
-    checkpoint = {"state_dict": composer.state_dict(), "composer": composer.config}
+    checkpoint: dict[str, Any] = {"state_dict": composer.state_dict(), "composer": composer.config}
     if (data := vars(composer).get(_TRAINED_ON)) is not None:
         checkpoint["data"] = data
-    torch.save(checkpoint | {"pytorch-lightning_version": lightning.__version__}, path)  # cli.py test asks for it
+    checkpoint["pytorch-lightning_version"] = lightning.__version__  # cli.py test asks for it
+    WholeFiles().save_checkpoint(checkpoint, path)
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole.
+    """Writes a checkpoint beside its place and moves it there when it is whole; reads it as data alone, if it is undamaged.
 
     Lightning's own writes to the temporary folder, and copies from there if that is on another disk: when the disk is full
     or the run is killed meanwhile, half a checkpoint is left in the place of the earlier one.
@@ -96,6 +105,19 @@ class WholeFiles(TorchCheckpointIO):
         torch.save(checkpoint, written)
         with written_whole(Path(path)) as part:
             part.write_bytes(written.getbuffer())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return the content of a checkpoint as `read` does; tensors and plain data alone, whatever ``weights_only`` says.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, holds code, or is no checkpoint.
+        """
+        checkpoint = read(path, map_location)
+        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # what to migrate from
+        return checkpoint
 
 
 def located(path: str | Path) -> Path:
@@ -115,16 +137,41 @@ def located(path: str | Path) -> Path:
     )
 
 
-def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the content of a checkpoint, which `located` finds.
+def check_whole(path: Path) -> None:
+    """Refuse a file that is cut off or whose content differs from its checksums; once for a file that does not change.
+
+    Raises:
+        ValueError: With the file, and the record in it that is damaged.
+    """
+    facts = path.stat()
+    state = (str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    if state in _whole:
+        return
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off or no checkpoint: {_WAY_OUT}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {_WAY_OUT}.") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged: its record {damaged} differs from its checksum; {_WAY_OUT}.")
+    _whole.add(state)
+
+
+def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return the content of a checkpoint, which `located` finds, after comparing it with its checksums.
+
+    Args:
+        path: The file, or the name of weights that come along.
+        map_location: Where tensors go, as of `torch.load`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds code, or is no checkpoint.
     """
     path = located(path)
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off or no checkpoint: take it from its source again, or name another file.")
+    check_whole(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # what damaged data raises is not foreseeable
@@ -133,10 +180,44 @@ def read(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str
                 f"{path} holds an object, {held[1]}, which could run code and is not loaded: "
                 "a checkpoint holds tensors and plain data only."
             ) from error
-        raise ValueError(f"{path} is damaged: take it from its source again, or name another file.") from error
+        raise ValueError(f"{path} is damaged: {_WAY_OUT}.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError(f"{path} is no checkpoint of this software: it has no state_dict.")
+    if odd := [name for name, weight in checkpoint["state_dict"].items() if not isinstance(weight, Tensor)]:
+        raise ValueError(f"{path} is no checkpoint of this software: {odd[0]} in its state_dict is no tensor.")
     return checkpoint
+
+
+def check_state(checkpoint: Mapping[str, Any], path: str | Path, command: str) -> None:
+    """Refuse a checkpoint without what a command of the trainer restores.
+
+    Args:
+        checkpoint: Its content.
+        path: Its name in messages.
+        command: ``fit``, which resumes, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: With what is missing, and the way out.
+    """
+    if command == "fit" and "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{path} holds weights but no state of training to resume: take a checkpoint of cli.py fit, or start a new run "
+            f"from its weights with --weights {path}."
+        )
+    loops = checkpoint.get("loops")
+    missing = [name for name in _OF_TRAINING if name not in checkpoint] if command == "fit" else []
+    if loops is not None:
+        own = "validate_loop" if command == "validate" else f"{command}_loop"
+        missing += [f"loops.{name}" for name in _LOOPS if name == own and name not in loops]
+    if missing:
+        what, instead = (
+            ("resumed", f"start a new run from its weights with --weights {path}")
+            if command == "fit"
+            else ("loaded", "load its weights in Python with composers.load and write them with composers.save")
+        )
+        raise ValueError(
+            f"{path} cannot be {what}, it lacks {', '.join(missing)}: take another checkpoint, or {instead}."
+        )
 
 
 def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -188,17 +269,36 @@ def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:
 
 
 def newest(folder: str | Path) -> Path:
-    """Return the newest ``last.ckpt`` of the runs in a folder.
+    """Return the newest ``last.ckpt`` of the runs in a folder; if it is damaged, ``previous.ckpt`` beside it, and say so.
 
     Raises:
         FileNotFoundError: If no run there has one.
+        ValueError: If it is damaged, and the one before too or not there.
     """
-    found = sorted(Path(folder).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = sorted(Path(folder).glob(f"*/checkpoints/{_LAST}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise FileNotFoundError(
             f"There is no */checkpoints/last.ckpt in {folder}: train first, or give the path of a checkpoint."
         )
-    return found[-1]
+    last, previous = found[-1], found[-1].with_name(_PREVIOUS)
+    try:
+        check_whole(last)
+    except ValueError as error:
+        if not previous.is_file():
+            raise
+        try:
+            check_whole(previous)
+        except ValueError as other:
+            raise ValueError(f"{error} {other}") from other
+        _warn(f"{error} Going on from {previous}, the checkpoint before it.")
+        return previous
+    return last
+
+
+@rank_zero_only
+def _warn(line: str) -> None:
+    """Print a warning of one line, on one process."""
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _stated_data(checkpoint: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[int, ...]] | None:
@@ -206,8 +306,13 @@ def _stated_data(checkpoint: Mapping[str, Any]) -> tuple[tuple[float, float], tu
     stated = checkpoint.get("data")
     if not isinstance(stated, Mapping):
         return None
-    low, high = stated["coord_range"]
-    return (low, high), tuple(stated["signal_shape"])
+    try:
+        low, high = stated["coord_range"]
+        return (float(low), float(high)), tuple(stated["signal_shape"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "The checkpoint states its data without coord_range and signal_shape, two numbers and a list: name another file."
+        ) from error
 
 
 def _told_data(coord_range: tuple[float, float], signal_shape: tuple[int, ...]) -> str:

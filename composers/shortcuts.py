@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
@@ -77,6 +78,57 @@ def add_shortcuts(parser: ArgumentParser) -> None:
         "--steps",
         type=int | None,
         help="Refinement steps, or inner steps of a meta-learned model; those of the model's config by default.",
+    )
+
+
+def add_start(parser: ArgumentParser) -> None:
+    """Add the option of ``cli.py fit`` that says where a new run begins."""
+    parser.add_argument(
+        "--weights",
+        type=str | None,
+        help="Start a new run from these weights: a checkpoint, or the name of weights that come along, photos_ipc. "
+        "Optimizer, schedule and counters are new. The model comes with the weights unless a config states it. Excludes "
+        "--ckpt_path, which resumes a run.",
+    )
+
+
+def settle_start(config: Namespace, args: Sequence[str]) -> None:
+    """Let ``--weights`` or ``--ckpt_path`` on the command line win over the other in a config, which says how that run began.
+
+    Args:
+        config: Of ``cli.py fit``; changed in place.
+        args: The command line.
+
+    Raises:
+        ValueError: If both are in one place.
+    """
+    if config.weights is None or config.ckpt_path is None:
+        return
+    options = {str(arg).split("=")[0] for arg in args}
+    given = [name for name in ("weights", "ckpt_path") if f"--{name}" in options]
+    if len(given) != 1:
+        raise ValueError(
+            f"--weights is {config.weights} and --ckpt_path {config.ckpt_path}: give one of them; --weights starts a new run "
+            "from weights, --ckpt_path resumes a run with the state of its optimizer."
+        )
+    config["ckpt_path" if given == ["weights"] else "weights"] = None
+
+
+def folder_of_runs(loggers: Any) -> Path:
+    """Return the folder of the runs of a config: that of the first logger with ``save_dir`` and ``name``.
+
+    Args:
+        loggers: ``trainer.logger`` of the config.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = logger.get("init_args") if isinstance(logger, Namespace) else None
+        if arguments is not None and None not in (arguments.get("save_dir"), arguments.get("name")):
+            return Path(arguments.save_dir, arguments.name)
+    raise ValueError(
+        "--ckpt_path last looks in the folder of a logger, and none of trainer.logger has save_dir and name: give the path."
     )
 
 
@@ -161,16 +213,17 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         data.init_args.rate = stated_rate(read(path))
 
 
-def stated_model(args: Sequence[str] | None, default: str | None) -> dict[str, Any] | None:
+def stated_model(args: Sequence[str] | None, default: str | None, option: str = "--ckpt_path") -> dict[str, Any] | None:
     """Return the config of the model in the checkpoint that the command line names, if there is one to be had.
 
     Args:
         args: The command line, from its command on.
         default: The checkpoint of a command line that names none.
+        option: What names it.
     """
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument("--ckpt_path", default=default)
-    path = scout.parse_known_args(args)[0].ckpt_path
+    scout.add_argument(option, dest="path", default=default)
+    path = scout.parse_known_args(args)[0].path
     if path in (None, "last"):
         return None
     config = read(path).get("composer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import posixpath
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple, cast
 
 from datamodules.download import FULL, locked, progress
+from datamodules.files import flush_folder, refusal_of_link
 
 _CHUNK = 1 << 18  # bytes
 _USUAL = 10**9  # bytes, never a bomb
@@ -90,6 +92,8 @@ def _is_filled(folder: Path) -> bool:
 def _unpack(archive: Path, folder: Path, members: Collection[str] | None) -> None:
     """Make a folder whole, or leave nothing."""
     part = folder.with_name(f"{folder.name}.part")
+    if part.is_symlink():
+        raise _RefusedError(f"is not unpacked: {refusal_of_link(part)}")
     if part.exists():
         shutil.rmtree(part)  # of a process that was killed
     part.mkdir()
@@ -99,7 +103,10 @@ def _unpack(archive: Path, folder: Path, members: Collection[str] | None) -> Non
             for member in _members(file, archive):
                 filling.add(member)
             filling.finish()
+        if hasattr(os, "sync"):
+            os.sync()  # once, not for each of a hundred thousand files
         part.replace(folder)
+        flush_folder(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

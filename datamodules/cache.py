@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
 from datamodules.download import FULL, is_first_process, locked, progress
+from datamodules.files import open_own, written_whole
 from datamodules.folders import NamedFile
 from datamodules.images import Preparation, read_picture
 from datamodules.parallel import counting, in_order
@@ -144,11 +145,10 @@ class _Place:
         self.pixels = folder / "pixels.bin"
         self.journal = folder / "journal.txt"
         self.verified = folder / "verified.json"
-        self.new = folder / "index.json.part"
 
     def discard(self) -> None:
         """Remove them, first what says that they are whole."""
-        for path in (self.index, self.verified, self.journal, self.pixels, self.new):
+        for path in (self.index, self.verified, self.journal, self.pixels):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # not ours alone, or not there
             self.folder.rmdir()
@@ -264,10 +264,8 @@ def _write_index(place: _Place, entries: Sequence[_Entry]) -> bytes:
     columns = dict(zip(_Entry._fields, zip(*entries, strict=True), strict=True))
     body = json.dumps(columns, separators=(",", ":")).encode()
     text = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-    with place.new.open("wb") as file:
-        file.write(text)
-        _flush_to_disk(file)
-    place.new.replace(place.index)
+    with written_whole(place.index) as part:
+        part.write_bytes(text)
     return text
 
 
@@ -281,8 +279,9 @@ def _verify(place: _Place, text: bytes, entries: Sequence[_Entry]) -> None:
     right = _right(place, entries)
     if right < len(entries):
         raise _DamagedError(f"has damaged pixels, the first in picture {right + 1:,}")
-    with suppress(OSError):  # where it cannot be written, it is verified every time
-        place.verified.write_text(json.dumps(state), encoding="utf-8")
+    # where it cannot be written, it is verified every time
+    with suppress(OSError), written_whole(place.verified) as part:
+        part.write_text(json.dumps(state), encoding="utf-8")
 
 
 def _right(place: _Place, entries: Sequence[_Entry]) -> int:
@@ -321,8 +320,8 @@ def _made(place: _Place, files: Sequence[NamedFile], preparation: Preparation, l
 
 def _resumed(place: _Place, count: int) -> list[_Entry]:
     """Return what is there of an interrupted call, after cutting off what is torn or wrong."""
-    place.pixels.touch()
-    place.journal.touch()
+    for path in (place.pixels, place.journal):
+        os.close(open_own(path, os.O_WRONLY | os.O_CREAT))
     lines = place.journal.read_bytes().splitlines(keepends=True)[:count]
     entries = [entry for entry in takewhile(bool, map(_entry, lines)) if entry]
     del entries[_right(place, entries) :]

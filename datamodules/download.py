@@ -25,6 +25,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from datamodules.files import flush_folder, open_own, refusal_of_link, written_whole
+
 if sys.platform != "win32":
     import fcntl
 
@@ -136,7 +138,7 @@ def locked(path: Path) -> Iterator[None]:
         return
     place, waited = path.with_name(f"{path.name}.lock"), False
     while True:
-        with place.open("ab") as file:
+        with os.fdopen(open_own(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
             waited = _wait_for(file.fileno(), path, told=waited) or waited
             if _is_open(place, file.fileno()):  # else the process before removed it
                 try:
@@ -267,12 +269,8 @@ def _remember(source: Source, path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 class _Part:
@@ -315,6 +313,8 @@ class _Part:
 def _fetch(source: Source, path: Path, attempts: int, timeout: float, pause: Callable[[float], None]) -> None:
     """Put a file in its place, in as many attempts as it takes."""
     part = _Part(path)
+    if part.path.is_symlink():
+        raise ValueError(refusal_of_link(part.path))
     continued = part.version(source) is not None
     failures, furthest = 0, part.size
     while True:
@@ -343,6 +343,7 @@ def _accepted(source: Source, path: Path, part: _Part, *, again: bool) -> bool:
     found = _digest(source, part.path)
     if found == source.checksum.lower():
         part.path.replace(path)
+        flush_folder(path.parent)
         part.discard()
         _remember(source, path)
         return True
@@ -458,7 +459,8 @@ def _check_length(source: Source, path: Path, part: _Part, length: int | None, s
 
 def _receive(source: Source, path: Path, part: _Part, response: http.client.HTTPResponse, length: int | None) -> None:
     """Append what comes to the part."""
-    with part.path.open("ab") as file, progress(source.filename, length) as show:
+    descriptor = open_own(part.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with os.fdopen(descriptor, "ab") as file, progress(source.filename, length) as show:
         for chunk in _chunks(response, part):
             file.write(chunk)
             show(file.tell())

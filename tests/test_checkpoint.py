@@ -207,7 +207,7 @@ def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
     for age, version in enumerate(("version_3", "version_11", "version_2")):
         path = tmp_path / version / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        path.touch()
+        torch.save({"state_dict": {}}, path)
         os.utime(path, (0, 1000 - age))
     assert newest(tmp_path) == tmp_path / "version_3" / "checkpoints" / "last.ckpt"
     os.utime(path, (0, 2000))

@@ -17,6 +17,7 @@ FOR_COMPOSERS = (
     "datamodules.clips",
     "datamodules.configuration",
     "datamodules.images",
+    "datamodules.files",
     "datamodules.randomness",
 )
 STANDARD = ("__future__", "abc", "collections", "contextlib", "functools", "itertools", "math", "typing")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from composers.export.halves import Decoder, Encoder, Half
 from composers.export.onnx import check_packages, flat, read_onnx, write_onnx
 from composers.export.programs import trace, write_program
 from composers.meta_learned import MetaLearned
+from datamodules.files import flush_file, flush_folder, temporary_folder
 
 TOLERANCE = 1e-5
 PROGRAMS = ("encoder.pt2", "decoder.pt2", "encoder.onnx", "decoder.onnx")
@@ -140,8 +140,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as work:
-            yield Path(work)
+        with temporary_folder(folder) as work:
+            yield work
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be written: {error.strerror or error}. Name a folder that takes the export."
@@ -156,6 +156,8 @@ def _move(work: Path, folder: Path) -> None:
     """Move finished files to their place, after what is left of an earlier export."""
     new = [path.name for path in work.iterdir()]
     for name in new:
+        flush_file(work / name)
         (work / name).replace(folder / name)
+    flush_folder(folder)
     for name in set(PROGRAMS).difference(new):
         (folder / name).unlink(missing_ok=True)

@@ -35,7 +35,7 @@ def check_downloads(source: Source | None, root: Path) -> tuple[list[Problem], l
 
 def _leftovers(root: Path) -> list[str]:
     """Return what processes that were killed left in a folder, in words."""
-    return [_leftover(path) for path in sorted(root.glob("*.part"))]
+    return [_leftover(path) for path in sorted(root.glob("*.part")) if not path.name.startswith(".")]
 
 
 def _leftover(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import sys
 import zlib
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from datamodules.cameras import focal_length, look_at
 from datamodules.download import locked
+from datamodules.files import flush_folder, refusal_of_link, written_whole
 from datamodules.folders import NamedFile, Split
 from datamodules.meshes import RADIUS, read_mesh
 from datamodules.parallel import counting
@@ -238,6 +240,8 @@ def _render(task: _Task) -> tuple[str, str | None]:
     except ValueError as error:
         return task.mesh.name, str(error)
     part = task.folder.with_name(f".{task.folder.name}.part")
+    if part.is_symlink():
+        raise ValueError(refusal_of_link(part))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     size, angle = task.settings.size, math.radians(task.settings.field_of_view)
@@ -253,7 +257,10 @@ def _render(task: _Task) -> tuple[str, str | None]:
         part / _TRANSFORMS, {"camera_angle_x": angle, "mesh_crc32": _checksum(task.mesh.path), "frames": frames}
     )
     shutil.rmtree(task.folder, ignore_errors=True)  # of an earlier mesh of this name
+    if hasattr(os, "sync"):
+        os.sync()  # once, not for each picture
     part.rename(task.folder)
+    flush_folder(task.folder.parent)
     return task.mesh.name, None
 
 
@@ -327,6 +334,5 @@ def splits_file(out: Path, category: str) -> Path:
 
 def _write_json(path: Path, content: object) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -1,0 +1,214 @@
+"""Files that are whole or not there, whoever else writes them and however a writer ends."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+_ABANDONED = 24 * 3600  # seconds after which a temporary file is nobody's, on disks without locks
+_FOLDER = ".part-"
+_NEW = 60  # seconds
+_LONGEST_NAME = 230  # bytes; a file name may have 255, with a dot, a number and .part
+_LOOKED_AT = 8  # temporary files that may be abandoned, beyond gaps in their numbers
+_MOST_WRITERS = 1000
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a place beside a file to write to; when all is written it becomes the file, else the earlier file stays.
+
+    The place is a new file of this writer alone: several processes may write the same file at once, the last one wins. What
+    writers that were killed left of this file is removed. The file is on the disk when this returns.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, descriptor = _temporary(path)
+    try:
+        yield part
+        flush_file(part)
+        if sys.platform == "win32":
+            os.close(descriptor)
+            descriptor = -1
+        part.replace(path)
+        flush_folder(path.parent)
+    except BaseException:
+        if descriptor < 0 or _is_open(part, descriptor):  # its name may be that of another writer's file by now
+            part.unlink(missing_ok=True)
+        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)  # unlocks
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file, but never what a link in its place leads to, and return the descriptor.
+
+    Raises:
+        ValueError: If a link is there.
+    """
+    try:
+        if path.is_symlink():  # where the system cannot refuse it
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        return os.open(path, flags | _NO_LINK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ValueError(refusal_of_link(path)) from error
+
+
+def refusal_of_link(path: Path) -> str:
+    """Return why a link in the place of a temporary file is not written to."""
+    return f"{path} is a link; a file that is written in parts must be a plain file: remove the link."
+
+
+def flush_file(path: Path) -> None:
+    """Have the system write a file to the disk before anything says that it is whole."""
+    descriptor = os.open(path, os.O_RDWR | _NO_LINK)
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the system write the names in a folder to the disk, where it can."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Give a new folder in a folder, and remove it afterwards; what was left by processes that were killed is removed too.
+
+    Args:
+        parent: A folder that exists.
+    """
+    for left in parent.glob(f"{_FOLDER}*"):
+        _remove_abandoned_folder(left)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=_FOLDER, ignore_cleanup_errors=True) as made:
+        if sys.platform == "win32":
+            yield Path(made)
+            return
+        descriptor = os.open(made, os.O_RDONLY | _NO_LINK)
+        try:
+            with suppress(OSError):  # no locks on this disk
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(made)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_abandoned_folder(left: Path) -> None:
+    """Remove a temporary folder whose process was killed; one that is new may not be locked yet."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
+        try:
+            changed = os.fstat(descriptor).st_mtime
+            if time.time() - changed > _NEW and _is_abandoned(descriptor, changed):
+                shutil.rmtree(left)
+        finally:
+            os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    """Write a file to the disk, where the disk knows how; that it is full is no such case."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """Return a new empty file beside a file, and its descriptor, which locks it; remove what was abandoned."""
+    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else f"{zlib.crc32(os.fsencode(path.name)):08x}"
+    made: tuple[Path, int] | None = None
+    for number in itertools.count():
+        part = path.with_name(f".{name}.{number}.part")
+        if made is not None and number >= _LOOKED_AT and not os.path.lexists(part):
+            return made
+        _remove_abandoned(part)
+        if made is None:
+            made = _created(part)
+        if number >= _MOST_WRITERS:
+            break
+    if made is not None:
+        return made
+    raise OSError(
+        errno.EEXIST,
+        f"{_MOST_WRITERS} temporary files of {path.name} are there; remove those that end in .part",
+        str(path.parent),
+    )
+
+
+def _created(part: Path) -> tuple[Path, int] | None:
+    """Return a file that this call made and locked; None if there is something already."""
+    while True:
+        try:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+        except FileExistsError:
+            return None
+        if sys.platform == "win32":
+            return part, descriptor
+        with suppress(OSError):  # no locks on this disk
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_open(part, descriptor):
+            return part, descriptor
+        os.close(descriptor)  # another process took it for abandoned, before it was locked
+
+
+def _remove_abandoned(part: Path) -> None:
+    """Remove a temporary file whose writer was killed; leave links and whatever else is no file."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        descriptor = os.open(part, os.O_RDWR | os.O_NONBLOCK | _NO_LINK)
+        try:
+            facts = os.fstat(descriptor)
+            if stat.S_ISREG(facts.st_mode) and _is_abandoned(descriptor, facts.st_mtime) and _is_open(part, descriptor):
+                part.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _is_abandoned(descriptor: int, changed: float) -> bool:
+    """Return whether nobody writes a temporary file."""
+    assert sys.platform != "win32"
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks on this disk
+        return time.time() - changed > _ABANDONED
+    return True
+
+
+def _is_open(part: Path, descriptor: int) -> bool:
+    """Return whether a path still leads to the file that is open."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(part.lstat(), os.fstat(descriptor))
+    return False

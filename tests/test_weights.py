@@ -1,0 +1,107 @@
+"""`cli.py fit --weights`: a new run from weights, with everything but them new."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from program import asked, assert_same, checkpoint, column, refused, run, tiny
+
+import composers
+from composers.checkpoint import read
+
+STEPS = 6
+STILL = ["--model.init_args.optimizer.init_args.lr", 0.0]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """Return the folder where a tiny composer was trained for an epoch, and the path of its last checkpoint."""
+    folder = tmp_path_factory.mktemp("first")
+    with contextlib.chdir(folder):
+        run("fit", *tiny("ipc"))
+    return folder / "runs" / "unnamed" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_first_validation_is_that_of_the_weights_and_the_rest_is_new(first):
+    run("fit", *tiny("ipc"), "--weights", first, *STILL)
+    folder = Path("runs/unnamed/version_0")
+    before = column(first.parents[1] / "metrics.csv", "val/psnr")
+    assert column(folder / "metrics.csv", "val/psnr") == before
+    found = checkpoint(folder)
+    assert_same(found["state_dict"], read(first)["state_dict"])
+    assert found["global_step"] == STEPS
+    assert {float(state["step"]) for state in found["optimizer_states"][0]["state"].values()} == {STEPS}
+    assert column(folder / "metrics.csv", "step")[0] == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["weights"] == str(first)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_training_goes_on_from_the_weights(first):
+    run("fit", *tiny("ipc"), "--weights", first)
+    run("fit", *tiny("ipc"))
+    started, random = (column(f"runs/unnamed/version_{run_}/metrics.csv", "train/loss") for run_ in (0, 1))
+    assert started[0] < random[0]
+
+
+def test_the_model_comes_with_the_weights(first):
+    data = yaml.safe_load((first.parents[1] / "config.yaml").read_text())
+    wanted = {key: data[key] for key in ("data", "trainer")}
+    Path("data.yaml").write_text(yaml.safe_dump(wanted))
+    run("fit", "--config", "data.yaml", "--weights", first, *STILL)
+    used = yaml.safe_load(Path("runs/unnamed/version_0/config.yaml").read_text())
+    assert used["model"]["class_path"] == data["model"]["class_path"]
+    assert_same(checkpoint("runs/unnamed/version_0")["state_dict"], read(first)["state_dict"])
+
+
+@pytest.mark.slow
+def test_weights_that_come_along_go_by_name():
+    few = [
+        "--data",
+        "datamodules.SamplePhotos",
+        "--data.init_args.crops_per_epoch",
+        4,
+        "--data.init_args.batch_size",
+        4,
+    ]
+    run("fit", *few, "--weights", "photos_ipc", "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1)
+    used = yaml.safe_load(Path("runs/unnamed/version_0/config.yaml").read_text())
+    assert used["weights"] == "photos_ipc"
+    assert composers.load("runs/unnamed/version_0/checkpoints/last.ckpt").config == used["model"]
+
+
+def test_other_models_and_data_are_refused(first):
+    assert "belongs to another model" in refused("fit", *tiny("transinr"), "--weights", first)
+    content = read(first)
+    torch.save(content | {"data": {"coord_range": [-3.0, 3.0], "signal_shape": [3, 16, 16]}}, "far.ckpt")
+    assert "was trained with coordinates from -3 to 3" in refused("fit", *tiny("ipc"), "--weights", "far.ckpt")
+    assert "There is no checkpoint nowhere" in refused("fit", *tiny("ipc"), "--weights", "nowhere")
+
+
+def test_weights_and_a_checkpoint_exclude_each_other(first):
+    message = refused("fit", *tiny("ipc"), "--weights", first, "--ckpt_path", first)
+    assert "give one of them; --weights starts a new run from weights, --ckpt_path resumes" in message
+
+
+def test_the_command_line_wins_over_the_start_in_the_config_of_a_run(first):
+    run("fit", *tiny("ipc"), "--weights", first)
+    saved = ["--config", "runs/unnamed/version_0/config.yaml", "--trainer.max_epochs", 2]
+    run("fit", *saved, "--ckpt_path", "last")
+    assert checkpoint("runs/unnamed/version_1")["global_step"] == 2 * STEPS
+    used = yaml.safe_load(Path("runs/unnamed/version_1/config.yaml").read_text())
+    assert used["weights"] is None
+    run("fit", "--config", "runs/unnamed/version_1/config.yaml", "--trainer.max_epochs", 1, "--weights", first)
+    assert checkpoint("runs/unnamed/version_2")["global_step"] == STEPS
+
+
+def test_the_help_of_fit_alone_says_so():
+    shown = " ".join(asked("fit", "--help").split())
+    assert "--weights WEIGHTS" in shown
+    assert "Start a new run from these weights" in shown
+    assert "--weights WEIGHTS" not in asked("validate", "--help")
