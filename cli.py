@@ -15,14 +15,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from composers import Composer
-<<<<<<< HEAD
-from composers.checkpoint import check_data, check_weights, located, newest, read
-from composers.non_finite import NonFinite
-from composers.preflight import check_output_folder, explain
-from composers.shortcuts import add_shortcuts, expand_shortcuts, kind_of_prediction, state_signal, stated_model
-from composers.signals import StopOnSignal
-=======
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import (
     add_shortcuts,
@@ -34,7 +28,7 @@ from composers.shortcuts import (
     state_signal,
     stated_model,
 )
->>>>>>> reading
+from composers.signals import StopOnSignal
 from composers.sizes import state_sizes
 from composers.streams import lasting_output, quiet_lightning
 from composers.tracking import BoundedWandbLogger, add_settings, beside, read_nulls
