@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import warnings
@@ -11,11 +10,13 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_loader
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from composers import Composer
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
 from composers.shortcuts import (
     add_shortcuts,
@@ -27,7 +28,11 @@ from composers.shortcuts import (
     state_signal,
     stated_model,
 )
+from composers.signals import StopOnSignal
 from composers.sizes import state_sizes
+from composers.streams import lasting_output, quiet_lightning
+from composers.tracking import BoundedWandbLogger, add_settings, beside, read_nulls
+from composers.trainer_options import settle_trainer
 from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
@@ -42,6 +47,7 @@ QUIET = (
     ".*dirpath has changed.*",  # an evaluation writes into a folder of its own
     ".*is smaller than the logging interval.*",
     ".*your dataloader is not resumable.*",  # it is, by address
+    ".*You are trying to `self.log.*barebones.*",  # which was asked for
 )
 
 
@@ -81,7 +87,25 @@ class CLI(LightningCLI):
         if subcommand == "predict":
             add_shortcuts(parser)
         add_start(parser, subcommand)
+        add_settings(parser, ignored=subcommand == "predict")
         return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callback that every training has, whatever its list of callbacks."""
+        parser.add_lightning_class_args(NonFinite, "non_finite")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer, with the logger of W&B beside its own if ``wandb`` is stated."""
+        settings = None if self.subcommand == "predict" else self._get(self.config_init, "wandb")
+        if settings is not None:
+            config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+            own, path = self.config_init[self.subcommand].trainer.logger, self._get(self.config, "ckpt_path")
+            kwargs["logger"] = beside(own, settings, yaml.safe_load(config), self.subcommand, path)
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, BoundedWandbLogger):
+                logger.savers = trainer.checkpoint_callbacks
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was given: the checkpoint is compared with it, never mixed in."""
@@ -100,6 +124,13 @@ class CLI(LightningCLI):
     def predict(self, **arguments: Any) -> None:
         """Run the prediction, whose results are written as they come."""
         self.trainer.predict(**arguments, return_predictions=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the options of the trainer with what the default config brings along."""
+        trainer = self.config[self.config.subcommand].trainer
+        settle_trainer(trainer)
+        if trainer.get("barebones"):
+            self.save_config_callback = None  # it has no folder of the run
 
     def after_instantiate_classes(self) -> None:
         """Let the composer know its config, for its checkpoints; look at sizes, checkpoint and folder first."""
@@ -121,17 +152,30 @@ class CLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
+    """Run a command, which nothing that it prints can end: not a character that a terminal lacks, not a closed pipe.
+
+    See `run` for the arguments.
+    """
+    with lasting_output():
+        run(args)
+
+
+def run(args: ArgsType = None) -> None:
     """Run a command; a user's mistake ends with one message, and exit status 2 if in the arguments, else 1.
 
     Args:
         args: What the command line would say; the command line itself if None.
     """
+    stopper = StopOnSignal()
+    stopper.install()
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
+    if args is None:
+        sys.argv[1:] = read_nulls(sys.argv[1:])
     given = sys.argv[1:] if args is None else args
     predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # the start-up summary says what counts
+    quiet_lightning()  # the start-up summary says what counts
     try:
         CLI(
             Composer,
@@ -142,6 +186,7 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
             | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
             | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / predict)]}},
+            trainer_defaults={"callbacks": [stopper]},
             save_config_kwargs={"overwrite": True},
             args=args,
         )
@@ -151,6 +196,8 @@ def main(args: ArgsType = None) -> None:
             raise
         print(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
+    finally:
+        stopper.restore()
 
 
 if __name__ == "__main__":

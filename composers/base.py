@@ -100,6 +100,7 @@ class Composer(LightningModule, ABC):
         self.training_codes: CodeStatistics | None = None
         self._settings: dict[str, Any] | None = None  # of the optimizer and its schedule
         self._resumed: dict[str, Any] | None = None  # the checkpoint that is about to be restored
+        self.instance_losses: Tensor | None = None  # of the last training step
 
     @abstractmethod
     def encode(self, observation: Observation) -> Latents:
@@ -153,7 +154,9 @@ class Composer(LightningModule, ABC):
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         evaluation = self._evaluate(batch, "train")
-        loss = self.training_losses(evaluation).mean()
+        losses = self.training_losses(evaluation)
+        self.instance_losses = losses.detach()
+        loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(batch.names))
         psnr = psnr_of_mse(instance_mse(evaluation["values"][0].detach(), batch.query)).mean()
         self.log("train/psnr", psnr, batch_size=len(batch.names), prog_bar=True)

@@ -1,19 +1,16 @@
-"""What people look at while a model trains and after it: a summary, the progress bar, tables and pictures."""
+"""What people look at while a model trains and after it: a summary and tables."""
 
 from __future__ import annotations
 
 import csv
 import math
-import time
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +21,7 @@ from composers.hypernet import Hypernetwork
 from composers.inner_settings import InnerLoop
 from composers.learned_init import LearnedInit
 from composers.meta_learned import MetaLearned
+from composers.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
 from composers.refinement import INNER, NETWORK
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
@@ -95,15 +93,20 @@ class StartSummary(Callback):
             Console().print(table)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the path of the checkpoint and the next command."""
-        saver = trainer.checkpoint_callback
-        path = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
-        config = output_folder(trainer) / "config.yaml"
-        if trainer.is_global_zero and path and isinstance(saver, ModelCheckpoint):
-            checkpoint = relative_path(path)
-            Console(soft_wrap=True).print(
-                f"Checkpoint: {checkpoint}\nNext: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}"
-            )
+        """Print the path of the checkpoint and the next command, as far as this run wrote what it needs."""
+        savers = trainer.checkpoint_callbacks
+        found = (getattr(saver, name, "") for name in ("last_model_path", "best_model_path") for saver in savers)
+        path = next(filter(None, found), None)
+        config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+        if not trainer.is_global_zero:
+            return
+        console = Console(soft_wrap=True)
+        if path is None:
+            console.print("No checkpoint was saved.")
+            return
+        console.print(f"Checkpoint: {(checkpoint := relative_path(path))}")
+        if config.is_file():
+            console.print(f"Next: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}")
 
     def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
         """Return what the summary says."""
@@ -186,35 +189,6 @@ def relative_path(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
 
 
-class ProgressBar(RichProgressBar):
-    """The rich progress bar, with the time left of the whole run beside the metrics."""
-
-    def __init__(self) -> None:
-        super().__init__(leave=False)
-        self._start: tuple[float, int] | None = None
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics of the bar: PSNR and, in training, the time left."""
-        metrics: dict[str, Any] = {
-            key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"
-        }
-        if trainer.training and trainer.estimated_stepping_batches != float("inf"):
-            now = (time.monotonic(), trainer.global_step)
-            self._start = self._start or now
-            done = now[1] - self._start[1]
-            if done:
-                left = (now[0] - self._start[0]) / done * (trainer.estimated_stepping_batches - now[1])
-                metrics["left"] = str(timedelta(seconds=round(max(0.0, left))))
-        return metrics
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        """Return what stands before the bar; without a last epoch, where the steps are what is counted."""
-        if self.trainer.max_epochs == -1:
-            return f"Epoch {current_epoch}"
-        description: str = super()._get_train_description(current_epoch)
-        return description
-
-
 class InstanceRows(Callback):
     """Keeps during a test what was measured of every instance, for those who write it down at its end."""
 
@@ -271,11 +245,19 @@ class ResultsTable(InstanceRows):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the CSV and print the table, with the rows of all processes."""
+        self._write(trainer, pl_module)
+
+    def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rows of an unfinished test, and say that there are more; to be called on all processes."""
+        self._write(trainer, pl_module, " (partial: the test was stopped)")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, note: str = "") -> None:
+        """Write the CSV and print the table, with a note."""
         rows = gathered(self.rows)
         path = output_folder(trainer) / self.filename
         if not trainer.is_global_zero or not rows:
             return
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             columns = list(next(iter(rows.values())))
             writer.writerow(["name", *(column.title for column in columns)])
@@ -285,7 +267,7 @@ class ResultsTable(InstanceRows):
         console.print(results_table(rows, loop))
         if loop and loop.report:
             console.print(inner_table(rows, loop))
-        console.print(f"Every instance: {relative_path(path)}")
+        console.print(f"{'Instances so far' if note else 'Every instance'}: {relative_path(path)}{note}")
 
 
 def results_table(rows: Mapping[str, Row], loop: InnerLoop | None = None) -> Table:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from composers.refinement import Latents, taken
 from datamodules.batch import Samples
+from datamodules.coordinates import exact
 from datamodules.randomness import generator_at, global_seed
 
 
@@ -152,7 +153,7 @@ def _key(name: str) -> str:
 def _worst(samples: Samples, predicted: Tensor, count: int) -> Samples:
     """Return of every instance the samples of largest squared error."""
     assert samples.values is not None
-    errors = (predicted.float() - samples.values.float()).square().mean(-1)  # (B, N)
+    errors = (exact(predicted) - exact(samples.values)).square().mean(-1)  # (B, N)
     if samples.mask is not None:
         errors = errors.masked_fill(~samples.mask, -1)
     indices = errors.topk(count).indices  # (B, K)

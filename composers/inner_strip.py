@@ -24,7 +24,7 @@ from composers.rendering import RayRenderer
 from composers.scenes import chunk_of_points, look
 from composers.sound import sampling_rate
 from composers.spectrogram import Panel, draw, save_figure
-from composers.tracking import Cell, WandB
+from composers.tracking import Cell, log_table, table_loggers
 from composers.view_sheet import object_of
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
@@ -69,8 +69,8 @@ class InnerStrip(Callback):
 
     The numbers of steps are those of the report of the inner loop: 0 is the learned start, the same for all; those of training
     and of the test are marked, and those beyond show what further steps do. Of scenes it shows the middle query view, of
-    different objects, of sound spectrograms. Under `composers.tracking.WandB` the rows are sent as the table
-    ``test/inner_steps``. Other models, and signals of another kind, have no strip.
+    different objects, of sound spectrograms. The rows are sent as the table ``test/inner_steps`` to
+    loggers that take tables, as that of W&B does. Other models, and signals of another kind, have no strip.
 
     Args:
         filename: Of the PNG, in the folder of the run.
@@ -123,9 +123,9 @@ class InnerStrip(Callback):
             pictures = [[cell for cell in row if isinstance(cell, Image.Image)] for row in shown]
             save_picture(sheet([list(zip(*row, strict=True)) for row in zip(labels, pictures, strict=True)]), path)
         Console(soft_wrap=True).print(f"Inner steps: {relative_path(path)}")
-        if isinstance(trainer.logger, WandB):
+        if table_loggers(trainer):
             table = [_table_row(strip, cells) for strip, cells in zip(self.rows, shown, strict=True)]
-            trainer.logger.log_table("test/inner_steps", table, trainer.global_step)
+            log_table(trainer, "test/inner_steps", table, trainer.global_step)
 
 
 def strips(composer: MetaLearned, batch: CoordinateBatch, number: int, max_memory: float = 500.0) -> list[Strip]:

@@ -18,6 +18,7 @@ from composers.metrics import InstanceMetric
 from composers.refinement import INNER, Latents, Refinement, outside_inference
 from composers.rendering import Renderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.coordinates import exact
 
 
 class MetaLearned(Composer):
@@ -213,7 +214,7 @@ def squared_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A network that normalises weights does not change when they are scaled, so that gradients fall as their norm grows; steps
     times the squared norm have a relative length that does not depend on it (paper section 3.3; facts of the released code).
     """
-    return {name: weight.float().square().sum((1, 2), keepdim=True) for name, weight in weights.items()}
+    return {name: exact(weight).square().sum((1, 2), keepdim=True) for name, weight in weights.items()}
 
 
 def _observed(observation: Observation) -> Samples:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.batch import Samples
+from datamodules.coordinates import exact
 
 _SMALLEST_ERROR = 1e-12  # a PSNR of 120 dB stands for perfect
 
@@ -21,7 +22,7 @@ def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
         target: With ``values (B, N, C)``.
 
     Returns:
-        ``(B,)`` in float32.
+        ``(B,)`` in float32 at least.
 
     Raises:
         ValueError: If the target has no values.
@@ -32,7 +33,7 @@ def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
     """
     if target.values is None:
         raise ValueError("The samples have no values to compare with: give Samples(coords, values).")
-    errors = (prediction.float() - target.values.float()).square().mean(-1)  # (B, N)
+    errors = (exact(prediction) - exact(target.values)).square().mean(-1)  # (B, N)
     if target.mask is None:
         return errors.mean(-1)
     return (errors * target.mask).sum(-1) / target.mask.sum(-1).clamp(min=1)

@@ -24,6 +24,7 @@ from composers.metrics import instance_mse, psnr_of_mse
 from composers.pictures import Size, error_picture, picture, picture_size, render, save_picture
 from composers.refinement import Latents
 from composers.scenes import Scene, scene_of
+from composers.streams import printable
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Piece, Samples, Views
 from datamodules.tiles import whole
@@ -138,10 +139,21 @@ class Predictions(Callback, ABC):
         """Write the last signal and the table of all, and say what was skipped."""
         if self._parts:
             self._write(trainer, pl_module)
+        self._write_table(trainer)
+
+    def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what there is of an unfinished prediction, without a signal whose tiles are not all there."""
+        if self._parts and self._parts[0].piece.box == whole(self._parts[0].piece.shape):
+            self._write(trainer, pl_module)
+        self._parts = []
+        self._write_table(trainer)
+
+    def _write_table(self, trainer: Trainer) -> None:
+        """Write and print the table of all processes; to be called on all of them."""
         rows = gathered(self.rows)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not rows:
             return
-        with (self.folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+        with (self.folder / TABLE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, ["name", *next(iter(rows.values()))])
             writer.writeheader()
             writer.writerows({"name": name, **row} for name, row in rows.items())
@@ -177,7 +189,7 @@ class Predictions(Callback, ABC):
         data = _data(trainer)
         row = self.write(data, pl_module, self._code(parts, pl_module, data.coord_range), parts[0])
         name = parts[0].piece.name
-        self.rows[name] = row | {"notes": data.notes.get(name, "")}
+        self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 
     def _code(self, parts: Sequence[Part], composer: Composer, coord_range: tuple[float, float]) -> InstanceCode:
         """Return the code of a signal of its tiles."""

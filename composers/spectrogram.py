@@ -19,6 +19,7 @@ from composers.callbacks import output_folder, relative_path
 from composers.files import written_whole
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.sound import sampling_rate, save_wav
+from composers.streams import printable
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -128,7 +129,7 @@ def _show(axes: Axes, panel: Panel, spectrum: Levels, loudest: float) -> AxesIma
         -0.5e-3 * spectrum.step,
         (frequencies - 0.5) * 1e-3 * spectrum.step,
     )
-    axes.set_title(panel.label, loc="left", fontsize=12)
+    axes.set_title(printable(panel.label), loc="left", fontsize=12)
     axes.tick_params(labelsize=11)
     axes.set_facecolor("#bbbbbb")  # where one clip has nothing and another does, beyond its end or half its rate
     return axes.imshow(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import traceback
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-import yaml
+from jsonargparse import ArgumentParser
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.logger import _add_prefix
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from rich.console import Console
@@ -39,7 +46,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Samples, Views
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Artifact, Run
 
 
 class Film(NamedTuple):
@@ -54,35 +61,68 @@ class Film(NamedTuple):
 
 Cell = str | float | Image.Image | Panel | Film
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-_STEP = "trainer/global_step"
+_ANSWER_TIMEOUT = 10.0  # seconds for what W&B asks its server before it takes an artifact
+_GRACE = 15.0  # seconds for what W&B does at the end beside sending
+DEFAULT_PROJECT = "generalizable-inr"
 _PSNR = {"prediction": "PSNR", "refined": "refined PSNR"}  # columns of what is rendered
 _MOST_VIEWS = 4  # of one instance that are shown beside each other
 _ORBIT_SIZE = 64  # pixels of the longer side of a film, for every validation waits
 _ORBIT_SECONDS = 3.0
 
 
-class WandB(CSVLogger):
-    """Writes all that `CSVLogger` writes, in the same folder, and sends the same to a run of Weights & Biases.
+@dataclass(frozen=True)
+class WandbSettings:
+    """What Weights & Biases is told of a run, beside the `CSVLogger` of ``trainer.logger``.
 
-    The run has the content of ``config.yaml`` as its config, and its files in ``wandb`` below the folder of the run. A fit
-    that resumes a checkpoint goes on with the W&B run of that checkpoint's folder. Only the first process talks to W&B. In
-    a sweep, project, entity, name and id are the agent's.
+    The W&B run has the content of ``config.yaml`` as its config, and its files in ``wandb`` below the folder of the run. A fit
+    that resumes a checkpoint continues the W&B run of that checkpoint's folder. In a sweep, project, entity, name and id are
+    the agent's.
 
     Args:
-        save_dir: Folder of all runs.
-        name: Folder below it, of the runs of one experiment.
-        version: Folder below that, of this run; the next free ``version_<n>`` if None.
-        prefix: Put before the names of metrics.
-        flush_logs_every_n_steps: Logged steps from one writing of ``metrics.csv`` to the next.
-        project: Project in W&B; the environment's ``WANDB_PROJECT``, or else W&B's own choice, if None.
+        project: Project in W&B; the environment's ``WANDB_PROJECT``, or else ``generalizable-inr``, if None.
         entity: User or team that owns the project; the default of the account if None.
         group: Puts runs together.
         tags: Labels to search for.
         notes: A longer description.
-        mode: ``online``, ``offline`` (files to be sent later), ``disabled`` (files of `CSVLogger` only), or ``auto``: the
-            environment's ``WANDB_MODE``, else online where an API key is found, else offline. Never asks for a key.
-        log_model: Whether to upload the best and the last checkpoint at the end; needs a server.
-        run_id: Id of a W&B run to go on with; that of a resumed checkpoint, or else a new one, if None.
+        mode: ``online``, ``offline`` (files to be sent later), ``disabled`` (no W&B), or ``auto``: the environment's
+            ``WANDB_MODE``, else online where an API key is found, else offline. Never asks for a key.
+        log_model: Whether to upload the best and the last checkpoint at the end, with the aliases ``best`` and ``latest``;
+            needs a server.
+        run_id: Id of a W&B run to continue; that of a resumed checkpoint, or else a new one, if None.
+        finish_timeout: Seconds to wait for the server at the end. What was not sent by then stays in the folder of the run.
+            Raise it where ``log_model`` uploads large checkpoints.
+
+    Raises:
+        ValueError: If ``finish_timeout`` is not positive.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    log_model: bool = False
+    run_id: str | None = None
+    finish_timeout: float = 90.0
+
+    def __post_init__(self) -> None:
+        """Refuse a time that is not positive."""
+        if not self.finish_timeout > 0:
+            raise ValueError(f"finish_timeout is {self.finish_timeout}; it must be a positive number of seconds.")
+
+
+class BoundedWandbLogger(WandbLogger):
+    """Lightning's `WandbLogger`, which ends the W&B run with the run of the program, and waits for the server only so long.
+
+    The console output of the run is sent, and the traceback of a run that fails.
+
+    Args:
+        settings: What W&B is told.
+        local: The logger whose ``log_dir`` is the folder of the run.
+        config: The configuration of the run.
+        stage: The command, ``fit``, ``validate`` or ``test``.
+        resumed: Checkpoint that a fit resumes.
 
     Raises:
         ValueError: If wandb is not installed, ``WANDB_MODE`` is unknown, or ``log_model`` is asked for without a server.
@@ -90,136 +130,222 @@ class WandB(CSVLogger):
 
     def __init__(
         self,
-        save_dir: str | Path = "runs",
-        name: str | None = "unnamed",
-        version: int | str | None = None,
-        prefix: str = "",
-        flush_logs_every_n_steps: int = 100,
-        project: str | None = None,
-        entity: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-        notes: str | None = None,
-        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
-        log_model: bool = False,
-        run_id: str | None = None,
+        settings: WandbSettings,
+        local: CSVLogger,
+        config: Mapping[str, Any] | None = None,
+        stage: str | None = None,
+        resumed: str | Path | None = None,
     ) -> None:
-        super().__init__(save_dir, name, version, prefix, flush_logs_every_n_steps)
-        self.mode, self.reason = _resolved(mode)
-        if log_model and self.mode != "online":
+        self.mode, self.reason = _resolved(settings.mode)
+        if settings.log_model and self.mode != "online":
             raise ValueError(
-                f"log_model uploads checkpoints as artifacts, which needs a server, and this run is {self.mode}, because "
+                f"wandb.log_model uploads checkpoints as artifacts, which needs a server, and this run is {self.mode}, because "
                 f"{self.reason}: set log_model to false, or run online. The checkpoints are in the folder of the run anyway."
             )
-        self.about = {"project": project, "entity": entity, "group": group, "tags": list(tags) or None, "notes": notes}
-        self.log_model = log_model
-        self.run_id = run_id
-        self.run: Run | None = None
-        self._savers: dict[int, Checkpoint] = {}
-
-    @rank_zero_only
-    def log_graph(self, model: nn.Module, input_array: Tensor | None = None) -> None:
-        """Begin the W&B run: the trainer calls this when all is set up and nothing is done yet."""
-        if self.mode == "disabled" or self.run is not None:
-            return
-        trainer = cast(LightningModule, model).trainer
-        stage = trainer.state.fn.value if trainer.state.fn else None
-        if self.run_id is None and stage == "fit" and trainer.ckpt_path:
-            self.run_id = _recorded_id(Path(trainer.ckpt_path).parent.parent)
-        self.run = self._begun(stage)
-        self.run_id = self.run.id
-        if self.mode == "online":
-            _tell(f"W&B: {self.run.url}")
-        else:
-            _tell(f"W&B: offline, because {self.reason}; in {relative_path(self.run.dir).parent}")
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Tensor | float], step: int | None = None) -> None:  # type: ignore[override]
-        """Write a row of ``metrics.csv``, and send it."""
-        super().log_metrics(metrics, step)
-        self._send(_add_prefix(metrics, self._prefix, self.LOGGER_JOIN_CHAR), step)
-
-    @rank_zero_only
-    def log_table(self, key: str, rows: Sequence[Mapping[str, Cell]], step: int) -> None:
-        """Send a table.
-
-        Args:
-            key: Its name.
-            rows: Cells by column, the columns the same in all rows; pictures and films are shown, and clips of sound can be
-                heard.
-            step: The optimizer step it belongs to.
-        """
-        if self.run is None:
-            return
         import wandb
 
-        with _staged_below(Path(self.log_dir, "wandb")):
-            data = [[_medium(cell) for cell in row.values()] for row in rows]
-            self._send({key: wandb.Table(columns=list(rows[0]), data=data)}, step)
+        self.settings = settings
+        self._local = local
+        self._late = False
+        self.savers: Sequence[Checkpoint] = ()
+        run_id = settings.run_id
+        if run_id is None and stage == "fit" and resumed:
+            run_id = _recorded_id(Path(resumed).parent.parent)
+        folder = Path(local.log_dir).absolute()
+        own: dict[str, Any] = {
+            "id": run_id,
+            "name": f"{local.name}/{folder.name}",
+            "project": settings.project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+            "entity": settings.entity,
+            # offline, the id alone makes wandb sync put the parts together
+            "resume": "allow" if run_id is not None and self.mode == "online" else None,
+        }
+        if os.environ.get("WANDB_SWEEP_ID"):
+            own = dict.fromkeys(own) | {"project": os.environ.get("WANDB_PROJECT")}
+        super().__init__(
+            save_dir=folder,
+            prefix=local._prefix,
+            **own,
+            mode=self.mode,
+            group=settings.group,
+            tags=settings.tags or None,
+            notes=settings.notes,
+            job_type=stage,
+            config=dict(config or {}),
+            settings=wandb.Settings(
+                silent=True, console="wrap", finish_timeout=settings.finish_timeout, finish_timeout_raises=True
+            ),
+        )
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Run:
+        """The W&B run, begun where it is first asked for."""
+        import wandb
+
+        if self._experiment is not None:
+            return cast("Run", self._experiment)
+        _ = self._local.experiment  # makes the folder, and expects it to be empty; without it W&B takes another one
+        try:
+            run = cast("Run", super().experiment)
+        except wandb.Error as error:
+            raise ValueError(
+                f"W&B cannot begin a run: {str(error).splitlines()[0]}. Train without its server with --wandb.mode offline."
+            ) from error
+        if self.mode == "online":
+            _tell(f"W&B: {run.url}")
+        else:
+            _tell(f"W&B: offline, because {self.reason}; in {relative_path(run.dir).parent}")
+        return run
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
-        """Remember who saves checkpoints, to upload them at the end."""
-        self._savers[id(checkpoint_callback)] = checkpoint_callback
+        """Upload nothing during training: the files of ``savers`` are uploaded at the end."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left, upload the checkpoints if asked to, and end the W&B run."""
-        super().finalize(status)
-        if self.run is None:
+        """Upload the checkpoints if asked to, and end the W&B run; with its traceback if it failed."""
+        if self._experiment is None:
             return
-        if self.log_model:
-            self._upload(self.run)
-        run, self.run = self.run, None
-        run.finish(exit_code=int(status == "failed"))
-        if self.mode == "offline":
-            _tell(f"W&B: to send it later, wandb sync {relative_path(run.dir).parent}")
+        run = cast("Run", self._experiment)
+        failed = status == "failed"
+        error = sys.exc_info()[1]
+        if failed and error is not None:
+            run.write_logs("".join(traceback.format_exception(error)))
+        if self.settings.log_model and self._wandb_init["job_type"] == "fit":
+            self._upload(run)
+        self._experiment, self._id = None, run.id
+        self._wandb_init["id"] = run.id
+        if self._end(run, int(failed)) and self.mode == "online":
+            return
+        _tell(f"W&B: to send it later, wandb sync {relative_path(run.dir).parent}")
 
-    def _begun(self, stage: str | None) -> Run:
-        """Return a new W&B run, or the one of ``run_id`` continued."""
-        import wandb
+    def log_table(self, key: str, *arguments: Any, **options: Any) -> None:
+        """Send a table; without effect once the server has been waited for in vain."""
+        if rank_zero_only.rank == 0 and not self._late:  # type: ignore[attr-defined]
+            self._try(f"the table {key}", lambda: super(BoundedWandbLogger, self).log_table(key, *arguments, **options))
 
-        folder = Path(self.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)  # else W&B takes another one
-        stated: dict[str, Any] = {
-            **self.about,
-            "id": self.run_id,
-            "name": f"{self.name}/{folder.name}",
-            "job_type": stage,
-        }
-        if self.run_id is not None and self.mode == "online":
-            stated["resume"] = "allow"  # offline the id alone makes wandb sync put the parts together
-        if os.environ.get("WANDB_SWEEP_ID"):
-            for name in ("project", "entity", "id", "name", "resume"):
-                stated.pop(name, None)
-        settings = wandb.Settings(silent=True, console="off")
+    def _try(self, what: str, call: Callable[[], None]) -> None:
+        """Send what W&B asks its server about first, which must not hold up or end the run."""
         try:
-            run = wandb.init(
-                dir=folder.absolute(), mode=self.mode, config=_written(folder), settings=settings, **stated
-            )
-        except wandb.Error as error:
-            raise ValueError(
-                f"W&B cannot begin a run: {str(error).splitlines()[0]}. "
-                "Train without its server with --trainer.logger.init_args.mode offline."
-            ) from error
-        run.define_metric(_STEP)
-        run.define_metric("*", step_metric=_STEP, step_sync=True)
-        return run
+            done = _within(_ANSWER_TIMEOUT, call)
+            reason = f"its server did not answer within {_ANSWER_TIMEOUT:g} s"
+        except Exception as error:
+            done, reason = False, f"{type(error).__name__}: {error}".splitlines()[0]
+        if not done:
+            self._late = True
+            _tell(f"W&B: {what} was not sent, nor will be further ones, because {reason}.")
 
-    def _send(self, content: Mapping[str, Any], step: int | None) -> None:
-        """Send metrics or media, with the step as the axis, so that what belongs to one step may come in several parts."""
-        if self.run is not None:
-            self.run.log(dict(content) if step is None else {**content, _STEP: step})
+    def _end(self, run: Run, exit_code: int) -> bool:
+        """End a W&B run and return whether all was written and sent; a late server is no failure of the run."""
+        seconds = self.settings.finish_timeout
+        reason = f"its server did not answer within {seconds:g} s"
+        try:
+            if _within(seconds + _GRACE, lambda: run.finish(exit_code=exit_code)):
+                return True
+            _abandon_service()
+        except TimeoutError:
+            pass  # W&B has ended the run by itself, in order
+        except Exception as error:
+            reason = f"W&B failed with {type(error).__name__}"
+            _abandon_service()
+        _tell(f"W&B: not everything was sent, because {reason}.")
+        return False
 
     def _upload(self, run: Run) -> None:
-        """Upload the best and the last checkpoint of every saver as one artifact."""
+        """Upload the best and the last checkpoint as versions of one artifact, with their aliases."""
         import wandb
 
-        names = ("best_model_path", "last_model_path")
-        paths = {getattr(saver, name, "") for saver in self._savers.values() for name in names}
-        artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        for path in sorted(path for path in paths if Path(path).is_file()):
-            artifact.add_file(path)
-        run.log_artifact(artifact)
+        for alias, name in (("best", "best_model_path"), ("latest", "last_model_path")):
+            paths = [Path(path) for saver in self.savers if (path := getattr(saver, name, ""))]
+            for path in [path for path in paths if path.is_file()][:1]:
+                artifact = wandb.Artifact(f"model-{run.id}", "model", metadata={"original_filename": path.name})
+                with _staged_below(Path(str(self.save_dir), "wandb")):
+                    artifact.add_file(str(path), name="model.ckpt", policy="immutable")
+                    if not self._late:
+                        self._try(path.name, partial(self._log_artifact, run, artifact, alias))
+
+    @staticmethod
+    def _log_artifact(run: Run, artifact: Artifact, alias: str) -> None:
+        """Hand over an artifact."""
+        run.log_artifact(artifact, aliases=[alias])
+
+
+def beside(
+    logger: Any, settings: WandbSettings, config: Mapping[str, Any], stage: str, resumed: str | Path | None
+) -> list[Logger]:
+    """Return the loggers of a run that is sent to W&B: its own, and that of W&B.
+
+    Args:
+        logger: That of the configuration, ``trainer.logger``.
+        settings: What W&B is told.
+        config: The configuration of the run.
+        stage: The command.
+        resumed: Checkpoint that a fit resumes.
+
+    Raises:
+        ValueError: If the logger is not a `CSVLogger`, whose folder is that of the run; and as `BoundedWandbLogger` does.
+    """
+    if not isinstance(logger, CSVLogger):
+        found = type(logger).__name__ if isinstance(logger, Logger) else repr(logger)
+        raise ValueError(
+            f"wandb needs a CSVLogger in trainer.logger, whose folder takes the files of the run, and found {found}: "
+            "leave trainer.logger as configs/default.yaml has it, or set wandb to null."
+        )
+    if _resolved(settings.mode)[0] == "disabled" and not settings.log_model:
+        return [logger, DummyLogger()]  # takes tables, and forgets them
+    return [logger, BoundedWandbLogger(settings, logger, config, stage, resumed)]
+
+
+def add_settings(parser: ArgumentParser, *, ignored: bool = False) -> None:
+    """Add the argument ``--wandb``; one that is ignored is not in the help, and takes what the config of a run says.
+
+    Args:
+        parser: Of a command.
+        ignored: Whether the command does without W&B.
+    """
+    if ignored:
+        parser.add_argument("--wandb", type=dict[str, Any] | None, default=None, help=SUPPRESS)
+    else:
+        described = "Weights & Biases beside the CSVLogger; null for none."
+        parser.add_argument("--wandb", type=WandbSettings | None, default=None, help=described)
+
+
+def read_nulls(arguments: list[str]) -> list[str]:
+    """Return the arguments of a program as its parser reads them: ``wandb agent`` writes the null of a sweep as ``None``.
+
+    Example:
+        >>> os.environ["WANDB_SWEEP_ID"] = "s1"
+        >>> read_nulls(["fit", "--trainer.max_time=None"])
+        ['fit', '--trainer.max_time=null']
+        >>> del os.environ["WANDB_SWEEP_ID"]
+    """
+    if not os.environ.get("WANDB_SWEEP_ID"):
+        return arguments
+    return [f"{one[:-4]}null" if one.startswith("--") and one.endswith("=None") else one for one in arguments]
+
+
+def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Cell]], step: int) -> None:
+    """Send a table to every logger that takes tables; to be called on the first process.
+
+    Args:
+        trainer: Whose loggers are asked.
+        key: Name of the table.
+        rows: Cells by column, the columns the same in all rows; pictures and films are shown, and clips of sound can be heard.
+        step: The optimizer step it belongs to.
+    """
+    for logger in table_loggers(trainer):
+        with _staged_below(Path(logger.save_dir or ".", "wandb")):
+            data = [[_medium(cell) for cell in row.values()] for row in rows]
+            logger.log_table(key, columns=list(rows[0]), data=data, step=step)
+
+
+def table_loggers(trainer: Trainer) -> list[Any]:
+    """Return the loggers that take tables, as Lightning's `WandbLogger` does."""
+    return [
+        logger
+        for logger in trainer.loggers
+        if not isinstance(logger, DummyLogger) and callable(getattr(logger, "log_table", None))
+    ]
 
 
 class GradientNorms(Callback):
@@ -319,7 +445,7 @@ class ValidationTable(Callback):
         orbit_frames: Pictures of the film around a scene; 0 for none.
 
     Raises:
-        ValueError: If a number is out of range, or, at set-up, if the logger is not `WandB`.
+        ValueError: If a number is out of range, or, at set-up, if no logger takes tables.
     """
 
     def __init__(self, num_samples: int = 8, refinement_steps: int | None = None, orbit_frames: int = 12) -> None:
@@ -333,18 +459,19 @@ class ValidationTable(Callback):
         self.orbit_frames = orbit_frames
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse another logger, which has no tables."""
-        if not isinstance(trainer.logger, WandB) and not getattr(trainer, "fast_dev_run", False):
+        """Refuse loggers that take no tables."""
+        if not any(callable(getattr(logger, "log_table", None)) for logger in trainer.loggers):
+            found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
             raise ValueError(
-                f"ValidationTable fills a table of W&B, and the logger is {type(trainer.logger).__name__}: "
+                f"ValidationTable fills a table of W&B, and no logger takes tables (found: {found}): "
                 "add --config configs/wandb.yaml, or leave the callback out."
             )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the rows and send them."""
-        logger, data = trainer.logger, getattr(trainer, "datamodule", None)
-        if trainer.sanity_checking or not isinstance(logger, WandB) or logger.run is None:
-            return  # on all processes but the first there is no run
+        data = getattr(trainer, "datamodule", None)
+        if trainer.sanity_checking or not trainer.is_global_zero or not table_loggers(trainer):
+            return
         assert isinstance(pl_module, Composer)
         assert isinstance(data, CoordinateDataModule)
         rows: list[dict[str, Cell]] = []
@@ -352,7 +479,7 @@ class ValidationTable(Callback):
             for batch in _first(data.val_set, self.num_samples, data.eval_batch_size):
                 moved = trainer.strategy.batch_to_device(data.collate(batch))
                 rows += sample_rows(pl_module, moved, self.refinement_steps, data.coord_range, self.orbit_frames)
-        logger.log_table("val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
+        log_table(trainer, "val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
 
 
 def sample_rows(
@@ -502,8 +629,7 @@ def _check_installed() -> None:
         import wandb  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            "wandb is not installed: pip install wandb, leave configs/wandb.yaml out, "
-            "or add --trainer.logger.init_args.mode disabled."
+            "wandb is not installed: pip install wandb, leave configs/wandb.yaml out, or add --wandb.mode disabled."
         ) from error
 
 
@@ -515,10 +641,37 @@ def _has_key() -> bool:
     return wandb.login(prompt=False, verify=False)
 
 
-def _written(folder: Path) -> dict[str, Any]:
-    """Return the whole configuration of a run, which the program has written into its folder; empty if it has not."""
-    path = folder / "config.yaml"
-    return cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def _within(seconds: float, call: Callable[[], None]) -> bool:
+    """Return whether a call ends in time; raise what it raises by then."""
+    ended: list[Exception | None] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    helper = threading.Thread(target=run, daemon=True)
+    helper.start()
+    helper.join(seconds)
+    if ended and ended[0] is not None:
+        raise ended[0]
+    return bool(ended)
+
+
+def _abandon_service() -> None:
+    """End the process of W&B that does not answer, and do not wait for it at exit; all it was given is in its file."""
+    import wandb
+
+    connection = wandb.setup()._connection
+    process = getattr(getattr(connection, "_proc", None), "_process", None)
+    forget = getattr(connection, "_cleanup", None)
+    if process is not None and forget is not None:
+        forget()
+        process.kill()
+        process.wait()
 
 
 def _recorded_id(folder: Path) -> str | None:

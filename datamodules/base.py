@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
 from datamodules.coordinates import cell_size, grid, jitter, subset
-from datamodules.loading import Addressed, AddressSampler, Augmentation, ResumingLoader
+from datamodules.loading import Addressed, AddressSampler, Augmentation, FixedSampler, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
 
 
@@ -150,7 +150,14 @@ class CoordinateDataModule(LightningDataModule, ABC):
         """Make coordinates on the device."""
         training = self.trainer is not None and self.trainer.training
         step = self.trainer.fit_loop.total_batch_idx if training and self.trainer is not None else 0
-        return self.to_coordinates(batch, training=training, step=step)
+        return self._converted(self.to_coordinates(batch, training=training, step=step))
+
+    def _converted(self, batch: CoordinateBatch) -> CoordinateBatch:
+        """Return a batch in the precision of the trainer: float64 for ``64-true``."""
+        if self.trainer is None:
+            return batch
+        converted: CoordinateBatch = self.trainer.precision_plugin.convert_input(batch)
+        return converted
 
     def to_coordinates(self, batch: Signal, *, training: bool = False, step: int = 0) -> CoordinateBatch:
         """Return the coordinate batch of collated raw signals.
@@ -193,7 +200,9 @@ class CoordinateDataModule(LightningDataModule, ABC):
         """Return a loader whose order and draws are addressed."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         seed = global_seed()
-        sampler = AddressSampler(
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        overfit = fitting and self.trainer.overfit_batches > 0  # type: ignore[union-attr]
+        sampler = (FixedSampler if overfit else AddressSampler)(
             len(cast(Sized, dataset)), shuffle=training, seed=seed, rank=rank, world_size=world_size
         )
         if training and len(sampler) < batch_size:

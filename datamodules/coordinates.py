@@ -1,4 +1,4 @@
-"""Coordinates of regular samples: cell centres, noise within a cell, random subsets. Pure functions."""
+"""Coordinates of regular samples: cell centres, noise within a cell, random subsets, precision. Pure functions."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ def grid(
     """
     axes = [low + (high - low) * (torch.arange(n, dtype=torch.float64, device=device) + 0.5) / n for n in shape]
     return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).reshape(-1, len(shape)).float()
+
+
+def exact(numbers: Tensor) -> Tensor:
+    """Return numbers in float32, or in float64 if that is what they are; bfloat16 and float16 are converted.
+
+    Example:
+        >>> [exact(torch.zeros(1, dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
+        [torch.float32, torch.float64]
+    """
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def cell_size(shape: Sequence[int], low: float = -1.0, high: float = 1.0) -> tuple[float, ...]:

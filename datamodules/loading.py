@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from datamodules.batch import Signal
 from datamodules.randomness import generator_at, seed_at
@@ -52,6 +52,21 @@ class AddressSampler(DistributedSampler[Address]):
             return list(range(self.rank, self.size, self.num_replicas))
         order = torch.randperm(self.size, generator=generator_at(self.seed, "order", self.epoch)).tolist()
         return order[self.rank : self.size - self.size % self.num_replicas : self.num_replicas]
+
+
+class FixedSampler(AddressSampler, SequentialSampler):  # type: ignore[misc]
+    """Yields the same addresses in every epoch, in order, for ``overfit_batches`` of the trainer.
+
+    Items are those of epoch 0, so that their augmentation and noise stay the same too. The trainer takes a `SequentialSampler`
+    as it is. Every process has as many items.
+    """
+
+    def _indices(self) -> list[int]:
+        """Return the indices of this process."""
+        return list(range(self.rank, self.size - self.size % self.num_replicas, self.num_replicas))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Stay in epoch 0."""
 
 
 class Addressed(Dataset[Signal]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,7 +195,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with path.open("rb") as file:
             if not file.read(1):
                 raise _RefusedError("is empty: take it from its source again.")
-        with library.SoundFile(path) as sound:
+        name = os.fsencode(path) if os.name == "posix" else path  # soundfile itself takes no names that are not UTF-8
+        with library.SoundFile(name) as sound:
             _check_length(sound)
             yield sound
     except Exception as error:  # what decoders raise of damaged data is not foreseeable

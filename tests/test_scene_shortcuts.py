@@ -113,7 +113,7 @@ def test_options_without_their_writer():
     with pytest.raises(
         ValueError, match=re.escape(f"--mesh serves {SOURCE} and {WRITING}, which this --config replaces")
     ):
-        expand_shortcuts(_config({"scenes": ["a"], "mesh": True}, writer="composers.callbacks.ProgressBar"))
+        expand_shortcuts(_config({"scenes": ["a"], "mesh": True}, writer="composers.progress.ProgressBar"))
 
 
 def _model(**renderer):

@@ -10,11 +10,11 @@ import soundfile
 import torch
 from PIL import Image
 from test_sound_predict import Hums, _build
-from test_tracking import _begin, _nobody, _records
+from test_tracking import _logger, _nobody, _records
 
 from composers import Refinement
 from composers.spectrogram import Panel, SpectrogramSheet, draw, figure_picture, levels, pieces_of_sound
-from composers.tracking import WandB, sample_rows
+from composers.tracking import log_table, sample_rows
 from datamodules import SamplePhotos
 from datamodules.batch import CoordinateBatch, Observation, Samples
 
@@ -192,9 +192,8 @@ def test_other_signals_of_one_axis_without_shape_have_numbers_only():
 def test_wandb_gets_what_can_be_heard(tmp_path_factory):
     found, _, _ = _rows_of_sound()
     with _nobody(tmp_path_factory.mktemp("home")):
-        logger = WandB(mode="offline")
-        _begin(logger)
-        logger.log_table("val/samples", found, 3)
+        logger = _logger(mode="offline")
+        log_table(SimpleNamespace(loggers=[logger]), "val/samples", found, 3)
         logger.finalize("success")
         folder = Path("runs/unnamed/version_0")
         [artifact] = [record.artifact for record in _records(folder) if record.HasField("artifact")]

@@ -6,6 +6,7 @@ import math
 import os
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -15,14 +16,25 @@ import pytest
 import torch
 import wandb
 import yaml
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
-from program import REPOSITORY, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
+from program import REPOSITORY, asked, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
 from wandb.proto import wandb_internal_pb2
 
 import cli
 import composers
 from composers import Refinement
-from composers.tracking import GradientNorms, ValidationTable, WandB, gradient_norms, sample_rows
+from composers.saving import LastCheckpoint
+from composers.tracking import (
+    BoundedWandbLogger,
+    GradientNorms,
+    ValidationTable,
+    WandbSettings,
+    beside,
+    gradient_norms,
+    read_nulls,
+    sample_rows,
+)
 from datamodules import SamplePhotos
 from datamodules.batch import Observation
 from datamodules.coordinates import grid
@@ -261,7 +273,7 @@ def test_the_table_says_what_the_checkpoint_makes_of_the_pictures(offline):
 
 def test_disabled_needs_no_wandb_and_trains_the_same(offline, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    run("fit", *tiny("ipc"), *OVERLAY, *SLOWER, "--trainer.logger.init_args.mode", "disabled")
+    run("fit", *tiny("ipc"), *OVERLAY, *SLOWER, "--wandb.mode", "disabled")
     folder = Path("runs/unnamed/version_0")
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints"}
     assert_same(checkpoint(folder)["state_dict"], checkpoint(offline[0])["state_dict"])
@@ -286,7 +298,7 @@ def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
     with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
         run("fit", "--config", REPOSITORY / "configs" / "experiments" / "photos_ipc.yaml", *OVERLAY)
     logger = made[0].trainer.logger
-    assert type(logger) is WandB
+    assert type(logger) is CSVLogger
     assert (logger.save_dir, logger.name) == ("runs", "photos_ipc")
     names = [type(callback).__name__ for callback in made[0].trainer.callbacks]
     for name in ("StartSummary", "RefinementPlot", "LearningRateMonitor", "GradientNorms", "ValidationTable"):
@@ -295,7 +307,7 @@ def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
 
 
 def test_checkpoints_are_not_uploaded_without_a_server():
-    model = ["--trainer.logger.init_args.log_model", "true", "--trainer.logger.init_args.mode", "offline"]
+    model = ["--wandb.log_model", "true", "--wandb.mode", "offline"]
     message = refused("fit", *tiny("ipc"), *OVERLAY, *model)
     assert "log_model uploads checkpoints as artifacts, which needs a server" in message
     assert "this run is offline, because mode is offline: set log_model to false" in message
@@ -315,13 +327,13 @@ def test_why_checkpoints_are_not_uploaded(mode, environment, reason, monkeypatch
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
     with pytest.raises(ValueError, match=reason):
-        WandB(mode=mode, log_model=True)
+        beside(CSVLogger("runs"), WandbSettings(mode=mode, log_model=True), {}, "fit", None)
 
 
 def test_nobody_is_ever_asked_for_a_key(monkeypatch):
     asked = mock.Mock(side_effect=AssertionError("asked for a key"))
     monkeypatch.setattr("wandb.sdk.lib.wbauth.prompt.prompt_and_save_api_key", asked)
-    assert WandB().mode == "offline"
+    assert _logger().mode == "offline"
 
 
 @pytest.mark.parametrize("place", ["environment", "netrc"])
@@ -331,16 +343,16 @@ def test_a_key_that_is_found_means_online(place, monkeypatch):
     else:
         Path(os.environ["NETRC"]).write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
         Path(os.environ["NETRC"]).chmod(0o600)
-    assert WandB(log_model=True).mode == "online"
+    assert _logger(log_model=True).mode == "online"
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert WandB().mode == "offline"
-    assert WandB(mode="online").mode == "online"
+    assert _logger().mode == "offline"
+    assert _logger(mode="online").mode == "online"
 
 
 def test_an_unknown_mode_of_the_environment(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "perhaps")
     with pytest.raises(ValueError, match="WANDB_MODE is 'perhaps'; allowed are online"):
-        WandB()
+        _logger()
 
 
 def test_a_missing_wandb_is_one_message(monkeypatch):
@@ -351,7 +363,7 @@ def test_a_missing_wandb_is_one_message(monkeypatch):
 
 def test_the_table_needs_the_logger():
     message = refused("fit", *tiny("ipc"), "--trainer.callbacks+", "composers.tracking.ValidationTable")
-    assert "ValidationTable fills a table of W&B, and the logger is CSVLogger" in message
+    assert "ValidationTable fills a table of W&B, and no logger takes tables (found: CSVLogger)" in message
 
 
 def test_numbers_out_of_range():
@@ -361,17 +373,21 @@ def test_numbers_out_of_range():
         GradientNorms(every_n_steps=0)
 
 
-def _begin(logger, stage="fit", checkpoint_path=None):
-    """Let a logger begin its run as the trainer does."""
-    state = SimpleNamespace(fn=SimpleNamespace(value=stage))
-    assert logger.experiment is not None
-    logger.log_graph(SimpleNamespace(trainer=SimpleNamespace(state=state, ckpt_path=checkpoint_path)))
+def _printed(record):
+    """Return what a record holds of the console."""
+    return record.output_raw.line + record.output.line + record.output_logger.line
+
+
+def _logger(local=None, stage="fit", checkpoint_path=None, config=None, **settings):
+    """Return the logger of W&B beside a CSVLogger."""
+    return BoundedWandbLogger(
+        WandbSettings(**settings), local or CSVLogger("runs", "unnamed"), config, stage, checkpoint_path
+    )
 
 
 def test_what_a_run_is_about():
     about = {"project": "inrs", "group": "ours", "tags": ["a", "b"], "notes": "why", "run_id": "seven-7"}
-    logger = WandB("here", "experiment", 3, mode="offline", prefix="p", **about)
-    _begin(logger, "test")
+    logger = _logger(CSVLogger("here", "experiment", 3, prefix="p"), "test", mode="offline", **about)
     logger.log_metrics({"x": 1.5}, step=4)
     logger.finalize("success")
     folder = Path("here/experiment/version_3")
@@ -379,30 +395,37 @@ def test_what_a_run_is_about():
     assert (record.project, record.run_group, list(record.tags), record.notes) == ("inrs", "ours", ["a", "b"], "why")
     assert (record.run_id, record.job_type, record.display_name) == ("seven-7", "test", "experiment/version_3")
     assert _logged(folder, "p-x") == {4: 1.5}
-    assert rows(folder / "metrics.csv") == [{"p-x": "1.5", "step": "4"}]
     assert _records(folder)[-1].exit.exit_code == 0
 
 
-def test_a_failed_run_is_marked_as_failed():
-    logger = WandB(mode="offline")
-    _begin(logger)
-    logger.finalize("failed")
-    assert _records(Path("runs/unnamed/version_0"))[-1].exit.exit_code == 1
+def test_a_failed_run_is_marked_as_failed_and_has_its_traceback():
+    logger = _logger(mode="offline")
+    assert logger.experiment is not None
+    try:
+        raise RuntimeError("what went wrong")
+    except RuntimeError:
+        logger.finalize("failed")
+    records = _records(Path("runs/unnamed/version_0"))
+    assert records[-1].exit.exit_code == 1
+    told = "".join(_printed(record) for record in records)
+    assert "Traceback (most recent call last)" in told
+    assert "RuntimeError: what went wrong" in told
 
 
 def test_only_a_fit_goes_on_with_the_run_of_its_checkpoint(offline):
     folder, _ = offline
-    logger = WandB(mode="offline")
-    _begin(logger, "test", folder / "checkpoints" / "last.ckpt")
+    logger = _logger(None, "test", folder / "checkpoints" / "last.ckpt", mode="offline")
+    run = logger.experiment
     logger.finalize("success")
-    assert logger.run_id != _run_record(folder).run_id
+    assert run.id != _run_record(folder).run_id
 
 
 def test_in_a_sweep_the_agent_decides(offline, monkeypatch):
     for name, value in {"SWEEP_ID": "s1", "RUN_ID": "agents", "PROJECT": "of-the-sweep", "MODE": "offline"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
-    logger = WandB(project="mine", run_id="mine", tags=["kept"])
-    _begin(logger, "fit", offline[0] / "checkpoints" / "last.ckpt")
+    checkpoint_path = offline[0] / "checkpoints" / "last.ckpt"
+    logger = _logger(None, "fit", checkpoint_path, project="mine", run_id="mine", tags=["kept"])
+    assert logger.experiment is not None
     logger.finalize("success")
     record = _run_record(Path("runs/unnamed/version_0"))
     assert (record.run_id, record.project, record.sweep_id) == ("agents", "of-the-sweep", "s1")
@@ -411,18 +434,135 @@ def test_in_a_sweep_the_agent_decides(offline, monkeypatch):
 
 def test_log_model_uploads_the_best_and_the_last_checkpoint(offline, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    logger = WandB(log_model=True)
+    logger = _logger(log_model=True)
     folder = offline[0] / "checkpoints"
-    paths = {"best_model_path": str(folder / "best.ckpt"), "last_model_path": str(folder / "last.ckpt")}
-    logger.after_save_checkpoint(SimpleNamespace(**paths))
-    logger.after_save_checkpoint(SimpleNamespace(best_model_path="", last_model_path=str(folder / "last.ckpt")))
-    sent = mock.Mock(id="x1")
-    logger.run = sent
+    last = LastCheckpoint()
+    last.last_model_path = str(folder / "last.ckpt")
+    logger.savers = [SimpleNamespace(best_model_path=str(folder / "best.ckpt"), last_model_path=""), last]
+    sent = mock.Mock(id="x1", dir=str(folder / "files"))
+    logger._experiment = sent
     logger.finalize("success")
-    [[artifact], _] = sent.log_artifact.call_args
-    assert (artifact.name, artifact.type) == ("model-x1", "model")
-    assert set(artifact.manifest.entries) == {"best.ckpt", "last.ckpt"}
-    assert [call[0] for call in sent.method_calls] == ["log_artifact", "finish"]
+    found = {}
+    for [artifact], options in sent.log_artifact.call_args_list:
+        assert (artifact.name, artifact.type, set(artifact.manifest.entries)) == ("model-x1", "model", {"model.ckpt"})
+        found[artifact.metadata["original_filename"]] = options["aliases"]
+    assert found == {"best.ckpt": ["best"], "last.ckpt": ["latest"]}
+    assert [call[0] for call in sent.method_calls] == ["log_artifact", "log_artifact", "finish"]
+
+
+def test_an_evaluation_uploads_nothing(offline, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = _logger(None, "validate", log_model=True)
+    logger.savers = [SimpleNamespace(best_model_path=str(offline[0] / "checkpoints" / "best.ckpt"))]
+    logger._experiment = sent = mock.Mock(id="x1", dir="here")
+    logger.finalize("success")
+    assert [call[0] for call in sent.method_calls] == ["finish"]
+
+
+def test_a_server_that_is_late_with_an_answer_is_asked_once(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("composers.tracking._ANSWER_TIMEOUT", 0.05)
+    logger, asked = _logger(), []
+    logger._experiment = SimpleNamespace(log=lambda metrics: [asked.append(metrics), time.sleep(0.3)])
+    for step in range(2):
+        logger.log_table("val/samples", columns=["x"], data=[[1]], step=step)
+    assert len(asked) == 1
+    logger._experiment = None
+
+
+def test_a_table_that_is_refused_does_not_end_the_run(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    logger = _logger()
+    logger._experiment = mock.Mock(log=mock.Mock(side_effect=RuntimeError("no")))
+    logger.log_table("val/samples", columns=["x"], data=[[1]], step=1)
+    told = capsys.readouterr().out
+    assert told == "W&B: the table val/samples was not sent, nor will be further ones, because RuntimeError: no.\n"
+    logger._experiment = None
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "broken"])
+def test_a_run_that_cannot_end_is_no_failure(late, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("composers.tracking._GRACE", 0.05)
+    monkeypatch.setattr("composers.tracking._abandon_service", abandoned := mock.Mock())
+    logger = _logger(finish_timeout=0.05)
+    finish = (lambda exit_code: time.sleep(0.4)) if late else mock.Mock(side_effect=OSError("broken"))
+    logger._experiment = SimpleNamespace(id="x1", dir="here/files", finish=finish)
+    logger.finalize("success")
+    reason = "its server did not answer within 0.05 s" if late else "W&B failed with OSError"
+    assert f"W&B: not everything was sent, because {reason}.\n" in capsys.readouterr().out
+    assert abandoned.call_count == 1
+
+
+def test_the_config_of_a_run_with_wandb_serves_a_prediction(offline):
+    config = offline[0] / "config.yaml"
+    assert yaml.safe_load(config.read_text())["wandb"]["project"] == "generalizable-inr"
+    assert "seed_everything: 0" in asked("predict", "--config", config, "--print_config")
+    assert "--wandb" not in asked("predict", "--help")
+
+
+def test_the_program_uploads_what_its_callbacks_saved(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    made = []
+    with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
+        run("fit", *tiny("ipc"), *OVERLAY, "--wandb.log_model", "true")
+    _, logger = made[0].trainer.loggers
+    assert [type(saver).__name__ for saver in logger.savers] == ["ModelCheckpoint", "LastCheckpoint"]
+
+
+def test_the_logger_is_the_one_that_callbacks_look_for():
+    made = []
+    with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
+        run("fit", *tiny("ipc"), *OVERLAY)
+    local, logger = made[0].trainer.loggers
+    assert type(local) is CSVLogger
+    assert isinstance(logger, WandbLogger)
+    assert isinstance(logger.experiment, wandb.Run)
+    logger.watch(torch.nn.Linear(1, 1))
+    logger.log_image("picture", [np.zeros((4, 4, 3), np.uint8)])
+    logger.finalize("success")
+
+
+@pytest.mark.slow
+def test_the_console_of_a_run_is_sent(tmp_path):
+    run_process("fit", *tiny("ipc"), *OVERLAY, "--trainer.max_epochs", 1, cwd=tmp_path)
+    records = _records(tmp_path / "runs" / "unnamed" / "version_0")
+    told = "".join(_printed(record) for record in records)
+    assert "effective batch" in told
+    assert "Next: python cli.py test" in told
+
+
+def test_a_users_own_logger_gets_the_table(monkeypatch):
+    own = ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger", "--trainer.logger.init_args.offline", "true"]
+    own += ["--trainer.logger.init_args.save_dir", "mine", "--trainer.logger.init_args.project", "theirs"]
+    monkeypatch.setenv("WANDB_MODE", "offline")  # which the logger sets for good
+    run("fit", *tiny("ipc"), *own, "--trainer.callbacks+", "composers.tracking.ValidationTable", *keep_every(9))
+    wandb.finish()
+    assert len(_tables(Path("mine"))) == 1
+
+
+def test_the_slot_needs_a_csv_logger():
+    message = refused("fit", *tiny("ipc"), *OVERLAY, "--trainer.logger", "false")
+    assert "wandb needs a CSVLogger in trainer.logger" in message
+    assert "found False" in message
+
+
+def test_the_last_checkpoint_is_found_beside_wandb(offline, monkeypatch):
+    monkeypatch.chdir(offline[0].parents[2])
+    printed = run("validate", *tiny("ipc"), *OVERLAY, "--ckpt_path", "last", "--wandb.mode", "disabled")
+    assert "psnr" in printed
+
+
+def test_a_time_that_is_not_positive():
+    with pytest.raises(ValueError, match="finish_timeout is 0; it must be a positive number of seconds"):
+        WandbSettings(finish_timeout=0)
+
+
+def test_nulls_of_a_sweep(monkeypatch):
+    given = ["fit", "--trainer.max_time=None", "--trainer.logger.init_args.name=a=None ", "None"]
+    assert read_nulls(given) == given
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    assert read_nulls(given) == ["fit", "--trainer.max_time=null", *given[2:]]
 
 
 def test_other_signals_have_numbers_only(tiny_ipc, tiny_batch):
@@ -463,7 +603,7 @@ def test_a_server_that_does_not_answer_is_one_message(monkeypatch):
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     message = refused("fit", *tiny("ipc"), *OVERLAY)
     assert "W&B cannot begin a run: " in message
-    assert "--trainer.logger.init_args.mode offline" in message
+    assert "--wandb.mode offline" in message
 
 
 @pytest.mark.slow

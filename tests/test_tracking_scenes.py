@@ -10,13 +10,14 @@ import pytest
 import torch
 import wandb
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from composers import Refinement, TransformerIPC
 from composers.hypernet import Transformer, ViewPatches
 from composers.inr import CoordinateMLP
 from composers.rendering import VolumeRenderer
-from composers.tracking import ValidationTable, WandB, sample_rows
+from composers.tracking import BoundedWandbLogger, ValidationTable, WandbSettings, sample_rows
 from datamodules.batch import Observation, PosedPictures, Samples
 from datamodules.cameras import orbit, pixel_rays
 from datamodules.scene_rays import SceneModule
@@ -184,11 +185,12 @@ def _nobody(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("_nobody")
 def test_validation_sends_pictures_and_films(tmp_path):
     composer, data = _composer(), Squares()
-    logger = WandB(save_dir=tmp_path, name="scenes", version="run", mode="offline")
+    local = CSVLogger(tmp_path, name="scenes", version="run")
+    logger = BoundedWandbLogger(WandbSettings(mode="offline"), local, {}, "validate")
     table = ValidationTable(num_samples=2, refinement_steps=1, orbit_frames=3)
     trainer = Trainer(
         accelerator="cpu",
-        logger=logger,
+        logger=[local, logger],
         callbacks=[table],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -196,7 +198,7 @@ def test_validation_sends_pictures_and_films(tmp_path):
     )
     trainer.validate(composer, data, verbose=False)
     wandb.teardown()  # its process writes the last files when it ends
-    waiting = [path.read_bytes() for path in Path(logger.log_dir).glob("wandb/artifacts/staging/*")]
+    waiting = [path.read_bytes() for path in Path(local.log_dir).glob("wandb/artifacts/staging/*")]
     [content] = {content for content in waiting if content.startswith(b"{")}
     stored = json.loads(content)
     columns = ["name", "support", "query", "prediction", "refined", "orbit", "PSNR", "refined PSNR"]

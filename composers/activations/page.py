@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from composers.streams import printable
+
 WIDTH = 7.0  # inches: both columns of a paper
 SMALL, NORMAL = 6.5, 8.0  # points
 COLOURS = ("#0072B2", "#D55E00")  # told apart by the colour-blind too; lines are also solid and dashed
@@ -63,7 +65,7 @@ class Page:
         """Write words, by default with their top left corner at a place; nothing in them is a formula."""
         across, down = self.size
         settings: dict[str, Any] = {"fontsize": NORMAL, "va": "top", "parse_math": False} | style
-        self.figure.text(left / across, 1 - top / down, words, **settings)
+        self.figure.text(left / across, 1 - top / down, printable(words), **settings)
 
     def save(self, path: Path) -> None:
         """Write the page as a PNG."""

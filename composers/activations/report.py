@@ -86,7 +86,7 @@ def report_codes(subjects: Sequence[Subject], folder: Path) -> list[str]:
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Write a table; None is an empty cell."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

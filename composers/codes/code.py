@@ -15,6 +15,7 @@ from safetensors.torch import save
 from composers.base import Composer
 from composers.files import written_whole
 from composers.refinement import Latents
+from composers.streams import printable
 from datamodules.tiles import Box
 
 MEASURED = ("rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
@@ -64,7 +65,7 @@ class InstanceCode:
 
     def save(self, path: str | Path) -> None:
         """Write the code as safetensors, whole or not at all."""
-        told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": self.name}
+        told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
         told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
         told |= {"coord_range": json.dumps(self.coord_range)}
         with written_whole(Path(path)) as part:

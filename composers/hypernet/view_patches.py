@@ -11,6 +11,7 @@ from torch import Tensor
 from composers.hypernet.tokenizers import Tokenizer, cut
 from datamodules.batch import Views
 from datamodules.cameras import pixel_rays
+from datamodules.coordinates import exact
 
 
 class ViewPatches(Tokenizer):
@@ -85,8 +86,8 @@ class ViewPatches(Tokenizer):
         self._check(tuple(signal.images.shape[1:]))
         sizes = signal.images.shape[-2:]
         with torch.autocast(signal.images.device.type, enabled=False):  # rounded rays would point elsewhere
-            rays = pixel_rays(signal.poses.float(), signal.focals.float(), sizes)  # (B, V, H W, 6)
-        channels = torch.cat((signal.images.float(), rays.mT.unflatten(-1, sizes)), dim=2)  # (B, V, 9, H, W)
+            rays = pixel_rays(exact(signal.poses), exact(signal.focals), sizes)  # (B, V, H W, 6)
+        channels = torch.cat((exact(signal.images), rays.mT.unflatten(-1, sizes)), dim=2)  # (B, V, 9, H, W)
         patches = cut(channels.flatten(0, 1), [size // self.patch_size for size in sizes], self.patch_size)
         return patches.reshape(channels.shape[0], self.num_tokens, self.token_dim)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from composers.inr.activations import Activation, ReLU
 from composers.inr.encodings import Encoding, FourierFeatures, IdentityEncoding
+from datamodules.coordinates import exact
 
 Modulations = Mapping[int, tuple[Tensor | None, Tensor | None]]
 Field = Callable[[Tensor], Tensor]
@@ -102,13 +103,16 @@ class CoordinateMLP(nn.Module):
             modulations: For every modulated layer its weight ``(B, I, O)`` and bias ``(B, O)``; None means the layer's own.
 
         Returns:
-            Values ``(B, N, C)``, in float32.
+            Values ``(B, N, C)``, in float32 at least.
 
         Raises:
             ValueError: If a modulated layer is missing, an unmodulated one is given, or ``coords`` has another ``D``.
         """
         self._check(coords, modulations)
-        hidden: Tensor = self.encoding(coords)  # (N, F) or (B, N, F)
+        precision = torch.promote_types(
+            coords.dtype, self.biases["0"].dtype
+        )  # a grid is float32, the network may be finer
+        hidden: Tensor = self.encoding(coords.to(precision))  # (N, F) or (B, N, F)
         for layer in range(self.num_layers):
             hidden = self.apply_layer(layer, hidden, modulations)
         return hidden if hidden.dim() == 3 else hidden.expand(num_instances(modulations), -1, -1)
@@ -122,13 +126,13 @@ class CoordinateMLP(nn.Module):
             modulations: As for `forward`.
 
         Returns:
-            ``(N, O)`` or ``(B, N, O)``: activations, and of the last layer the values in float32.
+            ``(N, O)`` or ``(B, N, O)``: activations, and of the last layer the values in float32 at least.
         """
         last = layer == self.num_layers - 1
         bare = layer == 0 and isinstance(self.encoding, IdentityEncoding)
         with self._exact(hidden.device, last or bare):
             if last:
-                return self._linear(layer, hidden.float(), modulations) + self.output_offset
+                return self._linear(layer, exact(hidden), modulations) + self.output_offset
             activations: Tensor = self.activation(self._linear(layer, hidden, modulations))
             return activations
 
@@ -145,7 +149,7 @@ class CoordinateMLP(nn.Module):
         weight, bias = modulations.get(layer, (None, None))
         weight = self.weights[str(layer)] if weight is None else weight
         if self.normalize_weights:
-            weight = functional.normalize(weight.float(), dim=-2, eps=1e-12)
+            weight = functional.normalize(exact(weight), dim=-2, eps=1e-12)
         return weight, self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
 
     @staticmethod

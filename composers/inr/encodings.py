@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from datamodules.coordinates import exact
+
 
 class Encoding(nn.Module, ABC):
     """A fixed map from coordinates to features."""
@@ -21,9 +23,9 @@ class Encoding(nn.Module, ABC):
         """Return the features ``(..., width)`` of float32 coordinates ``(..., D)``."""
 
     def forward(self, coords: Tensor) -> Tensor:
-        """Return the features ``(..., width)`` of coordinates ``(..., D)``, in float32."""
+        """Return the features ``(..., width)`` of coordinates ``(..., D)``, in float32 at least."""
         with torch.autocast(coords.device.type, enabled=False):
-            return self.features(coords.float())
+            return self.features(exact(coords))
 
 
 class IdentityEncoding(Encoding):

@@ -9,6 +9,7 @@ from composers.inr import Field
 from composers.rendering.rays import RayRenderer, Rendered
 from composers.rendering.renderer import PointRenderer
 from datamodules.cameras import plucker
+from datamodules.coordinates import exact
 
 
 class LightFieldRenderer(RayRenderer):
@@ -43,7 +44,7 @@ class LightFieldRenderer(RayRenderer):
 
         def of_rays(rays: Tensor) -> Tensor:
             with torch.autocast(rays.device.type, enabled=False):
-                lines = plucker(rays.float())
+                lines = plucker(exact(rays))
             return field(lines)
 
-        return Rendered(self.points(of_rays, coords[..., :6]).float().sigmoid())
+        return Rendered(exact(self.points(of_rays, coords[..., :6])).sigmoid())

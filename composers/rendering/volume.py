@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from composers.inr import Field
 from composers.rendering.rays import RayRenderer, Rendered
+from datamodules.coordinates import exact
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
@@ -89,7 +90,7 @@ class VolumeRenderer(RayRenderer):
             ValueError: If ``coords`` are no rays, or nobody said what ``near`` and ``far`` are.
         """
         self._check(coords)
-        rays = coords.float()
+        rays = exact(coords)
         if torch.is_grad_enabled():
             return self._render(field, rays)
         instances = rays.shape[0] if rays.dim() == 3 else 1
@@ -118,7 +119,7 @@ class VolumeRenderer(RayRenderer):
 
     def _depths(self, near: float, far: float, rays: Tensor, draws: Tensor | None) -> Tensor:
         """Return depths in equal steps ``(S,)``, or moved upwards by less than a step ``(..., N, S)``."""
-        depths = torch.linspace(near, far, self.samples_per_ray, device=rays.device)
+        depths = torch.linspace(near, far, self.samples_per_ray, device=rays.device, dtype=rays.dtype)
         if draws is None:
             return depths
         return depths + _spread(draws, 0, self.samples_per_ray) * ((far - near) / (self.samples_per_ray - 1))
@@ -138,8 +139,8 @@ class VolumeRenderer(RayRenderer):
         """Return what a field has ``(B, N, S, 4)`` at depths of rays, in float32."""
         origins, directions = rays[..., None, :3], rays[..., None, 3:6]
         points = origins + directions * depths.unsqueeze(-1)  # (N, S, 3) or (B, N, S, 3)
-        found: Tensor = field(points.flatten(-3, -2)).unflatten(-2, points.shape[-3:-1]).float()
-        return found
+        found: Tensor = field(points.flatten(-3, -2)).unflatten(-2, points.shape[-3:-1])
+        return exact(found)
 
     def _weights(self, raw: Tensor, depths: Tensor) -> Tensor:
         """Return how much of each sample is seen ``(B, N, S)``."""
