@@ -140,8 +140,8 @@ class BestCheckpoint(ModelCheckpoint):
         if path not in kept and trainer.is_global_zero:
             score = float(earlier["best_model_score"])
             print(
-                f"The earlier best checkpoint, {relative_path(path)} ({self.monitor} {score:.4g}), no longer exists or cannot "
-                "be read: the best of this run is chosen anew.",
+                f"The earlier best checkpoint, {relative_path(path)} ({self.monitor} {score:.4g}), no longer exists, was "
+                "replaced by a later one or cannot be read: the best is chosen anew from here on.",
                 file=sys.stderr,
             )
 
