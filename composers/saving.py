@@ -112,6 +112,11 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._restore(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch if its metric is the best; an epoch that ``max_steps`` cut short was not validated."""
+        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            super().on_train_epoch_end(trainer, pl_module)
+
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether a value is among the best; one that is not finite is not."""
         if current is None or not trainer.strategy.reduce_boolean_decision(math.isfinite(current)):
