@@ -65,7 +65,7 @@ def position(loop: dict[str, Any], accumulated: int = 1, batches: float = float(
     epoch, batch, total = epochs["processed"], done["processed"], loop[_BATCHES]["total"]["processed"]
     steps = loop[_STEPS]["optimizer"]["step"]["total"]["completed"]
     validate = done["completed"] < batch
-    last = loop[_BATCHES]["is_last_batch"] or batch >= batches
+    last = (loop[_BATCHES]["is_last_batch"] and done["ready"] == batch) or batch >= batches
     if epochs["started"] < epochs["ready"]:  # before the first batch of an epoch
         return Position(epoch, 0, total, steps)
     if epochs["ready"] == epoch:  # an epoch was counted, though training may have ended within it

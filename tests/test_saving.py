@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback
-from program import NAME, assert_same, checkpoint, column, rows, run, tiny
+from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, column, rows, run, tiny
 
 from composers.saving import BestCheckpoint, LastCheckpoint
 
@@ -141,6 +141,7 @@ def resumed(whole, setting, name):
     [
         ("plain", "batch_end-6"),
         ("plain", "epoch_start-6"),
+        ("plain", "batch_start-11"),
         ("window", "batch_end-3"),
         ("window", "batch_end-12"),
         ("window", "zero_grad-6"),
@@ -333,8 +334,9 @@ def start():
     """Return a function that starts the program in a folder, forked from a process that imported it and did nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(TESTS)]))  # else the server imports nothing
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["cli", "composers", "datamodules", "composers.callbacks"])
+        context.set_forkserver_preload(["cli", "composers.curves", "composers.progress"])
 
         def begin(folder, args):
             process = context.Process(target=program, args=(folder, args))
