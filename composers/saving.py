@@ -180,5 +180,8 @@ def _keep(path: Path, kept: Path) -> None:
     try:
         os.link(path, spare)
     except OSError:  # not on this file system
-        shutil.copyfile(path, spare)
-    spare.replace(kept)
+        with written_whole(kept) as part:
+            shutil.copyfile(path, part)
+    else:
+        spare.replace(kept)
+        spare.unlink(missing_ok=True)  # still there if both names led to the same file

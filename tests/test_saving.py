@@ -128,11 +128,12 @@ def resumed(whole, setting, name):
     for key, content in found.items():
         assert_same_training(content, wanted[key])
     assert_same_training(checkpoint(folder), checkpoint(whole))
-    for name in ("train/loss", "val/psnr"):
-        logged = [(row["step"], row[name]) for row in rows(folder / "metrics.csv") if name in row]
-        assert (
-            logged == [(row["step"], row[name]) for row in rows(whole / "metrics.csv") if name in row][-len(logged) :]
+    for column_name in ("train/loss", "val/psnr"):
+        logged, all_logged = (
+            [(row["step"], row[column_name]) for row in rows(run_folder / "metrics.csv") if column_name in row]
+            for run_folder in (folder, whole)
         )
+        assert logged == all_logged[len(all_logged) - len(logged) :]
     assert column(folder / "metrics.csv", "train/loss")
 
 
@@ -165,7 +166,7 @@ def test_a_run_resumed_from_every_hook_equals_an_uninterrupted_one(uninterrupted
     monkeypatch.chdir(tmp_path)
     whole = uninterrupted(setting)
     for path in sorted((whole / "everywhere").iterdir()):
-        if 5 <= int(path.stem.rpartition("-")[2]) <= 12 or path.stem == "batch_start-0":
+        if 8 <= int(path.stem.rpartition("-")[2]) <= 12 or path.stem == "batch_start-0":
             resumed(whole, setting, path.stem)
 
 
@@ -354,7 +355,7 @@ def killed(process, folder, run_before, delay, while_written):
     time.sleep(delay)
     limit = time.monotonic() + 2
     while while_written and process.is_alive() and time.monotonic() < limit:
-        if (checkpoints / "last.ckpt.part").exists():
+        if any(checkpoints.glob(".last.ckpt.*.part")):
             break
     alive = process.is_alive()
     process.kill()
@@ -393,6 +394,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
     chance = random.Random(f"{composer}, {num_workers}, {accumulated}")
     kills, wanted_kills, chain = 0, 3 if num_workers == 0 else 2, 0
     while kills < wanted_kills:
+        assert chain < 10
         folder = tmp_path / f"chain-{chain}"
         folder.mkdir()
         chain += 1
