@@ -19,6 +19,7 @@ from composers import Composer
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
+from composers.resuming import ExactResume
 from composers.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from composers.shortcuts import (
     add_shortcuts,
@@ -211,7 +212,7 @@ def run(args: ArgsType = None) -> None:
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
             | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
             | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / predict)]}},
-            trainer_defaults={"callbacks": [stopper]},
+            trainer_defaults={"callbacks": [stopper, ExactResume()]},
             save_config_kwargs={"overwrite": True},
             args=args,
         )

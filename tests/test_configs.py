@@ -134,7 +134,7 @@ def test_every_other_config_is_an_overlay_or_the_defaults():
 def test_the_defaults_are_always_loaded():
     built = _build("--config", TESTS / "configs" / "tiny_ipc.yaml")
     names = [type(callback).__name__ for callback in built.trainer.callbacks]
-    for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "ModelCheckpoint", "ContactSheet"):
+    for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "BestCheckpoint", "ContactSheet"):
         assert names.count(name) == 1
     assert built.trainer.checkpoint_callback.monitor == "val/psnr"
 

@@ -507,7 +507,7 @@ def test_the_program_uploads_what_its_callbacks_saved(monkeypatch):
     with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
         run("fit", *tiny("ipc"), *OVERLAY, "--wandb.log_model", "true")
     _, logger = made[0].trainer.loggers
-    assert [type(saver).__name__ for saver in logger.savers] == ["ModelCheckpoint", "LastCheckpoint"]
+    assert [type(saver).__name__ for saver in logger.savers] == ["BestCheckpoint", "LastCheckpoint"]
 
 
 def test_the_logger_is_the_one_that_callbacks_look_for():

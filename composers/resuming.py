@@ -1,0 +1,177 @@
+"""Progress of training in a checkpoint, so that a resumed run equals an uninterrupted one bit by bit.
+
+Lightning restores its counters differently depending on the hook that saved them: an optimizer step is counted twice or
+not at all, an epoch is ended twice under ``max_steps``, and gradients accumulated before the save are lost. Here every save
+states one position, from which the counters are derived.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage as ValidationStage
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.loops.fit_loop import RestartStage as EpochStage
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import RestartStage as BatchStage
+from lightning.pytorch.trainer.states import TrainerFn
+
+_EPOCHS, _BATCHES = "epoch_progress", "epoch_loop.batch_progress"
+_STEPS, _STATE = "epoch_loop.automatic_optimization.optim_progress", "epoch_loop.state_dict"
+_VALIDATED = "epoch_loop.val_loop.batch_progress"
+_STEPPED = "_batches_that_stepped"
+
+
+class Position(NamedTuple):
+    """Where training goes on.
+
+    Attributes:
+        epoch: The epoch, counted from 0.
+        batch: The batches of this epoch that are done, always whole windows of gradient accumulation.
+        total: The batches of all epochs that are done.
+        steps: The optimizer steps that are done.
+        validate: Whether the validation after these batches has not finished yet.
+    """
+
+    epoch: int
+    batch: int
+    total: int
+    steps: int
+    validate: bool = False
+
+
+def position(loop: dict[str, Any], accumulated: int = 1, batches: float = float("inf")) -> Position:
+    """Return where training goes on from the state of a fit loop, saved in any hook.
+
+    Args:
+        loop: ``checkpoint["loops"]["fit_loop"]``. Where validation is due after the batches done, ``completed`` of the
+            batches of the epoch is below ``processed``.
+        accumulated: Batches per optimizer step. Batches after the last optimizer step are not done.
+        batches: Batches of an epoch.
+
+    Example:
+        >>> epochs = {"ready": 2, "started": 2, "processed": 1, "completed": 1}
+        >>> done = {"ready": 4, "started": 4, "processed": 4, "completed": 4}
+        >>> loop = {
+        ...     "epoch_progress": {"total": epochs, "current": epochs},
+        ...     "epoch_loop.batch_progress": {"total": done, "current": done, "is_last_batch": False},
+        ...     "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": {"total": {"completed": 1}}}},
+        ... }
+        >>> position(loop, accumulated=3)
+        Position(epoch=1, batch=3, total=3, steps=1, validate=False)
+    """
+    epochs, done = loop[_EPOCHS]["current"], loop[_BATCHES]["current"]
+    epoch, batch, total = epochs["processed"], done["processed"], loop[_BATCHES]["total"]["processed"]
+    steps = loop[_STEPS]["optimizer"]["step"]["total"]["completed"]
+    validate = done["completed"] < batch
+    last = (loop[_BATCHES]["is_last_batch"] and done["ready"] == batch) or batch >= batches
+    if epochs["started"] < epochs["ready"]:  # before the first batch of an epoch
+        return Position(epoch, 0, total, steps)
+    if epochs["ready"] == epoch:  # an epoch was counted, though training may have ended within it
+        if last or not batch:
+            return Position(epoch, 0, total, steps)
+        epoch, validate = epoch - 1, False
+    if last:
+        return Position(epoch, batch, total, steps, True) if validate else Position(epoch + 1, 0, total, steps)
+    beyond = batch % accumulated
+    return Position(epoch, batch - beyond, total - beyond, steps, validate and not beyond)
+
+
+class ExactResume(Callback):
+    """Make a resumed run equal to an uninterrupted one, whichever hook saved the checkpoint."""
+
+    def __init__(self) -> None:
+        self._found: Position | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store where training goes on."""
+        store(trainer, checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read where training goes on."""
+        self._found = read(checkpoint) if trainer.state.fn == TrainerFn.FITTING else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the loops to it."""
+        found, self._found = self._found, None
+        if found is not None:
+            go_on(trainer, found)
+
+
+def store(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """State in a checkpoint that is being saved where training goes on."""
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
+    fit, loop = trainer.fit_loop, checkpoint["loops"]["fit_loop"]
+    done = loop[_BATCHES]["current"]
+    if done["completed"] < done["processed"] or trainer.validating:
+        due = _validating(fit.epoch_loop.val_loop) if trainer.validating else _validation_is_due(fit)
+        done["completed"] = done["processed"] - due
+    found = position(loop, trainer.accumulate_grad_batches, trainer.num_training_batches)
+    _write(loop, found)
+    if found.validate:
+        loop[_BATCHES]["current"]["completed"] -= 1  # as in on_train_batch_end, before validation
+
+
+def read(checkpoint: dict[str, Any]) -> Position:
+    """Return where training goes on from a loaded checkpoint, and give Lightning counters that it does not change."""
+    loop = checkpoint["loops"]["fit_loop"]
+    found = position(loop)
+    if found.validate and loop[_BATCHES]["is_last_batch"]:  # not stored by `store`: Lightning skips the validation
+        found = Position(found.epoch + 1, 0, found.total, found.steps)
+    _write(loop, found)
+    return found
+
+
+def go_on(trainer: Trainer, found: Position) -> None:
+    """Let training go on from a position; to be called in ``on_train_start``, when the loops are restored and reset."""
+    fit = trainer.fit_loop
+    epoch_loop = fit.epoch_loop
+    val_loop = epoch_loop.val_loop
+    val_loop.restarting = False
+    due = _validation_is_due(fit) if found.batch else False
+    if found.batch and found.batch >= trainer.num_training_batches and not due:
+        found = Position(found.epoch + 1, 0, found.total, found.steps)
+        for counters in (fit.epoch_progress.current, fit.epoch_progress.total):
+            vars(counters).update(_equal(found.epoch))
+    epoch_loop._batches_that_stepped = found.steps
+    inside = found.batch > 0
+    fit._restarting, epoch_loop._restarting = False, inside
+    fit._restart_stage = EpochStage.RESTARTED_MID_EPOCH if inside else EpochStage.NONE
+    epoch_loop._restart_stage = BatchStage.RESTARTED_ON_LAST if inside else BatchStage.NONE
+    val_loop._has_run = False
+    if due:  # Lightning validates, or skips it, and counts one optimizer step more
+        epoch_loop._batches_that_stepped -= 1
+        if found.validate:
+            val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
+
+
+def _validation_is_due(fit: _FitLoop) -> bool:
+    """Return whether validation follows the batches done."""
+    assert fit._data_fetcher is not None
+    return fit.epoch_loop._should_check_val_fx(fit._data_fetcher)
+
+
+def _validating(loop: _EvaluationLoop) -> bool:
+    """Return whether a validation has not seen all its batches."""
+    progress = loop.batch_progress
+    counters: Any = progress.current
+    return not progress.is_last_batch or counters.completed < counters.processed
+
+
+def _write(loop: dict[str, Any], found: Position) -> None:
+    """Write the counters of a position."""
+    inside = found.batch > 0
+    epochs = _equal(found.epoch) | ({"ready": found.epoch + 1, "started": found.epoch + 1} if inside else {})
+    loop[_EPOCHS] = {"total": dict(epochs), "current": dict(epochs)}
+    loop[_BATCHES] = {"total": _equal(found.total), "current": _equal(found.batch), "is_last_batch": False}
+    loop[_STATE][_STEPPED] = found.steps
+    validated = loop[_VALIDATED]
+    for counters in (validated["total"], validated["current"]):
+        counters.update(_equal(counters["completed"]))
+
+
+def _equal(count: int) -> dict[str, int]:
+    """Return the counters of something done so many times."""
+    return dict.fromkeys(("ready", "started", "processed", "completed"), count)
