@@ -103,15 +103,11 @@ class BestCheckpoint(ModelCheckpoint):
     _earlier: Mapping[str, Any] = MappingProxyType({})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note the earlier best, which `on_fit_start` restores."""
+        """Note the earlier best, which `on_train_start` restores."""
         self._earlier = state_dict
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the earlier best into the folder of this run."""
-        self._restore(trainer)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; where strategies restore later than ``on_fit_start``, bring the earlier best now."""
+        """Start the clock, and bring the earlier best into the folder of this run, which nothing refuses any more."""
         super().on_train_start(trainer, pl_module)
         self._restore(trainer)
 

@@ -1,5 +1,6 @@
 """Encodings against loops over coordinates, axes and frequencies."""
 
+import copy
 import math
 
 import pytest
@@ -109,7 +110,9 @@ def test_features_are_float32_under_autocast_too(encoding):
         found = encoding(coords)
     assert found.dtype == torch.float32
     assert torch.equal(found, wanted)
-    assert encoding(coords.double()).dtype == torch.float32
+    assert (
+        copy.deepcopy(encoding).double()(coords.double()).dtype == torch.float64
+    )  # as --trainer.precision 64-true needs
 
 
 @pytest.mark.parametrize("encoding", [FourierFeatures(4), GaussianFourierFeatures(2, 4), IdentityEncoding()])
