@@ -92,6 +92,7 @@ def test_a_link_in_the_place_of_a_temporary_file_is_never_written_through(tmp_pa
     assert (tmp_path / planted).is_symlink()
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     path = tmp_path / "face.png"
     path.write_text("earlier")

@@ -74,6 +74,7 @@ def test_evaluations_are_told_by_batches():
         ]
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_tells(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     printed = run_process("fit", *tiny("ipc"), *two, "--trainer.overfit_batches=1", *_without_terminal(0), cwd=tmp_path)

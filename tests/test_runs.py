@@ -73,6 +73,7 @@ def _claimed(*loggers, command=()):
     return [Path(logger.log_dir).name for logger in loggers]
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_get_different_folders():
     code = (
         "import sys; from pathlib import Path; from composers.runs import _claim\n"

@@ -55,6 +55,7 @@ def test_training_saves_and_a_resumed_run_is_the_uninterrupted_one(batch, tmp_pa
         assert_same(found[key], wanted[key])
 
 
+@pytest.mark.slow
 def test_a_slurm_job_without_scontrol_says_so(tmp_path):
     extra = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "PATH": str(tmp_path)}
     ended = _signalled(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
@@ -62,6 +63,7 @@ def test_a_slurm_job_without_scontrol_says_so(tmp_path):
     assert "SLURM job 5_3 was not requeued: scontrol is not in PATH." in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_test_keeps_its_rows(tmp_path):
     run("fit", *tiny("ipc"))
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
@@ -72,6 +74,7 @@ def test_a_test_keeps_its_rows(tmp_path):
     assert len(rows("runs/tested/version_0/test_instances.csv")) == 10
 
 
+@pytest.mark.slow
 def test_a_prediction_keeps_its_table(tmp_path):
     run("fit", *tiny("ipc"))
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]

@@ -47,7 +47,9 @@ def _process(*args, encoding=None, **options):
     return subprocess.run(command, env=environment, timeout=120, **options)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+@pytest.mark.parametrize(
+    "encoding", ["latin-1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("utf-8", "ascii"))]
+)
 def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
     _pictures("in", ["plain", NAME])
     done = _process("predict", "--pictures", "in", "--steps", 1, encoding=encoding, capture_output=True)
@@ -87,6 +89,7 @@ def test_the_code_of_such_a_name_can_be_read(tiny_ipc):
     assert read_code("code.safetensors").name == "caf\\udce9"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "fit"])
 def test_a_pipe_that_nobody_reads_loses_no_result(command):
     _pictures("in", ["plain"])

@@ -66,6 +66,7 @@ def test_half_precision_of_everything_is_refused(precision):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["ipc", "learned_init", "objects", "speech"])
 def test_double_precision(config):
     run("fit", *tiny(config), "--trainer.precision", "64-true", *WATCH)
