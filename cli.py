@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import Logger
 
 from composers import Composer
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from composers.exact_resume import ExactResume
 from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
-from composers.resuming import ExactResume
 from composers.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from composers.shortcuts import (
     add_shortcuts,

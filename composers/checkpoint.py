@@ -280,7 +280,16 @@ def newest(folder: str | Path) -> Path:
         raise FileNotFoundError(
             f"There is no */checkpoints/last.ckpt in {folder}: train first, or give the path of a checkpoint."
         )
-    last, previous = found[-1], found[-1].with_name(_PREVIOUS)
+    return intact(found[-1])
+
+
+def intact(last: Path) -> Path:
+    """Return a ``last.ckpt``; if it is damaged, ``previous.ckpt`` beside it, with a warning.
+
+    Raises:
+        ValueError: If it is damaged, and the one before too or not there.
+    """
+    previous = last.with_name(_PREVIOUS)
     try:
         check_whole(last)
     except ValueError as error:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from composers.callbacks import NO_FOLDER
+from composers.checkpoint import intact
 from composers.predictions import Predictions
 from composers.saving import LAST
 
@@ -135,11 +136,15 @@ class RunFolders:
         self._requeued = self._mark is not None and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
     def last_checkpoint(self, trainer: Trainer) -> Path | None:
-        """Return the last checkpoint that this job saved before it was requeued, or None."""
+        """Return the last intact checkpoint that this job saved before it was requeued, or None.
+
+        Raises:
+            ValueError: If the last two checkpoints of the job are damaged.
+        """
         for index, logger in _csv_loggers(trainer):
             path = (self._earlier(logger, index) or Path(NO_FOLDER)) / "checkpoints" / LAST
             if path.is_file():
-                return path
+                return intact(path)
         return None
 
     def take(self, trainer: Trainer) -> None:

@@ -289,6 +289,20 @@ def test_a_requeued_job_resumes_the_middle_of_training(job, monkeypatch):
     )
 
 
+def test_a_requeued_job_goes_on_from_the_checkpoint_before_a_damaged_one(job, capsys):
+    arguments = ["fit", *tiny("ipc"), *SHORT, "--trainer.max_epochs", 2]
+    job()
+    run(*arguments)
+    last = FOLDER / "version_0/checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    job(restarts=1)
+    run(*arguments)
+    assert "previous.ckpt" in capsys.readouterr().err
+    assert checkpoint(FOLDER / "version_0")["epoch"] == 1
+
+
 def test_a_requeued_job_without_a_checkpoint_starts_anew_in_its_folder(job):
     run("fit", *tiny("ipc"), *SHORT, NAME, "before")
     given = ["--ckpt_path", "runs/before/version_0/checkpoints/last.ckpt", "--trainer.max_epochs", 2]
