@@ -13,12 +13,14 @@ from jsonargparse import ArgumentError, Namespace, set_loader
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 from composers import Composer
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from composers.non_finite import NonFinite
 from composers.preflight import check_output_folder, explain
 from composers.resuming import ExactResume
+from composers.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from composers.shortcuts import (
     add_shortcuts,
     add_start,
@@ -59,6 +61,7 @@ class CLI(LightningCLI):
         """Parse; take the model from the checkpoint and the sizes from the data, and look for what ``last`` means."""
         given = sys.argv[1:] if args is None else args
         self._take_model(given)
+        self.command = [str(one) for one in given] if isinstance(given, list) else []
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
         if self.config.subcommand == "predict":
@@ -66,8 +69,7 @@ class CLI(LightningCLI):
             config.ckpt_path = config.ckpt_path or SHIPPED
             expand_shortcuts(config)
             state_signal(config.model, config.data, config.ckpt_path)
-        if self.config.subcommand == "fit":
-            settle_start(config, given if isinstance(given, list) else [])
+        settle_start(config, given if isinstance(given, list) else [], self.config.subcommand)
         state_sizes(config.model, config.data)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(newest(folder_of_runs(config.trainer.logger)))
@@ -88,8 +90,7 @@ class CLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             add_shortcuts(parser)
-        elif subcommand == "fit":
-            add_start(parser)
+        add_start(parser, subcommand)
         add_settings(parser, ignored=subcommand == "predict")
         return parser
 
@@ -99,16 +100,33 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer, with the logger of W&B beside its own if ``wandb`` is stated."""
+        config = self._get(self.config_init, "trainer")
+        self.folders = RunFolders(config.logger, self.command)
+        kwargs = trainer_settings(config) | kwargs
+        if not has_run_folder(config):
+            self.save_config_callback = None
+        if (loggers := self._loggers()) is not None:
+            kwargs["logger"] = loggers
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self) -> list[Logger] | None:
+        """Return the logger of the config and that of W&B; None if ``wandb`` is not stated."""
         settings = None if self.subcommand == "predict" else self._get(self.config_init, "wandb")
-        if settings is not None:
-            config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-            own, path = self.config_init[self.subcommand].trainer.logger, self._get(self.config, "ckpt_path")
-            kwargs["logger"] = beside(own, settings, yaml.safe_load(config), self.subcommand, path)
-        trainer = super().instantiate_trainer(**kwargs)
-        for logger in trainer.loggers:
+        if settings is None:
+            return None
+        config = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        own, path = self._get(self.config_init, "trainer").logger, self._get(self.config_init, "ckpt_path")
+        return beside(own, settings, yaml.safe_load(config), self.subcommand, path)
+
+    def _take_folder(self) -> None:
+        """Claim the run folder, and let W&B write there."""
+        self.folders.take(self.trainer)
+        loggers = self._loggers()
+        if loggers is not None and has_run_folder(self._get(self.config_init, "trainer")):
+            self.trainer.loggers = loggers
+        for logger in self.trainer.loggers:
             if isinstance(logger, BoundedWandbLogger):
-                logger.savers = trainer.checkpoint_callbacks
-        return trainer
+                logger.savers = self.trainer.checkpoint_callbacks
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it was given: the checkpoint is compared with it, never mixed in."""
@@ -137,10 +155,13 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Let the composer know its config, for its checkpoints; look at sizes, checkpoint and folder first."""
+        check_processes(self.trainer)
         self._dump_config()
         self.model.config = self.config_dump["model"]
         self.model.check_sizes(self.datamodule)
         path, weights = self._get(self.config, "ckpt_path"), self._get(self.config, "weights")
+        if self.subcommand == "fit" and (resumed := self.folders.last_checkpoint(self.trainer)) is not None:
+            self.config_init[self.subcommand].ckpt_path = path = str(resumed)
         if path is None and self.subcommand != "fit":
             raise ValueError("Which weights? Give --ckpt_path, a checkpoint or last, the newest of this config.")
         if (begin := path or weights) is not None:
@@ -151,7 +172,9 @@ class CLI(LightningCLI):
                 self.model.load_state_dict(checkpoint["state_dict"])
             else:
                 check_state(checkpoint, path, self.subcommand)
-        check_output_folder(self.trainer, self.model, training=self.subcommand == "fit")
+        for folder in output_folders(self.trainer, self.subcommand):
+            check_output_folder(folder, self.model, self.subcommand)
+        self._take_folder()
 
 
 def main(args: ArgsType = None) -> None:

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Literal, TypedDict
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from composers import resume
 from composers.inr import CoordinateMLP, Field, Modulations, UnfoldedMLP
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
@@ -96,6 +98,8 @@ class Composer(LightningModule, ABC):
         )
         self.config: dict[str, Any] | None = None
         self.training_codes: CodeStatistics | None = None
+        self._settings: dict[str, Any] | None = None  # of the optimizer and its schedule
+        self._resumed: dict[str, Any] | None = None  # the checkpoint that is about to be restored
         self.instance_losses: Tensor | None = None  # of the last training step
 
     @abstractmethod
@@ -180,9 +184,10 @@ class Composer(LightningModule, ABC):
         optimizer = (
             self.optimizer(self.parameters()) if self.optimizer else torch.optim.Adam(self.parameters(), lr=1e-4)
         )
-        if self.scheduler is None:
+        scheduler = self.scheduler(optimizer) if self.scheduler else None
+        self._settings = resume.settings(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, RunSchedule):
             self.trainer.fit_loop.setup_data()  # or nobody has counted the batches yet
             per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
@@ -195,6 +200,17 @@ class Composer(LightningModule, ABC):
         if isinstance(data, CoordinateDataModule):
             self.check_sizes(data)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the checkpoint of a resumed run until the optimizer is made that goes on from it."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = checkpoint
+
+    def on_fit_start(self) -> None:
+        """Let the configuration of a resumed run take effect before its states are restored."""
+        checkpoint, self._resumed = self._resumed, None
+        if checkpoint is not None and self._settings is not None:
+            resume.apply_configuration(self.trainer, checkpoint, self._settings)
+
     def on_train_batch_start(self, batch: CoordinateBatch, batch_idx: int) -> None:
         """Give dropout an address: a resumed run draws what an uninterrupted one would."""
         torch.manual_seed(seed_at(global_seed(), "dropout", self.current_epoch, batch_idx, self.global_rank))
@@ -205,8 +221,9 @@ class Composer(LightningModule, ABC):
         self.training_codes = measure_training_codes(self) if asked else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how this composer is built, so that `composers.load` can rebuild it, and which coordinates it was given."""
+        """Store how this composer is built, for `composers.load`, how it is trained, and which coordinates it was given."""
         checkpoint["composer"] = self.config
+        checkpoint[resume.KEY] = {"settings": self._settings, "batches": resume.batches(self.trainer)}
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
             checkpoint["data"] = {"coord_range": list(data.coord_range), "signal_shape": list(data.signal_shape)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -68,15 +69,27 @@ class Column(NamedTuple):
         return f"{self.metric}@{self.step}" + _TITLES.get(self.start, f" from {self.start}")
 
 
+NO_FOLDER = os.devnull  # the trainer's default_root_dir where nothing is written
 Row = dict[Column, float]
 T = TypeVar("T")
 
 
-def output_folder(trainer: Trainer) -> Path:
-    """Return the folder of this run, made if it is missing; to be called on all processes, which agree on it."""
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+def output_folder(trainer: Trainer) -> Path | None:
+    """Return the folder of this run, made if it is missing; to be called on all processes, which agree on it.
+
+    Returns:
+        The folder, or None where nothing is written: under ``fast_dev_run``, and in the program without a logger.
+    """
+    folder = _planned_folder(trainer)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _planned_folder(trainer: Trainer) -> Path | None:
+    """Return what `output_folder` returns without making it."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    return None if getattr(trainer, "fast_dev_run", False) or folder == Path(NO_FOLDER) else folder
 
 
 class StartSummary(Callback):
@@ -97,7 +110,7 @@ class StartSummary(Callback):
         savers = trainer.checkpoint_callbacks
         found = (getattr(saver, name, "") for name in ("last_model_path", "best_model_path") for saver in savers)
         path = next(filter(None, found), None)
-        config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+        folder = _planned_folder(trainer)
         if not trainer.is_global_zero:
             return
         console = Console(soft_wrap=True)
@@ -105,7 +118,7 @@ class StartSummary(Callback):
             console.print("No checkpoint was saved.")
             return
         console.print(f"Checkpoint: {(checkpoint := relative_path(path))}")
-        if config.is_file():
+        if folder is not None and (config := folder / "config.yaml").is_file():
             console.print(f"Next: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}")
 
     def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
@@ -122,7 +135,9 @@ class StartSummary(Callback):
         facts["steps"] = f"{trainer.estimated_stepping_batches:,.0f}"
         facts["precision"] = str(trainer.precision)
         facts["device"] = f"{trainer.num_devices * trainer.num_nodes} x {composer.device.type}"
-        facts["output"] = str(relative_path(trainer.log_dir or trainer.default_root_dir))
+        folder = _planned_folder(trainer)
+        nothing = "nothing is written: fast_dev_run" if trainer.fast_dev_run else "nothing is written: no logger"  # type: ignore[attr-defined]
+        facts["output"] = nothing if folder is None else str(relative_path(folder))
         return facts
 
 
@@ -254,20 +269,28 @@ class ResultsTable(InstanceRows):
     def _write(self, trainer: Trainer, pl_module: LightningModule, note: str = "") -> None:
         """Write the CSV and print the table, with a note."""
         rows = gathered(self.rows)
-        path = output_folder(trainer) / self.filename
+        folder = output_folder(trainer)
         if not trainer.is_global_zero or not rows:
             return
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            columns = list(next(iter(rows.values())))
-            writer.writerow(["name", *(column.title for column in columns)])
-            writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
+        if folder is not None:
+            _write_rows(rows, folder / self.filename)
         console = Console(soft_wrap=True)
         loop = pl_module.inner_loop if isinstance(pl_module, MetaLearned) else None
         console.print(results_table(rows, loop))
         if loop and loop.report:
             console.print(inner_table(rows, loop))
-        console.print(f"{'Instances so far' if note else 'Every instance'}: {relative_path(path)}{note}")
+        if folder is not None:
+            path = relative_path(folder / self.filename)
+            console.print(f"{'Instances so far' if note else 'Every instance'}: {path}{note}")
+
+
+def _write_rows(rows: Mapping[str, Row], path: Path) -> None:
+    """Write a CSV with a line per instance."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        columns = list(next(iter(rows.values())))
+        writer.writerow(["name", *(column.title for column in columns)])
+        writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
 
 
 def results_table(rows: Mapping[str, Row], loop: InnerLoop | None = None) -> Table:

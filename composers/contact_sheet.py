@@ -86,8 +86,9 @@ class ContactSheet(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sheet."""
-        path = output_folder(trainer) / self.filename
-        if self.rows and trainer.is_global_zero:
+        folder = output_folder(trainer)
+        if folder is not None and self.rows and trainer.is_global_zero:
+            path = folder / self.filename
             sheet(self.rows).save(path)
             Console(soft_wrap=True).print(f"Contact sheet: {relative_path(path)}")
 

@@ -100,9 +100,10 @@ class RefinementPlot(InstanceRows):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the picture and its numbers, of the instances of all processes."""
         rows = gathered(self.rows)
-        path = output_folder(trainer) / self.filename
-        if not trainer.is_global_zero or not rows:
+        folder = output_folder(trainer)
+        if folder is None or not trainer.is_global_zero or not rows:
             return
+        path = folder / self.filename
         metric = self.metric or main_metric(next(iter(rows.values())))
         points = curve(rows, metric)
         if max(point.step for point in points) == 0:

@@ -109,9 +109,10 @@ class InnerStrip(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the strip, and send it."""
-        path = output_folder(trainer) / self.filename
-        if not self.rows or not trainer.is_global_zero:
+        folder = output_folder(trainer)
+        if folder is None or not self.rows or not trainer.is_global_zero:
             return
+        path = folder / self.filename
         data = getattr(trainer, "datamodule", None)
         assert isinstance(data, CoordinateDataModule)
         shown = [[_cell(frame, strip.shape, data.coord_range) for frame in strip.frames] for strip in self.rows]

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 from jsonargparse import ArgumentError
-from lightning import Trainer
 
 from composers.base import Composer
 from datamodules.configuration import readable
@@ -19,13 +18,18 @@ _FROM_A_WORKER = "in DataLoader worker process"  # begins a message that holds t
 _NUMBERS_PER_PARAMETER = 3  # the weight and two moments of Adam
 
 
-def check_output_folder(trainer: Trainer, composer: Composer, *, training: bool) -> None:
+def check_output_folder(folder: Path, composer: Composer, command: str) -> None:
     """Refuse an output folder that cannot take the results.
+
+    Args:
+        folder: What the command writes to.
+        composer: The model, whose size is that of the checkpoints of ``fit``.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
         ValueError: If the folder cannot be written, or the disk has no room for the checkpoints of a training run.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    option = "--output" if command == "predict" else "--trainer.logger.init_args.save_dir"
     parent = _nearest_existing(folder)
     try:
         if not parent.is_dir():
@@ -35,14 +39,14 @@ def check_output_folder(trainer: Trainer, composer: Composer, *, training: bool)
     except OSError as error:
         raise ValueError(
             f"The output folder {folder} cannot be written: {error.strerror} ({parent}). "
-            "Make it writable or choose another with --trainer.logger.init_args.save_dir."
+            f"Make it writable or choose another with {option}."
         ) from error
     size = sum(parameter.numel() * parameter.element_size() for parameter in composer.parameters())
     needed, free = _CHECKPOINTS_AT_ONCE * _NUMBERS_PER_PARAMETER * size, shutil.disk_usage(parent).free
-    if training and needed > free:
+    if command == "fit" and needed > free:
         raise ValueError(
             f"The disk of the output folder {folder} has {free / 1e6:.1f} MB free; the checkpoints of this model need "
-            f"about {needed / 1e6:.1f} MB. Make room or choose another with --trainer.logger.init_args.save_dir."
+            f"about {needed / 1e6:.1f} MB. Make room or choose another with {option}."
         )
 
 

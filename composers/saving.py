@@ -76,11 +76,14 @@ class LastCheckpoint(Checkpoint):
         """Save the state of training now; to be called on all processes.
 
         Returns:
-            The file, or None where nothing is saved: outside training, in its sanity check, and under ``fast_dev_run``.
+            The file, or None where nothing is saved: outside training, in its sanity check, under ``fast_dev_run``, and
+            without a run folder.
         """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        path = output_folder(trainer) / "checkpoints" / LAST
+        if (folder := output_folder(trainer)) is None:
+            return None
+        path = folder / "checkpoints" / LAST
         if trainer.is_global_zero and path.is_file():
             _keep(path, path.with_name(PREVIOUS))
         trainer.save_checkpoint(path)

@@ -42,9 +42,9 @@ class RunSchedule(LambdaLR):
         self.steps_per_epoch = self.steps_per_epoch or steps_per_epoch
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a run stopped, over the length of this run: a resumed run may be longer than the first."""
-        own = ("total_steps", "steps_per_epoch")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key not in own})
+        """Go on where a run stopped, with the arguments and over the length of this run, which may be others."""
+        own = ("last_epoch", "_step_count", "_last_lr", "lr_lambdas")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key in own})
 
 
 class WarmupCosine(RunSchedule):

@@ -81,30 +81,37 @@ def add_shortcuts(parser: ArgumentParser) -> None:
     )
 
 
-def add_start(parser: ArgumentParser) -> None:
-    """Add the option of ``cli.py fit`` that says where a new run begins."""
+def add_start(parser: ArgumentParser, command: str) -> None:
+    """Add the option of ``cli.py fit`` that says where a new run begins; hidden elsewhere, where configs of runs are read."""
     parser.add_argument(
         "--weights",
         type=str | None,
-        help="Start a new run from these weights: a checkpoint, or the name of weights that come along, photos_ipc. "
+        help=argparse.SUPPRESS
+        if command != "fit"
+        else "Start a new run from these weights: a checkpoint, or the name of weights that come along, photos_ipc. "
         "Optimizer, schedule and counters are new. The model comes with the weights unless a config states it. Excludes "
         "--ckpt_path, which resumes a run.",
     )
 
 
-def settle_start(config: Namespace, args: Sequence[str]) -> None:
+def settle_start(config: Namespace, args: Sequence[str], command: str) -> None:
     """Let ``--weights`` or ``--ckpt_path`` on the command line win over the other in a config, which says how that run began.
 
     Args:
-        config: Of ``cli.py fit``; changed in place.
+        config: Of a command; changed in place.
         args: The command line.
+        command: Its name; only ``fit`` has ``--weights``, and others leave out where the run of a config began.
 
     Raises:
-        ValueError: If both are in one place.
+        ValueError: If both are in one place, or ``--weights`` is given to another command.
     """
+    options = {str(arg).split("=")[0] for arg in args}
+    if command != "fit":
+        if "--weights" in options:
+            raise ValueError(f"--weights is an option of fit: name the weights of {command} by --ckpt_path.")
+        config.weights = None
     if config.weights is None or config.ckpt_path is None:
         return
-    options = {str(arg).split("=")[0] for arg in args}
     given = [name for name in ("weights", "ckpt_path") if f"--{name}" in options]
     if len(given) != 1:
         raise ValueError(

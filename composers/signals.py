@@ -199,12 +199,14 @@ class StopOnSignal(Callback):
         savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
         saver = savers[0] if savers else LastCheckpoint()
         path = Path(saver.last_model_path) if saved and saver.last_model_path else saver.save(trainer)
-        config = relative_path(output_folder(trainer) / "config.yaml")
+        folder = output_folder(trainer)
         if trainer.is_global_zero:
             told = f"{_name(number)}: training stopped at step {trainer.global_step}. "
-            if path is None:
-                told += "No checkpoint was saved (fast_dev_run)."
+            if path is None or folder is None:
+                reason = "fast_dev_run" if trainer.fast_dev_run else "no logger"  # type: ignore[attr-defined]
+                told += f"No checkpoint was saved ({reason})."
             else:
+                config = relative_path(folder / "config.yaml")
                 file = relative_path(path)
                 told += f"Checkpoint: {file}. Resume: python cli.py fit --config {config} --ckpt_path {file}"
             _say(told)

@@ -173,7 +173,7 @@ class SpectrogramSheet(Callback):
         self.num_clips = num_clips
         self.folder = folder
         self.rows: list[list[Panel]] = []
-        self.place = Path()
+        self.place: Path | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier rows, and refuse data that are no sound before the test takes its time.
@@ -199,7 +199,7 @@ class SpectrogramSheet(Callback):
     ) -> None:
         """Keep rows until there are enough, and write their sound."""
         wanted = self.num_clips - len(self.rows)
-        if wanted <= 0 or not trainer.is_global_zero:
+        if self.place is None or wanted <= 0 or not trainer.is_global_zero:
             return
         folder = self.place / self.folder
         for name, panels in _panels(outputs, batch, _data(trainer).coord_range)[:wanted]:
@@ -209,8 +209,8 @@ class SpectrogramSheet(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sheet."""
-        path = self.place / self.filename
-        if self.rows and trainer.is_global_zero:
+        if self.place is not None and self.rows and trainer.is_global_zero:
+            path = self.place / self.filename
             save_figure(draw(self.rows, width=4.2), path)
             told = f"Spectrograms: {relative_path(path)}; the clips: {relative_path(path.parent / self.folder)}"
             Console(soft_wrap=True).print(told)

@@ -63,7 +63,7 @@ class ViewSheet(Callback):
         self.frames = frames
         self.max_memory = max_memory
         self.rows: dict[str, list[Cell]] = {}
-        self.place = Path()
+        self.place: Path | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier rows, and refuse data that are no scenes before the test takes its time.
@@ -89,7 +89,7 @@ class ViewSheet(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the objects that are new until there are enough."""
-        if not trainer.is_global_zero or not isinstance(pl_module, Composer):
+        if self.place is None or not trainer.is_global_zero or not isinstance(pl_module, Composer):
             return
         for index, name in enumerate(batch.names):
             thing = object_of(name)
@@ -98,9 +98,9 @@ class ViewSheet(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sheet."""
-        path = self.place / self.filename
-        if not self.rows or not trainer.is_global_zero:
+        if self.place is None or not self.rows or not trainer.is_global_zero:
             return
+        path = self.place / self.filename
         save_picture(sheet(list(self.rows.values())), path)
         films = f"; films: {relative_path(path.parent / self.folder)}" if self.frames else ""
         Console(soft_wrap=True).print(f"Views: {relative_path(path)}{films}")
@@ -123,6 +123,7 @@ class ViewSheet(Callback):
         """Write the film around an object."""
         camera = Camera.of(scene.support)
         pairs = orbit_frames(composer, modulations, camera, self.frames, _ELEVATION, self.max_memory)
+        assert self.place is not None, "nothing is drawn without a folder"
         write_gif([beside(pair) for pair in pairs], self.place / self.folder / f"{name}.gif", _SECONDS)
 
 

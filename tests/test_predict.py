@@ -164,8 +164,10 @@ def test_mistakes_with_pictures(trained):
 def test_mistakes_with_folders(trained):
     given = ["--pictures", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
     assert "The folder . holds other things" in refused("predict", *given, ".")
-    assert "tall.png is a file" in refused("predict", *given, "tall.png")
-    assert "tall.png/in is a file, or lies below one" in refused("predict", *given, "tall.png/in")
+    assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *given, "tall.png")
+    message = refused("predict", *given, "tall.png/in")
+    assert "The output folder tall.png/in cannot be written: it is a file" in message
+    assert "choose another with --output" in message
     assert {path.name for path in Path().iterdir()} >= {"wide.png", "tall.png"}
 
 

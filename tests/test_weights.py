@@ -100,6 +100,16 @@ def test_the_command_line_wins_over_the_start_in_the_config_of_a_run(first):
     assert checkpoint("runs/unnamed/version_2")["global_step"] == STEPS
 
 
+def test_other_commands_read_the_config_of_such_a_run_and_have_no_such_option(first):
+    run("fit", *tiny("ipc"), "--weights", first)
+    saved = ["--config", "runs/unnamed/version_0/config.yaml", "--ckpt_path", "last"]
+    for command in ("test", "validate"):
+        run(command, *saved)
+        assert f"name the weights of {command} by --ckpt_path" in refused(command, *saved, "--weights", first)
+    used = yaml.safe_load(Path("runs/unnamed/version_1/config.yaml").read_text())
+    assert used.get("weights") is None
+
+
 def test_the_help_of_fit_alone_says_so():
     shown = " ".join(asked("fit", "--help").split())
     assert "--weights WEIGHTS" in shown
