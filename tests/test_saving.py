@@ -323,6 +323,7 @@ def program(folder, args):
 
     os.chdir(folder)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as without the server
     sys.argv = ["cli.py"]
     with Path("printed.txt").open("a") as printed, contextlib.redirect_stdout(printed):
         os.dup2(printed.fileno(), 1)
