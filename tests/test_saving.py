@@ -161,12 +161,12 @@ def test_a_run_resumed_from_any_hook_equals_an_uninterrupted_one(uninterrupted, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", ["window", "validation"])
 def test_a_run_resumed_from_every_hook_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, setting):
     monkeypatch.chdir(tmp_path)
     whole = uninterrupted(setting)
     for path in sorted((whole / "everywhere").iterdir()):
-        if 8 <= int(path.stem.rpartition("-")[2]) <= 12 or path.stem == "batch_start-0":
+        if int(path.stem.rpartition("-")[2]) in (9, 12) or path.stem == "batch_start-0":  # within an epoch, at its end
             resumed(whole, setting, path.stem)
 
 
