@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
+
+if __name__ == "__main__":  # the imports below take seconds; process 1 of a container ignores signals without a handler
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+import os
 import warnings
 from pathlib import Path
 from typing import Any

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, rows, run, tiny
 
+from composers.signals import StopOnSignal
+
 
 def _signalled(tmp_path, number, at, *args, extra=None):
     """Run a command whose process gets a signal in the batch ``at``, and return what ended."""
@@ -103,6 +105,46 @@ def test_two_processes_save_and_stop_together(tmp_path):
     assert process.returncode == 143, told
     assert told.count("SIGTERM: training stopped at step") == 1
     checkpoint("runs/two/version_0")
+
+
+def test_a_slurm_job_is_requeued(tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    scontrol.chmod(0o755)
+    extra = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ended = _signalled(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
+    assert ended.returncode == 128 + signal.SIGUSR1, ended.stderr
+    assert "SLURM job 7 was requeued." in ended.stderr
+    assert (tmp_path / "called").read_text() == "requeue 7\n"
+    assert checkpoint("runs/unnamed/version_0")["global_step"] == 2
+
+
+def test_a_second_signal_ends_the_program_at_once(monkeypatch):
+    ended = []
+    stopper = StopOnSignal()
+    stopper._deferred = True
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    stopper.handle(signal.SIGTERM, None)
+    stopper.handle(signal.SIGTERM, None)  # the same one, sent to the group too
+    assert not ended
+    stopper._at -= 1
+    stopper.handle(signal.SIGTERM, None)
+    assert ended == [143]
+
+
+def test_a_signal_during_the_imports_is_handled(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "fit", *tiny("ipc")]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        for _ in range(3000):
+            caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+            if caught >> (signal.SIGTERM - 1) & 1:
+                break
+            time.sleep(0.002)
+        assert "/torch/lib/" not in Path(f"/proc/{process.pid}/maps").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
 
 
 def test_start_up_ends_at_once(tmp_path):
