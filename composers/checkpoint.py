@@ -163,7 +163,7 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Return the content of a checkpoint, which `located` finds, after comparing it with its checksums.
 
     Args:
-        path: The file, or the name of weights that come along.
+        path: The file, or the name of bundled weights.
         map_location: Where tensors go, as of `torch.load`.
 
     Raises:
@@ -197,7 +197,7 @@ def check_state(checkpoint: Mapping[str, Any], path: str | Path, command: str) -
         command: ``fit``, which resumes, ``validate``, ``test`` or ``predict``.
 
     Raises:
-        ValueError: With what is missing, and the way out.
+        ValueError: With what is missing, and the fix.
     """
     if command == "fit" and "optimizer_states" not in checkpoint:
         raise ValueError(
@@ -299,7 +299,7 @@ def intact(last: Path) -> Path:
             check_whole(previous)
         except ValueError as other:
             raise ValueError(f"{error} {other}") from other
-        _warn(f"{error} Going on from {previous}, the checkpoint before it.")
+        _warn(f"{error} Continuing from {previous}, the checkpoint before it.")
         return previous
     return last
 

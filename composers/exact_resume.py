@@ -82,7 +82,7 @@ class ExactResume(Callback):
     """Make a resumed run equal to an uninterrupted one, whichever hook saved the checkpoint."""
 
     def __init__(self) -> None:
-        self._found: Position | None = None
+        self._where: Position | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store where training goes on."""
@@ -90,13 +90,13 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read where training goes on."""
-        self._found = read(checkpoint) if trainer.state.fn == TrainerFn.FITTING else None
+        self._where = read(checkpoint) if trainer.state.fn == TrainerFn.FITTING else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the loops to it."""
-        found, self._found = self._found, None
-        if found is not None:
-            go_on(trainer, found)
+        where, self._where = self._where, None
+        if where is not None:
+            go_on(trainer, where)
 
 
 def store(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -108,42 +108,42 @@ def store(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if done["completed"] < done["processed"] or trainer.validating:
         due = _validating(fit.epoch_loop.val_loop) if trainer.validating else _validation_is_due(fit)
         done["completed"] = done["processed"] - due
-    found = position(loop, trainer.accumulate_grad_batches, trainer.num_training_batches)
-    _write(loop, found)
-    if found.validate:
+    where = position(loop, trainer.accumulate_grad_batches, trainer.num_training_batches)
+    _write(loop, where)
+    if where.validate:
         loop[_BATCHES]["current"]["completed"] -= 1  # as in on_train_batch_end, before validation
 
 
 def read(checkpoint: dict[str, Any]) -> Position:
     """Return where training goes on from a loaded checkpoint, and give Lightning counters that it does not change."""
     loop = checkpoint["loops"]["fit_loop"]
-    found = position(loop)
-    if found.validate and loop[_BATCHES]["is_last_batch"]:  # not stored by `store`: Lightning skips the validation
-        found = Position(found.epoch + 1, 0, found.total, found.steps)
-    _write(loop, found)
-    return found
+    where = position(loop)
+    if where.validate and loop[_BATCHES]["is_last_batch"]:  # not stored by `store`: Lightning skips the validation
+        where = Position(where.epoch + 1, 0, where.total, where.steps)
+    _write(loop, where)
+    return where
 
 
-def go_on(trainer: Trainer, found: Position) -> None:
+def go_on(trainer: Trainer, where: Position) -> None:
     """Let training go on from a position; to be called in ``on_train_start``, when the loops are restored and reset."""
     fit = trainer.fit_loop
     epoch_loop = fit.epoch_loop
     val_loop = epoch_loop.val_loop
     val_loop.restarting = False
-    due = _validation_is_due(fit) if found.batch else False
-    if found.batch and found.batch >= trainer.num_training_batches and not due:
-        found = Position(found.epoch + 1, 0, found.total, found.steps)
+    due = _validation_is_due(fit) if where.batch else False
+    if where.batch and where.batch >= trainer.num_training_batches and not due:
+        where = Position(where.epoch + 1, 0, where.total, where.steps)
         for counters in (fit.epoch_progress.current, fit.epoch_progress.total):
-            vars(counters).update(_equal(found.epoch))
-    epoch_loop._batches_that_stepped = found.steps
-    inside = found.batch > 0
+            vars(counters).update(_equal(where.epoch))
+    epoch_loop._batches_that_stepped = where.steps
+    inside = where.batch > 0
     fit._restarting, epoch_loop._restarting = False, inside
     fit._restart_stage = EpochStage.RESTARTED_MID_EPOCH if inside else EpochStage.NONE
     epoch_loop._restart_stage = BatchStage.RESTARTED_ON_LAST if inside else BatchStage.NONE
     val_loop._has_run = False
     if due:  # Lightning validates, or skips it, and counts one optimizer step more
         epoch_loop._batches_that_stepped -= 1
-        if found.validate:
+        if where.validate:
             val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
 
 
@@ -160,13 +160,13 @@ def _validating(loop: _EvaluationLoop) -> bool:
     return not progress.is_last_batch or counters.completed < counters.processed
 
 
-def _write(loop: dict[str, Any], found: Position) -> None:
+def _write(loop: dict[str, Any], where: Position) -> None:
     """Write the counters of a position."""
-    inside = found.batch > 0
-    epochs = _equal(found.epoch) | ({"ready": found.epoch + 1, "started": found.epoch + 1} if inside else {})
+    inside = where.batch > 0
+    epochs = _equal(where.epoch) | ({"ready": where.epoch + 1, "started": where.epoch + 1} if inside else {})
     loop[_EPOCHS] = {"total": dict(epochs), "current": dict(epochs)}
-    loop[_BATCHES] = {"total": _equal(found.total), "current": _equal(found.batch), "is_last_batch": False}
-    loop[_STATE][_STEPPED] = found.steps
+    loop[_BATCHES] = {"total": _equal(where.total), "current": _equal(where.batch), "is_last_batch": False}
+    loop[_STATE][_STEPPED] = where.steps
     validated = loop[_VALIDATED]
     for counters in (validated["total"], validated["current"]):
         counters.update(_equal(counters["completed"]))
