@@ -1,6 +1,7 @@
 """What several test files share: tiny composers, and a naive coordinate network that has no code in common with ours."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from composers.hypernet import Patches, Transformer
 from composers.inr import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.coordinates import grid
+
+torch.set_num_threads(1)  # threads of tests side by side contend; bit-equal runs need as many in every process
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")

@@ -1,0 +1,86 @@
+"""Golden runs: twenty steps of every preset from committed initial weights give the committed losses.
+
+``PYTHONPATH=. python tests/test_golden_runs.py`` writes both anew, which only a deliberate change of a method may do.
+"""
+
+import contextlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from program import TESTS, column, run
+from safetensors.torch import load_file, save_file
+
+import composers
+
+GOLDEN = TESTS / "golden" / "runs"
+LOSSES = GOLDEN / "losses.json"
+PRESETS = (
+    "ipc",
+    "transinr",
+    "meta_ipc",
+    "learned_init",
+    "functa",
+    "speech",
+    "objects",
+    "meta_speech",
+    "meta_objects",
+)
+STEPS = 20
+SHORT = ["--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0, "--trainer.callbacks", "[]"]
+BUNDLED_PSNR = 23.82  # dB, predicted, the 34 held-out pictures of 64 x 64 pixels, 36,864 numbers each
+
+
+def train(preset, weights, steps=STEPS):
+    """Train a tiny preset from weights in the working directory, and return the losses of its steps."""
+    torch.save({"state_dict": weights, "pytorch-lightning_version": "2.6.6"}, "initial.ckpt")
+    config = ["--config", TESTS / "configs" / f"tiny_{preset}.yaml"]
+    run("fit", *config, *SHORT, "--trainer.max_steps", steps, "--weights", "initial.ckpt")
+    return column("runs/unnamed/version_0/metrics.csv", "train/loss")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_twenty_steps_give_the_committed_losses(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    losses = train(preset, load_file(GOLDEN / f"{preset}.safetensors"))
+    golden = json.loads(LOSSES.read_text())[preset]
+    assert len(golden) == STEPS
+    assert losses == pytest.approx(golden, rel=1e-5)
+
+
+def test_every_tiny_preset_has_a_golden_run():
+    tiny = {path.stem.removeprefix("tiny_") for path in (TESTS / "configs").glob("tiny_*.yaml")}
+    assert set(PRESETS) == set(json.loads(LOSSES.read_text())) == tiny - {"meta"}  # that is the base of others
+
+
+@pytest.mark.slow
+def test_the_bundled_weights_predict_as_well_as_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TESTS.parent / "weights" / "photos_ipc" / "config.yaml"
+    run("validate", "--config", config, "--trainer.precision", "32-true", "--ckpt_path", "photos_ipc")
+    [psnr] = column(next(Path("runs").glob("*/version_0/metrics.csv")), "val/psnr")
+    assert psnr == pytest.approx(BUNDLED_PSNR, abs=0.01)
+
+
+def _write(presets):
+    """Write initial weights and losses of some presets."""
+    losses = json.loads(LOSSES.read_text()) if LOSSES.exists() else {}
+    torch.set_num_threads(1)
+    for preset in presets:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            config = ["--config", TESTS / "configs" / f"tiny_{preset}.yaml"]
+            run("fit", *config, "--trainer.max_epochs", -1, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+            config = composers.load("runs/unnamed/version_0/checkpoints/last.ckpt").config
+        torch.manual_seed(0)
+        weights = {key: value.contiguous().clone() for key, value in composers.build(config).state_dict().items()}
+        save_file(weights, GOLDEN / f"{preset}.safetensors")
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            losses[preset] = train(preset, weights)
+    LOSSES.write_text(json.dumps(losses, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    _write(sys.argv[1:] or PRESETS)
