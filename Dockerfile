@@ -5,7 +5,7 @@
 #   docker run --rm -v "$PWD/runs:/app/runs" ginr fit --config configs/experiments/photos_ipc.yaml
 #   docker run --rm --gpus all --ipc=host -v "$PWD/runs:/app/runs" -v "$PWD/data:/app/data" ginr \
 #       fit --config configs/experiments/imagenette178_ipc.yaml
-#   docker run --rm -v "$PWD:/data" ginr predict --pictures /data/photo.jpg --output /data/predictions
+#   docker run --rm -v "$PWD:/data" ginr predict --images /data/photo.jpg --output /data/predictions
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS environment
 # hadolint ignore=DL3008

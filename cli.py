@@ -1,4 +1,4 @@
-"""The program: ``cli.py fit|validate|test --config FILE``, and ``cli.py predict --pictures|--clips|--scenes PATH``."""
+"""The program: ``cli.py fit|validate|test --config FILE``, and ``cli.py predict --images|--audio|--views PATH``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from composers import Composer
-from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
-from composers.exact_resume import ExactResume
-from composers.non_finite import NonFinite
-from composers.preflight import check_output_folder, explain
-from composers.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
-from composers.shortcuts import (
+from application.preflight import check_output_folder, explain
+from application.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
+from application.shortcuts import (
     add_shortcuts,
     add_start,
     expand_shortcuts,
@@ -37,17 +33,21 @@ from composers.shortcuts import (
     state_signal,
     stated_model,
 )
-from composers.signals import StopOnSignal
-from composers.sizes import state_sizes
-from composers.streams import lasting_output, quiet_lightning
-from composers.tracking import BoundedWandbLogger, add_settings, beside, read_nulls
-from composers.trainer_options import settle_trainer
+from application.sizes import state_sizes
+from application.streams import lasting_output, quiet_lightning
+from application.trainer_options import settle_trainer
+from application.wandb_logger import BoundedWandbLogger, add_settings, beside, read_nulls
+from callbacks.exact_resume import ExactResume
+from callbacks.non_finite import NonFinite
+from callbacks.signals import StopOnSignal
+from composers import Composer
+from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
-PREDICT = {"pictures": "predict.yaml", "clips": "predict_sound.yaml", "scenes": "predict_scenes.yaml"}
+PREDICT = {kind: f"predict/{kind}.yaml" for kind in ("images", "audio", "views")}
 SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326

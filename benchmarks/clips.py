@@ -20,7 +20,7 @@ from rich.table import Table
 
 from datamodules import AudioFolder
 from datamodules.loading import AddressSampler
-from datamodules.sound import clip_facts
+from datamodules.storage.audio import clip_facts
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from application.sizes import state_sizes
 from benchmarks.speed import device_name, duration
-from composers.base import Composer, Evaluation
-from composers.hypernet import Hypernetwork
-from composers.refinement import Latents
-from composers.sizes import state_sizes
+from composers.base import Composer
+from composers.evaluation import Evaluation
+from composers.inference import Hypernetwork
+from composers.inference.refinement import Latents
+from datamodules.audio.base import ClipSet
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
-from datamodules.clip_sets import ClipSet
 from datamodules.configuration import load_layers
-from datamodules.picture_sets import PictureSet
+from datamodules.images.base import PictureSet
 
 
 @dataclass(frozen=True)

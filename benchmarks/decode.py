@@ -23,10 +23,10 @@ import composers
 from benchmarks.memory import memory
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint
-from composers.pictures import input_size, picture, render
 from datamodules.batch import Observation
-from datamodules.coordinates import grid
+from datamodules.domain import grid
 from datamodules.tiles import whole
+from modalities.images import input_size, picture, render
 
 _CLEAR = Path("/proc/self/clear_refs")
 

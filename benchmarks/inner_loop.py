@@ -39,10 +39,10 @@ from benchmarks.speed import (
     relative_difference,
 )
 from composers import Functa, InnerLoop, LearnedInit, MetaIPC
-from composers.inr import CoordinateMLP, FourierFeatures, IdentityEncoding, Sine
 from composers.meta_learned import MetaLearned
+from composers.networks import CoordinateMLP, FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Observation, Samples
-from datamodules.coordinates import grid
+from datamodules.domain import grid
 
 METHODS = ("MetaIPC", "LearnedInit", "Functa")
 CHECKED = (2, 16)  # pictures, and pixels along each side, at most when sides are compared: see `check`

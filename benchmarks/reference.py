@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composers import LearnedInit, MetaIPC, TransformerIPC, TransINR
-from composers.hypernet import Hypernetwork, Patches
-from composers.hypernet.transformer import Attention, Block
-from composers.inr import CoordinateMLP, FourierFeatures, ReLU
+from composers.encoders import Patches
+from composers.encoders.transformer import Attention, Block
+from composers.inference import Hypernetwork
+from composers.networks import CoordinateMLP, FourierFeatures, ReLU
 from datamodules.batch import Observation
 
 

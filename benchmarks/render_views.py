@@ -16,9 +16,9 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.folders import NamedFile
-from datamodules.meshes import mesh_files
-from datamodules.render_views import RenderSettings, render_folder
+from datamodules.scenes.rendering import RenderSettings, render_folder
+from datamodules.storage.folders import NamedFile
+from datamodules.storage.meshes import mesh_files
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.memory import memory
-from composers.inr import CoordinateMLP, Field, FourierFeatures
+from composers.networks import CoordinateMLP, Field, FourierFeatures
 from composers.rendering import VolumeRenderer
 from datamodules.cameras import focal_length, orbit, pixel_rays
 

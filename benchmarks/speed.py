@@ -23,10 +23,10 @@ from torch.nn import functional
 
 from benchmarks.reference import from_composer
 from composers import TransformerIPC
-from composers.hypernet import Patches, Transformer
-from composers.inr import CoordinateMLP, FourierFeatures
+from composers.encoders import Patches, Transformer
+from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import Observation
-from datamodules.coordinates import cell_size, grid, jitter
+from datamodules.domain import cell_size, grid, jitter
 
 VALUE_TOLERANCE = 1e-4  # largest difference of a value; values are of order one
 GRADIENT_TOLERANCE = 1e-3  # largest difference of a gradient, relative to the largest gradient of the same tensor

@@ -1,12 +1,13 @@
 """Generalizable implicit neural representations: one composer per variant, rebuilt from checkpoints by `load`."""
 
-from composers.base import Composer, Evaluation
+from composers.base import Composer
 from composers.checkpoint import build, load, save
+from composers.evaluation import Evaluation
 from composers.functa import Functa
-from composers.inner_settings import InnerLoop
+from composers.inference.inner_settings import InnerLoop
+from composers.inference.refinement import Refinement
 from composers.learned_init import LearnedInit
 from composers.meta_ipc import MetaIPC
-from composers.refinement import Refinement
 from composers.transformer_ipc import TransformerIPC
 from composers.transinr import TransINR
 

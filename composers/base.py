@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning import LightningModule
@@ -13,37 +13,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from composers import resume
-from composers.inr import CoordinateMLP, Field, Modulations, UnfoldedMLP
+from composers.evaluation import CodeStatistics, Evaluation, measure_training_codes, other_starts
+from composers.inference.refinement import NETWORK, Latents, Refinement, outside_inference
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
-from composers.refinement import NETWORK, Latents, Refinement, outside_inference
+from composers.networks import CoordinateMLP, Field, Modulations, UnfoldedMLP
 from composers.rendering import PointRenderer, Renderer
-from composers.schedules import RunSchedule
-from composers.starts import CodeStatistics, measure_training_codes, other_starts
+from composers.training import resume
+from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
-
-
-class Evaluation(TypedDict):
-    """What one step made of a batch, for the callbacks that people look at.
-
-    Attributes:
-        losses: ``(B,)``, the loss of every prediction; None where nothing was measured.
-        latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
-        values: Reconstructions ``(B, N, C)`` of the query after the same steps.
-        metrics: By step, then by metric, one number per instance ``(B,)``.
-        starts: The same metrics of other curves: of refinement from elsewhere, ``mean`` and ``random``, of all weights and
-            biases instead of the latents, ``network``, and of an inner loop from its learned start, ``inner``; empty outside
-            tests.
-    """
-
-    losses: Tensor | None
-    latents: dict[int, Latents]
-    values: dict[int, Tensor]
-    metrics: dict[int, dict[str, Tensor]]
-    starts: dict[str, dict[int, dict[str, Tensor]]]
 
 
 class Composer(LightningModule, ABC):

@@ -20,12 +20,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from composers.base import Composer
-from composers.files import written_whole
-from composers.sound import sampling_rate
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
+from datamodules.domain import sampling_rate
+from datamodules.storage.files import written_whole
 
-_LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # of composers.saving
+_LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # of callbacks.saving
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 _OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
 _WAY_OUT = "take it from its source again, or name another file"
@@ -49,7 +49,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
     """Return the composer of a checkpoint, ready for evaluation.
 
     Args:
-        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m composers.released``; or the name of weights that
+        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m tools.released``; or the name of weights that
             come along: ``photos_ipc``.
         map_location: The device of its weights.
 
@@ -65,7 +65,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
     if not isinstance(config, Mapping):
         raise ValueError(
             f"{path} does not say how its model is built: it comes from other software, or from a composer made in Python. "
-            "Convert released weights with python -m composers.released; build your own and load its state_dict."
+            "Convert released weights with python -m tools.released; build your own and load its state_dict."
         )
     with torch.inference_mode(False):  # weights made in inference mode could never be differentiated through
         composer = build(config).to(map_location)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from composers.inner_settings import InnerLoop
-from composers.inr import CoordinateMLP, Modulations
+from composers.inference.inner_settings import InnerLoop
+from composers.inference.refinement import Latents
 from composers.meta_learned import MetaLearned
-from composers.refinement import Latents
+from composers.networks import CoordinateMLP, Modulations
 
 
 class Functa(MetaLearned):

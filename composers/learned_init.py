@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from composers.base import Evaluation
-from composers.inner_settings import InnerLoop
-from composers.inr import CoordinateMLP, Modulations
+from composers.evaluation import Evaluation
+from composers.inference.inner_settings import InnerLoop
+from composers.inference.refinement import Latents
 from composers.meta_learned import MetaLearned, squared_norms
-from composers.refinement import Latents
+from composers.networks import CoordinateMLP, Modulations
 from datamodules.batch import Samples
 
 

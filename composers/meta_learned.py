@@ -9,16 +9,17 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from composers.base import Composer, Evaluation
-from composers.inner_loop import DivergenceError, LossFunction, adapt, check_finite
-from composers.inner_settings import InnerLoop
-from composers.inr import CoordinateMLP
+from composers.base import Composer
+from composers.evaluation import Evaluation
+from composers.inference.inner_loop import DivergenceError, LossFunction, adapt, check_finite
+from composers.inference.inner_settings import InnerLoop
+from composers.inference.refinement import INNER, Latents, Refinement, outside_inference
 from composers.losses import Loss
 from composers.metrics import InstanceMetric
-from composers.refinement import INNER, Latents, Refinement, outside_inference
+from composers.networks import CoordinateMLP
 from composers.rendering import Renderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.coordinates import exact
+from datamodules.domain import exact
 
 
 class MetaLearned(Composer):

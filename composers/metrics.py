@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.batch import Samples
-from datamodules.coordinates import exact
+from datamodules.domain import exact
 
 _SMALLEST_ERROR = 1e-12  # a PSNR of 120 dB stands for perfect
 

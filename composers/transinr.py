@@ -9,11 +9,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from composers.base import Composer
-from composers.hypernet import Columns, Hypernetwork, Tokenizer, Transformer
-from composers.inr import CoordinateMLP, Modulations
+from composers.encoders import Tokenizer, Transformer
+from composers.inference import Columns, Hypernetwork
+from composers.inference.refinement import Latents, Refinement
 from composers.losses import Loss
 from composers.metrics import InstanceMetric
-from composers.refinement import Latents, Refinement
+from composers.networks import CoordinateMLP, Modulations
 from composers.rendering import Renderer
 from datamodules.batch import Observation
 

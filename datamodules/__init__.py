@@ -1,18 +1,19 @@
 """Data as batches of coordinates: one LightningDataModule per data set."""
 
-from datamodules.audio_folder import AudioFolder
+from datamodules.audio.audio_folder import AudioFolder
+from datamodules.audio.librispeech import LibriSpeech
+from datamodules.audio.sample_speech import SampleSpeech
 from datamodules.base import CoordinateDataModule
-from datamodules.celeba import CelebA
-from datamodules.ffhq import FFHQ
-from datamodules.image_folder import ImageFolder
-from datamodules.imagenette import ImageNette
-from datamodules.librispeech import LibriSpeech
-from datamodules.pictures import PictureFiles
-from datamodules.sample_objects import SampleObjects
-from datamodules.samples import SamplePhotos, SampleSpeech
-from datamodules.scene_folder import SceneFolder
-from datamodules.shapenet import ShapeNet
-from datamodules.srn import SRNScenes
+from datamodules.images.celeba import CelebA
+from datamodules.images.ffhq import FFHQ
+from datamodules.images.image_folder import ImageFolder
+from datamodules.images.imagenette import ImageNette
+from datamodules.images.prediction import PictureFiles
+from datamodules.images.sample_photos import SamplePhotos
+from datamodules.scenes.sample_objects import SampleObjects
+from datamodules.scenes.scene_folder import SceneFolder
+from datamodules.scenes.shapenet import ShapeNet
+from datamodules.scenes.srn import SRNScenes
 
 __all__ = [
     "FFHQ",

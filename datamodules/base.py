@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
-from datamodules.coordinates import cell_size, grid, jitter, subset
+from datamodules.domain import cell_size, grid, jitter, subset
 from datamodules.loading import Addressed, AddressSampler, Augmentation, FixedSampler, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
 

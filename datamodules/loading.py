@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -112,3 +112,26 @@ class ResumingLoader(DataLoader[Signal]):
         """Yield the batches that are left."""
         cast(AddressSampler, self.sampler).skip = self.done() * cast(int, self.batch_size)
         yield from super().__iter__()
+
+
+class InMemory(Dataset[Signal]):
+    """Signals in memory, repeated until an epoch has ``length`` items.
+
+    Args:
+        items: The signals.
+        length: Items of an epoch; the number of signals if None.
+    """
+
+    def __init__(self, items: Sequence[Signal], length: int | None = None) -> None:
+        self.items = list(items)
+        self.length = length or len(self.items)
+
+    def __len__(self) -> int:
+        """Return the items of an epoch."""
+        return self.length
+
+    def __getitem__(self, index: int) -> Signal:
+        """Return signal ``index``, counted round and round."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"index {index} is not in an epoch of {self.length} items")  # which also ends iteration
+        return self.items[index % len(self.items)]

@@ -9,10 +9,10 @@ import torch
 from hypothesis import settings
 
 from composers import TransformerIPC, TransINR
-from composers.hypernet import Patches, Transformer
-from composers.inr import CoordinateMLP, FourierFeatures
+from composers.encoders import Patches, Transformer
+from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.coordinates import grid
+from datamodules.domain import grid
 
 torch.set_num_threads(1)  # threads of tests side by side contend; bit-equal runs need as many in every process
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start

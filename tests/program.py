@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import cli
-from datamodules import SamplePhotos, samples
-from datamodules.samples import Photographs
+from datamodules import SamplePhotos
+from datamodules.images import sample_photos as samples
+from datamodules.images.sample_photos import Photographs
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent

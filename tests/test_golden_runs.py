@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import composers
 
-GOLDEN = TESTS / "golden" / "runs"
+GOLDEN = TESTS / "golden" / "training"
 LOSSES = GOLDEN / "losses.json"
 PRESETS = (
     "ipc",

@@ -3,24 +3,34 @@
 import ast
 import doctest
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path for package in ("composers", "datamodules") for path in (ROOT / package).rglob("*.py"))
-LEAF_PACKAGES = ("composers.hypernet", "composers.inr", "composers.rendering")
-DATA_LEAVES = ("datamodules.batch", "datamodules.cameras", "datamodules.coordinates", "datamodules.tiles")
-FOR_COMPOSERS = (
-    *DATA_LEAVES,
-    "datamodules.base",
-    "datamodules.clips",
-    "datamodules.configuration",
-    "datamodules.images",
-    "datamodules.files",
-    "datamodules.randomness",
+LAYERS = (  # what a later one may import of the earlier ones, and none of them of a later one
+    (
+        "datamodules.batch",
+        "datamodules.cameras",
+        "datamodules.domain",
+        "datamodules.randomness",
+        "datamodules.spec",
+        "datamodules.tiles",
+    ),
+    ("datamodules.storage",),
+    ("composers.networks", "composers.encoders", "composers.rendering", "composers.inference.inner_loop"),
+    ("datamodules.base", "datamodules.loading", "datamodules.configuration"),
+    ("composers.inference",),
+    ("composers",),
+    ("datamodules",),
+    ("modalities",),
+    ("callbacks",),
+    ("application", "tools", "benchmarks", "studies"),
 )
-STANDARD = ("__future__", "abc", "collections", "contextlib", "functools", "itertools", "math", "typing")
+PACKAGES = sorted({module.split(".")[0] for layer in LAYERS for module in layer})
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TORCH_ONLY = (*LAYERS[0], *LAYERS[2])
 
 
 def _module(path):
@@ -45,19 +55,32 @@ def _within(module, packages):
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
+def _layer(module):
+    """Return the number of the layer of a module, that of the most specific name; None if it is not of this software."""
+    named = [(len(name), number) for number, layer in enumerate(LAYERS) for name in layer if _within(module, [name])]
+    return max(named)[1] if named else None
+
+
 def _may_import(importer, module, name):
-    """Return whether a module of ours may import this."""
-    if _within(importer, ["datamodules"]):
-        leaf = _within(importer, DATA_LEAVES)
-        return _within(module, (*STANDARD, "torch", *DATA_LEAVES)) if leaf else not _within(module, ["composers"])
-    own = next((package for package in LEAF_PACKAGES if _within(importer, [package])), None)
-    if own is None and importer != "composers.inner_loop":
-        return not _within(module, ["datamodules"]) or _within(module, FOR_COMPOSERS)
-    if own is not None and _within(module, [own]):
-        return True
-    if module in LEAF_PACKAGES:  # through the front door only
-        return name is not None and not name.startswith("_")
-    return _within(module, (*STANDARD, "torch", *DATA_LEAVES))
+    """Return whether a module of this software may import this."""
+    target = f"{module}.{name}" if name is not None and _is_module(f"{module}.{name}") else module
+    own, other = _layer(importer), _layer(target)
+    if other is None:
+        return target.split(".")[0] in {*sys.stdlib_module_names, "torch"} or not _within(importer, TORCH_ONLY)
+    apart = _within(importer, ["datamodules"]) and _within(target, ["composers"])
+    private = name is not None and name.startswith("_") and _package(importer) != _package(target)
+    return other <= own and not apart and not private
+
+
+def _package(module):
+    """Return the room of a module: its name without that of the file."""
+    return module if ROOT.joinpath(*module.split(".")).is_dir() else module.rpartition(".")[0]
+
+
+def _is_module(module):
+    """Return whether a dotted name is a file or folder of this software."""
+    path = ROOT.joinpath(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
@@ -71,20 +94,24 @@ def test_imports_run_one_way(path):
 @pytest.mark.parametrize(
     ("importer", "source"),
     [
-        ("composers.inr.coordinate_mlp", "import lightning"),
-        ("composers.inr.coordinate_mlp", "def f():\n    from lightning.pytorch import Trainer"),
-        ("composers.inr.encodings", "from composers.base import Composer"),
-        ("composers.hypernet.tokenizers", "from datamodules.samples import SamplePhotos"),
-        ("composers.hypernet.tokenizers", "from datamodules import SamplePhotos"),
-        ("composers.rendering.renderer", "from composers.inr.coordinate_mlp import Field"),
-        ("composers.rendering.renderer", "from composers.inr import _private"),
-        ("composers.rendering.renderer", "from ..inr.coordinate_mlp import Field"),
-        ("composers.inner_loop", "from composers.refinement import Latents"),
+        ("composers.networks.coordinate_mlp", "import lightning"),
+        ("composers.networks.coordinate_mlp", "def f():\n    from lightning.pytorch import Trainer"),
+        ("composers.networks.encodings", "from composers.base import Composer"),
+        ("composers.encoders.patches", "from datamodules.images.sample_photos import SamplePhotos"),
+        ("composers.encoders.patches", "from datamodules import SamplePhotos"),
+        ("composers.rendering.renderer", "from composers.networks import _private"),
+        ("composers.rendering.renderer", "from ..networks import _private"),
+        ("composers.inference.inner_loop", "from composers.inference.refinement import Latents"),
+        ("composers.inference.refinement", "from composers.base import Composer"),
         ("composers.base", "from datamodules import SamplePhotos"),
-        ("composers.callbacks", "import datamodules.samples"),
-        ("datamodules.base", "from composers.inr import CoordinateMLP"),
-        ("datamodules.samples", "import composers"),
-        ("datamodules.coordinates", "from datamodules.base import CoordinateDataModule"),
+        ("composers.base", "from modalities.images import picture"),
+        ("composers.checkpoint", "import modalities.audio"),
+        ("modalities.images", "from callbacks.results import ResultsTable"),
+        ("callbacks.results", "from application.runs import RunFolders"),
+        ("datamodules.base", "from composers.networks import CoordinateMLP"),
+        ("datamodules.base", "from datamodules.images.base import PictureSet"),
+        ("datamodules.images.sample_photos", "import composers"),
+        ("datamodules.domain", "from datamodules.base import CoordinateDataModule"),
         ("datamodules.batch", "import lightning"),
     ],
 )

@@ -15,7 +15,7 @@ from program import REPOSITORY, column, run
 
 import composers
 import datamodules
-from datamodules.samples import photograph
+from datamodules.images.sample_photos import photograph
 
 SECTIONS = {"Add a composer": composers, "Add an inner-loop method": composers, "Add a data set": datamodules}
 # The README's commands train for a minute; these make them a second. Everything else is as written.

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from composers.base import Composer
-from composers.files import written_whole
-from composers.refinement import Latents
-from composers.streams import printable
+from composers.inference.refinement import Latents
+from datamodules.storage.files import written_whole
+from datamodules.storage.text import printable
 from datamodules.tiles import Box
 
 MEASURED = ("rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from composers.base import Composer
+from composers.inference.refinement import Latents, Refinement
 from composers.meta_learned import MetaLearned
-from composers.refinement import Latents, Refinement
 from datamodules.batch import Observation
 
 

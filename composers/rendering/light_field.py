@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from composers.inr import Field
+from composers.networks import Field
 from composers.rendering.rays import RayRenderer, Rendered
 from composers.rendering.renderer import PointRenderer
 from datamodules.cameras import plucker
-from datamodules.coordinates import exact
+from datamodules.domain import exact
 
 
 class LightFieldRenderer(RayRenderer):

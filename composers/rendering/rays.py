@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from composers.inr import Field
+from composers.networks import Field
 from composers.rendering.renderer import Renderer
 
 

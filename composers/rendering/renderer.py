@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from composers.inr import Field
+from composers.networks import Field
 
 
 class Renderer(nn.Module, ABC):

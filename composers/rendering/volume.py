@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from composers.inr import Field
+from composers.networks import Field
 from composers.rendering.rays import RayRenderer, Rendered
-from datamodules.coordinates import exact
+from datamodules.domain import exact
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 

@@ -1,0 +1,1 @@
+"""What cli.py is made of: run folders, options, streams, messages."""

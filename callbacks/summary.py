@@ -1,0 +1,118 @@
+"""What is trained on what, printed before a training run, and what to type next, printed after it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import default_collate
+
+from callbacks.folders import planned_folder, relative_path
+from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
+from callbacks.results import inner_steps
+from composers.base import Composer
+from composers.inference import Hypernetwork
+from composers.inference.inner_settings import InnerLoop
+from composers.learned_init import LearnedInit
+from composers.meta_learned import MetaLearned
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import CoordinateBatch
+
+
+class StartSummary(Callback):
+    """Prints before training what will be trained on what, and after it where the checkpoint is and what to type next."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary, on one process; all of them gather it, for the trainer asks them all."""
+        if not isinstance(pl_module, Composer):
+            return
+        table = Table(title=type(pl_module).__name__, show_header=False, title_justify="left")
+        for name, value in self._facts(trainer, pl_module).items():
+            table.add_row(name, value)
+        if trainer.is_global_zero:
+            Console().print(table)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the path of the checkpoint and the next command, as far as this run wrote what it needs."""
+        savers = trainer.checkpoint_callbacks
+        found = (getattr(saver, name, "") for name in ("last_model_path", "best_model_path") for saver in savers)
+        path = next(filter(None, found), None)
+        folder = planned_folder(trainer)
+        if not trainer.is_global_zero:
+            return
+        console = Console(soft_wrap=True)
+        if path is None:
+            console.print("No checkpoint was saved.")
+            return
+        console.print(f"Checkpoint: {(checkpoint := relative_path(path))}")
+        if folder is not None and (config := folder / "config.yaml").is_file():
+            console.print(f"Next: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}")
+
+    def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
+        """Return what the summary says."""
+        facts = {"parameters": f"{sum(parameter.numel() for parameter in composer.parameters()):,}"}
+        for module in composer.modules():
+            if isinstance(module, Hypernetwork):
+                facts["tokens"] = "{} data + {} weight".format(*module.num_tokens)
+        if isinstance(composer, MetaLearned):
+            facts["inner loop"] = _inner_facts(composer)
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, CoordinateDataModule):
+            facts |= _data_facts(trainer, composer, data)
+        facts["steps"] = f"{trainer.estimated_stepping_batches:,.0f}"
+        facts["precision"] = str(trainer.precision)
+        facts["device"] = f"{trainer.num_devices * trainer.num_nodes} x {composer.device.type}"
+        folder = planned_folder(trainer)
+        nothing = "nothing is written: fast_dev_run" if trainer.fast_dev_run else "nothing is written: no logger"  # type: ignore[attr-defined]
+        facts["output"] = nothing if folder is None else str(relative_path(folder))
+        return facts
+
+
+def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule) -> dict[str, str]:
+    """Return what the summary says of the data and of what is stored for one instance."""
+    raw = default_collate([data.val_set[0]])
+    batch: CoordinateBatch = trainer.strategy.batch_to_device(raw)
+    with torch.no_grad():
+        latents = composer.eval().encode(batch.observation)
+    composer.train()
+    devices = trainer.num_devices * trainer.num_nodes
+    accumulated = trainer.accumulate_grad_batches
+    return {
+        "instance code": f"{sum(latent.numel() for latent in latents.values()):,} numbers",
+        "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {_length(data.train_set)} training and "
+        f"{_length(data.val_set)} validation items",
+        "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
+        f"x {accumulated} accumulated",
+    } | data.notes
+
+
+def _inner_facts(composer: MetaLearned) -> str:
+    """Return what the summary says of an inner loop."""
+    loop = composer.inner_loop
+    reptile = isinstance(composer, LearnedInit) and composer.outer == "reptile"
+    learned = f", factors learned per {' and '.join(loop.learned_lr)}" if loop.learned_lr else ""
+    seen, seen_at_test = (_seen(loop, count) for count in (loop.samples_per_step, loop.test_samples_per_step))
+    parts = [
+        inner_steps(loop.steps) + ("" if loop.test_steps == loop.steps else f" in training, {loop.test_steps} at test"),
+        f"step size {loop.lr:g}{learned}",
+        "Reptile" if reptile else "first order" if loop.first_order else "second order",
+        f"{seen} per step" + ("" if seen == seen_at_test else f", {seen_at_test} at test"),
+    ]
+    if loop.recompute and not loop.first_order and not reptile:  # else there is nothing to store
+        parts.append("recomputed in the backward pass")
+    return "; ".join(parts)
+
+
+def _seen(loop: InnerLoop, count: int | Literal["all"]) -> str:
+    """Return in words which samples an inner step looks at."""
+    if count == "all":
+        return "all samples"
+    return f"{count:,} random samples" if loop.choose == "random" else f"the {count:,} samples of largest error"
+
+
+def _length(dataset: object) -> str:
+    """Return the length of a data set, for people."""
+    return f"{len(dataset):,}" if hasattr(dataset, "__len__") else "?"

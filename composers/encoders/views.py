@@ -1,0 +1,103 @@
+"""From posed pictures to tokens: what a pixel shows, and the ray along which it was seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from composers.encoders.patches import Tokenizer, cut
+from datamodules.batch import Views
+from datamodules.cameras import pixel_rays
+from datamodules.domain import exact
+
+
+class ViewPatches(Tokenizer):
+    """Non-overlapping patches of views with nine channels: red, green, blue, ray origin, ray direction (paper section 4.3).
+
+    Patches are flattened channel by channel, and the tokens of the views follow one another.
+
+    Args:
+        signal_shape: ``(V, 3, H, W)``, views of one scene; under the command line, the data module states it. If only the
+            number of tokens is known, ``(-1, 3, -1, -1)``, and ``num_tokens``.
+        patch_size: Pixels along both sides of a patch, a divisor of ``H`` and ``W``.
+        num_tokens: Only where ``signal_shape`` leaves the number open.
+
+    Raises:
+        ValueError: If sizes are missing or do not fit each other.
+    """
+
+    def __init__(
+        self, signal_shape: Sequence[int] | None = None, patch_size: int = 8, num_tokens: int | None = None
+    ) -> None:
+        super().__init__()
+        if (
+            signal_shape is None
+            or len(signal_shape) != 4
+            or signal_shape[1] != 3
+            or any(size < 1 and size != -1 for size in signal_shape)
+        ):
+            raise ValueError(
+                f"signal_shape is {signal_shape if signal_shape is None else tuple(signal_shape)}: under the command line the "
+                "data module states it, which must be one of posed views; in Python pass (views, 3, height, width)."
+            )
+        if patch_size < 1:
+            raise ValueError(f"patch_size is {patch_size}; it must be at least 1.")
+        self.signal_shape = tuple(signal_shape)
+        self.patch_size = patch_size
+        self.token_dim = 9 * patch_size**2
+        self.num_tokens = self._stated(num_tokens)
+
+    def _stated(self, num_tokens: int | None) -> int:
+        """Return the number of tokens, from the shape or as stated."""
+        if -1 in self.signal_shape:
+            if num_tokens is None or num_tokens < 1:
+                raise ValueError(
+                    f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} leaves it open: "
+                    "state it, at least 1."
+                )
+            return num_tokens
+        count = self._count(self.signal_shape)
+        if num_tokens not in (None, count):
+            raise ValueError(
+                f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} gives {count}: leave num_tokens out."
+            )
+        return count
+
+    def _count(self, shape: Sequence[int]) -> int:
+        """Return the number of tokens of views ``(V, 3, H, W)``."""
+        views, _, *sizes = shape
+        if any(size % self.patch_size for size in sizes):
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide views of {sizes[0]} x {sizes[1]} pixels: choose a divisor of "
+                "both sides, or another size of the views."
+            )
+        return views * math.prod(size // self.patch_size for size in sizes)
+
+    def forward(self, signal: Tensor | Views) -> Tensor:
+        """Return tokens ``(B, V * (H / p) * (W / p), 9 * p * p)`` of posed views, row by row of each, in float32."""
+        if not isinstance(signal, Views):
+            raise ValueError(
+                f"ViewPatches takes posed views (Views), and was given {type(signal).__name__}: choose data of scenes, or "
+                "tokenizer Patches."
+            )
+        self._check(tuple(signal.images.shape[1:]))
+        sizes = signal.images.shape[-2:]
+        with torch.autocast(signal.images.device.type, enabled=False):  # rounded rays would point elsewhere
+            rays = pixel_rays(exact(signal.poses), exact(signal.focals), sizes)  # (B, V, H W, 6)
+        channels = torch.cat((exact(signal.images), rays.mT.unflatten(-1, sizes)), dim=2)  # (B, V, 9, H, W)
+        patches = cut(channels.flatten(0, 1), [size // self.patch_size for size in sizes], self.patch_size)
+        return patches.reshape(channels.shape[0], self.num_tokens, self.token_dim)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        """Refuse views ``(V, 3, H, W)`` of another number or size than stated."""
+        fits = len(shape) == 4 and all(
+            stated in (-1, size) for stated, size in zip(self.signal_shape, shape, strict=True)
+        )
+        if not fits or self._count(shape) != self.num_tokens:
+            raise ValueError(
+                f"The views have shape {shape} (views, 3, height, width); this model takes {self.signal_shape} with "
+                f"{self.num_tokens} patches of {self.patch_size} x {self.patch_size} pixels: give it such views."
+            )

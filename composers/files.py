@@ -1,5 +1,0 @@
-"""Files that are whole or not there."""
-
-from datamodules.files import written_whole
-
-__all__ = ["written_whole"]

@@ -1,0 +1,120 @@
+"""Encodings of coordinates, in float32 even under autocast: rounded coordinates turn high frequencies into noise."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.domain import exact
+
+
+class Encoding(nn.Module, ABC):
+    """A fixed map from coordinates to features."""
+
+    @abstractmethod
+    def width(self, coord_dim: int) -> int:
+        """Return the number of features of a coordinate with ``coord_dim`` dimensions."""
+
+    @abstractmethod
+    def features(self, coords: Tensor) -> Tensor:
+        """Return the features ``(..., width)`` of float32 coordinates ``(..., D)``."""
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Return the features ``(..., width)`` of coordinates ``(..., D)``, in float32 at least."""
+        with torch.autocast(coords.device.type, enabled=False):
+            return self.features(exact(coords))
+
+
+class IdentityEncoding(Encoding):
+    """The coordinates themselves, for networks with periodic or localised activations."""
+
+    def width(self, coord_dim: int) -> int:
+        """Return ``coord_dim``."""
+        return coord_dim
+
+    def features(self, coords: Tensor) -> Tensor:
+        """Return the coordinates unchanged."""
+        return coords
+
+
+class FourierFeatures(Encoding):
+    """Log-spaced Fourier features (paper section 3; facts of the released code): all cosines, then all sines.
+
+    The frequencies run from 1 to ``max_frequency`` in equal ratios; features are laid out axis by axis.
+    For scenes in world units, as NeRF has it, set ``max_frequency`` to ``2 ** 8`` and ``use_pi`` to False.
+
+    Args:
+        num_frequencies: Frequencies per axis, at least 1.
+        max_frequency: The highest frequency, at least 1. The published values are 64 to 256 for pictures and 1024 for audio.
+        use_pi: Whether phases are multiplied by pi, so that frequency 1 has one period over ``[-1, 1]``.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_frequencies: int = 64, max_frequency: float = 128.0, use_pi: bool = True) -> None:
+        super().__init__()
+        if num_frequencies < 1:
+            raise ValueError(f"num_frequencies is {num_frequencies}; it must be at least 1.")
+        if max_frequency < 1:
+            raise ValueError(f"max_frequency is {max_frequency}; it must be at least 1.")
+        self.factor = math.pi if use_pi else 1.0
+        exponents = torch.linspace(0, math.log(max_frequency), num_frequencies, dtype=torch.float64)
+        self.register_buffer("frequencies", exponents.exp().float())
+
+    def width(self, coord_dim: int) -> int:
+        """Return twice the number of frequencies times ``coord_dim``."""
+        return 2 * self.frequencies.numel() * coord_dim
+
+    def features(self, coords: Tensor) -> Tensor:
+        """Return cosines, then sines, of the phases, axis by axis: ``(..., 2 K D)``."""
+        phases = (coords.unsqueeze(-1) * (self.frequencies * self.factor)).flatten(-2)  # (..., D K)
+        return torch.cat((phases.cos(), phases.sin()), dim=-1)
+
+
+class GaussianFourierFeatures(Encoding):
+    """Fourier features of random directions (Tancik et al. 2020, "Fourier features let networks learn ...").
+
+    Args:
+        coord_dim: Dimensions of a coordinate; under the command line, the data module states it.
+        num_frequencies: Random directions; the features are twice as many.
+        scale: Standard deviation of the frequencies, in periods per unit of coordinate.
+        seed: Seed of the directions, which are fixed and stored with the model.
+
+    Raises:
+        ValueError: If a number is out of range or ``coord_dim`` is missing.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self, coord_dim: int | None = None, num_frequencies: int = 128, scale: float = 10.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if coord_dim is None or coord_dim < 1:
+            raise ValueError(
+                f"coord_dim of GaussianFourierFeatures is {coord_dim}; give the dimensions of a coordinate, at least 1."
+            )
+        if num_frequencies < 1 or scale <= 0:
+            raise ValueError(f"num_frequencies is {num_frequencies} and scale {scale}; both must be positive.")
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("frequencies", scale * torch.randn(coord_dim, num_frequencies, generator=generator))
+
+    def width(self, coord_dim: int) -> int:
+        """Return twice the number of directions; ``coord_dim`` must be the one given at construction."""
+        if coord_dim != self.frequencies.shape[0]:
+            raise ValueError(
+                f"GaussianFourierFeatures was made for coord_dim {self.frequencies.shape[0]}, the network has {coord_dim}: "
+                "give both the same, or leave the encoding's out on the command line."
+            )
+        return 2 * self.frequencies.shape[1]
+
+    def features(self, coords: Tensor) -> Tensor:
+        """Return cosines, then sines: ``(..., 2 K)``."""
+        phases = 2 * math.pi * (coords @ self.frequencies)
+        return torch.cat((phases.cos(), phases.sin()), dim=-1)

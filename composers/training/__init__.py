@@ -1,0 +1,1 @@
+"""What only training needs: schedules, and how a resumed run goes on."""

@@ -1,0 +1,179 @@
+"""LibriSpeech: a thousand hours of read English, in seven subsets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from datamodules.audio.base import ClipSet
+from datamodules.storage.archives import extract
+from datamodules.storage.download import Source, download
+from datamodules.storage.folders import NamedFile, Split
+
+Subset = Literal[
+    "train-clean-100",
+    "train-clean-360",
+    "train-other-500",
+    "dev-clean",
+    "dev-other",
+    "test-clean",
+    "test-other",
+]
+
+_DIGESTS = {
+    "train-clean-100": "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2",
+    "train-clean-360": "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf",
+    "train-other-500": "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2",
+    "dev-clean": "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
+    "dev-other": "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365",
+    "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
+    "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
+}
+_SIZES = {"test-clean": 346_663_984}  # bytes, where they are known
+
+
+class LibriSpeech(ClipSet):
+    """Pieces of the utterances of LibriSpeech (Panayotov et al., ICASSP 2015; CC BY 4.0), 16 kHz, one channel.
+
+    Published are training on ``train-clean-100``, 28,539 utterances, and evaluation on the first seconds of ``test-clean``,
+    2,620. Training sees a random piece of every utterance, anew in every epoch. Utterances are shorter than 3 seconds here and
+    there: they are followed by zeros, which count nowhere unless ``cropping`` is ``released``.
+
+    A subset is looked for in ``librispeech/SUBSET/LibriSpeech/SUBSET``, where downloads are unpacked, in
+    ``librispeech/LibriSpeech/SUBSET``, ``librispeech/SUBSET``, ``LibriSpeech/SUBSET``,
+    ``LibriSpeech/original/LibriSpeech/SUBSET`` and ``SUBSET`` of ``root``: a folder per speaker, in it one per chapter, in it
+    FLAC files.
+
+    Args:
+        seconds: Of a piece.
+        rate: Samples a second; other rates than 16,000 are resampled.
+        root: Folder of the data sets.
+        download: Whether to fetch the archives of the subsets into ``root``, 6.3 GB for ``train-clean-100``; one that was put
+            there by hand is unpacked anyway.
+        train_subset: What is trained on.
+        val_subset: What validation sees.
+        test_subset: What the test sees.
+        cropping: Pieces of ``whole`` utterances; or as ``released`` code cuts them, without the last second of each and with
+            the zeros after short ones counted, for comparison.
+        on_bad_file: What an unreadable utterance does: ``raise`` stops with its name when it is met, ``skip`` reads all first,
+            leaves it out and says so.
+        partial: Whether a subset may have fewer or more utterances than were published.
+        batch_size: Instances per device and step.
+        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
+        num_workers: Processes that load; 0 loads in the main process.
+        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
+        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+
+    Raises:
+        ValueError: If a number is out of range; at set-up, if utterances are missing or unreadable.
+        ConnectionError: If an archive cannot be fetched.
+    """
+
+    published: ClassVar[Mapping[str, int]] = {"train-clean-100": 28_539, "test-clean": 2_620}
+    sources: ClassVar[Mapping[str, Source]] = {
+        subset: Source(
+            f"https://www.openslr.org/resources/12/{subset}.tar.gz",
+            f"{subset}.tar.gz",
+            f"sha256:{_DIGESTS[subset]}",
+            _SIZES.get(subset),
+        )
+        for subset in get_args(Subset)
+    }
+
+    def __init__(
+        self,
+        seconds: float = 1.0,
+        rate: int = 16000,
+        root: str = "data",
+        download: bool = True,
+        train_subset: Subset = "train-clean-100",
+        val_subset: Subset = "test-clean",
+        test_subset: Subset = "test-clean",
+        cropping: Literal["whole", "released"] = "whole",
+        on_bad_file: Literal["raise", "skip"] = "raise",
+        partial: bool = False,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
+        coordinate_subset: int | float | None = None,
+    ) -> None:
+        super().__init__(
+            seconds,
+            rate,
+            1,
+            root,
+            cropping,
+            on_bad_file,
+            partial,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            coordinate_noise,
+            coordinate_subset,
+        )
+        self.download = download
+        self.subsets: Mapping[Split, Subset] = {"train": train_subset, "val": val_subset, "test": test_subset}
+        for subset in self.subsets.values():
+            if subset not in self.sources:
+                raise ValueError(f"LibriSpeech has no subset {subset}: choose of {', '.join(self.sources)}.")
+
+    def fetch(self, splits: Sequence[Split]) -> None:
+        """Download and unpack the archives of some splits, unless their utterances are there."""
+        for subset in dict.fromkeys(self.subsets[split] for split in splits):
+            source = self.sources[subset]
+            archive = self.root / source.filename
+            if self._folder(subset) is None and (self.download or archive.exists()):
+                extract(download(source, self.root), self.root / "librispeech" / subset)
+
+    def files(self, split: Split) -> list[NamedFile]:
+        """Return the utterances of a split, named and sorted by their ids: speaker, chapter and number."""
+        subset = self.subsets[split]
+        folder = self._folder(subset)
+        if folder is None:
+            raise ValueError(
+                f"There is no LibriSpeech {subset} in {self.root}: none of {', '.join(map(str, self._places(subset)))} has "
+                f"the folders of speakers. Let it be downloaded, --data.init_args.download true.\n{self._by_hand(subset)}"
+            )
+        found = [path for path in folder.glob("*/*/*.flac") if not path.name.startswith(".")]
+        return sorted(NamedFile(path.stem, path) for path in found)
+
+    def count(self, split: Split) -> int | None:
+        """Return how many utterances a split should have; None where that is not known."""
+        return self.published.get(self.subsets[split])
+
+    def _places(self, subset: Subset) -> list[Path]:
+        """Return the folders that are looked for, in this order."""
+        return [
+            self.root / "librispeech" / subset / "LibriSpeech" / subset,
+            self.root / "librispeech" / "LibriSpeech" / subset,
+            self.root / "librispeech" / subset,
+            self.root / "LibriSpeech" / subset,
+            self.root / "LibriSpeech" / "original" / "LibriSpeech" / subset,
+            self.root / subset,
+        ]
+
+    def _folder(self, subset: Subset) -> Path | None:
+        """Return the first folder that holds folders of speakers."""
+        return next((place for place in self._places(subset) if place.is_dir() and _holds_speakers(place)), None)
+
+    def _mend(self, split: Split) -> str:
+        """Return what to do about utterances that are missing."""
+        subset = self.subsets[split]
+        return f"move {self._folder(subset)} away to have it fetched anew. {self._by_hand(subset)}"
+
+    def _by_hand(self, subset: Subset) -> str:
+        """Return how to get an archive without this program."""
+        source = self.sources[subset]
+        return (
+            f"Or fetch {source.url} ({source.checksum}) and put it at {self.root / source.filename}; it is unpacked into "
+            f"{self.root / 'librispeech' / subset}, which must not be there."
+        )
+
+
+def _holds_speakers(folder: Path) -> bool:
+    """Return whether a folder holds a folder that is named by a number."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.isdecimal() and entry.is_dir() for entry in entries)

@@ -1,0 +1,180 @@
+"""Anybody's clips of sound: files and folders, in tiles along time, for prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import CoordinateBatch, Piece, Signal
+from datamodules.images.prediction import TileBatch, WholePictures, collate_tiles, unique_names
+from datamodules.storage.audio import read_clip, sound_files
+from datamodules.storage.recordings import clip_tiles, cut_clip, in_channels_of, measured, read_seen
+from datamodules.tiles import Box
+
+_RATE = 16000  # where nobody says
+
+
+class SoundFile(NamedTuple):
+    """A clip that can be read.
+
+    Attributes:
+        name: Of its results: the path below the folder that was given, without its ending where that stays unique.
+        path: The file.
+        samples: Its length, at the rate of the model.
+        tiles: Where its tiles lie.
+    """
+
+    name: str
+    path: Path
+    samples: int
+    tiles: list[Box]
+
+
+class ClipTiles(Dataset[tuple[Tensor, Piece]]):
+    """All tiles of clips, clip by clip; the clip read last is kept.
+
+    Args:
+        files: The clips.
+        channels: Those of the model.
+        rate: That of the model.
+    """
+
+    def __init__(self, files: Sequence[SoundFile], channels: int, rate: int) -> None:
+        self.channels = channels
+        self.rate = rate
+        self.places = [(file, box) for file in files for box in file.tiles]
+        self._last: tuple[Path, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Return the tiles of all clips."""
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Piece]:
+        """Return a tile ``(C, length)``, zeros beyond the end of its clip, and where it lies."""
+        file, box = self.places[index]
+        if self._last is None or self._last[0] != file.path:
+            self._last = (file.path, read_seen(file.path, self.channels, self.rate).values)
+        return cut_clip(self._last[1], box), Piece(file.name, (file.samples,), box)
+
+
+class SoundFiles(CoordinateDataModule):
+    """Anybody's clips of sound, for ``cli.py predict --audio``: as long as the model's signals, or cut into tiles along time.
+
+    Longer clips are cut into tiles that overlap by a quarter; of shorter ones the padding counts nowhere. A clip that cannot
+    be read is skipped with the reason, unless it is the only one. Of a folder, all files of sound are taken, in its
+    subfolders too; not those in folders of earlier predictions. Two units of a coordinate are a second, as published.
+
+    Args:
+        audio: Files and folders.
+        signal_shape: ``(C, samples)`` of the model; under the command line the checkpoint states it.
+        rate: Samples per second of the signals that the model was trained with; clips of another rate are resampled. Under
+            the command line the checkpoint states it; 16,000 if it does not.
+        batch_size: Tiles per device and step.
+        num_workers: Processes that load; 0 loads in the main process.
+
+    Attributes:
+        rates: By name, the rates of the files, in samples per second.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        audio: Sequence[str] = (),
+        signal_shape: Sequence[int] | None = None,
+        rate: int | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers=num_workers)
+        self.rate = _RATE if rate is None else rate
+        if self.rate < 1:
+            raise ValueError(f"rate is {rate}; give the samples per second that the model was trained with.")
+        self.paths = [audio] if isinstance(audio, str) else list(audio)
+        self._signal_shape = tuple(signal_shape or ())
+        self.files: list[SoundFile] = []
+        self.rates: dict[str, int] = {}
+
+    @property
+    def signal_shape(self) -> tuple[int, ...]:
+        """``(C, samples)`` of the model."""
+        shape = self._signal_shape
+        if len(shape) != 2 or min(shape) < 1:
+            raise ValueError(
+                f"signal_shape is {list(shape)}: clips go to a model of sound, [channels, samples]. "
+                "Name a checkpoint of such a model with --ckpt_path."
+            )
+        return shape
+
+    @property
+    def coord_range(self) -> tuple[float, float]:
+        """Minus and plus the seconds of a signal: two units of a coordinate are a second."""
+        seconds = self.signal_shape[-1] / self.rate
+        return -seconds, seconds
+
+    def setup(self, stage: str) -> None:
+        """Look at every clip.
+
+        Raises:
+            ValueError: If none can be read, or ``stage`` is not predict.
+        """
+        if stage != "predict":
+            raise ValueError(f"SoundFiles serves prediction, not {stage}: choose another data module.")
+        each: dict[Path, tuple[Path, Path]] = {}
+        for path, place in (item for given in self.paths for item in sound_files(Path(given))):
+            each.setdefault(path.absolute(), (path, place))  # named twice, taken once
+        found = list(each.values())
+        self.files, self.rates, self.skipped, self.notes = [], {}, {}, {}
+        for (path, place), name in zip(found, unique_names(found), strict=True):
+            try:
+                self._look(path, name, renamed=name != place.with_suffix("").as_posix())
+            except ValueError as error:
+                self.skipped[str(path)] = str(error)
+        if not self.files:
+            reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
+            raise ValueError(
+                f"No clip to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
+                f"with --audio.{reasons}"
+            )
+
+    def original(self, name: str) -> Tensor | None:
+        """Return the clip of a name as it is in its file, with the channels of the model: ``(C, n)`` at its own rate."""
+        [path] = [file.path for file in self.files if file.name == name]
+        return in_channels_of(read_clip(path), self.value_dim, path)[0]
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
+        """Return the loader of tiles, clip by clip."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(self.files) < world_size:
+            raise ValueError(f"{len(self.files)} clip(s) for {world_size} devices: lower --trainer.devices.")
+        sampler = WholePictures([len(file.tiles) for file in self.files], rank, world_size)
+        return DataLoader(
+            ClipTiles(self.files, self.value_dim, self.rate),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate_tiles,
+        )
+
+    def to_coordinates(self, batch: Signal | TileBatch, *, training: bool = False, step: int = 0) -> CoordinateBatch:
+        """Return the coordinate batch of collated tiles, in which padding is masked."""
+        assert isinstance(batch, TileBatch)
+        names = [f"{piece.name} {piece.box}" for piece in batch.pieces]
+        lengths = torch.tensor([measured(piece.box, piece.shape[0]) for piece in batch.pieces])
+        collated = Signal(batch.values, names, 0, lengths)  # type: ignore[arg-type]
+        return super().to_coordinates(collated)._replace(pieces=batch.pieces)
+
+    def _look(self, path: Path, name: str, renamed: bool) -> None:
+        """Read a clip and note what is known of it."""
+        seen = read_seen(path, self.value_dim, self.rate)
+        samples = seen.values.shape[1]
+        self.files.append(SoundFile(name, path, samples, clip_tiles(samples, self.signal_shape[-1])))
+        self.rates[name] = seen.rate
+        self.notes[name] = "; ".join([*seen.notes, *([f"from {path}"] if renamed else [])])

@@ -1,0 +1,118 @@
+"""Recorded prompts bundled with the software: audio for a first run, for tests and documentation."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from datamodules.audio.base import RandomPiece, SoundModule, padded
+from datamodules.batch import Signal
+from datamodules.loading import InMemory
+from datamodules.storage.audio import read_clip, resampled
+
+SPEECH = Path(__file__).resolve().parents[2] / "samples" / "speech"
+TRAINING_CLIPS = (
+    "ast_en_conf-invalid",
+    "ast_en_conf-locked",
+    "ast_en_conf-lockednow",
+    "ast_en_confbridge-has-left",
+    "ast_en_confbridge-removed",
+    "ast_en_please-try-call-later",
+    "ast_en_spy-misdn",
+    "ast_en_vm-enter-num-to-call",
+    "ast_en_vm-tempgreeting",
+    "ast_en_vm-tomakecall",
+    "ast_fr_conf-onlyone",
+    "ast_fr_confbridge-participants",
+    "ast_fr_confbridge-rest-talk-vol-out",
+    "ast_fr_is-in-use",
+    "ast_fr_queue-thereare",
+    "ast_fr_spy-usbradio",
+    "ast_fr_vm-mailboxfull",
+    "ast_fr_vm-tooshort",
+)
+HELD_OUT_CLIPS = (
+    "ast_en_agent-pass",
+    "ast_en_queue-callswaiting",
+    "ast_en_sorry-youre-having-problems",
+    "ast_en_vm-undeleted",
+    "ast_fr_confbridge-begin-glorious-c",
+    "ast_fr_vm-toreply",
+)
+
+
+@cache
+def recording(name: str, rate: int = 16000) -> Tensor:
+    """Return one of the recordings of speech as ``(1, n)`` float32 in [-1, 1].
+
+    Args:
+        name: Of its file, without the ending.
+        rate: Samples a second; 16,000 in the file.
+
+    Example:
+        >>> recording("ast_en_spy-misdn").shape
+        torch.Size([1, 27158])
+    """
+    values, original = read_clip(SPEECH / f"{name}.flac")
+    return resampled(values, original, rate)
+
+
+class SampleSpeech(SoundModule):
+    """Recorded prompts of two speakers, English and French, a minute together: no download.
+
+    Training sees pieces at random places of 18 clips. Held out, for validation and test, are six others, four English and two
+    French, each as the pieces that follow one another from its start, as many as fit, such as ``ast_en_agent-pass-0``. Clips
+    that are shorter than a piece, none at one second, are followed by zeros, which count nowhere.
+
+    The recordings are those of Asterisk's core sounds by Allison Smith and June Wallack, CC BY-SA 3.0; credits and conditions
+    are in ``samples/speech/LICENSES.md``. They are for trying things out: too few to stand for LibriSpeech.
+
+    Args:
+        seconds: Of a piece.
+        rate: Samples a second; other rates than 16,000 are resampled.
+        crops_per_epoch: Training pieces of an epoch.
+        batch_size: Instances per device and step.
+        eval_batch_size: Instances per device in validation and test; ``batch_size`` if None.
+        num_workers: Processes that load; 0 loads in the main process.
+        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
+        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        seconds: float = 1.0,
+        rate: int = 16000,
+        crops_per_epoch: int = 1024,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
+        coordinate_subset: int | float | None = None,
+    ) -> None:
+        if crops_per_epoch < 1:
+            raise ValueError(f"crops_per_epoch is {crops_per_epoch}; an epoch has at least 1 piece.")
+        super().__init__(
+            seconds, rate, 1, batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset
+        )
+        self.crops_per_epoch = crops_per_epoch
+        self.augmentation = RandomPiece(self.samples)
+
+    def setup(self, stage: str) -> None:
+        """Read the recordings."""
+        if stage == "fit":
+            clips = [(name, recording(name, self.rate)) for name in TRAINING_CLIPS]
+            self.train_set = InMemory([Signal(values, name) for name, values in clips], self.crops_per_epoch)
+        self.val_set = self.test_set = InMemory([item for name in HELD_OUT_CLIPS for item in self._held_out(name)])
+
+    def _held_out(self, name: str) -> list[Signal]:
+        """Return the pieces of a clip that fit, one at least."""
+        clip = recording(name, self.rate)
+        count = max(1, clip.shape[1] // self.samples)
+        pieces = [padded(piece, self.samples) for piece in clip.split(self.samples, dim=1)[:count]]
+        return [Signal(values, f"{name}-{number}", length=length) for number, (values, length) in enumerate(pieces)]

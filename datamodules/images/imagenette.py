@@ -1,0 +1,123 @@
+"""ImageNette: 13,394 pictures of ten classes of ImageNet, 320 pixels along the shorter side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from datamodules.images.base import PictureSet
+from datamodules.storage.archives import extract
+from datamodules.storage.download import Source, download
+from datamodules.storage.folders import NamedFile, Split
+from datamodules.storage.images import Preparation, RandomCrop, picture_files
+
+
+class ImageNette(PictureSet):
+    """The pictures of ImageNette (fast.ai), prepared as published: 9,469 for training, 3,925 for validation and test alike.
+
+    Training sees random crops of the pictures as they are in their files, half of them mirrored. In published evaluation
+    pictures are scaled down to ``size`` first, and then cut to their central square: they are about 1.8 times smaller than
+    those of training, at the published 178 pixels. ``evaluation: matched`` cuts the central square of the pictures as they
+    are; its numbers are not comparable with published ones.
+
+    The pictures are looked for in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` of ``root``, and in
+    ``root`` itself: folders ``train`` and ``val``, in which every class has a folder.
+
+    Args:
+        size: Pixels along each side of a picture as it is trained and evaluated on.
+        root: Folder of the data sets.
+        download: Whether to fetch the archive (about 340 MB) into ``root``; one that was put there by hand is unpacked anyway.
+        flip: Whether half of the training pictures are mirrored left to right, at random.
+        evaluation: What validation and test see: ``resized`` as published, or ``matched`` to the scale of training.
+        cache: Folder that keeps decoded pictures; if None, they are decoded every time.
+        on_bad_file: What an unreadable picture does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
+        partial: Whether a split may have fewer or more pictures than were published.
+        batch_size: Instances per device and step.
+        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
+        num_workers: Processes that load; 0 loads in the main process.
+        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
+        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+
+    Raises:
+        ValueError: If a number is out of range; at set-up, if pictures are missing or unreadable.
+        ConnectionError: If the archive cannot be fetched.
+    """
+
+    published: ClassVar[Mapping[Split, int]] = {"train": 9_469, "val": 3_925, "test": 3_925}
+    source: ClassVar[Source] = Source(
+        "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
+        "imagenette2-320.tgz",
+        "md5:3df6f0d01a2c9592104656642f5e78a3",
+    )
+
+    def __init__(
+        self,
+        size: int = 178,
+        root: str = "data",
+        download: bool = True,
+        flip: bool = True,
+        evaluation: Literal["resized", "matched"] = "resized",
+        cache: str | None = "data/cache",
+        on_bad_file: Literal["raise", "skip"] = "raise",
+        partial: bool = False,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
+        coordinate_subset: int | float | None = None,
+    ) -> None:
+        super().__init__(
+            size,
+            root,
+            cache,
+            on_bad_file,
+            partial,
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            coordinate_noise,
+            coordinate_subset,
+        )
+        self.download = download
+        self.evaluation = evaluation
+        self.random_crop = RandomCrop(size, flip)
+
+    def fetch(self) -> None:
+        """Download and unpack the archive, unless the pictures are there."""
+        archive = self.root / self.source.filename
+        if self._folder() is None and (self.download or archive.exists()):
+            extract(download(self.source, self.root), self.root / "imagenette")
+
+    def files(self, split: Split) -> list[NamedFile]:
+        """Return the pictures of a split, named ``CLASS/FILE``, in alphabetical order."""
+        folder = self._folder()
+        if folder is None:
+            raise ValueError(
+                f"There is no ImageNette in {self.root}: none of {', '.join(map(str, self._places()))} has the folders train "
+                f"and val. Let it be downloaded, --data.init_args.download true, or fetch {self.source.url} "
+                f"({self.source.checksum}) and put it at {self.root / self.source.filename}. It is unpacked into "
+                f"{self.root / 'imagenette'}; if that is there, and is something else, move it away."
+            )
+        found = picture_files(folder / ("train" if split == "train" else "val"))
+        return [NamedFile(place.as_posix(), path) for path, place in found]
+
+    def preparation(self, split: Split) -> Preparation:
+        """Return what is done to every picture of a split, before crops of training pictures."""
+        if split == "train":
+            return Preparation(smallest=self.size)
+        return Preparation(crop=self.size) if self.evaluation == "matched" else super().preparation(split)
+
+    def _places(self) -> list[Path]:
+        """Return the folders that are looked for, in this order."""
+        return [
+            self.root / "imagenette" / "imagenette2-320",
+            self.root / "imagenette",
+            self.root / "imagenette2-320",
+            self.root,
+        ]
+
+    def _folder(self) -> Path | None:
+        """Return the first folder that holds training and validation pictures."""
+        places = self._places()
+        return next((place for place in places if (place / "train").is_dir() and (place / "val").is_dir()), None)

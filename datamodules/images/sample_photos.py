@@ -1,0 +1,141 @@
+"""Photographs bundled with the software: images for a first run, for tests and documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import skimage.data
+import torch
+from torch import Tensor
+
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import Signal
+from datamodules.loading import InMemory
+from datamodules.storage.images import RandomCrop, resize_picture
+
+TRAINING_PHOTOGRAPHS = (
+    "chelsea",
+    "rocket",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+    "stereo_motorcycle",
+    "camera",
+    "brick",
+    "gravel",
+    "grass",
+    "coins",
+    "moon",
+)
+HELD_OUT_PHOTOGRAPHS = ("astronaut", "coffee")
+
+
+@cache
+def photograph(name: str) -> Tensor:
+    """Return one of scikit-image's photographs as ``(3, H, W)`` uint8; grey ones have three equal channels.
+
+    Example:
+        >>> photograph("astronaut").shape
+        torch.Size([3, 512, 512])
+    """
+    loaded = getattr(skimage.data, name)()
+    pixels = torch.from_numpy(loaded[0] if isinstance(loaded, tuple) else loaded)
+    return pixels.expand(3, *pixels.shape) if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+class Photographs(InMemory):
+    """Pictures in memory, repeated until an epoch has ``length`` items.
+
+    Args:
+        pictures: The pictures by name.
+        length: Items of an epoch; the number of pictures if None.
+    """
+
+    def __init__(self, pictures: Sequence[tuple[str, Tensor]], length: int | None = None) -> None:
+        super().__init__([Signal(pixels, name) for name, pixels in pictures], length)
+        self.pictures = list(pictures)
+
+
+class SamplePhotos(CoordinateDataModule):
+    """The photographs of scikit-image (BSD-3; pictures in the public domain, CC0 or as named there): no download.
+
+    Training sees random crops, at several scales, of twelve photographs. Held out, for validation and test, are ``astronaut``
+    and ``coffee``: each whole (squeezed to a square) and as 16 fixed crops, the central squares of a 4 x 4 grid.
+
+    Args:
+        size: Pixels along each side of a picture.
+        crops_per_epoch: Training crops of an epoch.
+        scales: Short sides of the photographs that are cropped, in multiples of ``size``, at least 1.
+        shuffle_colors: In training, whether colour channels change places at random: more colours than twelve pictures have.
+        batch_size: Instances per device and step.
+        eval_batch_size: Instances per device in validation and test; ``batch_size`` if None.
+        num_workers: Processes that load; 0 loads in the main process.
+        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
+        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        size: int = 64,
+        crops_per_epoch: int = 1024,
+        scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
+        shuffle_colors: bool = False,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
+        coordinate_subset: int | float | None = None,
+    ) -> None:
+        if size < 1 or crops_per_epoch < 1 or not scales or min(scales) < 1:
+            raise ValueError(
+                f"size is {size}, crops_per_epoch {crops_per_epoch}, scales {list(scales)}: "
+                "sizes and counts are at least 1, and so are scales, of which there is at least one."
+            )
+        super().__init__(batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset)
+        self.size = size
+        self.crops_per_epoch = crops_per_epoch
+        self.scales = tuple(scales)
+        self.augmentation = RandomCrop(size, shuffle_colors=shuffle_colors)
+
+    @property
+    def signal_shape(self) -> tuple[int, ...]:
+        """``(3, size, size)``."""
+        return 3, self.size, self.size
+
+    def setup(self, stage: str) -> None:
+        """Prepare the pictures, a second of work."""
+        if stage == "fit":
+            scaled = [
+                (name, _scaled(photograph(name), round(self.size * scale)))
+                for scale in self.scales
+                for name in TRAINING_PHOTOGRAPHS
+            ]
+            self.train_set = Photographs(scaled, self.crops_per_epoch)
+        self.val_set = self.test_set = Photographs(
+            [item for name in HELD_OUT_PHOTOGRAPHS for item in self._held_out(name)]
+        )
+
+    def _held_out(self, name: str) -> list[tuple[str, Tensor]]:
+        """Return a photograph whole and as 16 fixed crops."""
+        picture = photograph(name)
+        height, width = picture.shape[1] // 4, picture.shape[2] // 4
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        crops = [
+            (f"{name}-{row}{column}", picture[:, row * height + top :, column * width + left :][:, :side, :side])
+            for row in range(4)
+            for column in range(4)
+        ]
+        return [(crop, resize_picture(pixels, self.size, self.size)) for crop, pixels in [(name, picture), *crops]]
+
+
+def _scaled(picture: Tensor, short_side: int) -> Tensor:
+    """Return a picture whose shorter side has ``short_side`` pixels."""
+    height, width = picture.shape[1:]
+    factor = short_side / min(height, width)
+    return resize_picture(picture, round(height * factor), round(width * factor))

@@ -1,0 +1,1 @@
+"""Files, archives and downloads, which know nothing of signals."""

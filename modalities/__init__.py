@@ -1,0 +1,1 @@
+"""Kinds of signals as people touch them: read, written, drawn, measured."""

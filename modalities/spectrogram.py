@@ -1,0 +1,143 @@
+"""Sound as people see it: spectrograms of clips beside what a model makes of them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules.storage.files import written_whole
+from datamodules.storage.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+_WINDOW, _HOP = 0.032, 0.004  # seconds; at 16 kHz the window is 512 samples
+_MOST_FRAMES = 2000  # of a longer clip fewer are drawn, wider apart
+_RANGE = 80.0  # dB from the loudest place of the first panel to black
+_FLOOR = 1e-10  # the power of silence
+
+
+class Panel(NamedTuple):
+    """A clip that is drawn.
+
+    Attributes:
+        label: What stands above it.
+        values: ``(C, n)`` in [-1, 1].
+        rate: Samples a second.
+    """
+
+    label: str
+    values: Tensor
+    rate: int
+
+
+class Levels(NamedTuple):
+    """A spectrogram.
+
+    Attributes:
+        decibels: ``(frequencies, frames)``; a sine of amplitude 1 has 0 dB.
+        hop: Seconds from one frame to the next; the first lies around time 0.
+        step: Hertz from one frequency to the next; the first is 0.
+    """
+
+    decibels: Tensor
+    hop: float
+    step: float
+
+
+def levels(values: Tensor, rate: int) -> Levels:
+    """Return the spectrogram of a clip ``(C, n)``, the mean of its channels, in Hann windows of 32 ms."""
+    mono = values.detach().cpu().float().mean(0)
+    size = max(2, round(_WINDOW * rate))
+    hop = max(1, round(_HOP * rate), math.ceil(len(mono) / _MOST_FRAMES))
+    window = torch.hann_window(size)
+    spectrum = torch.stft(mono, size, hop, window=window, center=True, pad_mode="constant", return_complex=True)
+    power = (2 * spectrum.abs() / window.sum()).square()
+    return Levels(10 * power.clamp(min=_FLOOR).log10(), hop / rate, rate / size)
+
+
+def draw(rows: Sequence[Sequence[Panel]], width: float = 7.2, height: float = 2.2) -> Figure:
+    """Return spectrograms of one scale: seconds to the right, kilohertz upwards, the same colours for the same levels.
+
+    Args:
+        rows: Clips beside each other, and below; as many in every row. The loudest place of the first clip of all rows is the
+            brightest.
+        width: Of a panel, in hundreds of pixels.
+        height: Likewise.
+    """
+    from matplotlib.figure import Figure  # here, because most commands draw nothing and need not wait for it
+
+    columns = len(rows[0])
+    figure = Figure(figsize=(width * columns + 0.8, height * len(rows) + 0.4), dpi=100, layout="constrained")
+    grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
+    spectra = [[levels(panel.values, panel.rate) for panel in row] for row in rows]
+    loudest = max(float(row[0].decibels.max()) for row in spectra)
+    for places, panels, row in zip(grid, rows, spectra, strict=True):
+        for axes, panel, spectrum in zip(places, panels, row, strict=True):
+            image = _show(axes, panel, spectrum, loudest)
+    _limit(grid[0, 0], [panel for row in rows for panel in row])
+    for axes in grid[-1]:
+        axes.set_xlabel("seconds", fontsize=12)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("kHz", fontsize=12)
+    figure.colorbar(image, ax=grid, label="dB", pad=0.01, fraction=0.05 / columns)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with written_whole(path) as part:
+        figure.savefig(part, format="png")
+
+
+def figure_picture(figure: Figure) -> Image.Image:
+    """Return a figure as a picture."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return Image.open(stream).convert("RGB")
+
+
+def pieces_of_sound(values: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Return values of clips ``(B, N, C)`` as sound ``(C, n)`` each, without the padding that a mask ``(B, N)`` leaves out."""
+    lengths = [values.shape[1]] * len(values) if mask is None else mask.sum(-1).tolist()
+    return [one[:length].mT.cpu() for one, length in zip(values, lengths, strict=True)]
+
+
+def _show(axes: Axes, panel: Panel, spectrum: Levels, loudest: float) -> AxesImage:
+    """Draw one spectrogram, low frequencies below, every number in the middle of its cell."""
+    frequencies, frames = spectrum.decibels.shape
+    extent = (
+        -0.5 * spectrum.hop,
+        (frames - 0.5) * spectrum.hop,
+        -0.5e-3 * spectrum.step,
+        (frequencies - 0.5) * 1e-3 * spectrum.step,
+    )
+    axes.set_title(printable(panel.label), loc="left", fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.set_facecolor("#bbbbbb")  # where one clip has nothing and another does, beyond its end or half its rate
+    return axes.imshow(
+        spectrum.decibels.numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap="magma",
+        vmin=loudest - _RANGE,
+        vmax=loudest,
+        interpolation="nearest",
+    )
+
+
+def _limit(axes: Axes, panels: Sequence[Panel]) -> None:
+    """Let the axes, which all panels share, show the longest clip and the highest frequency."""
+    axes.set_xlim(0, max(panel.values.shape[-1] / panel.rate for panel in panels))
+    axes.set_ylim(0, max(panel.rate for panel in panels) / 2000)
+    axes.locator_params(nbins=5, steps=[1, 2, 4, 5, 10])

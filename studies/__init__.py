@@ -1,0 +1,1 @@
+"""Experiments about the method: ``python -m studies.NAME --help``."""

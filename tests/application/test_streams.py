@@ -1,0 +1,139 @@
+"""Nothing that is printed ends a run: names that are no UTF-8, terminals without a character, pipes that nobody reads."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from program import REPOSITORY, rows, run, tiny
+
+from application.streams import lasting_output, quiet_lightning
+from composers.codes import InstanceCode, read_code
+from datamodules.batch import Observation
+from datamodules.storage.audio import read_clip
+from modalities.audio import save_wav
+from modalities.spectrogram import Panel, draw, save_figure
+from tools.activations.page import Page
+
+NAME = os.fsdecode(b"caf\xe9")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def _pictures(folder, names, size=24):
+    Path(folder).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in names:
+        pixels = generator.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(Path(folder, f"{name}.png"))
+
+
+def _process(*args, encoding=None, **options):
+    """Run the program in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "LANG": "C"}
+    if encoding:
+        environment |= {"PYTHONIOENCODING": encoding}
+    command = [sys.executable, str(REPOSITORY / "cli.py"), *map(str, args)]
+    return subprocess.run(command, env=environment, timeout=120, **options)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["latin-1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("utf-8", "ascii"))]
+)
+def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
+    _pictures("in", ["plain", NAME])
+    done = _process("predict", "--images", "in", "--steps", 1, encoding=encoding, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"plain" in done.stdout
+    assert b"caf?" in done.stdout
+    found = rows("predictions/predictions.csv")
+    assert [row["name"] for row in found] == ["caf?", "plain"]
+    assert found[0]["notes"] == "from in/caf\\udce9.png"
+    assert read_code("predictions/caf?.safetensors").name == "caf?"
+
+
+def test_names_that_are_no_utf_8_are_tested():
+    _pictures("pictures", [NAME, *"abcdefg"])
+    data = ["--data.class_path=datamodules.ImageFolder", "--data.init_args.root=pictures", "--data.init_args.size=16"]
+    data += ["--data.init_args.val_ratio=0.5", "--data.init_args.batch_size=2"]
+    data += ["--data.init_args.split_seed=4"]
+    run("fit", *tiny("ipc"), *data)
+    run("test", *tiny("ipc"), *data, "--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt")
+    with Path("runs/unnamed/version_1/test_instances.csv").open(encoding="utf-8") as file:
+        assert "caf\\udce9" in file.read()
+
+
+def test_sound_with_such_a_name_is_read_written_and_drawn():
+    samples = torch.rand(1, 800) - 0.5
+    save_wav(samples, 800, Path(f"{NAME}.wav"))
+    assert read_clip(f"{NAME}.wav").values.shape == (1, 800)
+    save_figure(draw([[Panel(NAME, samples, 800)]]), Path("figure.png"))
+    page = Page(3)
+    page.text(0, 0, NAME)
+    page.save(Path("page.png"))
+
+
+def test_the_code_of_such_a_name_can_be_read(tiny_ipc):
+    latents = tiny_ipc.encode(Observation(torch.rand(1, 3, 8, 12)))
+    InstanceCode(latents, [((0, 8), (0, 12))], (8, 12), "model", NAME).save("code.safetensors")
+    assert read_code("code.safetensors").name == "caf\\udce9"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["predict", "fit"])
+def test_a_pipe_that_nobody_reads_loses_no_result(command):
+    _pictures("in", ["plain"])
+    args = ["predict", "--images", "in", "--steps", 1] if command == "predict" else ["fit", *tiny("ipc")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = _process(*args, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert b"BrokenPipe" not in done.stderr
+    if command == "predict":
+        assert rows("predictions/predictions.csv")[0]["name"] == "plain"
+    else:
+        assert Path("runs/unnamed/version_0/checkpoints/last.ckpt").is_file()
+
+
+def test_streams_are_as_before_after_it(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with lasting_output():
+        print("caf\xe9 \u2022", NAME)
+    assert sys.stdout is stream
+    assert stream.errors == "strict"
+    assert stream.buffer.getvalue() == b"caf\\xe9 \\u2022 caf\\udce9\n"
+
+
+def test_streams_in_memory_are_left_as_they_are(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with lasting_output():
+        assert sys.stdout is stream
+
+
+def test_the_log_says_what_was_asked_for(monkeypatch):
+    quiet_lightning()
+    quiet_lightning()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    assert len(logger.filters) == 1
+    said = {
+        "GPU available: True (cuda), used: True": False,
+        "💡 Tip: For seamless cloud uploads": False,
+        "`Trainer.fit` stopped: `max_epochs=1` reached.": False,
+        "Time limit reached. Elapsed time is 0:00:01. Signaling Trainer to stop.": True,
+    }
+    for text, wanted in said.items():
+        record = logger.makeRecord(logger.name, logging.INFO, __file__, 1, text, (), None)
+        assert bool(logger.filter(record)) == wanted, text

@@ -1,0 +1,288 @@
+"""The short options of ``cli.py predict --views``, and what a checkpoint states of a model of views."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+from PIL import Image
+from program import REPOSITORY, asked, refused, rows, run
+
+import cli
+import composers
+from application.shortcuts import expand_shortcuts, kind_of_prediction, state_signal
+from composers.checkpoint import build, save
+from composers.codes import read_code
+from datamodules.batch import Observation, Samples, Views
+from datamodules.cameras import orbit, pixel_rays
+
+NAMES = (
+    "images",
+    "size",
+    "scale",
+    "tile",
+    "tile_size",
+    "audio",
+    "rate",
+    "views",
+    "support",
+    "frames",
+    "mesh",
+    "mp4",
+)
+SOURCE, WRITING = "datamodules.scenes.prediction.SceneFiles", "callbacks.view_predictions.ScenePredictions"
+
+
+def _config(options, writer=WRITING):
+    """Return a parsed command line of prediction from scenes, with these short options."""
+    config = Namespace(
+        dict.fromkeys((*NAMES, "output", "steps")) | dict.fromkeys(("tile", "mesh", "mp4"), False) | options
+    )
+    written = Namespace(folder="predictions", size=None, frames=48, mesh=False, mp4=False)
+    config.trainer = Namespace(callbacks=[Namespace(class_path=writer, init_args=written)])
+    config.model = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(refinement=None))
+    config.data = Namespace(class_path=SOURCE, init_args=Namespace(views=[], support=[0]))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("args", "kind"),
+    [
+        (["predict", "--views", "chair"], "views"),
+        (["predict", "--views=chair", "--mesh"], "views"),
+        (["predict", "--audio", "views"], "audio"),
+        (["predict", "--images", "views"], "images"),
+        (["predict", "--mesh"], "images"),
+    ],
+    ids=["views", "equals", "audio", "images", "none"],
+)
+def test_what_is_predicted_from(args, kind):
+    assert kind_of_prediction(args) == kind
+
+
+def test_options_go_where_they_belong():
+    given = {"views": ["a", "b"], "support": [0, 3], "size": 96, "frames": 12, "mesh": True, "mp4": True}
+    config = _config(given | {"output": "out", "steps": 0})
+    expand_shortcuts(config)
+    assert config.data.init_args.as_dict() == {"views": ["a", "b"], "support": [0, 3]}
+    wanted = {"folder": "out", "size": 96, "frames": 12, "mesh": True, "mp4": True}
+    assert config.trainer.callbacks[0].init_args.as_dict() == wanted
+    assert config.model.init_args.refinement.init_args.steps == 0
+    assert not set(config.as_dict()) & {*NAMES, "output", "steps"}
+
+
+def test_options_that_were_not_given_change_nothing():
+    config = _config({"views": ["a"]})
+    expand_shortcuts(config)
+    assert config.data.init_args.as_dict() == {"views": ["a"], "support": [0]}
+    wanted = {"folder": "predictions", "size": None, "frames": 48, "mesh": False, "mp4": False}
+    assert config.trainer.callbacks[0].init_args.as_dict() == wanted
+    assert config.model.init_args.refinement is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": ["a"], "scale": 2.0}, "--scale is of images, and --views names views: leave it out."),
+        ({"views": ["a"], "tile": True}, "--tile is of images, and --views names views: leave it out."),
+        (
+            {"views": ["a"], "images": ["a.png"]},
+            "--images is of images, and --views names views: leave it out.",
+        ),
+        ({"views": ["a"], "rate": 8000}, "--rate is of audio, and --views names views: leave it out."),
+        ({"audio": ["a.wav"], "mesh": True}, "--mesh is of views, and --audio names audio: leave it out."),
+        ({"audio": ["a.wav"], "views": ["a"]}, "--views is of views, and --audio names audio: leave it out."),
+        ({"images": ["a.png"], "mp4": True}, "--mp4 is of views, which --views names: leave it out."),
+        ({"images": ["a.png"], "frames": 3}, "--frames is of views, which --views names: leave it out."),
+        ({"support": [0]}, "--support is of views, which --views names: leave it out."),
+        ({"views": ["a"], "size": (9, 12)}, "--size is [9, 12]: of scenes give the pixels of the longer side"),
+    ],
+    ids=["scale", "tile", "pictures", "rate", "mesh", "clips", "mp4", "frames", "support", "two-sizes"],
+)
+def test_options_of_another_kind(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        expand_shortcuts(_config(options))
+
+
+def test_options_without_their_writer():
+    with pytest.raises(
+        ValueError, match=re.escape(f"--mesh serves {SOURCE} and {WRITING}, which this --config replaces")
+    ):
+        expand_shortcuts(_config({"views": ["a"], "mesh": True}, writer="callbacks.progress.ProgressBar"))
+
+
+def _model(**renderer):
+    """Return the config of a model of two views with a renderer."""
+    tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[2, 3, 8, 8]))
+    rendering = Namespace(class_path="composers.rendering.VolumeRenderer", init_args=Namespace(renderer))
+    return Namespace(
+        class_path="composers.TransformerIPC", init_args=Namespace(tokenizer=tokenizer, renderer=rendering)
+    )
+
+
+def test_a_checkpoint_states_shape_and_depths():
+    data = Namespace(init_args=Namespace(signal_shape=None, near=None, far=None))
+    state_signal(_model(near=2.0, far=6.0, samples_per_ray=8), data)
+    assert data.init_args.as_dict() == {"signal_shape": [2, 3, 8, 8], "near": 2.0, "far": 6.0}
+
+
+def test_what_was_given_stays():
+    data = Namespace(init_args=Namespace(signal_shape=[1, 3, 4, 4], near=0.5, far=None))
+    state_signal(_model(near=2.0, far=6.0), data)
+    assert data.init_args.as_dict() == {"signal_shape": [1, 3, 4, 4], "near": 0.5, "far": 6.0}
+
+
+def test_a_model_that_states_no_depths_leaves_them_open():
+    data = Namespace(init_args=Namespace(signal_shape=None, near=None, far=None, views=["a"]))
+    state_signal(_model(chunk_size=64), data)
+    assert data.init_args.as_dict() == {"signal_shape": [2, 3, 8, 8], "near": None, "far": None, "views": ["a"]}
+    other = Namespace(init_args=Namespace(rate=16000))
+    state_signal(_model(near=2.0, far=6.0), other)
+    assert other.init_args.as_dict() == {"rate": 16000}
+
+
+def test_the_config_of_scenes_is_what_options_are_written_into():
+    config = yaml.safe_load((REPOSITORY / "configs" / cli.PREDICT["views"]).read_text())
+    assert config["data"]["class_path"] == SOURCE
+    assert WRITING in [callback["class_path"] for callback in config["trainer"]["callbacks"]]
+    assert config["trainer"]["logger"] is False
+
+
+PATTERNS = "patterns.1"
+
+
+def _tiny(renderer=None, views=1):
+    """Return the config of a tiny IPC of views of 8 x 8."""
+    volume = {"near": 2.0, "far": 6.0, "samples_per_ray": 6}
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05}}
+    parts = {
+        "inr": ("composers.networks.CoordinateMLP", {"coord_dim": 3, "value_dim": 4, "hidden_dim": 8, "num_layers": 3}),
+        "tokenizer": ("composers.encoders.ViewPatches", {"signal_shape": [views, 3, 8, 8], "patch_size": 4}),
+        "transformer": ("composers.encoders.Transformer", {"embed_dim": 12, "num_blocks": 1, "num_heads": 3}),
+        "renderer": ("composers.rendering.VolumeRenderer", volume) if renderer is None else renderer,
+        "refinement": ("composers.Refinement", {"steps": 2, "report": [], "optimizer": optimizer}),
+    }
+    stated = {name: {"class_path": path, "init_args": arguments} for name, (path, arguments) in parts.items()}
+    return {"class_path": "composers.TransformerIPC", "init_args": stated}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Return the checkpoint of a tiny untrained model of one view of 8 x 8, with disturbed biases."""
+    torch.manual_seed(0)
+    composer = build(_tiny())
+    for bias in composer.inr.biases.values():
+        torch.nn.init.normal_(bias, std=0.3)
+    path = tmp_path_factory.mktemp("weights") / "views.ckpt"
+    save(composer, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def _write(folder, frames=3, size=8, background=255):
+    """Write a scene of random squares, and return its pictures ``(F, 3, H, W)`` in [0, 1] and poses ``(F, 3, 4)``."""
+    Path(folder).mkdir(parents=True)
+    values = np.random.default_rng(frames).integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
+    poses, entries = orbit(frames, 4.0, 20.0), []
+    for frame, picture in enumerate(values):
+        Image.fromarray(picture).save(Path(folder, f"{frame}.png"))
+        matrix = [*poses[frame].tolist(), [0.0, 0.0, 0.0, 1.0]]
+        entries.append({"file_path": f"{frame}", "transform_matrix": matrix})
+    described = {"camera_angle_x": 2 * math.atan(0.5), "frames": entries}  # as many pixels of focal length as columns
+    Path(folder, "transforms.json").write_text(json.dumps(described))
+    return torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255, poses
+
+
+def _psnr(found, wanted):
+    return -10 * math.log10((found.clamp(0, 1) - wanted).double().square().mean().item())
+
+
+def test_one_scene(weights):
+    pictures, poses = _write("chair")
+    given = ["--ckpt_path", weights, "--views", "chair", "--support", 1, "--frames", 3, "--size", 12]
+    printed = run("predict", *given, "--output", "out")
+    assert "chair" in printed
+    assert {path.name for path in Path("out").iterdir()} == {
+        "chair.gif",
+        "chair.png",
+        "chair.safetensors",
+        "predictions.csv",
+    }
+    [row] = rows("out/predictions.csv")
+    assert (row["name"], row["refinement steps"], row["views"]) == ("chair", "2", "2")
+    with Image.open("out/chair.gif") as film:
+        assert (film.n_frames, film.height) == (3, 12)
+    composer = composers.load(weights)
+    focals = torch.full((2,), 8.0)
+    support = Views(pictures[None, 1:2], poses[None, 1:2], focals[None, None])
+    rays = [pixel_rays(poses[frame], focals, (8, 8)) for frame in range(3)]
+    with torch.no_grad():
+        predicted = composer.encode(Observation(support))
+    refined = composer.refine(predicted, Samples(rays[1][None], pictures[1].flatten(1).mT[None]))[2]
+    code = read_code("out/chair.safetensors")
+    assert torch.allclose(code.latents[PATTERNS], refined[PATTERNS], atol=1e-5)
+    for latents, column in ((predicted, "psnr predicted"), (refined, "psnr refined")):
+        with torch.no_grad():
+            found = [composer.render(composer.compose(latents), rays[frame])[0] for frame in (0, 2)]
+        wanted = [_psnr(values, pictures[frame].flatten(1).mT) for values, frame in zip(found, (0, 2), strict=True)]
+        assert float(row[column]) == pytest.approx(sum(wanted) / 2, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_scenes_of_a_folder_of_another_size(weights):
+    _write("in/a", size=16)
+    _write("in/b", frames=1)
+    Path("in/c").mkdir()
+    Path("in/c/transforms.json").write_text("[]")
+    printed = run(
+        "predict", "--ckpt_path", weights, "--views", "in", "--frames", 2, "--steps", 0, "--data.query", "rest"
+    )
+    found = {row["name"]: row for row in rows("predictions/predictions.csv")}
+    assert list(found) == ["a", "b"]
+    assert found["a"]["notes"] == "16 x 16 made 8 x 8; background taken as it is"
+    assert found["b"]["notes"] == "background taken as it is; no other frames: compared with what was looked at"
+    assert (found["a"]["views"], found["b"]["views"]) == ("2", "1")
+    assert "Skipped 1:" in printed
+    assert "in/c/transforms.json" in printed
+
+
+def test_mistakes_with_scenes(weights):
+    _write("chair")
+    given = ["predict", "--ckpt_path", weights, "--views", "chair"]
+    assert "The model looks at 1 view(s), and support names 2 frame(s), [0, 1]" in refused(*given, "--support", 0, 1)
+    assert not Path("predictions").exists()
+
+
+@pytest.mark.slow
+def test_scenes_need_a_model_of_views():
+    message = refused("predict", "--views", "chair")  # the weights that come along are of pictures
+    assert "scenes go to a model of posed views, [views, 3, rows, columns]" in message
+
+
+@pytest.mark.slow
+def test_a_light_field_needs_no_depths():
+    torch.manual_seed(0)
+    config = _tiny(("composers.rendering.LightFieldRenderer", {}))
+    config["init_args"]["inr"]["init_args"] |= {"coord_dim": 6, "value_dim": 3}
+    save(build(config), "lines.ckpt")
+    _write("chair")
+    run("predict", "--ckpt_path", "lines.ckpt", "--views", "chair", "--frames", 2, "--steps", 0)
+    assert [row["name"] for row in rows("predictions/predictions.csv")] == ["chair"]
+    assert "LightFieldRenderer" in refused("predict", "--ckpt_path", "lines.ckpt", "--views", "chair", "--mesh")
+
+
+@pytest.mark.slow
+def test_the_options_explain_themselves():
+    printed = asked("predict", "--help")
+    for option in ("--views", "--support", "--frames", "--mesh", "--mp4"):
+        assert option in printed

@@ -1,0 +1,537 @@
+"""Curves of refinement: the codes they start from, what a test measures and writes, and the plot."""
+
+import copy
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from flat_images import SHAPE, FlatData, FlatImages
+from lightning import Trainer
+from PIL import Image
+from rich.console import Console
+
+from callbacks.curves import Point, RefinementPlot, curve, draw, shown
+from callbacks.results import Column, ResultsTable, inner_table, results_table
+from callbacks.summary import StartSummary
+from composers import InnerLoop, LearnedInit, MetaIPC, Refinement
+from composers.evaluation import CodeStatistics, mean_start, measure_codes, random_start
+from composers.metrics import PSNR, Gain
+from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.domain import grid
+from datamodules.randomness import generator_at
+
+STEPS = (0, 1, 4)
+STARTS = ("prediction", "mean", "random")
+
+
+class _Missing(FlatData):
+    """Training pictures whose folder is not there."""
+
+    def setup(self, stage):
+        super().setup("test")
+        if stage == "fit":
+            raise FileNotFoundError("There is no folder\nphotos/train.")
+
+
+class _Codes(torch.nn.Module):
+    """Stands for a composer whose codes are the values of the signal, in two latents."""
+
+    device = torch.device("cpu")
+
+    def encode(self, observation):
+        assert not torch.is_grad_enabled()
+        assert not self.training
+        return {"whole": observation.signal, "first": observation.signal[:, 0, 0]}
+
+
+def _batches(signals, sizes):
+    """Yield signals as batches of these sizes."""
+    for part in torch.split(signals, sizes):
+        samples = Samples(grid(SHAPE[1:]), part.flatten(2).mT)
+        yield CoordinateBatch(Observation(part, samples), samples, SHAPE[1:], [str(i) for i in range(len(part))])
+
+
+@pytest.fixture
+def refined(make_ipc):
+    """Return a composer that refines for four steps in a test, with statistics of its codes."""
+    composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()}).eval()
+    composer.training_codes = measure_codes(composer, FlatData(eval_batch_size=4).training_batches())
+    return composer
+
+
+@pytest.fixture
+def tested(tmp_path, capsys):
+    """Return a function that tests a composer, and gives what was printed; files lie in ``tmp_path``."""
+
+    def run_test(composer, data, *callbacks):
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            default_root_dir=tmp_path,
+            callbacks=list(callbacks) or [ResultsTable(), RefinementPlot()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.test(composer, datamodule=data, verbose=False)
+        return capsys.readouterr().out
+
+    return run_test
+
+
+def _table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("sizes", [[7], [1] * 7, [3, 4], [5, 1, 1]], ids=str)
+def test_statistics_are_those_of_all_codes_at_once(sizes):
+    signals = torch.randn(7, *SHAPE) * torch.rand(SHAPE) + 1000
+    found = measure_codes(_Codes(), _batches(signals, sizes))
+    assert found.items == 7
+    for name, codes in (("whole", signals.double().numpy()), ("first", signals[:, 0, 0].double().numpy())):
+        np.testing.assert_allclose(found.mean[name], codes.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(found.deviation[name], codes.std(0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_measuring_leaves_the_mode_and_the_weights_as_they_were(make_ipc, training):
+    composer = make_ipc().train(training)
+    weights = copy.deepcopy(composer.state_dict())
+    found = measure_codes(composer, _batches(torch.rand(4, *SHAPE), [2, 2]))
+    assert composer.training == training
+    assert all(torch.equal(weight, weights[name]) for name, weight in composer.state_dict().items())
+    codes = composer.eval().encode(Observation(next(iter(_batches(torch.rand(4, *SHAPE), [4]))).observation.signal))
+    assert {name: mean.shape for name, mean in found.mean.items()} == {name: c.shape[1:] for name, c in codes.items()}
+
+
+def test_codes_of_nothing_are_refused():
+    composer = _Codes().train()
+    with pytest.raises(ValueError, match="no training items"):
+        measure_codes(composer, [])
+    assert composer.training
+
+
+def test_the_mean_start_is_the_mean_code_for_everyone():
+    statistics = CodeStatistics({"code": torch.tensor([1.0, 2.0, 3.0]).double()}, {"code": torch.zeros(3).double()}, 5)
+    for dtype, wanted in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
+        found = mean_start(statistics, {"code": torch.rand(2, 3, dtype=dtype)})["code"]
+        assert found.dtype == wanted
+        assert found.tolist() == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_a_random_start_has_the_mean_and_deviation_of_all_numbers():
+    codes = np.random.default_rng(0).normal(3, 0.5, (6, 50, 40)) + np.linspace(-2, 2, 40)
+    statistics = CodeStatistics({"code": torch.tensor(codes.mean(0))}, {"code": torch.tensor(codes.std(0))}, 6)
+    found = random_start(statistics, ["a", "b"], seed=3)["code"]
+    for instance, name in enumerate(("a", "b")):
+        normal = torch.randn(50, 40, generator=generator_at(3, "random start", name))
+        np.testing.assert_allclose(found[instance], codes.mean() + codes.std() * normal, atol=1e-5)
+    assert abs(found.mean().item() - codes.mean()) < 0.1
+    assert abs(found.std().item() - codes.std()) < 0.1
+    assert found.mean(1).std() < 0.3  # the slope of the mean code, 1.2, is gone
+
+
+def test_a_random_start_depends_on_seed_and_name_only():
+    shapes = {"one": (4, 3), "two": (5,)}
+    statistics = CodeStatistics(
+        {name: torch.rand(shape).double() for name, shape in shapes.items()},
+        {name: torch.rand(shape).double() for name, shape in shapes.items()},
+        2,
+    )
+    together = random_start(statistics, ["a", "b", "c"], seed=1)
+    turned = random_start(statistics, ["c", "a"], seed=1)
+    other = random_start(statistics, ["a", "b", "c"], seed=2)
+    for name, shape in shapes.items():
+        assert together[name].shape == (3, *shape)
+        assert torch.equal(turned[name], together[name][[2, 0]])
+        assert len({tuple(code.flatten().tolist()) for code in (*together[name], *other[name])}) == 6
+
+
+def test_training_batches_are_the_first_items_of_training(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    data = FlatData(batch_size=9, eval_batch_size=4, coordinate_noise="per_instance", coordinate_subset=0.5)
+    batches = list(data.training_batches(count=7))
+    trained = next(iter(data.train_dataloader()))
+    assert [len(batch.names) for batch in batches] == [4, 3]
+    assert [name for batch in batches for name in batch.names] == list(trained.name[:7])
+    assert torch.equal(torch.cat([batch.observation.signal for batch in batches]), trained.values[:7])
+    for batch in batches:
+        assert batch.shape == SHAPE[1:]
+        assert torch.equal(batch.query.coords, grid(SHAPE[1:]))
+    everything = [name for batch in data.training_batches() for name in batch.names]
+    assert sorted(everything) == [f"set 1 picture {index}" for index in range(9)]
+
+
+def test_training_batches_are_those_of_every_process(monkeypatch):
+    class Second:
+        global_rank, world_size, training = 1, 2, False
+
+    alone, second = FlatData(eval_batch_size=5), FlatData(eval_batch_size=5)
+    second.trainer = Second()
+    for batch, other in zip(alone.training_batches(), second.training_batches(), strict=True):
+        assert batch.names == other.names
+        assert torch.equal(batch.observation.signal, other.observation.signal)
+
+
+def test_data_without_training_items_is_refused():
+    class Held(FlatData):
+        def setup(self, stage):
+            self.test_set = FlatImages(2, seed=2)
+
+    with pytest.raises(ValueError, match="Held has no training items"):
+        next(Held().training_batches())
+
+
+def _wanted(composer, signal, name):
+    """Return the metrics by start and step of one picture, from the pieces of a composer and naive formulas."""
+    observation = Observation(signal.unsqueeze(0), Samples(grid(SHAPE[1:]), signal.flatten(1).mT.unsqueeze(0)))
+    predicted = composer.encode(observation)
+    starts = {"prediction": predicted, "mean": {}, "random": {}}
+    for key, mean in composer.training_codes.mean.items():
+        deviation = composer.training_codes.deviation[key]
+        scale = math.sqrt((deviation**2 + mean**2).mean() - mean.mean() ** 2)
+        normal = torch.randn(mean.shape, generator=generator_at(0, "random start", name))
+        starts["mean"][key] = mean.float().unsqueeze(0)
+        starts["random"][key] = (mean.mean() + scale * normal).float().unsqueeze(0)
+    psnr = {}
+    for start, latents in starts.items():
+        for step, found in composer.refine(latents, observation.samples).items():
+            values = composer.render(composer.compose(found), grid(SHAPE[1:]))
+            psnr[start, step] = -10 * math.log10((values - observation.samples.values).square().mean().item())
+    return psnr
+
+
+@pytest.mark.parametrize("sizes", [[5], [2, 3]], ids=str)
+def test_a_test_step_measures_every_start(refined, monkeypatch, sizes):
+    monkeypatch.setattr(refined, "log", lambda *args, **kwargs: None)
+    signals = torch.rand(5, *SHAPE)
+    with torch.no_grad():
+        for batch in _batches(signals, sizes):
+            found = refined.test_step(batch, 0)
+            assert list(found["starts"]) == ["mean", "random"]
+            for index, name in enumerate(batch.names):
+                wanted = _wanted(refined, batch.observation.signal[index], name)
+                for (start, step), psnr in wanted.items():
+                    metrics = found["metrics"] if start == "prediction" else found["starts"][start]
+                    assert list(metrics) == list(STEPS)
+                    assert metrics[step]["psnr"][index].item() == pytest.approx(psnr, abs=1e-3)
+                    assert metrics[step]["gain"].shape == (len(batch.names),)
+
+
+def test_a_start_at_the_prediction_is_the_curve_of_the_prediction(refined, monkeypatch):
+    monkeypatch.setattr(refined, "log", lambda *args, **kwargs: None)
+    [batch] = _batches(torch.rand(1, *SHAPE), [1])
+    with torch.no_grad():
+        refined.training_codes = measure_codes(refined, [batch])
+        found = refined.test_step(batch, 0)
+    for step in STEPS:
+        for metric in ("psnr", "gain"):
+            assert torch.equal(found["starts"]["mean"][step][metric], found["metrics"][step][metric])
+    assert not torch.equal(found["starts"]["random"][0]["psnr"], found["metrics"][0]["psnr"])
+
+
+def test_other_stages_start_from_the_prediction_only(refined, tiny_batch, monkeypatch):
+    monkeypatch.setattr(refined, "log", lambda *args, **kwargs: None)
+    refined.refinement.stages = ("val", "test", "predict")
+    with torch.no_grad():
+        for step in (refined.validation_step, refined.predict_step):
+            evaluation = step(tiny_batch, 0)
+            assert list(evaluation["metrics"]) == list(STEPS)
+            assert evaluation["starts"] == {}
+
+
+def test_a_test_writes_every_start(make_ipc, tested, tmp_path):
+    composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()})
+    printed = tested(composer, FlatData(eval_batch_size=2))
+    rows = _table(tmp_path / "test_instances.csv")
+    columns = [f"{metric}@{step}" for step in STEPS for metric in ("gain", "psnr")]
+    further = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
+    assert list(rows[0]) == ["name", *columns, *further]
+    composer.eval()
+    statistics = measure_codes(composer, FlatData(eval_batch_size=9).training_batches())
+    for name in statistics.mean:
+        torch.testing.assert_close(composer.training_codes.mean[name], statistics.mean[name], atol=1e-6, rtol=0)
+    for picture, row in zip(FlatImages(5, seed=2), rows, strict=True):
+        assert row["name"] == picture.name
+        for (start, step), psnr in _wanted(composer, picture.values, picture.name).items():
+            column = f"psnr@{step}" if start == "prediction" else f"psnr@{step} from {start}"
+            assert float(row[column]) == pytest.approx(psnr, abs=1e-3)
+    assert printed.count("from a random start") == 0  # 80 columns break it
+    assert "PSNR [dB]" in printed
+
+
+def test_the_plot_and_its_numbers(make_ipc, tested, tmp_path):
+    composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()})
+    printed = tested(
+        composer, FlatData(eval_batch_size=2), ResultsTable(), RefinementPlot(), RefinementPlot("gain.svg", "gain")
+    )
+    rows = _table(tmp_path / "test_instances.csv")
+    for path, metric in (("refinement.csv", "psnr"), ("gain.csv", "gain")):
+        points = _table(tmp_path / path)
+        assert [(p["start"], int(p["step"])) for p in points] == [(start, step) for start in STARTS for step in STEPS]
+        for point in points:
+            suffix = "" if point["start"] == "prediction" else f" from {point['start']}"
+            numbers = np.array([float(row[f"{metric}@{point['step']}{suffix}"]) for row in rows])
+            assert (point["metric"], point["instances"]) == (metric, "5")
+            found = [float(point[key]) for key in ("mean", "lower quartile", "upper quartile")]
+            np.testing.assert_allclose(found, [numbers.mean(), *np.quantile(numbers, [0.25, 0.75])], rtol=1e-9)
+    picture = Image.open(tmp_path / "refinement.png").convert("RGB")
+    assert picture.size == (720, 450)
+    colours = {colour for _, colour in picture.getcolors(720 * 450)}
+    assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours  # a line for every start
+    assert "Refinement curves: " in printed
+    assert (tmp_path / "gain.svg").read_text().count("<svg") == 1
+
+
+def test_without_training_data_the_other_curves_are_left_out(make_ipc, tested, tmp_path):
+    composer = make_ipc(refinement=Refinement(4, report=(1,)))
+    printed = tested(composer, _Missing(eval_batch_size=2))
+    [line] = [line for line in printed.splitlines() if "training data is not at hand" in line]
+    assert line.endswith("There is no folder photos/train.")
+    assert list(_table(tmp_path / "test_instances.csv")[0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
+    assert {point["start"] for point in _table(tmp_path / "refinement.csv")} == {"prediction"}
+    assert "from the" not in printed.replace(line, "")
+
+
+def test_from_the_prediction_only_no_training_data_is_wanted(make_ipc, tested, tmp_path):
+    weights = make_ipc().state_dict()
+    tables = []
+    for starts, data in ((["prediction"], _Missing), (STARTS, FlatData)):
+        composer = make_ipc(refinement=Refinement(4, report=(1,), starts=starts))
+        composer.load_state_dict(weights)
+        assert "not at hand" not in tested(composer, data(eval_batch_size=2))
+        tables.append(_table(tmp_path / "test_instances.csv"))
+    assert list(tables[0][0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
+    assert tables[0] == [{key: row[key] for key in tables[0][0]} for row in tables[1]]
+
+
+def test_without_refinement_nothing_is_drawn(make_ipc, tested, tmp_path, monkeypatch):
+    monkeypatch.setattr(FlatData, "training_batches", lambda self: pytest.fail("asked for training data"))
+    for refinement in (Refinement(0), Refinement(4, stages=("val",))):
+        assert "Refinement curves" not in tested(make_ipc(refinement=refinement), FlatData())
+        assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
+
+
+def _rows(numbers, metrics=("psnr",), steps=(0, 10)):
+    """Return rows of some instances with these numbers, each start one below the one before."""
+    return {
+        str(index): {
+            Column(metric, step, start): number + step - place
+            for place, start in enumerate(STARTS)
+            for step in steps
+            for metric in metrics
+        }
+        for index, number in enumerate(numbers)
+    }
+
+
+def test_a_curve_of_one_instance_and_of_many():
+    assert [point[2:] for point in curve(_rows([7.0]), "psnr")][:2] == [(7, 7, 7, 1), (17, 17, 17, 1)]
+    found = curve(_rows([1.0, 2.0, 4.0, 10.0]), "psnr")
+    assert found[0] == ("prediction", 0, 4.25, 1.75, 5.5, 4)
+    assert [(point.start, point.step, point.mean) for point in found[2:]] == [
+        ("mean", 0, 3.25),
+        ("mean", 10, 13.25),
+        ("random", 0, 2.25),
+        ("random", 10, 12.25),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "wanted"),
+    [
+        (("ssim", "psnr"), ["SSIM", "PSNR [dB]", "from the mean code", "from a random start"]),
+        (("own", "ssim"), ["own", "from the mean code", "from a random start", "SSIM"]),
+    ],
+    ids=str,
+)
+def test_the_table_compares_the_starts_by_the_main_metric(metrics, wanted):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(results_table(_rows([1.0, 2.0], metrics)))
+    lines = console.export_text().splitlines()
+    assert [cell.strip() for cell in lines[2].split("┃")[2:-1]] == wanted
+    cells = dict(zip(wanted, lines[4].split("│")[2:-1], strict=True))
+    assert float(cells["from the mean code"]) == 0.5
+    assert float(cells["from a random start"]) == -0.5
+
+
+def test_a_plot_of_what_is_not_measured_is_refused(make_ipc, tested):
+    with pytest.raises(ValueError, match=r"metric of RefinementPlot is psnrr; this model measures psnr\."):
+        tested(make_ipc(), FlatData(), RefinementPlot(metric="psnrr"))
+
+
+@pytest.mark.parametrize("filename", ["refinement.csv", "refinement", "curve.txt"])
+def test_a_plot_of_an_unknown_kind_is_refused(filename):
+    with pytest.raises(ValueError, match=rf"filename is {filename}; .* \.png, \.svg, \.pdf"):
+        RefinementPlot(filename)
+
+
+def _meta(make_inr, refinement=None, **settings):
+    """Return a tiny MetaIPC, trained with two inner steps and tested with three."""
+    settings = {"steps": 2, "test_steps": 3, "lr": 0.05, "report": (0, 1, 2, 3, 6)} | settings
+    return MetaIPC(make_inr(), InnerLoop(**settings), refinement=refinement)
+
+
+def test_a_test_of_a_meta_learned_model_writes_its_inner_loop(make_inr, tested, tmp_path):
+    printed = tested(_meta(make_inr), FlatData(eval_batch_size=2))
+    rows = _table(tmp_path / "test_instances.csv")
+    assert list(rows[0]) == ["name", "psnr@0", *(f"psnr@{step} of the inner loop" for step in (0, 1, 2, 3, 6))]
+    for row in rows:  # the result is what the inner loop found after the steps of the test
+        assert float(row["psnr@0"]) == pytest.approx(float(row["psnr@3 of the inner loop"]), abs=1e-4)
+        assert abs(float(row["psnr@0"]) - float(row["psnr@2 of the inner loop"])) > 1e-3
+    points = _table(tmp_path / "refinement.csv")
+    starts = [("prediction", 0), *(("inner", step) for step in (0, 1, 2, 3, 6))]
+    assert [(point["start"], int(point["step"])) for point in points] == starts
+    for point in points[1:]:
+        numbers = [float(row[f"psnr@{point['step']} of the inner loop"]) for row in rows]
+        assert float(point["mean"]) == pytest.approx(np.mean(numbers), rel=1e-9)
+    with Image.open(tmp_path / "refinement.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(720 * 450)}
+    assert {(230, 159, 0), (0, 114, 178)} <= colours  # the curve, and the ring of the result
+    assert "Curves: " in printed
+    assert "Refinement curves" not in printed
+    labels = ("0 (after 3 inner steps)", "0 (learned start)", "2 (trained with)", "3 (tested with)")
+    assert all(f"│ {label} " in printed for label in labels)
+    assert "predicted" not in printed
+
+
+def test_without_a_report_only_the_result_is_written(make_inr, tested, tmp_path):
+    printed = tested(_meta(make_inr, report=()), FlatData(eval_batch_size=5))
+    assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
+    assert "The inner loop" not in printed
+
+
+def _points(start, means, spread=0.5):
+    """Return a curve of the steps and means given."""
+    return [Point(start, step, mean, mean - spread, mean + spread, 4) for step, mean in means.items()]
+
+
+def _lines(figure):
+    """Return what the legend says with the places of each line."""
+    lines = [line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")]
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+
+
+def test_the_result_is_drawn_where_the_inner_loop_stopped():
+    points = _points("prediction", {0: 22.0}) + _points("inner", {0: 10.0, 2: 20.0, 30: 25.0})
+    figure = draw(points, "psnr", InnerLoop(2, test_steps=4))
+    lines = _lines(figure)
+    assert lines == {
+        "result of the test, after 4 inner steps": ([4], [22.0]),
+        "inner loop, from the learned start": ([0, 2, 30], [10.0, 20.0, 25.0]),
+        "trained with 2 inner steps": ([2, 2], [0, 1]),
+    }
+    assert figure.axes[0].get_xlabel() == "inner steps"
+
+
+def test_refinement_goes_on_where_the_inner_loop_stopped():
+    points = _points("prediction", {0: 20.0, 10: 24.0}) + _points("mean", {0: 9.0, 10: 19.0})
+    points += _points("network", {0: 20.0, 5: 30.0}) + _points("inner", {0: 10.0, 1: 20.0})
+    figure = draw(points, "psnr", InnerLoop(1))
+    lines = _lines(figure)
+    assert lines["refined, after 1 inner step"] == ([1, 11], [20.0, 24.0])
+    assert lines["all weights, after 1 inner step"] == ([1, 6], [20.0, 30.0])
+    assert lines["from the mean code"] == ([0, 10], [9.0, 19.0])
+    assert lines["inner loop, from the learned start"] == ([0, 1], [10.0, 20.0])
+    assert figure.axes[0].get_xlabel() == "steps"
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1", "11"]
+
+
+def test_a_collapse_beyond_the_steps_of_training_does_not_flatten_the_plot():
+    inner = {0: 10.0, 2: 20.0, 10: 25.0, 30: -70.0, 100: math.nan, 300: -math.inf}
+    points = _points("prediction", {0: 20.0}) + _points("inner", inner)
+    figure = draw(points, "psnr", InnerLoop(2))
+    figure.savefig(io.BytesIO())
+    bottom, top = figure.axes[0].get_ylim()
+    assert (bottom, top) == pytest.approx((9.5 - 16, 25.5 + 1.6))  # as far below the start as the best is above it
+    told = "inner steps\nnot shown: -70.0 after 30, no number after 100, no number after 300"
+    assert figure.axes[0].get_xlabel() == told
+    means = _lines(figure)["inner loop, from the learned start"][1]
+    assert means[:4] == [10.0, 20.0, 25.0, -70.0]
+    assert all(math.isnan(mean) for mean in means[4:])
+
+
+@pytest.mark.parametrize(("later", "wanted"), [(40.0, None), (-5.0, None), (-7.0, (-6.5, 27.1))])
+def test_only_what_falls_far_is_cut(later, wanted):
+    points = _points("inner", {0: 10.0, 2: 20.0, 10: 25.0, 30: later})
+    assert shown(points, 2) == (None if wanted is None else pytest.approx(wanted))
+    assert shown(points, 30) is None  # steps that are used are seen
+
+
+def test_numbers_that_are_none_are_written(make_inr, tested, tmp_path):
+    composer = _meta(make_inr, report=(0, 3, 40), test_steps=2, lr=0.05)
+    composer.step_scales = lambda latents: {name: 1e25 * latent.square() for name, latent in latents.items()}
+    composer.encode = lambda observation: composer._starts(observation.samples)
+    printed = tested(composer, FlatData(eval_batch_size=2))
+    points = _table(tmp_path / "refinement.csv")
+    assert [math.isfinite(float(point["mean"])) for point in points] == [True, True, False, False]
+    assert (tmp_path / "refinement.png").stat().st_size > 0
+    assert "nan" in printed
+
+
+def _cells(table):
+    """Return the rows of a table."""
+    return list(zip(*([*column.cells] for column in table.columns), strict=True))
+
+
+def test_the_tables_of_an_inner_loop():
+    loop = InnerLoop(1)
+    rows = {
+        name: {Column("psnr", 0): 20.0 + more, Column("ssim", 0): 0.5, Column("psnr", 9): 30.0, Column("ssim", 9): 0.75}
+        | {Column(metric, step, "inner"): step + more for step in (0, 1, 1000) for metric in ("psnr", "ssim")}
+        for name, more in (("a", 0.0), ("b", 1.0))
+    }
+    found = [("0 (after 1 inner step)", "20.500", "0.500"), ("9", "30.000", "0.750")]
+    assert _cells(results_table(rows, loop)) == found
+    assert _cells(inner_table(rows, loop)) == [
+        ("0 (learned start)", "0.500", "0.500"),
+        ("1 (trained and tested with)", "1.500", "1.500"),
+        ("1,000", "1000.500", "1000.500"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "2 inner steps; step size 0.003; second order; all samples per step"),
+        (
+            {"steps": 1, "test_steps": 5, "first_order": True, "recompute": True},
+            "1 inner step in training, 5 at test; step size 0.003; first order; all samples per step",
+        ),
+        (
+            {"learned_lr": ["step", "parameter"], "samples_per_step": 1024, "test_samples_per_step": "all"},
+            "2 inner steps; step size 0.003, factors learned per step and parameter; second order; 1,024 random samples per "
+            "step, all samples at test",
+        ),
+        (
+            {"samples_per_step": 7, "choose": "error", "recompute": True},
+            "2 inner steps; step size 0.003; second order; the 7 samples of largest error per step; recomputed in the "
+            "backward pass",
+        ),
+    ],
+    ids=["plain", "first_order", "learned", "by_error"],
+)
+def test_the_summary_says_the_inner_loop_in_words(make_inr, settings, wanted):
+    composer, trainer = (
+        MetaIPC(make_inr(), InnerLoop(**settings)),
+        Trainer(logger=False, max_steps=1, accelerator="cpu"),
+    )
+    facts = _summary(composer, trainer)
+    assert facts["inner loop"] == wanted
+
+
+def test_the_summary_of_reptile_has_no_order(make_inr):
+    inr = make_inr(modulated_layers="all", normalize_weights=False)
+    composer = LearnedInit(inr, adapt_biases=True, outer="reptile")
+    facts = _summary(composer, Trainer(logger=False, max_steps=1, accelerator="cpu"))
+    assert facts["inner loop"] == "2 inner steps; step size 0.003; Reptile; all samples per step"
+
+
+def _summary(composer, trainer):
+    """Return the facts of the summary, of a trainer that has not been asked to train."""
+    trainer.strategy.connect(composer)
+    trainer.fit_loop.setup_data = lambda: None
+    return StartSummary()._facts(trainer, composer)

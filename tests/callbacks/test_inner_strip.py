@@ -1,0 +1,300 @@
+"""The strip of an inner loop: which instances stand in it, what stands in a row, and what W&B is sent of inner loops."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from flat_images import FlatData, FlatImages
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import Precision
+from PIL import Image
+
+from callbacks.gradient_norms import LearnedStepSizes, mean_factors
+from callbacks.inner_strip import InnerStrip, strips
+from callbacks.tables import ValidationTable
+from composers import Functa, InnerLoop, MetaIPC, Refinement
+from composers.networks import CoordinateMLP
+from composers.rendering import VolumeRenderer
+from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples
+from datamodules.cameras import orbit
+from datamodules.configuration import load_layers
+from datamodules.domain import grid
+from datamodules.scenes.rays import SceneModule
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+META = ("functa", "learned_init", "learned_init_siren", "meta_ipc")
+REPORT = (0, 1, 2, 5)
+LR = 0.1
+
+
+class _Recorder(CSVLogger):
+    """A logger that takes tables as that of W&B does, and keeps what it would send."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.tables, self.scalars = [], {}
+
+    def log_metrics(self, metrics, step=None):
+        for name, number in metrics.items():
+            self.scalars.setdefault(name, {})[step] = float(number)
+
+    def log_table(self, key, columns, data, step):
+        self.tables.append((key, [dict(zip(columns, row, strict=True)) for row in data], step))
+
+
+def _meta(inr, **settings):
+    """Return a tiny MetaIPC that was trained with two inner steps, with a report beyond them."""
+    common = {name: settings.pop(name) for name in ("renderer", "refinement", "optimizer") if name in settings}
+    return MetaIPC(inr, InnerLoop(**{"steps": 2, "lr": LR, "report": REPORT} | settings), **common).eval()
+
+
+def _trainer(folder, *callbacks, logger=False, **options):
+    return Trainer(
+        accelerator="cpu",
+        logger=logger,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+
+
+def _naive(composer, values, steps):
+    """Return what a composer makes of one signal ``(N, C)`` after inner steps, by plain gradient descent."""
+    coords = grid((8, 12))
+    patterns, basis = composer.patterns["1"].detach()[None], composer.bases["1"].detach()
+    for _ in range(steps):
+        moved = patterns.clone().requires_grad_()
+        loss = (composer.inr.bind({1: (moved @ basis, None)})(coords)[0] - values).square().mean()
+        loss.backward()
+        patterns = patterns - LR * float((patterns**2).sum()) * moved.grad
+    return composer.inr.bind({1: (patterns @ basis, None)})(coords)[0].detach()
+
+
+def _psnr(found, wanted):
+    return -10 * math.log10((found - wanted).square().mean().item())
+
+
+def test_a_test_draws_the_first_pictures_step_by_step(make_inr, tmp_path, capsys):
+    composer, strip = _meta(make_inr()), InnerStrip(num_pictures=2)
+    _trainer(tmp_path, strip).test(composer, datamodule=FlatData(eval_batch_size=3), verbose=False)
+    assert "Inner steps: " in capsys.readouterr().out
+    pictures = FlatImages(5, seed=2)
+    assert [row.name for row in strip.rows] == ["set 2 picture 0", "set 2 picture 1"]
+    with Image.open(tmp_path / "inner_steps.png") as page:
+        cells = np.asarray(page.convert("RGB"))
+    assert cells.shape == (2 * (112 + 26) + 8, 5 * (168 + 8) + 8, 3)
+    for place, row in enumerate(strip.rows):
+        wanted = pictures[place].values.flatten(1).mT
+        made = [wanted, *(_naive(composer, wanted, step) for step in REPORT)]
+        numbers = [_psnr(values, wanted) for values in made[1:]]
+        notes = ["0 steps, start", "1 step", "2 steps, trained", "5 steps"]
+        labels = [f"{note} {psnr:.1f} dB" for note, psnr in zip(notes, numbers, strict=True)]
+        assert [frame.label for frame in row.frames] == [row.name, *labels]
+        assert [frame.psnr for frame in row.frames[1:]] == pytest.approx(numbers, abs=1e-3)
+        for column, values in enumerate(made):
+            x, y = 8 + column * 176, 8 + place * 138 + 18
+            shown = cells[y : y + 112 : 14, x : x + 168 : 14]  # one of the 14 x 14 pixels of each
+            levels = (values.clamp(0, 1) * 255).view(8, 12, 3).numpy()
+            assert np.abs(shown - levels).max() < 0.52
+        assert numbers[2] > numbers[0]
+
+
+def test_other_models_have_no_strip(make_ipc, make_inr, tmp_path, capsys):
+    for composer in (make_ipc(), _meta(make_inr(), report=())):
+        _trainer(tmp_path, InnerStrip()).test(composer, datamodule=FlatData(), verbose=False)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def _batch(shape, channels=3, mask=None, number=2):
+    """Return random signals as a batch."""
+    values = torch.rand(number, math.prod(shape), channels)
+    samples = Samples(grid(shape), values, mask)
+    return CoordinateBatch(Observation(None, samples), samples, shape, [f"signal {index}" for index in range(number)])
+
+
+def test_not_more_rows_than_the_first_batch_has(make_inr):
+    composer, batch = _meta(make_inr()), _batch((8, 12), number=3)
+    assert [row.name for row in strips(composer, batch, 7)] == ["signal 0", "signal 1", "signal 2"]
+    [alone] = strips(composer, batch, 1)
+    together = strips(composer, batch, 3)[0]
+    assert [frame.psnr for frame in alone.frames] == pytest.approx([frame.psnr for frame in together.frames], abs=1e-4)
+
+
+def test_a_part_at_a_time_makes_the_same(make_inr):
+    composer, batch = _meta(make_inr()), _batch((8, 12))
+    little = 16 * 8 * 7 / 1e6  # seven places of a network eight wide
+    for row, other in zip(strips(composer, batch, 2, little), strips(composer, batch, 2), strict=True):
+        for frame, wanted in zip(row.frames, other.frames, strict=True):
+            torch.testing.assert_close(frame.values, wanted.values)
+
+
+def test_the_steps_of_the_test_are_marked_where_they_are_others(make_inr):
+    [row] = strips(_meta(make_inr(), test_steps=5), _batch((8, 12)), 1)
+    uses = [frame.label.split(" ")[2] for frame in row.frames[1:]]
+    assert [uses[0], uses[2], uses[3]] == ["start", "trained", "tested"]
+
+
+class _Whole(FlatData):
+    """Data whose coordinates, of sound, are in seconds."""
+
+    coord_range = (-0.025, 0.025)
+
+
+def _drawn(tmp_path, composer, batch, strip=None):
+    """Run a strip as a test of one batch would, and return it with the picture."""
+    strip = strip or InnerStrip()
+    trainer = SimpleNamespace(
+        datamodule=_Whole(), log_dir=tmp_path, is_global_zero=True, precision_plugin=Precision(), loggers=[]
+    )
+    strip.on_test_start(trainer, composer)
+    strip.on_test_batch_end(trainer, composer, None, batch, 0)
+    rows = strip.rows
+    strip.on_test_batch_end(trainer, composer, None, batch, 1)
+    assert strip.rows is rows  # only the first batch counts
+    strip.on_test_epoch_end(trainer, composer)
+    path = tmp_path / "inner_steps.png"
+    return strip, Image.open(path).convert("RGB") if path.exists() else None
+
+
+def test_what_diverged_says_so(make_inr, tmp_path):
+    composer = _meta(make_inr(), lr=1e30)
+    strip, page = _drawn(tmp_path, composer, _batch((8, 12)), InnerStrip(num_pictures=1))
+    labels = [frame.label for frame in strip.rows[0].frames]
+    assert labels[3:] == ["2 steps, trained, diverged", "5 steps, diverged"]
+    assert page.size == (5 * 176 + 8, 112 + 26 + 8)
+
+
+def test_sound_is_drawn_as_spectrograms_without_its_padding(tmp_path):
+    inr = CoordinateMLP(1, 1, hidden_dim=8, num_layers=3, output_offset=0.0)
+    lengths = torch.tensor([400, 250])
+    batch = _batch((400,), 1, mask=torch.arange(400) < lengths[:, None])
+    strip, page = _drawn(tmp_path, _meta(inr), batch)
+    assert [[len(frame.values) for frame in row.frames] for row in strip.rows] == [[400] * 5, [250] * 5]
+    assert page.size == (5 * 240 + 80, 2 * 180 + 40)
+    wanted = batch.query.values[1, :250]
+    for frame in strip.rows[1].frames[1:]:
+        assert frame.psnr == pytest.approx(_psnr(frame.values, wanted), abs=1e-3)
+
+
+class _Squares(SceneModule):
+    """Two objects of random squares, the first drawn twice."""
+
+    def __init__(self):
+        super().__init__(1, 3, 8, rays_per_view=4, batch_size=3)
+
+    def setup(self, stage):
+        self.train_set = self.val_set = self.test_set = [self.item(name) for name in ("a.000", "a.001", "b.000")]
+
+    def item(self, name):
+        pixels = np.random.default_rng(ord(name[0])).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+        return PosedPictures(torch.from_numpy(pixels), orbit(4, 4.0, 20.0), torch.full((4, 2), 9.0), name)
+
+
+def test_scenes_show_the_middle_view_of_different_objects(tmp_path):
+    data = _Squares()
+    data.setup("test")
+    batch = data.to_coordinates(data.collate(data.test_set))
+    inr = CoordinateMLP(3, 4, hidden_dim=8, num_layers=3, output_offset=0.0)
+    composer = _meta(inr, renderer=VolumeRenderer(2.0, 6.0, samples_per_ray=6))
+    strip, page = _drawn(tmp_path, composer, batch)
+    assert page.size == (5 * 168 + 8, 2 * (160 + 26) + 8)
+    assert [row.name for row in strip.rows] == ["a", "b"]
+    steps = dict(composer.trajectory(batch.observation, REPORT))
+    for index, row in zip((0, 2), strip.rows, strict=True):
+        true = batch.query.values[index].view(3, 64, 3)[1]
+        assert torch.equal(row.frames[0].values, true)
+        for frame in row.frames[1:]:
+            with torch.no_grad():
+                values = composer.render(composer.compose(steps[frame.step]), batch.query.coords)[index]
+            view = values.view(3, 64, 3)[1]
+            torch.testing.assert_close(frame.values, view, atol=1e-4, rtol=0)
+            assert frame.psnr == pytest.approx(_psnr(view, true), abs=1e-2)
+
+
+def test_signals_of_another_kind_are_left_out(tmp_path, capsys):
+    inr = CoordinateMLP(3, 1, hidden_dim=8, num_layers=3)
+    strip, page = _drawn(tmp_path, _meta(inr), _batch((2, 3, 4), 1))
+    assert (strip.rows, page) == ([], None)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_strip_is_sent_to_wandb(make_inr, tmp_path):
+    logger, strip = _Recorder(tmp_path), InnerStrip(num_pictures=2)
+    _trainer(tmp_path, strip, logger=logger).test(
+        _meta(make_inr()), datamodule=FlatData(eval_batch_size=5), verbose=False
+    )
+    [(key, rows, step)] = logger.tables
+    assert (key, step) == ("test/inner_steps", 0)
+    steps = ["0 inner steps", "1 inner step", "2 inner steps", "5 inner steps"]
+    assert [list(row) for row in rows] == [["name", "original", *steps, *(f"PSNR@{step}" for step in REPORT)]] * 2
+    for row, shown in zip(rows, strip.rows, strict=True):
+        assert row["name"] == shown.name
+        assert all(isinstance(row[column], wandb.Image) for column in ("original", *steps))
+        assert [row[f"PSNR@{step}"] for step in REPORT] == [frame.psnr for frame in shown.frames[1:]]
+
+
+def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_inr, tmp_path):
+    composer = _meta(
+        make_inr(),
+        learned_lr=["step"],
+        refinement=Refinement(1, stages=()),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=10.0),
+    ).train()
+    data = FlatData(batch_size=9, eval_batch_size=2)
+    data.setup("fit")
+    data.val_set, data.setup = data.test_set, lambda stage: None
+    logger = _Recorder(tmp_path)
+    callbacks = ValidationTable(num_samples=3), LearnedStepSizes()
+    _trainer(tmp_path, *callbacks, logger=logger, max_epochs=1, log_every_n_steps=1).fit(composer, datamodule=data)
+    [(key, rows, step)] = logger.tables
+    assert (key, step) == ("val/samples", 0)
+    assert list(rows[0]) == ["name", "input", "reconstruction", "error x 5", "PSNR", "refined PSNR"]
+    factors = composer.inner_loop.factors["patterns_1"].flatten().tolist()
+    names = [f"inner_lr_factor/patterns_1/step_{step}" for step in (1, 2)]
+    assert [logger.scalars[name] for name in names] == [{0: pytest.approx(factor)} for factor in factors]
+    assert factors != [1.0, 1.0]
+    for row, picture in zip(rows, FlatImages(3, seed=2), strict=False):
+        signal = picture.values[None]
+        samples = Samples(grid((8, 12)), signal.flatten(2).mT)
+        with torch.no_grad():
+            found = composer.eval()(Observation(None, samples), samples.coords)
+        assert row["PSNR"] == pytest.approx(_psnr(found, samples.values), abs=1e-3)
+
+
+def test_mean_factors(make_inr):
+    loop = InnerLoop(2, learned_lr=["step", "parameter"])
+    loop.learn_step_sizes({"one": torch.zeros(2), "two.1": torch.zeros(1, 2)})
+    with torch.no_grad():
+        loop.factors["one"].copy_(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
+    found = {"one/step_1": 2.0, "one/step_2": 0.75, "two_1/step_1": 1.0, "two_1/step_2": 1.0}
+    assert mean_factors(loop) == {f"inner_lr_factor/{name}": mean for name, mean in found.items()}
+    shared = Functa(
+        make_inr(modulates="biases", modulated_layers="hidden", normalize_weights=False),
+        InnerLoop(3, learned_lr=["parameter"]),
+    )
+    assert mean_factors(shared.inner_loop) == {"inner_lr_factor/latent": 1.0}
+    assert mean_factors(InnerLoop()) == {}
+
+
+@pytest.mark.parametrize("name", META)
+def test_the_configs_draw_strips_beside_what_data_draws(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS / "experiments")
+    merged = load_layers(f"_base_: [../composers/{name}.yaml, ../data/sample_photos.yaml]")
+    classes = [callback["class_path"] for callback in merged["trainer"]["callbacks+"]]
+    ours = ["callbacks.inner_strip.InnerStrip", "callbacks.gradient_norms.LearnedStepSizes"]
+    assert classes == [*ours, "callbacks.contact_sheet.ContactSheet"]
+
+
+@pytest.mark.parametrize("changes", [{"num_pictures": 0}, {"max_memory": 0.0}], ids=str)
+def test_numbers_out_of_range(changes):
+    with pytest.raises(ValueError, match="at least 1, and above 0"):
+        InnerStrip(**changes)

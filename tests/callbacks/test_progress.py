@@ -1,0 +1,138 @@
+"""The progress of a run: lines of text without a terminal, a bar of one line in a terminal."""
+
+import io
+import re
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import rich
+from lightning.pytorch.callbacks import Timer
+from program import keep_every, run, run_process, tiny
+from rich.console import Console
+
+from callbacks import progress
+from callbacks import results as callbacks
+from callbacks.progress import ProgressBar
+
+
+def _lines(printed, start):
+    return [line for line in printed.splitlines() if line.startswith(start)]
+
+
+def _without_terminal(seconds):
+    """Return the argument that replaces the callbacks by a progress bar with this interval."""
+    bar = f"{{class_path: callbacks.progress.ProgressBar, init_args: {{seconds: {seconds}}}}}"
+    return ["--trainer.callbacks", f"[{bar}]"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_training_and_validation_are_told_without_a_terminal():
+    printed = run("fit", *tiny("ipc"), "--trainer.max_epochs", 2, *_without_terminal(0))
+    steps = _lines(printed, "Step ")
+    assert len(steps) == 12
+    form = r"Step 7 of 12, epoch 2 of 2, train/psnr \S+, train/loss \S+, 0:00:\d\d left|"
+    form += r"Step 7 of 12, epoch 2 of 2, train/loss \S+, train/psnr \S+(, 0:00:\d\d left)?"
+    assert re.fullmatch(form, steps[6])
+    told = _lines(printed, "Validation at step ")
+    assert [
+        re.match(r"Validation at step (\d+) of 12, epoch (\d) of 2, val/loss ", line).groups() for line in told
+    ] == [
+        ("6", "1"),
+        ("12", "2"),
+    ]
+    assert all("val/psnr" in line for line in told)
+    assert "Validation: batch 3 of 4" in printed
+
+
+def test_lines_come_twice_a_minute(monkeypatch):
+    clock = iter(range(0, 10**6, 10))  # every look at the clock is ten seconds after the one before
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    often = len(_lines(run("fit", *tiny("ipc"), "--trainer.max_epochs", 3, *_without_terminal(0)), "Step "))
+    seldom = len(_lines(run("fit", *tiny("ipc"), "--trainer.max_epochs", 3, *_without_terminal(30)), "Step "))
+    assert 0 < seldom < often == 18
+
+
+def test_by_default_only_validation_is_told_of_a_short_run():
+    printed = run("fit", *tiny("ipc"))
+    assert not _lines(printed, "Step ")
+    assert len(_lines(printed, "Validation at step 6 of 6")) == 1
+    assert "━" not in printed.split("Checkpoint:")[0].split("┘")[1]
+
+
+def test_evaluations_are_told_by_batches():
+    run("fit", *tiny("ipc"), *keep_every(6))
+    weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
+    for command, name in (("validate", "Validation"), ("test", "Test")):
+        printed = run(command, *tiny("ipc"), *weights, *_without_terminal(0))
+        assert [line.split(",")[0] for line in _lines(printed, name)] == [
+            f"{name}: batch {batch} of 4" for batch in range(1, 5)
+        ]
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_tells(tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+    printed = run_process("fit", *tiny("ipc"), *two, "--trainer.overfit_batches=1", *_without_terminal(0), cwd=tmp_path)
+    assert len(_lines(printed, "Step 1 of 1")) == 1
+    assert len(_lines(printed, "Validation at step 1 of 1")) == 1
+
+
+def test_one_process_tells(capsys):
+    bar = ProgressBar()
+    bar._tell("first")
+    bar.disable()  # as the trainer does on all processes but the first
+    bar._tell("second")
+    assert capsys.readouterr().out == "first\n"
+
+
+@pytest.mark.parametrize("epochs", [10, 1000])
+def test_the_bar_is_one_line_of_80_columns(monkeypatch, epochs):
+    monkeypatch.setattr(rich, "_console", Console())  # which the bar configures anew
+    bar = ProgressBar()
+    bar._console_kwargs = {"width": 80, "record": True, "force_terminal": True, "file": io.StringIO()}
+    trainer = SimpleNamespace(
+        is_global_zero=True,
+        max_epochs=epochs,
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+        training=True,
+        progress_bar_callback=bar,
+    )
+    bar._trainer = trainer
+    bar._init_progress(trainer)
+    bar.progress.stop()
+    bar.train_progress_bar_id = bar._add_task(1234, bar._get_train_description(epochs - 1))
+    bar.progress.update(bar.train_progress_bar_id, completed=1000)
+    bar._left = timedelta(hours=30).total_seconds()
+    bar._metric_component.update({"train/psnr": 31.4159, "val/psnr": 27.18281})
+    console = rich.get_console()
+    console.export_text()
+    console.print(bar.progress.get_renderable())
+    [line] = console.export_text().splitlines()
+    assert len(line.rstrip()) <= 80
+    for part in (f"Epoch {epochs - 1}/{epochs - 1}", "1000/1234", "30:00:00 left", "train/psnr: 31.42"):
+        assert part in line
+    if epochs == 10:
+        assert "val/psnr: 27.18" in line
+        assert "•" not in line
+
+
+def test_the_time_left_knows_a_limit():
+    timer = Timer(duration=timedelta(seconds=50))
+    trainer = SimpleNamespace(callbacks=[timer], estimated_stepping_batches=float("inf"), global_step=3)
+    assert ProgressBar()._time_left(trainer) == pytest.approx(50, abs=1)
+
+
+def test_configs_of_earlier_runs_name_the_bar_where_it_was():
+    assert callbacks.ProgressBar is ProgressBar
+
+
+def test_a_negative_interval_is_refused():
+    with pytest.raises(ValueError, match="seconds is -1; it must be 0 or more"):
+        ProgressBar(-1)

@@ -1,0 +1,418 @@
+"""Checkpoints of training: the last state, the best, and runs resumed from everywhere that equal uninterrupted ones."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Callback
+from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, column, rows, run, tiny
+
+from callbacks.saving import BestCheckpoint, LastCheckpoint
+
+FAST = ["--trainer.limit_val_batches", 1, "--trainer.num_sanity_val_steps", 0]
+SETTINGS = {
+    "plain": ["--trainer.max_epochs", 3],
+    "window": ["--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 4],  # of 4 and 2 batches
+    "validation": [
+        *["--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 2],
+        *["--trainer.val_check_interval", 3],  # within a window too
+    ],
+    "seldom": ["--trainer.max_epochs", 3, "--trainer.check_val_every_n_epoch", 2],
+    "steps": ["--trainer.max_epochs", -1, "--trainer.max_steps", 8, "--trainer.accumulate_grad_batches", 2],
+}
+BATCHES = 6
+LAST = "runs/{}/version_0/checkpoints/last.ckpt"
+
+
+class SaveEverywhere(Callback):
+    """Saves in every hook of training, as ``<hook>-<batches>.ckpt``."""
+
+    def _save(self, trainer, hook):
+        if not trainer.sanity_checking:
+            folder = Path(trainer.log_dir, "everywhere")
+            done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            trainer.save_checkpoint(folder / f"{hook}-{done}.ckpt")
+
+    def on_train_epoch_start(self, trainer, module):
+        self._save(trainer, "epoch_start")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self._save(trainer, "batch_start")
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        self._save(trainer, "zero_grad")
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self._save(trainer, "batch_end")
+
+    def on_validation_start(self, trainer, module):
+        self._save(trainer, "validation_start")
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self._save(trainer, "validation_batch_end")
+
+    def on_validation_end(self, trainer, module):
+        self._save(trainer, "validation_end")
+
+    def on_train_epoch_end(self, trainer, module):
+        self._save(trainer, "epoch_end")
+
+    def on_train_end(self, trainer, module):
+        self._save(trainer, "end")
+
+
+def callback(class_path, **arguments):
+    """Return the arguments that add a callback."""
+    stated = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+    return ["--trainer.callbacks+", f"{{class_path: {class_path}, init_args: {{{stated}}}}}"]
+
+
+def fit(setting, *args):
+    return run("fit", *tiny("ipc"), *FAST, *SETTINGS[setting], *args)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Return a function that gives the folder of an uninterrupted run of a setting, which saved everywhere."""
+    folders = {}
+
+    def get(setting):
+        if setting not in folders:
+            folder = tmp_path_factory.mktemp(setting)
+            with contextlib.chdir(folder):
+                fit(setting, *callback("test_saving.SaveEverywhere"))
+            folders[setting] = folder / "runs/unnamed/version_0"
+        return folders[setting]
+
+    return get
+
+
+def saves(folder):
+    return {path.stem: torch.load(path, weights_only=True) for path in Path(folder, "everywhere").iterdir()}
+
+
+def assert_same_training(found, wanted):
+    """Compare what two checkpoints say of training, without paths and without counters that nothing depends on."""
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same(found[key], wanted[key])
+    one, other = (state["loops"]["fit_loop"] for state in (found, wanted))
+    for key in ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict"):
+        assert_same(one[key], other[key])
+
+
+def resumed(whole, setting, name):
+    """Resume a setting from a save and check that all that it saves is what the uninterrupted run saved."""
+    fit(
+        setting,
+        *callback("test_saving.SaveEverywhere"),
+        NAME,
+        name,
+        "--ckpt_path",
+        whole / "everywhere" / f"{name}.ckpt",
+    )
+    folder = Path("runs", name, "version_0")
+    wanted = saves(whole)
+    if not (folder / "everywhere").exists():  # nothing was left to do
+        assert_same(wanted[name]["state_dict"], checkpoint(whole)["state_dict"])
+        return
+    found = saves(folder)
+    begun = wanted[name]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    assert all(int(key.rpartition("-")[2]) >= begun for key in found)
+    for key, content in found.items():
+        assert_same_training(content, wanted[key])
+    assert_same_training(checkpoint(folder), checkpoint(whole))
+    for column_name in ("train/loss", "val/psnr"):
+        logged, all_logged = (
+            [(row["step"], row[column_name]) for row in rows(run_folder / "metrics.csv") if column_name in row]
+            for run_folder in (folder, whole)
+        )
+        assert logged == all_logged[len(all_logged) - len(logged) :]
+    assert column(folder / "metrics.csv", "train/loss")
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("plain", "batch_end-6"),
+        pytest.param("plain", "epoch_start-6", marks=pytest.mark.slow),
+        pytest.param("plain", "batch_start-11", marks=pytest.mark.slow),
+        pytest.param("window", "batch_end-3", marks=pytest.mark.slow),
+        pytest.param("window", "batch_end-12", marks=pytest.mark.slow),
+        ("window", "zero_grad-6"),
+        pytest.param("validation", "batch_end-3", marks=pytest.mark.slow),
+        pytest.param("validation", "validation_end-9", marks=pytest.mark.slow),
+        pytest.param("validation", "validation_batch_end-12", marks=pytest.mark.slow),
+        pytest.param("seldom", "batch_end-6", marks=pytest.mark.slow),
+        pytest.param("steps", "batch_end-6", marks=pytest.mark.slow),
+        pytest.param("steps", "epoch_end-6", marks=pytest.mark.slow),
+        pytest.param("steps", "batch_end-9", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_resumed_from_any_hook_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, setting, name):
+    monkeypatch.chdir(tmp_path)
+    resumed(uninterrupted(setting), setting, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["window", "validation"])
+def test_a_run_resumed_from_every_hook_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, setting):
+    monkeypatch.chdir(tmp_path)
+    whole = uninterrupted(setting)
+    for path in sorted((whole / "everywhere").iterdir()):
+        if int(path.stem.rpartition("-")[2]) in (9, 12) or path.stem == "batch_start-0":  # within an epoch, at its end
+            resumed(whole, setting, path.stem)
+
+
+def test_minutes_that_are_not_positive_are_refused():
+    with pytest.raises(ValueError, match=r"minutes is 0; it must be positive"):
+        LastCheckpoint(minutes=0)
+
+
+def only(*savers):
+    """Return the arguments that replace the callbacks by these, each a class of `callbacks.saving` and its arguments."""
+    stated = ", ".join(f"{{class_path: callbacks.saving.{name}, init_args: {arguments}}}" for name, arguments in savers)
+    return ["--trainer.callbacks", f"[{{class_path: callbacks.summary.StartSummary}}, {stated}]"]
+
+
+OFTEN = ("LastCheckpoint", "{minutes: 1.0e-9}")
+FIRST = ("BestCheckpoint", "{monitor: epoch, mode: min, filename: best, enable_version_counter: false}")  # is the best
+
+
+def test_the_last_checkpoint_is_saved_after_the_validation_of_every_epoch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("fit", *tiny("ipc"), *FAST, "--trainer.max_epochs", 2)
+    folder = Path("runs/unnamed/version_0")
+    assert [checkpoint(folder, name)["global_step"] for name in ("previous", "last")] == [BATCHES, 2 * BATCHES]
+    logged = column(folder / "metrics.csv", "val/psnr")
+    for name, seen in (("previous", logged[:1]), ("last", logged)):
+        [best] = [state for key, state in checkpoint(folder, name)["callbacks"].items() if "BestCheckpoint" in key]
+        assert float(best["best_model_score"]) == pytest.approx(max(seen))
+
+
+def test_the_last_checkpoint_is_saved_every_few_minutes_after_optimizer_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = []
+
+    def save(saver, trainer):
+        saved.append((trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.global_step))
+        return original(saver, trainer)
+
+    original = LastCheckpoint.save
+    monkeypatch.setattr(LastCheckpoint, "save", save)
+    run("fit", *tiny("ipc"), *FAST, *only(OFTEN), "--trainer.accumulate_grad_batches", 4)
+    assert saved == [(4, 1), (6, 2)]  # the last of an epoch after its validation
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_the_first_process_decides_when_to_save(monkeypatch, due):
+    saver, saved = LastCheckpoint(minutes=1e9 if due else 1e-9), []
+    monkeypatch.setattr(saver, "save", saved.append)
+    loop = SimpleNamespace(_should_accumulate=lambda: False, batch_progress=SimpleNamespace(is_last_batch=False))
+    strategy = SimpleNamespace(broadcast=lambda own: due)
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), strategy=strategy)
+    saver.on_train_batch_end(trainer, None, None, None, 0)
+    assert bool(saved) == due
+
+
+def test_training_that_ends_within_an_epoch_is_saved_and_goes_on_there(uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = [*tiny("ipc"), *FAST, "--trainer.max_epochs", -1, "--trainer.max_steps"]
+    printed = run("fit", *steps, BATCHES + 2)
+    assert "Checkpoint: runs/unnamed/version_0/checkpoints/last.ckpt" in printed
+    assert checkpoint("runs/unnamed/version_0")["global_step"] == BATCHES + 2
+    run("fit", *steps, 3 * BATCHES, "--ckpt_path", "last")
+    assert_same_training(checkpoint("runs/unnamed/version_1"), checkpoint(uninterrupted("plain")))
+
+
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps"])
+def test_a_finished_run_that_is_resumed_trains_nothing_further(tmp_path, monkeypatch, limit):
+    monkeypatch.chdir(tmp_path)
+    arguments = [*tiny("ipc"), *FAST, f"--trainer.{limit}", 1 if limit == "max_epochs" else 4]
+    run("fit", *arguments)
+    before = Path(LAST.format("unnamed")).read_bytes()
+    printed = run("fit", *arguments, "--ckpt_path", "last")
+    assert "Checkpoint: runs/unnamed/version_0/checkpoints/last.ckpt" in printed
+    metrics = Path("runs/unnamed/version_1/metrics.csv")
+    assert not metrics.exists() or not column(metrics, "train/loss")
+    assert Path(LAST.format("unnamed")).read_bytes() == before
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_there_is_a_whole_last_checkpoint_at_every_moment(tmp_path, monkeypatch, links):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    path.write_text("1")
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
+    seen = []
+
+    def save(target):
+        seen.append((path.read_text(), path.with_name("previous.ckpt").read_text()))
+        path.with_name("new").write_text(str(int(path.read_text()) + 1))
+        path.with_name("new").replace(path)
+
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+        fast_dev_run=False,
+        log_dir=str(tmp_path),
+        is_global_zero=True,
+        global_step=1,
+        save_checkpoint=save,
+    )
+    saver = LastCheckpoint()
+    assert saver.save(trainer) == saver.save(trainer) == path
+    assert seen == [("1", "1"), ("2", "2")]
+    assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"last.ckpt": "3", "previous.ckpt": "2"}
+
+
+@pytest.mark.parametrize("state", ["there", "moved", "gone", "damaged"])
+def test_the_best_is_kept_across_runs(tmp_path, monkeypatch, capsys, state):
+    monkeypatch.chdir(tmp_path)
+    arguments = [*tiny("ipc"), *FAST, *only(FIRST, ("LastCheckpoint", "{}"))]
+    run("fit", *arguments)
+    best = Path("runs/unnamed/version_0/checkpoints/best.ckpt")
+    content = best.read_bytes()
+    if state == "moved":
+        best = Path("runs/unnamed/version_0").rename("elsewhere") / "checkpoints/best.ckpt"
+    elif state == "gone":
+        best.unlink()
+    elif state == "damaged":
+        best.write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    run("fit", *arguments, "--trainer.max_epochs", 2, NAME, "on", "--ckpt_path", best.with_name("last.ckpt"))
+    told = capsys.readouterr().err.splitlines()
+    told = [line for line in told if "best" in line]
+    kept = state in ("there", "moved")
+    assert checkpoint("runs/on/version_0", "best")["global_step"] == (BATCHES if kept else 2 * BATCHES)
+    assert (Path("runs/on/version_0/checkpoints/best.ckpt").read_bytes() == content) == kept
+    [saver] = [held for key, held in checkpoint("runs/on/version_0")["callbacks"].items() if "BestCheckpoint" in key]
+    assert saver["best_model_path"] == saver["kth_best_model_path"] == "runs/on/version_0/checkpoints/best.ckpt"
+    assert saver["best_model_score"] == saver["kth_value"] == saver["best_k_models"][saver["best_model_path"]]
+    assert int(saver["best_model_score"]) == (0 if kept else 1)
+    if kept:
+        assert told == []
+    else:
+        assert told == [
+            "The earlier best checkpoint, runs/unnamed/version_0/checkpoints/best.ckpt (epoch 0), no longer exists, was "
+            "replaced by a later one or cannot be read: the best is chosen anew from here on."
+        ]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_metric_that_is_not_finite_is_never_the_best(mode):
+    saver = BestCheckpoint(monitor="val/psnr", mode=mode)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision: decision))
+    values = {"nan": False, "inf": False, "-inf": False, "1.0": True}
+    assert {value: saver.check_monitor_top_k(trainer, torch.tensor(float(value))) for value in values} == values
+    assert not saver.check_monitor_top_k(trainer, None)
+
+
+def program(folder, args):
+    """Run the program in a process of its own."""
+    import sys
+
+    import cli
+
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as without the server
+    sys.argv = ["cli.py"]
+    with Path("printed.txt").open("a") as printed, contextlib.redirect_stdout(printed):
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+        cli.main([str(argument) for argument in args])
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Return a function that starts the program in a folder, forked from a process that imported it and did nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(TESTS)]))  # else the server imports nothing
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["cli", "callbacks.curves", "callbacks.progress"])
+
+        def begin(folder, args):
+            process = context.Process(target=program, args=(folder, args))
+            process.start()
+            return process
+
+        yield begin
+
+
+def killed(process, folder, run_before, delay, while_written):
+    """Kill the program at a moment of its training, by preference while it writes a checkpoint; say whether it still ran."""
+    checkpoints = folder / f"runs/unnamed/version_{run_before}/checkpoints"
+    while process.is_alive() and not (checkpoints.parent / "config.yaml").exists():
+        time.sleep(0.005)
+    time.sleep(delay)
+    limit = time.monotonic() + 2
+    while while_written and process.is_alive() and time.monotonic() < limit:
+        if any(checkpoints.glob(".last.ckpt.*.part")):
+            break
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    if not alive:
+        assert process.exitcode == 0, (folder / "printed.txt").read_text()
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("composer", ["ipc", "meta_ipc"])
+def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
+    start, tmp_path, composer, num_workers, accumulated
+):
+    arguments = [
+        "fit",
+        *tiny(composer),
+        *FAST,
+        "--trainer.max_epochs",
+        4,
+        "--trainer.accumulate_grad_batches",
+        accumulated,
+    ]
+    arguments += ["--data.init_args.num_workers", num_workers, "--trainer.enable_progress_bar", "false"]
+    arguments += only(("BestCheckpoint", "{monitor: val/psnr, mode: max, filename: best}"), OFTEN)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    process = start(whole, arguments)
+    process.join()
+    assert process.exitcode == 0, (whole / "printed.txt").read_text()
+    wanted = checkpoint(whole / "runs/unnamed/version_0")
+    begun = (whole / "runs/unnamed/version_0/config.yaml").stat().st_mtime
+    takes = (whole / LAST.format("unnamed")).stat().st_mtime - begun
+    chance = random.Random(f"{composer}, {num_workers}, {accumulated}")
+    kills, wanted_kills, chain = 0, 3 if num_workers == 0 else 2, 0
+    while kills < wanted_kills:
+        assert chain < 10
+        folder = tmp_path / f"chain-{chain}"
+        folder.mkdir()
+        chain += 1
+        finished, runs = False, 0
+        while not finished:
+            resume = ["--ckpt_path", "last"] if list(folder.glob("runs/unnamed/*/checkpoints/last.ckpt")) else []
+            process = start(folder, [*arguments, *resume])
+            if kills < wanted_kills:
+                died = killed(process, folder, runs, chance.uniform(0, takes), while_written=kills % 2 == 1)
+                kills += died
+                finished = not died
+            else:
+                process.join()
+                assert process.exitcode == 0, (folder / "printed.txt").read_text()
+                finished = True
+            runs += 1
+        last = max(folder.glob("runs/unnamed/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = torch.load(last, weights_only=True)
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+            assert_same(found[key], wanted[key])

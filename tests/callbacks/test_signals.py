@@ -1,0 +1,158 @@
+"""SIGTERM and SIGUSR1 end every command in order: training saves, evaluations keep what they have."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, rows, run, tiny
+
+from callbacks.signals import StopOnSignal
+
+
+def _signalled(tmp_path, number, at, *args, extra=None):
+    """Run a command whose process gets a signal in the batch ``at``, and return what ended."""
+    code = (
+        "import os, sys\n"
+        "from composers import Composer\n"
+        "import cli\n"
+        "for name in ('training_step', 'test_step', 'validation_step', 'predict_step'):\n"
+        "    def wrap(step=getattr(Composer, name), training=name == 'training_step'):\n"
+        "        def stepped(self, batch, batch_idx):\n"
+        f"            if batch_idx == {at} and (training or self.trainer.state.fn != 'fit'):\n"
+        f"                os.kill(os.getpid(), {int(number)})\n"
+        "            return step(self, batch, batch_idx)\n"
+        "        return stepped\n"
+        "    setattr(Composer, name, wrap())\n"
+        "cli.main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment |= extra or {}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow)])  # the last of an epoch is 5
+def test_training_saves_and_a_resumed_run_is_the_uninterrupted_one(batch, tmp_path):
+    two = "--trainer.max_epochs=2"
+    run("fit", *tiny("ipc"), two, NAME, "whole")
+    ended = _signalled(tmp_path, signal.SIGTERM, batch, "fit", *tiny("ipc"), two, NAME, "cut")
+    assert ended.returncode == 143, ended.stderr
+    last = "runs/cut/version_0/checkpoints/last.ckpt"
+    assert f"SIGTERM: training stopped at step {batch + 1}." in ended.stderr
+    assert f"--ckpt_path {last}" in ended.stderr
+    assert checkpoint("runs/cut/version_0")["global_step"] == batch + 1
+    run("fit", *tiny("ipc"), two, NAME, "cut", "--ckpt_path", last)
+    found, wanted = (checkpoint(f"runs/{name}") for name in ("cut/version_1", "whole/version_0"))
+    for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert_same(found[key], wanted[key])
+
+
+@pytest.mark.slow
+def test_a_slurm_job_without_scontrol_says_so(tmp_path):
+    extra = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "PATH": str(tmp_path)}
+    ended = _signalled(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
+    assert ended.returncode == 128 + signal.SIGUSR1, ended.stderr
+    assert "SLURM job 5_3 was not requeued: scontrol is not in PATH." in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_test_keeps_its_rows(tmp_path):
+    run("fit", *tiny("ipc"))
+    weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
+    ended = _signalled(tmp_path, signal.SIGTERM, 0, "test", *tiny("ipc"), NAME, "tested", *weights)
+    assert ended.returncode == 143, ended.stderr
+    assert "SIGTERM: test stopped after batch 1." in ended.stderr
+    assert "partial" in ended.stdout
+    assert len(rows("runs/tested/version_0/test_instances.csv")) == 10
+
+
+@pytest.mark.slow
+def test_a_prediction_keeps_its_table(tmp_path):
+    run("fit", *tiny("ipc"))
+    weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
+    Path("pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (40 * number, 90, 20)).save(f"pictures/{number}.png")
+    data = ["--images", "pictures", "--data.init_args.batch_size=1", "--output", "made", *weights]
+    ended = _signalled(tmp_path, signal.SIGTERM, 1, "predict", *data)
+    assert ended.returncode == 143, ended.stderr
+    assert "SIGTERM: predict stopped after batch 2." in ended.stderr
+    assert [row["name"] for row in rows("made/predictions.csv")] == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_stop_together(tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=300", NAME, "two"]
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "fit", *tiny("ipc"), *two]
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(900):
+            if list(Path("runs").glob("two/version_0/checkpoints/last.ckpt")):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, told
+    assert told.count("SIGTERM: training stopped at step") == 1
+    checkpoint("runs/two/version_0")
+
+
+def test_a_slurm_job_is_requeued(tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    scontrol.chmod(0o755)
+    extra = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    ended = _signalled(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
+    assert ended.returncode == 128 + signal.SIGUSR1, ended.stderr
+    assert "SLURM job 7 was requeued." in ended.stderr
+    assert (tmp_path / "called").read_text() == "requeue 7\n"
+    assert checkpoint("runs/unnamed/version_0")["global_step"] == 2
+
+
+def test_a_second_signal_ends_the_program_at_once(monkeypatch):
+    ended = []
+    stopper = StopOnSignal()
+    stopper._deferred = True
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    stopper.handle(signal.SIGTERM, None)
+    stopper.handle(signal.SIGTERM, None)  # the same one, sent to the group too
+    assert not ended
+    stopper._at -= 1
+    stopper.handle(signal.SIGTERM, None)
+    assert ended == [143]
+
+
+def test_a_signal_during_the_imports_is_handled(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "fit", *tiny("ipc")]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        for _ in range(3000):
+            caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+            if caught >> (signal.SIGTERM - 1) & 1:
+                break
+            time.sleep(0.002)
+        assert "/torch/lib/" not in Path(f"/proc/{process.pid}/maps").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+
+
+def test_start_up_ends_at_once(tmp_path):
+    code = "import os, cli\ncli.CLI.parse_arguments = lambda *a: os.kill(os.getpid(), 15)\ncli.main()\n"
+    started = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 143, ended.stderr
+    assert "SIGTERM: stopped before the first batch" in ended.stderr
+    assert time.monotonic() - started < 60
+    assert not Path("runs").exists()

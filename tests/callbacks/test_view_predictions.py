@@ -1,0 +1,226 @@
+"""What a prediction writes of scenes: every file against what the model makes of its rays."""
+
+import csv
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from objects import Balls, Scenes, scene_batch
+from PIL import Image
+
+from callbacks import view_predictions as made
+from callbacks.predictions import PicturePredictions
+from callbacks.view_predictions import ScenePredictions
+from composers.codes import fingerprint, read_code
+from composers.rendering import LightFieldRenderer, VolumeRenderer
+from tools import codes as codes
+
+CELL = 128 + 8  # pixels of a view on a page, with its margin
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def _predicted(tmp_path, batches, composer=None, **options):
+    """Run a prediction as the trainer would, and return the model and the last evaluation."""
+    composer = composer or Balls(steps=3)
+    writer = ScenePredictions(str(tmp_path / "out"), **{"frames": 3} | options)
+    trainer = SimpleNamespace(datamodule=Scenes(), is_global_zero=True)
+    writer.on_predict_start(trainer, composer)
+    for index, batch in enumerate(batches):
+        with torch.inference_mode():
+            evaluation = composer.predict_step(batch, index)
+        writer.on_predict_batch_end(trainer, composer, evaluation, batch, index)
+    writer.on_predict_epoch_end(trainer, composer)
+    return composer, evaluation
+
+
+def _rows(tmp_path):
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def _cell(page, row, column):
+    """Return one picture of a page, as 16 pixels along each side."""
+    x, y = 8 + column * CELL, 8 + row * (CELL + 18) + 18
+    return np.asarray(page.crop((x, y, x + 128, y + 128)).resize((16, 16), 0)) / 255.0
+
+
+def _naive_psnr(seen, true):
+    return np.mean([-10 * math.log10((one - other).square().mean()) for one, other in zip(seen, true, strict=True)])
+
+
+def test_the_files_of_scenes(tmp_path, capsys):
+    batch = scene_batch((0.8, 0.6), names=["ball.000", "more/ball"])
+    _, evaluation = _predicted(tmp_path, [batch])
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    names = {f"{name}.{kind}" for name in ("ball.000", "more/ball") for kind in ("gif", "png", "safetensors")}
+    assert found == names | {"predictions.csv"}
+    rows = _rows(tmp_path)
+    true = batch.query.values.view(2, 2, 256, 3)
+    white = torch.ones_like(true)
+    for index, row in enumerate(rows.values()):
+        for key, values in (("predicted", evaluation["values"][0]), ("refined", evaluation["values"][3])):
+            wanted = _naive_psnr(values[index].view(2, 256, 3), true[index])
+            assert float(row[f"psnr {key}"]) == pytest.approx(wanted, abs=6e-4)
+        assert float(row["white"]) == pytest.approx(_naive_psnr(white[index], true[index]), abs=6e-4)
+        assert float(row["psnr refined"]) > float(row["psnr predicted"]) + 0.3
+    row = rows["ball.000"]
+    keys = ["name", "rows", "columns", "views", "support views", "refinement steps", "psnr predicted", "psnr refined"]
+    assert list(row) == [*keys, "white", "notes"]
+    assert (row["rows"], row["views"], row["support views"], row["refinement steps"]) == ("16", "2", "1", "3")
+    printed = capsys.readouterr().out
+    assert "PSNR in dB of 2 scene(s)" in printed
+    mean = np.mean([float(row["psnr refined"]) for row in rows.values()])
+    assert re.search(rf"mean .* {mean:.2f}", printed)
+    with Image.open(tmp_path / "out" / "ball.000.gif") as film:
+        assert (film.n_frames, film.size, film.info["loop"]) == (3, (32, 16), 0)
+        assert film.info["duration"] == 1330
+
+
+def test_the_page_of_a_scene(tmp_path):
+    batch = scene_batch((0.8,), views=2, queries=3)
+    _, evaluation = _predicted(tmp_path, [batch])
+    with Image.open(tmp_path / "out" / "ball.000.png") as page:
+        assert page.size == (4 * CELL + 8, 4 * (CELL + 18) + 8)
+        for view in range(2):
+            wanted = batch.observation.signal.images[0, view].permute(1, 2, 0).numpy()
+            assert np.abs(_cell(page, 0, view) - wanted).max() < 0.003
+        for view in range(3):
+            true, seen = (
+                values[0].view(3, 16, 16, 3)[view].clamp(0, 1).numpy()
+                for values in (batch.query.values, evaluation["values"][3])
+            )
+            assert np.abs(_cell(page, 1 + view, 0) - true).max() < 0.003
+            assert np.abs(_cell(page, 1 + view, 1) - seen).max() < 0.003
+            assert np.abs(_cell(page, 1 + view, 2) - np.minimum(5 * np.abs(seen - true), 1)).max() < 0.03
+            depth = _cell(page, 1 + view, 3)
+            assert (depth[0] == 1).all()
+            assert (depth[8, 8] < 1).any()
+
+
+def test_many_views_stand_beside_each_other(tmp_path):
+    _predicted(tmp_path, [scene_batch((0.8,), queries=9)])
+    with Image.open(tmp_path / "out" / "ball.000.png") as page:
+        assert page.size == (8 * CELL + 8, 6 * (CELL + 18) + 8)
+        assert (_cell(page, 5, 0) < 1).any()
+        assert (_cell(page, 5, 4) == 1).all()
+
+
+def test_scenes_without_truth(tmp_path, capsys):
+    batches = [scene_batch((0.8,), names=["a"], known=False), scene_batch((0.7,), names=["b"])]
+    _, evaluation = _predicted(tmp_path, batches[:1])
+    with Image.open(tmp_path / "out" / "a.png") as page:
+        assert page.size == (2 * CELL + 8, 3 * (CELL + 18) + 8)
+        seen = evaluation["values"][3][0].view(2, 16, 16, 3)[1].clamp(0, 1).numpy()
+        assert np.abs(_cell(page, 2, 0) - seen).max() < 0.003
+    assert _rows(tmp_path)["a"]["psnr refined"] == "nan"
+    assert read_code(tmp_path / "out" / "a.safetensors").facts["psnr refined"] == "nan"
+    capsys.readouterr()
+    _predicted(tmp_path, batches)
+    told, known = capsys.readouterr().out, _rows(tmp_path)["b"]
+    assert re.search(rf"mean .* {float(known['psnr refined']):.2f}", told)
+    assert re.search(r"a +. 16 x 16 +. +2 +. +- +. +- ", told)
+
+
+def test_a_mesh_where_asked_for(tmp_path, capsys):
+    batch = scene_batch((0.8, 0.05), names=["ball", "speck"])
+    _predicted(tmp_path, [batch], Balls(steps=0), mesh=True, mesh_resolution=48)
+    mesh = trimesh.load(tmp_path / "out" / "ball.ply", process=False)
+    assert mesh.is_watertight
+    assert mesh.vertices[:, 2].max() == pytest.approx(1.2, abs=0.1)  # the pole
+    assert mesh.vertices[:, 2].min() == pytest.approx(-0.5, abs=0.1)
+    assert _rows(tmp_path)["ball"]["mesh"] == f"{len(mesh.faces)} faces"
+    solid = Balls(VolumeRenderer(2.0, 6.0, samples_per_ray=2000))
+    _predicted(tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16)
+    assert _rows(tmp_path)["veil"]["mesh"].startswith("none: There is no surface of density 346.4 within 1.5")
+    assert not (tmp_path / "out" / "veil.ply").exists()
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"No veil\.ply: There is .* Give a level .* takes it by --trainer\.callbacks\.mesh_level\.", told)
+    _predicted(
+        tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16, mesh_level=1
+    )
+    assert (tmp_path / "out" / "veil.ply").exists()
+    with pytest.raises(ValueError, match=r"LightFieldRenderer knows no density.*: leave the mesh out"):
+        _predicted(tmp_path, [], Balls(LightFieldRenderer()), mesh=True)
+
+
+def test_an_mp4_where_possible(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(made, "encoder", lambda: None)
+    _predicted(tmp_path, [scene_batch(size=4)], mp4=True)
+    assert (
+        "No MP4, for there is no encoder; GIFs are written: for MP4, pip install imageio-ffmpeg"
+        in capsys.readouterr().out
+    )
+    assert not list((tmp_path / "out").glob("*.mp4"))
+    written = []
+    monkeypatch.setattr(made, "encoder", lambda: "ffmpeg")
+    monkeypatch.setattr(made, "write_mp4", lambda *args: written.append(args))
+    _predicted(tmp_path, [scene_batch(size=4)], mp4=True, frames=5, seconds=2, size=12)
+    [(frames, path, seconds)] = written
+    assert ([frame.size for frame in frames], path.name, seconds) == ([(24, 12)] * 5, "ball.000.mp4", 2)
+    _predicted(tmp_path, [scene_batch(size=4)])
+    assert len(written) == 1
+
+
+def test_light_fields_have_colours_only(tmp_path):
+    _predicted(tmp_path, [scene_batch((0.8,))], Balls(LightFieldRenderer()))
+    with Image.open(tmp_path / "out" / "ball.000.png") as page:
+        assert page.size == (3 * CELL + 8, 3 * (CELL + 18) + 8)
+    with Image.open(tmp_path / "out" / "ball.000.gif") as film:
+        assert film.size == (16, 16)
+
+
+def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
+    batch = scene_batch((0.8,), views=2)
+    composer, evaluation = _predicted(tmp_path, [batch])
+    path = tmp_path / "out" / "ball.000.safetensors"
+    code = read_code(path)
+    assert torch.equal(code.latents["radius"], evaluation["latents"][3]["radius"])
+    assert (code.shape, code.boxes, code.model) == ((2, 16, 16), [((0, 2), (0, 16), (0, 16))], fingerprint(composer))
+    assert (code.facts["signal"], code.facts["refinement steps"]) == ("scene", "3")
+    assert code.facts["psnr refined"] == _rows(tmp_path)["ball.000"]["psnr refined"]
+    capsys.readouterr()
+    codes.main(["info", str(path)])
+    told = capsys.readouterr().out
+    assert "shape:             2 x 16 x 16" in told
+    assert "signal:            scene" in told
+    monkeypatch.setattr(codes.composers, "load", lambda checkpoint: composer)
+    for command in (["render", str(path)], ["interpolate", str(path), str(path)]):
+        for option in ([], ["--size", "20"], ["--rate", "20"]):
+            with pytest.raises(SystemExit) as ended:
+                codes.main([*command, "--checkpoint", "any", *option])
+            assert re.match(r"error: (This code stands for|ball\.000 is no sound)", ended.value.code)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 1}, "frames is 1, mesh_resolution 128, size None: at least 2, 2 and 1"),
+        ({"mesh_resolution": 1}, "mesh_resolution 1"),
+        ({"size": 0}, "size 0"),
+        ({"mesh_level": 0.0}, "mesh_level is 0.0; it must be positive"),
+        ({"seconds": 0.0}, "seconds is 0.0"),
+        ({"elevation": 91.0}, "elevation 91.0"),
+        ({"max_memory": 0.0}, "max_memory 0.0"),
+    ],
+    ids=["frames", "resolution", "size", "level", "seconds", "elevation", "memory"],
+)
+def test_numbers_out_of_range(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ScenePredictions(**options)
+
+
+def test_scenes_need_their_own_callback(tmp_path):
+    writer = PicturePredictions(str(tmp_path / "out"))
+    with pytest.raises(
+        ValueError, match=r"signals with 2 axes, these have 6: .*view_predictions\.ScenePredictions for scenes"
+    ):
+        writer.on_predict_start(SimpleNamespace(datamodule=Scenes(), is_global_zero=True), Balls())

@@ -1,0 +1,144 @@
+"""Encodings against loops over coordinates, axes and frequencies."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from composers.networks import FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+
+COORDINATE = st.floats(-1, 1, width=32)
+
+
+@pytest.mark.parametrize("use_pi", [True, False])
+@pytest.mark.parametrize("num_frequencies", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(4, 1), (4, 2), (3, 4, 2), (2, 3), (2, 2, 6)])
+def test_fourier_features_equal_a_loop(naive_features, shape, num_frequencies, use_pi):
+    coords = torch.rand(shape) * 2 - 1
+    encoding = FourierFeatures(num_frequencies, max_frequency=8, use_pi=use_pi)
+    features = encoding(coords)
+    wanted = naive_features(coords.reshape(-1, shape[-1]), num_frequencies, 8, use_pi)
+    assert features.shape == (*shape[:-1], encoding.width(shape[-1]))
+    torch.testing.assert_close(features.flatten(0, -2).double(), torch.from_numpy(wanted), atol=1e-5, rtol=0)
+
+
+def test_fourier_features_of_one_place_written_out():
+    found = FourierFeatures(num_frequencies=3, max_frequency=4)(torch.tensor([0.25, -0.5]))
+    phases = [math.pi * x * f for x in (0.25, -0.5) for f in (1, 2, 4)]  # all frequencies of one axis, then of the next
+    wanted = [math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases]
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("num_frequencies", "highest"), [(64, 128.0), (2048, 1024.0), (2, 1.0)])
+def test_frequencies_run_from_one_to_the_highest_in_equal_ratios(num_frequencies, highest):
+    frequencies = FourierFeatures(num_frequencies, highest).frequencies.double()
+    assert frequencies[0] == 1
+    assert frequencies[-1].item() == pytest.approx(highest, rel=1e-6)
+    ratio = highest ** (1 / (num_frequencies - 1))
+    torch.testing.assert_close(
+        frequencies[1:] / frequencies[:-1], torch.full((num_frequencies - 1,), ratio).double(), atol=1e-6, rtol=0
+    )
+
+
+def test_nerf_frequencies_are_powers_of_two_with_equally_spaced_exponents():
+    frequencies = FourierFeatures(20, max_frequency=2**8, use_pi=False).frequencies
+    wanted = [2 ** (8 * k / 19) for k in range(20)]
+    torch.testing.assert_close(frequencies, torch.tensor(wanted), atol=0, rtol=1e-6)
+
+
+def test_published_widths():
+    assert FourierFeatures(64).width(2) == 256
+    assert FourierFeatures(2048).width(1) == 4096
+    assert FourierFeatures(20).width(3) == 120
+
+
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=1, max_size=5))
+def test_cosines_and_sines_belong_together(places):
+    cosines, sines = FourierFeatures(4, 16)(torch.tensor(places)).double().chunk(2, dim=-1)
+    torch.testing.assert_close(cosines**2 + sines**2, torch.ones_like(cosines), atol=1e-6, rtol=0)
+
+
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_permuted_coordinates_have_permuted_features(places, random):
+    order = random.sample(range(len(places)), len(places))
+    encoding = FourierFeatures(4, 16)
+    coords = torch.tensor(places)
+    torch.testing.assert_close(encoding(coords[order]), encoding(coords)[order], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("coord_dim", [1, 2, 3])
+def test_gaussian_features_equal_a_loop(coord_dim):
+    encoding = GaussianFourierFeatures(coord_dim, num_frequencies=5, scale=2.0, seed=3)
+    coords = torch.rand(4, coord_dim) * 2 - 1
+    directions = encoding.frequencies.double().tolist()
+    wanted = []
+    for place in coords.double().tolist():
+        phases = [2 * math.pi * sum(place[a] * directions[a][k] for a in range(coord_dim)) for k in range(5)]
+        wanted.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
+    assert encoding.width(coord_dim) == 10
+    torch.testing.assert_close(encoding(coords), torch.tensor(wanted), atol=1e-5, rtol=0)
+
+
+def test_gaussian_directions_have_the_scale_and_depend_on_their_seed_alone():
+    first = GaussianFourierFeatures(2, 4000, scale=7.0, seed=1)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    again = GaussianFourierFeatures(2, 4000, scale=7.0, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.frequencies, again.frequencies)
+    assert not torch.equal(first.frequencies, GaussianFourierFeatures(2, 4000, scale=7.0, seed=2).frequencies)
+    assert first.frequencies.std().item() == pytest.approx(7.0, rel=0.05)
+    assert first.frequencies.mean().item() == pytest.approx(0.0, abs=0.4)
+
+
+def test_identity_returns_the_coordinates():
+    coords = torch.rand(2, 5, 3)
+    assert torch.equal(IdentityEncoding()(coords), coords)
+    assert IdentityEncoding().width(3) == 3
+
+
+@pytest.mark.parametrize(
+    "encoding", [FourierFeatures(64, 128), GaussianFourierFeatures(2, 64, scale=20.0), IdentityEncoding()]
+)
+def test_features_are_float32_under_autocast_too(encoding):
+    coords = torch.rand(50, 2) * 2 - 1
+    wanted = encoding(coords)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoding(coords)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    assert (
+        copy.deepcopy(encoding).double()(coords.double()).dtype == torch.float64
+    )  # as --trainer.precision 64-true needs
+
+
+@pytest.mark.parametrize("encoding", [FourierFeatures(4), GaussianFourierFeatures(2, 4), IdentityEncoding()])
+def test_encodings_have_nothing_to_learn(encoding):
+    assert not list(encoding.parameters())
+
+
+def test_stored_frequencies_are_what_is_used():
+    trained, fresh = GaussianFourierFeatures(2, 4, seed=1), GaussianFourierFeatures(2, 4, seed=2)
+    fresh.load_state_dict(trained.state_dict())
+    coords = torch.rand(3, 2)
+    assert torch.equal(fresh(coords), trained(coords))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FourierFeatures(num_frequencies=0), "num_frequencies is 0"),
+        (lambda: FourierFeatures(max_frequency=0.5), "max_frequency is 0.5"),
+        (lambda: GaussianFourierFeatures(None), "coord_dim of GaussianFourierFeatures is None"),
+        (lambda: GaussianFourierFeatures(0), "coord_dim of GaussianFourierFeatures is 0"),
+        (lambda: GaussianFourierFeatures(2, 0), "num_frequencies is 0"),
+        (lambda: GaussianFourierFeatures(2, scale=0.0), "scale 0.0"),
+        (lambda: GaussianFourierFeatures(2).width(3), "coord_dim 2, the network has 3"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

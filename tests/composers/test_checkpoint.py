@@ -1,0 +1,237 @@
+"""Composers rebuilt from files: `build`, `save`, `load`, and files that tell them apart."""
+
+import contextlib
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from program import COMPOSERS, REPOSITORY, TESTS, rows, run, tiny
+
+import composers
+from composers.checkpoint import check_weights, located, newest, read
+from datamodules.batch import Observation
+from datamodules.configuration import load_layers
+from datamodules.domain import grid
+
+PLAIN = (dict, list, str, int, float, bool, type(None))
+
+
+def _config(composer):
+    """Return the model of a tiny config, with the sizes that the data would state."""
+    path = TESTS / "configs" / f"tiny_{composer}.yaml"
+    with contextlib.chdir(path.parent):
+        config = load_layers(path.read_text())["model"]
+    config["init_args"]["inr"]["init_args"] |= {"coord_dim": 2, "value_dim": 3}
+    config["init_args"]["tokenizer"]["init_args"]["signal_shape"] = [3, 16, 16]
+    return config
+
+
+def _disturbed(composer):
+    """Return a composer of a tiny config whose weights are none that an initialisation would give."""
+    built = composers.build(_config(composer)).eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return built
+
+
+def _values(composer):
+    """Return what a composer makes of fixed pictures at fixed places."""
+    signal = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return composer(Observation(signal), grid((5, 7)))
+
+
+def _leaves(tree):
+    """Yield what is nested in dictionaries and lists."""
+    children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    yield tree
+    for child in children:
+        yield from _leaves(child)
+
+
+@pytest.fixture(scope="module", params=COMPOSERS)
+def trained(request, tmp_path_factory):
+    """Return the checkpoint of a tiny composer that was trained by the program."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with contextlib.chdir(folder):
+        run("fit", *tiny(request.param))
+    return folder / "runs" / "unnamed" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("composer", COMPOSERS)
+def test_a_saved_composer_is_loaded_as_it_was(composer, tmp_path):
+    original = _disturbed(composer)
+    composers.save(original, tmp_path / "model.ckpt")
+    torch.manual_seed(7)
+    loaded = composers.load(tmp_path / "model.ckpt")
+    assert type(loaded) is type(original)
+    assert not loaded.training
+    assert torch.equal(_values(loaded), _values(original))
+    assert loaded.config == original.config
+    assert list(loaded.measures) == ["psnr", "ssim", "gain"]
+    assert loaded.refinement.steps == 3
+    assert loaded.configure_optimizers().defaults["lr"] == 1e-2
+
+
+@pytest.mark.parametrize("composer", COMPOSERS)
+def test_saving_and_loading_again_changes_nothing(composer, tmp_path):
+    original = _disturbed(composer)
+    loaded = original
+    for generation in range(3):
+        composers.save(loaded, tmp_path / f"{generation}.ckpt")
+        loaded = composers.load(tmp_path / f"{generation}.ckpt")
+    assert torch.equal(_values(loaded), _values(original))
+
+
+@pytest.mark.parametrize("composer", COMPOSERS)
+def test_building_leaves_the_config_as_it_was(composer):
+    config = _config(composer)
+    before = copy.deepcopy(config)
+    built = composers.build(config)
+    assert config == before
+    assert built.config == before
+    config["init_args"]["inr"]["init_args"]["hidden_dim"] = 99
+    assert built.config == before
+
+
+def test_a_trained_checkpoint_is_data_only_and_rebuilds_its_model(trained):
+    content = torch.load(trained, weights_only=True)
+    assert all(type(leaf) in PLAIN for leaf in _leaves(content["composer"]))
+    loaded = composers.load(trained)
+    assert type(loaded).__name__ == content["composer"]["class_path"].rpartition(".")[2]
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, content["state_dict"][name])
+    saved = yaml.safe_load((trained.parents[1] / "config.yaml").read_text())
+    assert saved["model"] == content["composer"]
+
+
+def test_a_trained_checkpoint_can_be_saved_without_its_training(trained, tmp_path):
+    composers.save(composers.load(trained), tmp_path / "weights.ckpt")
+    assert (tmp_path / "weights.ckpt").stat().st_size < trained.stat().st_size / 2
+    assert torch.equal(_values(composers.load(tmp_path / "weights.ckpt")), _values(composers.load(trained)))
+
+
+def test_weights_go_where_they_are_wanted(trained):
+    meta = composers.load(trained, map_location="meta")
+    assert {parameter.device.type for parameter in meta.parameters()} == {"meta"}
+    here = composers.load(str(trained), map_location=torch.device("cpu"))
+    assert {tensor.device.type for tensor in here.state_dict().values()} == {"cpu"}
+
+
+def test_a_composer_made_in_python_cannot_be_saved(make_ipc, tmp_path):
+    with pytest.raises(ValueError, match=r"made in Python and knows no config: make it with composers\.build"):
+        composers.save(make_ipc(), tmp_path / "model.ckpt")
+    assert not (tmp_path / "model.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_path": "composers.TransformerICP"}, r"no Composer of this version: .*'TransformerICP'"),
+        ({"class_path": "torch.nn.Linear"}, r"no Composer of this version: .*torch\.nn\.Linear"),
+        ({"init_args": {"rnk": 4}}, r"no Composer of this version: .*'rnk' is not accepted"),
+        ({"init_args": {"rank": "many"}}, r"no Composer of this version: .*rank.*int.*many"),
+    ],
+)
+def test_configs_that_describe_no_composer(change, message):
+    config = _config("ipc")
+    config["init_args"] |= change.pop("init_args", {})
+    with pytest.raises(ValueError, match=message) as raised:
+        composers.build(config | change)
+    assert "Union subtypes" not in str(raised.value)
+
+
+def test_a_checkpoint_without_config(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    torch.save(content | {"composer": None}, tmp_path / "bare.ckpt")
+    with pytest.raises(ValueError, match=r"bare\.ckpt does not say how its model is built: .*tools\.released"):
+        composers.load(tmp_path / "bare.ckpt")
+
+
+def test_a_checkpoint_whose_weights_do_not_fit_its_config(tmp_path):
+    composer = composers.build(_config("ipc"))
+    weights = composer.state_dict()
+    weights["bases.1"] = weights["bases.1"][:4]
+    weights["extra"] = weights.pop("hypernet.positions")
+    torch.save({"state_dict": weights, "composer": composer.config}, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match=r"odd\.ckpt belongs to another model than the TransformerIPC") as raised:
+        composers.load(tmp_path / "odd.ckpt")
+    for line in (
+        "bases.1: (4, 8) in the file, (8, 8) in the model",
+        "hypernet.positions: missing in the file",
+        "extra: not in the model",
+    ):
+        assert line in str(raised.value)
+
+
+def test_only_the_first_differences_are_listed(trained, tmp_path):
+    content = torch.load(trained, weights_only=True)
+    torch.save(content | {"state_dict": {}}, tmp_path / "none.ckpt")
+    count = len(content["state_dict"])
+    with pytest.raises(ValueError, match=rf"and {count - 8} more") as raised:
+        composers.load(tmp_path / "none.ckpt")
+    assert str(raised.value).count("missing in the file") == 8
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint .*nowhere\.ckpt"):
+        read(tmp_path / "nowhere.ckpt")
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+        read(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "good.ckpt")
+    good = (tmp_path / "good.ckpt").read_bytes()
+    for content in (
+        b"",
+        b"hello world",
+        b"model:\n  class_path: X\n",
+        bytes(range(256)),
+        good[:-1],
+        good[: len(good) // 2],
+    ):
+        (tmp_path / "bad.ckpt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.ckpt is cut off or no checkpoint"):
+            read(tmp_path / "bad.ckpt")
+    torch.save({"state_dict": {}, "path": Path()}, tmp_path / "object.ckpt")
+    with pytest.raises(ValueError, match=r"object\.ckpt holds an object, pathlib\.\w+, which could run code"):
+        read(tmp_path / "object.ckpt")
+    torch.save({"weights": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=r"other\.ckpt is no checkpoint of this software: it has no state_dict"):
+        read(tmp_path / "other.ckpt")
+
+
+def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
+    for age, version in enumerate(("version_3", "version_11", "version_2")):
+        path = tmp_path / version / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        torch.save({"state_dict": {}}, path)
+        os.utime(path, (0, 1000 - age))
+    assert newest(tmp_path) == tmp_path / "version_3" / "checkpoints" / "last.ckpt"
+    os.utime(path, (0, 2000))
+    assert newest(str(tmp_path)) == path
+    with pytest.raises(FileNotFoundError, match=r"no \*/checkpoints/last\.ckpt in .*never"):
+        newest(tmp_path / "never")
+
+
+def test_weights_that_come_along_are_loaded_by_name():
+    composer = composers.load("photos_ipc")
+    assert located("photos_ipc") == REPOSITORY / "weights" / "photos_ipc" / "weights.ckpt"
+    assert located("photos_ipc").stat().st_size < 8e6
+    assert composer.inr.value_dim == 3
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no checkpoint photos_icp: .* weights that come along: photos_ipc\."
+    ):
+        located("photos_icp")
+
+
+def test_the_config_beside_shipped_weights_builds_their_model():
+    folder = located("photos_ipc").parent
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    composer = composers.build(config["model"])
+    check_weights(composer, read("photos_ipc"), "photos_ipc")
+    steps = [int(row["step"]) for row in rows(folder / "metrics.csv") if "train/loss" in row]
+    assert steps == sorted(steps)
+    assert steps[-1] > 19_000

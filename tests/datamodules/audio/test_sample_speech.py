@@ -1,0 +1,178 @@
+"""The recordings that come with the software, and the program trained on them."""
+
+import csv
+import math
+import socket
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from program import REPOSITORY, TESTS, column, run
+
+from datamodules import SampleSpeech
+from datamodules.audio.sample_speech import HELD_OUT_CLIPS, SPEECH, TRAINING_CLIPS, recording
+from datamodules.loading import Addressed
+from datamodules.storage.audio import clip_facts, read_clip
+
+RATE = 16000
+
+
+def _items(dataset):
+    """Return the items of an epoch."""
+    return [dataset[index] for index in range(len(dataset))]
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    """Return the rows of the manifest, by name."""
+    with (SPEECH / "manifest.csv").open(newline="") as file:
+        return {row["file"].removesuffix(".flac"): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """Return the recordings, loaded where there is no network."""
+
+    def refuse(*arguments, **keywords):
+        raise OSError("there is no network in this test")
+
+    recording.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", refuse)
+        patch.setattr(socket, "create_connection", refuse)
+        data = SampleSpeech(crops_per_epoch=70, batch_size=8)
+        data.setup("fit")
+    return data
+
+
+def test_the_recordings_are_those_of_the_manifest_and_their_licence_is_with_them(manifest):
+    assert len(manifest) == 24
+    assert {path.stem for path in SPEECH.glob("*.flac")} == set(manifest)
+    for name, row in manifest.items():
+        facts = clip_facts(SPEECH / f"{name}.flac")
+        assert facts[1:] == (RATE, 1)
+        assert facts.frames / RATE == pytest.approx(float(row["seconds"]), abs=0.006)
+        assert row["licence"] == "CC-BY-SA-3.0"
+    words = (SPEECH / "LICENSES.md").read_text() + (SPEECH / "ATTRIBUTION.txt").read_text()
+    for told in ("Allison Smith", "June Wallack", "https://creativecommons.org/licenses/by-sa/3.0/", "Changes made"):
+        assert told in words
+    assert "meshes" not in words
+
+
+def test_recordings_are_speech_and_not_silence(manifest):
+    for name in manifest:
+        values = recording(name)
+        assert values.dtype == torch.float32
+        assert 0.4 < float(values.abs().max()) < 0.75
+        assert float(values.square().mean().sqrt()) > 0.02
+
+
+def test_training_and_held_out_clips_are_apart_and_both_have_both_speakers(manifest):
+    assert set(TRAINING_CLIPS) | set(HELD_OUT_CLIPS) == set(manifest)
+    assert len(TRAINING_CLIPS) + len(HELD_OUT_CLIPS) == 24
+    speakers = [manifest[name]["speaker"] for name in HELD_OUT_CLIPS]
+    assert (speakers.count("Allison Smith"), speakers.count("June Wallack")) == (4, 2)
+    assert {manifest[name]["speaker"] for name in TRAINING_CLIPS} == set(speakers)
+
+
+def test_held_out_are_the_pieces_that_fit_one_after_the_other(speech):
+    wanted = []
+    for name in HELD_OUT_CLIPS:
+        clip = recording(name)[0].tolist()
+        starts = range(0, len(clip) - RATE + 1, RATE)
+        wanted += [(f"{name}-{number}", clip[start : start + RATE]) for number, start in enumerate(starts)]
+    items = _items(speech.val_set)
+    assert [(item.name, item.values[0].tolist()) for item in items] == wanted
+    assert len(items) == len({item.name for item in items}) == 12
+    assert all(item.length == -1 for item in items)
+    assert [item.name for item in _items(speech.test_set)] == [item.name for item in items]
+
+
+def test_training_sees_random_pieces_of_all_clips(speech):
+    assert len(speech.train_set) == 70
+    items = Addressed(speech.train_set, speech.augmentation, 0)
+    starts = set()
+    for epoch in range(2):
+        for index in range(18):
+            piece = items[epoch, index]
+            assert piece.name == TRAINING_CLIPS[index]
+            clip = recording(piece.name)[0]
+            windows = clip.unfold(0, 64, 1)
+            [start, *_] = (windows == piece.values[0, :64]).all(1).nonzero().flatten().tolist()
+            assert torch.equal(piece.values[0], clip[start : start + RATE])
+            assert piece.length == -1
+            starts.add((index, start))
+    assert len(starts) == 36
+    assert torch.equal(items[1, 3].values, items[1, 3].values)
+
+
+def test_longer_pieces_are_padded_and_masked():
+    data = SampleSpeech(seconds=3, crops_per_epoch=18, eval_batch_size=6, batch_size=18)
+    data.setup("fit")
+    assert data.signal_shape == (1, 48000)
+    assert data.coord_range == (-3, 3)
+    batch = data.to_coordinates(next(iter(data.val_dataloader())))
+    assert batch.names == [f"{name}-0" for name in HELD_OUT_CLIPS]
+    lengths = [min(48000, recording(name).shape[1]) for name in HELD_OUT_CLIPS]
+    assert batch.query.mask.sum(1).tolist() == lengths
+    assert 0 < lengths.count(48000) < 6
+    trained = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
+    for name, mask in zip(trained.names, trained.query.mask, strict=True):
+        assert int(mask.sum()) == min(48000, recording(name).shape[1])
+
+
+def test_other_rates_are_resampled():
+    data = SampleSpeech(rate=8000)
+    data.setup("test")
+    assert data.signal_shape == (1, 8000)
+    found, wanted = data.test_set[0].values[0], recording(HELD_OUT_CLIPS[0])[0, :RATE]
+    low = torch.fft.rfft(wanted)[:3000] / 2, torch.fft.rfft(found)[:3000]
+    assert (low[0] - low[1]).abs().max() < 0.05 * low[0].abs().max()
+
+
+def test_iterating_ends(speech):
+    assert sum(1 for _ in islice(speech.val_set, 100)) == 12
+    with pytest.raises(IndexError):
+        speech.val_set[12]
+
+
+@pytest.mark.parametrize("arguments", [{"crops_per_epoch": 0}, {"seconds": 0.0}, {"rate": 0}], ids=str)
+def test_numbers_out_of_range_are_refused(arguments):
+    [(name, value)] = arguments.items()
+    with pytest.raises(ValueError, match=rf"{name} (is )?{value}"):
+        SampleSpeech(**arguments)
+
+
+CONFIG = """
+_base_: [{repository}/configs/composers/transformer_ipc.yaml, {tests}/configs/tiny.yaml]
+data:
+  class_path: datamodules.SampleSpeech
+  init_args: {{crops_per_epoch: 8, batch_size: 4, eval_batch_size: 12, coordinate_subset: 500}}
+model:
+  init_args:
+    inr: {{init_args: {{output_offset: 0.0}}}}
+    tokenizer: {{init_args: {{patch_size: 200, padding: 0}}}}
+    metrics: {{psnr: {{class_path: composers.metrics.PSNR}}}}
+"""
+
+
+def test_the_program_trains_on_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("speech.yaml").write_text(CONFIG.format(repository=REPOSITORY, tests=TESTS))
+    printed = run("fit", "--config", "speech.yaml", "--trainer.num_sanity_val_steps", 0)
+    assert "SampleSpeech (1, 16000), 8 training and 12" in printed
+    assert "80 data + 8 weight" in printed
+    metrics = Path("runs/unnamed/version_0/metrics.csv")
+    losses = column(metrics, "train/loss")
+    assert len(losses) == 2
+    assert all(0 < loss < 2 for loss in losses)
+    [psnr] = column(metrics, "val/psnr")
+    assert psnr == pytest.approx(sum(_silent()) / 12, abs=3)  # after two steps, about what saying nothing has
+
+
+def _silent():
+    """Return the PSNR of silence in every held-out second."""
+    clips = (read_clip(SPEECH / f"{name}.flac").values[0] for name in HELD_OUT_CLIPS)
+    seconds = (second for clip in clips for second in clip.split(RATE) if len(second) == RATE)
+    return [-10 * math.log10(float(second.square().mean())) for second in seconds]

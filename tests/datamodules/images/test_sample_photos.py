@@ -1,0 +1,181 @@
+"""The photographs that come with the software."""
+
+import socket
+from itertools import islice, permutations
+
+import pytest
+import torch
+
+from datamodules import SamplePhotos
+from datamodules.batch import Signal
+from datamodules.images.sample_photos import HELD_OUT_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
+from datamodules.storage.images import RandomCrop
+
+SIZE = 16
+
+
+def _items(dataset):
+    """Return the items of an epoch."""
+    return [dataset[index] for index in range(len(dataset))]
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Return small photographs, loaded where there is no network."""
+
+    def refuse(*arguments, **keywords):
+        raise OSError("there is no network in this test")
+
+    photograph.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", refuse)
+        patch.setattr(socket, "create_connection", refuse)
+        data = SamplePhotos(size=SIZE, crops_per_epoch=70, scales=(1.0, 1.3, 2.0), batch_size=8)
+        data.setup("fit")
+    return data
+
+
+def test_held_out_are_two_photographs_whole_and_in_sixteen_crops_each(photos):
+    names = [item.name for item in _items(photos.val_set)]
+    crops = [f"{row}{column}" for row in range(4) for column in range(4)]
+    assert names == [name for who in ("astronaut", "coffee") for name in (who, *(f"{who}-{crop}" for crop in crops))]
+    assert len(names) == len(set(names)) == 34
+    assert [item.name for item in _items(photos.test_set)] == names
+    for item in _items(photos.val_set):
+        assert item.values.shape == (3, SIZE, SIZE)
+        assert item.values.dtype == torch.uint8
+
+
+def test_fixed_crops_are_the_central_squares_of_a_grid():
+    data = SamplePhotos(size=100)  # the squares of coffee, 400 x 600, have 100 pixels: nothing is resized
+    data.setup("test")
+    items = {item.name: item.values for item in _items(data.test_set)}
+    picture = photograph("coffee")
+    for row in range(4):
+        for column in range(4):
+            top, left = 100 * row, 150 * column + 25
+            assert torch.equal(items[f"coffee-{row}{column}"], picture[:, top : top + 100, left : left + 100])
+
+
+def test_held_out_photographs_are_never_trained_on(photos):
+    seen = {item.name for item in _items(photos.train_set)}
+    assert seen == set(TRAINING_PHOTOGRAPHS)
+    assert len(seen) >= 6
+    assert not seen & set(HELD_OUT_PHOTOGRAPHS)
+    pictures = {name: photograph(name) for name in (*seen, *HELD_OUT_PHOTOGRAPHS)}
+    for held_out in HELD_OUT_PHOTOGRAPHS:
+        same = [name for name in seen if pictures[name].shape == pictures[held_out].shape]
+        assert not any(torch.equal(pictures[name], pictures[held_out]) for name in same)
+
+
+@pytest.mark.parametrize("name", [*TRAINING_PHOTOGRAPHS, *HELD_OUT_PHOTOGRAPHS])
+def test_photographs_are_coloured_and_not_empty(name):
+    picture = photograph(name)
+    assert picture.shape[0] == 3
+    assert picture.dtype == torch.uint8
+    assert min(picture.shape[1:]) >= 256
+    assert picture.float().std() > 5
+
+
+def test_training_pictures_have_all_scales_and_an_epoch_its_length(photos):
+    assert len(photos.train_set) == 70
+    sides = [min(photos.train_set[index].values.shape[1:]) for index in range(36)]
+    assert sorted(set(sides)) == [16, 21, 32]
+    assert all(sides.count(side) == len(TRAINING_PHOTOGRAPHS) for side in (16, 21, 32))
+    assert torch.equal(photos.train_set[36].values, photos.train_set[0].values)
+
+
+def test_scaled_photographs_keep_their_proportions(photos):
+    for index in range(36):
+        item = photos.train_set[index]
+        height, width = photograph(item.name).shape[1:]
+        side = min(item.values.shape[1:])
+        assert item.values.shape[1] == pytest.approx(height * side / min(height, width), abs=0.51)
+        assert item.values.shape[2] == pytest.approx(width * side / min(height, width), abs=0.51)
+
+
+def test_crops_have_the_size_at_every_scale_and_come_from_their_picture(photos):
+    for index in range(36):
+        item = photos.train_set[index]
+        crop = RandomCrop(SIZE)(item, torch.Generator().manual_seed(index)).values
+        assert crop.shape == (3, SIZE, SIZE)
+        windows = item.values.unfold(1, SIZE, 1).unfold(2, SIZE, 1)  # (3, tops, lefts, SIZE, SIZE)
+        same = [(windows == each[:, None, None]).flatten(3).all(-1).all(0).any() for each in (crop, crop.flip(-1))]
+        assert any(same)
+
+
+def test_crops_reach_every_place_and_are_mirrored_half_of_the_time(photos):
+    numbered = torch.arange(6 * 5).reshape(1, 6, 5).expand(3, 6, 5)
+    item = photos.train_set[0]._replace(values=numbered)
+    corners, mirrored = set(), 0
+    for seed in range(400):
+        crop = RandomCrop(4)(item, torch.Generator().manual_seed(seed)).values[0]
+        mirrored += int(crop[0, 0] > crop[0, 1])
+        corners.add(int(crop.min()))
+    assert corners == {5 * top + left for top in range(3) for left in range(2)}
+    assert 150 < mirrored < 250
+    crops = [RandomCrop(4, flip=False)(item, torch.Generator().manual_seed(seed)).values for seed in range(50)]
+    assert all(crop[0, 0, 0] < crop[0, 0, 1] for crop in crops)
+
+
+def test_colour_channels_change_places_only_where_asked():
+    item = Signal(torch.arange(3).view(3, 1, 1).expand(3, 6, 5), "flags")
+    orders = {
+        shuffled: {
+            tuple(
+                RandomCrop(4, shuffle_colors=shuffled)(item, torch.Generator().manual_seed(seed))
+                .values[:, 0, 0]
+                .tolist()
+            )
+            for seed in range(100)
+        }
+        for shuffled in (False, True)
+    }
+    assert orders == {False: {(0, 1, 2)}, True: set(permutations(range(3)))}
+    assert SamplePhotos(shuffle_colors=True).augmentation.shuffle_colors
+
+
+def test_the_same_pictures_come_every_time(photos):
+    again = SamplePhotos(size=SIZE)
+    again.setup("test")
+    for first, second in zip(_items(photos.val_set), _items(again.val_set), strict=True):
+        assert first.name == second.name
+        assert torch.equal(first.values, second.values)
+
+
+def test_training_batches_are_addressed(photos):
+    first, again = (next(iter(photos.train_dataloader())) for _ in range(2))
+    assert first.values.shape == (8, 3, SIZE, SIZE)
+    assert torch.equal(first.values, again.values)
+    loader = photos.train_dataloader()
+    loader.sampler.set_epoch(1)
+    assert not torch.equal(next(iter(loader)).values, first.values)
+
+
+def test_held_out_batches_become_coordinates(photos):
+    batch = photos.to_coordinates(next(iter(photos.val_dataloader())))
+    assert photos.signal_shape == batch.observation.signal.shape[1:] == (3, SIZE, SIZE)
+    assert batch.shape == (SIZE, SIZE)
+    assert batch.query.values.shape == (8, SIZE * SIZE, 3)
+    assert 0 <= batch.query.values.min() < batch.query.values.max() <= 1
+
+
+def test_iterating_ends(photos):
+    assert sum(1 for _ in islice(photos.val_set, 100)) == 34
+    with pytest.raises(IndexError):
+        photos.val_set[34]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "size is 0"),
+        ({"crops_per_epoch": 0}, "crops_per_epoch"),
+        ({"scales": (0.5,)}, "scales"),
+        ({"scales": ()}, "scales"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SamplePhotos(**arguments)

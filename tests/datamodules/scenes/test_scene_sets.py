@@ -1,0 +1,498 @@
+"""Views of scenes: which are drawn, their rays in training and evaluation, broken scenes, and the check of a data set."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scene_folders import cameras, describe, save_picture, write_scene
+
+from datamodules.batch import PosedPictures
+from datamodules.cameras import pixel_rays
+from datamodules.loading import Addressed
+from datamodules.scenes import base as scene_sets
+from datamodules.scenes.base import SceneSet
+from datamodules.scenes.draws import drawn_frames
+from datamodules.storage.views import Scene, read_transforms
+from tools.check.__main__ import main
+
+FRAMES = 30
+SIZE = 8
+
+
+class Scenes(SceneSet):
+    """The folders of a folder, as every split."""
+
+    def scenes(self, split):
+        return sorted(path for path in self.root.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Return a folder of three scenes that no test changes."""
+    root = tmp_path_factory.mktemp("scenes")
+    for name in ("a", "b", "c"):
+        write_scene(root / name, FRAMES, SIZE)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder of two scenes."""
+    for name in ("a", "b"):
+        write_scene(tmp_path / "scenes" / name, 4, SIZE)
+    return tmp_path / "scenes"
+
+
+def ready(folder, stage="fit", **arguments):
+    """Return the scenes of a folder after what the trainer calls."""
+    data = Scenes(**{"root": str(folder), "size": SIZE, "batch_size": 2, "rays_per_view": 20} | arguments)
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def frames_of(item):
+    """Return which frames of a generated scene were read, by the red of the square in their middle."""
+    return [int(image[0, SIZE // 2, SIZE // 2]) - 10 for image in item.images]
+
+
+def trained_on(data, epoch=0, seed=0):
+    """Return what training sees in an epoch."""
+    items = Addressed(data.train_set, data.augmentation, seed)
+    return [items[epoch, index] for index in range(len(data.train_set))]
+
+
+def collated(data, items):
+    return data.collate(items)
+
+
+def _naive_ray(pose, focal, column, row):
+    """Return the ray of one pixel, in plain numbers."""
+    inside = ((column + 0.5 - SIZE / 2) / focal, -(row + 0.5 - SIZE / 2) / focal, -1.0)
+    return [*pose[:, 3].tolist(), *(sum(float(pose[i, j]) * inside[j] for j in range(3)) for i in range(3))]
+
+
+def test_evaluation_has_all_rays_and_the_colours_that_they_see(shared):
+    data = ready(shared, views=2, query_views=3, eval_batch_size=2)
+    assert (data.signal_shape, data.coord_dim, data.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
+    raw = next(iter(data.val_dataloader()))
+    batch = data.to_coordinates(raw)
+    signal, samples = batch.observation
+    assert batch.shape == (3, SIZE, SIZE)
+    assert batch.names == ["a", "b"]
+    assert batch.query.coords.shape == (2, 3 * SIZE * SIZE, 6)
+    assert samples.coords.shape == (2, 2 * SIZE * SIZE, 6)
+    assert signal.images.shape == (2, 2, 3, SIZE, SIZE)
+    assert signal.images.dtype == torch.float32
+    assert torch.equal(signal.images, raw.images[:, :2] / 255)
+    assert torch.equal(signal.poses, raw.poses[:, :2])
+    assert torch.equal(signal.focals, raw.focals[:, :2])
+    focal = SIZE / 2 / math.tan(0.4)
+    for part, first, count in ((samples, 0, 2), (batch.query, 2, 3)):
+        coords = part.coords.view(2, count, SIZE, SIZE, 6)
+        values = part.values.view(2, count, SIZE, SIZE, 3)
+        for instance, view, row, column in ((0, 0, 0, 0), (1, count - 1, 3, 6), (0, 1, 7, 2), (1, 0, 4, 4)):
+            wanted = _naive_ray(raw.poses[instance, first + view], focal, column, row)
+            assert coords[instance, view, row, column].tolist() == pytest.approx(wanted, abs=1e-5)
+            seen = raw.images[instance, first + view, :, row, column]
+            assert torch.equal(values[instance, view, row, column], seen / 255)
+
+
+def test_poses_and_pictures_stay_together(shared):
+    data = ready(shared, views=3, query_views=4)
+    for item in [*trained_on(data), *data.val_set]:
+        chosen = frames_of(item)
+        torch.testing.assert_close(item.poses, cameras(FRAMES).float()[chosen])
+        assert len(set(chosen)) == 7
+
+
+def _rows(batch, raw, views):
+    """Return the pixel of every training ray, ``(B, Q, R)``, found by its direction, after its values were compared."""
+    support = len(raw.images[0]) - views
+    count = batch.query.coords.shape[1] // views
+    full = PosedPictures(raw.images[:, support:], raw.poses[:, support:], raw.focals[:, support:], raw.name, raw.seed)
+    rays = pixel_rays(full.poses, full.focals, (SIZE, SIZE))  # (B, Q, H W, 6)
+    coords = batch.query.coords[..., :6].view(len(rays), views, count, 6)
+    distance = (coords[:, :, :, None] - rays[:, :, None]).abs().sum(-1)
+    assert distance.amin(-1).max() == 0
+    found = distance.argmin(-1)
+    pixels = full.images.flatten(3).mT.take_along_dim(found[..., None], 2) / 255
+    assert torch.equal(pixels.flatten(1, 2), batch.query.values)
+    return found
+
+
+def test_training_has_some_rays_of_every_query_view_and_a_draw_each(shared):
+    data = ready(shared, views=1, query_views=2, batch_size=3, foreground_epochs=0)
+    raw = next(iter(data.train_dataloader()))
+    batch = data.to_coordinates(raw, training=True, step=3)
+    assert batch.query.coords.shape == (3, 2 * 20, 7)
+    assert batch.query.values.shape == (3, 2 * 20, 3)
+    assert batch.shape is None
+    found = _rows(batch, raw, 2)
+    for places in found.flatten(0, 1).tolist():
+        assert len(set(places)) == 20  # none twice
+    draws = batch.query.coords[..., 6]
+    assert 0 <= draws.min() < 0.1 < 0.9 < draws.max() < 1
+    assert len(draws.unique()) == draws.numel()
+
+
+def test_rays_are_drawn_per_instance_from_its_seed(shared):
+    data = ready(shared, batch_size=3)
+    items = trained_on(data)
+    together = data.to_coordinates(collated(data, items), training=True, step=0)
+    torch.manual_seed(5)
+    for index, item in enumerate(items):
+        alone = data.to_coordinates(collated(data, [item]), training=True, step=9)
+        assert torch.equal(alone.query.coords[0], together.query.coords[index])
+        assert torch.equal(alone.query.values[0], together.query.values[index])
+    twin = data.to_coordinates(collated(data, [items[0], items[0]._replace(seed=1)]), training=True)
+    assert not torch.equal(twin.query.coords[0], twin.query.coords[1])
+
+
+def test_all_rays_are_drawn_equally_often(shared):
+    data = ready(shared, foreground_epochs=0)
+    item = trained_on(data)[0]
+    many = collated(data, [item._replace(seed=seed) for seed in range(400)])
+    found = _rows(data.to_coordinates(many, training=True), many, 1)
+    counts = found.flatten().bincount(minlength=SIZE * SIZE)
+    expected = 400 * 20 / 64  # each a binomial, of standard deviation 9.3
+    assert (counts - expected).abs().max() < 45
+
+
+def _painted(count, seeds):
+    """Return collated items, of one support and one query view, of which ``count`` pixels of the latter are not white."""
+    images = torch.full((len(seeds), 2, 3, SIZE, SIZE), 255, dtype=torch.uint8)
+    images[:, 1, 1].flatten(1)[:, 30 : 30 + count] = 254  # one channel, by one level
+    poses = cameras(2).float().expand(len(seeds), 2, 3, 4)
+    return PosedPictures(images, poses, torch.full((len(seeds), 2, 2), 9.0), ["x"] * len(seeds), torch.tensor(seeds))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10, 25, 64])
+def test_half_of_the_first_rays_come_from_the_foreground(shared, count):
+    data = ready(shared)
+    raw = _painted(count, list(range(50)))
+    found = _rows(data.to_coordinates(raw, training=True), raw, 1)[:, 0]  # (50, 20)
+    inside = (found >= 30) & (found < 30 + count) if count < 64 else torch.ones_like(found, dtype=torch.bool)
+    if count == 0:
+        assert all(len(set(row)) == 20 for row in found.tolist())
+        return
+    assert inside[:, :10].all()
+    for row in found[:, :10].tolist():
+        assert len(set(row)) == 10 if count >= 10 else len(set(row)) <= count
+    if 1 < count < 64:
+        assert set(found[:, :10].flatten().tolist()) == set(range(30, 30 + min(count, 34)))
+    others = inside[:, 10:].float().mean()
+    assert abs(float(others) - min(count, 34 if count < 64 else 64) / 64) < 0.08  # five standard deviations
+
+
+def test_the_foreground_is_preferred_in_the_first_epochs_only(shared):
+    data = ready(shared, foreground_epochs=2)
+    raw = _painted(1, list(range(40)))
+    hits = []
+    for epoch in range(4):
+        data.trainer = SimpleNamespace(current_epoch=epoch)
+        found = _rows(data.to_coordinates(raw, training=True), raw, 1)
+        hits.append(int((found == 30).sum()))
+    assert min(hits[:2]) >= 400
+    assert max(hits[2:]) < 40
+
+
+def test_a_view_with_fewer_rays_gives_all(shared):
+    data = ready(shared, rays_per_view=1000, foreground_epochs=0)
+    batch = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
+    assert batch.query.coords.shape == (2, SIZE * SIZE, 7)
+
+
+def test_a_single_ray_comes_from_anywhere(shared):
+    data = ready(shared, rays_per_view=1)
+    raw = _painted(1, list(range(40)))
+    assert _rows(data.to_coordinates(raw, training=True), raw, 1).unique().numel() > 20
+
+
+def test_training_draws_anew_in_every_epoch_among_the_first_frames(shared):
+    data = ready(shared, views=2, query_views=2, train_frames=7)
+    seen = {tuple(frames_of(item)) for epoch in range(60) for item in trained_on(data, epoch)}
+    assert {frame for frames in seen for frame in frames} == set(range(7))
+    assert all(len(set(frames)) == 4 for frames in seen)
+    assert len(seen) > 150  # of 840
+    first, again, other = (trained_on(data, 3, seed) for seed in (0, 0, 1))
+    assert [frames_of(item) for item in first] == [frames_of(item) for item in again]
+    assert [frames_of(item) for item in first] != [frames_of(item) for item in other]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_processes_see_the_same(shared, workers):
+    data = ready(shared, num_workers=workers, batch_size=3)
+    batch = next(iter(data.train_dataloader()))
+    wanted = {item.name: item for item in trained_on(data)}
+    assert sorted(batch.name) == ["a", "b", "c"]
+    for name, images in zip(batch.name, batch.images, strict=True):
+        assert torch.equal(images, wanted[name].images)
+
+
+def test_only_the_views_that_are_drawn_are_read(shared, monkeypatch):
+    asked = []
+    original = scene_sets.read_view
+    monkeypatch.setattr(scene_sets, "read_view", lambda path, drop_alpha: asked.append(path) or original(path))
+    data = ready(shared, views=2, query_views=3)
+    assert asked == []
+    for item in [*trained_on(data), *data.val_set]:
+        assert [int(path.stem[2:]) for path in asked[:5]] == frames_of(item)
+        del asked[:5]
+    assert asked == []
+
+
+def test_objects_come_as_often_as_asked(shared):
+    data = ready(shared, repeats=3)
+    assert sorted(item.name for item in trained_on(data)) == [*"aaabbbccc"]
+    assert len({tuple(frames_of(item)) for item in trained_on(data) if item.name == "a"}) > 1
+    assert len(data.val_set) == 3
+
+
+def test_draws_of_evaluation_depend_on_name_and_repetition_alone(shared, monkeypatch):
+    data = ready(shared, "test", draws=12, views=2)
+    names = [item.name for item in data.test_set]
+    assert names == [f"{scene}.{repetition:03d}" for scene in "abc" for repetition in range(12)]
+    chosen = {item.name: frames_of(item) for item in data.test_set}
+    assert all(len(set(frames)) == 3 for frames in chosen.values())
+    assert len({tuple(frames) for frames in chosen.values()}) > 30
+    assert max(frame for frames in chosen.values() for frame in frames) >= 25
+    monkeypatch.setenv("PL_GLOBAL_SEED", "99")
+    torch.manual_seed(1)
+    fewer = ready(shared, "test", draws=5, views=2, num_workers=1, eval_batch_size=4)
+    images = {name: image for batch in fewer.test_dataloader() for name, image in zip(batch[3], batch[0], strict=True)}
+    assert len(images) == 15
+    for name, image in images.items():
+        assert [int(view[0, 4, 4]) - 10 for view in image] == chosen[name]
+
+
+def test_more_support_views_change_no_query(shared):
+    chosen = [[frames_of(item) for item in ready(shared, views=views, query_views=2).val_set] for views in (1, 2, 5)]
+    for one, two, five in zip(*chosen, strict=True):
+        assert one[1:] == two[2:] == five[5:]
+        assert one[:1] == two[:1] == five[:1]
+        assert two[:2] == five[:2]
+
+
+def test_halves_take_support_from_the_first_frames_and_queries_from_the_others(shared):
+    data = ready(shared, "test", protocol="halves", draws=40, views=3, query_views=2, train_frames=25)
+    chosen = [frames_of(item) for item in data.test_set]
+    assert {frame for frames in chosen for frame in frames[:3]} == set(range(25))
+    assert {frame for frames in chosen for frame in frames[3:]} == set(range(25, FRAMES))
+    assert all(len(set(frames)) == 5 for frames in chosen)
+
+
+def test_the_first_frame_against_the_next_25(shared):
+    data = ready(shared, "test", protocol="first", draws=7)
+    assert [(item.name, frames_of(item)) for item in data.test_set] == [(name, list(range(26))) for name in "abc"]
+    batch = data.to_coordinates(collated(data, [data.test_set[0]]))
+    assert batch.shape == (25, SIZE, SIZE)
+    assert batch.query.coords.shape == (1, 25 * SIZE * SIZE, 6)
+
+
+def test_every_frame_is_drawn_equally_often():
+    scene = Scene("x", tuple(map(str, range(10))), torch.zeros(10, 3, 4), torch.ones(10, 2), (8, 8))
+    common = {"views": 1, "query_views": 1, "train_frames": 5, "protocol": "draws"}
+    chosen = torch.tensor([drawn_frames(scene, repetition, **common) for repetition in range(2000)])
+    counts = torch.stack([column.bincount(minlength=10) for column in chosen.T])
+    assert (counts - 200).abs().max() < 70  # five standard deviations of 13.4
+    again = [drawn_frames(scene._replace(name="y"), repetition, **common) for repetition in range(20)]
+    assert again != chosen[:20].tolist()
+
+
+def test_broken_scenes_are_left_out_and_told(folder, capsys):
+    write_scene(folder / "c", 4, SIZE)
+    (folder / "a" / "r_2.png").write_text("no picture")
+    data = ready(folder)
+    assert [item.name for item in data.val_set] == ["b", "c"]
+    assert list(data.skipped) == [str(folder / "a")]
+    assert "r_2.png is no picture" in data.skipped[str(folder / "a")]
+    assert f"Left out, for they cannot be read: 1 scenes ({folder / 'a'})" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is no picture"
+    ) as told:
+        ready(folder, on_bad_scene="raise")
+    assert str(told.value).endswith("leave them out: --data.init_args.on_bad_scene skip.")
+
+
+def test_only_broken_scenes_are_refused(folder):
+    for number in range(7):
+        (folder / f"{number}").mkdir()
+    for name in "ab":
+        (folder / name / "transforms.json").write_text("{}")
+    with pytest.raises(ValueError, match="9 of 9 scenes of the split train cannot be used:\n") as told:
+        ready(folder)
+    assert len(str(told.value).splitlines()) == 8
+    assert "and 4 more\nMend them. If scenes are missing, name another folder" in str(told.value)
+
+
+def test_no_scenes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Scenes has no scenes of the split train in .*: name another folder"):
+        ready(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"size": 64}, "The pictures of a have 8 x 8 pixels, size is 64: resize them"),
+        ({"views": 3, "query_views": 2}, "a has 4 frames for training, 5 are needed: lower views"),
+        ({"views": 2, "query_views": 2, "train_frames": 3}, "a has 3 frames for training, 4 are needed"),
+    ],
+)
+def test_scenes_that_do_not_fit_are_told_by_name_and_both_numbers(folder, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        ready(folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"views": 3, "query_views": 2}, "a has 4 frames, 5 are needed"),
+        ({"protocol": "first"}, "a has 4 frames, 26 are needed"),
+        ({"protocol": "halves"}, "a has 0 frames for queries, 1 are needed"),
+        ({"protocol": "halves", "train_frames": 2, "views": 3}, "a has 2 frames for support, 3 are needed"),
+        ({"protocol": "halves", "train_frames": 3, "query_views": 2}, "a has 1 frames for queries, 2 are needed"),
+    ],
+)
+def test_scenes_with_too_few_frames_for_a_protocol(folder, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        ready(folder, "test", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "seen"), [(2, 6, True), (0.5, 2.3, True), (5.7, 9, True), (0.1, 2.1, False), (6, 9, False)]
+)
+def test_depths_have_to_reach_the_object(folder, near, far, seen):
+    if seen:
+        assert len(ready(folder, near=near, far=far).train_set) == 2
+        return
+    told = rf"The cameras of a are 4 to 4 from the origin, and depths from near {near} to far {far} are rendered: no object"
+    with pytest.raises(ValueError, match=told):
+        ready(folder, near=near, far=far)
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_met(folder):
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 4), np.uint8)
+    for path in (folder / "a").glob("*.png"):
+        Image.fromarray(noise).save(path)
+        content = bytearray(path.read_bytes())
+        content[60:120] = bytes(60)  # its header and its end are there
+        path.write_bytes(content)
+    data = ready(folder)
+    for meet in (lambda: trained_on(data), lambda: data.val_set[0]):
+        with pytest.raises(ValueError, match=r"a/r_\d\.png is damaged or cut off"):
+            meet()
+
+
+def test_a_picture_that_changed_since_is_named(folder):
+    data = ready(folder)
+    for path in (folder / "a").glob("*.png"):
+        save_picture(path, 0, size=16)
+    with pytest.raises(ValueError, match=r"r_\d\.png has 16 x 16 pixels, when its scene was first read it had 8 x 8"):
+        trained_on(data)
+
+
+def test_pictures_without_transparency_are_noted(folder):
+    assert "background" not in ready(folder).notes
+    write_scene(folder / "a", 4, SIZE, mode="RGB")
+    assert "pictures without transparency are taken as they are" in ready(folder).notes["background"]
+
+
+def test_items_of_random_numbers(shared):
+    data = ready(shared, views=2, query_views=3)
+    batch = data.to_coordinates(data.random_items(4), training=True)
+    assert batch.observation.signal.images.shape == (4, 2, 3, SIZE, SIZE)
+    assert batch.query.coords.shape == (4, 3 * 20, 7)
+    torch.testing.assert_close(data.random_items(1).poses[0, :, :, 3].norm(dim=-1), torch.full((5,), 4.0))
+
+
+def test_training_batches_are_at_the_coordinates_of_evaluation(shared):
+    batches = list(ready(shared, eval_batch_size=2).training_batches(3))
+    assert [batch.query.coords.shape for batch in batches] == [(2, SIZE * SIZE, 6), (1, SIZE * SIZE, 6)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"views": 0},
+        {"query_views": 0},
+        {"size": 0},
+        {"near": -1.0},
+        {"near": 6.0},
+        {"far": float("inf")},
+        {"near": float("nan")},
+        {"rays_per_view": 0},
+        {"foreground_epochs": -1},
+        {"train_frames": 0},
+        {"repeats": 0},
+        {"draws": 0},
+        {"val_draws": 0},
+        {"batch_size": 0},
+        {"protocol": "all"},
+        {"protocol": "first", "views": 2},
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_refused(arguments):
+    name, value = list(arguments.items())[-1]
+    with pytest.raises(ValueError, match=f"{name} (is )?{value!r}") as caught:
+        Scenes(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def _checked(capsys, *args):
+    """Return the exit status of the check, and what it printed."""
+    capsys.readouterr()
+    status = 0
+    try:
+        main(["--data", "test_scene_sets.Scenes", f"--data.init_args.size={SIZE}", *args])
+    except SystemExit as ended:
+        status = ended.code
+    printed = capsys.readouterr()
+    return status, printed.out + printed.err
+
+
+def test_the_check_counts_scenes_and_names_the_broken(folder, tmp_path, capsys):
+    root = f"--data.init_args.root={folder}"
+    status, printed = _checked(capsys, root)
+    assert status == 0
+    assert printed.splitlines() == [
+        f"Scenes in {folder}",
+        "train: 2 scenes, all of use",
+        "val, test: 2 scenes, all of use",
+    ]
+    describe(folder / "a", camera_angle_x=40)
+    path = folder / "b" / "r_3.png"
+    noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 4), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes(60) + content[120:])
+    status, printed = _checked(capsys, root, "--decode=false")
+    assert status == 1
+    assert "train: 2 scenes, 1 of them broken\nval, test: 2 scenes, 1 of them broken\nUnreadable: 2\n" in printed
+    assert "frame 0: camera_angle_x, the horizontal field of view, is 40" in printed
+    assert "r_3.png" not in printed
+    status, printed = _checked(capsys, root, f"--csv={tmp_path / 'all.csv'}")
+    assert status == 1
+    assert "train: 2 scenes, 2 of them broken" in printed
+    assert f"  {path} is damaged or cut off" in printed
+    lines = (tmp_path / "all.csv").read_text().splitlines()
+    assert lines[0] == "split,path,problem,scenes,detail"
+    assert [line.split(",")[0] for line in lines[1:]] == ["train", "train", '"val', '"val']
+    assert f"train,{folder / 'b'},unreadable,1," in lines[2]
+
+
+def test_the_check_of_nothing(tmp_path, capsys):
+    status, printed = _checked(capsys, f"--data.init_args.root={tmp_path}")
+    assert status == 1
+    assert printed.startswith("error: Scenes has no scenes of the split train in ")
+
+
+def test_scenes_may_have_several_numbers_of_frames(folder):
+    write_scene(folder / "long", 9, SIZE)
+    data = ready(folder)
+    assert {len(read_transforms(path).pictures) for path in data.scenes("train")} == {4, 9}
+    assert next(iter(data.train_dataloader())).images.shape == (2, 2, 3, SIZE, SIZE)

@@ -1,0 +1,260 @@
+"""Anybody's scenes: which folders, which frames, in which size, and what is said of those that are of no use."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.batch import Views
+from datamodules.cameras import orbit, pixel_rays
+from datamodules.scenes.prediction import SceneFiles
+
+ANGLE = 0.9
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def _picture(frame, size=8):
+    """Return the RGBA picture of a frame ``(size, size, 4)``: squares of its own colours, the lower half transparent."""
+    values = np.random.default_rng(frame).integers(0, 256, (4, 4, 4), dtype=np.uint8)
+    values[:2, :, 3], values[2:, :, 3] = 255, 0
+    return values.repeat(size // 4, 0).repeat(size // 4, 1)
+
+
+def _over_white(picture):
+    """Return a picture as the model sees it, ``(3, H, W)`` in [0, 1]."""
+    alpha = picture[..., 3:] / 255
+    return torch.from_numpy(picture[..., :3] / 255 * alpha + 1 - alpha).permute(2, 0, 1).float()
+
+
+def _write(folder, frames=5, size=8, radius=4.0):
+    """Write a scene of a camera that goes around, and return its poses ``(F, 3, 4)``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    poses = orbit(frames, radius, 20.0)
+    entries = []
+    for frame, pose in enumerate(poses):
+        Image.fromarray(_picture(frame, size)).save(folder / f"r_{frame}.png")
+        matrix = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
+        entries.append({"file_path": f"./train/r_{frame}", "transform_matrix": matrix})
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": entries}))
+    return poses
+
+
+def _write_srn(folder, frames=3, size=8, focal=10.0):
+    """Write a scene in the layout of scene representation networks, and return its poses ``(F, 3, 4)``."""
+    folder = Path(folder)
+    for name in ("pose", "rgb"):
+        (folder / name).mkdir(parents=True)
+    (folder / "intrinsics.txt").write_text(f"{focal} {size / 2} {size / 2} 0.\n0. 0. 0.\n1.\n{size} {size}\n")
+    poses = orbit(frames, 1.3, 40.0)
+    for frame, pose in enumerate(poses):
+        Image.fromarray(_picture(frame, size)).save(folder / "rgb" / f"{frame:06d}.png")
+        square = torch.cat([pose, torch.tensor([[0.0, 0, 0, 1]])]) @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
+        (folder / "pose" / f"{frame:06d}.txt").write_text(
+            " ".join(f"{number:.8f}" for number in square.flatten().tolist())
+        )
+    return poses
+
+
+def _data(*scenes, **changes):
+    """Return the data module of a model of one view of 8 x 8, set up."""
+    data = SceneFiles(list(scenes), **{"signal_shape": (1, 3, 8, 8), "near": 2.0, "far": 6.0} | changes)
+    data.setup("predict")
+    return data
+
+
+def _batches(data):
+    """Return the coordinate batches of a data module."""
+    return [data.to_coordinates(batch) for batch in data.predict_dataloader()]
+
+
+def _close(found, wanted):
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() < 1e-5
+
+
+def test_some_frames_are_looked_at_and_others_compared():
+    poses = _write("chair")
+    data = _data("chair", support=[1], query=[4, 0])
+    [batch] = _batches(data)
+    views = batch.observation.signal
+    assert isinstance(views, Views)
+    assert (batch.names, batch.shape, data.notes) == (["chair"], (2, 8, 8), {"chair": ""})
+    _close(views.images[0, 0], _over_white(_picture(1)))
+    _close(views.poses[0, 0], poses[1])
+    focal = 4 / math.tan(ANGLE / 2)
+    _close(views.focals, torch.full((1, 1, 2), focal))
+    _close(batch.observation.samples.coords[0], pixel_rays(poses[1], torch.full((2,), focal), (8, 8)))
+    for place, frame in enumerate((4, 0)):
+        part = slice(64 * place, 64 * place + 64)
+        _close(batch.query.values[0, part], _over_white(_picture(frame)).flatten(1).mT)
+        _close(batch.query.coords[0, part], pixel_rays(poses[frame], torch.full((2,), focal), (8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("frames", "support", "query", "wanted"),
+    [
+        (11, [0], None, [2, 4, 7, 9]),
+        (5, [2], None, [0, 1, 3, 4]),
+        (3, [0], None, [1, 2]),
+        (7, [0, 3], "rest", [1, 2, 4, 5, 6]),
+        (7, [0, 3], [3, 6], [3, 6]),
+        (2, [0, 1], None, [0, 1]),
+        (1, [0], "rest", [0]),
+    ],
+    ids=["spread", "four", "fewer", "rest", "named", "none-left", "one"],
+)
+def test_which_frames_are_compared(frames, support, query, wanted):
+    poses = _write("chair", frames)
+    data = _data("chair", support=support, query=query, signal_shape=(len(support), 3, 8, 8))
+    [batch] = _batches(data)
+    seen = [int((poses[:, :, 3] - view[0, :3]).norm(dim=-1).argmin()) for view in batch.query.coords[0].split(64)]
+    assert seen == wanted
+    assert data.notes == {
+        "chair": "no other frames: compared with what was looked at" if frames == len(support) else ""
+    }
+
+
+def test_pictures_of_another_size_are_resized_and_lenses_with_them():
+    _write("small")
+    _write("large", size=32)
+    small, large = (_batches(_data(name))[0] for name in ("small", "large"))
+    assert _data("large").notes == {"large": "32 x 32 made 8 x 8"}
+    _close(large.observation.samples.coords, small.observation.samples.coords)
+    _close(large.query.coords, small.query.coords)
+    mean = _over_white(_picture(0, 32)).unflatten(2, (8, 4)).mean(-1).unflatten(1, (8, 4)).mean(2)
+    inner = large.observation.signal.images[0, 0][
+        :, 1::2, 1::2
+    ]  # in the middles of squares no filter sees the next one
+    assert (inner - mean[:, 1::2, 1::2]).abs().max() < 0.25
+    wide = _batches(_data("small", signal_shape=(1, 3, 4, 8)))[0].observation.signal
+    assert wide.images.shape == (1, 1, 3, 4, 8)
+    assert wide.focals[0, 0].tolist() == pytest.approx([4 / math.tan(ANGLE / 2), 2 / math.tan(ANGLE / 2)])
+
+
+def test_scenes_below_folders():
+    _write("in/chairs/b")
+    _write("in/chairs/a")
+    _write("in/lamps/a")
+    _write("in/.hidden/x")
+    _write("in/out/x")  # of an earlier prediction
+    Path("in/out/predictions.csv").touch()
+    data = _data("in", "in/chairs/a")
+    assert [chosen.name for chosen in data.chosen] == ["chairs/a", "chairs/b", "lamps/a"]
+    assert [batch.names for batch in _batches(data)] == [["chairs/a"], ["chairs/b"], ["lamps/a"]]
+    again = _data("in/chairs", "in/lamps")
+    assert [chosen.name for chosen in again.chosen] == ["a", "b", "a_2"]
+    assert again.notes["a_2"] == "from in/lamps/a"
+
+
+def test_scenes_of_as_many_views_share_a_batch():
+    for index, frames in enumerate((6, 3, 3, 3, 1)):
+        _write(f"in/{index}", frames)
+    batches = _batches(_data("in", eval_batch_size=2))
+    assert [batch.names for batch in batches] == [["0"], ["1", "2"], ["3"], ["4"]]
+    assert [batch.shape for batch in batches] == [(4, 8, 8), (2, 8, 8), (2, 8, 8), (1, 8, 8)]
+
+
+def test_scenes_of_scene_representation_networks():
+    poses = _write_srn("car")
+    [batch] = _batches(_data("car", near=0.8, far=1.8, query="rest"))
+    _close(batch.observation.signal.poses[0, 0], poses[0])
+    assert batch.observation.signal.focals[0, 0].tolist() == [10.0, 10.0]
+    wanted = torch.from_numpy(_picture(2)[..., :3] / 255).float().flatten(0, 1)
+    _close(batch.query.values[0, 64:], wanted)  # whatever its transparency
+
+
+def test_pictures_without_transparency_are_noted():
+    _write("chair", frames=2)
+    for frame in range(2):
+        Image.open(f"chair/r_{frame}.png").convert("RGB").save(f"chair/r_{frame}.png")
+    data = _data("chair")
+    assert data.notes == {"chair": "background taken as it is"}
+    wanted = torch.from_numpy(_picture(1)[..., :3] / 255).float().flatten(0, 1)
+    _close(_batches(data)[0].query.values[0], wanted)
+
+
+def test_scenes_of_no_use_are_skipped_with_the_reason():
+    _write("in/good")
+    _write("in/few", frames=2)
+    _write("in/damaged")
+    Path("in/damaged/r_3.png").write_bytes(Path("in/damaged/r_3.png").read_bytes()[:60])
+    _write("in/huge", radius=400.0)
+    _write("in/text")
+    Path("in/text/transforms.json").write_text("{")
+    data = _data("in", query=[3])
+    assert [chosen.name for chosen in data.chosen] == ["good"]
+    assert set(data.skipped) == {"in/few", "in/damaged", "in/huge", "in/text"}
+    assert "in/few has 2 frame(s), and frame 3 is asked for: they count from 0" in data.skipped["in/few"]
+    assert "r_3.png" in data.skipped["in/damaged"]
+    assert (
+        "The cameras of in/huge are 400 to 400 from the origin, and the model looks at depths from 2 to 6, where nothing "
+        "around the origin is: scale the positions in its poses." in data.skipped["in/huge"]
+    )
+    assert "transforms.json" in data.skipped["in/text"]
+    with pytest.raises(ValueError, match="damaged"):
+        _data("in", query=[3], on_bad_scene="raise")
+    with pytest.raises(
+        ValueError, match=r"^in/few has 2 frame\(s\), and frame 3 is asked for: .* with --support .*\.$"
+    ):
+        _data("in/few", query=[3])
+    with pytest.raises(
+        ValueError, match=r"^None of 2 scenes can be used:\n  in/few has 2 .*\n  in/text/transforms\.json is"
+    ):
+        _data("in/few", "in/text", query=[3])
+
+
+def test_depths_that_nobody_knows():
+    _write("huge", radius=400.0)
+    data = _data("huge", near=None, far=None)  # a model without depths looks at whole rays
+    assert math.isnan(data.near)
+    assert len(_batches(data)) == 1
+
+
+def test_two_devices_share_scenes():
+    for index in range(3):
+        _write(f"in/{index}", frames=2)
+    data = _data("in")
+    seen = []
+    for rank in range(2):
+        data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": 2})()
+        seen.append([name for batch in data.predict_dataloader() for name in batch.name])
+    assert seen == [["0", "2"], ["1"]]
+    data.trainer.world_size = 4
+    with pytest.raises(ValueError, match=re.escape("3 batch(es) of scenes for 4 devices: lower --trainer.devices.")):
+        data.predict_dataloader()
+
+
+def test_mistakes():
+    _write("chair")
+    with pytest.raises(
+        ValueError, match=r"The model looks at 2 view\(s\), and support names 1 frame\(s\), \[0\]: name 2 with"
+    ):
+        SceneFiles(signal_shape=(2, 3, 8, 8)).signal_shape  # noqa: B018 - it is a property
+    with pytest.raises(ValueError, match=r"signal_shape is \[3, 64, 64\]: scenes go to a model of posed views"):
+        SceneFiles(signal_shape=(3, 64, 64)).signal_shape  # noqa: B018
+    with pytest.raises(ValueError, match=r"support is \[\], query None: name at least one frame"):
+        SceneFiles(support=[])
+    with pytest.raises(ValueError, match=r"support is \[0\], query \[-1\]: name at least one frame"):
+        SceneFiles(query=[-1])
+    with pytest.raises(ValueError, match=r"near is 2\.0, far None: give both"):
+        SceneFiles(near=2.0)
+    with pytest.raises(ValueError, match="SceneFiles serves prediction, not fit"):
+        SceneFiles().setup("fit")
+    with pytest.raises(ValueError, match="There is no folder nowhere: name folders of scenes with --views"):
+        _data("nowhere")
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match="No scene to predict from in empty: name folders with"):
+        _data("empty")
+    with pytest.raises(ValueError, match="No scene to predict from in nothing"):
+        _data()

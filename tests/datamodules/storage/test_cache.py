@@ -1,0 +1,682 @@
+"""A cache holds exactly what reading and preparing gives, whatever interrupts, damages or fills it."""
+
+import errno
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from datamodules.storage import cache as module
+from datamodules.storage.cache import cached
+from datamodules.storage.folders import NamedFile
+from datamodules.storage.images import Preparation, read_picture
+
+AS_IT_IS = Preparation()
+SQUARE = Preparation(short_side=9, crop=8)
+MODES = ("RGB", "L", "RGBA", "CMYK", "P", "1")
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return 12 pictures of six modes and 12 sizes, of which all have more than one name part."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "source").mkdir()
+    made = []
+    for index in range(12):
+        mode = MODES[index % len(MODES)]
+        path = tmp_path / "source" / f"{index}.{'tif' if mode == 'CMYK' else 'png'}"
+        levels = generator.integers(0, 256, (9 + index, 31 - 2 * index, 4), dtype=np.uint8)
+        Image.fromarray(levels, "RGBA").convert("RGB" if mode == "CMYK" else mode).convert(mode).save(path)
+        made.append(NamedFile(f"class{index % 3}/picture{11 - index}", path))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "data" / "cache"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Return the list of paths that are read from here on."""
+    return _watch(monkeypatch)
+
+
+def _watch(monkeypatch, before=lambda number: None):
+    """Note every picture that is read, and do something before, given how many there were."""
+    paths, lock = [], threading.Lock()
+
+    def read(path):
+        with lock:
+            number = len(paths)
+            paths.append(path)
+        before(number)
+        return read_picture(path)
+
+    monkeypatch.setattr(module, "read_picture", read)
+    return paths
+
+
+def _interrupt_at(monkeypatch, path):
+    """Press Ctrl-C when a picture is read."""
+
+    def read(wanted):
+        if wanted == path:
+            raise KeyboardInterrupt
+        return read_picture(wanted)
+
+    monkeypatch.setattr(module, "read_picture", read)
+
+
+def _caches(folder):
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+
+
+def _only(folder):
+    [found] = _caches(folder)
+    return found
+
+
+def _check(pictures, files, preparation=AS_IT_IS):
+    """Compare a cache of readable files with reading them."""
+    assert len(pictures) == len(files)
+    assert pictures.names == [file.name for file in files]
+    for file, (values, name, seed, _) in zip(files, pictures, strict=True):
+        assert (name, seed) == (file.name, 0)
+        assert values.dtype == torch.uint8
+        assert torch.equal(values, preparation(read_picture(file.path).pixels))
+
+
+def _refusal(*arguments):
+    """Return the message with which a cache is refused, after seeing that it is one line that says the way out."""
+    with pytest.raises(ValueError, match=r"--data\.init_args\.cache") as caught:
+        cached(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _flip(path, position=100):
+    """Turn one bit of a file, which gets a new date."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
+
+
+@pytest.mark.parametrize("preparation", [AS_IT_IS, Preparation(smallest=15), SQUARE], ids=["as-is", "smallest", "crop"])
+def test_values_are_those_of_reading(files, folder, preparation):
+    pictures = cached(files, preparation, folder, "mine-train")
+    _check(pictures, files, preparation)
+    assert pictures.skipped == {}
+    expected = {file.name: "; ".join(read_picture(file.path).notes) for file in files}
+    assert pictures.notes == {name: note for name, note in expected.items() if note}
+    assert set(pictures.notes.values()) == {"transparency laid over white", "CMYK converted"}
+    assert _only(folder).name.startswith("mine-train-")
+    assert sorted(path.name for path in _only(folder).iterdir()) == ["index.json", "pixels.bin", "verified.json"]
+    assert not [path for path in folder.iterdir() if path.is_file()]
+
+
+def test_pixels_lie_back_to_back(files, folder):
+    cached(files, AS_IT_IS, folder, "a")
+    expected = b"".join(read_picture(file.path).pixels.numpy().tobytes() for file in files)
+    assert (_only(folder) / "pixels.bin").read_bytes() == expected
+
+
+def test_indices_out_of_range(files, folder):
+    pictures = cached(files, AS_IT_IS, folder, "a")
+    for index in (-1, 12, 10**20):
+        with pytest.raises(IndexError):
+            pictures[index]
+
+
+def test_values_are_views_that_leave_the_file_alone(files, folder):
+    pictures = cached(files, AS_IT_IS, folder, "a")
+    before = (_only(folder) / "pixels.bin").read_bytes()
+    pictures[3].values.fill_(77)
+    assert (pictures[3].values == 77).all()
+    assert pictures[4].values.data_ptr() - pictures[3].values.data_ptr() == pictures[3].values.numel()
+    assert (_only(folder) / "pixels.bin").read_bytes() == before
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+def test_a_picture_takes_no_more_to_send_than_its_own_pixels(files, folder):
+    values = cached(files, AS_IT_IS, folder, "a")[3].values
+    assert values.untyped_storage().nbytes() == values.numel()
+
+
+def test_a_cache_may_be_larger_than_the_memory(tmp_path):
+    path = tmp_path / "sparse.bin"
+    path.touch()
+    try:
+        os.truncate(path, 1 << 40)
+    except OSError:
+        pytest.skip("no sparse files of 1 TiB here")
+    shapes = np.array([[1 << 19, 1 << 19], [4, 5]])
+    assert module.CachedPictures(path, shapes, ["large", "small"], {}, {})[1].values.sum() == 0
+
+
+def test_nothing_is_decoded_twice(files, folder, reads):
+    cached(files, AS_IT_IS, folder, "a")
+    assert sorted(reads) == sorted(file.path for file in files)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 12
+
+
+def test_a_moved_folder_of_pictures_has_the_same_cache(files, folder, tmp_path, reads):
+    files[5].path.write_bytes(b"no picture")
+    cached(files, AS_IT_IS, folder, "a")
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    moved = [file._replace(path=tmp_path / "elsewhere" / file.path.name) for file in files]
+    pictures = cached(moved, AS_IT_IS, folder, "a")
+    assert len(reads) == 12
+    [(path, reason)] = pictures.skipped.items()
+    assert path == str(moved[5].path)
+    assert reason.startswith(f"{path} is no picture")
+
+
+def _changed_date(files):
+    os.utime(files[7].path, ns=(1, 1))
+    return files, AS_IT_IS
+
+
+def _changed_size(files):
+    facts = files[7].path.stat()
+    with files[7].path.open("ab") as file:
+        file.write(b"\0")
+    os.utime(files[7].path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    return files, AS_IT_IS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _changed_date,
+        _changed_size,
+        lambda files: (files[:-1], AS_IT_IS),
+        lambda files: (files[::-1], AS_IT_IS),
+        lambda files: ([files[0]._replace(name="other"), *files[1:]], AS_IT_IS),
+        lambda files: (files, Preparation(smallest=40)),
+    ],
+    ids=["date", "size", "fewer", "order", "name", "preparation"],
+)
+def test_whatever_changes_makes_another_cache(files, folder, change):
+    cached(files, AS_IT_IS, folder, "a")
+    files, preparation = change(files)
+    _check(cached(files, preparation, folder, "a"), files, preparation)
+    assert len(_caches(folder)) == 2
+
+
+def test_a_missing_picture_is_tried_again_when_it_is_there(files, folder, tmp_path):
+    files[2].path.rename(tmp_path / "away")
+    assert cached(files, AS_IT_IS, folder, "a").skipped.keys() == {str(files[2].path)}
+    (tmp_path / "away").rename(files[2].path)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+def test_unreadable_pictures_are_told_and_left_out(files, folder, reads):
+    files[0].path.write_bytes(b"")
+    files[6].path.write_bytes(files[6].path.read_bytes()[:60])
+    good = [file for index, file in enumerate(files) if index not in (0, 6)]
+    for _ in range(2):
+        pictures = cached(files, AS_IT_IS, folder, "a")
+        _check(pictures, good)
+        assert list(pictures.skipped) == [str(files[0].path), str(files[6].path)]
+        for path, reason in pictures.skipped.items():
+            with pytest.raises(ValueError, match=" ") as caught:
+                read_picture(path)
+            assert reason == str(caught.value)
+    assert len(reads) == 12
+
+
+def test_no_picture_can_be_read(files, folder):
+    for file in files:
+        file.path.write_bytes(b"<html>")
+    for _ in range(2):
+        pictures = cached(files, SQUARE, folder, "a")
+        assert (len(pictures), list(pictures), pictures.names, len(pictures.skipped)) == (0, [], [], 12)
+
+
+def test_a_picture_that_cannot_be_resized_is_left_out(files, folder, monkeypatch):
+    def resize(picture, short_side):
+        raise MemoryError if picture.shape[1] == 12 else ValueError("too\nlong")
+
+    monkeypatch.setattr("datamodules.storage.images.resize_short_side", resize)
+    pictures = cached(files, Preparation(smallest=13), folder, "a")
+    small = [file for file in files if min(read_picture(file.path).pixels.shape[1:]) < 13]
+    assert list(pictures.skipped) == [str(file.path) for file in small]
+    told = list(pictures.skipped.values())
+    assert told[0] == f"{files[0].path} cannot be resized (too long): leave it out, or cut it."
+    assert told[3] == f"{files[3].path} cannot be resized (MemoryError): leave it out, or cut it."
+
+
+def test_no_files(folder):
+    with pytest.raises(ValueError, match="no pictures to decode for mine"):
+        cached([], AS_IT_IS, folder, "mine")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 11])
+def test_an_interrupted_call_is_continued(files, folder, monkeypatch, stop):
+    whole = folder.with_name("whole")
+    cached(files, AS_IT_IS, whole, "a")
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, files[stop].path)
+        with pytest.raises(KeyboardInterrupt):
+            cached(files, AS_IT_IS, folder, "a")
+    assert not (_only(folder) / "index.json").exists()
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert sorted(reads) == sorted(file.path for file in files[stop:])
+    for name in ("pixels.bin", "index.json"):
+        assert (_only(folder) / name).read_bytes() == (_only(whole) / name).read_bytes()
+
+
+def _interrupted(files, folder, monkeypatch, stop):
+    """Write the first pictures of a cache, and return its folder."""
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, files[stop].path)
+        with pytest.raises(KeyboardInterrupt):
+            cached(files, AS_IT_IS, folder, "a")
+    return _only(folder)
+
+
+@pytest.mark.parametrize("name", ["pixels.bin", "journal.txt"])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 0.5, 0.77, 0.999])
+def test_a_torn_end_is_dropped(files, folder, monkeypatch, name, share):
+    place = _interrupted(files, folder, monkeypatch, 9)
+    ends = {
+        "pixels.bin": np.cumsum([read_picture(file.path).pixels.numel() for file in files[:9]]),
+        "journal.txt": np.cumsum([len(line) for line in (place / "journal.txt").read_bytes().splitlines(True)]),
+    }[name]
+    position = int(ends[-1] * share)
+    os.truncate(place / name, position)
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 12 - (ends <= position).sum()
+
+
+def test_a_call_may_be_interrupted_more_than_once(files, folder, monkeypatch):
+    place = _interrupted(files, folder, monkeypatch, 4)
+    for name in ("pixels.bin", "journal.txt"):
+        os.truncate(place / name, (place / name).stat().st_size - 3)
+    _interrupted(files, folder, monkeypatch, 8)
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert sorted(reads) == sorted(file.path for file in files[8:])
+
+
+@pytest.mark.parametrize("name", ["pixels.bin", "journal.txt"])
+def test_what_is_gone_is_made_again(files, folder, monkeypatch, name):
+    place = _interrupted(files, folder, monkeypatch, 5)
+    (place / name).unlink()
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 12
+
+
+@pytest.mark.parametrize("name", ["pixels.bin", "journal.txt"])
+def test_damage_to_what_an_interrupted_call_left_is_noticed(files, folder, monkeypatch, name):
+    place = _interrupted(files, folder, monkeypatch, 9)
+    _flip(place / name, (place / name).stat().st_size // 2)
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert 3 < len(reads) < 12
+
+
+def test_bytes_after_the_end_are_dropped(files, folder, monkeypatch):
+    place = _interrupted(files, folder, monkeypatch, 9)
+    for name in ("pixels.bin", "journal.txt"):
+        with (place / name).open("ab") as file:
+            file.write(b"\0" * 5000)
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 3
+
+
+def test_killed_before_the_index(files, folder, monkeypatch, reads):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            cached(files, AS_IT_IS, folder, "a")
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 12
+
+
+def _slowly(files, folder, monkeypatch, pause, told):
+    """Make a cache with a pause before each picture, and tell how many were read."""
+    reads = _watch(monkeypatch, lambda number: time.sleep(pause))
+    cached(files, AS_IT_IS, folder, "a")
+    told.put(len(reads))
+
+
+def test_a_killed_process_leaves_what_it_did(files, folder, monkeypatch):
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=_slowly, args=(files, folder, monkeypatch, 0.1, fork.Queue()))
+    process.start()
+    deadline = time.monotonic() + 20
+    while not (_caches(folder) and len(list(_only(folder).glob("journal.txt"))) and _lines(folder) >= 4):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    done = _lines(folder)
+    assert 4 <= done < 12
+    reads = _watch(monkeypatch)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 12 - done
+
+
+def _lines(folder):
+    return (_only(folder) / "journal.txt").read_bytes().count(b"\n")
+
+
+def test_one_of_two_processes_writes(files, folder, monkeypatch):
+    fork = multiprocessing.get_context("fork")
+    told = fork.Queue()
+    both = [fork.Process(target=_slowly, args=(files, folder, monkeypatch, 0.03, told)) for _ in range(2)]
+    for process in both:
+        process.start()
+    assert sorted(told.get(timeout=20) for _ in both) == [0, 12]
+    for process in both:
+        process.join()
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """Return what is printed for people, without a terminal."""
+    written = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda stderr, **options: Console(file=written, width=60, **options))
+    return lambda: written.getvalue().splitlines()
+
+
+def test_a_bit_that_flipped_is_noticed_and_mended(files, folder, lines, reads):
+    cached(files, AS_IT_IS, folder, "a")
+    _flip(_only(folder) / "pixels.bin")
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 24
+    assert lines()[2] == f"The cache {_only(folder)} has damaged pixels, the first in picture 1: it is made anew."
+    assert len(lines()) == 5
+
+
+def test_pixels_are_verified_once_and_when_their_date_changes(files, folder, monkeypatch):
+    counts = []
+    original = module._right
+    monkeypatch.setattr(
+        module, "_right", lambda place, entries: counts.append(len(entries)) or original(place, entries)
+    )
+    cached(files, AS_IT_IS, folder, "a")
+    assert counts == [0, 12]  # what is there of an earlier call, and what was written
+    cached(files, AS_IT_IS, folder, "a")
+    assert len(counts) == 2
+    os.utime(_only(folder) / "pixels.bin", ns=(0, 0))
+    for _ in range(2):
+        _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(counts) == 3
+    (_only(folder) / "verified.json").write_text("{" * 9)
+    cached(files, AS_IT_IS, folder, "a")
+    assert len(counts) == 4
+
+
+def _indexed(place, change):
+    """Write another index with a right checksum."""
+    columns = json.loads((place / "index.json").read_bytes().partition(b"\n")[2])
+    change(columns)
+    body = json.dumps(columns).encode()
+    checksum = module.hashlib.sha256(body).hexdigest().encode()
+    (place / "index.json").write_bytes(checksum + b"\n" + body)
+
+
+def _swap(columns):
+    columns["height"][0], columns["width"][0] = -columns["height"][0], -columns["width"][0]
+
+
+def _shorten(place, files):
+    """Leave out the last picture, in the index and in the pixels."""
+    last = read_picture(files[-1].path).pixels.numel()
+    os.truncate(place / "pixels.bin", (place / "pixels.bin").stat().st_size - last)
+    _indexed(place, lambda columns: [column.pop() for column in columns.values()])
+
+
+def test_a_cache_of_fewer_pictures_is_made_anew(files, folder, lines):
+    cached(files, AS_IT_IS, folder, "a")
+    _shorten(_only(folder), files)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert lines()[2] == f"The cache {_only(folder)} has a damaged index: it is made anew."
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda place: _flip(place / "index.json"),
+        lambda place: _flip(place / "index.json", 3),
+        lambda place: (place / "index.json").write_bytes(b""),
+        lambda place: (place / "index.json").write_bytes(b"\xff\xfe" * 40),
+        lambda place: os.truncate(place / "index.json", 300),
+        lambda place: os.truncate(place / "pixels.bin", 300),
+        lambda place: os.truncate(place / "pixels.bin", 10**6),
+        lambda place: (place / "pixels.bin").unlink(),
+        lambda place: _indexed(place, _swap),
+        lambda place: _indexed(place, lambda columns: columns["height"].__setitem__(3, 2**62)),
+        lambda place: _indexed(place, lambda columns: columns["checksum"].__setitem__(3, 5)),
+        lambda place: _indexed(place, lambda columns: columns["height"].pop()),
+        lambda place: _indexed(place, lambda columns: columns["remark"].append("")),
+        lambda place: _indexed(place, lambda columns: columns.pop("width")),
+    ],
+    ids=[
+        "body",
+        "checksum",
+        "empty",
+        "noise",
+        "short",
+        "cut",
+        "longer",
+        "gone",
+        "negative",
+        "huge",
+        "crc",
+        "fewer",
+        "more",
+        "column",
+    ],
+)
+def test_a_damaged_cache_is_made_anew(files, folder, lines, damage):
+    cached(files, AS_IT_IS, folder, "a")
+    before = (_only(folder) / "index.json").read_bytes()
+    damage(_only(folder))
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert (_only(folder) / "index.json").read_bytes() == before
+    assert lines()[2].startswith(f"The cache {_only(folder)} has ")
+    assert lines()[2].endswith(": it is made anew.")
+    assert len(lines()) == 5
+
+
+def test_without_an_index_nothing_is_taken_for_whole(files, folder, reads):
+    cached(files, AS_IT_IS, folder, "a")
+    (_only(folder) / "index.json").unlink()
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+    assert len(reads) == 24
+
+
+def test_a_disk_that_reads_back_something_else(files, folder, monkeypatch):
+    original = module._write_index
+
+    def write(place, entries):
+        _flip(place.pixels)
+        return original(place, entries)
+
+    monkeypatch.setattr(module, "_write_index", write)
+    assert "just after it was written" in _refusal(files, AS_IT_IS, folder, "a")
+    assert not _caches(folder)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_becomes_full_is_left_free(files, folder, monkeypatch, code):
+    class Full:
+        """Writes some pixels, then half a picture."""
+
+        def __init__(self, file):
+            self.file, self.left = file, 5000
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, values):
+            self.left -= len(bytes(values))
+            if self.left < 0:
+                self.file.write(bytes(values)[:30])
+                raise OSError(code, os.strerror(code))
+            return self.file.write(values)
+
+    original = Path.open
+
+    def opened(path, mode="r", **options):
+        file = original(path, mode, **options)
+        return Full(file) if path.name == "pixels.bin" and "+" in mode else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        message = _refusal(files, AS_IT_IS, folder, "a")
+    assert f"The disk of {folder} became full" in message
+    assert not list(folder.iterdir())
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+def _free(monkeypatch, free):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, free))
+
+
+def test_squares_need_exactly_their_pixels(files, folder, monkeypatch, reads):
+    needed = 12 * 3 * 8 * 8
+    _free(monkeypatch, needed - 1)
+    assert str(folder) in _refusal(files, SQUARE, folder, "a")
+    assert len(reads) == 0
+    assert not list(folder.iterdir())
+    _free(monkeypatch, needed)
+    _check(cached(files, SQUARE, folder, "a"), files, SQUARE)
+
+
+def test_what_is_there_needs_no_more_room(files, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        _interrupt_at(patch, files[4].path)
+        with pytest.raises(KeyboardInterrupt):
+            cached(files, SQUARE, folder, "a")
+    _free(monkeypatch, 8 * 3 * 8 * 8 - 1)
+    _refusal(files, SQUARE, folder, "a")
+    _free(monkeypatch, 8 * 3 * 8 * 8)
+    reads = _watch(monkeypatch)
+    _check(cached(files, SQUARE, folder, "a"), files, SQUARE)
+    assert len(reads) == 8
+
+
+def test_room_for_other_sizes_is_estimated_from_the_first_pictures(files, folder, monkeypatch):
+    many = [NamedFile(f"{turn}-{file.name}", file.path) for turn in range(10) for file in files]  # 120
+    sizes = [read_picture(file.path).pixels.numel() for file in many]
+    rest = sum(sizes[:32]) / 32 * 88
+    _free(monkeypatch, rest - 1)
+    message = _refusal(many, AS_IT_IS, folder, "a")
+    assert f"need {rest / 1e6:,.1f} MB more in {folder}" in message
+    assert not list(folder.iterdir())
+    _free(monkeypatch, rest + 1)
+    _check(cached(many, AS_IT_IS, folder, "a"), many)
+
+
+@pytest.mark.parametrize("at", ["folder", "parent"])
+def test_a_folder_that_is_a_file(files, folder, at):
+    folder.parent.mkdir() if at == "folder" else None
+    (folder if at == "folder" else folder.parent).write_text("here")
+    assert str(folder) in _refusal(files, AS_IT_IS, folder, "a")
+
+
+def test_a_folder_that_cannot_be_written(files, folder, monkeypatch):
+    original = Path.mkdir
+
+    def mkdir(path, *args, **options):
+        if path == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        original(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert f"Permission denied ({folder})" in _refusal(files, AS_IT_IS, folder, "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write everywhere")
+def test_a_folder_without_permission(files, folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o500)
+    assert "Permission denied" in _refusal(files, AS_IT_IS, folder, "a")
+
+
+def test_a_whole_cache_that_cannot_be_written_is_used(files, folder, monkeypatch):
+    cached(files, AS_IT_IS, folder, "a")
+    os.utime(_only(folder) / "pixels.bin", ns=(0, 0))
+
+    def refused(path, *_, **__):
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    for name in ("mkdir", "write_text", "touch", "unlink", "replace"):
+        monkeypatch.setattr(Path, name, refused)
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+def test_copies_for_other_processes_are_small(files, folder):
+    pictures = cached(files, AS_IT_IS, folder, "a")
+    _check(pictures, files)
+    sent = pickle.dumps(pictures)
+    assert len(sent) < 2000 < (_only(folder) / "pixels.bin").stat().st_size
+    _check(pickle.loads(sent), files)
+
+
+def test_a_cache_that_was_removed_while_in_use(files, folder):
+    pictures = pickle.loads(pickle.dumps(cached(files, AS_IT_IS, folder, "a")))
+    os.truncate(_only(folder) / "pixels.bin", 10)
+    with pytest.raises(ValueError, match=r"pixels\.bin cannot be read any more"):
+        pictures[0]
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"pixels\.bin cannot be read any more"):
+        pictures[0]
+
+
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_loader_workers(files, folder, start):
+    pictures = cached(files, SQUARE, folder, "a")
+    batches = list(DataLoader(pictures, batch_size=4, num_workers=2, multiprocessing_context=start))
+    expected = torch.stack([SQUARE(read_picture(file.path).pixels) for file in files])
+    assert torch.equal(torch.cat([batch.values for batch in batches]), expected)
+    assert [name for batch in batches for name in batch.name] == [file.name for file in files]
+
+
+def test_two_lines_without_a_terminal(files, folder, lines, monkeypatch):
+    files[1].path.write_bytes(b"")
+    cached(files, SQUARE, folder, "a[b]")
+    assert lines() == [
+        f"Decoding 12 pictures into {_only(folder)} (about 0.0 MB).",
+        "Decoded 11 pictures (0.0 MB); 1 could not be read.",
+    ]
+    cached(files, SQUARE, folder, "a[b]")
+    assert len(lines()) == 2
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    cached(files, AS_IT_IS, folder, "a")
+    assert len(lines()) == 2

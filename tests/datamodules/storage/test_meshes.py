@@ -1,0 +1,171 @@
+"""Anybody's meshes: names, sizes, orientation, colours, and what cannot be read."""
+
+import shutil
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from datamodules.storage.meshes import mesh_files, read_mesh
+
+BOX = (1.0, 2.0, 3.0)
+TURN = trimesh.transformations.rotation_matrix(np.pi / 2, (1, 0, 0))  # y becomes z, z becomes -y
+
+
+def _box(**options):
+    """Return a box away from the origin."""
+    box = trimesh.creation.box(BOX, **options)
+    box.apply_translation((5, -7, 9))
+    return box
+
+
+def _sides(corners):
+    """Return the sides of the bounding box."""
+    return np.ptp(corners.reshape(-1, 3), axis=0)
+
+
+@pytest.mark.parametrize("ending", ["obj", "ply", "stl", "glb", "STL"])
+def test_every_format_is_centred_scaled_and_turned(tmp_path, ending):
+    path = tmp_path / f"box.{ending}"
+    _box().export(path, file_type=ending.lower())
+    mesh = read_mesh(path)
+    assert mesh.corners.shape == mesh.colours.shape == (12, 3, 3)
+    assert mesh.corners.dtype == mesh.colours.dtype == np.float32
+    places = mesh.corners.reshape(-1, 3)
+    assert np.allclose(places.min(0), -places.max(0), atol=1e-6)
+    assert np.linalg.norm(places, axis=1).max() == pytest.approx(1.4, abs=1e-5)
+    scale = 1.4 / (np.linalg.norm(BOX) / 2)
+    assert np.allclose(_sides(mesh.corners), scale * np.array((1, 3, 2)), atol=1e-5)
+    assert np.allclose(_sides(read_mesh(path, up="z", radius=2.8).corners), 2 * scale * np.array(BOX), atol=1e-5)
+
+
+def test_up_is_up_and_nothing_is_mirrored(tmp_path):
+    mesh = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], [[0, 1, 2], [0, 1, 3], [0, 2, 3]])
+    mesh.export(tmp_path / "axes.ply")
+    corners = read_mesh(tmp_path / "axes.ply").corners
+    origin, x, y = corners[0] - corners[0, 0]
+    z = corners[1, 2] - corners[0, 0]
+    assert (x[0] > 0, y[2] > 0, z[1] < 0) == (True, True, True)
+    assert np.linalg.det([x, y, z]) > 0
+    assert np.allclose([x[1:], y[:2], z[::2]], 0, atol=1e-6)
+    assert origin.tolist() == [0, 0, 0]
+
+
+def test_parts_of_a_scene_are_in_their_places_with_their_colours(tmp_path):
+    ball = trimesh.creation.box((1, 1, 1))
+    red, green = ball.copy(), ball.copy()
+    red.visual.face_colors = (255, 0, 0, 255)
+    green.visual.vertex_colors = (0, 255, 0, 255)
+    scene = trimesh.Scene()
+    scene.add_geometry(red, transform=trimesh.transformations.translation_matrix((4, 0, 0)))
+    scene.add_geometry(green, transform=TURN)
+    scene.add_geometry(trimesh.PointCloud([[100, 0, 0]]))
+    scene.export(tmp_path / "two.glb")
+    mesh = read_mesh(tmp_path / "two.glb")
+    right = mesh.corners[..., 0].min(1) > 0
+    assert right.sum() == 12
+    assert len(right) == 24
+    assert (mesh.colours[right] == (1, 0, 0)).all()
+    assert (mesh.colours[~right] == (0, 1, 0)).all()
+    assert _sides(mesh.corners)[0] / _sides(mesh.corners)[1] == pytest.approx(5, abs=1e-4)
+
+
+def test_materials_textures_and_polygons_of_obj(tmp_path):
+    (tmp_path / "a.mtl").write_text("newmtl red\nKd 1 0 0\nnewmtl painted\nKd 1 1 1\nmap_Kd t.png\n")
+    Image.fromarray(np.array([[[0, 255, 0], [0, 0, 255]]], np.uint8)).resize((8, 4), 0).save(tmp_path / "t.png")
+    (tmp_path / "a.obj").write_text(
+        "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 0 0 1\nv 1 0 1\nv 1 1 1\n"
+        "vt 0.2 0.5\nvt 0.8 0.5\nusemtl red\nf 1 2 3 4\nusemtl painted\nf 5/1 6/2 7/2\n"
+    )
+    mesh = read_mesh(tmp_path / "a.obj", up="z")
+    behind = mesh.corners[:, 0, 2] < 0
+    assert behind.sum() == 2
+    assert (mesh.colours[behind] == (1, 0, 0)).all()
+    corners, colours = mesh.corners[~behind][0], mesh.colours[~behind][0]
+    assert colours[corners[:, 0] < 0].tolist() == [[0, 1, 0]]
+    assert colours[corners[:, 0] > 0].tolist() == [[0, 0, 1]] * 2
+    (tmp_path / "t.png").unlink()
+    assert (read_mesh(tmp_path / "a.obj").colours[~behind] == 1).all()  # the main colour of the material
+    (tmp_path / "a.mtl").unlink()
+    assert np.allclose(read_mesh(tmp_path / "a.obj").colours, 0.8)
+
+
+def test_folders_are_searched_and_names_tell_where(tmp_path):
+    _box().export(tmp_path / "box.ply")
+    for place in (
+        "03001627/1a/models/model_normalized.obj",
+        "03001627/2b/model.obj",
+        "more/Red Chair.STL",
+        ".hidden/no.ply",
+    ):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "box.ply", tmp_path / place)
+    (tmp_path / "readme.txt").write_text("no mesh")
+    found = mesh_files([tmp_path])
+    assert [file.name for file in found] == ["03001627-1a", "03001627-2b", "box", "more-Red Chair"]
+    assert found[0].path == tmp_path / "03001627/1a/models/model_normalized.obj"
+    assert [file.name for file in mesh_files([tmp_path / "03001627"])] == ["1a", "2b"]
+    assert [file.name for file in mesh_files([found[0].path, tmp_path / "03001627/2b"])] == ["1a", "2b"]
+    assert mesh_files([tmp_path / "box.ply", tmp_path / "box.ply"]) == [("box", tmp_path / "box.ply")]
+
+
+def test_two_meshes_of_one_name_and_no_meshes_are_refused(tmp_path):
+    _box().export(tmp_path / "a.ply")
+    _box().export(tmp_path / "a.stl")
+    with pytest.raises(ValueError, match=r"a\.ply and .*a\.stl would both be called a: name one"):
+        mesh_files([tmp_path])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no meshes \(OBJ, PLY, STL and GLB\)"):
+        mesh_files([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="There is no mesh or folder"):
+        mesh_files([tmp_path / "nowhere"])
+    (tmp_path / "a.fbx").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.fbx is no mesh that can be read"):
+        mesh_files([tmp_path / "a.fbx"])
+
+
+TRIANGLE = "v 0 0 0\nv 1 0 0\nv 1 1 0\n"
+PLY = """ply
+format ascii 1.0
+element vertex 3
+property float x
+property float y
+property float z
+element face 1
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+1 1 0
+3 {}
+"""
+
+
+BROKEN = {
+    "none.obj": (None, "There is no mesh"),
+    "kind.dae": ("x", "is no mesh that can be read"),
+    "empty.obj": ("", "has no triangles"),
+    "points.obj": (TRIANGLE, "has no triangles"),
+    "damaged.ply": ("hello", "cannot be read"),
+    "damaged.glb": ("glTFxxxx", "cannot be read"),
+    "index.obj": (f"{TRIANGLE}f 1 2 9\n", "cannot be read"),
+    "nan.obj": (f"v nan 0 0\n{TRIANGLE}f 1 2 3\n", "no finite numbers"),
+    "infinite.obj": (f"v 0 inf 0\n{TRIANGLE}f 1 2 3\n", "no finite numbers"),
+    "point.obj": (f"{TRIANGLE}f 1 1 1\n", "has no extent"),
+    "line.obj": (f"{TRIANGLE}f 1 2 1\n", "has lines for triangles"),
+    "large.obj": (f"v 1e200 0 0\n{TRIANGLE}f 1 2 4\n", r"has no extent that can be scaled \(inf\)"),
+    "beyond.ply": (PLY.format("0 1 9"), "has 3 vertices, and faces name vertex 9"),
+    "before.ply": (PLY.format("0 -9 1"), "has 3 vertices, and faces name vertex -9"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_is_named(tmp_path, name):
+    content, told = BROKEN[name]
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=told) as raised:
+        read_mesh(tmp_path / name)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)

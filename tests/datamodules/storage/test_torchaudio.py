@@ -1,0 +1,78 @@
+"""torchaudio works beside the installed torch, whatever build that is."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+from program import REPOSITORY
+
+from datamodules.storage.torchaudio import import_torchaudio
+
+AUDIO = REPOSITORY / "datamodules" / "storage" / "torchaudio.py"
+
+TONE = """
+import math
+import sys
+import torch
+{before}
+import runpy
+
+import_torchaudio = runpy.run_path({path!r})["import_torchaudio"]
+torchaudio = import_torchaudio()
+assert import_torchaudio() is torchaudio is sys.modules["torchaudio"]
+
+
+def tone(rate, seconds=1.0, hertz=440.0):
+    return torch.sin(2 * math.pi * hertz * torch.arange(round(rate * seconds)) / rate)
+
+
+resampled = torchaudio.functional.resample(tone(44100), 44100, 16000)
+assert resampled.shape == (16000,), resampled.shape
+error = (resampled - tone(16000))[500:-500].square().mean().sqrt().item()
+assert 0 < error < 5e-4, error
+
+import torchaudio.transforms
+
+spectrogram = torchaudio.transforms.MelSpectrogram(16000, n_fft=512, n_mels=64)(tone(16000))
+assert spectrogram.shape == (64, 63), spectrogram.shape
+loudest = spectrogram.mean(1).argmax().item()
+mel = 2595 * math.log10(1 + 8000 / 700) / 65 * (loudest + 1)  # the centre of that band
+assert abs(700 * (10 ** (mel / 2595) - 1) - 440) < 40, loudest
+print("fine")
+"""
+
+FAILED_BEFORE = """
+try:
+    import torchaudio
+except (ImportError, OSError, RuntimeError) as error:
+    print("failed before:", type(error).__name__)
+"""
+
+
+def _python(code):
+    """Run code in a process of its own, where warnings are errors, and return what it printed."""
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stderr == ""
+    return finished.stdout
+
+
+@pytest.mark.parametrize("before", ["", FAILED_BEFORE], ids=["at first", "after a plain import"])
+def test_a_tone_is_resampled(before):
+    assert _python(TONE.format(before=before, path=str(AUDIO))).endswith("fine\n")
+
+
+def test_a_missing_torchaudio_is_said_to_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # what Python raises ImportError for
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="torchaudio"):
+        import_torchaudio()
+    assert sys.modules["torchaudio"] is None

@@ -1,0 +1,87 @@
+"""Means of numbers that some instances do not have, while training and in tables and curves."""
+
+import math
+
+import pytest
+import torch
+from program import REPOSITORY, column, rows, run
+
+from callbacks.curves import curve
+from callbacks.results import Column, results_table
+from composers.metrics import defined
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import Signal
+
+
+class SomeSilence(CoordinateDataModule):
+    """Five clips of noise, of which the second is silent, for training and evaluation alike."""
+
+    def setup(self, stage):
+        clips = 0.1 * torch.randn(5, 1, 600, generator=torch.Generator().manual_seed(0))
+        clips[1] = 0
+        self.train_set = self.val_set = self.test_set = [Signal(clip, f"clip-{i}") for i, clip in enumerate(clips)]
+
+    @property
+    def signal_shape(self):
+        """``(1, 600)``."""
+        return 1, 600
+
+
+@pytest.fixture
+def sounds(tmp_path, monkeypatch):
+    """Return a config of a tiny composer of sounds, with refinement, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sounds.yaml"
+    layers = ("composers/transformer_ipc.yaml", "modalities/audio.yaml", "modalities/audio_tokens.yaml")
+    path.write_text(f"""
+_base_: [{", ".join(str(REPOSITORY / "configs" / layer) for layer in layers)}]
+data: {{class_path: {__name__}.SomeSilence, init_args: {{batch_size: 2}}}}
+trainer: {{accelerator: cpu, max_epochs: 1, log_every_n_steps: 1}}
+model:
+  init_args:
+    inr: {{init_args: {{hidden_dim: 8, num_layers: 3, encoding: {{init_args: {{num_frequencies: 2, max_frequency: 4}}}}}}}}
+    transformer: {{init_args: {{embed_dim: 12, num_blocks: 1, num_heads: 3}}}}
+    refinement: {{class_path: composers.Refinement, init_args: {{steps: 2}}}}
+""")
+    return ["--config", str(path)]
+
+
+def test_silence_is_left_out_of_the_mean_of_what_it_does_not_have(sounds, tmp_path):
+    run("fit", *sounds)
+    printed = run("test", *sounds, "--ckpt_path", "last")
+    assert "SI-SDR" in printed
+    assert "nan" not in printed
+    first, second = sorted((tmp_path / "runs" / "unnamed").glob("version_*"))
+    [reached] = column(first / "metrics.csv", "val/si_sdr")
+    assert -120 < reached < 120
+    clips = rows(second / "test_instances.csv")
+    assert [math.isnan(float(clip["si_sdr@2"])) for clip in clips] == [False, True, False, False, False]
+    for metric in ("psnr", "silence", "over_silence", "si_sdr", "lsd"):
+        for name, step in ((metric, 0), (f"refined_{metric}", 2)):
+            numbers = [float(clip[f"{metric}@{step}"]) for clip in clips]
+            known = [number for number in numbers if not math.isnan(number)]
+            assert len(known) == 4 + (metric != "si_sdr")
+            [mean] = column(second / "metrics.csv", f"test/{name}")
+            assert mean == pytest.approx(sum(known) / len(known), rel=1e-4)
+
+
+def test_a_prediction_that_diverged_has_a_number_that_is_none():
+    numbers = torch.tensor([math.nan, math.nan, 1.0, math.nan])
+    prediction = torch.zeros(4, 3, 2)
+    prediction[1, 2, 1], prediction[3, 0, 0] = math.nan, math.inf
+    assert defined(numbers, prediction).tolist() == [False, True, True, True]
+
+
+def _row(psnr, si_sdr):
+    return {Column("psnr", 0): psnr, Column("si_sdr", 0): si_sdr}
+
+
+def test_tables_and_curves_leave_out_what_is_undefined_but_not_what_diverged():
+    some = {"a": _row(20.0, 4.0), "silent": _row(90.0, math.nan), "b": _row(40.0, 8.0)}
+    assert [next(iter(part.cells)) for part in results_table(some).columns[1:]] == ["50.000", "6.000"]
+    [point] = curve(some, "si_sdr")
+    assert (point.mean, point.lower, point.upper, point.instances) == (6.0, 5.0, 7.0, 2)
+    diverged = some | {"c": _row(math.nan, math.nan)}
+    assert [next(iter(part.cells)) for part in results_table(diverged).columns[1:]] == ["nan", "nan"]
+    [point] = curve({"silent": some["silent"]}, "si_sdr")
+    assert (math.isnan(point.mean), point.instances) == (True, 0)

@@ -1,0 +1,113 @@
+"""A checkpoint says with which coordinates its model was trained, and data with others is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from program import NAME, SAVE_DIR, refused, run, tiny
+
+from composers.checkpoint import check_data, stated_rate
+from datamodules import AudioFolder, CoordinateDataModule
+from datamodules.audio.prediction import SoundFiles
+from datamodules.images.prediction import PictureFiles
+
+
+class Wide(CoordinateDataModule):
+    """Pictures whose coordinates reach from 0 to 2."""
+
+    signal_shape = (3, 8, 12)
+    coord_range = (0.0, 2.0)
+
+
+def checkpoint(low, high, *signal_shape):
+    """Return what a checkpoint of a model of such data says of it."""
+    return {"data": {"coord_range": [low, high], "signal_shape": list(signal_shape)}}
+
+
+SECOND = checkpoint(-1.0, 1.0, 1, 16000)
+
+
+def told(data, content):
+    """Return the message with which data is refused, after checking that it is one line."""
+    with pytest.raises(ValueError, match=r"^model\.ckpt was trained with coordinates from ") as caught:
+        check_data(data, content, "model.ckpt")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix("model.ckpt was trained with ")
+
+
+@pytest.mark.parametrize(
+    ("rate", "found"),
+    [
+        (8000, "coordinates from -2 to 2 (pieces of 2 s at 8,000 samples a second)"),
+        (44100, "coordinates from -0.362812 to 0.362812 (pieces of 0.362812 s at 44,100 samples a second)"),
+    ],
+)
+def test_clips_at_another_rate_than_in_training_are_refused(rate, found):
+    assert told(SoundFiles("a.wav", (1, 16000), rate), SECOND) == (
+        f"coordinates from -1 to 1 (pieces of 1 s at 16,000 samples a second); this SoundFiles has {found}: give the rate "
+        "and length of training, --data.init_args.rate 16000, of a data set seconds 1 too, or take another checkpoint."
+    )
+
+
+def test_what_the_message_names_is_accepted():
+    content = checkpoint(-1.5, 1.5, 2, 12000)
+    data = AudioFolder("sound", seconds=3.0, rate=4000, channels=2)
+    assert data.signal_shape == (2, 12000)  # the sizes alone do not tell
+    message = told(data, content)
+    assert "--data.init_args.rate 8000, of a data set seconds 1.5 too" in message
+    assert "coordinates from -3 to 3 (pieces of 3 s at 4,000 samples a second)" in message
+    check_data(AudioFolder("sound", seconds=1.5, rate=8000, channels=2), content, "model.ckpt")
+    check_data(SoundFiles("a.wav", (2, 12000), 8000), content, "model.ckpt")
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(1.0, 16000), (3.0, 16000), (0.7, 44100), (0.1, 22050), (1 / 3, 11025)])
+def test_the_rate_of_training_fits_and_is_stated(seconds, rate):
+    trained = AudioFolder("sound", seconds=seconds, rate=rate)
+    content = checkpoint(*trained.coord_range, *trained.signal_shape)
+    assert stated_rate(content) == rate
+    check_data(SoundFiles("a.wav", trained.signal_shape, stated_rate(content)), content, "model.ckpt")
+    told(SoundFiles("a.wav", trained.signal_shape, rate + 1), content)
+
+
+def test_pictures_of_other_coordinates_are_refused():
+    content = checkpoint(-1.0, 1.0, 3, 8, 8)
+    assert stated_rate(content) is None
+    check_data(PictureFiles(("a.png",), (3, 8, 8)), content, "model.ckpt")
+    check_data(PictureFiles(("a.png",), (3, 16, 16)), content, "model.ckpt")  # sizes are compared elsewhere
+    assert told(Wide(), content) == (
+        "coordinates from -1 to 1; this Wide has coordinates from 0 to 2: take data with the coordinates of training, or "
+        "take another checkpoint."
+    )
+
+
+@pytest.mark.parametrize("content", [{}, {"data": None}], ids=str)
+def test_a_checkpoint_that_does_not_say_passes(content):
+    check_data(SoundFiles("a.wav", (1, 16000), 8000), content, "old.ckpt")
+    assert stated_rate(content) is None
+
+
+@pytest.mark.slow
+def test_the_program_takes_the_rate_of_training_and_refuses_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 4), ("val", 1)):
+        Path("sound", split).mkdir(parents=True)
+        for number in range(count):
+            soundfile.write(f"sound/{split}/{number}.wav", 0.3 * np.sin(np.arange(1600) * (number + 2) / 20), 1000)
+    data = ["--data=datamodules.AudioFolder", "--data.root=sound", "--data.seconds=0.4", "--data.rate=500"]
+    small = ["--model.tokenizer.patch_size=50", "--trainer.max_steps=2", SAVE_DIR, "out", NAME, "a"]
+    run("fit", *tiny("ipc"), *data, *small, "--data.batch_size=2")
+    [path] = Path("out").rglob("last.ckpt")
+    content = torch.load(path, weights_only=True)
+    assert content["data"] == {"coord_range": [-0.4, 0.4], "signal_shape": [1, 200]}
+    clips = ["--audio", "sound/val", "--output"]
+    run("predict", "--ckpt_path", path, *clips, "stated")
+    run("predict", "--ckpt_path", path, *clips, "given", "--data.rate", 500)
+    assert Path("stated/0.wav").read_bytes() == Path("given/0.wav").read_bytes()
+    message = refused("predict", "--ckpt_path", path, *clips, "wrong", "--data.rate", 250)
+    assert "pieces of 0.4 s at 500 samples a second" in message
+    assert not Path("wrong").exists()
+    torch.save({key: value for key, value in content.items() if key != "data"}, "old.ckpt")
+    run("predict", "--ckpt_path", "old.ckpt", *clips, "old", "--data.rate", 250)

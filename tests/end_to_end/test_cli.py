@@ -1,0 +1,303 @@
+"""The real program on tiny data: fit, validate, test, resume, and what it writes and prints."""
+
+import contextlib
+import math
+import os
+import re
+import shlex
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from program import COMPOSERS, NAME, asked, assert_same, checkpoint, column, keep_every, rows, run, tiny
+
+import composers
+from composers import TransformerIPC, TransINR
+from datamodules import SamplePhotos
+
+STEPS = 6  # of an epoch
+HELD_OUT = 34
+
+
+@pytest.fixture(scope="module", params=["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
+def trained(request, tmp_path_factory):
+    """Return the folder where a tiny composer was trained for an epoch, its name, and what that printed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with contextlib.chdir(folder):
+        printed = run("fit", *tiny(request.param))
+    return folder, request.param, printed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a run of two epochs that also kept every second step."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.chdir(folder):
+        run("fit", *tiny("ipc"), *keep_every(2), "--trainer.max_epochs", 2, NAME, "whole")
+    return folder / "runs" / "whole" / "version_0"
+
+
+@pytest.fixture(scope="module")
+def tested(trained):
+    """Return the folder that a test of a trained composer wrote, and what it printed."""
+    folder, composer, _ = trained
+    with contextlib.chdir(folder):
+        weights = "runs/unnamed/version_0/checkpoints/last.ckpt"
+        printed = run("test", *tiny(composer), NAME, "tested", "--ckpt_path", weights)
+    return folder / "runs" / "tested" / "version_0", printed
+
+
+@pytest.fixture
+def evaluated(trained, monkeypatch):
+    """Return a function that runs a command on a trained composer, and gives the folder it wrote and what it printed."""
+    folder, composer, _ = trained
+    monkeypatch.chdir(folder)
+
+    def evaluate(command, *args):
+        printed = run(command, *tiny(composer), "--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt", *args)
+        newest = max((folder / "runs" / "unnamed").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))
+        return newest, printed
+
+    return evaluate
+
+
+def test_fit_writes_config_metrics_and_checkpoints(trained):
+    run_folder = trained[0] / "runs" / "unnamed" / "version_0"
+    assert {path.name for path in run_folder.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints"}
+    assert {path.name for path in (run_folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    metrics = run_folder / "metrics.csv"
+    assert len(column(metrics, "train/loss")) == len(column(metrics, "train/psnr")) == STEPS
+    assert [float(row["step"]) for row in rows(metrics) if "train/loss" in row] == list(range(STEPS))
+    for name in ("val/psnr", "val/loss", "val/ssim", "val/gain"):
+        assert len(column(metrics, name)) == 1
+    for loss, psnr in zip(column(metrics, "train/loss"), column(metrics, "train/psnr"), strict=True):
+        assert 0 < loss < 1
+        assert psnr > -10 * math.log10(loss) - 1e-3  # the mean of logarithms is not below the logarithm of the mean
+    assert checkpoint(run_folder)["global_step"] == STEPS
+
+
+def test_the_summary_says_what_is_trained_on_what(trained):
+    folder, composer, printed = trained
+    facts = dict(re.findall(r"│ (\S[^│]*?)\s+│ ([^│]*?)\s+│", printed))
+    rebuilt = composers.load(folder / "runs/unnamed/version_0/checkpoints/last.ckpt")
+    assert facts["parameters"] == f"{sum(parameter.numel() for parameter in rebuilt.parameters()):,}"
+    # IPC: a column for each of 8 outputs of layer 1, 8 numbers high; TransINR: scales for all 8 + 8 + 3 outputs
+    assert facts["tokens"] == {"ipc": "4 data + 8 weight", "transinr": "4 data + 19 weight"}[composer]
+    assert facts["instance code"] == {"ipc": "64 numbers", "transinr": f"{8 * 8 + 8 * 8 + 8 * 3} numbers"}[composer]
+    assert facts["data"].startswith("SamplePhotos (3, 16, 16), 24 training and 34 validation")
+    assert facts["effective batch"] == "4 = 4 x 1 device(s) x 1 accumulated"
+    assert facts["steps"] == "6"
+    assert facts["precision"] == "32-true"
+    assert facts["device"] == "1 x cpu"
+    assert facts["output"] == "runs/unnamed/version_0"
+    assert "Checkpoint: runs/unnamed/version_0/checkpoints/last.ckpt" in printed
+
+
+def test_the_command_printed_after_training_works(trained, monkeypatch):
+    folder, _, printed = trained
+    monkeypatch.chdir(folder)
+    command = shlex.split(re.search(r"Next: python cli\.py (.*)", printed)[1])
+    assert "Mean over 34 instances" in run(*command)
+
+
+def test_validate_finds_what_training_logged(trained, evaluated):
+    written, printed = evaluated("validate")
+    logged = column(trained[0] / "runs/unnamed/version_0/metrics.csv", "val/psnr")
+    assert column(written / "metrics.csv", "val/psnr") == pytest.approx(logged, abs=1e-4)
+    assert f"{logged[0]:.3f}" in printed
+    assert "val/refined_psnr" not in rows(written / "metrics.csv")[0]  # a stage of refinement only where named
+
+
+def test_test_writes_a_row_per_instance_and_prints_their_mean(tested):
+    written, printed = tested
+    found = rows(written / "test_instances.csv")
+    columns = [f"{metric}@{step}" for step in (0, 1, 3) for metric in ("psnr", "ssim", "gain")]
+    further = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
+    assert list(found[0]) == ["name", *columns, *further]
+    names = [row["name"] for row in found]
+    assert len(set(names)) == len(names) == HELD_OUT
+    assert names[0] == "astronaut"
+    assert names[-1] == "coffee-33"
+    assert "Mean over 34 instances" in printed
+    means = {key: sum(float(row[key]) for row in found) / HELD_OUT for key in found[0] if key != "name"}
+    for step, label in {0: "0 (predicted)", 1: "1", 3: "3"}.items():
+        line = re.search(rf"│ {re.escape(label)}\s*│(.*)│", printed)[1]
+        cells = [float(cell) for cell in line.split("│")]
+        shown = ("psnr@{}", "psnr@{} from mean", "psnr@{} from random", "ssim@{}", "gain@{}")
+        assert cells == pytest.approx([means[column.format(step)] for column in shown], abs=6e-4)
+    logged = rows(written / "metrics.csv")[-1]
+    for metric in ("psnr", "ssim", "gain"):
+        assert float(logged[f"test/{metric}"]) == pytest.approx(means[f"{metric}@0"], abs=1e-4)
+        assert float(logged[f"test/refined_{metric}"]) == pytest.approx(means[f"{metric}@3"], abs=1e-4)
+    assert means["psnr@3"] > means["psnr@1"] > means["psnr@0"]
+
+
+def test_the_curves_of_refinement_are_drawn(tested):
+    written, printed = tested
+    with Image.open(written / "refinement.png") as plot:
+        assert plot.size == (720, 450)
+    points = {(row["start"], row["step"]): float(row["mean"]) for row in rows(written / "refinement.csv")}
+    instances = rows(written / "test_instances.csv")
+    assert len(points) == 9
+    for (start, step), mean in points.items():
+        title = f"psnr@{step}" if start == "prediction" else f"psnr@{step} from {start}"
+        assert mean == pytest.approx(sum(float(row[title]) for row in instances) / HELD_OUT)
+    assert "Refinement curves: runs/tested/version_0/refinement.png" in printed
+
+
+def test_the_contact_sheet_has_a_row_per_picture(tested):
+    written, printed = tested
+    with Image.open(written / "contact_sheet.png") as sheet:
+        # 8 rows; original, predicted, refined, decoded; each 16 x 16 pixels wide, 8 of margin and 18 of label around it
+        assert sheet.size == (4 * (256 + 8) + 8, 8 * (256 + 8 + 18) + 8)
+        first = sheet.crop((8, 8 + 18, 8 + 256, 8 + 18 + 256))
+        assert len(first.getcolors(256 * 256)) > 20  # a picture, not paper
+    assert "Contact sheet: runs/tested/version_0/contact_sheet.png" in printed
+
+
+def test_another_model_stands_beside_where_it_fits(evaluated):
+    arguments = "filename: beside.png, num_pictures: 2, scale: 4, beside: %s"
+    sheet = f"{{class_path: callbacks.contact_sheet.ContactSheet, init_args: {{{arguments}}}}}"
+    written, _ = evaluated("test", "--trainer.callbacks+", sheet % "runs/unnamed/version_0/checkpoints/last.ckpt")
+    with Image.open(written / "beside.png") as image:
+        assert image.size == (7 * (64 + 8) + 8, 2 * (64 + 8 + 18) + 8)
+        width = 3 * (64 + 8)  # predicted, refined and decoded, of one model and of the other, which is the same
+        top = 8 + 18
+        one, other = (image.crop((8 + 72 + start, top, 8 + 72 + start + width, top + 64)) for start in (0, width))
+        assert one.tobytes() == other.tobytes()
+    written, printed = evaluated("test", "--trainer.callbacks+", sheet % "photos_ipc")
+    assert not (written / "beside.png").exists()
+    assert "No beside.png: photos_ipc takes pictures of 64 pixels, not (3, 16, 16)." in printed
+
+
+def test_refinement_is_set_on_the_command_line(evaluated):
+    setting = "--model.init_args.refinement.init_args"
+    written, _ = evaluated("validate", f"{setting}.stages", "[val]")
+    logged = rows(written / "metrics.csv")[-1]
+    assert float(logged["val/refined_psnr"]) > float(logged["val/psnr"])
+    written, _ = evaluated(
+        "test", f"{setting}.steps", 2, f"{setting}.report", "[]", f"{setting}.starts", "[prediction]"
+    )
+    assert [key for key in rows(written / "test_instances.csv")[0] if "psnr" in key] == ["psnr@0", "psnr@2"]
+
+
+def test_last_is_the_newest_checkpoint(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = checkpoint(whole) | {"callbacks": {}}
+    for version, age in {"version_2": 30, "version_10": 10, "version_9": 20}.items():
+        path = tmp_path / "runs" / "unnamed" / version / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        offset = float(version.removeprefix("version_"))
+        weights = content["state_dict"] | {"inr.biases.2": torch.full((3,), offset)}
+        torch.save(content | {"state_dict": weights}, path)
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    run("validate", *tiny("ipc"), "--ckpt_path", "last")
+    used = yaml.safe_load((tmp_path / "runs/unnamed/version_11/config.yaml").read_text())["ckpt_path"]
+    assert used == "runs/unnamed/version_10/checkpoints/last.ckpt"
+    psnr = column(tmp_path / "runs/unnamed/version_11/metrics.csv", "val/psnr")[0]
+    assert -25 < psnr < -15  # an output of about 10.5 everywhere
+
+
+@pytest.mark.parametrize(
+    ("start", "num_workers"), [("epoch", 0), ("epoch", 2), ("step-2", 0), ("step-2", 2), ("step-6", 0), ("step-10", 2)]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, start, num_workers):
+    monkeypatch.chdir(tmp_path)
+    if start == "epoch":
+        run("fit", *tiny("ipc"), *keep_every(2), NAME, "first")
+        path = "runs/first/version_0/checkpoints/last.ckpt"
+        assert checkpoint("runs/first/version_0")["global_step"] == STEPS
+    else:
+        path = whole / "checkpoints" / f"{start}.ckpt"
+    arguments = ["--ckpt_path", path, "--trainer.max_epochs", 2, "--data.init_args.num_workers", num_workers]
+    run("fit", *tiny("ipc"), *keep_every(2), NAME, "rest", *arguments)
+    found, wanted = checkpoint("runs/rest/version_0"), checkpoint(whole)
+    for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        assert_same(found[key], wanted[key])
+    left = len(column("runs/rest/version_0/metrics.csv", "train/loss"))
+    assert left == 2 * STEPS - (STEPS if start == "epoch" else int(start.removeprefix("step-")))
+    for name in ("train/loss", "val/psnr"):
+        logged = column("runs/rest/version_0/metrics.csv", name)
+        assert logged == column(whole / "metrics.csv", name)[-len(logged) :]
+
+
+def test_training_does_not_depend_on_the_loading_processes(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("fit", *tiny("ipc"), *keep_every(2), "--trainer.max_epochs", 2, "--data.init_args.num_workers", 2)
+    assert_same(checkpoint("runs/unnamed/version_0")["state_dict"], checkpoint(whole)["state_dict"])
+
+
+def test_another_seed_is_another_run(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("fit", *tiny("ipc"), "--seed_everything", 1)
+    found = column("runs/unnamed/version_0/metrics.csv", "train/loss")
+    assert len(found) == STEPS
+    assert not set(found) & set(column(whole / "metrics.csv", "train/loss"))
+
+
+def test_a_resumed_schedule_is_as_long_as_the_resumed_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    schedule = "--model.init_args.scheduler"
+    arguments = [
+        *tiny("ipc"),
+        schedule,
+        "composers.training.schedules.WarmupCosine",
+        f"{schedule}.init_args.warmup_steps",
+        2,
+    ]
+    run("fit", *arguments)
+    assert checkpoint("runs/unnamed/version_0")["lr_schedulers"][0]["_last_lr"] == [0.0]
+    run("fit", *arguments, "--trainer.max_epochs", 3, "--ckpt_path", "last", *keep_every(2))
+    [rate] = checkpoint("runs/unnamed/version_1", "step-8")["lr_schedulers"][0]["_last_lr"]
+    assert rate == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * (8 - 2) / (3 * STEPS - 2))))
+
+
+@pytest.mark.parametrize("composer", COMPOSERS)
+def test_mixed_precision_trains_a_step(composer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    once = ["--data.init_args.crops_per_epoch", 4, "--trainer.limit_val_batches", 1]
+    printed = run("fit", *tiny(composer), *once, "--trainer.precision", "bf16-mixed", NAME, "mixed")
+    run("fit", *tiny(composer), *once, NAME, "full")
+    assert "bf16-mixed" in printed
+    [mixed], [full] = (column(f"runs/{name}/version_0/metrics.csv", "train/loss") for name in ("mixed", "full"))
+    assert mixed != full
+    assert mixed == pytest.approx(full, rel=0.02)
+    assert all(weight.dtype != torch.bfloat16 for weight in checkpoint("runs/mixed/version_0")["state_dict"].values())
+
+
+def test_help_lists_every_command_and_its_settings():
+    for command in ("fit", "validate", "test"):
+        assert command in asked("--help")
+        assert {"--trainer.max_epochs", "--model.help", "--data.help", "--ckpt_path"} <= set(
+            asked(command, "--help").split()
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "class_path", "documented"),
+    [
+        ("model", "composers.TransformerIPC", TransformerIPC),
+        ("model", "composers.TransINR", TransINR),
+        ("data", "datamodules.SamplePhotos", SamplePhotos),
+    ],
+)
+def test_the_help_of_a_class_is_its_docstring(kind, class_path, documented):
+    shown = " ".join(asked("fit", f"--{kind}.help", class_path).split())
+    paragraph, _, arguments = documented.__doc__.partition("Args:")
+    assert " ".join(paragraph.split("\n\n")[0].split()).removesuffix(".") in shown
+    described = re.findall(
+        r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments.partition("Raises:")[0], re.MULTILINE | re.DOTALL
+    )
+    assert len(described) > 5
+    for name, text in described:
+        assert f"--{kind}.{name} " in shown
+        assert " ".join(text.split()).removesuffix(".") in shown
+
+
+@pytest.mark.parametrize("composer", COMPOSERS)
+def test_the_printed_config_gives_itself_again(composer, tmp_path):
+    printed = asked("fit", *tiny(composer), "--print_config")
+    assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.SamplePhotos"
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert asked("fit", "--config", tmp_path / "printed.yaml", "--print_config") == printed

@@ -1,0 +1,146 @@
+"""Two processes train, test and predict what one does, by inner loops of every kind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from program import NAME, REPOSITORY, TESTS, checkpoint, column, keep_every, rows, run, tiny
+
+from composers.codes import read_code
+from datamodules.randomness import generator_at
+
+PHOTOS = ["--data.class_path=program.OddPhotos", "--data.init_args.eval_batch_size=8"]
+BF16 = ["--trainer.precision=bf16-mixed"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+HELD_OUT = 33  # 17 and 16: three batches and two
+PICTURES = ("a", "b", "c")
+_COMMANDS = "import json, sys, program; [program.run(*command) for command in json.loads(sys.argv[1])]"
+
+
+def _run_two(commands, cwd, limit=240):
+    """Run commands of the program one after the other in two processes that stay together, as a cluster starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(TESTS)]),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    told = json.dumps([[str(argument) for argument in command] for command in commands])
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _COMMANDS, told],
+            cwd=cwd,
+            env=environment | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        printed = [process.communicate(timeout=limit)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(printed)
+
+
+def _write_pictures():
+    """Write three pictures of noise, of different sizes."""
+    for number, name in enumerate(PICTURES):
+        generator = generator_at("picture", number)
+        pixels = torch.randint(0, 256, (20 + number, 30, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(f"{name}.png")
+
+
+def _commands(name, folder, *options):
+    """Return the commands that train, test and predict; the last two with the weights that one process trained."""
+    weights = ["--ckpt_path", f"runs/one_{name}/version_0/checkpoints/last.ckpt"]
+    pictures = ["--images", *(f"{picture}.png" for picture in PICTURES), "--steps", 4]
+    size = ["--data.init_args.batch_size=4" if folder == "two" else "--data.init_args.batch_size=8"]
+    return [
+        ["fit", *tiny(name), *PHOTOS, *size, *options, *keep_every(1), NAME, f"{folder}_{name}"],
+        ["test", *tiny(name), *PHOTOS, *size, *options, *weights, NAME, f"{folder}_{name}"],
+        ["predict", *weights, *pictures, *options, "--output", f"{folder}_{name}"],
+    ]
+
+
+def _assert_same_training(name, weights, figures):
+    """Compare weights after two steps, and validation, up to these differences."""
+    one, two = (checkpoint(f"runs/{folder}_{name}/version_0") for folder in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 2
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    earlier = checkpoint(f"runs/one_{name}/version_0", "step-1")["state_dict"]
+    for key, weight in one["state_dict"].items():
+        assert (two["state_dict"][key] - weight).abs().max() < weights, key
+    assert max((weight - earlier[key]).abs().max() for key, weight in one["state_dict"].items()) > max(
+        1e-4, 10 * weights
+    )
+    for metric in ("val/psnr", "val/loss", "val/ssim", "val/gain"):
+        [found], [wanted] = (column(f"runs/{folder}_{name}/version_0/metrics.csv", metric) for folder in ("two", "one"))
+        assert found == pytest.approx(wanted, abs=figures)
+
+
+def _assert_same_tests(name):
+    """Compare the rows of a test, the curve of the inner loop among them."""
+    found, wanted = (rows(f"runs/{folder}_{name}/version_1/test_instances.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in found] == [row["name"] for row in wanted]
+    assert len(found) == HELD_OUT
+    assert "psnr@5 of the inner loop" in wanted[0]
+    for row, other in zip(found, wanted, strict=True):
+        for key in row.keys() - {"name"}:
+            assert float(row[key]) == pytest.approx(float(other[key]), abs=1e-3)
+
+
+def _assert_same_predictions(name):
+    """Compare tables and codes of a prediction."""
+    found, wanted = (rows(f"{folder}_{name}/predictions.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in found] == [row["name"] for row in wanted] == list(PICTURES)
+    for row, other in zip(found, wanted, strict=True):
+        assert float(row["psnr"]) == pytest.approx(float(other["psnr"]), abs=2e-3)
+    for picture in PICTURES:
+        latents, others = (read_code(f"{folder}_{name}/{picture}.safetensors").latents for folder in ("two", "one"))
+        torch.testing.assert_close(latents, others, rtol=0, atol=1e-5)
+
+
+def _assert_same(names, tmp_path, monkeypatch):
+    """Do all with one process and with two, and compare."""
+    monkeypatch.chdir(tmp_path)
+    _write_pictures()
+    for name in names:
+        for command in _commands(name, "one"):
+            run(*command)
+    _run_two([command for name in names for command in _commands(name, "two", *TWO)], tmp_path)
+    for name in names:
+        _assert_same_training(name, weights=1e-6, figures=2e-5)
+        _assert_same_tests(name)
+        _assert_same_predictions(name)
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
+    """Second order with random samples, Reptile, learned step sizes with recomputed steps, in two process starts for all."""
+    _assert_same(("meta_ipc", "learned_init", "functa"), tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_two_processes_in_bfloat16_do_what_one_does(tmp_path, monkeypatch):
+    """Up to rounding: of gradients, which are added up in another order; what adapts to one instance is the same."""
+    monkeypatch.chdir(tmp_path)
+    _write_pictures()
+    for command in _commands("meta_ipc", "one", *BF16):
+        run(*command)
+    _run_two(_commands("meta_ipc", "two", *BF16, *TWO), tmp_path)
+    _assert_same_training("meta_ipc", weights=1e-3, figures=0.01)
+    _assert_same_tests("meta_ipc")
+    _assert_same_predictions("meta_ipc")

@@ -1,0 +1,305 @@
+"""Meta-learned composers where composers are used: codes of pictures and sound, sheets, exports, and what training costs."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from PIL import Image
+from program import TESTS, asked
+
+import composers
+from application.shortcuts import expand_shortcuts, state_signal
+from benchmarks import cost
+from callbacks.contact_sheet import ContactSheet
+from composers import Refinement
+from composers.codes import read_code, stated_shape, steps_taken
+from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.domain import grid
+from modalities import audio as sound
+from modalities.images import encode, input_size, render, square_samples
+from tools import codes as codes
+from tools.activations.subject import Settings, Subject
+from tools.export import __main__ as exporting
+from tools.export import export, export_decoder, export_encoder
+
+METHODS = ("MetaIPC", "LearnedInit", "Functa")
+
+
+def _config(kind, shape=(3, 8, 8), **changes):
+    """Return the config of a tiny model for signals of a shape."""
+    inr = {"coord_dim": len(shape) - 1, "value_dim": shape[0], "hidden_dim": 8, "num_layers": 3}
+    inr |= {"encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": {"num_frequencies": 4}}}
+    inr |= {"Functa": {"modulates": "biases"}, "LearnedInit": {"modulated_layers": "all"}}.get(kind, {})
+    loop = {"class_path": "composers.InnerLoop", "init_args": {"steps": 2, "lr": 0.01}}
+    network = {"class_path": "composers.networks.CoordinateMLP", "init_args": inr}
+    arguments = {"inr": network, "inner_loop": loop, "signal_shape": list(shape)} | changes
+    return {"class_path": f"composers.{kind}", "init_args": arguments}
+
+
+def _build(kind="MetaIPC", shape=(3, 8, 8), **changes):
+    """Return a tiny model for signals of a shape."""
+    return composers.build(_config(kind, shape, **changes)).eval()
+
+
+def _noise(*shape):
+    """Return a picture of noise."""
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Return a tiny model and its checkpoint."""
+    composer = _build()
+    composers.save(composer, tmp_path / "model.ckpt")
+    return composer, tmp_path / "model.ckpt"
+
+
+# Codes
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_the_code_of_a_picture_is_what_the_inner_loop_finds(kind, mode):
+    composer, pixels = _build(kind), _noise(3, 8, 8)
+    with mode():
+        code = encode(composer, pixels)
+    found = composer.encode(Observation(pixels[None].float() / 255, square_samples(pixels[None])))
+    torch.testing.assert_close(code.latents, found)
+    start = composer.start()
+    assert any(not torch.equal(latent[0], start[name]) for name, latent in found.items())
+    assert code.facts == {"inner steps": "2", "refinement steps": "0"}
+    assert render(composer, code, 32).size == (32, 32)
+
+
+def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
+    composer, pixels = _build(), _noise(3, 8, 20)
+    code = encode(composer, pixels, tile=True, batch_size=2)
+    assert len(code.boxes) > 2
+    for index, ((top, bottom), (left, right)) in enumerate(code.boxes):
+        alone = encode(composer, pixels[:, top:bottom, left:right])
+        torch.testing.assert_close(code.latents["patterns.1"][index], alone.latents["patterns.1"][0], rtol=0, atol=1e-5)
+
+    def error(found):
+        with torch.no_grad():
+            values = composer.render(composer.compose(found.latents), samples.coords)
+        return (values - samples.values).square().mean()
+
+    square = pixels[:, :, :8]
+    samples = square_samples(square[None])
+    refined = encode(composer, square, refinement=Refinement(20))
+    assert refined.facts == {"inner steps": "2", "refinement steps": "20"}
+    assert error(refined) < error(encode(composer, square))
+
+
+def test_padding_of_a_clip_is_not_adapted_to():
+    composer, values = _build(shape=(1, 40)), torch.rand(1, 25)
+    code = sound.encode(composer, values, rate=20)
+    assert code.facts["inner steps"] == "2"
+    seen = Samples(grid((40,), -2.0, 2.0)[:25], values.mT[None])
+    wanted = composer.encode(Observation(None, seen))["patterns.1"]
+    torch.testing.assert_close(code.latents["patterns.1"], wanted)
+    assert sound.render(composer, code, 40).shape == (1, 50)
+
+
+def test_codes_are_rendered_and_mixed_and_told(saved, tmp_path, capsys):
+    composer, checkpoint = saved
+    for name in ("a", "b"):
+        encode(composer, _noise(3, 8, 8)).save(tmp_path / f"{name}.safetensors")
+    first, last = (str(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
+    codes.main(["render", first, "--checkpoint", str(checkpoint), "--size", "20", "--output", str(tmp_path / "a.png")])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (20, 20)
+    options = ["--checkpoint", str(checkpoint), "--frames", "3", "--output", str(tmp_path / "frames")]
+    codes.main(["interpolate", first, last, *options])
+    assert {path.name for path in (tmp_path / "frames").iterdir()} == {"000.png", "001.png", "002.png", "frames.gif"}
+    codes.main(["info", first, "--checkpoint", str(checkpoint)])
+    told = capsys.readouterr().out
+    assert "inner steps:       2" in told
+    assert f"that of {checkpoint}" in told
+    assert read_code(first).numel == 64
+
+
+# What a model takes
+
+
+def test_sizes_are_those_of_training():
+    assert input_size(_build()) == 8
+    assert sound.input_shape(_build(shape=(1, 40))) == (1, 40)
+    assert stated_shape(_build(signal_shape=None)) is None
+
+
+def test_a_tokenizer_states_the_size_first(tiny_ipc):
+    tiny_ipc.signal_shape = (3, 5, 5)
+    assert stated_shape(tiny_ipc) == (3, 8, 12)
+    assert steps_taken(tiny_ipc, 7) == {"refinement steps": "7"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked_for", "message"),
+    [
+        ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour pictures"),
+        ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour pictures"),
+        ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not sound of a known length"),
+        (None, input_size, "MetaIPC does not say which pictures it takes: it has no tokenizer and no signal_shape"),
+        (None, sound.input_shape, "MetaIPC does not say which sound it takes"),
+    ],
+)
+def test_other_signals_are_refused(shape, asked_for, message):
+    composer = _build(signal_shape=None) if shape is None else _build(shape=shape)
+    with pytest.raises(ValueError, match=message):
+        asked_for(composer)
+
+
+# The short option
+
+
+def _expanded(steps, **model):
+    """Return the arguments of a model after a command line of prediction with ``--steps``."""
+    writer = Namespace(class_path="callbacks.predictions.PicturePredictions", init_args=Namespace(folder="predictions"))
+    config = Namespace(size=None, scale=None, steps=steps)
+    config.trainer = Namespace(callbacks=[writer])
+    config.model = Namespace(class_path="composers.MetaIPC", init_args=Namespace(model))
+    config.data = Namespace(class_path="datamodules.PictureFiles", init_args=Namespace(pictures=[]))
+    expand_shortcuts(config)
+    return config.model.init_args
+
+
+def test_steps_are_inner_steps_where_there_is_an_inner_loop():
+    loop = Namespace(class_path="composers.InnerLoop", init_args=Namespace(steps=2, test_steps=None))
+    refinement = Namespace(class_path="composers.Refinement", init_args=Namespace(steps=9))
+    found = _expanded(5, inner_loop=loop, refinement=refinement)
+    assert found.inner_loop.init_args == Namespace(steps=2, test_steps=5)
+    assert found.refinement.init_args.steps == 9
+    found = _expanded(5, inner_loop=None, refinement=None)
+    assert found.inner_loop == Namespace(class_path="composers.InnerLoop", init_args=Namespace(test_steps=5))
+    assert found.refinement is None
+    assert _expanded(0, refinement=refinement).refinement.init_args.steps == 0
+    with pytest.raises(
+        ValueError, match=r"^--steps is 0: of a meta-learned model these are its inner steps, at least 1\.$"
+    ):
+        _expanded(0, inner_loop=loop)
+    assert "inner steps of a meta-learned model" in " ".join(asked("predict", "--help").split())
+
+
+def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
+    model, given = Namespace(init_args=Namespace(inner_loop=None, signal_shape=[1, 3, 8, 8])), {"support": [0, 3, 4]}
+    data = Namespace(init_args=Namespace(signal_shape=None, **given))
+    state_signal(model, data)
+    assert data.init_args.signal_shape == [3, 3, 8, 8]
+    pictures = Namespace(init_args=Namespace(signal_shape=None, pictures=[]))
+    state_signal(Namespace(init_args=Namespace(inner_loop=None, signal_shape=[3, 8, 8])), pictures)
+    assert pictures.init_args.signal_shape == [3, 8, 8]
+    hypernetwork = Namespace(init_args=Namespace(tokenizer=Namespace(signal_shape=[1, 3, 8, 8])))
+    data = Namespace(init_args=Namespace(signal_shape=None, **given))
+    state_signal(hypernetwork, data)
+    assert data.init_args.signal_shape == [1, 3, 8, 8]  # which the data module refuses, with both numbers
+
+
+# Sheets
+
+
+def test_a_meta_learned_model_stands_beside(saved):
+    composer, checkpoint = saved
+    pixels = _noise(3, 3, 8, 8)
+    samples = square_samples(pixels)
+    batch = CoordinateBatch(Observation(pixels.float() / 255, samples), samples, (8, 8), ["a", "b", "c"])
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=SimpleNamespace(signal_shape=(3, 8, 8)))
+    sheet = ContactSheet(num_pictures=2, scale=1, beside=str(checkpoint))
+    with torch.inference_mode():
+        sheet.on_test_start(trainer, composer)
+        sheet.on_test_batch_end(trainer, composer, composer.predict_step(batch, 0), batch, 0)
+    assert len(sheet.rows) == 2
+    for _, (_, predicted), _, (label, beside), _ in sheet.rows:
+        assert predicted.tobytes() == beside.tobytes()
+        assert label.startswith(f"{checkpoint}: predicted ")
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
+    pictures = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
+    settings = Settings(num_units=2, num_rows=2, size=4, crops=2)
+    subject = Subject(kind, _build(kind), pictures, 1, settings)
+    assert subject.size == 8
+    assert [layer.maps.shape for layer in subject.layers()] == [(2, 2, 4, 4)] * 2
+    assert subject.shares[1] > 0
+    assert (subject.shares[0] > 0) == (kind == "LearnedInit")  # the others have layer 0 in common
+    assert subject.units().costs.shape == (2, 8)
+    assert subject.components().scores.shape[0] == 6
+
+
+# Export
+
+
+@pytest.mark.slow
+def test_the_decoder_is_exported_alone(saved, tmp_path, capsys):
+    composer, checkpoint = saved
+    with pytest.raises(
+        ValueError, match=r"^MetaIPC finds latents by gradient steps, .* a decoder to export, and no encoder"
+    ):
+        export_encoder(composer)
+    exporting.main([str(checkpoint), str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "No encoder: gradient steps find the latents of this model." in printed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["decoder.pt2", "export.json"]
+    told = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert "encoder" not in told
+    assert told["decoder"]["inputs"] == {"patterns.1": ["B", 8, 8], "coords": ["N", 2]}
+    decoder = torch.export.load(tmp_path / "out" / "decoder.pt2").module()
+    code, coords = encode(composer, _noise(3, 8, 8)), 2 * torch.rand(5, 2) - 1
+    with torch.no_grad():
+        wanted = composer.render(composer.compose(code.latents), coords)
+        torch.testing.assert_close(decoder(code.latents, coords), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", METHODS)
+def test_decoders_need_no_shape_of_signals(kind, tmp_path):
+    composer = _build(kind, signal_shape=None)
+    differences = export(composer, tmp_path / "out")
+    assert list(differences) == ["decoder.pt2"]
+    assert differences["decoder.pt2"] < 1e-5
+    decoder = export_decoder(composer).module()
+    latents = {name: torch.randn(4, *latent.shape) for name, latent in composer.start().items()}
+    coords = 2 * torch.rand(3, 2) - 1
+    with torch.no_grad():
+        wanted = composer.render(composer.compose(latents), coords)
+        torch.testing.assert_close(decoder(latents, coords), wanted, rtol=1e-5, atol=1e-5)
+
+
+# What training costs
+
+
+def _flop(tmp_path, name, **loop):
+    """Return the operations of a training step of a tiny config whose inner loop is changed."""
+    lines = "".join(f"\n        {key}: {json.dumps(value)}" for key, value in loop.items())
+    path = tmp_path / "cost.yaml"
+    path.write_text(
+        f"_base_: {TESTS / 'configs' / f'tiny_{name}.yaml'}\nmodel:\n  init_args:\n    inner_loop:\n      init_args:{lines}\n"
+    )
+    return cost.count(path).step_flop
+
+
+@pytest.mark.parametrize("steps", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_reptile_is_counted_as_by_hand(tmp_path, steps):
+    batch, inner, query = 4, 32, 128
+
+    def products(points, times):
+        sizes = ((8, 8), (8, 8), (8, 3))
+        return sum(
+            2 * batch * points * rows * columns * count for (rows, columns), count in zip(sizes, times, strict=True)
+        )
+
+    # A step: all layers forward, and the gradients of weights and, but of features, of inputs. Losses after the last step and
+    # of the query are only looked at.
+    wanted = steps * products(inner, (2, 3, 3)) + products(inner, (1, 1, 1)) + products(query, (1, 1, 1))
+    assert _flop(tmp_path, "learned_init", steps=steps) == wanted
+
+
+@pytest.mark.slow
+def test_every_inner_step_costs_the_same_and_second_order_costs_more(tmp_path):
+    two, three, four = (_flop(tmp_path, "meta_ipc", steps=steps) for steps in (2, 3, 4))
+    assert four - three == three - two > 0
+    assert two > _flop(tmp_path, "meta_ipc", steps=2, first_order=True) > 0
+    assert _flop(tmp_path, "meta_ipc", steps=2, recompute=True) > two

@@ -1,0 +1,68 @@
+"""The program on speech, from training to prediction, by one process and by two."""
+
+import pytest
+import soundfile
+import torch
+from program import NAME, TESTS, checkpoint, column, rows, run, run_process
+
+from datamodules.audio.sample_speech import HELD_OUT_CLIPS, SPEECH
+
+TINY = ["--config", str(TESTS / "configs" / "tiny_speech.yaml")]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+METRICS = ("psnr", "silence", "over_silence", "si_sdr", "lsd")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_fit_validate_test_and_predict(tmp_path):
+    assert "SampleSpeech (1, 16000), 24 training and 12" in run("fit", *TINY)
+    weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
+    run("validate", *TINY, *weights)
+    [again] = rows("runs/unnamed/version_1/metrics.csv")
+    [logged] = [row for row in rows("runs/unnamed/version_0/metrics.csv") if "val/psnr" in row]
+    for name in METRICS:
+        assert float(again[f"val/{name}"]) == pytest.approx(float(logged[f"val/{name}"]), abs=1e-4)
+    assert float(logged["val/over_silence"]) == pytest.approx(
+        float(logged["val/psnr"]) - float(logged["val/silence"]), abs=1e-4
+    )
+    printed = run("test", *TINY, *weights)
+    assert "Mean over 12 instances" in printed
+    instances = rows("runs/unnamed/version_2/test_instances.csv")
+    assert {row["name"].rpartition("-")[0] for row in instances} == set(HELD_OUT_CLIPS)
+    for row in instances:
+        assert float(row["psnr@2"]) > float(row["psnr@0"])
+        assert set(METRICS) == {key.partition("@")[0] for key in row} - {"name"}
+    assert (tmp_path / "runs/unnamed/version_2/spectrograms.png").stat().st_size > 10_000
+    clip = SPEECH / f"{HELD_OUT_CLIPS[0]}.flac"
+    run("predict", *weights, "--audio", clip, "--rate", 8000)
+    written = soundfile.info(f"predictions/{HELD_OUT_CLIPS[0]}.wav")
+    assert written.samplerate == 8000
+    assert abs(written.frames - soundfile.info(clip).frames / 2) <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    run("fit", *TINY, NAME, "one")
+    run_process("fit", *TINY, *TWO, NAME, "two", cwd=tmp_path)
+    one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))
+    assert all((two[key] - weight).abs().max() < 1e-5 for key, weight in one.items())
+    for name in METRICS:
+        [found], [wanted] = (column(f"runs/{folder}/version_0/metrics.csv", f"val/{name}") for folder in ("two", "one"))
+        assert found == pytest.approx(wanted, abs=1e-3)
+    weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
+    run("test", *TINY, NAME, "one", *weights)
+    run_process("test", *TINY, *TWO, NAME, "two", *weights, cwd=tmp_path)
+    found, wanted = (rows(f"runs/{folder}/version_1/test_instances.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in found] == [row["name"] for row in wanted]
+    for row, other in zip(found, wanted, strict=True):
+        assert all(float(row[key]) == pytest.approx(float(other[key]), abs=1e-3) for key in row.keys() - {"name"})
+    clips = [SPEECH / f"{name}.flac" for name in HELD_OUT_CLIPS[:2]]
+    run("predict", *weights, "--audio", *clips, "--output", "alone")
+    run_process("predict", *weights, "--audio", *clips, "--output", "both", *TWO[:2], cwd=tmp_path)
+    for name in HELD_OUT_CLIPS[:2]:
+        alone, both = (torch.from_numpy(soundfile.read(f"{folder}/{name}.wav")[0]) for folder in ("alone", "both"))
+        assert (alone - both).abs().max() < 1e-3

@@ -1,0 +1,146 @@
+"""The program on scenes, from training to prediction, by one process and by two."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from program import NAME, TESTS, checkpoint, column, rows, run, run_process
+from scene_folders import write_scene, write_srn
+
+from datamodules.scenes.sample_objects import CHAIRS
+
+TINY = ["--config", str(TESTS / "configs" / "tiny_objects.yaml")]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+METRICS = ("psnr", "white", "over_white", "ssim")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_fit_validate_test_and_predict(tmp_path):
+    assert "SampleObjects (1, 3, 16, 16), 12 training and" in run("fit", *TINY)
+    weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
+    run("validate", *TINY, *weights)
+    [again] = rows("runs/unnamed/version_1/metrics.csv")
+    [logged] = [row for row in rows("runs/unnamed/version_0/metrics.csv") if "val/psnr" in row]
+    for name in METRICS:
+        assert float(again[f"val/{name}"]) == pytest.approx(float(logged[f"val/{name}"]), abs=1e-4)
+    assert float(logged["val/over_white"]) == pytest.approx(
+        float(logged["val/psnr"]) - float(logged["val/white"]), abs=1e-4
+    )
+    printed = run("test", *TINY, *weights)
+    assert "Mean over 8 instances" in printed
+    instances = rows("runs/unnamed/version_2/test_instances.csv")
+    assert [row["name"] for row in instances] == [f"{name}.{draw:03d}" for name in CHAIRS["test"] for draw in range(2)]
+    for row in instances:
+        assert {f"psnr@{step}" for step in (0, 2)} | {"psnr@0 of network", "psnr@2 of network"} <= set(row)
+        assert float(row["psnr@0 of network"]) == pytest.approx(float(row["psnr@0"]), abs=1e-3)
+        assert float(row["psnr@2"]) != float(row["psnr@0"])
+    folder = tmp_path / "runs/unnamed/version_2"
+    assert (folder / "views.png").stat().st_size > 5_000
+    assert len(list((folder / "orbits").glob("*.gif"))) == 4
+    scene = next((tmp_path / "data" / "sample_objects").glob(f"*/chairs/{CHAIRS['test'][0]}"))
+    run("predict", *weights, "--views", scene, "--frames", 3)
+    [row] = rows("predictions/predictions.csv")
+    assert row["name"] == CHAIRS["test"][0]
+    with Image.open(f"predictions/{row['name']}.gif") as film:
+        assert film.n_frames == 3
+        assert film.width > film.height  # colour beside depth
+
+
+@pytest.mark.slow
+def test_a_folder_of_scenes_is_trained_on(tmp_path, capsys):
+    run("fit", *TINY)
+    [made] = (tmp_path / "data" / "sample_objects").iterdir()
+    (broken := made / "chairs" / "broken").mkdir()
+    (broken / "transforms.json").write_text(json.dumps({"camera_angle_x": math.pi / 4, "frames": []}))
+    layers = [
+        "--data",
+        "SceneFolder",
+        *(f"--data.init_args.{option}" for option in (f"root={made / 'chairs'}", "size=16", "rays_per_view=16")),
+        *(f"--data.init_args.{option}" for option in ("train_frames=6", "batch_size=4", "draws=1")),
+    ]
+    printed = run("fit", *TINY, *layers, NAME, "folder")
+    assert "SceneFolder (1, 3, 16, 16)" in printed
+    told = capsys.readouterr().err
+    assert "Left out" in told
+    assert str(broken) in told
+    assert column("runs/folder/version_0/metrics.csv", "val/psnr")[0] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    run("fit", *TINY, NAME, "one")
+    run_process("fit", *TINY, *TWO, NAME, "two", cwd=tmp_path)
+    one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))
+    assert all((two[key] - weight).abs().max() < 1e-5 for key, weight in one.items())
+    for name in METRICS:
+        [found], [wanted] = (column(f"runs/{folder}/version_0/metrics.csv", f"val/{name}") for folder in ("two", "one"))
+        assert found == pytest.approx(wanted, abs=1e-3)
+    weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
+    run("test", *TINY, NAME, "one", *weights)
+    run_process("test", *TINY, *TWO, NAME, "two", *weights, cwd=tmp_path)
+    found, wanted = (rows(f"runs/{folder}/version_1/test_instances.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in found] == [row["name"] for row in wanted]
+    for row, other in zip(found, wanted, strict=True):
+        assert all(float(row[key]) == pytest.approx(float(other[key]), abs=1e-3) for key in row.keys() - {"name"})
+    scenes = sorted((tmp_path / "data" / "sample_objects").glob("*/chairs/*"))[:2]
+    run("predict", *weights, "--views", *scenes, "--frames", 2, "--output", "alone")
+    run_process("predict", *weights, "--views", *scenes, "--frames", 2, "--output", "both", *TWO[:2], cwd=tmp_path)
+    alone, both = (rows(f"{folder}/predictions.csv") for folder in ("alone", "both"))
+    assert [row["name"] for row in alone] == [row["name"] for row in both] == [scene.name for scene in scenes]
+    for row, other in zip(alone, both, strict=True):
+        assert float(row["psnr refined"]) == pytest.approx(float(other["psnr refined"]), abs=2e-3)
+    assert torch.isfinite(torch.tensor([float(row["psnr refined"]) for row in alone])).all()
+
+
+def _written(layout, root):
+    """Write four objects for training, two for validation and two for the test, and return the last two."""
+    splits = {"train": ["a", "b", "c", "d"], "val": ["e", "f"], "test": ["g", "h"]}
+    for split, names in splits.items():
+        for name in names:
+            if layout == "SRNScenes":
+                write_srn(root / f"cars_{split}" / name, size=16)
+            else:
+                write_scene(root / ("chairs" if layout == "ShapeNet" else split) / name, size=16)
+    if layout == "ShapeNet":
+        (root / "chair_splits.json").write_text(json.dumps(splits))
+    return [next(root.glob(f"*/{name}")) for name in splits["test"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ShapeNet", "SRNScenes", "SceneFolder"])
+def test_every_layout_goes_through_the_program_by_one_process_and_by_two(tmp_path, layout):
+    scenes = _written(layout, tmp_path / "scenes")
+    given = {"root": tmp_path / "scenes", "size": 16, "rays_per_view": 16, "train_frames": 6, "draws": 1}
+    options = ["--data", layout, *(f"--data.init_args.{name}={value}" for name, value in given.items())]
+    weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
+    found = {}
+
+    def apart(*args):
+        run_process(*args, cwd=tmp_path)
+
+    for name, start, more, devices in (
+        ("one", run, ["--data.init_args.batch_size=4"], []),
+        ("two", apart, TWO, TWO[:2]),
+    ):
+        start("fit", *TINY, *options, *more, NAME, name)
+        start("validate", *TINY, *options, *more, *weights, NAME, name)
+        start("test", *TINY, *options, *more, *weights, NAME, name)
+        start("predict", *weights, "--views", *scenes, "--frames", 2, "--output", name, *devices)
+        [validated] = rows(f"runs/{name}/version_1/metrics.csv")
+        tested = rows(f"runs/{name}/version_2/test_instances.csv")
+        seen = rows(f"{name}/predictions.csv")
+        assert sorted(row["name"][0] for row in tested) == ["g", "h"]
+        assert [row["name"] for row in seen] == ["g", "h"]
+        numbers = [float(validated["val/psnr"]), *(float(row["psnr@2"]) for row in tested)]
+        numbers += [float(row["psnr refined"]) for row in seen]
+        found[name] = (checkpoint(f"runs/{name}/version_0")["state_dict"], numbers)
+    (weights_of_one, wanted), (weights_of_two, numbers) = found["one"], found["two"]
+    assert all((weights_of_two[key] - weight).abs().max() < 1e-5 for key, weight in weights_of_one.items())
+    assert numbers == pytest.approx(wanted, abs=2e-3)

@@ -1,0 +1,250 @@
+"""The published experiments on speech: every hyper-parameter typed here, the overlay of sound, one step at full size."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from program import REPOSITORY, asked, checkpoint, column, refused, run
+
+from benchmarks import cost
+from composers.metrics import PSNR
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import Observation
+from datamodules.domain import grid
+from modalities.audio_metrics import SISDR, LogSpectralDistance, OverSilence, Silence
+
+CONFIGS = REPOSITORY / "configs"
+EXPERIMENTS = CONFIGS / "experiments"
+
+# Columns: seconds, coordinates of a step, data tokens.
+PUBLISHED = {"librispeech1": (1.0, None, 80), "librispeech3": (3.0, 0.25, 240)}
+# Columns: class, modulated layers, weight tokens, numbers of a code, parameters of 1 s; positions of 160 tokens more for 3 s.
+METHODS = {
+    "ipc": ("TransformerIPC", [1], 256, 65_536, 44_384_513),
+    "transinr": ("TransINR", "all", 4 * 64 + 1, 311_552, 48_131_841),
+}
+NAMES = [f"{data}_{method}" for data in PUBLISHED for method in METHODS]
+
+
+class Hum(CoordinateDataModule):
+    """Sound of any length, of which there is none.
+
+    Args:
+        samples: Of a signal.
+    """
+
+    def __init__(self, samples: int = 16000) -> None:
+        super().__init__()
+        self.samples = samples
+
+    @property
+    def signal_shape(self):
+        """``(1, samples)``."""
+        return 1, self.samples
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def _overlaid(composer, samples):
+    """Return a composer with one block as the overlay of sound makes it, for signals of so many samples."""
+    bases = (f"composers/{composer}.yaml", "modalities/audio.yaml", "modalities/audio_tokens.yaml")
+    lines = [f"_base_: [{', '.join(str(CONFIGS / base) for base in bases)}]"]
+    lines += [f"data: {{class_path: {Hum.__module__}.Hum, init_args: {{samples: {samples}}}}}"]
+    lines += ["model: {init_args: {transformer: {init_args: {num_blocks: 1}}}}"]
+    Path("sound.yaml").write_text("\n".join(lines))
+    made, data, _ = cost.build(Path("sound.yaml"))
+    made.check_sizes(data)
+    return made.eval()
+
+
+@pytest.mark.parametrize(("samples", "tokens"), [(16000, 80), (15801, 80), (16100, 81)])
+@pytest.mark.parametrize("composer", ["transformer_ipc", "transinr"])
+def test_the_overlay_makes_composers_of_sound(composer, samples, tokens):
+    made = _overlaid(composer, samples)
+    assert made.hypernet.num_tokens[0] == tokens
+    assert made.hypernet.tokenizer.token_dim == 200
+    assert (made.inr.coord_dim, made.inr.value_dim, made.inr.output_offset) == (1, 1, 0.0)
+    assert made.inr.layer_sizes == [(4096, 256), *[(256, 256)] * 3, (256, 1)]
+    frequencies = made.inr.encoding.frequencies
+    assert (frequencies[0], len(frequencies), round(float(frequencies[-1]), 2)) == (1, 2048, 1024)
+    with torch.no_grad():
+        values = made(Observation(torch.randn(2, 1, samples)), grid((7,)))
+    assert values.shape == (2, 7, 1)
+    assert values.isfinite().all()
+
+
+def test_the_overlay_measures_what_is_read_of_sound():
+    measures = _overlaid("transformer_ipc", 16000).measures
+    assert {name: type(metric) for name, metric in measures.items()} == {
+        "psnr": PSNR,
+        "silence": Silence,
+        "over_silence": OverSilence,
+        "si_sdr": SISDR,
+        "lsd": LogSpectralDistance,
+    }
+    lsd = measures["lsd"]
+    assert (lsd.window, lsd.hop, lsd.floor) == (512, 128, 1e-10)
+
+
+@pytest.mark.parametrize(("metric", "package"), [("STOI", "pystoi"), ("PESQ", "pesq")])
+def test_a_metric_whose_package_is_missing_ends_with_one_message(metric, package, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    Path("more.yaml").write_text(
+        f"_base_: {EXPERIMENTS / 'librispeech1_ipc.yaml'}\n"
+        f"model: {{init_args: {{metrics: {{heard: {{class_path: modalities.audio_metrics.{metric}}}}}}}}}"
+    )
+    told = refused("fit", "--config", "more.yaml", "--model.init_args.transformer.init_args.num_blocks", 1)
+    assert f"{metric} needs the package {package}, which is not installed: pip install {package}," in told
+
+
+def test_every_published_experiment_is_there():
+    found = {path.stem for path in EXPERIMENTS.glob("librispeech*.yaml")}
+    assert {name for name in found if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hyper_parameters_are_the_published_ones(name):
+    column_name, method = name.split("_")
+    seconds, coordinates, _ = PUBLISHED[column_name]
+    composer, modulated_layers, *_ = METHODS[method]
+    config = yaml.safe_load(asked("fit", "--config", EXPERIMENTS / f"{name}.yaml", "--print_config"))
+    trainer, model, data = config["trainer"], config["model"], config["data"]
+    assert config["seed_everything"] == 0
+    assert trainer["logger"]["init_args"]["name"] == name
+    assert {key: trainer[key] for key in ("max_epochs", "check_val_every_n_epoch", "precision", "devices")} == {
+        "max_epochs": 1000,
+        "check_val_every_n_epoch": 10,
+        "precision": "32-true",
+        "devices": 1,
+    }
+    assert trainer["accumulate_grad_batches"] == 1
+    assert trainer["gradient_clip_val"] is None
+    assert data["class_path"].endswith(".LibriSpeech")
+    wanted = {
+        "seconds": seconds,
+        "rate": 16000,
+        "batch_size": 16,
+        "coordinate_subset": coordinates,
+        "coordinate_noise": "none",
+        "train_subset": "train-clean-100",
+        "val_subset": "test-clean",
+        "test_subset": "test-clean",
+        "cropping": "whole",
+        "partial": False,
+    }
+    assert {key: data["init_args"][key] for key in wanted} == wanted
+    assert model["class_path"].endswith(f".{composer}")
+    _check_model(model["init_args"], modulated_layers)
+
+
+def _check_model(model, modulated_layers):
+    """Compare the arguments of a composer with what is common to the published experiments on speech."""
+    inr = model["inr"]["init_args"]
+    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 5, modulated_layers)
+    assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (True, 0.0, None)
+    assert inr["encoding"]["class_path"].endswith(".FourierFeatures")
+    assert inr["encoding"]["init_args"] == {"num_frequencies": 2048, "max_frequency": 1024, "use_pi": True}
+    assert model["tokenizer"]["class_path"].endswith(".Patches")
+    tokenizer = model["tokenizer"]["init_args"]
+    assert (tokenizer["patch_size"], tokenizer["padding"], tokenizer["remainder"]) == (200, 0, "reflect")
+    assert model["transformer"]["init_args"] == {
+        "embed_dim": 768,
+        "num_blocks": 6,
+        "num_heads": 12,
+        "mlp_ratio": 4,
+        "residual_dropout": 0.1,
+        "qkv_bias": True,
+    }
+    assert model["optimizer"]["class_path"] == "torch.optim.Adam"
+    optimizer = model["optimizer"]["init_args"]
+    assert (optimizer["lr"], list(optimizer["betas"]), optimizer["weight_decay"]) == (1e-4, [0.9, 0.999], 0.0)
+    assert (model["scheduler"], model["loss"], model["refinement"], model["renderer"]) == (None, None, None, None)
+    if "num_groups" in model:
+        assert model["num_groups"] == 64
+    else:
+        assert (model["rank"], model["factorized"], model["num_weight_tokens"]) == (None, True, None)
+        assert model["base_weight"] is False
+    assert list(model["metrics"]) == ["psnr", "silence", "over_silence", "si_sdr", "lsd"]
+
+
+def test_every_experiment_says_what_it_costs():
+    for name in NAMES:
+        header = (EXPERIMENTS / f"{name}.yaml").read_text().split("_base_")[0]
+        for part in (
+            "docs/experiments.md",
+            "M parameters",
+            "1.78 M steps of 16 clips",
+            "TFLOP each",
+            "EFLOP in all",
+            "Disk:",
+            "--data.init_args.cropping released",
+            "--trainer.devices 4",
+        ):
+            assert part in header
+
+
+def test_a_unit_of_the_coordinates_is_half_a_second():
+    for name, seconds in (("librispeech1_ipc", 1.0), ("librispeech3_ipc", 3.0)):
+        _, data, epochs = cost.build(EXPERIMENTS / f"{name}.yaml")
+        assert (data.signal_shape, data.coord_range, epochs) == ((1, int(16000 * seconds)), (-seconds, seconds), 1000)
+
+
+def _utterances(folder, seconds):
+    """Write noisy FLAC files under the names of LibriSpeech, one to train on and one held out."""
+    soundfile = pytest.importorskip("soundfile")
+    generator = torch.Generator().manual_seed(0)
+    for subset in ("train-clean-100", "test-clean"):
+        path = folder / "librispeech" / subset / "19" / "198" / "19-198-0000.flac"
+        path.parent.mkdir(parents=True)
+        noise = 0.1 * torch.randn(int(16000 * seconds), generator=generator)
+        soundfile.write(path, noise.clamp(-1, 1).numpy(), 16000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
+    column_name, method = name.split("_")
+    seconds, _, data_tokens = PUBLISHED[column_name]
+    _, _, weight_tokens, _, parameters = METHODS[method]
+    _utterances(tmp_path / "data", seconds + 0.5)
+    settings = {
+        "data.init_args.partial": "true",
+        "data.init_args.batch_size": 1,
+        "data.init_args.num_workers": 0,
+        "trainer.max_epochs": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.log_every_n_steps": 1,
+    }
+    arguments = [part for option, value in settings.items() for part in (f"--{option}", value)]
+    printed = run("fit", "--config", EXPERIMENTS / f"{name}.yaml", *arguments)
+    assert f"{data_tokens} data + {weight_tokens} weight" in printed
+    assert f"{METHODS[method][3]:,} numbers" in printed
+    folder = tmp_path / "runs" / name / "version_0"
+    [loss] = column(folder / "metrics.csv", "train/loss")
+    assert 0 < loss < 1
+    measured = {key: column(folder / "metrics.csv", f"val/{key}") for key in ("psnr", "silence", "over_silence", "lsd")}
+    [psnr], [silence], [over_silence], [distance] = measured.values()
+    assert silence == pytest.approx(20, abs=0.1)  # of noise of 0.1
+    assert over_silence == pytest.approx(psnr - silence, abs=1e-4)
+    assert -40 < over_silence < 1  # of a network that has heard one clip
+    assert 0 < distance < 100
+    saved = checkpoint(folder)
+    trained, moments = saved["state_dict"], saved["optimizer_states"][0]["state"]
+    assert saved["global_step"] == 1
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    gradients = [
+        moment["exp_avg"] * 10 for moment in moments.values()
+    ]  # the first moment after the first step is a tenth
+    assert sum(gradient.numel() for gradient in gradients) == parameters + 768 * (data_tokens - 80)
+    assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
+    assert trained["inr.biases.4"].abs().item() == pytest.approx(
+        1e-4, rel=1e-2
+    )  # was zero, and Adam's step is its rate

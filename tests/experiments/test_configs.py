@@ -1,0 +1,279 @@
+"""Every shipped YAML is read, and builds what it names; how files are laid over each other."""
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from program import REPOSITORY, TESTS, asked, assert_same, checkpoint, column, run
+
+import cli
+from composers import Composer
+from datamodules import CoordinateDataModule
+from datamodules.configuration import load_layers
+
+CONFIGS = REPOSITORY / "configs"
+# Sizes that make the data of a YAML fit the patches of every composer, which are those of pictures of 178 pixels.
+FITTING = {"sample_photos": ["--data.init_args.size", 178]}
+HYPERNETWORKS = ("transformer_ipc", "transinr")
+META_LEARNED = ("meta_ipc", "learned_init", "functa")  # in names of experiments
+SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # the others are like it, and take time
+FEW = [  # likewise
+    *("--model.init_args.inner_loop.init_args.test_samples_per_step", 8),
+    *("--model.init_args.inner_loop.init_args.test_steps", 2),
+]
+
+
+def _named(folder):
+    """Return the YAML files of a folder of configs, as parameters named after them."""
+    return [pytest.param(path, id=path.stem) for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+
+
+def _build(*args):
+    """Return what ``fit`` builds before it trains."""
+    made = []
+    with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
+        run("fit", *args)
+    return made[0]
+
+
+def _assert_works(*args):
+    """Check that a config builds a composer that represents the data beside it."""
+    built = _build(*args)
+    composer, data = built.model, built.datamodule
+    assert isinstance(composer, Composer)
+    assert isinstance(data, CoordinateDataModule)
+    composer.check_sizes(data)
+    batch = data.to_coordinates(data.random_items(2))
+    coords = batch.query.coords[..., :: batch.query.coords.shape[-2] // 9, :]
+    with torch.no_grad():
+        values = composer.eval()(batch.observation, coords)
+    assert values.shape == (2, coords.shape[-2], data.value_dim)
+    assert values.isfinite().all()
+    return built
+
+
+def _assert_prints_itself(*args):
+    """Check that a config prints one that says the same."""
+    printed = asked("fit", *args, "--print_config")
+    Path("printed.yaml").write_text(printed)
+    assert asked("fit", "--config", "printed.yaml", "--print_config") == printed
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_are_configs_of_every_kind():
+    for folder in ("composers", "data", "experiments"):
+        assert _named(folder)
+
+
+def _pairs():
+    """Return every composer with every data set; meta-learned ones with data to download are left to the slow tests."""
+    return [
+        pytest.param(
+            composer.values[0],
+            data.values[0],
+            id=f"{composer.id}-{data.id}",
+            marks=[] if composer.id in HYPERNETWORKS or data.id.startswith("sample") else pytest.mark.slow,
+        )
+        for composer in _named("composers")
+        for data in _named("data")
+    ]
+
+
+@pytest.mark.parametrize(("composer", "data"), _pairs())
+def test_every_composer_works_with_every_data_set(composer, data):
+    layers = [composer, data]
+    modality = Path(yaml.safe_load(data.read_text())["_base_"]).stem
+    tokens = CONFIGS / "modalities" / f"{modality}_tokens.yaml"
+    if composer.stem in HYPERNETWORKS and tokens.is_file():
+        layers.append(tokens)
+    chosen = [part for layer in layers for part in ("--config", layer)]
+    quick = SHALLOW if composer.stem in HYPERNETWORKS else FEW
+    built = _assert_works(*chosen, *FITTING.get(data.stem, []), *quick)
+    if composer.stem == "transformer_ipc":
+        _assert_prints_itself(*chosen)
+    named = [yaml.safe_load(path.read_text())[key] for path, key in ((composer, "model"), (data, "data"))]
+    for instance, config in zip((built.model, built.datamodule), named, strict=True):
+        assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("experiment", _named("experiments"))
+def test_every_experiment_works(experiment):
+    meta_learned = any(kind in experiment.stem for kind in META_LEARNED)
+    built = _assert_works("--config", experiment, *(FEW if meta_learned else SHALLOW))
+    _assert_prints_itself("--config", experiment)
+    assert built.trainer.logger.name == experiment.stem  # so that --ckpt_path last finds its own runs
+
+
+def test_every_other_config_is_an_overlay_or_the_defaults():
+    known = {
+        "default.yaml",
+        "composers",
+        "data",
+        "experiments",
+        "modalities",
+        "overlays",
+        "predict",
+        "sweeps",
+    }
+    assert {path.name for path in CONFIGS.iterdir()} <= known
+
+
+def test_the_defaults_are_always_loaded():
+    built = _build("--config", TESTS / "configs" / "tiny_ipc.yaml")
+    names = [type(callback).__name__ for callback in built.trainer.callbacks]
+    for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "BestCheckpoint", "ContactSheet"):
+        assert names.count(name) == 1
+    assert built.trainer.checkpoint_callback.monitor == "val/psnr"
+
+
+def _write(**files):
+    """Write YAML files, whose names have ``__`` for ``/``, and return the content of the last one with its bases."""
+    for name, text in files.items():
+        path = Path(*name.split("__")).with_suffix(".yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return load_layers(text)
+
+
+def test_mappings_merge_and_the_upper_file_wins():
+    found = _write(
+        low="a: {x: 1, y: {z: 2, w: 3}}\nb: 1\nc: [1, 2]",
+        high="_base_: low.yaml\na: {y: {z: 5}, v: 6}\nc: [3]\nd: null",
+    )
+    assert found == {"a": {"x": 1, "y": {"z": 5, "w": 3}, "v": 6}, "b": 1, "c": [3], "d": None}
+
+
+def test_later_bases_lie_over_earlier_ones():
+    found = _write(first="a: 1\nb: 1\nc: 1", second="b: 2\nc: 2", top="_base_: [first.yaml, second.yaml]\nc: 3")
+    assert found == {"a": 1, "b": 2, "c": 3}
+
+
+def test_bases_have_bases_and_paths_are_relative_to_the_file_that_names_them():
+    found = _write(
+        below__deep__root="a: 1\nb: 1",
+        below__middle="_base_: deep/root.yaml\nb: 2\nc: 2",
+        beside__other="d: 4",
+        top="_base_: [below/middle.yaml, beside/other.yaml]\nc: 3",
+    )
+    assert found == {"a": 1, "b": 2, "c": 3, "d": 4}
+
+
+def test_another_class_replaces_the_arguments_of_the_first():
+    low = "model: {class_path: A, init_args: {x: 1, y: {class_path: B, init_args: {z: 2}}}}"
+    same = _write(low=low, high="_base_: low.yaml\nmodel: {class_path: A, init_args: {x: 5}}")
+    assert same["model"]["init_args"] == {"x": 5, "y": {"class_path": "B", "init_args": {"z": 2}}}
+    silent = _write(low=low, high="_base_: low.yaml\nmodel: {init_args: {y: {init_args: {w: 3}}}}")
+    assert silent["model"]["init_args"]["y"] == {"class_path": "B", "init_args": {"z": 2, "w": 3}}
+    other = _write(low=low, high="_base_: low.yaml\nmodel: {init_args: {y: {class_path: C, init_args: {w: 3}}}}")
+    assert other["model"]["init_args"] == {"x": 1, "y": {"class_path": "C", "init_args": {"w": 3}}}
+
+
+def test_lists_replace_lists_except_where_they_are_to_be_joined():
+    found = _write(
+        low="callbacks+: [1, 2]\nplain: [1, 2]",
+        middle="_base_: low.yaml\ncallbacks+: [3]",
+        high="_base_: middle.yaml\ncallbacks+: [4]\nplain: [5]\nnew+: [6]",
+    )
+    assert found == {"callbacks+": [1, 2, 3, 4], "plain": [5], "new+": [6]}
+
+
+def test_a_list_can_be_given_and_added_to():
+    given = "trainer: {callbacks: [{class_path: callbacks.results.ResultsTable}]}"
+    added = "trainer: {callbacks+: [{class_path: callbacks.contact_sheet.ContactSheet}]}"
+    assert _write(low="a: [1]", high="_base_: low.yaml\na+: [2]") == {"a": [1, 2]}
+    assert _write(low="a+: [1]", high="_base_: low.yaml\na: [2]") == {"a": [2]}
+    tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
+    for low, high, wanted in (
+        (given, added, {"ResultsTable", "ContactSheet"}),
+        (added, given, {"ResultsTable"}),
+    ):
+        _write(low=low, high=f"_base_: low.yaml\n{high}")
+        callbacks = _build(*tiny, "--config", "high.yaml").trainer.callbacks
+        ours = [type(callback).__name__ for callback in callbacks if type(callback).__module__.startswith("callbacks.")]
+        assert sorted(ours) == sorted(wanted | {"ExactResume", "NonFinite", "StopOnSignal"})  # of every command
+
+
+def test_yaml_without_a_base_is_left_alone():
+    assert load_layers("[1, 2]") == [1, 2]
+    assert load_layers("1e-3") == 1e-3
+    assert load_layers("{a: {_base_: x.yaml}}") == {"a": {"_base_": "x.yaml"}}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"top": "_base_: missing.yaml"}, r"_base_ names missing\.yaml, but there is no file .*missing\.yaml"),
+        ({"top": "_base_: [.]"}, "there is no file"),
+        ({"low": "[1]", "top": "_base_: low.yaml"}, r"low\.yaml, named by _base_, holds no mapping but list"),
+        ({"low": "", "top": "_base_: low.yaml"}, r"low\.yaml, named by _base_, holds no mapping but NoneType"),
+        ({"low": "a: [1,", "top": "_base_: low.yaml"}, r"low\.yaml, named by _base_, cannot be read as YAML"),
+    ],
+    ids=["missing", "a folder", "a list", "empty", "no YAML"],
+)
+def test_bases_that_cannot_be_used(files, message):
+    with pytest.raises(ValueError, match=message):
+        _write(**files)
+
+
+def test_a_file_laid_over_itself_is_refused():
+    with pytest.raises(ValueError, match=r"top\.yaml.*itself"):
+        _write(top="_base_: top.yaml")
+
+
+def test_the_command_line_wins_over_files_and_files_over_bases():
+    tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
+    Path("over.yaml").write_text("data: {init_args: {batch_size: 3}}\nmodel: {init_args: {rank: 4}}\n")
+    built = _build(*tiny, "--config", "over.yaml", "--model.init_args.rank", 2)
+    assert built.datamodule.batch_size == 3
+    assert built.model.bases["1"].shape == (2, 8)
+    assert built.datamodule.size == 16
+
+
+def test_sizes_come_from_the_data_and_a_size_that_was_given_stays():
+    tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
+    saved = yaml.safe_load(asked("fit", *tiny, "--data.init_args.size", 24, "--print_config"))
+    assert saved["model"]["init_args"]["inr"]["init_args"]["coord_dim"] is None  # as it was given
+    built = _build(*tiny, "--data.init_args.size", 24)
+    assert built.model.hypernet.tokenizer.signal_shape == (3, 24, 24)
+    assert (built.model.inr.coord_dim, built.model.inr.value_dim) == (2, 3)
+    stated = built.model.config["init_args"]
+    assert stated["tokenizer"]["init_args"]["signal_shape"] == [3, 24, 24]  # so that a checkpoint can be rebuilt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("composer", ["transformer_ipc", "transinr"])
+def test_the_published_sizes_train_a_step(composer):
+    arguments = [
+        "--config",
+        CONFIGS / "composers" / f"{composer}.yaml",
+        "--config",
+        CONFIGS / "data/sample_photos.yaml",
+    ]
+    settings = {
+        "size": 178,
+        "batch_size": 4,
+        "crops_per_epoch": 4,
+        "coordinate_noise": "per_instance",
+        "scales": "[1.0]",
+    }
+    arguments += [part for name, value in settings.items() for part in (f"--data.init_args.{name}", value)]
+    printed = run(
+        "fit", *arguments, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 1, "--trainer.log_every_n_steps", 1
+    )
+    tokens = {"transformer_ipc": 256, "transinr": 4 * 64 + 3}[composer]
+    assert f"400 data + {tokens} weight" in printed
+    folder = Path("runs/unnamed/version_0")
+    [loss] = column(folder / "metrics.csv", "train/loss")
+    assert 0 < loss < 1
+    start = _build(*arguments).model.state_dict()
+    trained = checkpoint(folder)["state_dict"]
+    assert start.keys() == trained.keys()
+    assert not torch.equal(start["hypernet.positions"], trained["hypernet.positions"])
+    assert_same(trained["inr.encoding.frequencies"], start["inr.encoding.frequencies"])

@@ -1,0 +1,38 @@
+"""Images and data of constant colour, for tests of callbacks."""
+
+import torch
+from torch.utils.data import Dataset
+
+from datamodules import CoordinateDataModule
+from datamodules.batch import Signal
+
+SHAPE = (3, 8, 12)
+
+
+class FlatImages(Dataset):
+    """Random pictures with names."""
+
+    def __init__(self, length, seed):
+        self.name = f"set {seed}"
+        self.values = torch.rand(length, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        return Signal(self.values[index], f"{self.name} picture {index}")
+
+
+class FlatData(CoordinateDataModule):
+    """Nine training pictures, darkened at random, and five of a test."""
+
+    signal_shape = SHAPE
+
+    def setup(self, stage):
+        if stage == "fit":
+            self.train_set = FlatImages(9, seed=1)
+        self.test_set = FlatImages(5, seed=2)
+
+    @staticmethod
+    def augmentation(item, generator):
+        return item._replace(values=item.values * torch.rand(1, generator=generator))

@@ -1,0 +1,59 @@
+"""Audio of simple tones, and a tiny untrained model of it, for tests."""
+
+import torch
+from torch.utils.data import Dataset
+
+from composers.checkpoint import build
+from datamodules import CoordinateDataModule
+from datamodules.batch import Signal
+
+
+class Hums(CoordinateDataModule):
+    """Two clips of half a second, the second shorter and followed by zeros."""
+
+    signal_shape = (1, 200)
+    coord_range = (-0.5, 0.5)
+
+    def setup(self, stage):
+        self.train_set = self.val_set = self.test_set = HumItems()
+
+
+class HumItems(Dataset):
+    """The items of `Hums`."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        values = 0.4 * torch.sin(torch.arange(200) * (0.2 + index)).unsqueeze(0)
+        if index:
+            values[:, 150:] = 0
+        return Signal(values, f"hum{index}", length=150 if index else -1)
+
+
+def ipc_config(signal_shape=(1, 400), steps=2):
+    """Return the config of a tiny IPC."""
+    inr = {"coord_dim": len(signal_shape) - 1, "value_dim": signal_shape[0], "hidden_dim": 8, "num_layers": 3}
+    frequencies = {"num_frequencies": 6, "max_frequency": 64}
+    inr |= {
+        "output_offset": 0.0,
+        "encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": frequencies},
+    }
+    optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05}}
+    parts = {
+        "inr": ("composers.networks.CoordinateMLP", inr),
+        "tokenizer": ("composers.encoders.Patches", {"signal_shape": list(signal_shape), "patch_size": 50}),
+        "transformer": ("composers.encoders.Transformer", {"embed_dim": 12, "num_blocks": 1, "num_heads": 3}),
+        "refinement": ("composers.Refinement", {"steps": steps, "report": [], "optimizer": optimizer}),
+    }
+    stated = {name: {"class_path": path, "init_args": arguments} for name, (path, arguments) in parts.items()}
+    return {"class_path": "composers.TransformerIPC", "init_args": stated}
+
+
+def build_ipc(**changes):
+    """Return a tiny untrained model with disturbed biases."""
+    torch.manual_seed(0)
+    composer = build(ipc_config(**changes)).eval()
+    for bias in composer.inr.biases.values():
+        torch.nn.init.normal_(bias, std=0.3)
+    return composer

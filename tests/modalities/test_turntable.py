@@ -1,0 +1,217 @@
+"""Films around an object whose field is known in closed form: up, handedness, depth, and the files themselves."""
+
+import importlib.util
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from objects import Balls, Fields, radius_of, scene_batch
+from PIL import Image
+
+from composers.rendering import LightFieldRenderer, PointRenderer, VolumeRenderer
+from datamodules.batch import Samples, Views
+from datamodules.cameras import look_at, orbit, pixel_rays
+from modalities import turntable as films
+from modalities.turntable import Camera, beside, encoder, orbit_frames, write_gif, write_mp4
+from modalities.views import Scene, Seen, depth_ends, depth_picture, depth_pictures, depth_range, look, scene_of
+
+CAMERA = Camera((32, 48), (48.0, 48.0), 4.0)
+
+
+def _array(image):
+    return np.asarray(image).astype(float)
+
+
+def test_the_world_is_upright_and_right_handed():
+    """A camera at -y sees +x to the right, +z above; the ball covers as many pixels as its angle says."""
+    rays = pixel_rays(look_at(torch.tensor([0.0, -4.0, 0.0])), torch.tensor(CAMERA.focals), CAMERA.size)
+    seen = look(Balls(), radius_of(0.8), rays)
+    pixels = seen.colours.view(32, 48, 3)
+    red, green, blue = pixels[16].unbind(-1)
+    assert (red > blue)[25:32].all()
+    assert (blue > red)[16:23].all()
+    assert green[16:32].max() < 0.1
+    top = pixels[3, 24]  # the pole, above the ball
+    assert top[1] > 0.9
+    assert (pixels[28:] > 0.99).all()
+    wide = (seen.opacity.view(32, 48)[16] > 0.5).sum().item()
+    assert wide == pytest.approx(2 * 48 * math.tan(math.asin(0.8 / 4)), abs=1.5)
+
+
+def test_depth_is_that_of_the_ball():
+    rays = pixel_rays(look_at(torch.tensor([0.0, -4.0, 0.0])), torch.tensor(CAMERA.focals), CAMERA.size)
+    seen = look(Balls(VolumeRenderer(2.0, 6.0, samples_per_ray=512)), radius_of(0.8), rays)
+    depth, opacity = seen.depth.view(32, 48), seen.opacity.view(32, 48)
+    met = 3.2 + math.sqrt(math.pi) / 20  # a density of 200 d lets light in by exp(-100 d^2)
+    assert depth[16, 24].item() == pytest.approx(met, abs=0.005)
+    assert depth[16, 30].item() > depth[16, 24].item() + 0.05
+    assert (opacity[0, 0].item(), opacity[16, 24].item()) == pytest.approx((0, 1), abs=1e-3)
+
+
+def test_depth_of_what_is_half_seen_is_its_own():
+    """The far end plays no part in the depth of a veil."""
+
+    class Veil(Fields):
+        def bind(self, modulations):
+            return lambda points: torch.where(points[..., 1:2].abs() < 0.1, 1.0, 0.0).expand(1, -1, 4)
+
+    composer = Balls()
+    composer.inr = Veil()
+    seen = look(composer, radius_of(0.1), torch.tensor([[0.0, -4.0, 0.0, 0.0, 1.0, 0.0]]))
+    assert 0.05 < seen.opacity.item() < 0.5
+    assert seen.depth.item() == pytest.approx(4, abs=0.1)
+
+
+def test_memory_changes_nothing():
+    rays = pixel_rays(orbit(3)[1], torch.tensor(CAMERA.focals), CAMERA.size)
+    whole, parts = (look(Balls(), radius_of(0.7), rays, memory) for memory in (500, 0.1))
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    with pytest.raises(ValueError, match=r"max_memory is 0\.001 MB, too little for the 32 points of a ray"):
+        look(Balls(), radius_of(0.7), rays, 0.001)
+    with pytest.raises(ValueError, match="PointRenderer renders no views"):
+        look(Balls(PointRenderer()), radius_of(0.7), rays)
+
+
+def test_colours_of_depth():
+    """Near is yellow, far is violet, nothing is white, and half of something is between it and white."""
+    depth, opacity = torch.tensor([2.0, 6.0, 4.0, 2.0]), torch.tensor([1.0, 1.0, 0.0, 0.5])
+    near, far, nothing, half = _array(depth_picture(Seen(torch.zeros(4, 3), depth, opacity), (1, 4), (2.0, 6.0)))[0]
+    assert near.tolist() == pytest.approx([253, 231, 37], abs=1)
+    assert far.tolist() == pytest.approx([68, 1, 84], abs=1)
+    assert nothing.tolist() == [255] * 3
+    assert half.tolist() == pytest.approx(((near + 255) / 2).tolist(), abs=1)
+
+
+def test_the_scale_of_depth_is_that_of_what_is_met():
+    depth, opacity = torch.linspace(3, 4, 101), torch.ones(101)
+    first, second = Seen(torch.zeros(101, 3), depth, opacity), Seen(torch.zeros(101, 3), depth + 1, opacity.clone())
+    assert depth_ends([first]) == pytest.approx((3.01, 3.99), abs=1e-4)
+    assert depth_ends([first, second]) == pytest.approx((3.02, 4.98), abs=0.011)
+    second.opacity[:] = 0.4
+    assert depth_ends([first, second]) == depth_ends([first])
+    assert depth_ends([second]) == (0, 1)
+    near, far = depth_ends([Seen(first.colours, torch.full((101,), 3.0), opacity)])
+    assert far > near == 3
+    pictures = depth_pictures([first, Seen(first.colours, depth + 1, opacity)], (1, 101))
+    assert _array(pictures[0])[0, -1] == pytest.approx(_array(pictures[1])[0, 0], abs=4)
+    assert depth_pictures([Seen(first.colours, None, None)], (1, 101)) == [None]
+
+
+def test_an_orbit_is_what_its_cameras_see():
+    composer = Balls()
+    frames = list(orbit_frames(composer, radius_of(0.8), CAMERA, count=4, elevation=20))
+    assert len(frames) == 4
+    for pose, (colour, depth) in zip(orbit(4, 4.0, 20.0), frames, strict=True):
+        seen = look(composer, radius_of(0.8), pixel_rays(pose, torch.tensor(CAMERA.focals), CAMERA.size))
+        wanted = seen.colours.view(32, 48, 3).numpy()
+        assert np.abs(_array(colour) / 255 - wanted).max() < 0.003
+        assert (colour.size, depth.size) == ((48, 32), (48, 32))
+    front, back = (_array(frames[index][0])[16, 24] for index in (0, 2))  # from +x, then from -x
+    assert front[0] > 200 > 50 > front[2]
+    assert back[2] > 200 > 50 > back[0]
+    both = beside(frames[1])
+    assert both.size == (96, 32)
+    assert np.array_equal(_array(both)[:, 48:], _array(frames[1][1]))
+
+
+def test_a_light_field_has_no_depth():
+    composer = Balls(LightFieldRenderer())
+    (colour, depth), *_ = orbit_frames(composer, radius_of(0.8), CAMERA, count=2, elevation=0)
+    assert depth is None
+    assert depth_range(composer) is None
+    assert beside((colour, depth)) is colour
+    assert _array(colour)[0, 0, 0] > 200 > _array(colour)[31, 0, 0]  # upwards is red
+    assert depth_range(Balls()) == (2.0, 6.0)
+    assert depth_range(Balls(VolumeRenderer())) is None
+
+
+def test_the_camera_of_views():
+    views = Views(torch.zeros(2, 3, 20, 40), torch.zeros(2, 3, 4), torch.tensor([[50.0, 60.0], [70.0, 80.0]]))
+    views.poses[0, 2, 3], views.poses[1, 0, 3] = 3.0, -5.0
+    assert Camera.of(views) == Camera((20, 40), (60.0, 70.0), 4.0)
+    assert Camera.of(views, 80) == Camera((40, 80), (120.0, 140.0), 4.0)
+
+
+def test_a_scene_of_a_batch():
+    batch = scene_batch((0.6, 0.8), views=2, queries=3, size=8)
+    made = {0: torch.rand(2, 192, 3), 4: torch.rand(2, 192, 3)}
+    scene = scene_of(batch, 1, made)
+    assert isinstance(scene, Scene)
+    assert torch.equal(scene.support.images, batch.observation.signal.images[1])
+    assert torch.equal(scene.true, batch.query.values[1])
+    assert (scene.shape, list(scene.made)) == ((3, 8, 8), [0, 4])
+    assert torch.equal(scene.made[4], made[4][1])
+    shared = batch._replace(query=Samples(batch.query.coords[0]))
+    assert torch.equal(scene_of(shared, 1, made).rays, batch.query.coords[1])
+    assert scene_of(shared, 1, made).true is None
+
+
+def _film(count=6, size=(31, 20)):
+    """Return frames: a red square that moves to the right over white."""
+    frames = [Image.new("RGB", size, "white") for _ in range(count)]
+    for index, frame in enumerate(frames):
+        frame.paste((200, 30 + 20 * index, 40), (2 + 4 * index, 5, 8 + 4 * index, 15))
+    return frames
+
+
+def test_a_gif_is_the_film(tmp_path):
+    frames = [beside(pair) for pair in orbit_frames(Balls(), radius_of(0.8), CAMERA, count=6)]
+    write_gif(frames, tmp_path / "new" / "ball.gif", seconds=1.5)
+    with Image.open(tmp_path / "new" / "ball.gif") as film:
+        assert (film.n_frames, film.info["loop"], film.info["duration"]) == (6, 0, 250)
+        for index, frame in enumerate(frames):
+            film.seek(index)
+            found = _array(film.convert("RGB"))
+            assert np.abs(found - _array(frame)).mean() < 1.5
+            white = (_array(frame) == 255).all(-1)
+            assert (found[white] == 255).all()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ball.gif"]
+
+
+def test_few_colours_survive_a_gif(tmp_path):
+    write_gif(_film(), tmp_path / "film.gif", seconds=0.01)
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.info["duration"] == 20
+        for index, frame in enumerate(_film()):
+            film.seek(index)
+            assert np.array_equal(_array(film.convert("RGB")), _array(frame))
+
+
+@pytest.mark.skipif(encoder() is None, reason="there is no encoder")
+def test_an_mp4_is_the_film(tmp_path):
+    write_mp4(_film(), tmp_path / "film.mp4", seconds=2)
+    command = [encoder(), "-v", "error", "-i", tmp_path / "film.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    found = np.frombuffer(raw, np.uint8).reshape(6, 20, 32, 3)[:, :, :31].astype(float)
+    assert np.abs(found - np.stack([_array(frame) for frame in _film()])).mean() < 12
+
+
+def test_the_command_of_an_mp4(tmp_path, monkeypatch):
+    """A program that stands for ffmpeg gets all frames, and its complaint becomes the message."""
+    fake = tmp_path / "ffmpeg"
+    fake.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$0.args"\ncat > "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(films, "encoder", lambda: str(fake))
+    write_mp4(_film(), tmp_path / "film.mp4", seconds=2)
+    assert (tmp_path / "film.mp4").read_bytes() == b"".join(frame.tobytes() for frame in _film())
+    said = (tmp_path / "ffmpeg.args").read_text()
+    assert "-f rawvideo -pix_fmt rgb24 -s 31x20 -r 3.000000 -i -" in said
+    fake.write_text("#!/bin/sh\necho first >&2\necho Unknown encoder libx264 >&2\nexit 1\n")
+    with pytest.raises(ValueError, match=r"could not write .*other.mp4: Unknown encoder libx264\. Leave MP4 out"):
+        write_mp4(_film(), tmp_path / "other.mp4", seconds=2)
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_where_an_encoder_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(films.shutil, "which", lambda name: f"/bin/{name}")
+    assert encoder() == "/bin/ffmpeg"
+    monkeypatch.setattr(films.shutil, "which", lambda name: None)
+    assert encoder() is None
+    with pytest.raises(
+        ValueError, match=r"There is no encoder to write .*film\.mp4: for MP4, pip install imageio-ffmpeg"
+    ):
+        write_mp4(_film(), tmp_path / "film.mp4", seconds=2)

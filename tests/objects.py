@@ -1,0 +1,83 @@
+"""Scenes of simple objects, and models of them, for tests."""
+
+import torch
+
+from composers import Composer, Refinement
+from composers.rendering import LightFieldRenderer, VolumeRenderer
+from datamodules.base import CoordinateDataModule
+from datamodules.batch import CoordinateBatch, Observation, Samples, Views
+from datamodules.cameras import orbit, pixel_rays
+
+
+class Fields(torch.nn.Module):
+    """Stands where a coordinate network does: a ball with a pole on top, red towards +x and blue towards -x."""
+
+    coord_dim, value_dim, layer_sizes, modulates = 3, 4, ((3, 16), (16, 4)), "weights"
+
+    def bind(self, modulations):
+        radius = modulations[0][0]  # (B, 1)
+
+        def field(points):
+            points = points.expand(len(radius), -1, -1) if points.dim() == 2 else points
+            x, y, z = points.unbind(-1)
+            ball = radius - points.norm(dim=-1)
+            pole = torch.minimum(0.1 - torch.stack((x, y), -1).norm(dim=-1), torch.minimum(z, 1.2 - z))
+            green = torch.where(pole > ball, 6.0, -6.0)
+            return torch.stack((6 * x, green, -6 * x, 200 * torch.maximum(ball, pole)), dim=-1)
+
+        return field
+
+
+class LineFields(Fields):
+    """The same for light fields: red where a ray looks upwards."""
+
+    coord_dim, value_dim = 6, 3
+
+    def bind(self, modulations):
+        return lambda lines: (lines[..., 2:3] * torch.tensor([50.0, 0, 0])).expand(len(modulations[0][0]), -1, -1)
+
+
+class Balls(Composer):
+    """A composer whose latent is the radius of a ball; what it predicts is always half a unit."""
+
+    def __init__(self, renderer=None, steps=0):
+        renderer = renderer or VolumeRenderer(near=2.0, far=6.0, samples_per_ray=32)
+        inr = LineFields() if isinstance(renderer, LightFieldRenderer) else Fields()
+        refinement = Refinement(
+            steps, lambda latents: torch.optim.Adam(latents, lr=0.05), report=[], starts=["prediction"]
+        )
+        super().__init__(inr, renderer, refinement=refinement)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def encode(self, observation):
+        return {"radius": torch.full((len(observation.signal.images), 1), 0.5)}
+
+    def compose(self, latents):
+        return {0: (latents["radius"], None)}
+
+
+def radius_of(*radii):
+    """Return the modulations of balls."""
+    return {0: (torch.tensor(radii).unsqueeze(-1), None)}
+
+
+def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=True):
+    """Return balls as a batch of evaluation, seen from around."""
+    poses, focals = orbit(views + queries, 4.0), torch.full((views + queries, 2), 1.2 * size)
+    rays = pixel_rays(poses, focals, (size, size))  # (V, H W, 6)
+    with torch.no_grad():
+        values = Balls().render(radius_of(*radii), rays.flatten(0, 1))  # (B, V H W, 3)
+    images = values.unflatten(1, (-1, size, size)).movedim(-1, 2)
+    count = len(radii)
+    seen = Views(images[:, :views], poses[:views].expand(count, -1, -1, -1), focals[:views].expand(count, -1, -1))
+    support, query = (part.flatten(0, 1).expand(count, -1, -1) for part in (rays[:views], rays[views:]))
+    edge = views * size * size
+    observation = Observation(seen, Samples(support, values[:, :edge]))
+    wanted = Samples(query, values[:, edge:] if known else None)
+    return CoordinateBatch(observation, wanted, (queries, size, size), names or [f"ball.{i:03d}" for i in range(count)])
+
+
+class Scenes(CoordinateDataModule):
+    """A data module of scenes, as far as a sheet asks it."""
+
+    signal_shape, coord_dim, value_dim = (1, 3, 16, 16), 6, 3

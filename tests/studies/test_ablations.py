@@ -1,0 +1,137 @@
+"""The ablations: what a sweep plans, what is collected of its runs, and that the README shows what was measured."""
+
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+from program import REPOSITORY, asked, run
+
+from studies import ablations
+
+SWEEP = REPOSITORY / "configs" / "sweeps" / "ablations.yaml"
+MEASURED = REPOSITORY / "docs" / "ablations.csv"
+TINY = [
+    *("--data.init_args.size=8", "--data.init_args.crops_per_epoch=16", "--data.init_args.batch_size=8"),
+    *("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"),
+    *("--model.init_args.tokenizer.init_args.patch_size=4", "--model.init_args.refinement.init_args.steps=1"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    """Work where the sweep's paths begin."""
+    monkeypatch.chdir(REPOSITORY)
+
+
+def test_the_sweep_lists_every_variant_once_and_all_paths_are_there():
+    sweep = yaml.safe_load(SWEEP.read_text())
+    files = sweep["parameters"]["config"]["values"]
+    assert sorted(files) == sorted(str(path.relative_to(REPOSITORY)) for path in SWEEP.parent.glob("ablations/*.yaml"))
+    layers = [item.removeprefix("--config=") for item in sweep["command"] if item.startswith("--config=")]
+    assert all(Path(path).is_file() for path in layers)
+    assert sweep["command"][-1] == "${args}"
+
+
+def leaves(mapping, above=()):
+    """Return the values of nested mappings by their path."""
+    found = {}
+    for key, value in mapping.items():
+        found |= leaves(value, (*above, key)) if isinstance(value, dict) and value else {(*above, key): value}
+    return found
+
+
+def test_every_variant_changes_one_thing_of_what_the_sweep_runs():
+    command = [item for item in yaml.safe_load(SWEEP.read_text())["command"] if item.startswith("--config=")]
+    base = leaves(yaml.safe_load(asked("fit", *command, "--print_config")))
+    changes = []
+    for path in SWEEP.parent.glob("ablations/*.yaml"):
+        changed = leaves(yaml.safe_load(path.read_text()))
+        assert len(changed) == (path.stem != "published")
+        assert all(base[place] != value for place, value in changed.items())
+        changes += [(place, str(value)) for place, value in changed.items()]
+    assert len(changes) == len(set(changes)) == 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", sorted(path.stem for path in SWEEP.parent.glob("ablations/*.yaml")))
+def test_every_variant_trains(variant, tmp_path):
+    [planned] = ablations.planned(
+        ablations.Settings(output=tmp_path, variants=[variant], seeds=[0], options=tuple(TINY))
+    )
+    run(*planned.command[2:])
+    assert ablations.outcome(planned).figures["refined_psnr"] > 0
+
+
+def test_runs_are_planned_seed_by_seed_without_an_account(tmp_path):
+    planned = ablations.planned(ablations.Settings(output=tmp_path, variants=["published", "rank_4"], seeds=[0, 2]))
+    assert [(one.variant, one.seed) for one in planned] == [
+        ("published", 0),
+        ("rank_4", 0),
+        ("published", 2),
+        ("rank_4", 2),
+    ]
+    assert planned[3].command[1:6] == [
+        "cli.py",
+        "fit",
+        "--config=configs/experiments/photos_ablation.yaml",
+        "--config=configs/sweeps/ablations/rank_4.yaml",
+        "--seed_everything=2",
+    ]
+    assert planned[3].folder == tmp_path / "rank_4-2"
+    assert len(ablations.planned(ablations.Settings())) == 3 * len(list(SWEEP.parent.glob("ablations/*.yaml")))
+
+
+def test_unknown_variants_are_refused(capsys):
+    with pytest.raises(SystemExit, match=r"\['rank_5'\].*published, layer_0"):
+        ablations.main(["--variants=[rank_5]"])
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_once_and_its_figures_are_those_of_its_log(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def here(command, **_):
+        trained.append(command)
+        run(*command[2:])
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(ablations.subprocess, "run", here)
+    arguments = [f"--output={tmp_path}", "--variants=[rank_4]", "--seeds=[1]"]
+    options = ", ".join(f'"{option}"' for option in TINY)
+    ablations.main([*arguments, f"--options=[{options}]"])
+    assert len(trained) == 1
+    found = ablations.read(tmp_path / "ablations.csv")
+    assert [(one.variant, one.seed, one.steps, one.code) for one in found] == [("rank_4", 1, 2, 64 * 4)]
+    log = (tmp_path / "rank_4-1" / "version_0" / "metrics.csv").read_text().splitlines()
+    last = dict(zip(log[0].split(","), log[-1].split(","), strict=True))
+    assert found[0].figures["gain"] == pytest.approx(float(last["val/gain"]), abs=1e-4)
+    assert found[0].figures["refined_psnr"] == pytest.approx(float(last["val/refined_psnr"]), abs=1e-4)
+    assert (tmp_path / "ablations.png").stat().st_size > 5000
+    assert "predicted gain [dB]" in capsys.readouterr().out
+    ablations.main([*arguments, f"--options=[{options}]"])
+    assert len(trained) == 1
+
+
+def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
+    with pytest.raises(SystemExit, match="error: layer_4 with seed 0 ended with 1"):
+        ablations.main([f"--output={tmp_path}", "--variants=[layer_4]"])
+
+
+def test_the_readme_shows_what_was_measured():
+    outcomes = ablations.read(MEASURED)
+    sweep = yaml.safe_load(SWEEP.read_text())
+    variants = [Path(file).stem for file in sweep["parameters"]["config"]["values"]]
+    seeds = sweep["parameters"]["seed_everything"]["values"]
+    assert sorted((one.variant, one.seed) for one in outcomes) == sorted(
+        (name, seed) for name in variants for seed in seeds
+    )
+    readme = (REPOSITORY / "README.md").read_text()
+    for name in variants:
+        [row] = re.findall(rf"^\| `{name}` \|(.*)\|$", readme, re.MULTILINE)
+        cells = [cell.strip() for cell in row.split("|")]
+        for figure in ("gain", "refined_gain"):
+            numbers = ablations.by_variant(outcomes, figure)[name]
+            assert f"{statistics.mean(numbers):.2f} ± {statistics.stdev(numbers):.2f}" in cells

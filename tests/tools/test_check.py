@@ -1,0 +1,407 @@
+"""The check of a data set finds every kind of problem, counts and names it exactly, and says what mends it."""
+
+import csv
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datamodules.base import CoordinateDataModule
+from datamodules.images.base import PictureSet
+from datamodules.storage.download import Source
+from datamodules.storage.folders import NamedFile
+from tools.check import check_pictures
+from tools.check.__main__ import main
+
+TESTS = Path(__file__).resolve().parent.parent
+ARCHIVE = b"the archive"
+FACES = {"train": range(8), "val": range(8, 12), "test": range(8, 12)}
+
+
+class Faces(PictureSet):
+    """Twelve pictures of 6 x 4 with known names, validation and test alike, that an archive holds."""
+
+    shape = (6, 4)
+    source = Source("http://127.0.0.1:1/faces.zip", "faces.zip", f"md5:{hashlib.md5(ARCHIVE).hexdigest()}")
+
+    def expected(self, split):
+        return [f"{number:02}.png" for number in FACES[split]]
+
+    def files(self, split):
+        folder = self.root / "faces" / "aligned"
+        if not folder.is_dir():
+            raise ValueError(f"There are no faces in {self.root}.")
+        paths = [folder / name for name in self.expected(split)]
+        return [NamedFile(path.name, path) for path in paths if path.exists()]
+
+    def fetch(self):
+        if not (self.root / "faces").exists():
+            make_faces(self.root)
+
+
+class Counted(PictureSet):
+    """Pictures of which only the numbers are published: 3 for training and 2 for validation."""
+
+    published = {"train": 3, "val": 2}  # noqa: RUF012
+
+    def files(self, split):
+        if Path(self.root, f"no {split}").exists():
+            raise ValueError(f"There is no {split}.\nTake it from elsewhere.")
+        return [NamedFile(path.name, path) for path in sorted(self.root.glob(f"{split}/*.png"))]
+
+    def how_to_get(self):
+        return f"ask the authors, and put it into {self.root}."
+
+
+class Numbers(CoordinateDataModule):
+    """Signals without files, and no test."""
+
+    signal_shape = (1, 2)
+
+    def setup(self, stage):
+        if stage == "fit":
+            self.train_set, self.val_set = range(1200), range(34)
+
+
+def picture(path, height=6, width=4):
+    """Write a picture of noise and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((width, height), 50).save(path)
+    return path
+
+
+def make_faces(root):
+    """Write all pictures of `Faces`, and return their folder."""
+    for number in range(12):
+        picture(root / "faces" / "aligned" / f"{number:02}.png")
+    return root / "faces" / "aligned"
+
+
+def config(data, root, **arguments):
+    """Return the arguments that name a config of a data module of this file."""
+    lines = [f"    {name}: {value}\n" for name, value in {"root": root, "size": 4, **arguments}.items()]
+    path = Path(f"{data.__name__}.yaml")
+    path.write_text(f"data:\n  class_path: test_check.{data.__name__}\n  init_args:\n{''.join(lines)}")
+    return ["--config", str(path)]
+
+
+def check(*args, status=0, capsys):
+    """Run the check, and return what it printed, the errors last."""
+    capsys.readouterr()
+    found = 0
+    try:
+        main([str(argument) for argument in args])
+    except SystemExit as ended:
+        found = ended.code
+    printed = capsys.readouterr()
+    assert found == status, printed
+    assert (printed.err != "") == printed.err.startswith("error: ")
+    return printed.out + printed.err
+
+
+def row(printed, name):
+    """Return the cells of the row of a split."""
+    [line] = [line for line in printed.splitlines() if line.startswith(f"{name}  ")]
+    return line.removeprefix(name).split()
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder, on a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def checked(capsys):
+    """Return `check`, which reads what was printed."""
+    return lambda *args, status=0: check(*args, status=status, capsys=capsys)
+
+
+def problems(data, **options):
+    """Return the splits, kind, name and number of every problem."""
+    return {
+        (one.splits, one.kind, Path(one.path).name, one.pictures) for one in check_pictures(data, **options).problems
+    }
+
+
+def test_a_set_that_is_all_right(checked):
+    make_faces(Path("data"))
+    Path("data/faces.zip").write_bytes(ARCHIVE)
+    printed = checked(*config(Faces, "data"))
+    assert row(printed, "train") == ["8", "8", "0", "0", "0", "0"]
+    assert row(printed, "val, test") == ["4", "4", "0", "0", "0", "0"]
+    assert "data/faces.zip has the right checksum." in printed
+    assert printed.endswith("All right: 12 pictures, all could be read.\n")
+    assert "Mend" not in printed
+
+
+def test_every_kind_of_problem_is_counted_and_named(checked):
+    folder = make_faces(Path("data"))
+    for name in ("01.png", "03.png", "09.png"):
+        (folder / name).unlink()
+    whole = (folder / "00.png").read_bytes()
+    (folder / "00.png").write_bytes(whole[:-30])
+    (folder / "08.png").write_bytes(b"")
+    picture(folder / "05.png", 4, 6)
+    picture(folder / "more" / "12.png")
+    Path("data/faces.zip").write_bytes(ARCHIVE[:-1])
+    assert problems(Faces(4, "data")) == {
+        ("train", "missing", "01.png", 1),
+        ("train", "missing", "03.png", 1),
+        ("val, test", "missing", "09.png", 1),
+        ("train", "unreadable", "00.png", 1),
+        ("val, test", "unreadable", "08.png", 1),
+        ("train", "wrong size", "05.png", 1),
+        ("", "unused", "12.png", 1),
+    }
+    printed = checked(*config(Faces, "data"), status=1)
+    assert row(printed, "train") == ["6", "8", "2", "0", "1", "1"]
+    assert row(printed, "val, test") == ["3", "4", "1", "0", "1", "0"]
+    assert row(printed, "no split") == ["1", "-", "0", "1", "0", "0"]
+    assert "\nMissing: 3\n  01.png is missing.\n  03.png is missing.\n  09.png is missing.\nUnreadable: 2\n" in printed
+    assert "  data/faces/aligned/08.png is empty: take it from its source again.\n" in printed
+    assert (
+        "\nOf another size than published: 1\n  data/faces/aligned/05.png has 4 x 6 pixels, published are 6 x 4.\n"
+        in printed
+    )
+    assert "\nOf no split, which does no harm: 1\n  data/faces/aligned/more/12.png belongs to no split.\n" in printed
+    assert "\nArchives: 1\n  data/faces.zip has the checksum md5:" in printed
+    fetch = "python -m tools.check --config Faces.yaml --fetch true"
+    assert f"\nMend: mv data/faces data/faces.old && rm data/faces.zip && {fetch}\n" in printed
+    assert "All right" not in printed
+
+
+def test_headers_alone_do_not_tell_what_is_cut_off(checked):
+    folder = make_faces(Path("data"))
+    (folder / "00.png").write_bytes((folder / "00.png").read_bytes()[:-30])
+    picture(folder / "05.png", 5, 4)
+    assert problems(Faces(4, "data"), decode=False) == {("train", "wrong size", "05.png", 1)}
+    (folder / "05.png").write_bytes(b"no picture")
+    assert problems(Faces(4, "data"), decode=False) == {("train", "unreadable", "05.png", 1)}
+    picture(folder / "05.png")
+    assert "12 pictures, by their headers" in checked(*config(Faces, "data"), "--decode", "false")
+
+
+@pytest.mark.parametrize(("pictures", "kind", "number"), [(1, "missing", 2), (4, "extra", 1)])
+def test_numbers_of_which_no_names_are_published(pictures, kind, number, checked):
+    for index in range(pictures):
+        picture(Path(f"data/train/{index}.png"))
+    for index in range(2):
+        picture(Path(f"data/val/{index}.png"))
+    assert [one[:3] for one in check_pictures(Counted(4, "data")).problems] == [("train", kind, "")]
+    printed = checked(*config(Counted, "data"), status=1)
+    columns = ["missing", "extra"]
+    assert row(printed, "train") == [str(pictures), "3", *(str(number * (kind == one)) for one in columns), "0", "0"]
+    assert row(printed, "val") == ["2", "2", "0", "0", "0", "0"]
+    assert f"{number} of the split train: which ones is not known" in printed
+    assert "Or take what is there: --data.init_args.partial true" in printed
+
+
+def test_a_split_that_is_refused_does_not_hide_the_others(checked):
+    for index in range(3):
+        picture(Path(f"data/train/{index}.png"))
+    Path("data/no val").touch()
+    printed = checked(*config(Counted, "data"), status=1)
+    assert row(printed, "train") == ["3", "3", "0", "0", "0", "0"]
+    assert row(printed, "val") == ["0", "2", "2", "0", "0", "0"]
+    assert "\nMissing: 2\n  There is no val. Take it from elsewhere.\n" in printed
+    assert "\nMend: ask the authors, and put it into data.\n" in printed
+
+
+def test_splits_that_are_empty_alike_are_counted_once(checked):
+    folder = make_faces(Path("data"))
+    for number in FACES["val"]:
+        (folder / f"{number:02}.png").unlink()
+    printed = checked(*config(Faces, "data"), status=1)
+    assert row(printed, "val, test") == ["0", "4", "4", "0", "0", "0"]
+    assert "\nMissing: 4\n" in printed
+
+
+class Lists(Faces):
+    """Names of which validation and test share some, of no published size and without an archive."""
+
+    shape = source = None
+
+    def expected(self, split):
+        return {"train": ["00.png"], "val": ["08.png", "09.png"], "test": ["08.png", "09.png", "99.png"]}[split]
+
+
+def test_splits_with_the_same_pictures_are_told_apart_by_what_is_missing(checked):
+    make_faces(Path("data"))
+    printed = checked(*config(Lists, "data"), status=1)
+    assert row(printed, "val") == ["2", "2", "0", "0", "0", "0"]
+    assert row(printed, "test") == ["2", "3", "1", "0", "0", "0"]
+    assert row(printed, "no split") == ["9", "-", "0", "9", "0", "0"]
+    assert "\nMend: take these pictures from their source again, or delete them.\n" in printed
+
+
+def test_training_that_bears_a_fault_does_not_hide_it(checked):
+    folder = make_faces(Path("data"))
+    (folder / "00.png").unlink()
+    (folder / "01.png").write_bytes(b"")
+    printed = checked(*config(Faces, "data", partial="true", on_bad_file="skip"), status=1)
+    assert row(printed, "train") == ["7", "8", "1", "0", "1", "0"]
+
+
+def test_small_and_unused_pictures_are_warnings(checked):
+    for index in range(7):
+        picture(Path(f"pictures/train/{index}.png"), 9 if index else 3, 9)
+    picture(Path("pictures/val/0.png"), 9, 9)
+    picture(Path("pictures/lost.png"))
+    args = ["--data", "datamodules.ImageFolder", "--data.init_args.root", "pictures", "--data.init_args.size", "9"]
+    printed = checked(*args)
+    assert row(printed, "train") == ["7", "-", "0", "0", "0", "1"]
+    assert row(printed, "val, test") == ["1", "-", "0", "0", "0", "0"]
+    assert "pictures/train/0.png has 3 x 9 pixels: it is enlarged to 9 along the shorter side." in printed
+    assert "pictures/lost.png belongs to no split." in printed
+    assert "All right: 8 pictures" in printed
+    Path("pictures/val/1.jpg").write_bytes(b"GIF89a")
+    printed = checked(*args, status=1)
+    assert "\nUnreadable: 1\n  pictures/val/1.jpg " in printed
+    assert "--data.init_args.on_bad_file skip" in printed
+    assert "partial" not in printed
+
+
+def test_all_names_go_into_a_csv(checked):
+    folder = make_faces(Path("data"))
+    for number in range(7):
+        (folder / f"{number:02}.png").unlink()
+    odd = os.fsdecode(b'a\nb \xff, "c".png')
+    picture(folder / odd)
+    printed = checked(*config(Faces, "data"), "--csv", "all.csv", status=1)
+    assert "  and 2 more: --csv FILE writes all of them.\n" in printed
+    assert "05.png" not in printed
+    assert r'data/faces/aligned/a b \udcff, "c".png belongs to no split.' in printed
+    with Path("all.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["split", "path", "problem", "pictures", "detail"]
+    assert rows[1:8] == [
+        ["train", f"0{number}.png", "missing", "1", f"0{number}.png is missing."] for number in range(7)
+    ]
+    assert [line[:4] for line in rows[8:]] == [["", f"data/faces/aligned/{odd}", "unused", "1"]]
+
+
+def test_nothing_is_broken_in_lines_of_80_columns(checked):
+    root = Path("a folder with a name that is long/" * 3)
+    folder = make_faces(root)
+    (folder / "00.png").write_bytes(b"")
+    printed = checked(*config(Faces, root), status=1).splitlines()
+    assert f"  {folder}/00.png is empty: take it from its source again." in printed
+    assert (
+        f"Mend: mv '{root}/faces' '{root}/faces.old' && python -m tools.check --config Faces.yaml --fetch true"
+        in printed
+    )
+    table = [line for line in printed if re.match(r"split|train|val", line)]
+    assert len(table) == 3
+    assert all(len(line.rstrip()) <= 80 for line in table)
+
+
+def test_an_archive_is_read_anew(checked):
+    make_faces(Path("data"))
+    archive = Path("data/faces.zip")
+    archive.write_bytes(ARCHIVE)
+    checked(*config(Faces, "data"))
+    before = archive.stat()
+    archive.write_bytes(ARCHIVE[:-1] + b"!")
+    os.utime(archive, ns=(before.st_atime_ns, before.st_mtime_ns))
+    printed = checked(*config(Faces, "data"), status=1)
+    assert "\nArchives: 1\n  data/faces.zip has the checksum" in printed
+    assert "\nMend: rm data/faces.zip\n" in printed
+
+
+def test_what_was_broken_off_is_told(checked):
+    make_faces(Path("data"))
+    Path("data/faces.zip.part").write_bytes(b"0" * 1200)
+    Path("data/faces.zip.part.json").write_text('{"length": 4000}')
+    Path("data/other.part").mkdir()
+    printed = checked(*config(Faces, "data"))
+    assert "data/faces.zip is not there" in printed
+    assert "data/faces.zip.part is a download that was broken off after 1,200 of 4,000 bytes" in printed
+    assert "data/other.part was unpacked half" in printed
+
+
+def test_a_set_that_is_not_there(checked):
+    printed = checked(*config(Faces, "nowhere"), status=1)
+    assert printed.startswith("error: There are no faces in nowhere.\n")
+    assert printed.endswith("Mend: python -m tools.check --config Faces.yaml --fetch true\n")
+    assert "error: There is no folder data/pictures" in checked("--data", "datamodules.ImageFolder", status=1)
+    assert "error: Counted has no pictures in empty." in checked(*config(Counted, "empty"), status=1)
+
+
+def test_what_is_fetched_is_checked(checked):
+    printed = checked(*config(Faces, "data"), "--fetch", "true")
+    assert "All right: 12 pictures" in printed
+
+
+def test_configs_lie_over_each_other_and_only_their_data_is_read(checked):
+    make_faces(Path("there"))
+    Path("configs").mkdir()
+    config(Faces, "nowhere")
+    model = "model: {class_path: no.such.Model, init_args: {rank: -1}}\ntrainer: 7\n"
+    Path("configs/top.yaml").write_text(f"_base_: ../Faces.yaml\n{model}data: {{init_args: {{batch_size: 3}}}}\n")
+    Path("root.yaml").write_text("data: {init_args: {root: there}}\n")
+    printed = checked("--config", "configs/top.yaml", status=1)
+    assert "no faces in nowhere" in printed
+    for args in (["--config", "root.yaml"], ["--data.init_args.root", "there"], ["--data.init_args.root=there"]):
+        assert "Faces in there\n" in checked("--config", "configs/top.yaml", *args)
+
+
+def test_data_without_files_is_counted(checked):
+    printed = checked("--data", "test_check.Numbers")
+    assert printed == "train: 1,200 items\nval: 34 items\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "told"),
+    [
+        ("", [], "Which data? Name a config"),
+        ("", ["--config", "nope.yaml"], "The config nope.yaml cannot be read: No such file or directory."),
+        ("model: {}", ["--config", "x.yaml"], "The config x.yaml has no part data"),
+        ("- 1", ["--config", "x.yaml"], "The config x.yaml has no part data"),
+        ("data: [1,\n", ["--config", "x.yaml"], "The config x.yaml cannot be read as YAML"),
+        ("_base_: y.yaml", ["--config", "x.yaml"], "_base_ names y.yaml, but there is no file"),
+        ("data: {class_path: datamodules.Nope}", ["--config", "x.yaml"], "'datamodules' has no attribute 'Nope'"),
+        ("data: {class_path: datamodules.SamplePhotos, init_args: {sice: 3}}", ["--config", "x.yaml"], "'sice'"),
+        ("data: {class_path: datamodules.SamplePhotos, init_args: {size: 0}}", ["--config", "x.yaml"], "size is 0"),
+        ("", ["--config"], "--config: expected one argument"),
+        ("", ["--wrong", "3"], "unrecognized arguments: --wrong 3"),
+        ("", ["--data", "datamodules.SamplePhotos", "--decode", "perhaps"], "perhaps"),
+        ("", ["--data", "datamodules.SamplePhotos", "--csv", "no/x.csv"], "--csv no/x.csv cannot be written"),
+    ],
+)
+def test_a_wrong_command_line(text, args, told, checked):
+    Path("x.yaml").write_text(text)
+    message = checked(*args, status=2)
+    assert told in message
+    assert message.count("\n") == 1
+    for noise in ("Traceback", "usage:", "Union subtypes", "NoneType", "Namespace("):
+        assert noise not in message
+
+
+@pytest.mark.slow
+def test_the_command_that_mends(checked):
+    folder = make_faces(Path("data"))
+    (folder / "00.png").unlink()
+    Path("data/faces.zip").write_bytes(ARCHIVE[:-1])
+    printed = checked(*config(Faces, "data"), status=1)
+    [command] = re.findall(r"^Mend: (.*)$", printed, re.MULTILINE)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    mended = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+    assert mended.returncode == 0, mended.stderr
+    assert "All right: 12 pictures, all could be read.\n" in mended.stdout
+    assert len(list(Path("data/faces.old/aligned").iterdir())) == 11
+    Path("data/faces/aligned/00.png").unlink()
+    again = subprocess.run(
+        command.split(" && ")[-1], shell=True, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 1
+    assert again.stderr == ""

@@ -1,0 +1,245 @@
+"""Meshes rendered as scenes: what is written, going on, bad meshes, and what a user may get wrong."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from benchmarks import render_views as benchmark
+from datamodules.scenes import rendering as folder
+from datamodules.scenes.raycast import Caster
+from datamodules.scenes.rendering import RenderSettings, camera_poses, render_folder
+from datamodules.storage.meshes import mesh_files, read_mesh
+from datamodules.storage.views import read_transforms, read_view
+from tools.render_views import main
+
+TINY = RenderSettings(views=3, size=12)
+OPTIONS = ["--views=3", "--size=12", "--workers=1"]
+
+
+@pytest.fixture
+def meshes(tmp_path):
+    """Return a folder of four meshes."""
+    place = tmp_path / "meshes"
+    place.mkdir()
+    for number, name in enumerate(("cone", "box", "ring", "tall")):
+        mesh = trimesh.creation.box((1, 1 + number, 2 - number / 3))
+        mesh.visual.face_colors = (250, 50 * number, 20, 255)
+        mesh.export(place / f"{name}.ply")
+    return place
+
+
+def _content(place):
+    """Return all files below a folder."""
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def _dates(place):
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*.png")}
+
+
+def _refused(*args):
+    """Return the message of a command that a user got wrong."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(arg) for arg in args])
+    message = ended.value.code
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    return message
+
+
+def test_scenes_are_in_learnit_s_layout_and_pictures_are_those_of_the_cameras(meshes, tmp_path, capsys):
+    out = tmp_path / "out"
+    main([str(meshes), str(out), *OPTIONS, "--field_of_view=50", "--distance=3.9"])
+    assert "4 objects rendered, 0 were there" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["chair_rendering.json", "chair_splits.json", "chairs"]
+    splits = json.loads((out / "chair_splits.json").read_text())
+    assert list(splits) == ["train", "val", "test"]
+    assert sorted(name for names in splits.values() for name in names) == ["box", "cone", "ring", "tall"]
+    assert all(splits.values())
+    described = json.loads((out / "chairs/ring/transforms.json").read_text())
+    assert described["camera_angle_x"] == math.radians(50)
+    assert [frame["file_path"] for frame in described["frames"]] == ["./000", "./001", "./002"]
+    matrices = torch.tensor([frame["transform_matrix"] for frame in described["frames"]])
+    assert matrices[:, 3].tolist() == [[0, 0, 0, 1]] * 3
+    assert torch.allclose(matrices[:, :3, 3].norm(dim=1), torch.tensor(3.9))
+    focal = 0.5 * 12 / math.tan(math.radians(25))
+    wanted = Caster(read_mesh(meshes / "ring.ply")).render(matrices[:, :3], torch.full((3, 2), focal), (12, 12))
+    for frame, picture in enumerate(wanted):
+        with Image.open(out / f"chairs/ring/00{frame}.png") as image:
+            assert image.mode == "RGBA"
+            assert np.array_equal(np.asarray(image), picture.permute(1, 2, 0).numpy())
+    assert 0.1 < (wanted[:, 3] > 0).float().mean() < 0.9
+
+
+def test_scenes_are_read_back_as_they_were_rendered(meshes, tmp_path):
+    render_folder(mesh_files([meshes]), tmp_path / "out", "lamps", TINY)
+    assert (tmp_path / "out/lamp_splits.json").exists()
+    scene = read_transforms(tmp_path / "out/lamps/box")
+    assert torch.equal(scene.poses, camera_poses(TINY, "box"))
+    assert torch.allclose(scene.focals, torch.tensor(6 / math.tan(math.radians(22.5))))
+    assert scene.shape == (12, 12)
+    with Image.open(scene.pictures[1]) as image:
+        pixels = np.asarray(image).astype(float)
+    alpha = pixels[..., 3:] / 255
+    on_white = pixels[..., :3] * alpha + 255 * (1 - alpha)
+    assert np.abs(read_view(scene.pictures[1]).permute(1, 2, 0).numpy() - on_white).max() <= 1
+
+
+def test_cameras_are_drawn_by_name_and_frame_evenly_from_their_part_of_the_sphere():
+    settings = RenderSettings(views=400, elevation=(-30, 90))
+    poses = camera_poses(settings, "a")
+    heights = poses[:, 2, 3] / 4
+    assert heights.min() > -0.5
+    assert heights.mean() == pytest.approx(0.25, abs=0.05)  # even in height is even in area
+    assert heights.std() == pytest.approx(1.5 / math.sqrt(12), abs=0.03)
+    assert poses[:, :2, 3].mean(0).norm() < 0.3
+    assert torch.allclose(poses[:, :, :3].mT @ poses[:, :, :3], torch.eye(3), atol=1e-6)
+    assert torch.allclose(poses[:, :, 2] * 4, poses[:, :, 3], atol=1e-5)  # they look at the origin
+    assert (poses[:, 2, 1] >= 0).all()  # and are upright
+    assert torch.equal(camera_poses(RenderSettings(views=3, elevation=(-30, 90)), "a"), poses[:3])
+    assert not torch.equal(camera_poses(settings, "b"), poses)
+    assert not torch.equal(camera_poses(RenderSettings(views=400, elevation=(-30, 90), seed=1), "a"), poses)
+    shared = RenderSettings(views=4, cameras="shared")
+    assert torch.equal(camera_poses(shared, "a"), camera_poses(shared, "b"))
+
+
+def test_another_mesh_changes_nothing_of_the_others_and_a_changed_one_is_rendered_anew(meshes, tmp_path):
+    out = tmp_path / "out"
+    files = mesh_files([meshes])
+    assert render_folder(files[1:], out, "chairs", TINY).made == [file.name for file in files[1:]]
+    before, dates = _content(out / "chairs"), _dates(out)
+    found = render_folder(files, out, "chairs", TINY)
+    assert (found.made, found.kept) == ([files[0].name], [file.name for file in files[1:]])
+    after = _content(out / "chairs")
+    assert before.items() < after.items()
+    assert dates.items() < _dates(out).items()
+    files[2].path.write_bytes(files[1].path.read_bytes())
+    assert render_folder(files, out, "chairs", TINY).made == [files[2].name]
+    assert _content(out / "chairs") != after
+
+
+def test_what_was_interrupted_is_made_whole(meshes, tmp_path, monkeypatch):
+    out, files, written = tmp_path / "out", mesh_files([meshes]), []
+
+    def stop(path, content):
+        if path.name == "transforms.json" and len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path) if path.name == "transforms.json" else None
+        write(path, content)
+
+    write = folder._write_json
+    monkeypatch.setattr(folder, "_write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        render_folder(files, out, "chairs", TINY)
+    assert sorted(path.name for path in (out / "chairs").iterdir()) == [".ring.part", "box", "cone"]
+    monkeypatch.undo()
+    assert render_folder(files, out, "chairs", TINY).kept == ["box", "cone"]
+    render_folder(files, tmp_path / "at_once", "chairs", TINY)
+    assert _content(out) == _content(tmp_path / "at_once")
+
+
+def test_other_settings_are_refused_and_overwriting_begins_anew(meshes, tmp_path):
+    out = tmp_path / "out"
+    main([str(meshes), str(out), *OPTIONS])
+    before = _content(out)
+    told = _refused(meshes, out, *OPTIONS, "--seed=1", "--elevation", "0", "50")
+    assert "seed 0, not 1" in told
+    assert "elevation 0.0 60.0, not 0.0 50.0" in told
+    assert "--overwrite" in told
+    assert _content(out) == before
+    main([str(meshes / "box.ply"), str(out), *OPTIONS, "--seed=1", "--overwrite"])
+    assert [path.name for path in (out / "chairs").iterdir()] == ["box"]
+    (out / "cars").mkdir()
+    (out / "cars" / "mine.txt").write_text("dear to me")
+    for options in ([], ["--overwrite"]):
+        assert "holds what was not rendered here" in _refused(meshes, out, *OPTIONS, "--category=cars", *options)
+    assert (out / "cars" / "mine.txt").exists()
+
+
+def test_bad_meshes_are_left_out_and_named_at_the_end(meshes, tmp_path, capsys):
+    (meshes / "damaged.glb").write_text("no mesh")
+    main([str(meshes), str(tmp_path / "out"), *OPTIONS])
+    printed = capsys.readouterr()
+    assert "1 of 5 meshes" in printed.err
+    assert "damaged.glb cannot be read" in printed.err
+    assert "4 objects rendered" in printed.out
+    assert not (tmp_path / "out/chairs/damaged").exists()
+    assert "damaged" not in (tmp_path / "out/chair_splits.json").read_text()
+    told = _refused(meshes / "damaged.glb", tmp_path / "none", *OPTIONS)
+    assert "None of 1 meshes can be read:" in told
+    assert not (tmp_path / "none/chair_splits.json").exists()
+
+
+def test_names_decide_about_splits():
+    settings = RenderSettings(val=0.1, test=0.2)
+    names = [f"object {number}" for number in range(2000)]
+    splits = folder._drawn(names, settings)
+    assert [len(splits[split]) / 2000 for split in ("train", "val", "test")] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+    for split, found in folder._drawn(names[:1000], settings).items():
+        assert set(found) <= set(splits[split])
+    for count in (3, 4, 5):
+        assert all(folder._drawn(names[:count], settings).values())
+    assert folder._drawn(names[:2], settings)["train"] == names[:2]
+    assert not folder._drawn(names[:5], RenderSettings(val=0.0, test=0.0))["test"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--field_of_view=40"],
+            r"40 degrees: objects of radius 1.4 at distance 4 fit into 40.98 degrees (0.7151 rad)",
+        ),
+        (["--field_of_view=0.8"], "0.8 degrees"),
+        (["--distance=1.2"], "distance is 1.2"),
+        (["--elevation", "50", "20"], "50 to 20"),
+        (["--val=0.5", "--test=0.5"], "val is 0.5, test 0.5"),
+        (["--views=0"], "views is 0"),
+        (["--workers=0"], "workers is 0"),
+        (["--category=a/b"], "category is 'a/b'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_settings_out_of_range_are_refused(meshes, tmp_path, options, told):
+    message = _refused(meshes, tmp_path / "out", *options)
+    assert told in message
+    assert "\n" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_meshes_and_a_file_in_the_place_of_out_are_refused(meshes, tmp_path):
+    assert "There is no mesh or folder" in _refused(tmp_path / "nowhere", tmp_path / "out")
+    assert "name the meshes first and OUT last" in _refused(meshes / "box.ply", meshes / "cone.ply")
+
+
+def test_several_processes_render_the_same(meshes, tmp_path):
+    files = mesh_files([meshes])
+    for workers in (1, 2):
+        render_folder(files, tmp_path / str(workers), "chairs", TINY, workers)
+    assert _content(tmp_path / "1") == _content(tmp_path / "2")
+
+
+def test_views_a_second_are_measured(tmp_path, capsys):
+    table = tmp_path / "views.csv"
+    options = ["--objects=2", "--faces=30", "--views=2", "--size=8", "--workers=[1]", "--repeats=1", f"--csv={table}"]
+    for _ in range(2):
+        benchmark.main(options)
+    assert "2 meshes of 30 faces" in capsys.readouterr().out
+    heading, *rows = table.read_text().splitlines()
+    assert heading == 'size,workers,"views a second, slowest",fastest'
+    assert [row.split(",")[:2] for row in rows] == [["8", "1"]] * 2
+    assert float(rows[0].split(",")[2]) > 0
+    with pytest.raises(ValueError, match="views 0"):
+        benchmark.Settings(views=0)
+    with pytest.raises(SystemExit, match="error: There is no mesh"):
+        benchmark.main(["--meshes=[nowhere]"])
+
+
+def test_generated_meshes_have_the_faces_they_were_asked_for(tmp_path):
+    [mesh] = benchmark.generate(benchmark.Settings(objects=1, faces=10000), tmp_path)
+    assert 10000 <= len(read_mesh(mesh.path).corners) < 11000

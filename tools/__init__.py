@@ -1,0 +1,1 @@
+"""Commands beside cli.py: ``python -m tools.NAME --help``."""

@@ -1,0 +1,38 @@
+"""The sheet of activation maps: the layers before, at and after the modulated one, for several pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from tools.activations.layers import LayerMaps
+from tools.activations.maps import FOOT, Group, MapRows, colour_bar
+from tools.activations.page import Page
+
+_TITLE = 0.27
+
+
+def activation_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Sequence[LayerMaps]]) -> Page:
+    """Return the sheet: a row for every picture, a group of columns for every layer, one model under the other.
+
+    Args:
+        pictures: Square ones, ``(3, H, W)`` uint8 by name.
+        models: Layers of every model, by its name.
+    """
+    blocks = [MapRows(pictures, [_group(layer) for layer in layers], boxed=True) for layers in models.values()]
+    page = Page(sum(_TITLE + block.height for block in blocks) + FOOT)
+    top, scales = 0.0, []
+    for name, block in zip(models, blocks, strict=True):
+        page.text(0.2, top + 0.08, name, weight="bold")
+        scales += block.draw(page, top + _TITLE)
+        top += _TITLE + block.height
+    colour_bar(page, scales)
+    return page
+
+
+def _group(layer: LayerMaps) -> Group:
+    """Return the maps of a layer with what is said of it."""
+    kind = "modulated per picture" if layer.modulated else "common to all pictures"
+    detail = "" if layer.share is None else f"{layer.share:.1%} of variance between pictures"
+    return Group(f"Layer {layer.layer}, {kind}", detail, [str(unit) for unit in layer.units], layer.maps)

@@ -1,0 +1,134 @@
+"""Rows of pictures with maps of units beside them, and what their colours mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from tools.activations.page import SMALL, WIDTH, Page
+
+FOOT = 0.3  # inches that the bar of colours needs below the last row
+
+_LEFT = 0.2  # the names of the pictures stand there
+_RIGHT = 0.06
+_GAP = 0.16  # between the picture and groups of maps
+_BETWEEN = 0.025  # of maps of one group
+_LARGEST = 0.9
+_HEADING, _LABEL = 0.36, 0.26
+_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+
+
+class Group(NamedTuple):
+    """A group of columns: the same units for every picture.
+
+    Attributes:
+        heading: What they are.
+        detail: A second line of that.
+        labels: One for each unit; of two lines at most where they stand above the maps.
+        maps: ``(B, U, h, w)``.
+        colour: Of the heading.
+    """
+
+    heading: str
+    detail: str
+    labels: list[str]
+    maps: Tensor
+    colour: str = "black"
+
+
+class MapRows:
+    """Rows that fill the width of a page.
+
+    Args:
+        pictures: Square ones, ``(3, H, W)`` uint8 by name.
+        groups: As many maps in each.
+        boxed: Whether labels stand in the maps instead of above them, and more than three maps of a group in two lines.
+
+    Attributes:
+        height: Inches of the page that the rows take.
+    """
+
+    def __init__(self, pictures: Mapping[str, Tensor], groups: Sequence[Group], boxed: bool = False) -> None:
+        self.pictures = pictures
+        self.groups = groups
+        self.boxed = boxed
+        number = len(groups[0].labels)
+        self._lines = 2 if boxed and number > 3 else 1
+        self._columns = math.ceil(number / self._lines)
+        gaps = len(groups) * (_GAP + (self._columns - 1) * _BETWEEN) + _LEFT + _RIGHT + (self._lines - 1) * _BETWEEN
+        columns = len(groups) * self._columns + self._lines  # the picture is as high as all lines
+        self._side = min((WIDTH - gaps) / columns, _LARGEST)
+        self._row = self._lines * (self._side + _BETWEEN) - _BETWEEN
+        self._heading = _HEADING + (0 if boxed else _LABEL)
+        self.height = self._heading + len(pictures) * (self._row + _GAP / 2)
+
+    def draw(self, page: Page, top: float) -> list[Scale]:
+        """Draw the rows and return the scales of their colours."""
+        scales = [Scale(group.maps) for group in self.groups]
+        for row, (title, pixels) in enumerate(self.pictures.items()):
+            page.picture(pixels, title, _LEFT, top + self._heading + row * (self._row + _GAP / 2), self._row)
+        for index, (group, scale) in enumerate(zip(self.groups, scales, strict=True)):
+            width = self._columns * (self._side + _BETWEEN) - _BETWEEN + _GAP
+            left = _LEFT + self._row + _GAP + index * width
+            page.text(left, top, group.heading, color=group.colour, fontsize=SMALL + 0.5)
+            page.text(left, top + 0.16, group.detail, fontsize=SMALL)
+            self._draw_group(page, left, top + self._heading, group, scale)
+        return scales
+
+    def _draw_group(self, page: Page, left: float, top: float, group: Group, scale: Scale) -> None:
+        """Draw the maps of a group; labels stand at those of the first picture."""
+        for unit, label in enumerate(group.labels):
+            line, column = divmod(unit, self._columns)
+            across, down = (place * (self._side + _BETWEEN) for place in (column, line))
+            for row in range(len(self.pictures)):
+                lower = down + row * (self._row + _GAP / 2)
+                scale.draw(page.image_axes(left + across, top + lower, self._side, self._side), row, unit)
+            if self.boxed:
+                page.text(left + across + 0.02, top + down + 0.02, label, fontsize=SMALL - 1, bbox=_BOX)
+            else:
+                page.text(left + across, top - 0.03, label, fontsize=SMALL, va="bottom", linespacing=1.1)
+
+
+class Scale:
+    """Maps of units as colours: every unit by its own largest activation, the same for all pictures of a model.
+
+    Activations that are never negative go from white to black, others from blue over white to red.
+
+    Args:
+        maps: ``(B, U, h, w)``.
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        values = maps.numpy()
+        largest = np.quantile(np.abs(values), 0.995, axis=(0, 2, 3), keepdims=True)  # a few pixels may be cut off
+        self.maps = values / np.where(largest > 0, largest, 1)
+        self.signed = bool(values.min() < 0)
+
+    def draw(self, axes: Axes, instance: int, unit: int) -> None:
+        """Show the map of a unit."""
+        axes.imshow(
+            self.maps[instance, unit],
+            cmap="RdBu_r" if self.signed else "gray_r",
+            vmin=-1 if self.signed else 0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+        )
+
+
+def colour_bar(page: Page, scales: Sequence[Scale]) -> None:
+    """Draw what colours mean at the foot of a page: one bar for each kind of activations on it."""
+    right, top = WIDTH - _RIGHT, page.size[1] - FOOT + 0.08
+    for signed in sorted({scale.signed for scale in scales}):
+        low = -1 if signed else 0
+        axes = page.image_axes(right - 1.0, top, 0.85, 0.09)
+        axes.imshow(np.linspace(low, 1, 256)[None], cmap="RdBu_r" if signed else "gray_r", aspect="auto")
+        page.text(right - 1.05, top - 0.02, f"{low}", fontsize=SMALL, ha="right")
+        page.text(right - 0.1, top - 0.02, "1", fontsize=SMALL)
+        right -= 1.35
+    page.text(right + 0.1, top - 0.02, "activation / largest of the unit", fontsize=SMALL, ha="right")

@@ -1,0 +1,5 @@
+"""Whether a data set is there, whole and readable, and what mends it: ``python -m tools.check --config FILE``."""
+
+from tools.check.pictures import Findings, Problem, Row, check_pictures
+
+__all__ = ["Findings", "Problem", "Row", "check_pictures"]

@@ -1,0 +1,6 @@
+"""Export: encoder and decoder as programs that run without this software; ``python -m tools.export`` writes them."""
+
+from tools.export.files import export
+from tools.export.programs import export_decoder, export_encoder
+
+__all__ = ["export", "export_decoder", "export_encoder"]
