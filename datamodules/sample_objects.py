@@ -48,8 +48,8 @@ class SampleObjects(SceneSet):
 
     All objects are seen by the same cameras, drawn evenly from the sphere between 0 and 60 degrees above the ground at distance
     4, so that the same frame of two objects is the same pose. Objects of training, validation and test are apart: 12, 2 and 4
-    chairs; 2, 1 and 1 lamps. They are grey, under one light, z up, of radius 1.4, so
-    that they lie at depths from 2.6 to 5.4. Their pictures are put into the folder ``sample_objects`` of ``root``.
+    chairs; 2, 1 and 1 lamps. They are grey, under one light, z up, of radius 1.4, so that they lie at depths
+    from 2.6 to 5.4. Their pictures are written to the folder ``sample_objects`` of ``root``.
 
     The meshes are of Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; authors are named in ``samples/meshes/LICENSES.md``.
     They are for trying things out: too few to stand for ShapeNet.
