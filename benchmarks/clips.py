@@ -98,8 +98,8 @@ def data_of(settings: Settings, folder: Path, workers: int) -> AudioFolder:
     """Return random pieces of the clips as a data module that is set up for training."""
     data = AudioFolder(
         str(folder),
-        settings.seconds,
-        settings.wanted_rate,
+        seconds=settings.seconds,
+        rate=settings.wanted_rate,
         val_ratio=1 / settings.count,
         batch_size=settings.batch_size,
         num_workers=workers,

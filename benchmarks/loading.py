@@ -99,7 +99,7 @@ def data_of(settings: Settings, folder: Path, cache: Path | None, workers: int) 
     """Return random crops of the pictures as a data module that is set up for training."""
     data = ImageFolder(
         str(folder),
-        settings.size,
+        size=settings.size,
         crop="random",
         crop_scale=None,
         flip=True,

@@ -36,8 +36,8 @@ class Composer(LightningModule, ABC):
         renderer: Evaluates the field where the data was measured; at points if None.
         loss: Compares per instance; the mean squared error if None.
         metrics: What validation and test report, by name; the PSNR if None.
-        optimizer: Makes the optimizer of all parameters; Adam with a rate of 1e-4 if None, as published.
-        scheduler: Makes the schedule of the rate, advanced every step; constant if None, as published.
+        optimizer: Makes the optimizer of all parameters; Adam with a learning rate of 1e-4 if None.
+        scheduler: Makes the schedule of the learning rate, advanced every step; constant if None.
         refinement: Gradient steps on the latents in evaluation; none if None.
 
     Raises:

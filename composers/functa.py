@@ -26,7 +26,7 @@ class Functa(MetaLearned):
         inr: The coordinate network, with ``modulates: biases``, as published a SIREN whose hidden layers are modulated.
         inner_loop: Steps, step size and samples of the inner loop; 2 steps of 0.003 if None.
         latent_dim: ``E``, numbers of the latent vector.
-        common: What `MetaLearned` takes besides.
+        kwargs: Arguments of `MetaLearned`.
 
     Raises:
         ValueError: If ``latent_dim`` is not positive, or the network modulates weights or nothing.
@@ -35,9 +35,9 @@ class Functa(MetaLearned):
     modulates = "biases"
 
     def __init__(
-        self, inr: CoordinateMLP, inner_loop: InnerLoop | None = None, latent_dim: int = 128, **common: Any
+        self, inr: CoordinateMLP, inner_loop: InnerLoop | None = None, latent_dim: int = 128, **kwargs: Any
     ) -> None:
-        super().__init__(inr, inner_loop, **common)
+        super().__init__(inr, inner_loop, **kwargs)
         if latent_dim < 1:
             raise ValueError(f"latent_dim is {latent_dim}; it must be at least 1.")
         self.shift_widths = [inr.layer_sizes[layer][1] for layer in inr.modulated_layers]

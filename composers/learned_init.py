@@ -29,7 +29,7 @@ class LearnedInit(MetaLearned):
         adapt_biases: Whether the biases of the modulated layers are adapted too, from those of the network.
         outer: ``maml`` differentiates the loss after the inner loop; ``reptile`` moves the start towards the adapted weights:
             its gradient is the start minus them, whatever the loss.
-        common: What `MetaLearned` takes besides.
+        kwargs: Arguments of `MetaLearned`.
 
     Raises:
         ValueError: If the network has no modulated layers, ``outer`` has another name, or Reptile is to learn what the inner
@@ -42,9 +42,9 @@ class LearnedInit(MetaLearned):
         inner_loop: InnerLoop | None = None,
         adapt_biases: bool = False,
         outer: Literal["maml", "reptile"] = "maml",
-        **common: Any,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(inr, inner_loop, **common)
+        super().__init__(inr, inner_loop, **kwargs)
         if outer not in ("maml", "reptile"):
             raise ValueError(f"outer is {outer}; allowed are maml and reptile.")
         self.adapt_biases = adapt_biases

@@ -25,16 +25,16 @@ class MetaIPC(MetaLearned):
         inr: The coordinate network; its ``modulated_layers`` say which layers are adapted, as published the second.
         inner_loop: Steps, step size and samples of the inner loop; as published 2 steps of 0.003 if None.
         rank: ``R``, columns of the instance patterns; as wide as the layer's output if None, as published.
-        common: What `MetaLearned` takes besides.
+        kwargs: Arguments of `MetaLearned`.
 
     Raises:
         ValueError: If ``rank`` is not positive, or the network has no modulated layers.
     """
 
     def __init__(
-        self, inr: CoordinateMLP, inner_loop: InnerLoop | None = None, rank: int | None = None, **common: Any
+        self, inr: CoordinateMLP, inner_loop: InnerLoop | None = None, rank: int | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(inr, inner_loop, **common)
+        super().__init__(inr, inner_loop, **kwargs)
         if rank is not None and rank < 1:
             raise ValueError(f"rank is {rank}; it must be at least 1, or null for the width of the layer.")
         self.patterns = nn.ParameterDict()

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference.inner_loop import DivergenceError, LossFunction, adapt, check_finite
 from composers.inference.inner_settings import InnerLoop
-from composers.inference.refinement import INNER, Latents, Refinement, outside_inference
-from composers.losses import Loss
-from composers.metrics import InstanceMetric
+from composers.inference.refinement import INNER, Latents, outside_inference
 from composers.networks import CoordinateMLP
-from composers.rendering import Renderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.domain import exact
 
@@ -27,19 +24,15 @@ class MetaLearned(Composer):
 
     A subclass says where the loop starts (`start`) and how latents become modulations (`compose`), and ends its constructor
     with `begin`. It may say what a step is multiplied by (`step_scales`). Everything else is here: training differentiates
-    through the steps, evaluation takes them without keeping a graph, in inference mode too.
+    through the steps, evaluation takes them without keeping a graph, in inference mode too. The loss compares in the inner and
+    in the outer loop; optimizer and schedule are those of the outer loop.
 
     Args:
         inr: The coordinate network; its ``modulated_layers`` are adapted.
         inner_loop: Steps, step size and samples of the inner loop.
         signal_shape: ``(C, *shape)`` of the signals of training, which prediction takes as well; under the command line, the
             data module states it. The method itself takes any.
-        renderer: Evaluates the field where the data was measured; at points if None.
-        loss: Compares per instance, in the inner and in the outer loop; the mean squared error if None.
-        metrics: What validation and test report, by name; the PSNR if None.
-        optimizer: Makes the optimizer of the outer loop; Adam with a rate of 1e-4 if None.
-        scheduler: Makes the schedule of its rate, advanced every step; constant if None.
-        refinement: Gradient steps on the adapted latents in evaluation, by an optimizer; none if None.
+        kwargs: Arguments of `Composer`.
 
     Raises:
         ValueError: If the network has no modulated layers.
@@ -50,14 +43,9 @@ class MetaLearned(Composer):
         inr: CoordinateMLP,
         inner_loop: InnerLoop | None = None,
         signal_shape: Sequence[int] | None = None,
-        renderer: Renderer | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, InstanceMetric] | None = None,
-        optimizer: OptimizerCallable | None = None,
-        scheduler: LRSchedulerCallable | None = None,
-        refinement: Refinement | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(inr, renderer, loss, metrics, optimizer, scheduler, refinement)
+        super().__init__(inr, **kwargs)
         if not inr.modulated_layers:
             raise ValueError(
                 f"{type(self).__name__} adapts the modulated layers of its network, which has none: give it modulated_layers."

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from composers.base import Composer
 from composers.encoders import Tokenizer, Transformer
 from composers.inference import Columns, Hypernetwork
-from composers.inference.refinement import Latents, Refinement
-from composers.losses import Loss
-from composers.metrics import InstanceMetric
+from composers.inference.refinement import Latents
 from composers.networks import CoordinateMLP, Modulations
-from composers.rendering import Renderer
 from datamodules.batch import Observation
 
 
@@ -35,12 +31,7 @@ class TransformerIPC(Composer):
         num_weight_tokens: Weight tokens of each modulated layer, a divisor of the columns; one per column if None.
         base_weight: Whether a learned weight, shared by all instances, is added, and the instance part starts at zero.
             The published form has none; with it, training leaves the mean colour sooner.
-        renderer: Evaluates the field where the data was measured; at points if None.
-        loss: Compares per instance; the mean squared error if None.
-        metrics: What validation and test report, by name; the PSNR if None.
-        optimizer: Makes the optimizer of all parameters; Adam with a rate of 1e-4 if None, as published.
-        scheduler: Makes the schedule of the rate, advanced every step; constant if None, as published.
-        refinement: Gradient steps on the patterns in evaluation; none if None.
+        kwargs: Arguments of `Composer`.
 
     Raises:
         ValueError: If sizes are out of range or do not fit each other.
@@ -55,14 +46,9 @@ class TransformerIPC(Composer):
         factorized: bool = True,
         num_weight_tokens: int | None = None,
         base_weight: bool = False,
-        renderer: Renderer | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, InstanceMetric] | None = None,
-        optimizer: OptimizerCallable | None = None,
-        scheduler: LRSchedulerCallable | None = None,
-        refinement: Refinement | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(inr, renderer, loss, metrics, optimizer, scheduler, refinement)
+        super().__init__(inr, **kwargs)
         if rank is not None and (rank < 1 or not factorized):
             raise ValueError(
                 f"rank is {rank} with factorized {factorized}: give a positive rank, and only to a factorized composer."

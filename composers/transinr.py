@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from composers.base import Composer
 from composers.encoders import Tokenizer, Transformer
 from composers.inference import Columns, Hypernetwork
-from composers.inference.refinement import Latents, Refinement
-from composers.losses import Loss
-from composers.metrics import InstanceMetric
+from composers.inference.refinement import Latents
 from composers.networks import CoordinateMLP, Modulations
-from composers.rendering import Renderer
 from datamodules.batch import Observation
 
 
@@ -29,12 +25,7 @@ class TransINR(Composer):
         tokenizer: From the signal to tokens.
         transformer: Over data and weight tokens.
         num_groups: ``G``, groups and weight tokens of a layer, a divisor of its outputs; at most one per output is used.
-        renderer: Evaluates the field where the data was measured; at points if None.
-        loss: Compares per instance; the mean squared error if None.
-        metrics: What validation and test report, by name; the PSNR if None.
-        optimizer: Makes the optimizer of all parameters; Adam with a rate of 1e-4 if None, as published.
-        scheduler: Makes the schedule of the rate, advanced every step; constant if None.
-        refinement: Gradient steps on the scales in evaluation; none if None.
+        kwargs: Arguments of `Composer`.
 
     Raises:
         ValueError: If sizes are out of range or do not fit each other.
@@ -46,14 +37,9 @@ class TransINR(Composer):
         tokenizer: Tokenizer,
         transformer: Transformer | None = None,
         num_groups: int = 64,
-        renderer: Renderer | None = None,
-        loss: Loss | None = None,
-        metrics: Mapping[str, InstanceMetric] | None = None,
-        optimizer: OptimizerCallable | None = None,
-        scheduler: LRSchedulerCallable | None = None,
-        refinement: Refinement | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(inr, renderer, loss, metrics, optimizer, scheduler, refinement)
+        super().__init__(inr, **kwargs)
         columns = {}
         self.base_weights = nn.ParameterDict()
         for layer in inr.modulated_layers:

@@ -31,7 +31,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
         num_workers: Processes that load; 0 loads in the main process.
         coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance`` as published,
             ``shared`` by the batch, which keeps the layers before the first modulated one shared, or ``none``.
-        coordinate_subset: In training, coordinates per step, drawn anew for every batch: a ratio below 1, a count, or all.
+        coordinate_subset: In training, coordinates per step, drawn anew for every batch: a ratio below 1, a count, or
+            all if None.
 
     Raises:
         ValueError: If a number is out of range.

@@ -84,13 +84,13 @@ def free_network(composer: Composer) -> LearnedInit:
     own = CoordinateMLP(
         inr.coord_dim,
         inr.value_dim,
-        [fan_out for _, fan_out in inr.layer_sizes[:-1]],
-        inr.num_layers,
-        "all",
-        inr.encoding,
-        inr.activation,
-        inr.normalize_weights,
-        inr.output_offset,
+        hidden_dim=[fan_out for _, fan_out in inr.layer_sizes[:-1]],
+        num_layers=inr.num_layers,
+        modulated_layers="all",
+        encoding=inr.encoding,
+        activation=inr.activation,
+        normalize_weights=inr.normalize_weights,
+        output_offset=inr.output_offset,
     )
     return LearnedInit(own, adapt_biases=True, renderer=composer.renderer, loss=composer.loss).eval()
 

@@ -80,7 +80,14 @@ class Refinement:
     def with_steps(self, steps: int) -> Refinement:
         """Return the same refinement with another number of steps, of which only the ends are kept."""
         return Refinement(
-            steps, self.optimizer, (), self.stages, self.starts, self.warmup_steps, self.samples_per_step, self.network
+            steps,
+            self.optimizer,
+            report=(),
+            stages=self.stages,
+            starts=self.starts,
+            warmup_steps=self.warmup_steps,
+            samples_per_step=self.samples_per_step,
+            network=self.network,
         )
 
     def seen(self, samples: Samples, step: int) -> Samples:

@@ -140,35 +140,21 @@ class SoundModule(CoordinateDataModule):
     """Sound as batches of coordinates: time, 2 units per second, and values in [-1, 1].
 
     Args:
-        seconds: Of a signal.
-        rate: Samples a second.
-        channels: 1 or 2.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        seconds: Length of a signal.
+        rate: Samples per second; recordings at other rates are resampled.
+        channels: 1 mixes all channels of a recording down by their mean; 2 takes recordings of two channels only.
+        kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
-    def __init__(
-        self,
-        seconds: float = 1.0,
-        rate: int = 16000,
-        channels: Literal[1, 2] = 1,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
-    ) -> None:
+    def __init__(self, seconds: float = 1.0, rate: int = 16000, channels: Literal[1, 2] = 1, **kwargs: Any) -> None:
         if not math.isfinite(seconds) or rate < 1 or round(seconds * rate) < 1 or channels not in (1, 2):
             raise ValueError(
                 f"seconds is {seconds}, rate {rate}, channels {channels}: a signal has at least 1 sample, in 1 or 2 channels."
             )
-        super().__init__(batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset)
+        super().__init__(**kwargs)
         self.samples = round(seconds * rate)
         self.rate = rate
         self.channels = channels
@@ -197,19 +183,13 @@ class ClipSet(SoundModule):
     raises PSNR: say which of the two a number used.
 
     Args:
-        seconds: Of a piece.
-        rate: Samples a second; clips of other rates are resampled.
-        channels: Channels of a piece; 1 mixes all channels of a clip down by their mean.
         root: Folder of the data.
-        cropping: ``whole`` clips, or as ``released`` code has it.
+        cropping: Pieces of ``whole`` clips; or as ``released`` code cuts them, without the last second of each and with the
+            zeros after short ones counted, for comparison.
         on_bad_file: What an unreadable clip does: ``raise`` stops with its name when it is met, ``skip`` reads all first,
             leaves it out and says so.
         partial: Whether a split may have fewer or more clips than were published.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `SoundModule`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if clips are missing or unreadable.
@@ -220,26 +200,18 @@ class ClipSet(SoundModule):
 
     def __init__(
         self,
-        seconds: float = 1.0,
-        rate: int = 16000,
-        channels: Literal[1, 2] = 1,
         root: str = "data",
+        *,
         cropping: Literal["whole", "released"] = "whole",
         on_bad_file: Literal["raise", "skip"] = "raise",
         partial: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            seconds, rate, channels, batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset
-        )
+        super().__init__(**kwargs)
         self.root = Path(root)
         self.on_bad_file = on_bad_file
         self.partial = partial
-        self.augmentation = Excerpt(self.samples, rate, channels, cropping == "released")
+        self.augmentation = Excerpt(self.samples, self.rate, self.channels, cropping == "released")
         self.excerpt = self.augmentation
 
     @abstractmethod

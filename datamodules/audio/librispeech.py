@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from datamodules.audio.base import ClipSet
 from datamodules.storage.archives import extract
@@ -47,24 +47,12 @@ class LibriSpeech(ClipSet):
     FLAC files.
 
     Args:
-        seconds: Of a piece.
-        rate: Samples a second; other rates than 16,000 are resampled.
-        root: Folder of the data sets.
         download: Whether to fetch the archives of the subsets into ``root``, 6.3 GB for ``train-clean-100``; one that was put
             there by hand is unpacked anyway.
         train_subset: What is trained on.
         val_subset: What validation sees.
         test_subset: What the test sees.
-        cropping: Pieces of ``whole`` utterances; or as ``released`` code cuts them, without the last second of each and with
-            the zeros after short ones counted, for comparison.
-        on_bad_file: What an unreadable utterance does: ``raise`` stops with its name when it is met, ``skip`` reads all first,
-            leaves it out and says so.
-        partial: Whether a subset may have fewer or more utterances than were published.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `ClipSet`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if utterances are missing or unreadable.
@@ -84,36 +72,14 @@ class LibriSpeech(ClipSet):
 
     def __init__(
         self,
-        seconds: float = 1.0,
-        rate: int = 16000,
-        root: str = "data",
+        *,
         download: bool = True,
         train_subset: Subset = "train-clean-100",
         val_subset: Subset = "test-clean",
         test_subset: Subset = "test-clean",
-        cropping: Literal["whole", "released"] = "whole",
-        on_bad_file: Literal["raise", "skip"] = "raise",
-        partial: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            seconds,
-            rate,
-            1,
-            root,
-            cropping,
-            on_bad_file,
-            partial,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            coordinate_noise,
-            coordinate_subset,
-        )
+        super().__init__(channels=1, **kwargs)
         self.download = download
         self.subsets: Mapping[Split, Subset] = {"train": train_subset, "val": val_subset, "test": test_subset}
         for subset in self.subsets.values():

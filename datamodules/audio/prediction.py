@@ -93,7 +93,7 @@ class SoundFiles(CoordinateDataModule):
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers=num_workers)
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
         self.rate = _RATE if rate is None else rate
         if self.rate < 1:
             raise ValueError(f"rate is {rate}; give the samples per second that the model was trained with.")

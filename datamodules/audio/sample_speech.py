@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -71,35 +71,17 @@ class SampleSpeech(SoundModule):
     are in ``samples/speech/LICENSES.md``. They are for trying things out: too few to stand for LibriSpeech.
 
     Args:
-        seconds: Of a piece.
-        rate: Samples a second; other rates than 16,000 are resampled.
         crops_per_epoch: Training pieces of an epoch.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation and test; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `SoundModule`.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
-    def __init__(
-        self,
-        seconds: float = 1.0,
-        rate: int = 16000,
-        crops_per_epoch: int = 1024,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
-    ) -> None:
+    def __init__(self, *, crops_per_epoch: int = 1024, **kwargs: Any) -> None:
         if crops_per_epoch < 1:
             raise ValueError(f"crops_per_epoch is {crops_per_epoch}; an epoch has at least 1 piece.")
-        super().__init__(
-            seconds, rate, 1, batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset
-        )
+        super().__init__(channels=1, **kwargs)
         self.crops_per_epoch = crops_per_epoch
         self.augmentation = RandomPiece(self.samples)
 

@@ -112,11 +112,7 @@ class PictureSet(CoordinateDataModule):
         cache: Folder that keeps decoded pictures; if None, they are decoded every time.
         on_bad_file: What an unreadable picture does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
         partial: Whether a split may have fewer or more pictures than were published.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if pictures are missing, unreadable or of another size.
@@ -135,15 +131,11 @@ class PictureSet(CoordinateDataModule):
         cache: str | None = "data/cache",
         on_bad_file: Literal["raise", "skip"] = "raise",
         partial: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
+        **kwargs: Any,
     ) -> None:
         if size < 1:
             raise ValueError(f"size is {size}; a picture has at least 1 pixel along each side.")
-        super().__init__(batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset)
+        super().__init__(**kwargs)
         self.size = size
         self.root = Path(root)
         self.cache = None if cache is None else Path(cache)

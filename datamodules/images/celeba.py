@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from datamodules.images.base import PictureSet
 from datamodules.storage.archives import extract
@@ -26,19 +26,10 @@ class CelebA(PictureSet):
     (as Kaggle has them), ``img_align_celeba``, ``CelebA_aligned`` and ``celeba`` of ``root``.
 
     Args:
-        size: Pixels along each side of a picture as it is trained and evaluated on.
-        root: Folder of the data sets.
         download: Whether to fetch the archive (about 1.4 GB) into ``root``, from a mirror; one that was put there by hand is
             unpacked anyway.
         validation: Pictures that validation sees: ``val``, or those of the ``test``, as in the published training.
-        cache: Folder that keeps decoded pictures; if None, they are decoded every time.
-        on_bad_file: What an unreadable picture does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
-        partial: Whether a split may have fewer pictures than were published.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `PictureSet`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if pictures are missing, unreadable or of another size.
@@ -57,33 +48,8 @@ class CelebA(PictureSet):
         "test": range(182_638, 202_600),
     }
 
-    def __init__(
-        self,
-        size: int = 178,
-        root: str = "data",
-        download: bool = True,
-        validation: Literal["val", "test"] = "val",
-        cache: str | None = "data/cache",
-        on_bad_file: Literal["raise", "skip"] = "raise",
-        partial: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
-    ) -> None:
-        super().__init__(
-            size,
-            root,
-            cache,
-            on_bad_file,
-            partial,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            coordinate_noise,
-            coordinate_subset,
-        )
+    def __init__(self, *, download: bool = True, validation: Literal["val", "test"] = "val", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.download = download
         self.validation: Split = validation
 

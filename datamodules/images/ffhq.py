@@ -7,7 +7,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from datamodules.images.base import PictureSet
 from datamodules.storage.folders import NamedFile, Split
@@ -31,18 +31,9 @@ class FFHQ(PictureSet):
     ``root``, all together or in folders of a thousand.
 
     Args:
-        size: Pixels along each side of a picture as it is trained and evaluated on.
-        root: Folder of the data sets.
         training_list: Text file that names the training pictures, one per line, with or without ending and folders.
         validation_list: The same for validation and test.
-        cache: Folder that keeps decoded pictures; if None, they are decoded every time.
-        on_bad_file: What an unreadable picture does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
-        partial: Whether a split may have fewer pictures than it should.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `PictureSet`.
 
     Raises:
         ValueError: If a number is out of range, or there is one list without the other; at set-up, if a list is wrong, or
@@ -51,38 +42,13 @@ class FFHQ(PictureSet):
 
     shape: ClassVar[tuple[int, int]] = (1024, 1024)
 
-    def __init__(
-        self,
-        size: int = 178,
-        root: str = "data",
-        training_list: str | None = None,
-        validation_list: str | None = None,
-        cache: str | None = "data/cache",
-        on_bad_file: Literal["raise", "skip"] = "raise",
-        partial: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
-    ) -> None:
+    def __init__(self, *, training_list: str | None = None, validation_list: str | None = None, **kwargs: Any) -> None:
         if (training_list is None) != (validation_list is None):
             raise ValueError(
                 f"training_list is {training_list}, validation_list {validation_list}: give both, or none for the customary "
                 "split."
             )
-        super().__init__(
-            size,
-            root,
-            cache,
-            on_bad_file,
-            partial,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            coordinate_noise,
-            coordinate_subset,
-        )
+        super().__init__(**kwargs)
         self.training_list = training_list
         self.validation_list = validation_list
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from datamodules.images.base import PictureSet
 from datamodules.storage.archives import extract
@@ -25,19 +25,10 @@ class ImageNette(PictureSet):
     ``root`` itself: folders ``train`` and ``val``, in which every class has a folder.
 
     Args:
-        size: Pixels along each side of a picture as it is trained and evaluated on.
-        root: Folder of the data sets.
         download: Whether to fetch the archive (about 340 MB) into ``root``; one that was put there by hand is unpacked anyway.
         flip: Whether half of the training pictures are mirrored left to right, at random.
         evaluation: What validation and test see: ``resized`` as published, or ``matched`` to the scale of training.
-        cache: Folder that keeps decoded pictures; if None, they are decoded every time.
-        on_bad_file: What an unreadable picture does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
-        partial: Whether a split may have fewer or more pictures than were published.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `PictureSet`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if pictures are missing or unreadable.
@@ -53,35 +44,16 @@ class ImageNette(PictureSet):
 
     def __init__(
         self,
-        size: int = 178,
-        root: str = "data",
+        *,
         download: bool = True,
         flip: bool = True,
         evaluation: Literal["resized", "matched"] = "resized",
-        cache: str | None = "data/cache",
-        on_bad_file: Literal["raise", "skip"] = "raise",
-        partial: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            size,
-            root,
-            cache,
-            on_bad_file,
-            partial,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            coordinate_noise,
-            coordinate_subset,
-        )
+        super().__init__(**kwargs)
         self.download = download
         self.evaluation = evaluation
-        self.random_crop = RandomCrop(size, flip)
+        self.random_crop = RandomCrop(self.size, flip)
 
     def fetch(self) -> None:
         """Download and unpack the archive, unless the pictures are there."""

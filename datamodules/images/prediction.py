@@ -132,7 +132,7 @@ class PictureFiles(CoordinateDataModule):
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers=num_workers)
+        super().__init__(batch_size=batch_size, num_workers=num_workers)
         if detail < 1 or (tile_size is not None and tile_size < 2):
             raise ValueError(
                 f"detail is {detail}, tile_size {tile_size}; detail is at least 1, a tile at least 2 pixels."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
+from typing import Any
 
 import skimage.data
 import torch
@@ -69,11 +69,7 @@ class SamplePhotos(CoordinateDataModule):
         crops_per_epoch: Training crops of an epoch.
         scales: Short sides of the photographs that are cropped, in multiples of ``size``, at least 1.
         shuffle_colors: In training, whether colour channels change places at random: more colours than twelve pictures have.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation and test; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance``, ``shared`` or ``none``.
-        coordinate_subset: In training, coordinates per step: a ratio below 1, a count, or all if None.
+        kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -85,18 +81,14 @@ class SamplePhotos(CoordinateDataModule):
         crops_per_epoch: int = 1024,
         scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
         shuffle_colors: bool = False,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        coordinate_noise: Literal["none", "per_instance", "shared"] = "none",
-        coordinate_subset: int | float | None = None,
+        **kwargs: Any,
     ) -> None:
         if size < 1 or crops_per_epoch < 1 or not scales or min(scales) < 1:
             raise ValueError(
                 f"size is {size}, crops_per_epoch {crops_per_epoch}, scales {list(scales)}: "
                 "sizes and counts are at least 1, and so are scales, of which there is at least one."
             )
-        super().__init__(batch_size, eval_batch_size, num_workers, coordinate_noise, coordinate_subset)
+        super().__init__(**kwargs)
         self.size = size
         self.crops_per_epoch = crops_per_epoch
         self.scales = tuple(scales)

@@ -35,28 +35,18 @@ class SceneSet(SceneModule):
     that numbers do not depend on seeds, processes or devices; instances are named ``SCENE.REPETITION``, or ``SCENE`` where
     there is one draw.
 
-    Protocols of evaluation: ``draws`` takes support and query views from all frames (TransINR and IPC, 100 draws); ``halves``
-    support views from the first ``train_frames``, query views from the others (LearnIt); ``first`` the first frame as support
-    and the next 25 as query views, once per scene (nerf-meta).
-
     Args:
         root: Folder of the data.
-        views: Support views of an instance, which are looked at.
-        query_views: Views of an instance that are to be rendered.
-        size: Pixels along each side of the pictures; scenes of another size are broken.
-        near: Depth at which rendering starts, in world units from the plane of the camera.
-        far: Depth at which it ends.
         train_frames: Frames of a scene, from the first, that training draws from.
         repeats: Times that a scene comes in a training epoch.
-        protocol: How evaluation takes views: ``draws``, ``halves`` or ``first``.
+        protocol: How evaluation takes views: ``draws`` from all frames, as TransINR and IPC do; ``halves``, support from the
+            first ``train_frames`` and queries from the others, as LearnIt; ``first``, the first as support and the next 25 as
+            queries, once per scene, as nerf-meta.
         draws: Times that a scene comes in the test, with other views; with ``first`` it comes once.
         val_draws: The same in validation.
-        rays_per_view: Rays of every query view in a training step; all, if it has fewer.
-        foreground_epochs: Training epochs, from the first, in which half of the rays come from the foreground.
-        on_bad_scene: What a broken scene does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
+        on_bad_scene: What a scene does that is broken, missing or of another ``size``: ``raise`` stops with its name,
+            ``skip`` leaves it out and reports it.
+        kwargs: Arguments of `SceneModule`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if scenes are missing or broken.
@@ -67,44 +57,25 @@ class SceneSet(SceneModule):
     def __init__(
         self,
         root: str = "data",
-        views: int = 1,
-        query_views: int = 1,
-        size: int = 128,
-        near: float = 2.0,
-        far: float = 6.0,
+        *,
         train_frames: int = 25,
         repeats: int = 1,
         protocol: Protocol = "draws",
         draws: int = 100,
         val_draws: int = 1,
-        rays_per_view: int = 128,
-        foreground_epochs: int = 2,
         on_bad_scene: Literal["raise", "skip"] = "skip",
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            views,
-            query_views,
-            size,
-            near,
-            far,
-            rays_per_view,
-            foreground_epochs,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-        )
+        super().__init__(**kwargs)
         if min(train_frames, repeats, draws, val_draws) < 1:
             raise ValueError(
                 f"train_frames is {train_frames}, repeats {repeats}, draws {draws}, val_draws {val_draws}: each is at least 1."
             )
         if protocol not in get_args(Protocol):
             raise ValueError(f"protocol is {protocol!r}: choose of {', '.join(get_args(Protocol))}.")
-        if protocol == "first" and views != 1:
+        if protocol == "first" and self.views != 1:
             raise ValueError(
-                f"views is {views}, and protocol first has one support view: set views 1, or another protocol."
+                f"views is {self.views}, and protocol first has one support view: set views 1, or another protocol."
             )
         self.root = Path(root)
         self.train_frames = train_frames
@@ -114,7 +85,7 @@ class SceneSet(SceneModule):
         self.val_draws = val_draws
         self.on_bad_scene = on_bad_scene
         self.read_picture = partial(read_view, drop_alpha=self.drop_alpha)
-        self.augmentation = ViewDraw(views + query_views, train_frames, self.read_picture)
+        self.augmentation = ViewDraw(self.views + self.query_views, train_frames, self.read_picture)
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Path]:

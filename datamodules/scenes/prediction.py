@@ -118,7 +118,7 @@ class SceneFiles(SceneModule):
         if (near is None) != (far is None):
             raise ValueError(f"near is {near}, far {far}: give both, or leave both to the checkpoint.")
         super().__init__(
-            len(support),
+            views=len(support),
             near=0.0 if near is None else near,
             far=1.0 if far is None else far,
             rays_per_view=1,

@@ -38,9 +38,7 @@ class SceneModule(CoordinateDataModule):
         far: Depth at which it ends.
         rays_per_view: Rays of every query view in a training step; all, if it has fewer.
         foreground_epochs: Training epochs, from the first, in which half of the rays come from the foreground.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
+        kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -60,9 +58,7 @@ class SceneModule(CoordinateDataModule):
         far: float = 6.0,
         rays_per_view: int = 128,
         foreground_epochs: int = 2,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
         if views < 1 or query_views < 1 or size < 1:
             raise ValueError(f"views is {views}, query_views {query_views}, size {size}: each is at least 1.")
@@ -72,7 +68,7 @@ class SceneModule(CoordinateDataModule):
             raise ValueError(
                 f"rays_per_view is {rays_per_view}, foreground_epochs {foreground_epochs}: at least 1 ray, epochs may be 0."
             )
-        super().__init__(batch_size, eval_batch_size, num_workers)
+        super().__init__(coordinate_noise="none", coordinate_subset=None, **kwargs)
         self.views = views
         self.query_views = query_views
         self.size = size

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from datamodules.randomness import seed_at
 from datamodules.scenes.base import SceneSet
-from datamodules.scenes.draws import Protocol
 from datamodules.scenes.rendering import RenderSettings, render_folder
 from datamodules.storage.folders import NamedFile, Split
 from datamodules.storage.meshes import mesh_files
@@ -49,7 +48,8 @@ class SampleObjects(SceneSet):
 
     All objects are seen by the same cameras, drawn evenly from the sphere between 0 and 60 degrees above the ground at distance
     4, so that the same frame of two objects is the same pose. Objects of training, validation and test are apart: 12, 2 and 4
-    chairs; 2, 1 and 1 lamps. They are grey, under one light, z up, of radius 1.4.
+    chairs; 2, 1 and 1 lamps. They are grey, under one light, z up, of radius 1.4, so that they lie at depths
+    from 2.6 to 5.4. Their pictures are written to the folder ``sample_objects`` of ``root``.
 
     The meshes are of Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; authors are named in ``samples/meshes/LICENSES.md``.
     They are for trying things out: too few to stand for ShapeNet.
@@ -58,21 +58,10 @@ class SampleObjects(SceneSet):
         objects: Which of them: ``chairs``, ``lamps`` or ``all``.
         size: Pixels along each side of the pictures.
         frames: Pictures of an object.
-        root: Folder of the data; pictures are put into its folder ``sample_objects``.
-        views: Support views of an instance, which are looked at.
-        query_views: Views of an instance that are to be rendered.
-        near: Depth at which rendering starts; objects begin at 2.6.
-        far: Depth at which it ends; objects end at 5.4.
-        train_frames: Frames of an object, from the first, that training draws from.
         repeats: Times that an object comes in a training epoch.
-        protocol: How evaluation takes views: ``draws``, ``halves`` or ``first``.
         draws: Times that an object comes in the test, with other views; with ``first`` it comes once.
         val_draws: The same in validation.
-        rays_per_view: Rays of every query view in a training step.
-        foreground_epochs: Training epochs, from the first, in which half of the rays come from the foreground.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
+        kwargs: Arguments of `SceneSet`.
 
     Raises:
         ValueError: If a number is out of range, or the folder cannot be written.
@@ -83,43 +72,15 @@ class SampleObjects(SceneSet):
         objects: Objects = "chairs",
         size: int = 64,
         frames: int = 50,
-        root: str = "data",
-        views: int = 1,
-        query_views: int = 1,
-        near: float = 2.0,
-        far: float = 6.0,
-        train_frames: int = 25,
+        *,
         repeats: int = 16,
-        protocol: Protocol = "draws",
         draws: int = 10,
         val_draws: int = 5,
-        rays_per_view: int = 128,
-        foreground_epochs: int = 2,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
         if objects not in get_args(Objects):
             raise ValueError(f"objects is {objects!r}: choose of {', '.join(get_args(Objects))}.")
-        super().__init__(
-            root,
-            views,
-            query_views,
-            size,
-            near,
-            far,
-            train_frames,
-            repeats,
-            protocol,
-            draws,
-            val_draws,
-            rays_per_view,
-            foreground_epochs,
-            on_bad_scene="raise",
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-        )
+        super().__init__(size=size, repeats=repeats, draws=draws, val_draws=val_draws, on_bad_scene="raise", **kwargs)
         if frames < 1:
             raise ValueError(f"frames is {frames}: an object has at least 1 picture.")
         self.objects = objects

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from datamodules.scenes.base import SceneSet
-from datamodules.scenes.draws import Protocol
 from datamodules.storage.folders import Split
 
 ORIGIN = "https://drive.google.com/drive/folders/1lRfg-Ov1dd3ldke9Gv9dyzGGTxiFOhIs"
@@ -29,25 +28,7 @@ class ShapeNet(SceneSet):
     Args:
         category: ``chairs``, ``cars`` or ``lamps``.
         root: Folder of the lists and the categories.
-        views: Support views of an instance, which are looked at.
-        query_views: Views of an instance that are to be rendered.
-        size: Pixels along each side of the pictures; scenes of another size are broken.
-        near: Depth at which rendering starts, in world units from the plane of the camera.
-        far: Depth at which it ends.
-        train_frames: Frames of an object, from the first, that training draws from.
-        repeats: Times that an object comes in a training epoch.
-        protocol: How evaluation takes views: ``draws`` from all frames, as TransINR and IPC do; ``halves``, support from the
-            first ``train_frames`` and queries from the others, as LearnIt; ``first``, the first as support and the next 25 as
-            queries, once per object, as nerf-meta.
-        draws: Times that an object comes in the test, with other views; with ``first`` it comes once.
-        val_draws: The same in validation.
-        rays_per_view: Rays of every query view in a training step; all, if it has fewer.
-        foreground_epochs: Training epochs, from the first, in which half of the rays come from the foreground.
-        on_bad_scene: What a broken object does, or one that is listed and not there: ``raise`` stops with its name, ``skip``
-            leaves it out and says so.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
+        kwargs: Arguments of `SceneSet`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if objects are missing or broken.
@@ -59,48 +40,10 @@ class ShapeNet(SceneSet):
         "lamps": ("lamps", "03636649"),
     }
 
-    def __init__(
-        self,
-        category: Category = "chairs",
-        root: str = "data/shapenet",
-        views: int = 1,
-        query_views: int = 1,
-        size: int = 128,
-        near: float = 2.0,
-        far: float = 6.0,
-        train_frames: int = 25,
-        repeats: int = 1,
-        protocol: Protocol = "draws",
-        draws: int = 100,
-        val_draws: int = 1,
-        rays_per_view: int = 128,
-        foreground_epochs: int = 2,
-        on_bad_scene: Literal["raise", "skip"] = "skip",
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-    ) -> None:
+    def __init__(self, category: Category = "chairs", root: str = "data/shapenet", **kwargs: Any) -> None:
         if category not in self.folders:
             raise ValueError(f"category is {category!r}: choose of {', '.join(self.folders)}.")
-        super().__init__(
-            root,
-            views,
-            query_views,
-            size,
-            near,
-            far,
-            train_frames,
-            repeats,
-            protocol,
-            draws,
-            val_draws,
-            rays_per_view,
-            foreground_epochs,
-            on_bad_scene,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-        )
+        super().__init__(root=root, **kwargs)
         self.category: Category = category
 
     def scenes(self, split: Split) -> list[Path]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 from datamodules.scenes.base import SceneSet
-from datamodules.scenes.draws import Protocol
 from datamodules.storage.folders import Split
 from datamodules.storage.views import Scene, read_srn
 
@@ -27,23 +26,10 @@ class SRNScenes(SceneSet):
     Args:
         category: How the names of the folders begin.
         root: Folder that holds them.
-        views: Support views of an instance, which are looked at.
-        query_views: Views of an instance that are to be rendered.
-        size: Pixels along each side of the pictures; scenes of another size are broken.
         near: Depth at which rendering starts, in world units from the plane of the camera.
         far: Depth at which it ends.
         train_frames: Frames of a scene, from the first, that training draws from.
-        repeats: Times that a scene comes in a training epoch.
-        protocol: How evaluation takes views: ``draws`` from all frames; ``halves``, support from the first ``train_frames`` and
-            queries from the others; ``first``, the first as support and the next 25 as queries, once per scene.
-        draws: Times that a scene comes in the test, with other views; with ``first`` it comes once.
-        val_draws: The same in validation.
-        rays_per_view: Rays of every query view in a training step; all, if it has fewer.
-        foreground_epochs: Training epochs, from the first, in which half of the rays come from the foreground.
-        on_bad_scene: What a broken scene does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
-        batch_size: Instances per device and step.
-        eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
+        kwargs: Arguments of `SceneSet`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if scenes are missing or broken.
@@ -55,42 +41,13 @@ class SRNScenes(SceneSet):
         self,
         category: str = "cars",
         root: str = "data/srn",
-        views: int = 1,
-        query_views: int = 1,
-        size: int = 128,
+        *,
         near: float = 0.8,
         far: float = 1.8,
         train_frames: int = 50,
-        repeats: int = 1,
-        protocol: Protocol = "draws",
-        draws: int = 100,
-        val_draws: int = 1,
-        rays_per_view: int = 128,
-        foreground_epochs: int = 2,
-        on_bad_scene: Literal["raise", "skip"] = "skip",
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            root,
-            views,
-            query_views,
-            size,
-            near,
-            far,
-            train_frames,
-            repeats,
-            protocol,
-            draws,
-            val_draws,
-            rays_per_view,
-            foreground_epochs,
-            on_bad_scene,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-        )
+        super().__init__(root=root, near=near, far=far, train_frames=train_frames, **kwargs)
         self.category = category
 
     def scenes(self, split: Split) -> list[Path]:

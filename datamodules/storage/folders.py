@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,6 +35,41 @@ class NamedFile(NamedTuple):
 
     name: str
     path: Path
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """A random split of files; it depends on their names and the seed alone.
+
+    Args:
+        val_ratio: Part for validation, in (0, 1), at least one file.
+        test_ratio: Part for the test; if 0, the files of validation serve.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: If a ratio is out of range, or nothing is left for training.
+    """
+
+    val_ratio: float
+    test_ratio: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ratios."""
+        if not (0 < self.val_ratio < 1 and 0 <= self.test_ratio < 1 and self.val_ratio + self.test_ratio < 1):
+            raise ValueError(
+                f"val_ratio is {self.val_ratio}, test_ratio {self.test_ratio}: val_ratio must be in (0, 1), test_ratio in "
+                "[0, 1), and their sum below 1, so that something is left for training."
+            )
+
+    def names(self, split: Split, names: Sequence[str]) -> set[str]:
+        """Return which names belong to a split, by an order in which the place of each depends on no other."""
+        order = sorted(names, key=lambda name: seed_at("split", self.seed, name))
+        val = max(1, round(self.val_ratio * len(order)))
+        test = round(self.test_ratio * len(order))
+        if split == "train":
+            return set(order[val + test :])
+        return set(order[val : val + test] if split == "test" and test else order[:val])
 
 
 def splits_of(stage: str | None) -> tuple[Split, ...]:
@@ -97,21 +133,16 @@ def files_of_split(
     split: Split,
     found_in: Callable[[Path], Sequence[tuple[Path, Path]]],
     what: str,
-    *,
-    val_ratio: float,
-    test_ratio: float,
-    seed: int,
+    random_split: RandomSplit,
 ) -> tuple[list[NamedFile], str]:
     """Return the files of a split of anybody's folder, named by their places, and in words how it is split.
 
     Args:
-        root: The folder, split by folders in it (`split_folder`) or else by a draw (`drawn`).
+        root: The folder, split by folders in it (`split_folder`) or else at random.
         split: Which part is wanted.
         found_in: Returns the files below a folder and their places, in an order that is always the same.
         what: They are, in the plural.
-        val_ratio: As for `drawn`.
-        test_ratio: As for `drawn`.
-        seed: As for `drawn`.
+        random_split: How it is split where no folders do it.
 
     Raises:
         ValueError: If there is no such folder, or nothing in it.
@@ -124,24 +155,6 @@ def files_of_split(
         return found, f"by folders: {split_folder(root, 'train')} and {split_folder(root, 'val')}"
     if not found:
         raise ValueError(f"The folder {root} holds no {what}: name another with --data.init_args.root.")
-    chosen = drawn([file.name for file in found], split, val_ratio, test_ratio, seed)
-    note = f"drawn with split_seed {seed}, for {root} has no folders train and val"
+    chosen = random_split.names(split, [file.name for file in found])
+    note = f"drawn with split_seed {random_split.seed}, for {root} has no folders train and val"
     return [file for file in found if file.name in chosen], note
-
-
-def drawn(names: Sequence[str], split: Split, val_ratio: float, test_ratio: float, seed: int) -> set[str]:
-    """Return the names of a split, drawn by an order that every name has by itself.
-
-    Args:
-        names: Of all files.
-        split: Which part is wanted.
-        val_ratio: Part for validation, in (0, 1), at least one name.
-        test_ratio: The same for the test; if 0, the names of validation serve.
-        seed: Of the draw.
-    """
-    order = sorted(names, key=lambda name: seed_at("split", seed, name))
-    val = max(1, round(val_ratio * len(order)))
-    test = round(test_ratio * len(order))
-    if split == "train":
-        return set(order[val + test :])
-    return set(order[val : val + test] if split == "test" and test else order[:val])

@@ -203,7 +203,7 @@ def test_all_of_a_clip_is_listened_to_a_block_at_a_time(monkeypatch):
     ],
 )
 def test_what_is_shorter_than_a_piece_depends_on_the_cropping(samples, cropping, told):
-    data = Numbered(3.0, RATE, cropping=cropping)
+    data = Numbered(seconds=3.0, rate=RATE, cropping=cropping)
     [only] = soundings(data, [clip("a.flac", samples)])
     assert [(one.kind, one.detail) for one in only] == ([] if told is None else [("short", f"a.flac {told}")])
 

@@ -208,5 +208,5 @@ def test_a_folder_without_scenes_is_refused(tmp_path):
         ready(SceneFolder(str(tmp_path)))
     with pytest.raises(ValueError, match="There is no folder"):
         ready(SceneFolder(str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError, match=r"val_ratio is 0\.0, test_ratio 0\.0: parts of the scenes"):
+    with pytest.raises(ValueError, match=r"val_ratio is 0\.0, test_ratio 0\.0: val_ratio must be in"):
         SceneFolder(val_ratio=0.0)
