@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
-from datamodules.domain import cell_size, grid, jitter, subset
+from datamodules.domain import Domain, Grid, cell_size, grid, jitter, subset
 from datamodules.loading import Addressed, AddressSampler, Augmentation, FixedSampler, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
+from datamodules.spec import DataSpec, Modality
 
 
 class CoordinateDataModule(LightningDataModule, ABC):
@@ -42,6 +43,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     val_set: Dataset[Signal]
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
+    modality: Modality
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def __init__(
@@ -86,6 +88,16 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def value_dim(self) -> int:
         """``C``, channels of a value."""
         return self.signal_shape[0]
+
+    @property
+    def domain(self) -> Domain:
+        """Where the signals are defined."""
+        return Grid((self.coord_range,) * self.coord_dim)
+
+    @property
+    def spec(self) -> DataSpec:
+        """All that this data module states of its signals."""
+        return DataSpec(self.domain, self.value_dim, self.signal_shape, self.modality)
 
     @property
     def coord_range(self) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples, Views
 from datamodules.cameras import orbit, pixel_rays
+from datamodules.domain import Rays
 from datamodules.randomness import generator_at
 
 _WHITE = 255  # of all channels, where a ray meets nothing
@@ -81,6 +82,11 @@ class SceneModule(CoordinateDataModule):
     def signal_shape(self) -> tuple[int, ...]:
         """``(views, 3, size, size)``, that of the support pictures."""
         return self.views, 3, self.size, self.size
+
+    @property
+    def domain(self) -> Rays:
+        """Rays between the depths."""
+        return Rays(self.near, self.far)
 
     @property
     def coord_dim(self) -> int:
