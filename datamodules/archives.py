@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple, cast
 
-from datamodules.download import FULL, locked, progress
-from datamodules.files import flush_folder, refusal_of_link
+from datamodules.files import FULL, flush_folder, locked, refusal_of_link
+from datamodules.progress import progress
 
 _CHUNK = 1 << 18  # bytes
 _USUAL = 10**9  # bytes, never a bomb

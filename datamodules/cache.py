@@ -24,11 +24,11 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
-from datamodules.download import FULL, is_first_process, locked, progress
-from datamodules.files import open_own, written_whole
+from datamodules.files import FULL, locked, open_own, written_whole
 from datamodules.folders import NamedFile
 from datamodules.images import Preparation, read_picture
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import in_order
+from datamodules.progress import counting, is_first_process, progress
 
 _FORMAT = 1  # of the files, and of what decoding makes of a picture
 _ENOUGH = 32  # pictures, from which the size of all is estimated

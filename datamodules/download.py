@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import http.client
 import json
@@ -11,26 +10,16 @@ import os
 import re
 import shutil
 import ssl
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib import error as web
 from urllib import request
 from urllib.parse import urlsplit
 
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-from datamodules.files import flush_folder, open_own, refusal_of_link, written_whole
-
-if sys.platform != "win32":
-    import fcntl
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from datamodules.files import FULL, flush_folder, locked, open_own, refusal_of_link, written_whole
+from datamodules.progress import progress
 
 _CHUNK = 1 << 18  # bytes
 _DIGITS = {"md5": 32, "sha256": 64}
@@ -125,79 +114,6 @@ def download(
     except OSError as error:
         raise ValueError(_of_the_disk(error, source, path)) from error
     return path
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time write ``path``; the system lets the next one in when a process is killed.
-
-    Where files cannot be locked (some network disks, Windows) nobody waits, and checks of the content have to do.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    place, waited = path.with_name(f"{path.name}.lock"), False
-    while True:
-        with os.fdopen(open_own(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
-            waited = _wait_for(file.fileno(), path, told=waited) or waited
-            if _is_open(place, file.fileno()):  # else the process before removed it
-                try:
-                    yield
-                finally:
-                    place.unlink(missing_ok=True)
-                return
-
-
-def _is_open(place: Path, descriptor: int) -> bool:
-    """Return whether a path still leads to the file that is open."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(place.stat(), os.fstat(descriptor))
-    return False
-
-
-def _wait_for(descriptor: int, path: Path, told: bool) -> bool:
-    """Lock a file; return whether another process had to end first, and say so unless that was told before."""
-    assert sys.platform != "win32"
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if is_first_process() and not told:
-            Console(stderr=True, soft_wrap=True).print(f"Waiting for another process, which writes {path}.")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return True
-    except OSError:
-        pass  # no locks on this disk
-    return False
-
-
-@contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with bytes, speed and time left on a terminal, on one process.
-
-    Args:
-        label: What goes on.
-        total: Bytes, None if unknown.
-
-    Yields:
-        What is told the bytes done so far.
-    """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    quiet = not console.is_terminal or not is_first_process()
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def is_first_process() -> bool:
-    """Return whether this process speaks for all of a run."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _check(source: Source) -> None:

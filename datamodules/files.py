@@ -15,9 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from filelock import FileLock, Timeout, lock_descriptor
+from rich.console import Console
 
+from datamodules.progress import is_first_process
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _ABANDONED = 24 * 3600  # seconds after which a temporary file is nobody's, on disks without locks
 _FOLDER = ".part-"
 _NEW = 60  # seconds
@@ -54,6 +59,45 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)  # unlocks
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write ``path``; the lock of a process that is killed ends with it.
+
+    Where files cannot be locked (some network disks) nobody waits, and checks of the content have to suffice.
+
+    Args:
+        path: The file or folder; the lock is ``NAME.lock`` beside it.
+
+    Raises:
+        ValueError: If the lock file is a link.
+    """
+    place = path.with_name(f"{path.name}.lock")
+    lock = FileLock(place, fallback_to_soft=False)
+    try:
+        _acquire(lock, path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(refusal_of_link(place)) from error
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a waiting process notices that its file is gone
+            place.unlink()
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    """Acquire a lock, and log if another process has to finish first."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if is_first_process():
+            Console(stderr=True, soft_wrap=True).print(f"Waiting for another process, which writes {path}.")
+        lock.acquire()
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -114,7 +158,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         descriptor = os.open(made, os.O_RDONLY | _NO_LINK)
         try:
             with suppress(OSError):  # no locks on this disk
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_descriptor(descriptor)
             yield Path(made)
         finally:
             os.close(descriptor)
@@ -175,7 +219,7 @@ def _created(part: Path) -> tuple[Path, int] | None:
         if sys.platform == "win32":
             return part, descriptor
         with suppress(OSError):  # no locks on this disk
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_descriptor(descriptor)
         if _is_open(part, descriptor):
             return part, descriptor
         os.close(descriptor)  # another process took it for abandoned, before it was locked
@@ -197,14 +241,10 @@ def _remove_abandoned(part: Path) -> None:
 
 def _is_abandoned(descriptor: int, changed: float) -> bool:
     """Return whether nobody writes a temporary file."""
-    assert sys.platform != "win32"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(descriptor, blocking=False)
     except OSError:  # no locks on this disk
         return time.time() - changed > _ABANDONED
-    return True
 
 
 def _is_open(part: Path, descriptor: int) -> bool:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, get_args
 from torch.utils.data import Dataset
 
 from datamodules.folders import Split, splits_of, tell_left_out
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import in_order
+from datamodules.progress import counting
 from datamodules.scene_draws import QUERIES_OF_FIRST, EvaluationViews, Protocol, SceneReferences, ViewDraw, drawn_frames
 from datamodules.scene_rays import SceneModule
 from datamodules.scenes import Scene, is_opaque, read_transforms, read_view

@@ -14,7 +14,8 @@ import torch
 from datamodules.check.pictures import Findings, Group, Problem, Row, merged, miscounted
 from datamodules.clip_sets import ClipSet
 from datamodules.folders import Split
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import in_order
+from datamodules.progress import counting
 from datamodules.sound import ClipFacts, clip_facts, in_channels, read_clip, resampled, resampled_frames, sound_files
 
 _BLOCK = 1 << 22  # samples that are decoded at a time

@@ -10,7 +10,8 @@ from typing import get_args
 
 from datamodules.check.pictures import Findings, Problem, Row
 from datamodules.folders import Split
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import in_order
+from datamodules.progress import counting
 from datamodules.scene_draws import posed
 from datamodules.scene_sets import SceneSet
 from datamodules.scenes import Scene

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from datamodules.images import quiet, read_picture
-from datamodules.parallel import counting, in_order
+from datamodules.parallel import in_order
+from datamodules.progress import counting
 
 
 class Fault(NamedTuple):

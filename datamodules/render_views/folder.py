@@ -22,11 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.cameras import focal_length, look_at
-from datamodules.download import locked
-from datamodules.files import flush_folder, refusal_of_link, written_whole
+from datamodules.files import flush_folder, locked, refusal_of_link, written_whole
 from datamodules.folders import NamedFile, Split
 from datamodules.meshes import RADIUS, read_mesh
-from datamodules.parallel import counting
+from datamodules.progress import counting
 from datamodules.randomness import generator_at, seed_at
 from datamodules.raycast import Caster
 
