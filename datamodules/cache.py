@@ -24,7 +24,7 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
-from datamodules.files import FULL, locked, open_own, written_whole
+from datamodules.files import FULL, is_verified, locked, open_own, remember_verified, written_whole
 from datamodules.folders import NamedFile
 from datamodules.images import Preparation, read_picture
 from datamodules.parallel import in_order
@@ -271,17 +271,12 @@ def _write_index(place: _Place, entries: Sequence[_Entry]) -> bytes:
 
 def _verify(place: _Place, text: bytes, entries: Sequence[_Entry]) -> None:
     """Compare the pixels with their checksums, unless that was done since they changed."""
-    facts = place.pixels.stat()
-    state = {"index": text[:64].decode(), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-    with suppress(OSError, ValueError):
-        if json.loads(place.verified.read_bytes()) == state:
-            return
+    if is_verified(place.pixels, place.verified, index=text[:64].decode()):
+        return
     right = _right(place, entries)
     if right < len(entries):
         raise _DamagedError(f"has damaged pixels, the first in picture {right + 1:,}")
-    # where it cannot be written, it is verified every time
-    with suppress(OSError), written_whole(place.verified) as part:
-        part.write_text(json.dumps(state), encoding="utf-8")
+    remember_verified(place.pixels, place.verified, index=text[:64].decode())
 
 
 def _right(place: _Place, entries: Sequence[_Entry]) -> int:

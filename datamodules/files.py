@@ -1,9 +1,11 @@
-"""Files that are whole or not there, whoever else writes them and however a writer ends."""
+"""Files that are whole or not there, whoever else writes them and however a writer ends: locks, checksums, temporary files."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -18,11 +20,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout, lock_descriptor
 from rich.console import Console
 
-from datamodules.progress import is_first_process
+from datamodules.progress import is_first_process, progress
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_CHUNK = 1 << 18  # bytes
 _ABANDONED = 24 * 3600  # seconds after which a temporary file is nobody's, on disks without locks
 _FOLDER = ".part-"
 _NEW = 60  # seconds
@@ -100,6 +103,49 @@ def _acquire(lock: FileLock, path: Path) -> None:
         lock.acquire()
 
 
+def mismatch(path: Path, expected: str) -> str:
+    """Return in words that a file has another checksum than expected; nothing if it has that one.
+
+    Args:
+        path: The file.
+        expected: ``md5:`` or ``sha256:`` and the hexadecimal digits.
+    """
+    kind = expected.partition(":")[0]
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with path.open("rb") as file, progress(f"verifying {path.name.removesuffix('.part')}", path.stat().st_size) as show:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            show(file.tell())
+    checksum = f"{kind}:{digest.hexdigest()}"
+    if checksum == expected.lower():
+        return ""
+    return f"has the checksum {checksum}, expected {expected} ({path.stat().st_size:,} bytes)"
+
+
+def is_verified(path: Path, memory: Path, **facts: str) -> bool:
+    """Return whether `remember_verified` was called with these facts and the file has not changed since."""
+    with suppress(OSError, ValueError):
+        return bool(json.loads(memory.read_bytes()) == _state(path, facts))
+    return False
+
+
+def remember_verified(path: Path, memory: Path, **facts: str) -> None:
+    """Remember in a small file that another was verified; where it cannot be written, it is verified every time.
+
+    Args:
+        path: The file that was verified.
+        memory: The small file.
+        facts: What the file was verified against.
+    """
+    with suppress(OSError), written_whole(memory) as part:
+        part.write_text(json.dumps(_state(path, facts)), encoding="utf-8")
+
+
+def _state(path: Path, facts: dict[str, str]) -> dict[str, object]:
+    """Return what changes when a file does, or when it is verified against something else."""
+    return {**facts, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+
+
 def open_own(path: Path, flags: int) -> int:
     """Open a file, but never what a link in its place leads to, and return the descriptor.
 
@@ -119,6 +165,11 @@ def open_own(path: Path, flags: int) -> int:
 def refusal_of_link(path: Path) -> str:
     """Return why a link in the place of a temporary file is not written to."""
     return f"{path} is a link; a file that is written in parts must be a plain file: remove the link."
+
+
+def one_line(error: object) -> str:
+    """Return the message of an error in one line, without what the system adds to it."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def flush_file(path: Path) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from server import serving, unused_port
 
 from datamodules import download as module
+from datamodules import files
 from datamodules import progress as bars
 from datamodules.download import Source, download
 from datamodules.files import locked
@@ -89,8 +90,8 @@ def test_a_verified_file_is_not_read_again_until_it_changes(site, tmp_path, monk
     source = _source(site.put("/a", BODY))
     path = download(source, tmp_path)
     digests = []
-    original = module._digest
-    monkeypatch.setattr(module, "_digest", lambda *args: digests.append(1) or original(*args))
+    original = files.mismatch
+    monkeypatch.setattr(files, "mismatch", lambda *args: digests.append(1) or original(*args))
     download(source, tmp_path)
     assert not digests
     os.utime(path, ns=(0, 0))
@@ -137,7 +138,7 @@ def test_a_folder_that_cannot_be_written_serves_what_it_has(site, tmp_path, monk
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module, "_write", refuse)
+    monkeypatch.setattr(files, "written_whole", refuse)
     assert download(_source(site.root + "/a"), tmp_path) == path
     assert _listing(tmp_path) == ["data.bin"]
 
