@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import wave
+import io
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,25 +98,29 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
 
 
 def save_wav(values: Tensor, rate: int, path: Path, bits: int = 16) -> None:
-    """Write sound as a WAV of whole numbers, whole or not at all.
+    """Write audio as an integer PCM WAV file, whole or not at all.
 
     Args:
         values: ``(C, n)``, clipped to [-1, 1].
         rate: Samples per second.
         path: The file.
-        bits: Of a sample, 16 or 24.
+        bits: Bits per sample, 16 or 24.
 
     Raises:
-        ValueError: If it is more than a WAV can hold, or has other bits.
+        ValueError: If the audio is longer than a WAV file can be, or ``bits`` is another number.
     """
+    import soundfile  # here, because images and scenes do not need it
+
     check_bits(bits)
     if values.numel() * bits // 8 > _LARGEST_WAV:
         raise ValueError(f"{path} would be longer than a WAV can be, 4 GB: ask for a lower rate.")
     full = 2 ** (bits - 1)
     levels = (values.detach().cpu().double() * full).round().clamp(-full, full - 1).to(torch.int32)
-    with written_whole(path) as part, wave.open(str(part), "wb") as file:
-        file.setparams((len(values), bits // 8, rate, 0, "NONE", ""))
-        file.writeframes(_little_endian(levels.mT.contiguous(), bits // 8))
+    content = io.BytesIO()  # a full disk is an OSError of the write below, not an error of libsndfile
+    left_aligned = (levels << (32 - bits)).mT.contiguous().numpy()  # soundfile keeps the upper bits
+    soundfile.write(content, left_aligned, rate, subtype=f"PCM_{bits}", format="WAV")
+    with written_whole(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def check_bits(bits: int) -> None:
@@ -182,9 +185,3 @@ def _count(code: InstanceCode, rate: int) -> int:
     own = own_rate(code)
     samples = int(code.facts.get("samples", code.shape[0]))
     return samples if rate == own else max(1, round(Fraction(samples * rate, own)))
-
-
-def _little_endian(levels: Tensor, width: int) -> bytes:
-    """Return whole numbers ``(n, C)`` as little-endian numbers of so many bytes, those of one moment together."""
-    raw = levels.numpy().astype("<i4").view(np.uint8).reshape(-1, 4)
-    return raw[:, :width].tobytes()

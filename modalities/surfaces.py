@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import trimesh
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from trimesh.exchange.ply import export_ply
 
 from composers.base import Composer
 from composers.networks import Field, Modulations
@@ -111,23 +113,10 @@ def surface(
 
 
 def save_ply(mesh: Mesh, path: Path) -> None:
-    """Write a mesh as binary PLY with colours, whole or not at all."""
-    corner = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
-    vertices = np.empty(len(mesh.vertices), dtype=corner)
-    for axis, name in enumerate("xyz"):
-        vertices[name] = mesh.vertices[:, axis]
-    for channel, name in enumerate(("red", "green", "blue")):
-        vertices[name] = mesh.colours[:, channel]
-    faces = np.empty(len(mesh.faces), dtype=[("corners", "u1"), ("vertices", "<i4", 3)])
-    faces["corners"], faces["vertices"] = 3, mesh.faces
-    kinds = {"<f4": "float", "u1": "uchar"}
-    properties = "\n".join(f"property {kinds[kind]} {name}" for name, kind in corner)
-    header = (
-        f"ply\nformat binary_little_endian 1.0\nelement vertex {len(vertices)}\n{properties}\n"
-        f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
-    )
+    """Write a mesh as binary PLY with vertex colours, whole or not at all."""
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colours, process=False)
     with written_whole(path) as part:
-        part.write_bytes(header.encode() + vertices.tobytes() + faces.tobytes())
+        part.write_bytes(export_ply(solid))
 
 
 def _densities(renderer: VolumeRenderer, field: Field, axis: Tensor, chunk: int, device: torch.device) -> Tensor:

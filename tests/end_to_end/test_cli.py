@@ -13,8 +13,8 @@ from PIL import Image
 from program import COMPOSERS, NAME, asked, assert_same, checkpoint, column, keep_every, rows, run, tiny
 
 import composers
-from composers import TransformerIPC, TransINR
-from datamodules import SamplePhotos
+from composers import Composer, TransformerIPC, TransINR
+from datamodules import CoordinateDataModule, SamplePhotos
 
 STEPS = 6  # of an epoch
 HELD_OUT = 34
@@ -277,22 +277,22 @@ def test_help_lists_every_command_and_its_settings():
 @pytest.mark.parametrize(
     ("kind", "class_path", "documented"),
     [
-        ("model", "composers.TransformerIPC", TransformerIPC),
-        ("model", "composers.TransINR", TransINR),
-        ("data", "datamodules.SamplePhotos", SamplePhotos),
+        ("model", "composers.TransformerIPC", (TransformerIPC, Composer)),
+        ("model", "composers.TransINR", (TransINR, Composer)),
+        ("data", "datamodules.SamplePhotos", (SamplePhotos, CoordinateDataModule)),
     ],
 )
-def test_the_help_of_a_class_is_its_docstring(kind, class_path, documented):
+def test_the_help_of_a_class_is_its_docstring_and_that_of_its_base(kind, class_path, documented):
     shown = " ".join(asked("fit", f"--{kind}.help", class_path).split())
-    paragraph, _, arguments = documented.__doc__.partition("Args:")
-    assert " ".join(paragraph.split("\n\n")[0].split()).removesuffix(".") in shown
-    described = re.findall(
-        r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments.partition("Raises:")[0], re.MULTILINE | re.DOTALL
-    )
-    assert len(described) > 5
-    for name, text in described:
-        assert f"--{kind}.{name} " in shown
-        assert " ".join(text.split()).removesuffix(".") in shown
+    assert " ".join(documented[0].__doc__.split("\n\n")[0].split()).removesuffix(".") in shown
+    for one in documented:
+        arguments = one.__doc__.partition("Args:")[2].partition("Raises:")[0]
+        described = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments, re.MULTILINE | re.DOTALL))
+        described.pop("kwargs", None)
+        assert len(described) > 3
+        for name, text in described.items():
+            assert f"--{kind}.{name} " in shown
+            assert " ".join(text.split()).removesuffix(".") in shown
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)

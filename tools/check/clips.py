@@ -22,7 +22,8 @@ from datamodules.storage.audio import (
     sound_files,
 )
 from datamodules.storage.folders import Split
-from datamodules.storage.parallel import counting, in_order
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting
 from tools.check.pictures import Findings, Group, Problem, Row, merged, miscounted
 
 _BLOCK = 1 << 22  # samples that are decoded at a time

@@ -11,7 +11,8 @@ from typing import get_args
 from datamodules.scenes.base import SceneSet
 from datamodules.scenes.draws import posed
 from datamodules.storage.folders import Split
-from datamodules.storage.parallel import counting, in_order
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene
 from tools.check.pictures import Findings, Problem, Row
 
