@@ -24,11 +24,9 @@ from torch import Tensor
 from datamodules.cameras import focal_length, look_at
 from datamodules.randomness import generator_at, seed_at
 from datamodules.scenes.raycast import Caster
-from datamodules.storage.download import locked
 from datamodules.storage.files import flush_folder, locked, refusal_of_link, written_whole
 from datamodules.storage.folders import NamedFile, Split
 from datamodules.storage.meshes import RADIUS, read_mesh
-from datamodules.storage.parallel import counting
 from datamodules.storage.progress import counting
 
 _FORMAT = 1  # of the pictures: another look of the same settings gets another number

@@ -48,7 +48,7 @@ def _process(*args, encoding=None, **options):
 
 
 @pytest.mark.parametrize(
-    "encoding", ["latin-1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("utf-8", "ascii"))]
+    "encoding", [pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "utf-8", "ascii")]
 )
 def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
     _pictures("in", ["plain", NAME])

@@ -226,6 +226,7 @@ def test_the_table_says_what_the_checkpoint_makes_of_the_pictures(offline):
         assert row["refined PSNR"] == pytest.approx(_psnr(refined, wanted), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_disabled_needs_no_wandb_and_trains_the_same(offline, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     run("fit", *tiny("ipc"), *OVERLAY, *SLOWER, "--wandb.mode", "disabled")
@@ -247,6 +248,7 @@ def test_a_resumed_fit_goes_on_with_the_run(offline, monkeypatch):
     assert len(_tables(resumed)) == 1
 
 
+@pytest.mark.slow
 def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     made = []
@@ -480,6 +482,7 @@ def test_the_console_of_a_run_is_sent(tmp_path):
     assert "Next: python cli.py test" in told
 
 
+@pytest.mark.slow
 def test_a_users_own_logger_gets_the_table(monkeypatch):
     own = ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger", "--trainer.logger.init_args.offline", "true"]
     own += ["--trainer.logger.init_args.save_dir", "mine", "--trainer.logger.init_args.project", "theirs"]

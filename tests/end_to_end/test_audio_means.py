@@ -46,6 +46,7 @@ model:
     return ["--config", str(path)]
 
 
+@pytest.mark.slow
 def test_silence_is_left_out_of_the_mean_of_what_it_does_not_have(sounds, tmp_path):
     run("fit", *sounds)
     printed = run("test", *sounds, "--ckpt_path", "last")

@@ -200,7 +200,15 @@ def test_last_is_the_newest_checkpoint(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("start", "num_workers"), [("epoch", 0), ("epoch", 2), ("step-2", 0), ("step-2", 2), ("step-6", 0), ("step-10", 2)]
+    ("start", "num_workers"),
+    [
+        ("epoch", 0),
+        pytest.param("epoch", 2, marks=pytest.mark.slow),
+        pytest.param("step-2", 0, marks=pytest.mark.slow),
+        ("step-2", 2),
+        ("step-6", 0),
+        pytest.param("step-10", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, start, num_workers):
     monkeypatch.chdir(tmp_path)

@@ -138,7 +138,7 @@ def trained(make_ipc, tmp_path_factory):
     return SimpleNamespace(composer=composer.eval(), modes=(before, after), programs=programs)
 
 
-@pytest.fixture(scope="module", params=["ipc", "transinr"])
+@pytest.fixture(scope="module", params=["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
 def exported(request):
     """Return a composer, the shape of its signals and its programs, written and read again."""
     if request.param == "ipc":
