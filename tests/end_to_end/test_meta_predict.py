@@ -20,7 +20,7 @@ from datamodules.domain import grid
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
 from tools import codes as codes
-from tools.activations.subject import Settings, Subject
+from tools.activations.subject import StudySettings, Subject
 from tools.export import __main__ as exporting
 from tools.export import export, export_decoder, export_encoder
 
@@ -219,7 +219,7 @@ def test_a_meta_learned_model_stands_beside(saved):
 @pytest.mark.parametrize("kind", METHODS)
 def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
     pictures = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
-    settings = Settings(num_units=2, num_rows=2, size=4, crops=2)
+    settings = StudySettings(num_units=2, num_rows=2, size=4, crops=2)
     subject = Subject(kind, _build(kind), pictures, 1, settings)
     assert subject.size == 8
     assert [layer.maps.shape for layer in subject.layers()] == [(2, 2, 4, 4)] * 2

@@ -21,7 +21,7 @@ from tools.activations.units import UnitCosts, unit_costs
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """How much is shown, and of which layer.
 
     Args:
@@ -65,7 +65,7 @@ class Subject:
     """
 
     def __init__(
-        self, name: str, composer: Composer, pictures: Mapping[str, Tensor], layer: int, settings: Settings
+        self, name: str, composer: Composer, pictures: Mapping[str, Tensor], layer: int, settings: StudySettings
     ) -> None:
         self.name = name
         self.composer = composer

@@ -318,9 +318,9 @@ def test_loading_of_clips_is_measured(tmp_path, capsys):
         [row] = csv.DictReader(file)
     assert (row["count"], row["workers"]) == ("8", "0")
     assert float(row["a second, slowest epoch"].replace(",", "")) > 0
-    assert 0.3 < clips.share(clips.Settings(count=8, batch_size=2), tmp_path / "clips") < 0.7
+    assert 0.3 < clips.share(clips.ClipsSettings(count=8, batch_size=2), tmp_path / "clips") < 0.7
     dates = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "clips").iterdir()}
-    clips.generate(clips.Settings(count=8, clip_seconds=0.5, batch_size=2), tmp_path / "clips")
+    clips.generate(clips.ClipsSettings(count=8, clip_seconds=0.5, batch_size=2), tmp_path / "clips")
     assert {path: path.stat().st_mtime_ns for path in Path(tmp_path, "clips").iterdir()} == dates
     with pytest.raises(ValueError, match="clips for two batches"):
-        clips.Settings(count=8)
+        clips.ClipsSettings(count=8)
