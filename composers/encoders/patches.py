@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.batch import Views
+from datamodules.spec import FromData, signal_shape
 
 
 class Tokenizer(nn.Module, ABC):
@@ -44,6 +45,8 @@ class Patches(Tokenizer):
     Raises:
         ValueError: If sizes are missing or do not fit each other.
     """
+
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
 
     def __init__(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.domain import exact
+from datamodules.spec import FromData, coord_dim
 
 
 class Encoding(nn.Module, ABC):
@@ -90,6 +92,7 @@ class GaussianFourierFeatures(Encoding):
         ValueError: If a number is out of range or ``coord_dim`` is missing.
     """
 
+    from_data: ClassVar[FromData] = {"coord_dim": coord_dim}
     frequencies: Tensor
 
     def __init__(
@@ -103,6 +106,7 @@ class GaussianFourierFeatures(Encoding):
         if num_frequencies < 1 or scale <= 0:
             raise ValueError(f"num_frequencies is {num_frequencies} and scale {scale}; both must be positive.")
         generator = torch.Generator().manual_seed(seed)
+        self.coord_dim = coord_dim
         self.register_buffer("frequencies", scale * torch.randn(coord_dim, num_frequencies, generator=generator))
 
     def width(self, coord_dim: int) -> int:

@@ -4,17 +4,14 @@ import pytest
 from jsonargparse import Namespace
 
 from application.sizes import state_sizes
-from datamodules import CoordinateDataModule
+from datamodules import CoordinateDataModule, domain
+from datamodules.spec import DataSpec
 
 
 class Rays(CoordinateDataModule):
     """Stands for data of scenes: it states sizes, and has no items."""
 
-    near = 1.5
-    far = 4.5
-    signal_shape = (2, 3, 8, 8)
-    coord_dim = 6
-    value_dim = 3
+    spec = DataSpec(domain.Rays(1.5, 4.5), 3, (2, 3, 8, 8), None)
 
     def setup(self, stage):
         raise AssertionError("sizes need no data")

@@ -5,10 +5,11 @@ from itertools import product
 
 import pytest
 import torch
+from coordinates import cell_size, grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.domain import cell_size, grid, jitter, subset
+from datamodules.domain import jitter, subset
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=3)
 RANGES = st.sampled_from([(-1.0, 1.0), (0.0, 1.0), (-3.0, 3.0)])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from coordinates import grid
 from jsonargparse import Namespace
 from PIL import Image
 from program import TESTS, asked
@@ -16,7 +17,6 @@ from callbacks.contact_sheet import ContactSheet
 from composers import Refinement
 from composers.codes import read_code, stated_shape, steps_taken
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
 from tools import codes as codes

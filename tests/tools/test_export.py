@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from coordinates import grid
 from program import REPOSITORY, TESTS
 
 import composers
@@ -29,7 +30,6 @@ from composers.networks import Activation, Encoding, IdentityEncoding, Sine
 from composers.rendering import PointRenderer, Renderer
 from datamodules.batch import Observation
 from datamodules.configuration import load_layers
-from datamodules.domain import grid
 from tools.export import __main__, export, export_decoder, export_encoder, files
 from tools.export.__main__ import main
 from tools.export.halves import Decoder
@@ -238,8 +238,8 @@ class Doubting(TransformerIPC):
 class Summed(Renderer):
     """A renderer of something other than points."""
 
-    def field_dims(self, coord_dim, value_dim):
-        return coord_dim, value_dim
+    def field_spec(self, spec):
+        return spec
 
     def forward(self, field, coords):
         return field(coords).sum(-2, keepdim=True)

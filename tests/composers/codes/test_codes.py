@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from coordinates import grid
 from safetensors.torch import load_file, save_file
 
 from composers.codes import InstanceCode, decode, fingerprint, interpolate, read_code
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.tiles import boxes, whole
 
 
@@ -18,7 +19,9 @@ def _code(composer, places, shape, seed=0):
     layer = composer.inr.modulated_layers[0]
     size = (len(places), composer.inr.layer_sizes[layer][0], 8)
     latents = {f"patterns.{layer}": torch.randn(size, generator=generator)}
-    return InstanceCode(latents, places, shape, fingerprint(composer), "cat", {"psnr": "30.1"})
+    return InstanceCode(
+        latents, places, shape, fingerprint(composer), "cat", {"psnr": "30.1"}, domain=Grid.unit(len(shape))
+    )
 
 
 def _naive_decoding(composer, code, shape, overlap):
@@ -57,7 +60,7 @@ def test_decoding_equals_a_loop_over_pixels(tiny_ipc, shape):
 
 def test_a_whole_picture_is_the_field_on_a_grid(tiny_transinr, tiny_batch):
     latents = {name: latent[:1].detach() for name, latent in tiny_transinr.encode(tiny_batch.observation).items()}
-    code = InstanceCode(latents, [whole((8, 12))], (8, 12), fingerprint(tiny_transinr))
+    code = InstanceCode(latents, [whole((8, 12))], (8, 12), fingerprint(tiny_transinr), domain=Grid.unit(2))
     decoded = torch.cat(list(decode(tiny_transinr, code, (5, 6))))
     field = tiny_transinr.render(tiny_transinr.compose(latents), grid((5, 6)))
     assert torch.allclose(decoded.flatten(0, 1), field[0], atol=1e-6)
@@ -148,7 +151,7 @@ def test_other_files_are_refused(tmp_path, tiny_ipc):
     with pytest.raises(ValueError, match="holds tensors, but no instance code"):
         read_code(cut)
     code.save(cut)
-    told = {"kind": "instance code", "version": "2", "shape": json.dumps([8, 12])}
+    told = {"kind": "instance code", "version": "3", "shape": json.dumps([8, 12])}
     save_file(load_file(cut), cut, told)
-    with pytest.raises(ValueError, match="is an instance code of version 2, this software reads 1"):
+    with pytest.raises(ValueError, match="is an instance code of version 3, this software reads 1 and 2"):
         read_code(cut)

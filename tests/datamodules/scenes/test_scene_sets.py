@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from coordinates import pixel_rays
 from PIL import Image
 from scene_folders import cameras, describe, save_picture, write_scene
 
 from datamodules.batch import PosedPictures
-from datamodules.cameras import pixel_rays
 from datamodules.loading import Addressed
 from datamodules.scenes import base as scene_sets
 from datamodules.scenes.base import SceneSet
