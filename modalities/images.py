@@ -188,7 +188,7 @@ def input_size(composer: Composer) -> int:
     if (channels, shape) == (3, [-1, -1]) and patches is not None:
         side = math.isqrt(patches.num_tokens)
         if side**2 == patches.num_tokens:
-            return side * patches.patch_size - 2 * patches.padding
+            return side * patches.patch_size[0] - 2 * patches.padding[0]
     raise ValueError(f"This model takes signals of shape {found}, not square colour pictures.")
 
 
