@@ -522,7 +522,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, folder, checkpoints, capsys,
 
 
 def test_mistakes_in_the_arguments(folder, checkpoints, capsys):
-    assert "required: pictures" in _fails(capsys, "--checkpoint", checkpoints[0], status=2)
+    assert "required: images" in _fails(capsys, "--checkpoint", checkpoints[0], status=2)
     assert "checkpoint" in _fails(capsys, "--images", folder, status=2)
     given = ["--checkpoint", checkpoints[0], "--images", folder]
     assert "num_units" in _fails(capsys, *given, "--num_units", "many", status=2)
