@@ -42,6 +42,21 @@ def state_sizes(model: Namespace, data: Namespace) -> None:
         _fill_all(model.init_args.get(name), field)
 
 
+def stated_argument(model: Namespace, name: str) -> Any:
+    """Return the value of an argument that parts of a model declare to take from the data, the first that is not None.
+
+    Args:
+        model: ``class_path`` and ``init_args`` of a composer.
+        name: Of the argument.
+    """
+    for part in _parts(model):
+        if name in declared(pkgutil.resolve_name(part.class_path)):
+            value = (part.get("init_args") or {}).get(name)
+            if value is not None:
+                return value
+    return None
+
+
 def _fill_all(value: Any, spec: DataSpec) -> None:
     """Fill a part and all parts in it."""
     for part in _parts(value):

@@ -24,7 +24,7 @@ from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
-from datamodules.spec import agrees, declared
+from datamodules.spec import DataSpec, agrees, declared
 
 
 class Composer(LightningModule, ABC):
@@ -274,12 +274,15 @@ class Composer(LightningModule, ABC):
         return evaluation
 
     def check_sizes(self, data: CoordinateDataModule) -> None:
-        """Compare what a data module states with what the parts of this model were built for, as they declare (`FromData`).
+        """Compare what a data module states with what this model was built for; see `check_spec`."""
+        self.check_spec(data.spec)
+
+    def check_spec(self, spec: DataSpec) -> None:
+        """Compare what data states with what the parts of this model were built for, as they declare it (`FromData`).
 
         Raises:
             ValueError: If they disagree, with the part, its argument and both values.
         """
-        spec = data.spec
         field = self.renderer.field_spec(spec)
         for slot, child in self.named_children():
             stated = field if slot in self.of_field else spec

@@ -256,6 +256,12 @@ def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: 
     )
 
 
+def stated_domain(composer: Composer) -> Domain:
+    """Return the domain that a loaded composer was trained on; ``[-1, 1]`` along every axis if its checkpoint does not say."""
+    stated = _stated_data({"data": vars(composer).get(_TRAINED_ON)})
+    return Grid.unit(composer.inr.coord_dim) if stated is None else stated.domain
+
+
 def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:
     """Return the samples per second of the sound that a model was trained with; None if its checkpoint does not say.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
-from datamodules.domain import Grid, jitter, subset
+from datamodules.domain import Domain, Grid, jitter, subset
 from datamodules.loading import Addressed, AddressSampler, Augmentation, FixedSampler, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
 from datamodules.spec import DataSpec, Modality
@@ -89,6 +89,11 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def signal_shape(self) -> tuple[int, ...]:
         """``spec.signal_shape``."""
         return self.spec.signal_shape
+
+    @property
+    def domain(self) -> Domain:
+        """``spec.domain``."""
+        return self.spec.domain
 
     @property
     def value_dim(self) -> int:
