@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, default_collate
 
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
-from datamodules.domain import Grid
+from datamodules.domain import CellGrid, Grid
 from datamodules.randomness import seed_at
 from datamodules.spec import DataSpec
 
@@ -89,6 +89,17 @@ def test_the_range_of_coordinates_belongs_to_the_data():
     rows, columns = Long().to_coordinates(_collated()).query.coords.view(4, 6, 2).unbind(-1)
     assert torch.equal(rows[:, :1], grid((4,), -3.0, 3.0))
     assert torch.equal(columns[0, :, None], grid((6,), 0.0, 1.0))
+
+
+def test_noise_moves_positions_and_leaves_cells_alone():
+    class Cells(_Data):
+        spec = DataSpec(CellGrid.unit(2), 3, SHAPE, None)
+
+    coords = Cells(coordinate_noise="per_instance").to_coordinates(_collated(), training=True).query.coords
+    assert coords.shape == (3, 24, 4)
+    assert (coords[..., 2:] == torch.tensor(cell_size((4, 6)))).all()
+    moved = coords[..., :2] - grid((4, 6))
+    assert 0 < moved.abs().max() <= 0.25 + 1e-6
 
 
 def test_evaluation_draws_nothing():

@@ -199,3 +199,12 @@ def test_other_files_are_refused(tmp_path, tiny_ipc):
     save_file(load_file(cut), cut, told)
     with pytest.raises(ValueError, match="is an instance code of version 3, this software reads 1 and 2"):
         read_code(cut)
+
+
+def test_cells_shrink_when_a_code_is_decoded_larger(make_ipc, make_inr):
+    composer = make_ipc(inr=make_inr(coord_dim=4)).eval()
+    domain = CellGrid(((-1.0, 1.0), (0.0, 3.0)))
+    code = replace(_code(composer, [whole((8, 12))], (8, 12)), domain=domain)
+    for shape in ((8, 12), (5, 30)):
+        field = composer.render(composer.compose(code.latents), domain.coords(shape))
+        assert torch.allclose(torch.cat(list(decode(composer, code, shape))).flatten(0, 1), field[0], atol=1e-5)
