@@ -96,11 +96,6 @@ class CoordinateDataModule(LightningDataModule, ABC):
         return self.spec.domain
 
     @property
-    def value_dim(self) -> int:
-        """``spec.value_dim``."""
-        return self.spec.value_dim
-
-    @property
     def coord_dim(self) -> int:
         """``spec.domain.coord_dim``."""
         return self.spec.domain.coord_dim

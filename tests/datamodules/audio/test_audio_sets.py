@@ -67,7 +67,7 @@ def test_coordinates_have_two_units_per_second(folder, seconds, ends):
     data = ready(folder, seconds=seconds)
     count = round(seconds * RATE)
     assert data.signal_shape == (1, count)
-    assert (data.coord_dim, data.value_dim) == (1, 1)
+    assert (data.spec.domain.coord_dim, data.spec.value_dim) == (1, 1)
     assert data.spec.domain == Grid(((-ends, ends),))
     coords = data.to_coordinates(next(iter(data.val_dataloader()))).query.coords
     wanted = [-ends + 2 * ends * (place + 0.5) / count for place in range(count)]

@@ -77,7 +77,7 @@ def _naive_ray(pose, focal, column, row):
 
 def test_evaluation_has_all_rays_and_the_colours_that_they_see(shared):
     data = ready(shared, views=2, query_views=3, eval_batch_size=2)
-    assert (data.signal_shape, data.coord_dim, data.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
+    assert (data.signal_shape, data.spec.domain.coord_dim, data.spec.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
     raw = next(iter(data.val_dataloader()))
     batch = data.to_coordinates(raw)
     signal, samples = batch.observation
