@@ -92,8 +92,8 @@ class Domain(ABC):
             >>> Grid.unit(2).agrees(Grid.unit(1)), Grid.unit(1).agrees(Grid(((-1.0, 1.0 + 1e-12),)))
             (False, True)
         """
-        first, second = list(_numbers(dataclasses.astuple(self))), list(_numbers(dataclasses.astuple(other)))  # type: ignore[call-overload]
-        return type(self) is type(other) and len(first) == len(second) and all(map(math.isclose, first, second))
+        first, second = (list(_flat(dataclasses.astuple(domain))) for domain in (self, other))  # type: ignore[call-overload]
+        return type(self) is type(other) and len(first) == len(second) and all(map(_close, first, second))
 
     def config(self) -> dict[str, Any]:
         """Return the domain as ``class_path`` and ``init_args``, plain data that JSON holds.
@@ -453,10 +453,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    """Yield the numbers in nested tuples."""
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield what nested tuples hold."""
     if isinstance(value, (tuple, list)):
         for item in value:
-            yield from _numbers(item)
+            yield from _flat(item)
     else:
         yield value
+
+
+def _close(first: Any, second: Any) -> bool:
+    """Return whether two fields are equal, numbers up to rounding."""
+    if isinstance(first, (int, float)) and isinstance(second, (int, float)):
+        return math.isclose(first, second)
+    return bool(first == second)

@@ -238,6 +238,7 @@ class Circle(Domain):
     """A domain of somebody else: angles."""
 
     turns: int = 1
+    unit: str | None = None
     coord_dim = 1
 
     def coords(self, shape, box=None, cameras=None, *, device=None):
@@ -248,10 +249,12 @@ class Circle(Domain):
 
 
 def test_a_domain_of_somebody_else_survives_too():
-    assert Domain.from_config(Circle(3).config()) == Circle(3)
+    assert Domain.from_config(Circle(3, "degrees").config()) == Circle(3, "degrees")
     assert Circle().cell((4,)) == (0.0,)
     assert Circle(2).agrees(Circle(2))
     assert not Circle(2).agrees(Circle(3))
+    assert Circle(2, "degrees").agrees(Circle(2, "degrees"))
+    assert not Circle(2, "degrees").agrees(Circle(2))
 
 
 @pytest.mark.parametrize(
