@@ -24,7 +24,7 @@ from benchmarks.memory import memory
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint
 from datamodules.batch import Observation
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.tiles import whole
 from modalities.images import input_size, picture, render
 
@@ -79,7 +79,7 @@ def measure(checkpoint: str, size: int, limit: float) -> Measurement:
     seen = input_size(composer)
     with torch.no_grad():
         latents = composer.encode(Observation(torch.rand(1, 3, seen, seen)))
-    code = InstanceCode(latents, [whole((size, size))], (size, size), fingerprint(composer))
+    code = InstanceCode(latents, [whole((size, size))], (size, size), fingerprint(composer), domain=Grid.unit(2))
     _decode(composer, code, 64, limit)
     _CLEAR.write_text("5")  # the peak starts again from here
     before, start = memory("VmRSS"), time.perf_counter()
@@ -93,7 +93,7 @@ def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> 
         render(composer, code, size, max_memory=limit)
         return
     with torch.inference_mode():
-        picture(composer.render(composer.compose(code.latents), grid((size, size)))[0], (size, size))
+        picture(composer.render(composer.compose(code.latents), Grid.unit(2).coords((size, size)))[0], (size, size))
 
 
 def run(settings: DecodeSettings) -> dict[float, list[Measurement]]:

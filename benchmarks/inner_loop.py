@@ -42,7 +42,7 @@ from composers import Functa, InnerLoop, LearnedInit, MetaIPC
 from composers.meta_learned import MetaLearned
 from composers.networks import CoordinateMLP, FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Observation, Samples
-from datamodules.domain import grid
+from datamodules.domain import Grid
 
 METHODS = ("MetaIPC", "LearnedInit", "Functa")
 CHECKED = (2, 16)  # pictures, and pixels along each side, at most when sides are compared: see `check`
@@ -239,7 +239,7 @@ def pictures(settings: InnerLoopSettings, batch_size: int, size: int | None = No
     """Return all pixels of random pictures."""
     size = size or settings.size
     values = torch.rand(batch_size, size * size, 3, device=settings.device)
-    return Samples(grid((size, size)).to(settings.device), values)
+    return Samples(Grid.unit(2).coords((size, size)).to(settings.device), values)
 
 
 def train(evaluate: Callable[[Observation, Tensor], Tensor], optimizer: torch.optim.Optimizer, seen: Samples) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 from benchmarks.memory import memory
 from composers.networks import CoordinateMLP, Field, FourierFeatures
 from composers.rendering import VolumeRenderer
-from datamodules.cameras import focal_length, orbit, pixel_rays
+from datamodules.cameras import focal_length, orbit
+from datamodules.domain import Rays
 
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -90,7 +91,7 @@ def scene(hidden_dim: int) -> Field:
 def _rays(views: int, size: int) -> Tensor:
     """Return all rays of views around the origin, ``(V * size * size, 6)``."""
     focals = torch.full((views, 2), focal_length(0.7, size))
-    return pixel_rays(orbit(views), focals, (size, size)).flatten(0, 1)
+    return Rays().coords((views, size, size), cameras=(orbit(views), focals))
 
 
 def run(settings: RenderingSettings) -> dict[int, Measurement]:

@@ -26,7 +26,7 @@ from composers import TransformerIPC
 from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import Observation
-from datamodules.domain import cell_size, grid, jitter
+from datamodules.domain import Grid, jitter
 
 VALUE_TOLERANCE = 1e-4  # largest difference of a value; values are of order one
 GRADIENT_TOLERANCE = 1e-3  # largest difference of a gradient, relative to the largest gradient of the same tensor
@@ -198,9 +198,10 @@ def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Con
 
 def make_coords(settings: SpeedSettings) -> Tensor:
     """Return coordinates ``(N, D)`` that all signals share, or ``(B, N, D)`` with noise."""
-    coords = grid(extents(settings))
+    domain = Grid.unit(len(extents(settings)))
+    coords = domain.coords(extents(settings))
     if not settings.shared_coords:
-        cell = cell_size(extents(settings))
+        cell = domain.cell(extents(settings))
         coords = jitter(coords.repeat(settings.batch_size, 1, 1), cell, torch.Generator().manual_seed(0))
     return coords.to(settings.device)
 

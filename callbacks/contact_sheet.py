@@ -18,7 +18,7 @@ from composers.evaluation import Evaluation
 from composers.inference.refinement import Latents
 from composers.metrics import instance_mse, psnr_of_mse
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from modalities.drawing import sheet
 from modalities.images import input_size, picture
 
@@ -125,7 +125,7 @@ class ContactSheet(Callback):
             with torch.no_grad():
                 modulations = composer.compose(latents)
                 values = composer.render(modulations, true.coords)
-                decoded = composer.render(modulations, grid((height, width), device=composer.device))
+                decoded = composer.render(modulations, Grid.unit(2).coords((height, width), device=composer.device))
             numbers = psnr_of_mse(instance_mse(values, true)).tolist()
             made = prefix + (f"{step} steps" if step else "predicted")
             columns.append(

@@ -24,7 +24,7 @@ from composers.networks import Modulations
 from composers.rendering import RayRenderer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
-from datamodules.domain import sampling_rate
+from modalities.audio import sampling_rate
 from modalities.drawing import sheet
 from modalities.images import picture, save_picture
 from modalities.spectrogram import Panel, draw, save_figure

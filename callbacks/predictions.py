@@ -26,6 +26,7 @@ from composers.inference.refinement import Latents
 from composers.metrics import instance_mse, psnr_of_mse
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Piece, Samples, Views
+from datamodules.domain import Domain
 from datamodules.storage.text import printable
 from datamodules.tiles import whole
 from modalities.images import Size, error_picture, picture, picture_size, render, save_picture
@@ -189,11 +190,11 @@ class Predictions(Callback, ABC):
         assert isinstance(pl_module, Composer)
         parts, self._parts = self._parts, []
         data = _data(trainer)
-        row = self.write(data, pl_module, self._code(parts, pl_module, data.coord_range), parts[0])
+        row = self.write(data, pl_module, self._code(parts, pl_module, data.spec.domain), parts[0])
         name = parts[0].piece.name
         self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 
-    def _code(self, parts: Sequence[Part], composer: Composer, coord_range: tuple[float, float]) -> InstanceCode:
+    def _code(self, parts: Sequence[Part], composer: Composer, domain: Domain) -> InstanceCode:
         """Return the code of a signal of its tiles."""
         name, shape, _ = parts[0].piece
         latents = {key: torch.stack([part.latents[key] for part in parts]) for key in parts[0].latents}
@@ -201,7 +202,7 @@ class Predictions(Callback, ABC):
         facts = steps_taken(composer, parts[0].steps)
         facts |= {"psnr predicted": f"{first:.3f}", "psnr refined": f"{last:.3f}"}
         boxes = [part.piece.box for part in parts]
-        return InstanceCode(latents, boxes, shape, self._model, name, facts, coord_range)
+        return InstanceCode(latents, boxes, shape, self._model, name, facts, domain=domain)
 
 
 class PicturePredictions(Predictions):

@@ -13,8 +13,7 @@ from composers.evaluation import Evaluation
 from composers.metrics import instance_mse, psnr_of_mse
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
-from datamodules.domain import sampling_rate
-from modalities.audio import save_wav
+from modalities.audio import sampling_rate, save_wav
 from modalities.spectrogram import Panel, draw, pieces_of_sound, save_figure
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from composers.inference.refinement import Latents
 from composers.metrics import instance_mse, psnr_of_mse
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Samples, Views
-from datamodules.domain import sampling_rate
+from modalities.audio import sampling_rate
 from modalities.images import picture
 from modalities.spectrogram import Panel, draw, figure_picture, pieces_of_sound
 from modalities.turntable import Camera, orbit_frames, write_gif

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from composers.inference.refinement import INNER, Latents, outside_inference
 from composers.networks import CoordinateMLP
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.domain import exact
+from datamodules.spec import FromData, signal_shape
 
 
 class MetaLearned(Composer):
@@ -37,6 +38,8 @@ class MetaLearned(Composer):
     Raises:
         ValueError: If the network has no modulated layers.
     """
+
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
 
     def __init__(
         self,

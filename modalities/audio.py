@@ -14,7 +14,7 @@ from composers.codes import Axis, InstanceCode, decode_at, encoded, fingerprint,
 from composers.inference.refinement import Refinement
 from composers.metrics import psnr_of_mse
 from datamodules.batch import Observation, Samples
-from datamodules.domain import grid, sampling_rate
+from datamodules.domain import Domain, Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.recordings import clip_tiles, cut_clip, measured, read_seen
 from datamodules.tiles import Box
@@ -53,13 +53,13 @@ def encode(
         values, facts, name = seen.values, own_facts(seen.rate, seen.samples), Path(source).stem
     if values.dim() != 2 or len(values) != channels or not values.shape[1]:
         raise ValueError(f"The clip has shape {tuple(values.shape)}: this model takes ({channels}, n), n at least 1.")
-    steps, ends = refinement or composer.refinement, (-length / rate, length / rate)
+    steps, domain = refinement or composer.refinement, Grid(((-length / rate, length / rate),))
     places = clip_tiles(values.shape[1], length)
     parts = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-    latents = encoded(composer, (_observation(values, some, ends, composer.device) for some in parts), steps)
+    latents = encoded(composer, (_observation(values, some, domain, composer.device) for some in parts), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
     facts |= steps_taken(composer, steps.steps)
-    return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, ends)
+    return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
 
 
 def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_memory: float = 500.0) -> Tensor:
@@ -139,10 +139,21 @@ def sound_psnr(seen: Tensor, true: Tensor) -> float:
     return psnr_of_mse((seen.clamp(-1, 1) - true).double().square().mean()).item()
 
 
+def sampling_rate(samples: int, coord_range: tuple[float, float]) -> int:
+    """Return the samples per second of signals whose coordinates are 2 units per second, as published.
+
+    Example:
+        >>> sampling_rate(48000, (-3.0, 3.0))
+        16000
+    """
+    low, high = coord_range
+    return round(2 * samples / (high - low))
+
+
 def code_rate(code: InstanceCode) -> int:
     """Return the rate of the signals that the model of a code sees."""
     [(start, stop)] = code.boxes[0]
-    return sampling_rate(stop - start, code.coord_range)
+    return round(2 / code.domain.cell((stop - start,))[0])  # 2 units of a coordinate are a second
 
 
 def own_rate(code: InstanceCode) -> int:
@@ -171,12 +182,12 @@ def input_shape(composer: Composer) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _observation(values: Tensor, places: list[Box], ends: tuple[float, float], device: torch.device) -> Observation:
+def _observation(values: Tensor, places: list[Box], domain: Domain, device: torch.device) -> Observation:
     """Return tiles of a clip ``(C, n)`` as a model sees them, with their padding masked."""
     signal = torch.stack([cut_clip(values, box) for box in places]).to(device)  # (B, C, length)
     lengths = torch.tensor([[measured(box, values.shape[1])] for box in places], device=device)
     mask = torch.arange(signal.shape[-1], device=device) < lengths
-    samples = Samples(grid(signal.shape[2:], *ends, device=device), signal.mT, None if bool(mask.all()) else mask)
+    samples = Samples(domain.coords(signal.shape[2:], device=device), signal.mT, None if bool(mask.all()) else mask)
     return Observation(signal, samples)
 
 

@@ -17,7 +17,7 @@ from composers.encoders import Patches
 from composers.inference.refinement import Latents, Refinement
 from composers.metrics import psnr_of_mse
 from datamodules.batch import Observation, Samples
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_picture
 from datamodules.tiles import cover, whole
@@ -107,7 +107,8 @@ def encode(
     latents = square_codes(composer, torch.stack([cut(pixels, box, seen) for box in places]), steps, batch_size)
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
-    return InstanceCode(latents, places, shape, fingerprint(composer), name, steps_taken(composer, steps.steps))
+    facts = steps_taken(composer, steps.steps)
+    return InstanceCode(latents, places, shape, fingerprint(composer), name, facts, domain=Grid.unit(2))
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
@@ -126,7 +127,7 @@ def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, ba
 
 def square_samples(squares: Tensor) -> Samples:
     """Return the pixels of pictures ``(B, 3, S, S)`` uint8 as samples."""
-    return Samples(grid(squares.shape[2:], device=squares.device), squares.float().flatten(2).mT / 255)
+    return Samples(Grid.unit(2).coords(squares.shape[2:], device=squares.device), squares.float().flatten(2).mT / 255)
 
 
 def render(
@@ -187,7 +188,7 @@ def input_size(composer: Composer) -> int:
     if (channels, shape) == (3, [-1, -1]) and patches is not None:
         side = math.isqrt(patches.num_tokens)
         if side**2 == patches.num_tokens:
-            return side * patches.patch_size - 2 * patches.padding
+            return side * patches.patch_size[0] - 2 * patches.padding[0]
     raise ValueError(f"This model takes signals of shape {found}, not square colour pictures.")
 
 

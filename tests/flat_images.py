@@ -5,6 +5,8 @@ from torch.utils.data import Dataset
 
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec
 
 SHAPE = (3, 8, 12)
 
@@ -26,7 +28,7 @@ class FlatImages(Dataset):
 class FlatData(CoordinateDataModule):
     """Nine training pictures, darkened at random, and five of a test."""
 
-    signal_shape = SHAPE
+    spec = DataSpec(Grid.unit(2), 3, SHAPE, None)
 
     def setup(self, stage):
         if stage == "fit":

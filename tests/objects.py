@@ -1,12 +1,15 @@
 """Scenes of simple objects, and models of them, for tests."""
 
 import torch
+from coordinates import pixel_rays
 
 from composers import Composer, Refinement
 from composers.rendering import LightFieldRenderer, VolumeRenderer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
+from datamodules.domain import Rays
+from datamodules.spec import DataSpec
 
 
 class Fields(torch.nn.Module):
@@ -80,4 +83,4 @@ def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=Tru
 class Scenes(CoordinateDataModule):
     """A data module of scenes, as far as a sheet asks it."""
 
-    signal_shape, coord_dim, value_dim = (1, 3, 16, 16), 6, 3
+    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 16, 16), None)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import wandb
 import yaml
+from coordinates import grid
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from program import REPOSITORY, asked, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
@@ -29,7 +30,6 @@ from callbacks.tables import ValidationTable, sample_rows
 from composers import Refinement
 from datamodules import SamplePhotos
 from datamodules.batch import Observation
-from datamodules.domain import grid
 
 OVERLAY = ["--config", str(REPOSITORY / "configs" / "overlays" / "wandb.yaml")]
 TABLE = "val/samples"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from coordinates import grid
 from flat_images import FlatData, FlatImages
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -23,7 +24,7 @@ from composers.rendering import VolumeRenderer
 from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples
 from datamodules.cameras import orbit
 from datamodules.configuration import load_layers
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.scenes.rays import SceneModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -146,7 +147,7 @@ def test_the_steps_of_the_test_are_marked_where_they_are_others(make_inr):
 class _Whole(FlatData):
     """Data whose coordinates, of sound, are in seconds."""
 
-    coord_range = (-0.025, 0.025)
+    spec = FlatData.spec._replace(domain=Grid(((-0.025, 0.025),)))
 
 
 def _drawn(tmp_path, composer, batch, strip=None):

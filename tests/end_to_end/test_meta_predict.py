@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from coordinates import grid
 from jsonargparse import Namespace
 from PIL import Image
 from program import TESTS, asked
@@ -16,7 +17,6 @@ from callbacks.contact_sheet import ContactSheet
 from composers import Refinement
 from composers.codes import read_code, stated_shape, steps_taken
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
 from tools import codes as codes
@@ -184,14 +184,17 @@ def test_steps_are_inner_steps_where_there_is_an_inner_loop():
 
 
 def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
-    model, given = Namespace(init_args=Namespace(inner_loop=None, signal_shape=[1, 3, 8, 8])), {"support": [0, 3, 4]}
+    arguments, given = Namespace(inner_loop=None, signal_shape=[1, 3, 8, 8]), {"support": [0, 3, 4]}
+    model = Namespace(class_path="composers.MetaIPC", init_args=arguments)
     data = Namespace(init_args=Namespace(signal_shape=None, **given))
     state_signal(model, data)
     assert data.init_args.signal_shape == [3, 3, 8, 8]
     pictures = Namespace(init_args=Namespace(signal_shape=None, pictures=[]))
-    state_signal(Namespace(init_args=Namespace(inner_loop=None, signal_shape=[3, 8, 8])), pictures)
+    arguments = Namespace(inner_loop=None, signal_shape=[3, 8, 8])
+    state_signal(Namespace(class_path="composers.MetaIPC", init_args=arguments), pictures)
     assert pictures.init_args.signal_shape == [3, 8, 8]
-    hypernetwork = Namespace(init_args=Namespace(tokenizer=Namespace(signal_shape=[1, 3, 8, 8])))
+    tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[1, 3, 8, 8]))
+    hypernetwork = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(tokenizer=tokenizer))
     data = Namespace(init_args=Namespace(signal_shape=None, **given))
     state_signal(hypernetwork, data)
     assert data.init_args.signal_shape == [1, 3, 8, 8]  # which the data module refuses, with both numbers
