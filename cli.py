@@ -47,7 +47,7 @@ from datamodules.configuration import load_layers
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
-PREDICT = {kind: f"predict/{kind}.yaml" for kind in ("images", "audio", "views")}
+PREDICT = CONFIGS / "predict.yaml"
 SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
@@ -67,6 +67,7 @@ class CLI(LightningCLI):
         """Parse; take the model from the checkpoint and the sizes from the data, and look for what ``last`` means."""
         given = sys.argv[1:] if args is None else args
         self._take_model(given)
+        self._take_reader(given)
         self.command = [str(one) for one in given] if isinstance(given, list) else []
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
@@ -90,6 +91,11 @@ class CLI(LightningCLI):
             model = stated_model(args[1:], SHIPPED if command == "predict" else None, option)
             if model is not None:
                 self._subcommand_parsers[command].set_defaults({"model": model})
+
+    def _take_reader(self, args: ArgsType) -> None:
+        """Let the option that names files choose the data module of a prediction, unless a config does."""
+        reader = kind_of_prediction(args if isinstance(args, list) else []).reader
+        self._subcommand_parsers["predict"].set_defaults({"data": {"class_path": reader}})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Return the parser of a command, that of ``predict`` with its short options and that of ``fit`` with its start."""
@@ -203,8 +209,6 @@ def run(args: ArgsType = None) -> None:
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
     if args is None:
         sys.argv[1:] = read_nulls(sys.argv[1:])
-    given = sys.argv[1:] if args is None else args
-    predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     quiet_lightning()  # the start-up summary says what counts
@@ -217,7 +221,7 @@ def run(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
             | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
-            | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / predict)]}},
+            | {"predict": {"default_config_files": [*DEFAULTS, str(PREDICT)]}},
             trainer_defaults={"callbacks": [stopper, ExactResume()]},
             save_config_kwargs={"overwrite": True},
             args=args,

@@ -59,6 +59,11 @@ class LearnedInit(MetaLearned):
                 "learned_lr of the inner loop to []."
             )
 
+    @property
+    def outer_update(self) -> str:
+        """How training goes through the inner loop, in words."""
+        return "Reptile" if self.outer == "reptile" else super().outer_update
+
     def start(self) -> Latents:
         """Return the learned weights ``(I, O)`` as ``weight.<layer>``, and ``bias.<layer>`` where biases are adapted."""
         start = {f"weight.{layer}": self.weights[str(layer)] for layer in self.inr.modulated_layers}

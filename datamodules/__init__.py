@@ -1,19 +1,29 @@
-"""Data as batches of coordinates: one LightningDataModule per data set."""
+"""Data as batches of coordinates: one LightningDataModule per data set.
 
-from datamodules.audio.audio_folder import AudioFolder
-from datamodules.audio.librispeech import LibriSpeech
-from datamodules.audio.sample_speech import SampleSpeech
-from datamodules.base import CoordinateDataModule
-from datamodules.images.celeba import CelebA
-from datamodules.images.ffhq import FFHQ
-from datamodules.images.image_folder import ImageFolder
-from datamodules.images.imagenette import ImageNette
-from datamodules.images.prediction import PictureFiles
-from datamodules.images.sample_photos import SamplePhotos
-from datamodules.scenes.sample_objects import SampleObjects
-from datamodules.scenes.scene_folder import SceneFolder
-from datamodules.scenes.shapenet import ShapeNet
-from datamodules.scenes.srn import SRNScenes
+The data sets are imported where one is first asked for: they know modalities, which know composers, which know
+`datamodules.base`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.data_sets import (
+        FFHQ,
+        AudioFolder,
+        CelebA,
+        CoordinateDataModule,
+        ImageFolder,
+        ImageNette,
+        LibriSpeech,
+        PictureFiles,
+        SampleObjects,
+        SamplePhotos,
+        SampleSpeech,
+        SceneFolder,
+        ShapeNet,
+        SRNScenes,
+    )
 
 __all__ = [
     "FFHQ",
@@ -31,3 +41,10 @@ __all__ = [
     "SceneFolder",
     "ShapeNet",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a data set by its name."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("datamodules.data_sets"), name)

@@ -43,7 +43,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     val_set: Dataset[Signal]
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
-    modality: Modality
+    modality: Modality = Modality()
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def __init__(
@@ -158,6 +158,10 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def original(self, name: str) -> Tensor | None:
         """Return the signal ``(C, *shape)`` of which batches hold pieces under this name; None where they hold it whole."""
         return None
+
+    def source_of(self, name: str) -> dict[str, Any]:
+        """Return the facts of the file of a signal that a writer needs, such as the sampling rate of audio."""
+        return {}
 
     def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
         """Make coordinates on the device."""

@@ -16,7 +16,7 @@ from composers.base import Composer
 from composers.networks import Field, Modulations
 from composers.rendering import VolumeRenderer
 from datamodules.storage.files import written_whole
-from modalities.views import chunk_of_points
+from modalities.decoding import chunk_of_points
 
 
 class Mesh(NamedTuple):

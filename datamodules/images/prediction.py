@@ -18,6 +18,7 @@ from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Sign
 from datamodules.domain import grid
 from datamodules.storage.images import Picture, cut, picture_files, read_picture
 from datamodules.tiles import Box, cover, whole
+from modalities.images import Images
 
 _LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
 
@@ -121,6 +122,8 @@ class PictureFiles(CoordinateDataModule):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    modality = Images()
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.loading import InMemory
 from datamodules.storage.images import RandomCrop, resize_picture
+from modalities.images import Images
 
 TRAINING_PHOTOGRAPHS = (
     "chelsea",
@@ -74,6 +75,8 @@ class SamplePhotos(CoordinateDataModule):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    modality = Images()
 
     def __init__(
         self,

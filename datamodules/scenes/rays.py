@@ -15,6 +15,7 @@ from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Sampl
 from datamodules.cameras import orbit, pixel_rays
 from datamodules.domain import Rays
 from datamodules.randomness import generator_at
+from modalities.views import PosedViews
 
 _WHITE = 255  # of all channels, where a ray meets nothing
 _OBJECT = 1.8  # radius around the origin beyond which no object is looked for
@@ -45,6 +46,7 @@ class SceneModule(CoordinateDataModule):
         ValueError: If a number is out of range.
     """
 
+    modality = PosedViews()
     train_set: Dataset[Any]  # of posed pictures, or of what the augmentation makes such of
     val_set: Dataset[Any]
     test_set: Dataset[Any]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from callbacks.inner_strip import InnerStrip, strips
 from flat_images import FlatData, FlatImages
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -15,7 +16,6 @@ from lightning.pytorch.plugins import Precision
 from PIL import Image
 
 from callbacks.gradient_norms import LearnedStepSizes, mean_factors
-from callbacks.inner_strip import InnerStrip, strips
 from callbacks.tables import ValidationTable
 from composers import Functa, InnerLoop, MetaIPC, Refinement
 from composers.networks import CoordinateMLP

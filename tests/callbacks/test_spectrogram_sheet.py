@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from callbacks.spectrogram_sheet import SpectrogramSheet
 from hums import Hums, build_ipc
 from PIL import Image
 from wandb_records import make_logger, no_account, read_records
 
-from callbacks.spectrogram_sheet import SpectrogramSheet
 from callbacks.tables import log_table, sample_rows
 from composers import Refinement
 from datamodules import SamplePhotos

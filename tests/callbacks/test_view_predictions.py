@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from callbacks.view_predictions import ScenePredictions
 from objects import Balls, Scenes, scene_batch
 from PIL import Image
 
 from callbacks import view_predictions as made
 from callbacks.predictions import PicturePredictions
-from callbacks.view_predictions import ScenePredictions
 from composers.codes import fingerprint, read_code
 from composers.rendering import LightFieldRenderer, VolumeRenderer
 from tools import codes as codes

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from callbacks.view_sheet import ViewSheet
 from objects import Balls, Scenes, scene_batch
 from PIL import Image
 
-from callbacks.view_sheet import ViewSheet
 from composers.rendering import LightFieldRenderer
 from datamodules import SamplePhotos
 

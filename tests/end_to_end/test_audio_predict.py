@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from callbacks.audio_predictions import SoundPredictions
 from hums import HumItems, Hums, build_ipc, ipc_config
 from jsonargparse import Namespace
 from program import refused, rows, run, run_process
 
 import composers
 from application.shortcuts import expand_shortcuts
-from callbacks.audio_predictions import SoundPredictions
 from callbacks.predictions import PicturePredictions
 from composers import Refinement
 from composers.checkpoint import build, save

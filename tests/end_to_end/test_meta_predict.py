@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from callbacks.contact_sheet import ContactSheet
 from jsonargparse import Namespace
 from PIL import Image
 from program import TESTS, asked
@@ -12,7 +13,6 @@ from program import TESTS, asked
 import composers
 from application.shortcuts import expand_shortcuts, state_signal
 from benchmarks import cost
-from callbacks.contact_sheet import ContactSheet
 from composers import Refinement
 from composers.codes import read_code, stated_shape, steps_taken
 from datamodules.batch import CoordinateBatch, Observation, Samples
