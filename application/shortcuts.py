@@ -194,7 +194,8 @@ def expand_shortcuts(config: Namespace) -> None:
             writer.folder = value
     if written:
         _serves(next(iter(written)), writer is not None, _WRITER)
-        writer.options = {**(writer.get("options") or {}), **written}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in written.items()}
+        writer.options = {**(writer.get("options") or {}), **plain}
 
 
 def _kind(given: Mapping[str, Any], data: Namespace) -> Modality:

@@ -280,14 +280,7 @@ class AudioWriter(Writer):
     def decode(
         self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
     ) -> tuple[Path, str]:
-        """Write the audio of codes, and return where and what.
-
-        Args:
-            composer: The model of the codes.
-            codes: One, written to ``path``; or the frames of a walk, written into the folder ``path``.
-            path: Where to; for one code STEM.RATE.wav if None.
-            stem: Of the default path.
-        """
+        """Write the audio of codes as `Writer.decode` says."""
         rate = self.rate or own_rate(codes[0])
         decoded = [render(composer, code, rate, self.max_memory) for code in codes]
         told = f"{decoded[0].shape[1] / rate:.2f} s at {rate:,} Hz"

@@ -235,7 +235,9 @@ class ImageWriter(Writer):
     }
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are out of range."""
+        """Refuse numbers that are out of range; a size that was read from YAML is a list."""
+        if isinstance(self.size, list):
+            object.__setattr__(self, "size", tuple(self.size))
         picture_size((1, 1), self.size, self.scale)
 
     def write(self, reconstruction: Reconstruction, path: Path) -> Row:
@@ -259,14 +261,7 @@ class ImageWriter(Writer):
     def decode(
         self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
     ) -> tuple[Path, str]:
-        """Write the images of codes, and return where and what.
-
-        Args:
-            composer: The model of the codes.
-            codes: One, written to ``path``; or the frames of a walk, written into the folder ``path`` and as frames.gif.
-            path: Where to; for one code STEM.ROWSxCOLUMNS.png if None.
-            stem: Of the default path.
-        """
+        """Write the images of codes as `Writer.decode` says, the frames of a walk as frames.gif too."""
         images = [render(composer, code, self.size, self.scale, self.max_memory) for code in codes]
         told = f"{images[0].height} x {images[0].width} pixels"
         if len(images) == 1:

@@ -79,6 +79,22 @@ class Writer(ABC):
         """
         return []
 
+    def decode(
+        self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
+    ) -> tuple[Path, str]:
+        """Write the signals of codes, without anything else to know of them, and return where and what.
+
+        Args:
+            composer: The model of the codes.
+            codes: One, written to ``path``; or the frames of a walk, written into the folder ``path``.
+            path: Where to; for one code ``stem`` with an ending if None.
+            stem: Of the default path.
+
+        Raises:
+            ValueError: If such codes cannot be decoded alone, or are of another model.
+        """
+        raise ValueError(f"{type(self).__name__} decodes no codes.")
+
     def errors(self, values: Tensor, query: Samples) -> list[float]:
         """Return the error of every tile ``(B, N, C)``, such that `score` can be taken of their mean; NaN without truth."""
         return [math.nan] * len(values) if query.values is None else instance_mse(values, query).tolist()

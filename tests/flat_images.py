@@ -5,6 +5,7 @@ from torch.utils.data import Dataset
 
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
+from modalities import Images
 
 SHAPE = (3, 8, 12)
 
@@ -26,6 +27,7 @@ class FlatImages(Dataset):
 class FlatData(CoordinateDataModule):
     """Nine training pictures, darkened at random, and five of a test."""
 
+    modality = Images()
     signal_shape = SHAPE
 
     def setup(self, stage):

@@ -6,11 +6,13 @@ from torch.utils.data import Dataset
 from composers.checkpoint import build
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
+from modalities import Audio
 
 
 class Hums(CoordinateDataModule):
     """Two clips of half a second, the second shorter and followed by zeros."""
 
+    modality = Audio()
     signal_shape = (1, 200)
     coord_range = (-0.5, 0.5)
 

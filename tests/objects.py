@@ -7,6 +7,8 @@ from composers.rendering import LightFieldRenderer, VolumeRenderer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.cameras import orbit, pixel_rays
+from datamodules.domain import Rays
+from modalities import PosedViews
 
 
 class Fields(torch.nn.Module):
@@ -78,6 +80,7 @@ def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=Tru
 
 
 class Scenes(CoordinateDataModule):
-    """A data module of scenes, as far as a sheet asks it."""
+    """A data module of scenes, as far as figures and predictions ask it."""
 
-    signal_shape, coord_dim, value_dim = (1, 3, 16, 16), 6, 3
+    modality = PosedViews()
+    signal_shape, coord_dim, value_dim, domain = (1, 3, 16, 16), 6, 3, Rays(2.0, 6.0)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import composers
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, interpolate, read_code
+from datamodules.spec import Modality
 from modalities import MODALITIES
 from modalities.images import Size
+from modalities.writing import Writer
 
 
 def main(args: list[str] | None = None) -> None:
@@ -92,7 +94,7 @@ def _render(code: Path, checkpoint: Path, output: Path | None, **options: Any) -
     """Decode a code and say what was written."""
     composer, found = composers.load(checkpoint), read_code(code)
     found.check(composer, code)
-    path, told = _decoded(composer, [found], output, code.with_suffix(""), options)
+    path, told = _writer(found, options).decode(composer, [found], output, code.with_suffix(""))
     print(f"Wrote {path}: {told} of a code of {found.numel:,} numbers.")
 
 
@@ -103,27 +105,27 @@ def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output:
     composer, ends = composers.load(checkpoint), (read_code(first), read_code(last))
     for path, code in zip((first, last), ends, strict=True):
         code.check(composer, path)
+    writer = _writer(ends[0], options)
     between = [interpolate(*ends, frame / (frames - 1)) for frame in range(frames)]
-    _, told = _decoded(composer, between, output, first.with_suffix(""), options)
+    _, told = writer.decode(composer, between, output, first.with_suffix(""))
     print(f"Wrote {frames} frames of {told} into {output}.")
 
 
-def _decoded(
-    composer: Composer, codes: Sequence[InstanceCode], output: Path | None, stem: Path, options: dict[str, Any]
-) -> tuple[Path, str]:
-    """Write the signals of codes as their modality does, and return where and what; refuse options of another one."""
-    name = codes[0].name or "This code"
-    modality = next((one for one in MODALITIES if one.decodes(codes[0])), None)
-    if modality is None or modality.writer is None or not modality.decoding:
-        kind = "a signal" if modality is None else f"a {modality.noun}"
-        raise ValueError(f"{name} stands for {kind} of shape {codes[0].shape}, which no code is decoded to alone.")
-    max_memory = options.pop("max_memory")
+def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
+    """Return what writes the signal of a code, or refuse options of another modality."""
+    name = code.name or "This code"
+    modality = next((one for one in MODALITIES if one.decodes(code)), Modality())
+    if modality.writer is None or not modality.decoding:
+        raise ValueError(
+            f"{name} stands for a {modality.noun} of shape {code.shape}, which no code is decoded to alone: predict from its "
+            "files with cli.py predict."
+        )
     given = {option: value for option, value in options.items() if value is not None}
-    if others := [option for option in given if option not in modality.decoding]:
+    if others := [option for option in given if option not in (*modality.decoding, "max_memory")]:
         own = " or ".join(f"--{option}" for option in modality.decoding)
         raise ValueError(f"{name} is a code of {modality.name}, which has no --{others[0]}: give {own}, or nothing.")
-    written: tuple[Path, str] = modality.writer(**given, max_memory=max_memory).decode(composer, codes, output, stem)
-    return written
+    writer: Writer = modality.writer(**given)
+    return writer
 
 
 def _info(code: Path, checkpoint: Path | None) -> None:
