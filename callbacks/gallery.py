@@ -26,8 +26,6 @@ from datamodules.instances import Cell, Instance, instance_of, observation_of
 from datamodules.spec import Modality
 from datamodules.storage.files import written_whole
 
-_LONGEST = 18  # letters of a name that have room above a cell
-
 
 class InnerRow(NamedTuple):
     """An instance after every reported number of inner steps.
@@ -170,7 +168,7 @@ class Gallery(Callback):
         modulations = _modulations(composer, evaluation["latents"][last], index)
         cells = self._modality.context(instance)
         cells.append(Cell("original" if cells else "", shown.query.values, shown.shape, shown.domain))
-        cells[0] = cells[0]._replace(label=_short(shown.name))
+        cells[0] = cells[0]._replace(label=shown.name)
         cells += self._made(composer, modulations, shown)
         if self.other is not None:
             cells += self._beside(self.other, batch, index, instance)
@@ -259,7 +257,7 @@ def _modulations(composer: Composer, latents: Latents, index: int) -> Modulation
 def _itself(shown: Instance) -> Cell:
     """Return an instance as it is, under its name."""
     assert shown.query.values is not None
-    return Cell(_short(shown.name), shown.query.values, shown.shape, shown.domain)
+    return Cell(shown.name, shown.query.values, shown.shape, shown.domain)
 
 
 def _inner_label(step: int, number: float, loop: InnerLoop, modality: Modality) -> str:
@@ -272,11 +270,6 @@ def _inner_label(step: int, number: float, loop: InnerLoop, modality: Modality) 
 def _unit(modality: Modality) -> str:
     """Return the unit of the headline metric, after a number."""
     return f" {modality.headline.unit}" if modality.headline.unit else ""
-
-
-def _short(name: str) -> str:
-    """Return a name that has room above a cell."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -49,9 +49,27 @@ def image_grid(rows: Sequence[Sequence[LabelledImage]]) -> Image.Image:
     for row, cells in enumerate(rows):
         for column, (label, image) in enumerate(cells):
             x, y = _MARGIN + column * step_x, _MARGIN + row * step_y
-            draw.text((x, y), label, fill="black", font=font)
+            draw.text((x, y), fitted(label, width, font.getlength), fill="black", font=font)
             page.paste(image, (x, y + _LABEL))
     return page
+
+
+def fitted(label: str, width: float, length: Callable[[str], float]) -> str:
+    """Return a label that has room: the start of one that is too long, and three dots.
+
+    Args:
+        label: What is to be written.
+        width: Of the room.
+        length: Returns the width of a text.
+
+    Example:
+        >>> fitted("a-long-name", 8, len), fitted("name", 8, len)
+        ('a-lon...', 'name')
+    """
+    if length(label) <= width:
+        return label
+    kept = next((end for end in range(len(label), 0, -1) if length(f"{label[:end]}...") <= width), 0)
+    return f"{label[:kept]}..."
 
 
 def enlarged(image: Image.Image, least: int) -> Image.Image:

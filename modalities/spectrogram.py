@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
-from modalities.drawing import Waveform
+from modalities.drawing import Waveform, fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ _WINDOW, _HOP = 0.032, 0.004  # seconds; at 16 kHz the window is 512 samples
 _MOST_FRAMES = 2000  # of a longer clip fewer are drawn, wider apart
 _RANGE = 80.0  # dB from the loudest place of the first panel to black
 _FLOOR = 1e-10  # the power of silence
+_LETTER = 0.09  # hundreds of pixels of a title
 
 
 class Levels(NamedTuple):
@@ -70,7 +71,7 @@ def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float =
     loudest = max(float(row[0].decibels.max()) for row in spectra)
     for places, clips, row in zip(grid, rows, spectra, strict=True):
         for axes, clip, spectrum in zip(places, clips, row, strict=True):
-            image = _show(axes, clip, spectrum, loudest)
+            image = _show(axes, clip, spectrum, loudest, width)
     _limit(grid[0, 0], [clip for row in rows for clip in row])
     for axes in grid[-1]:
         axes.set_xlabel("seconds", fontsize=12)
@@ -93,7 +94,7 @@ def figure_picture(figure: Figure) -> Image.Image:
     return Image.open(stream).convert("RGB")
 
 
-def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float) -> AxesImage:
+def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float, width: float) -> AxesImage:
     """Draw one spectrogram, low frequencies below, every number in the middle of its cell."""
     frequencies, frames = spectrum.decibels.shape
     extent = (
@@ -102,7 +103,7 @@ def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float) -> AxesI
         -0.5e-3 * spectrum.step,
         (frequencies - 0.5) * 1e-3 * spectrum.step,
     )
-    axes.set_title(printable(clip.label), loc="left", fontsize=12)
+    axes.set_title(fitted(printable(clip.label), width, lambda text: len(text) * _LETTER), loc="left", fontsize=12)
     axes.tick_params(labelsize=11)
     axes.set_facecolor("#bbbbbb")  # where one clip has nothing and another does, beyond its end or half its rate
     return axes.imshow(

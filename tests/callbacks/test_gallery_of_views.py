@@ -63,7 +63,14 @@ def test_a_row_shows_the_middle_view(tmp_path):
         step: -10 * (found[0].view(3, -1, 3)[1] - true).square().mean().log10().item() for step, found in values.items()
     }
     assert psnr[2] > psnr[0] + 0.5
-    labels = ["a-name-that-is-...", "", "original", f"predicted {psnr[0]:.1f} dB", f"2 steps {psnr[2]:.1f} dB", "depth"]
+    labels = [
+        "a-name-that-is-much-too-long",
+        "",
+        "original",
+        f"predicted {psnr[0]:.1f} dB",
+        f"2 steps {psnr[2]:.1f} dB",
+        "depth",
+    ]
     assert [cell.label for cell in row] == labels
     refined = row[4].values.view(16, 16, 3).clamp(0, 1).numpy()
     assert np.abs(refined - values[2][0].view(3, 16, 16, 3)[1].clamp(0, 1).numpy()).max() < 0.003
