@@ -78,12 +78,11 @@ def add_shortcuts(parser: ArgumentParser) -> None:
             if option.name in added:
                 continue
             added.add(option.name)
-            owners = [other for other in MODALITIES if option.name in {one.name for one in options_of(other)}]
-            kinds = [one.kind for other in owners for one in options_of(other) if one.name == option.name]
+            same = [(owner, other) for owner in MODALITIES for other in options_of(owner) if other.name == option.name]
             text = (
-                option.help if len(owners) == 1 else f"{option.help} (Of {' and '.join(one.name for one in owners)}.)"
+                option.help if len(same) == 1 else f"{option.help} (Of {', '.join(owner.name for owner, _ in same)}.)"
             )
-            _add(group, option._replace(kind=kinds[0], help=text))
+            _add(group, option._replace(kind=same[0][1].kind, help=text))
     group = parser.add_argument_group("All predictions")
     group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
     group.add_argument(
@@ -171,22 +170,22 @@ def expand_shortcuts(config: Namespace) -> None:
         ValueError: If one of them is given, but what it belongs to is not there, or two that exclude each other are.
     """
     options = {modality.name: {option.name: option for option in options_of(modality)} for modality in MODALITIES}
-    names = dict.fromkeys([name for own in options.values() for name in own] + list(_OF_ALL))
+    names = dict.fromkeys([name for declared in options.values() for name in declared] + list(_OF_ALL))
     named = {name: config.pop(name, None) for name in names}
     given = {name: value for name, value in named.items() if value is not None and value is not False}
     modality = _kind(given, config.data)
-    own = options[modality.name]
+    declared = options[modality.name]
     _refuse_others(given, modality, options)
     callbacks = config.trainer.get("callbacks") or []
     writer: Any = next((callback.init_args for callback in callbacks if callback.class_path == _WRITER), None)
-    written = {name: value for name, value in given.items() if name in own and not own[name].is_read}
+    written = {name: value for name, value in given.items() if name in declared and not declared[name].is_read}
     if modality.writer is not None:
         modality.writer(**written)  # which refuses numbers out of range
     for name, value in given.items():
         if name == "steps":
             place, key = _place_of_steps(config.model.init_args, value)
             place[key] = value
-        elif name in own and own[name].is_read:
+        elif name in declared and declared[name].is_read:
             _serves(name, name in config.data.init_args, modality.reader)
             config.data.init_args[name] = value
         elif name == "output":
@@ -211,7 +210,7 @@ def _refuse_others(given: Mapping[str, Any], modality: Modality, options: Mappin
     """Refuse options of another modality."""
     for name in given:
         if name not in (*options[modality.name], *_OF_ALL):
-            owner = next(other for other, own in options.items() if name in own)
+            owner = next(other for other, declared in options.items() if name in declared)
             raise ValueError(f"--{name} is of {owner}, and this predicts from {modality.name}: leave it out.")
 
 

@@ -227,7 +227,7 @@ def inner_rows(
         if len(chosen) < number:
             chosen.setdefault(shown.name, (index, shown))
     indices, instances = zip(*chosen.values(), strict=True)
-    rows = [InnerRow(one.name, [None], [_itself(one)], [None]) for one in instances]
+    rows = [InnerRow(shown.name, [None], [_itself(shown)], [None]) for shown in instances]
     for step, latents in composer.trajectory(observation_of(batch, indices), loop.report):
         for place, (row, shown) in enumerate(zip(rows, instances, strict=True)):
             modulations = _modulations(composer, latents, place)
@@ -263,8 +263,8 @@ def _itself(shown: Instance) -> Cell:
 def _inner_label(step: int, number: float, loop: InnerLoop, modality: Modality) -> str:
     """Return what stands above a cell after some inner steps."""
     note = {loop.test_steps: ", tested", loop.steps: ", trained", 0: ", start"}.get(step, "")
-    made = f"{step} step{'' if step == 1 else 's'}{note}"
-    return f"{made} {number:.1f}{_unit(modality)}" if math.isfinite(number) else f"{made}, diverged"
+    label = f"{step} step{'' if step == 1 else 's'}{note}"
+    return f"{label} {number:.1f}{_unit(modality)}" if math.isfinite(number) else f"{label}, diverged"
 
 
 def _unit(modality: Modality) -> str:

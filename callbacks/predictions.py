@@ -86,7 +86,7 @@ class PredictionWriter(Callback):
         assert isinstance(pl_module, Composer)
         self.rows, self._tiles, self._model = {}, [], fingerprint(pl_module)
         self._writer = _writer(_data(trainer), self.options)
-        told = self._writer.check(pl_module)
+        messages = self._writer.check(pl_module)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -95,8 +95,8 @@ class PredictionWriter(Callback):
             raise ValueError(f"The folder {self.folder} holds other things: choose a new one with --output.")
         (self.folder / TABLE).touch()
         if trainer.is_global_zero:
-            for line in told:
-                Console(soft_wrap=True).print(line)
+            for message in messages:
+                Console(soft_wrap=True).print(message)
 
     def on_predict_batch_end(
         self,
@@ -170,21 +170,22 @@ class PredictionWriter(Callback):
         assert isinstance(pl_module, Composer)
         tiles, self._tiles = self._tiles, []
         data, name = _data(trainer), tiles[0].piece.name
-        code = self._code(tiles, pl_module, data.coord_range)
+        code = self._code(tiles, pl_module, data)
         original = None if tiles[0].instance is not None else data.original(name)
         reconstruction = Reconstruction(pl_module, code, tiles[0].instance, original, data.source_of(name))
         row = self.writer.write(reconstruction, self.folder / name)
         self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 
-    def _code(self, tiles: Sequence[Tile], composer: Composer, coord_range: tuple[float, float]) -> InstanceCode:
+    def _code(self, tiles: Sequence[Tile], composer: Composer, data: CoordinateDataModule) -> InstanceCode:
         """Return the code of a signal of its tiles."""
         name, shape, _ = tiles[0].piece
         latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
         first, last = (self.writer.score([tile.errors[end] for tile in tiles]) for end in (0, -1))
         facts = steps_taken(composer, tiles[0].steps)
-        facts |= {"psnr predicted": f"{first:.3f}", "psnr refined": f"{last:.3f}"}
+        metric = data.modality.headline.metric
+        facts |= {f"{metric} predicted": f"{first:.3f}", f"{metric} refined": f"{last:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
-        return InstanceCode(latents, boxes, shape, self._model, name, facts, coord_range)
+        return InstanceCode(latents, boxes, shape, self._model, name, facts, data.coord_range)
 
 
 def _writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Writer:

@@ -133,8 +133,8 @@ def sample_rows(
     label = heading(modality.headline.metric, unit="")
     metric = modality.metrics().get(modality.headline.metric) or composer.measures[modality.headline.metric]
     numbers = {
-        f"refined {label}" if step else label: metric.measure(made, batch.query, batch.shape).tolist()
-        for step, made in values.items()
+        f"refined {label}" if step else label: metric.measure(reconstruction, batch.query, batch.shape).tolist()
+        for step, reconstruction in values.items()
     }
     rows: list[dict[str, Medium]] = []
     for index, name in enumerate(batch.names):
@@ -142,8 +142,8 @@ def sample_rows(
         if batch.shape is not None and batch.query.values is not None:
             instance = instance_of(batch, index, domain, values)
             row |= modality.media(instance)
-            own = {key: latent[index : index + 1] for key, latent in latents.items()}
-            animation = modality.animation(composer, composer.compose(own), instance, frames) if frames else None
+            modulations = composer.compose({key: latent[index : index + 1] for key, latent in latents.items()})
+            animation = modality.animation(composer, modulations, instance, frames) if frames else None
             if animation is not None:
                 row["orbit"] = animation
         rows.append(row | {column: of_instance[index] for column, of_instance in numbers.items()})

@@ -61,13 +61,13 @@ def instance_of(batch: CoordinateBatch, index: int, domain: Domain, values: Mapp
     """
     if batch.shape is None:
         raise ValueError("This batch holds some samples of every signal: an instance needs whole signals.")
-    own = observation_of(batch, [index])
+    observation = observation_of(batch, [index])
     query = batch.query
     coords = query.coords if query.coords.dim() == 2 else query.coords[index]
     true, mask = (None if part is None else part[index] for part in (query.values, query.mask))
     samples = Samples(coords.cpu(), None if true is None else true.float().cpu(), None if mask is None else mask.cpu())
-    made = {step: one[index].float().cpu() for step, one in values.items()}
-    return Instance(batch.names[index], _first(own.signal), samples, batch.shape, domain, made)
+    reconstructions = {step: batched[index].float().cpu() for step, batched in values.items()}
+    return Instance(batch.names[index], _first(observation.signal), samples, batch.shape, domain, reconstructions)
 
 
 def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observation:

@@ -262,13 +262,15 @@ class AudioWriter(Writer):
         composer, (true, rate) = reconstruction.composer, _original(reconstruction)
         code = replace(reconstruction.code, facts=reconstruction.code.facts | own_facts(rate, true.shape[1]))
         code.save(f"{path}.safetensors")
-        wanted = self.rate or rate
-        heard = render(composer, code, wanted, self.max_memory)
-        save_wav(heard, wanted, Path(f"{path}.wav"), self.bits)
-        seen = heard if wanted == rate else render(composer, code, rate, self.max_memory)
-        psnr, silence = sound_psnr(seen, true), sound_psnr(torch.zeros_like(true), true)
+        output_rate = self.rate or rate
+        output = render(composer, code, output_rate, self.max_memory)
+        save_wav(output, output_rate, Path(f"{path}.wav"), self.bits)
+        compared = output if output_rate == rate else render(composer, code, rate, self.max_memory)
+        psnr, silence = sound_psnr(compared, true), sound_psnr(torch.zeros_like(true), true)
         label = f"reconstruction {psnr:.1f} dB"
-        save_figure(draw([[Waveform("original", true, rate)], [Waveform(label, heard, wanted)]]), Path(f"{path}.png"))
+        save_figure(
+            draw([[Waveform("original", true, rate)], [Waveform(label, output, output_rate)]]), Path(f"{path}.png")
+        )
         row = {"seconds": f"{true.shape[1] / rate:.3f}", "rate": str(rate), "tiles": str(len(code.boxes))}
         row |= {fact: text for fact, text in code.facts.items() if fact not in MEASURED}
         return row | {"psnr": f"{psnr:.3f}", "silence": f"{silence:.3f}"}
@@ -283,15 +285,15 @@ class AudioWriter(Writer):
         """Write the audio of codes as `Writer.decode` says."""
         rate = self.rate or own_rate(codes[0])
         decoded = [render(composer, code, rate, self.max_memory) for code in codes]
-        told = f"{decoded[0].shape[1] / rate:.2f} s at {rate:,} Hz"
+        length = f"{decoded[0].shape[1] / rate:.2f} s at {rate:,} Hz"
         if len(codes) == 1:
             path = path or Path(f"{stem}.{rate}.wav")
             save_wav(decoded[0], rate, path, self.bits)
-            return path, told
+            return path, length
         assert path is not None, "frames go into a folder"
         for frame, values in enumerate(decoded):
             save_wav(values, rate, path / f"{frame:03d}.wav", self.bits)
-        return path, told
+        return path, length
 
 
 class Audio(Modality):
@@ -337,11 +339,13 @@ class Audio(Modality):
         [samples], length = instance.shape, int(mask.sum())
         assert isinstance(domain, Grid)
         [(low, high)] = domain.ranges
-        own = Grid(((low, low + (high - low) * length / samples),))
+        measured_domain = Grid(((low, low + (high - low) * length / samples),))
         coords, values = (None if part is None else part[:length] for part in instance.query[:2])
         assert coords is not None
-        made = {step: one[:length] for step, one in instance.values.items()}
-        return instance._replace(query=Samples(coords, values), shape=(length,), domain=own, values=made)
+        reconstructions = {step: values[:length] for step, values in instance.values.items()}
+        return instance._replace(
+            query=Samples(coords, values), shape=(length,), domain=measured_domain, values=reconstructions
+        )
 
     def medium(self, cell: Cell) -> Waveform:
         """Return a cell as audio that can be heard."""
@@ -383,9 +387,9 @@ class Audio(Modality):
         shown = self.shown(instance)
         assert shown.query.values is not None
         pair = {"input": shown.query.values, "reconstruction": shown.values[0]}
-        heard = {label: self.medium(Cell(label, one, shown.shape, shown.domain)) for label, one in pair.items()}
-        spectrograms = figure_picture(draw([[one] for one in heard.values()], width=_PANEL[0]))
-        return {**heard, "spectrograms": spectrograms}
+        waveforms = {label: self.medium(Cell(label, part, shown.shape, shown.domain)) for label, part in pair.items()}
+        spectrograms = figure_picture(draw([[waveform] for waveform in waveforms.values()], width=_PANEL[0]))
+        return {**waveforms, "spectrograms": spectrograms}
 
     def decodes(self, code: InstanceCode) -> bool:
         """Return whether a code stands for samples in time."""

@@ -244,12 +244,12 @@ class ImageWriter(Writer):
         """Write the reconstruction, its error and the code of an image."""
         composer, code = reconstruction.composer, reconstruction.code
         code.save(f"{path}.safetensors")
-        seen = render(composer, code, self.size, self.scale, self.max_memory)
-        save_picture(seen, Path(f"{path}.png"))
+        image = render(composer, code, self.size, self.scale, self.max_memory)
+        save_picture(image, Path(f"{path}.png"))
         true = _original(reconstruction)
-        if seen.size != true.size:
-            seen = render(composer, code, (true.height, true.width), max_memory=self.max_memory)
-        error, psnr = error_picture(seen, true)
+        if image.size != true.size:
+            image = render(composer, code, (true.height, true.width), max_memory=self.max_memory)
+        error, psnr = error_picture(image, true)
         save_picture(error, Path(f"{path}.error.png"))
         size = {"rows": str(code.shape[0]), "columns": str(code.shape[1]), "tiles": str(len(code.boxes))}
         return size | code.facts | {"psnr": f"{psnr:.3f}"}
@@ -263,16 +263,16 @@ class ImageWriter(Writer):
     ) -> tuple[Path, str]:
         """Write the images of codes as `Writer.decode` says, the frames of a walk as frames.gif too."""
         images = [render(composer, code, self.size, self.scale, self.max_memory) for code in codes]
-        told = f"{images[0].height} x {images[0].width} pixels"
+        size = f"{images[0].height} x {images[0].width} pixels"
         if len(images) == 1:
             path = path or Path(f"{stem}.{images[0].height}x{images[0].width}.png")
             save_picture(images[0], path)
-            return path, told
+            return path, size
         assert path is not None, "frames go into a folder"
         for frame, image in enumerate(images):
             save_picture(image, path / f"{frame:03d}.png")
         images[0].save(path / "frames.gif", save_all=True, append_images=images[1:], duration=80, loop=0)
-        return path, f"{told} and frames.gif"
+        return path, f"{size} and frames.gif"
 
 
 class Images(Modality):
@@ -340,9 +340,10 @@ class Images(Modality):
 
     def media(self, instance: Instance) -> dict[str, Any]:
         """Return the image, its prediction and five times its error."""
-        true, made = instance.query.values, instance.values[0]
+        true, predicted = instance.query.values, instance.values[0]
         assert true is not None
-        columns = {"input": true, "reconstruction": made, "error x 5": (made - true).abs() * _ERROR_GAIN}
+        error = (predicted - true).abs() * _ERROR_GAIN
+        columns = {"input": true, "reconstruction": predicted, "error x 5": error}
         return {column: self.panel(values, instance.shape) for column, values in columns.items()}
 
     def decodes(self, code: InstanceCode) -> bool:

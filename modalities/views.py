@@ -196,16 +196,15 @@ class PosedViews(Modality):
         """Return the middle query view, under the name of the object of which the instance is one draw."""
         views, view = instance.shape[0], instance.shape[0] // 2
 
-        def one(values: Tensor) -> Tensor:
-            own: Tensor = values.unflatten(0, (views, -1))[view]
-            return own
+        def middle(values: Tensor) -> Tensor:
+            return values.view(views, -1, values.shape[-1])[view]
 
         true = instance.query.values
         return instance._replace(
             name=object_of(instance.name),
-            query=Samples(one(instance.query.coords), None if true is None else one(true)),
+            query=Samples(middle(instance.query.coords), None if true is None else middle(true)),
             shape=(1, *instance.shape[1:]),
-            values={step: one(values) for step, values in instance.values.items()},
+            values={step: middle(values) for step, values in instance.values.items()},
         )
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
@@ -235,10 +234,10 @@ class PosedViews(Modality):
         self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
     ) -> list[Cell]:
         """Return the depth of the view, where the renderer knows one."""
-        seen = look(composer, modulations, shown.query.coords, max_memory)
-        if seen.depth is None:
+        rendered = look(composer, modulations, shown.query.coords, max_memory)
+        if rendered.depth is None:
             return []
-        return [Cell("depth", depth_colours(seen, depth_ends([seen])), shown.shape, shown.domain)]
+        return [Cell("depth", depth_colours(rendered, depth_ends([rendered])), shown.shape, shown.domain)]
 
     def save_media(
         self, composer: Composer, modulations: Modulations, instance: Instance, stem: Path, max_memory: float = 500.0
@@ -259,11 +258,11 @@ class PosedViews(Modality):
         """Return support views, query views, prediction and refinement, up to four of each side by side."""
         support, true = _support(instance).images, instance.query.values
         assert true is not None
-        seen = support.movedim(1, -1).flatten(0, 2)
+        pixels = support.movedim(1, -1).flatten(0, 2)
         columns = {"query": true} | {
-            "refined" if step else "prediction": made for step, made in instance.values.items()
+            "refined" if step else "prediction": values for step, values in instance.values.items()
         }
-        return {"support": self.panel(seen, (len(support), *support.shape[2:]))} | {
+        return {"support": self.panel(pixels, (len(support), *support.shape[2:]))} | {
             column: self.panel(values, instance.shape) for column, values in columns.items()
         }
 
@@ -330,16 +329,16 @@ def _view_cells(
     composer: Composer, modulations: Modulations, instance: Instance, max_memory: float
 ) -> list[list[LabelledImage]]:
     """Return of every query view the truth, the prediction, its error and the depth, as far as they are known."""
-    made, true, shape = instance.values[max(instance.values)], instance.query.values, instance.shape
+    prediction, true, shape = instance.values[max(instance.values)], instance.query.values, instance.shape
     cells: list[list[LabelledImage]] = [
-        [(f"prediction {view}", image)] for view, image in enumerate(view_pictures(made, shape))
+        [(f"prediction {view}", image)] for view, image in enumerate(view_pictures(prediction, shape))
     ]
     if true is not None:
-        decibels = view_psnr(made[None], Samples(instance.query.coords, true[None]), shape)[0].tolist()
+        decibels = view_psnr(prediction[None], Samples(instance.query.coords, true[None]), shape)[0].tolist()
         for view, (image, psnr) in enumerate(zip(view_pictures(true, shape), decibels, strict=True)):
-            seen = cells[view][0][1]
-            error = error_picture(seen, image)[0]
-            cells[view] = [(f"truth {view}", image), (f"prediction {psnr:.1f} dB", seen), ("5 x error", error)]
+            predicted = cells[view][0][1]
+            error = error_picture(predicted, image)[0]
+            cells[view] = [(f"truth {view}", image), (f"prediction {psnr:.1f} dB", predicted), ("5 x error", error)]
     if depth_range(composer) is None:
         return cells
     views = instance.query.coords.unflatten(0, (shape[0], -1))

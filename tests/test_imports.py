@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -134,3 +135,12 @@ def test_examples_in_docstrings(path):
 
 def test_there_are_examples():
     assert sum(">>> " in path.read_text(encoding="utf-8") for path in FILES) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["composers", "datamodules.images.base", "datamodules", "modalities.views", "callbacks.gallery"]
+)
+def test_any_part_can_be_imported_first(module):
+    code = f"import {module}; from datamodules import SamplePhotos; from composers import Composer; import modalities"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

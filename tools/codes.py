@@ -92,10 +92,10 @@ def _size(text: str) -> Size:
 
 def _render(code: Path, checkpoint: Path, output: Path | None, **options: Any) -> None:
     """Decode a code and say what was written."""
-    composer, found = composers.load(checkpoint), read_code(code)
-    found.check(composer, code)
-    path, told = _writer(found, options).decode(composer, [found], output, code.with_suffix(""))
-    print(f"Wrote {path}: {told} of a code of {found.numel:,} numbers.")
+    composer, content = composers.load(checkpoint), read_code(code)
+    content.check(composer, code)
+    path, size = _writer(content, options).decode(composer, [content], output, code.with_suffix(""))
+    print(f"Wrote {path}: {size} of a code of {content.numel:,} numbers.")
 
 
 def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output: Path, **options: Any) -> None:
@@ -107,14 +107,14 @@ def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output:
         code.check(composer, path)
     writer = _writer(ends[0], options)
     between = [interpolate(*ends, frame / (frames - 1)) for frame in range(frames)]
-    _, told = writer.decode(composer, between, output, first.with_suffix(""))
-    print(f"Wrote {frames} frames of {told} into {output}.")
+    _, size = writer.decode(composer, between, output, first.with_suffix(""))
+    print(f"Wrote {frames} frames of {size} into {output}.")
 
 
 def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
     """Return what writes the signal of a code, or refuse options of another modality."""
     name = code.name or "This code"
-    modality = next((one for one in MODALITIES if one.decodes(code)), Modality())
+    modality = next((modality for modality in MODALITIES if modality.decodes(code)), Modality())
     if modality.writer is None or not modality.decoding:
         raise ValueError(
             f"{name} stands for a {modality.noun} of shape {code.shape}, which no code is decoded to alone: predict from its "
@@ -122,8 +122,10 @@ def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
         )
     given = {option: value for option, value in options.items() if value is not None}
     if others := [option for option in given if option not in (*modality.decoding, "max_memory")]:
-        own = " or ".join(f"--{option}" for option in modality.decoding)
-        raise ValueError(f"{name} is a code of {modality.name}, which has no --{others[0]}: give {own}, or nothing.")
+        allowed = " or ".join(f"--{option}" for option in modality.decoding)
+        raise ValueError(
+            f"{name} is a code of {modality.name}, which has no --{others[0]}: give {allowed}, or nothing."
+        )
     writer: Writer = modality.writer(**given)
     return writer
 
