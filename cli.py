@@ -20,7 +20,6 @@ from lightning.pytorch.cli import ArgsType
 
 from application.command_line import CLI
 from application.preflight import explain
-from application.shortcuts import kind_of_prediction
 from application.streams import lasting_output, quiet_lightning
 from application.wandb_logger import read_nulls
 from callbacks.exact_resume import ExactResume
@@ -31,7 +30,7 @@ from datamodules.configuration import load_layers
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
-PREDICT = {kind: f"predict/{kind}.yaml" for kind in ("images", "audio", "views")}
+PREDICT = CONFIGS / "predict.yaml"
 QUIET = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     ".*does not have many workers.*",  # data in memory needs none
@@ -63,8 +62,6 @@ def run(args: ArgsType = None) -> None:
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
     if args is None:
         sys.argv[1:] = read_nulls(sys.argv[1:])
-    given = sys.argv[1:] if args is None else args
-    predict = PREDICT[kind_of_prediction(given if isinstance(given, list) else [])]
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
     quiet_lightning()  # the start-up summary says what counts
@@ -77,7 +74,7 @@ def run(args: ArgsType = None) -> None:
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False}
             | {name: {"default_config_files": DEFAULTS} for name in CLI.subcommands()}
-            | {"predict": {"default_config_files": [*DEFAULTS, str(CONFIGS / predict)]}},
+            | {"predict": {"default_config_files": [*DEFAULTS, str(PREDICT)]}},
             trainer_defaults={"callbacks": [stopper, ExactResume()]},
             save_config_kwargs={"overwrite": True},
             args=args,

@@ -18,6 +18,7 @@ from application.shortcuts import (
     add_start,
     expand_shortcuts,
     folder_of_runs,
+    kind_of_prediction,
     settle_start,
     state_signal,
     stated_model,
@@ -43,6 +44,7 @@ class CLI(LightningCLI):
         """Parse; take the model from the checkpoint and the sizes from the data, and look for what ``last`` means."""
         given = sys.argv[1:] if args is None else args
         self._take_model(given)
+        self._take_reader(given)
         self.command = [str(one) for one in given] if isinstance(given, list) else []
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
@@ -67,6 +69,12 @@ class CLI(LightningCLI):
             model = stated_model(given[1:], SHIPPED if command == "predict" else None, option)
             if model is not None:
                 self._subcommand_parsers[command].set_defaults({"model": model})
+
+    def _take_reader(self, args: ArgsType) -> None:
+        """Let the option that names files choose the data module of a prediction, unless a config does."""
+        if self.asked == "predict":
+            reader = kind_of_prediction(args if isinstance(args, list) else []).reader
+            self._subcommand_parsers["predict"].set_defaults({"data": {"class_path": reader}})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Return the parser of a command, with the options of ``predict`` and ``fit``; an empty one if another is asked for.

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks.folders import NO_FOLDER
-from callbacks.predictions import Predictions
+from callbacks.predictions import PredictionWriter
 from callbacks.saving import LAST
 from composers.checkpoint import intact
 
@@ -114,7 +114,7 @@ def output_folders(trainer: Trainer, command: str) -> list[Path]:
     """Return the folders that a command writes to; of ``predict`` that of ``--output``, else those of the run."""
     if command == "predict":
         writers: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return [writer.folder for writer in writers if isinstance(writer, Predictions)]
+        return [writer.folder for writer in writers if isinstance(writer, PredictionWriter)]
     return [Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, CSVLogger)]
 
 

@@ -3,83 +3,104 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
+import docstring_parser
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
+from jsonargparse.util import import_object
 
 from application.sizes import stated_argument
+from callbacks.predictions import PredictionWriter
 from composers.checkpoint import read, stated_rate
-from modalities.images import Size, picture_size
+from datamodules.spec import Modality
+from modalities import MODALITIES
 
-_OF_PICTURES = ("images", "size", "scale", "tile", "tile_size")
-_OF_SOUND = ("audio", "rate")
-_OF_SCENES = ("views", "support", "size", "frames", "mesh", "mp4")
+_WRITER = f"{PredictionWriter.__module__}.{PredictionWriter.__name__}"
 _OF_ALL = ("output", "steps")
-_OPTIONS = {"images": _OF_PICTURES, "audio": _OF_SOUND, "views": _OF_SCENES}
-_KINDS = {"images": "images", "audio": "audio", "views": "views"}  # in words
-_PARTS = {  # what the options of a kind belong to: its data module and its writer
-    "images": ("datamodules.PictureFiles", "callbacks.predictions.PicturePredictions"),
-    "audio": ("datamodules.audio.prediction.SoundFiles", "callbacks.audio_predictions.SoundPredictions"),
-    "views": ("datamodules.scenes.prediction.SceneFiles", "callbacks.view_predictions.ScenePredictions"),
-}
-_OF_DATA = ("images", "tile", "tile_size", "audio", "views", "support")
-_OF_WRITER = ("size", "scale", "rate", "frames", "mesh", "mp4")
-_EVERY = (*_OF_DATA, *_OF_WRITER, *_OF_ALL)
 
 
-def kind_of_prediction(args: Sequence[str]) -> str:
-    """Return what a command line predicts from: ``audio`` or ``views`` if it has that option, else ``images``.
+class Option(NamedTuple):
+    """A short option that a modality declares.
+
+    Attributes:
+        name: Without the dashes.
+        kind: Its type.
+        help: From the docstring of what it is an argument of.
+        is_read: Whether it is an argument of the data module, rather than of the writer.
+    """
+
+    name: str
+    kind: Any
+    help: str
+    is_read: bool
+
+
+def options_of(modality: Modality) -> Iterator[Option]:
+    """Yield the options of prediction that a modality declares: the paths, what reads them, and the fields of its writer."""
+    assert modality.reader is not None
+    assert modality.writer is not None
+    reader, writer = import_object(modality.reader), modality.writer
+    parts = (
+        (reader, (modality.name, *modality.reading), True),
+        (writer, tuple(inspect.signature(writer).parameters), False),
+    )
+    for owner, names, is_read in parts:
+        described = {
+            entry.arg_name: entry.description or "" for entry in docstring_parser.parse(owner.__doc__ or "").params
+        }
+        kinds = get_type_hints(vars(owner)["__init__"])
+        for name in names:
+            yield Option(name, kinds[name], " ".join(described[name].split()), is_read)
+
+
+def kind_of_prediction(args: Sequence[str]) -> Modality:
+    """Return what a command line predicts from: the modality whose option it has, else images.
 
     Example:
-        >>> kind_of_prediction(["predict", "--audio", "speech.wav"]), kind_of_prediction(["fit", "--config", "a.yaml"])
-        ('audio', 'images')
+        >>> kind_of_prediction(["predict", "--audio", "speech.wav"]).name
+        'audio'
+        >>> kind_of_prediction(["fit", "--config", "a.yaml"]).name
+        'images'
     """
     given = {str(arg).split("=")[0] for arg in args}
-    return next((kind for kind in ("audio", "views") if f"--{kind}" in given), "images")
+    named = [modality for modality in MODALITIES if f"--{modality.name}" in given]
+    return named[-1] if named else MODALITIES[0]
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
-    """Add the short options of prediction."""
-    group = parser.add_argument_group("Pictures in and out")
-    group.add_argument("--images", type=str, nargs="+", help="Files and folders.")
-    group.add_argument(
-        "--size",
-        type=Size,
-        help="Pixels of the longer side of the reconstruction, or [rows, columns]; with --views those of what is rendered.",
-    )
-    group.add_argument(
-        "--scale", type=float | None, help="Pixels of the reconstruction per pixel of the picture; 1 by default."
-    )
-    group.add_argument("--tile", action="store_true", help="Cut pictures into overlapping tiles, for detail.")
-    group.add_argument(
-        "--tile_size", type=int | None, help="Pixels along each side of a tile; those that the model sees by default."
-    )
-    group = parser.add_argument_group("Sound in and out")
-    group.add_argument("--audio", type=str, nargs="+", help="Files and folders of sound, with a model of sound.")
-    group.add_argument(
-        "--rate", type=int | None, help="Samples per second of the reconstruction; those of the clip by default."
-    )
-    group = parser.add_argument_group("Scenes in and out")
-    group.add_argument("--views", type=str, nargs="+", help="Folders of posed pictures, with a model of views.")
-    group.add_argument(
-        "--support",
-        type=int,
-        nargs="+",
-        help="Frames that are looked at, in the order of the scene, from 0: as many as the model takes, and any number with a "
-        "meta-learned model; 0 by default.",
-    )
-    group.add_argument("--frames", type=int | None, help="Pictures of a turn around the scene, 48 by default.")
-    group.add_argument("--mesh", action="store_true", help="Write the surface too, a triangle mesh.")
-    group.add_argument("--mp4", action="store_true", help="Write the turn as a film too.")
-    group = parser.add_argument_group("Pictures, sound or scenes")
+    """Add the short options of prediction: those that modalities declare, once each, and those of all."""
+    added: set[str] = set()
+    for modality in MODALITIES:
+        group = parser.add_argument_group(f"{modality.name.capitalize()} in and out")
+        for option in options_of(modality):
+            if option.name in added:
+                continue
+            added.add(option.name)
+            same = [(owner, other) for owner in MODALITIES for other in options_of(owner) if other.name == option.name]
+            text = (
+                option.help if len(same) == 1 else f"{option.help} (Of {', '.join(owner.name for owner, _ in same)}.)"
+            )
+            _add(group, option._replace(kind=same[0][1].kind, help=text))
+    group = parser.add_argument_group("All predictions")
     group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
     group.add_argument(
         "--steps",
         type=int | None,
         help="Refinement steps, or inner steps of a meta-learned model; those of the model's config by default.",
     )
+
+
+def _add(group: Any, option: Option) -> None:
+    """Add an option, which is None unless it is given."""
+    if option.kind is bool:
+        group.add_argument(f"--{option.name}", action="store_true", help=option.help)
+    elif option.kind in (Sequence[str], Sequence[int]):
+        group.add_argument(f"--{option.name}", type=option.kind.__args__[0], nargs="+", help=option.help)
+    else:
+        group.add_argument(f"--{option.name}", type=option.kind | None, help=option.help)
 
 
 def add_start(parser: ArgumentParser, command: str) -> None:
@@ -149,40 +170,58 @@ def expand_shortcuts(config: Namespace) -> None:
     Raises:
         ValueError: If one of them is given, but what it belongs to is not there, or two that exclude each other are.
     """
-    picture_size((1, 1), config.size, config.scale)
-    named = {name: config.pop(name, None) for name in _EVERY}
+    options = {modality.name: {option.name: option for option in options_of(modality)} for modality in MODALITIES}
+    names = dict.fromkeys([name for declared in options.values() for name in declared] + list(_OF_ALL))
+    named = {name: config.pop(name, None) for name in names}
     given = {name: value for name, value in named.items() if value is not None and value is not False}
-    kind = _kind(given)
-    source, writing = _PARTS[kind]
+    modality = _kind(given, config.data)
+    declared = options[modality.name]
+    _refuse_others(given, modality, options)
     callbacks = config.trainer.get("callbacks") or []
-    writer = next((callback.init_args for callback in callbacks if callback.class_path == writing), None)
-    places: dict[str, tuple[Any, str]] = {name: (config.data.init_args, name) for name in _OF_DATA}
-    places |= {"output": (writer, "folder")} | {name: (writer, name) for name in _OF_WRITER}
-    places["steps"] = _place_of_steps(config.model.init_args, given["steps"]) if "steps" in given else (None, "steps")
+    writer: Any = next((callback.init_args for callback in callbacks if callback.class_path == _WRITER), None)
+    written = {name: value for name, value in given.items() if name in declared and not declared[name].is_read}
+    if modality.writer is not None:
+        modality.writer(**written)  # which refuses numbers out of range
     for name, value in given.items():
-        place, key = places[name]
-        if place is None or key not in place:
-            raise ValueError(
-                f"--{name} serves {source} and {writing}, which this --config replaces: leave the config "
-                "out, the checkpoint states its model."
-            )
-        place[key] = value
+        if name == "steps":
+            place, key = _place_of_steps(config.model.init_args, value)
+            place[key] = value
+        elif name in declared and declared[name].is_read:
+            _serves(name, name in config.data.init_args, modality.reader)
+            config.data.init_args[name] = value
+        elif name == "output":
+            _serves(name, writer is not None, _WRITER)
+            writer.folder = value
+    if written:
+        _serves(next(iter(written)), writer is not None, _WRITER)
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in written.items()}
+        writer.options = {**(writer.get("options") or {}), **plain}
 
 
-def _kind(given: Mapping[str, Any]) -> str:
-    """Return what is predicted from, or refuse options of another kind."""
-    kind = kind_of_prediction([f"--{name}" for name in given])
+def _kind(given: Mapping[str, Any], data: Namespace) -> Modality:
+    """Return what is predicted from: what an option names, else what the data module of the config states."""
+    for modality in reversed(MODALITIES):
+        if modality.name in given:
+            return modality
+    stated = getattr(import_object(data.class_path), "modality", None)
+    return next((modality for modality in MODALITIES if type(modality) is type(stated)), MODALITIES[0])
+
+
+def _refuse_others(given: Mapping[str, Any], modality: Modality, options: Mapping[str, Mapping[str, Option]]) -> None:
+    """Refuse options of another modality."""
     for name in given:
-        if name not in (*_OPTIONS[kind], *_OF_ALL):
-            own = next(other for other, options in _OPTIONS.items() if name in options)
-            what = _KINDS[own]
-            why = f"{what}, which --{own} names" if kind == "images" else f"{what}, and --{kind} names {_KINDS[kind]}"
-            raise ValueError(f"--{name} is of {why}: leave it out.")
-    if kind == "views" and isinstance(given.get("size"), tuple):
+        if name not in (*options[modality.name], *_OF_ALL):
+            owner = next(other for other, declared in options.items() if name in declared)
+            raise ValueError(f"--{name} is of {owner}, and this predicts from {modality.name}: leave it out.")
+
+
+def _serves(name: str, is_there: bool, class_path: str | None) -> None:
+    """Refuse an option of something that a config replaces."""
+    if not is_there:
         raise ValueError(
-            f"--size is {list(given['size'])}: of scenes give the pixels of the longer side, their pictures keep their shape."
+            f"--{name} serves {class_path}, which this --config replaces: leave the config out, the "
+            "checkpoint states its model."
         )
-    return kind
 
 
 def _place_of_steps(model: Namespace, steps: int) -> tuple[Namespace, str]:

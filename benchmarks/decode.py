@@ -61,7 +61,7 @@ class DecodeSettings:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class DecodeMeasurement:
     """One decoding.
 
     Attributes:
@@ -73,7 +73,7 @@ class Measurement:
     peak_mb: float
 
 
-def measure(checkpoint: str, size: int, limit: float) -> Measurement:
+def measure(checkpoint: str, size: int, limit: float) -> DecodeMeasurement:
     """Decode once in this process, after a small decoding that loads what is loaded once."""
     composer = composers.load(checkpoint)
     seen = input_size(composer)
@@ -84,7 +84,7 @@ def measure(checkpoint: str, size: int, limit: float) -> Measurement:
     _CLEAR.write_text("5")  # the peak starts again from here
     before, start = memory("VmRSS"), time.perf_counter()
     _decode(composer, code, size, limit)
-    return Measurement(time.perf_counter() - start, memory("VmHWM") - before)
+    return DecodeMeasurement(time.perf_counter() - start, memory("VmHWM") - before)
 
 
 def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> None:
@@ -96,19 +96,19 @@ def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> 
         picture(composer.render(composer.compose(code.latents), Grid.unit(2).coords((size, size)))[0], (size, size))
 
 
-def run(settings: DecodeSettings) -> dict[float, list[Measurement]]:
+def run(settings: DecodeSettings) -> dict[float, list[DecodeMeasurement]]:
     """Return the measurements of every limit, made in turn."""
-    found: dict[float, list[Measurement]] = {limit: [] for limit in settings.limits}
+    found: dict[float, list[DecodeMeasurement]] = {limit: [] for limit in settings.limits}
     for _ in range(settings.repeats):
         for limit in settings.limits:
             command = [sys.executable, "-m", "benchmarks.decode", "--once", str(limit)]
             command += ["--checkpoint", settings.checkpoint, "--size", str(settings.size)]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - ourselves
-            found[limit].append(Measurement(**json.loads(printed.splitlines()[-1])))
+            found[limit].append(DecodeMeasurement(**json.loads(printed.splitlines()[-1])))
     return found
 
 
-def report(settings: DecodeSettings, found: dict[float, list[Measurement]]) -> None:
+def report(settings: DecodeSettings, found: dict[float, list[DecodeMeasurement]]) -> None:
     """Print a table, and append it to the CSV."""
     pixels = settings.size**2 / 1e6
     table = Table(

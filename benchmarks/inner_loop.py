@@ -121,7 +121,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class InnerLoopMeasurement:
     """One amount as a ratio to another of the same run.
 
     Attributes:
@@ -188,7 +188,7 @@ class Alive(TorchDispatchMode):
         self.peak = max(self.peak, self.bytes)
 
 
-def main(args: list[str] | None = None) -> list[Measurement]:
+def main(args: list[str] | None = None) -> list[InnerLoopMeasurement]:
     """Run the command line: all parts, or the memory of one training step here, with ``--once STEPS KIND``."""
     given = sys.argv[1:] if args is None else args
     if "--once" in given:
@@ -201,7 +201,7 @@ def main(args: list[str] | None = None) -> list[Measurement]:
     _set_threads(settings)
     context = surroundings(settings)
     if settings.csv is not None:
-        check_columns(settings.csv, [*(field.name for field in fields(Measurement)), *context])
+        check_columns(settings.csv, [*(field.name for field in fields(InnerLoopMeasurement)), *context])
     console = Console(width=128)
     console.print(", ".join(f"{name} {value}" for name, value in context.items()))
     runs = {"memory": compare_memory, "evaluation": compare_evaluation, "training": compare_training}
@@ -267,7 +267,7 @@ def measure_memory(settings: InnerLoopSettings, steps: int, recompute: bool) -> 
     return Memory(peak, alive.peak / 1e6)
 
 
-def compare_memory(settings: InnerLoopSettings, console: Console) -> list[Measurement]:
+def compare_memory(settings: InnerLoopSettings, console: Console) -> list[InnerLoopMeasurement]:
     """Measure every number of inner steps, stored and recomputed, each in a process of its own."""
     found = []
     for kind in ("stored", "recomputed"):
@@ -280,7 +280,7 @@ def compare_memory(settings: InnerLoopSettings, console: Console) -> list[Measur
             ):
                 case, against = f"{kind}, {steps} inner steps, {name}", f"{settings.memory_steps[0]} inner steps"
                 ratio = amount / max(other, 1e-6)
-                found.append(Measurement("memory", case, against, "MB", amount, other, ratio, ratio, ratio))
+                found.append(InnerLoopMeasurement("memory", case, against, "MB", amount, other, ratio, ratio, ratio))
     return found
 
 
@@ -296,7 +296,7 @@ def _in_own_process(settings: InnerLoopSettings, steps: int, kind: str) -> Memor
     return Memory(**json.loads(printed.splitlines()[-1]))
 
 
-def compare_evaluation(settings: InnerLoopSettings, console: Console) -> list[Measurement]:
+def compare_evaluation(settings: InnerLoopSettings, console: Console) -> list[InnerLoopMeasurement]:
     """Time inner steps of evaluation against one forward pass of the network, which keeps no graph."""
     found = []
     for method in METHODS:
@@ -305,7 +305,7 @@ def compare_evaluation(settings: InnerLoopSettings, console: Console) -> list[Me
     return found
 
 
-def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) -> list[Measurement]:
+def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) -> list[InnerLoopMeasurement]:
     """Time one inner step with the loss after it, and the mean of the next two, in turn with a forward pass."""
     loops = [build(settings, method, test_steps=steps).eval() for steps in (1, 3)]
     seen = pictures(settings, batch_size)
@@ -324,7 +324,7 @@ def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) ->
     ]
 
 
-def compare_training(settings: InnerLoopSettings, console: Console) -> list[Measurement]:
+def compare_training(settings: InnerLoopSettings, console: Console) -> list[InnerLoopMeasurement]:
     """Time the training step against the plain formulation, and against the one that computes steps again."""
     found = []
     for method in ("MetaIPC", "LearnedInit"):
@@ -399,12 +399,14 @@ def alternate(sides: Mapping[str, Callable[[], object]], settings: InnerLoopSett
     return {name: kept[1:] for name, kept in seconds.items()}
 
 
-def compare(part: str, case: str, seconds: Sequence[float], against: str, others: Sequence[float]) -> Measurement:
+def compare(
+    part: str, case: str, seconds: Sequence[float], against: str, others: Sequence[float]
+) -> InnerLoopMeasurement:
     """Return the medians of both, and quartiles of the ratio of neighbouring runs."""
     ratios = [own / other for own, other in zip(seconds, others, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     amounts = (statistics.median(seconds), statistics.median(others))
-    return Measurement(part, case, against, "s", *amounts, middle, low, high)
+    return InnerLoopMeasurement(part, case, against, "s", *amounts, middle, low, high)
 
 
 def surroundings(settings: InnerLoopSettings) -> dict[str, object]:
@@ -418,7 +420,7 @@ def surroundings(settings: InnerLoopSettings) -> dict[str, object]:
     }
 
 
-def table(found: Sequence[Measurement]) -> Table:
+def table(found: Sequence[InnerLoopMeasurement]) -> Table:
     """Return the measurements for people."""
     shown = Table("", "measured", "against", "other", "ratio", "quartiles")
     for one in found:

@@ -57,7 +57,7 @@ class RenderingSettings:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class RenderingMeasurement:
     """One rendering.
 
     Attributes:
@@ -69,7 +69,7 @@ class Measurement:
     peak_mb: float
 
 
-def measure(settings: RenderingSettings, views: int) -> Measurement:
+def measure(settings: RenderingSettings, views: int) -> RenderingMeasurement:
     """Render once in this process, after a small rendering that loads what is loaded once."""
     field = scene(settings.hidden_dim)
     renderer = VolumeRenderer(2.0, 6.0, settings.samples_per_ray, chunk_size=settings.chunk_size)
@@ -79,7 +79,7 @@ def measure(settings: RenderingSettings, views: int) -> Measurement:
         _CLEAR.write_text("5")  # the peak starts again from here
         before, start = memory("VmRSS"), time.perf_counter()
         renderer.rendered(field, rays)
-    return Measurement(time.perf_counter() - start, memory("VmHWM") - before)
+    return RenderingMeasurement(time.perf_counter() - start, memory("VmHWM") - before)
 
 
 def scene(hidden_dim: int) -> Field:
@@ -94,18 +94,18 @@ def _rays(views: int, size: int) -> Tensor:
     return Rays().coords((views, size, size), cameras=(orbit(views), focals))
 
 
-def run(settings: RenderingSettings) -> dict[int, Measurement]:
+def run(settings: RenderingSettings) -> dict[int, RenderingMeasurement]:
     """Return the measurement of every number of views."""
     found = {}
     for views in settings.views:
         command = [sys.executable, "-m", "benchmarks.rendering", "--once", str(views)]
         command += [f"--{name}={value}" for name, value in vars(settings).items() if name != "views"]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - ourselves
-        found[views] = Measurement(**json.loads(printed.splitlines()[-1]))
+        found[views] = RenderingMeasurement(**json.loads(printed.splitlines()[-1]))
     return found
 
 
-def report(settings: RenderingSettings, found: dict[int, Measurement]) -> None:
+def report(settings: RenderingSettings, found: dict[int, RenderingMeasurement]) -> None:
     """Print a table."""
     title = f"{settings.size} x {settings.size} pixels, {settings.samples_per_ray} samples a ray"
     table = Table(title=f"{title}, {torch.get_num_threads()} threads", title_justify="left")

@@ -110,7 +110,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class SpeedMeasurement:
     """What one contest came to.
 
     Attributes:
@@ -136,14 +136,14 @@ class Measurement:
     reference_saved_mb: float
 
 
-def main(args: list[str] | None = None) -> list[Measurement]:
+def main(args: list[str] | None = None) -> list[SpeedMeasurement]:
     """Run the benchmark of these command line arguments, print its table and append to its CSV file."""
     settings = auto_cli(SpeedSettings, args=args)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     context = surroundings(settings)
     if settings.csv is not None:
-        check_columns(settings.csv, [*(field.name for field in fields(Measurement)), *context])
+        check_columns(settings.csv, [*(field.name for field in fields(SpeedMeasurement)), *context])
     console = Console(width=120)  # as wide as the table, also where the output is a file
     console.print(", ".join(f"{name} {value}" for name, value in context.items()))
     composer = build(settings)
@@ -245,7 +245,7 @@ def relative_difference(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=smallest)).item()
 
 
-def measure(composer: TransformerIPC, contest: Contest, settings: SpeedSettings) -> list[Measurement]:
+def measure(composer: TransformerIPC, contest: Contest, settings: SpeedSettings) -> list[SpeedMeasurement]:
     """Time the training step, with dropout, and the evaluation of both sides."""
     sides = (contest.ours, contest.reference)
     optimizer = torch.optim.Adam(contest.parameters, lr=1e-4)  # one for both, so that they share its state too
@@ -308,12 +308,12 @@ def saved_bytes(contest: Contest, evaluate: Callable[[], Tensor]) -> int:
     return sum(size for address, size in sizes.items() if address not in owned)
 
 
-def summarise(section: str, work: str, seconds: Sequence[Sequence[float]], saved: Sequence[int]) -> Measurement:
+def summarise(section: str, work: str, seconds: Sequence[Sequence[float]], saved: Sequence[int]) -> SpeedMeasurement:
     """Return the medians of both sides, and quartiles of the ratio of neighbouring runs."""
     ours, reference = seconds
     ratios = [theirs / own for own, theirs in zip(ours, reference, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Measurement(
+    return SpeedMeasurement(
         section=section,
         work=work,
         ours_seconds=statistics.median(ours),
@@ -343,7 +343,7 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def table(found: Sequence[Measurement]) -> Table:
+def table(found: Sequence[SpeedMeasurement]) -> Table:
     """Return the measurements for people."""
     shown = Table("", "ours, s", "plain, s", "plain / ours", "quartiles", "ours keeps, MB", "plain keeps, MB")
     for one in found:

@@ -13,11 +13,20 @@ from lightning import LightningModule, Trainer
 from rich.console import Console
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.results import HEADINGS, InstanceRows, Row, counts, gathered, inner_steps, main_metric
+from callbacks.results import (
+    InstanceRow,
+    InstanceRows,
+    counts,
+    gathered,
+    heading_of,
+    headline_of,
+    inner_steps,
+    main_metric,
+)
 from composers.base import Composer
 from composers.inference.inner_settings import InnerLoop
 from composers.inference.refinement import CURVES, INNER, NETWORK
-from composers.meta_learned import MetaLearned
+from datamodules.spec import Headline, Modality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +74,7 @@ class RefinementPlot(InstanceRows):
 
     Args:
         filename: Of the picture, in the folder of the run: PNG, SVG or PDF.
-        metric: One that the composer measures; the PSNR if None, or the first where that is not measured.
+        metric: One that the composer measures; the headline of the data if None, or the first where that is not measured.
 
     Raises:
         ValueError: If the file name has another ending.
@@ -95,7 +104,8 @@ class RefinementPlot(InstanceRows):
         if folder is None or not trainer.is_global_zero or not rows:
             return
         path = folder / self.filename
-        metric = self.metric or main_metric(next(iter(rows.values())))
+        headline = headline_of(trainer)
+        metric = self.metric or main_metric(next(iter(rows.values())), headline)
         points = curve(rows, metric)
         if max(point.step for point in points) == 0:
             return
@@ -103,12 +113,13 @@ class RefinementPlot(InstanceRows):
             writer = csv.writer(file)
             writer.writerow(["metric", "start", "step", "mean", "lower quartile", "upper quartile", "instances"])
             writer.writerows([metric, *point] for point in points)
-        loop = pl_module.inner_loop if isinstance(pl_module, MetaLearned) and pl_module.inner_loop.report else None
-        draw(points, metric, loop).savefig(path)
+        loop = pl_module.inner_loop if isinstance(pl_module, Composer) else None
+        loop = loop if loop is not None and loop.report else None
+        draw(points, metric, loop, headline).savefig(path)
         Console(soft_wrap=True).print(f"{'Curves' if loop else 'Refinement curves'}: {relative_path(path)}")
 
 
-def curve(rows: Mapping[str, Row], metric: str) -> list[Point]:
+def curve(rows: Mapping[str, InstanceRow], metric: str) -> list[Point]:
     """Return mean and quartiles of a metric over instances, start by start, in the order of the steps."""
     points = []
     for column in sorted(next(iter(rows.values())), key=lambda column: (CURVES.index(column.start), column.step)):
@@ -120,13 +131,16 @@ def curve(rows: Mapping[str, Row], metric: str) -> list[Point]:
     return points
 
 
-def draw(points: Sequence[Point], metric: str, loop: InnerLoop | None = None) -> Figure:
+def draw(
+    points: Sequence[Point], metric: str, loop: InnerLoop | None = None, headline: Headline = Modality.headline
+) -> Figure:
     """Return the curves, 720 x 450 pixels: a line of means with a band of quartiles for every start.
 
     Args:
         points: As `curve` returns them.
         metric: Which they are of.
         loop: The inner loop, if there is a curve of one.
+        headline: Of the data; where the metric is another, more of it is taken to be better.
     """
     from matplotlib.figure import Figure  # here, because most commands draw nothing and need not wait for it
 
@@ -138,8 +152,8 @@ def draw(points: Sequence[Point], metric: str, loop: InnerLoop | None = None) ->
     named = {point.step for point in placed if loop is None or point.start == INNER}
     _label(axes, sorted(named | {max(point.step for point in placed)}))
     if loop:
-        _mark(axes, placed, loop)
-    axes.set_ylabel(HEADINGS.get(metric, metric), fontsize=12)
+        _mark(axes, placed, loop, less_is_better=metric == headline.metric and headline.direction == "min")
+    axes.set_ylabel(heading_of(metric, headline), fontsize=12)
     axes.set_title(f"Mean and quartiles of {points[0].instances:,} instances", loc="left", fontsize=12)
     framed = loop is not None  # or the line of the steps of training runs through the words
     axes.legend(loc="best", fontsize=11, frameon=framed, framealpha=0.85, edgecolor="none", handlelength=3)
@@ -188,13 +202,13 @@ def _finite(number: float) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _mark(axes: Axes, points: Sequence[Point], loop: InnerLoop) -> None:
+def _mark(axes: Axes, points: Sequence[Point], loop: InnerLoop, less_is_better: bool) -> None:
     """Mark the steps of training, name the axis of the steps, and say what of the inner loop is not shown."""
     trained = f"trained with {inner_steps(loop.steps)}"
     axes.axvline(loop.steps, color="#555555", linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=trained)
     refined = any(point.start != INNER and point.step != loop.test_steps for point in points)
     lines = ["steps" if refined else "inner steps"]
-    ends = shown(points, max(loop.steps, loop.test_steps))
+    ends = shown(points, max(loop.steps, loop.test_steps), less_is_better)
     if ends:
         axes.set_ylim(ends)
     hidden = [point for point in points if point.start == INNER and not _is_shown(point.mean, ends)]
@@ -203,28 +217,36 @@ def _mark(axes: Axes, points: Sequence[Point], loop: InnerLoop) -> None:
     axes.set_xlabel("\n".join(lines), fontsize=12)
 
 
-def shown(points: Sequence[Point], steps: int) -> tuple[float, float] | None:
-    """Return the ends of the axis of a metric where an inner loop falls so far that it would flatten all else, or None.
+def shown(points: Sequence[Point], steps: int, less_is_better: bool = False) -> tuple[float, float] | None:
+    """Return the ends of the axis of a metric where an inner loop gets so bad that it would flatten all else, or None.
 
-    What lies beyond these numbers of steps may fall as far below all else as all else is high, up to the best there is.
+    What lies beyond these numbers of steps may be as far on the bad side of all else as all else spans, up to the best there
+    is.
 
     Args:
         points: Of all curves.
         steps: Inner steps of training and test, the greater of both.
+        less_is_better: Whether low values of the metric are the good ones.
     """
+    sign = -1 if less_is_better else 1
     beyond = [point for point in points if point.start == INNER and point.step > steps]
-    known = [number for point in points for number in _numbers(point) if math.isfinite(number)]
-    kept = [number for point in points if point not in beyond for number in _numbers(point) if math.isfinite(number)]
+    known = [sign * number for point in points for number in _numbers(point) if math.isfinite(number)]
+    kept = [
+        sign * number for point in points if point not in beyond for number in _numbers(point) if math.isfinite(number)
+    ]
     if not kept:
         return None
     best, room = max(known), max(known) - min(kept)
-    lowest = min(kept) - room
-    return (lowest, best + 0.1 * room) if min(known) < lowest else None
+    worst = min(kept) - room
+    if min(known) >= worst:
+        return None
+    low, high = sorted((sign * worst, sign * (best + 0.1 * room)))
+    return low, high
 
 
 def _is_shown(mean: float, ends: tuple[float, float] | None) -> bool:
     """Return whether a mean lies on the axis."""
-    return math.isfinite(mean) and (ends is None or mean >= ends[0])
+    return math.isfinite(mean) and (ends is None or ends[0] <= mean <= ends[1])
 
 
 def _number(mean: float) -> str:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from composers.base import Composer
 from composers.inference.inner_settings import InnerLoop
-from composers.meta_learned import MetaLearned
-
-if TYPE_CHECKING:
-    pass
 
 
 class GradientNorms(Callback):
@@ -73,9 +68,10 @@ class LearnedStepSizes(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the factors, where Lightning puts what it validates."""
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(pl_module, MetaLearned):
+        loop = pl_module.inner_loop if isinstance(pl_module, Composer) else None
+        if trainer.sanity_checking or not trainer.is_global_zero or loop is None:
             return
-        factors = mean_factors(pl_module.inner_loop)
+        factors = mean_factors(loop)
         if factors:
             for logger in trainer.loggers:
                 logger.log_metrics(factors, step=max(trainer.global_step - 1, 0))

@@ -17,25 +17,27 @@ from rich.table import Table
 
 from callbacks.folders import output_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
+from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference.inner_settings import InnerLoop
 from composers.inference.refinement import INNER, NETWORK
-from composers.meta_learned import MetaLearned
+from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
+from datamodules.spec import Headline, Modality
 
-HEADINGS = {
-    "psnr": "PSNR [dB]",
-    "ssim": "SSIM",
-    "gain": "gain over the mean [dB]",
-    "silence": "PSNR of silence [dB]",
-    "over_silence": "over silence [dB]",
-    "si_sdr": "SI-SDR [dB]",
-    "lsd": "log-spectral distance [dB]",
-    "stoi": "STOI",
-    "pesq": "PESQ",
-    "white": "PSNR of white [dB]",
-    "over_white": "over white [dB]",
-    "lpips": "LPIPS",
+_HEADINGS = {  # of metrics: words and unit
+    "psnr": ("PSNR", "dB"),
+    "ssim": ("SSIM", ""),
+    "gain": ("gain over the mean", "dB"),
+    "silence": ("PSNR of silence", "dB"),
+    "over_silence": ("over silence", "dB"),
+    "si_sdr": ("SI-SDR", "dB"),
+    "lsd": ("log-spectral distance", "dB"),
+    "stoi": ("STOI", ""),
+    "pesq": ("PESQ", ""),
+    "white": ("PSNR of white", "dB"),
+    "over_white": ("over white", "dB"),
+    "lpips": ("LPIPS", ""),
 }
 _TITLES = {"prediction": "", NETWORK: f" of {NETWORK}", INNER: " of the inner loop"}
 
@@ -65,8 +67,30 @@ class Column(NamedTuple):
         return f"{self.metric}@{self.step}" + _TITLES.get(self.start, f" from {self.start}")
 
 
-Row = dict[Column, float]
+InstanceRow = dict[Column, float]
 T = TypeVar("T")
+
+
+def heading(metric: str, unit: str | None = None) -> str:
+    """Return a metric in words, with its unit.
+
+    Args:
+        metric: Its name, as in `Composer.measures`.
+        unit: In place of the known one; none if empty.
+
+    Example:
+        >>> heading("psnr"), heading("psnr", unit=""), heading("ssim"), heading("distance", unit="mm")
+        ('PSNR [dB]', 'PSNR', 'SSIM', 'distance [mm]')
+    """
+    words, known = _HEADINGS.get(metric, (metric, ""))
+    unit = known if unit is None else unit
+    return f"{words} [{unit}]" if unit else words
+
+
+def headline_of(trainer: Trainer) -> Headline:
+    """Return the headline metric of the data of a trainer; the PSNR where it has no data module of ours."""
+    data = getattr(trainer, "datamodule", None)
+    return data.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 
 
 def inner_steps(count: int) -> str:
@@ -83,7 +107,7 @@ class InstanceRows(Callback):
     """Keeps during a test what was measured of every instance, for those who write it down at its end."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, InstanceRow] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget earlier rows."""
@@ -150,16 +174,16 @@ class ResultsTable(InstanceRows):
         if folder is not None:
             _write_rows(rows, folder / self.filename)
         console = Console(soft_wrap=True)
-        loop = pl_module.inner_loop if isinstance(pl_module, MetaLearned) else None
-        console.print(results_table(rows, loop))
+        loop, headline = pl_module.inner_loop if isinstance(pl_module, Composer) else None, headline_of(trainer)
+        console.print(results_table(rows, loop, headline))
         if loop and loop.report:
-            console.print(inner_table(rows, loop))
+            console.print(inner_table(rows, loop, headline))
         if folder is not None:
             path = relative_path(folder / self.filename)
             console.print(f"{'Instances so far' if note else 'Every instance'}: {path}{note}")
 
 
-def _write_rows(rows: Mapping[str, Row], path: Path) -> None:
+def _write_rows(rows: Mapping[str, InstanceRow], path: Path) -> None:
     """Write a CSV with a line per instance."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
@@ -168,35 +192,39 @@ def _write_rows(rows: Mapping[str, Row], path: Path) -> None:
         writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
 
 
-def results_table(rows: Mapping[str, Row], loop: InnerLoop | None = None) -> Table:
-    """Return the mean over instances of every metric, one line per refinement step; of other starts, the first metric.
+def results_table(
+    rows: Mapping[str, InstanceRow], loop: InnerLoop | None = None, headline: Headline = Modality.headline
+) -> Table:
+    """Return the mean over instances of every metric, one line per refinement step; of other starts, the main metric.
 
     Args:
         rows: Of all instances, the same columns in each.
         loop: What found the codes that refinement starts from, if an inner loop did; `inner_table` shows its steps.
+        headline: Of the data.
     """
     means = {column: mean for column, mean in _means(rows).items() if column.start != INNER}
     metrics, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*means, strict=True))
-    main = main_metric(means)
+    main = main_metric(means, headline)
     shown = [(metric, start) for metric in metrics for start in starts if start == "prediction" or metric == main]
     first = "0 (predicted)" if loop is None else f"0 (after {inner_steps(loop.test_steps)})"
     table = Table(title=f"Mean over {len(rows)} instances", title_justify="left")
     table.add_column("refinement steps", min_width=len(first))
     for metric, start in shown:
-        heading = HEADINGS.get(metric, metric) if start == "prediction" else _START_HEADINGS[start]
-        table.add_column(escape(heading), justify="right")
+        title = heading_of(metric, headline) if start == "prediction" else _START_HEADINGS[start]
+        table.add_column(escape(title), justify="right")
     for step in sorted(steps):
         cells = (cell(means.get(Column(metric, step, start))) for metric, start in shown)
         table.add_row(first if step == 0 else str(step), *cells)
     return table
 
 
-def inner_table(rows: Mapping[str, Row], loop: InnerLoop) -> Table:
+def inner_table(rows: Mapping[str, InstanceRow], loop: InnerLoop, headline: Headline = Modality.headline) -> Table:
     """Return the mean over instances of every metric, one line per reported number of inner steps.
 
     Args:
         rows: Of all instances, the same columns in each.
         loop: The inner loop, whose report is not empty.
+        headline: Of the data.
     """
     means = {column: mean for column, mean in _means(rows).items() if column.start == INNER}
     metrics, steps = (list(dict.fromkeys(parts)) for parts in list(zip(*means, strict=True))[:2])
@@ -204,7 +232,7 @@ def inner_table(rows: Mapping[str, Row], loop: InnerLoop) -> Table:
     table = Table(title=f"The inner loop, mean over {len(rows)} instances", title_justify="left")
     table.add_column("inner steps", min_width=max(map(len, labels)))
     for metric in metrics:
-        table.add_column(escape(HEADINGS.get(metric, metric)), justify="right")
+        table.add_column(escape(heading_of(metric, headline)), justify="right")
     for step, label in zip(steps, labels, strict=True):
         table.add_row(label, *(cell(means[Column(metric, step, INNER)]) for metric in metrics))
     return table
@@ -218,7 +246,7 @@ def _inner_label(step: int, loop: InnerLoop) -> str:
     return f"{step:,}{note}"
 
 
-def _means(rows: Mapping[str, Row]) -> dict[Column, float]:
+def _means(rows: Mapping[str, InstanceRow]) -> dict[Column, float]:
     """Return the mean over the instances that count of every column."""
     columns = next(iter(rows.values()))
     numbers = {column: [row[column] for row in rows.values() if counts(row, column)] for column in columns}
@@ -230,7 +258,7 @@ def cell(mean: float | None) -> str:
     return "" if mean is None else f"{mean:.3f}"
 
 
-def counts(row: Row, column: Column) -> bool:
+def counts(row: InstanceRow, column: Column) -> bool:
     """Return whether a number of an instance counts in a mean: NaN does not where other metrics of the prediction are numbers.
 
     Silence has no SI-SDR; a prediction that diverged has no number at all, and no mean hides it.
@@ -244,10 +272,15 @@ def counts(row: Row, column: Column) -> bool:
     return not math.isnan(row[column]) or all(math.isnan(number) for number in others)
 
 
-def main_metric(columns: Iterable[Column]) -> str:
-    """Return the metric that stands for all: the PSNR, or else the first."""
+def main_metric(columns: Iterable[Column], headline: Headline) -> str:
+    """Return the metric that stands for all: the headline, or else the first that is measured."""
     metrics = list(dict.fromkeys(column.metric for column in columns))
-    return "psnr" if "psnr" in metrics else metrics[0]
+    return headline.metric if headline.metric in metrics else metrics[0]
+
+
+def heading_of(metric: str, headline: Headline) -> str:
+    """Return a metric in words; the headline in the unit that the modality states."""
+    return heading(metric, headline.unit if metric == headline.metric else None)
 
 
 _START_HEADINGS = {

@@ -13,12 +13,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.folders import output_folder, relative_path
+from callbacks.results import headline_of
 from composers.checkpoint import read
 from datamodules.storage.files import written_whole
 
@@ -98,9 +100,19 @@ class BestCheckpoint(ModelCheckpoint):
     A run that is resumed in a new folder starts with a copy of the best checkpoint of the earlier run and keeps it until
     it is surpassed. If the earlier best no longer exists, the run says so and starts without one. A metric that is not
     finite is never the best.
+
+    Without ``monitor``, that is the headline metric of the data in validation, and ``mode`` its direction.
     """
 
     _earlier: Mapping[str, Any] = MappingProxyType({})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the metric, if none is stated, before states are restored, which are found by its name."""
+        if self.monitor is None:
+            headline = headline_of(trainer)
+            self.monitor, self.mode = f"val/{headline.metric}", headline.direction
+            self.kth_value = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Note the earlier best, which `on_train_start` restores."""

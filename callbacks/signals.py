@@ -19,7 +19,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.predictions import Predictions
+from callbacks.predictions import PredictionWriter
 from callbacks.results import ResultsTable
 from callbacks.saving import LastCheckpoint
 
@@ -221,7 +221,7 @@ class StopOnSignal(Callback):
         if batch_idx >= self._shared_batches or not (number := self._agreed()):
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (ResultsTable, Predictions)):
+            if isinstance(callback, (ResultsTable, PredictionWriter)):
                 callback.write_partial(trainer, pl_module)
         if trainer.is_global_zero:
             _say(

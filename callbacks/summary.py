@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -12,12 +10,8 @@ from torch.utils.data import default_collate
 
 from callbacks.folders import planned_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
-from callbacks.results import inner_steps
 from composers.base import Composer
 from composers.inference import Hypernetwork
-from composers.inference.inner_settings import InnerLoop
-from composers.learned_init import LearnedInit
-from composers.meta_learned import MetaLearned
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -57,8 +51,7 @@ class StartSummary(Callback):
         for module in composer.modules():
             if isinstance(module, Hypernetwork):
                 facts["tokens"] = "{} data + {} weight".format(*module.num_tokens)
-        if isinstance(composer, MetaLearned):
-            facts["inner loop"] = _inner_facts(composer)
+        facts |= composer.facts()
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
             facts |= _data_facts(trainer, composer, data)
@@ -87,30 +80,6 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
         "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
         f"x {accumulated} accumulated",
     } | data.notes
-
-
-def _inner_facts(composer: MetaLearned) -> str:
-    """Return what the summary says of an inner loop."""
-    loop = composer.inner_loop
-    reptile = isinstance(composer, LearnedInit) and composer.outer == "reptile"
-    learned = f", factors learned per {' and '.join(loop.learned_lr)}" if loop.learned_lr else ""
-    seen, seen_at_test = (_seen(loop, count) for count in (loop.samples_per_step, loop.test_samples_per_step))
-    parts = [
-        inner_steps(loop.steps) + ("" if loop.test_steps == loop.steps else f" in training, {loop.test_steps} at test"),
-        f"step size {loop.lr:g}{learned}",
-        "Reptile" if reptile else "first order" if loop.first_order else "second order",
-        f"{seen} per step" + ("" if seen == seen_at_test else f", {seen_at_test} at test"),
-    ]
-    if loop.recompute and not loop.first_order and not reptile:  # else there is nothing to store
-        parts.append("recomputed in the backward pass")
-    return "; ".join(parts)
-
-
-def _seen(loop: InnerLoop, count: int | Literal["all"]) -> str:
-    """Return in words which samples an inner step looks at."""
-    if count == "all":
-        return "all samples"
-    return f"{count:,} random samples" if loop.choose == "random" else f"the {count:,} samples of largest error"
 
 
 def _length(dataset: object) -> str:

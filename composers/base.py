@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from composers.evaluation import CodeStatistics, Evaluation, measure_training_codes, other_starts
-from composers.inference.refinement import NETWORK, Latents, Refinement, outside_inference
+from composers.inference.inner_loop import Latents
+from composers.inference.inner_settings import InnerLoop
+from composers.inference.refinement import NETWORK, Refinement, outside_inference
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.networks import CoordinateMLP, Field, Modulations, UnfoldedMLP
@@ -24,13 +26,16 @@ from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
-from datamodules.spec import DataSpec, agrees, declared
+from datamodules.spec import DataSpec, Headline, Modality, agrees, declared
 
 
 class Composer(LightningModule, ABC):
     """Base of all generalizable INRs: the steps, the optimizer and the refinement are here, the method in two functions.
 
     A subclass says how latents are found (`encode`) and how they become modulations of the network (`compose`).
+
+    Attributes:
+        inner_loop: The inner loop that finds latents; None where there is none.
 
     Args:
         inr: The coordinate network.
@@ -72,6 +77,7 @@ class Composer(LightningModule, ABC):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.refinement = refinement or Refinement(steps=0)
+        self.inner_loop: InnerLoop | None = None
         self.measures = dict(metrics or {"psnr": PSNR()})
         self.means = nn.ModuleDict(
             {
@@ -135,6 +141,14 @@ class Composer(LightningModule, ABC):
 
         return refinement(losses, latents)
 
+    def trajectory(self, observation: Observation, steps: Sequence[int]) -> Iterator[tuple[int, Latents]]:
+        """Yield the latents after some numbers of steps of an inner loop; nothing where there is none."""
+        yield from ()
+
+    def facts(self) -> dict[str, str]:
+        """Return what a summary of a run says of this method, by name."""
+        return {}
+
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         evaluation = self._evaluate(batch, "train")
@@ -142,8 +156,15 @@ class Composer(LightningModule, ABC):
         self.instance_losses = losses.detach()
         loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(batch.names))
-        psnr = psnr_of_mse(instance_mse(evaluation["values"][0].detach(), batch.query)).mean()
-        self.log("train/psnr", psnr, batch_size=len(batch.names), prog_bar=True)
+        headline = self._headline.metric
+        values = evaluation["values"][0].detach()
+        if headline == "psnr":  # of all samples there are, be they whole signals or not
+            numbers = psnr_of_mse(instance_mse(values, batch.query))
+        elif headline in self.measures:
+            numbers = self._measure(batch, values)[headline]
+        else:
+            return loss
+        self.log(f"train/{headline}", numbers.mean(), batch_size=len(batch.names), prog_bar=True)
         return loss
 
     def training_losses(self, evaluation: Evaluation) -> Tensor:
@@ -270,8 +291,14 @@ class Composer(LightningModule, ABC):
             mean = self.means[f"{stage}_{name}"]
             assert isinstance(mean, MeanMetric)
             mean.update(numbers)
-            self.log(f"{stage}/{name}", mean, batch_size=len(batch.names), prog_bar=name == "psnr")
+            self.log(f"{stage}/{name}", mean, batch_size=len(batch.names), prog_bar=name == self._headline.metric)
         return evaluation
+
+    @property
+    def _headline(self) -> Headline:
+        """The headline metric of the data; the PSNR where there is no data module of ours."""
+        data = getattr(self._trainer, "datamodule", None)
+        return data.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 
     def check_sizes(self, data: CoordinateDataModule) -> None:
         """Compare what a data module states with what this model was built for; see `check_spec`."""

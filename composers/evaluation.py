@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from composers.inference.refinement import Latents
+from composers.inference.inner_loop import Latents
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation
 from datamodules.randomness import generator_at, global_seed

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from composers.inference.inner_loop import Latents
 from composers.inference.inner_settings import InnerLoop
-from composers.inference.refinement import Latents
 from composers.meta_learned import MetaLearned
 from composers.networks import CoordinateMLP, Modulations
 

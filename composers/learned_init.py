@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from composers.evaluation import Evaluation
+from composers.inference.inner_loop import Latents
 from composers.inference.inner_settings import InnerLoop
-from composers.inference.refinement import Latents
 from composers.meta_learned import MetaLearned, squared_norms
 from composers.networks import CoordinateMLP, Modulations
 from datamodules.batch import Samples
@@ -58,6 +58,11 @@ class LearnedInit(MetaLearned):
                 "Reptile learns only what the inner loop adapts: set adapt_biases to true, modulated_layers to all and "
                 "learned_lr of the inner loop to []."
             )
+
+    @property
+    def outer_update(self) -> str:
+        """How training goes through the inner loop, in words."""
+        return "Reptile" if self.outer == "reptile" else super().outer_update
 
     def start(self) -> Latents:
         """Return the learned weights ``(I, O)`` as ``weight.<layer>``, and ``bias.<layer>`` where biases are adapted."""

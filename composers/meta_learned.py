@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from composers.base import Composer
 from composers.evaluation import Evaluation
-from composers.inference.inner_loop import DivergenceError, LossFunction, adapt, check_finite
+from composers.inference.inner_loop import DivergenceError, Latents, LossFunction, adapt, check_finite
 from composers.inference.inner_settings import InnerLoop
-from composers.inference.refinement import INNER, Latents, outside_inference
+from composers.inference.refinement import INNER, outside_inference
 from composers.networks import CoordinateMLP
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.domain import exact
@@ -40,6 +40,7 @@ class MetaLearned(Composer):
     """
 
     from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
+    inner_loop: InnerLoop
 
     def __init__(
         self,
@@ -132,6 +133,27 @@ class MetaLearned(Composer):
             done = step
             yield step, latents
 
+    def facts(self) -> dict[str, str]:
+        """Return the settings of the inner loop."""
+        loop = self.inner_loop
+        learned = f", factors learned per {' and '.join(loop.learned_lr)}" if loop.learned_lr else ""
+        seen, seen_at_test = (_seen(loop, count) for count in (loop.samples_per_step, loop.test_samples_per_step))
+        steps = f"{loop.steps:,} inner step{'' if loop.steps == 1 else 's'}"
+        parts = [
+            steps + ("" if loop.test_steps == loop.steps else f" in training, {loop.test_steps} at test"),
+            f"step size {loop.lr:g}{learned}",
+            self.outer_update,
+            f"{seen} per step" + ("" if seen == seen_at_test else f", {seen_at_test} at test"),
+        ]
+        if loop.recompute and self.outer_update == "second order":  # else there is nothing to store
+            parts.append("recomputed in the backward pass")
+        return {"inner loop": "; ".join(parts)}
+
+    @property
+    def outer_update(self) -> str:
+        """How training differentiates through the inner loop, in words."""
+        return "first order" if self.inner_loop.first_order else "second order"
+
     def setup(self, stage: str) -> None:
         """Refuse data whose sizes do not fit this model, and a precision in which inner loops fail.
 
@@ -207,6 +229,13 @@ def squared_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     times the squared norm have a relative length that does not depend on it (paper section 3.3; facts of the released code).
     """
     return {name: exact(weight).square().sum((1, 2), keepdim=True) for name, weight in weights.items()}
+
+
+def _seen(loop: InnerLoop, count: int | Literal["all"]) -> str:
+    """Return in words which samples an inner step looks at."""
+    if count == "all":
+        return "all samples"
+    return f"{count:,} random samples" if loop.choose == "random" else f"the {count:,} samples of largest error"
 
 
 def _observed(observation: Observation) -> Samples:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from composers.base import Composer
 from composers.encoders import Tokenizer, Transformer
 from composers.inference import Columns, Hypernetwork
-from composers.inference.refinement import Latents
+from composers.inference.inner_loop import Latents
 from composers.networks import CoordinateMLP, Modulations
 from datamodules.batch import Observation
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
-from datamodules.domain import Domain, Grid, jitter, subset
+from datamodules.domain import Domain, jitter, subset
 from datamodules.loading import Addressed, AddressSampler, Augmentation, FixedSampler, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
 from datamodules.spec import DataSpec, Modality
@@ -43,7 +43,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     val_set: Dataset[Signal]
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
-    modality: Modality = None  # type: ignore[assignment]  # of the base of each kind; None: nothing is read, drawn or written
+    modality: Modality = Modality()
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def __init__(
@@ -94,17 +94,6 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def domain(self) -> Domain:
         """``spec.domain``."""
         return self.spec.domain
-
-    @property
-    def coord_dim(self) -> int:
-        """``spec.domain.coord_dim``."""
-        return self.spec.domain.coord_dim
-
-    @property
-    def coord_range(self) -> tuple[float, float]:
-        """Lower and upper end of the first axis of a grid; -1 and 1 of other domains."""
-        domain = self.spec.domain
-        return domain.ranges[0] if isinstance(domain, Grid) else (-1.0, 1.0)
 
     def train_dataloader(self) -> DataLoader[Signal]:
         """Return the loader of training items, in a new order every epoch, from where an interrupted epoch stopped."""
@@ -160,6 +149,10 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def original(self, name: str) -> Tensor | None:
         """Return the signal ``(C, *shape)`` of which batches hold pieces under this name; None where they hold it whole."""
         return None
+
+    def source_of(self, name: str) -> dict[str, Any]:
+        """Return the facts of the file of a signal that a writer needs, such as the sampling rate of audio."""
+        return {}
 
     def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
         """Make coordinates on the device."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Box = Sequence[tuple[int, int]]
 Cameras = tuple[Tensor, Tensor]
 
 
@@ -32,7 +31,7 @@ class Domain(ABC):
     def coords(
         self,
         shape: Sequence[int],
-        box: Box | None = None,
+        box: Sequence[tuple[int, int]] | None = None,
         cameras: Cameras | None = None,
         *,
         device: torch.device | None = None,
@@ -173,7 +172,7 @@ class Grid(Domain):
     def coords(
         self,
         shape: Sequence[int],
-        box: Box | None = None,
+        box: Sequence[tuple[int, int]] | None = None,
         cameras: Cameras | None = None,
         *,
         device: torch.device | None = None,
@@ -263,7 +262,7 @@ class Rays(Domain):
     def coords(
         self,
         shape: Sequence[int],
-        box: Box | None = None,
+        box: Sequence[tuple[int, int]] | None = None,
         cameras: Cameras | None = None,
         *,
         device: torch.device | None = None,
@@ -353,7 +352,7 @@ class Volume(Domain):
     def coords(
         self,
         shape: Sequence[int],
-        box: Box | None = None,
+        box: Sequence[tuple[int, int]] | None = None,
         cameras: Cameras | None = None,
         *,
         device: torch.device | None = None,
@@ -427,7 +426,7 @@ def subset(total: int, wanted: float | int, generator: torch.Generator) -> Tenso
     return order[:count].sort().values
 
 
-def _spans(shape: Sequence[int], box: Box | None) -> list[tuple[int, int]]:
+def _spans(shape: Sequence[int], box: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
     """Return start and stop along each axis; all of it if there is no box."""
     if box is None:
         return [(0, extent) for extent in shape]

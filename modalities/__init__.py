@@ -1,1 +1,10 @@
 """Kinds of signals as people touch them: read, written, drawn, measured."""
+
+from datamodules.spec import Modality
+from modalities.audio import Audio
+from modalities.images import Images
+from modalities.views import PosedViews
+
+MODALITIES: tuple[Modality, ...] = (Images(), Audio(), PosedViews())
+
+__all__ = ["MODALITIES", "Audio", "Images", "PosedViews"]

@@ -1,24 +1,36 @@
-"""Sound in and out: a clip to a code, a code to a clip at any rate."""
+"""Audio: read, encoded, decoded at any sampling rate, written, drawn and measured."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import Axis, InstanceCode, decode_at, encoded, fingerprint, stated_shape, steps_taken
+from composers.codes import MEASURED, Axis, InstanceCode, decode_at, encoded, fingerprint, stated_shape, steps_taken
 from composers.inference.refinement import Refinement
-from composers.metrics import psnr_of_mse
-from datamodules.batch import Observation, Samples
+from composers.metrics import PSNR, InstanceMetric, psnr_of_mse
+from composers.networks import Modulations
+from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Domain, Grid
+from datamodules.spec import Headline, Modality
+from datamodules.storage.audio import read_clip
 from datamodules.storage.files import written_whole
 from datamodules.storage.recordings import clip_tiles, cut_clip, measured, read_seen
 from datamodules.tiles import Box
+from modalities.decoding import values_at
+from modalities.drawing import Waveform
+from modalities.spectrogram import draw, figure_picture, save_figure
+from modalities.writing import Reconstruction, Row, Writer
 
+_PANEL, _COMPACT = (4.2, 2.2), (2.4, 1.8)  # hundreds of pixels of a spectrogram in a figure
 _LARGEST_WAV = 2**32 - 64  # bytes of samples; its header counts them in 32 bits
 
 
@@ -139,21 +151,26 @@ def sound_psnr(seen: Tensor, true: Tensor) -> float:
     return psnr_of_mse((seen.clamp(-1, 1) - true).double().square().mean()).item()
 
 
-def sampling_rate(samples: int, coord_range: tuple[float, float]) -> int:
-    """Return the samples per second of signals whose coordinates are 2 units per second, as published.
-
-    Example:
-        >>> sampling_rate(48000, (-3.0, 3.0))
-        16000
-    """
-    low, high = coord_range
-    return round(2 * samples / (high - low))
-
-
 def code_rate(code: InstanceCode) -> int:
     """Return the rate of the signals that the model of a code sees."""
     [(start, stop)] = code.boxes[0]
-    return round(2 / code.domain.cell((stop - start,))[0])  # 2 units of a coordinate are a second
+    return sample_rate(code.domain, stop - start)
+
+
+def sample_rate(domain: Domain, samples: int) -> int:
+    """Return the samples per second of audio with so many samples in a domain: two units are a second, as published.
+
+    Raises:
+        ValueError: If it is no interval of time.
+
+    Example:
+        >>> sample_rate(Grid(((-3.0, 3.0),)), 48000)
+        16000
+    """
+    if not isinstance(domain, Grid) or len(domain.ranges) != 1:
+        raise ValueError(f"{domain} is no interval of time: audio lies on a grid of one axis.")
+    [(low, high)] = domain.ranges
+    return round(2 * samples / (high - low))
 
 
 def own_rate(code: InstanceCode) -> int:
@@ -196,3 +213,188 @@ def _count(code: InstanceCode, rate: int) -> int:
     own = own_rate(code)
     samples = int(code.facts.get("samples", code.shape[0]))
     return samples if rate == own else max(1, round(Fraction(samples * rate, own)))
+
+
+@dataclass(frozen=True)
+class AudioWriter(Writer):
+    """Writes what a model makes of audio: its reconstruction, spectrograms of both, and its instance code.
+
+    For a file called NAME these are NAME.wav, NAME.png, NAME.safetensors and a row of the table: the PSNR of what was predicted
+    and refined, on the samples that the model sees, of NAME.wav at the file's own sampling rate, and of silence there.
+
+    Args:
+        rate: Samples per second of the reconstruction; those of the file if None. Any is possible: the model's function of
+            time has none.
+        bits: Of a sample of NAME.wav, 16 or 24.
+        max_memory: MB that decoding may take above the model and the result.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    rate: int | None = None
+    bits: int = 16
+    max_memory: float = 500.0
+
+    results: ClassVar[str] = "Audio, spectrograms, codes"
+    size_heading: ClassVar[str] = "seconds"
+    numbers: ClassVar[Mapping[str, str]] = {
+        "psnr predicted": "predicted",
+        "psnr refined": "refined",
+        "psnr": "at own rate",
+        "silence": "silence",
+    }
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        if self.rate is not None and self.rate < 1:
+            raise ValueError(f"rate is {self.rate}; it must be at least 1.")
+        check_bits(self.bits)
+
+    def write(self, reconstruction: Reconstruction, path: Path) -> Row:
+        """Write the reconstruction, the spectrograms and the code of a file of audio."""
+        composer, (true, rate) = reconstruction.composer, _original(reconstruction)
+        code = replace(reconstruction.code, facts=reconstruction.code.facts | own_facts(rate, true.shape[1]))
+        code.save(f"{path}.safetensors")
+        output_rate = self.rate or rate
+        output = render(composer, code, output_rate, self.max_memory)
+        save_wav(output, output_rate, Path(f"{path}.wav"), self.bits)
+        compared = output if output_rate == rate else render(composer, code, rate, self.max_memory)
+        psnr, silence = sound_psnr(compared, true), sound_psnr(torch.zeros_like(true), true)
+        label = f"reconstruction {psnr:.1f} dB"
+        save_figure(
+            draw([[Waveform("original", true, rate)], [Waveform(label, output, output_rate)]]), Path(f"{path}.png")
+        )
+        row = {"seconds": f"{true.shape[1] / rate:.3f}", "rate": str(rate), "tiles": str(len(code.boxes))}
+        row |= {fact: text for fact, text in code.facts.items() if fact not in MEASURED}
+        return row | {"psnr": f"{psnr:.3f}", "silence": f"{silence:.3f}"}
+
+    def size_of(self, row: Row) -> str:
+        """Return the seconds of audio."""
+        return f"{float(row['seconds']):.2f}"
+
+    def decode(
+        self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
+    ) -> tuple[Path, str]:
+        """Write the audio of codes as `Writer.decode` says."""
+        rate = self.rate or own_rate(codes[0])
+        decoded = [render(composer, code, rate, self.max_memory) for code in codes]
+        length = f"{decoded[0].shape[1] / rate:.2f} s at {rate:,} Hz"
+        if len(codes) == 1:
+            path = path or Path(f"{stem}.{rate}.wav")
+            save_wav(decoded[0], rate, path, self.bits)
+            return path, length
+        assert path is not None, "frames go into a folder"
+        for frame, values in enumerate(decoded):
+            save_wav(values, rate, path / f"{frame:03d}.wav", self.bits)
+        return path, length
+
+
+class Audio(Modality):
+    """Audio: samples in time, of any number of channels in [-1, 1]; two units of the domain are a second."""
+
+    name = "audio"
+    noun = "file"
+    headline = Headline("psnr", "max", "dB")
+    reader = "datamodules.audio.prediction.SoundFiles"
+    writer = AudioWriter
+    decoding = ("rate",)
+
+    def metrics(self) -> dict[str, InstanceMetric]:
+        """Return PSNR, the PSNR of silence and over it, SI-SDR and log-spectral distance."""
+        from modalities import audio_metrics  # here, because its libraries take a second to import
+
+        return {
+            "psnr": PSNR(),
+            "silence": audio_metrics.Silence(),
+            "over_silence": audio_metrics.OverSilence(),
+            "si_sdr": audio_metrics.SISDR(),
+            "lsd": audio_metrics.LogSpectralDistance(),
+        }
+
+    def read(self, path: str | Path) -> tuple[Tensor, dict[str, Any]]:
+        """Return the samples of a file, ``(C, n)`` float32 in [-1, 1], and its sampling rate as ``rate``.
+
+        Raises:
+            ValueError: If it cannot be read; the message names it.
+        """
+        clip = read_clip(path)
+        return clip.values, {"rate": clip.rate}
+
+    def input_shape(self, composer: Composer) -> tuple[int, ...]:
+        """Return the channels and samples of the signals that a model takes."""
+        return input_shape(composer)
+
+    def shown(self, instance: Instance) -> Instance:
+        """Return the instance without its padding, in a domain that ends where it does."""
+        mask, domain = instance.query.mask, instance.domain
+        if mask is None or bool(mask.all()):
+            return instance
+        [samples], length = instance.shape, int(mask.sum())
+        assert isinstance(domain, Grid)
+        [(low, high)] = domain.ranges
+        measured_domain = Grid(((low, low + (high - low) * length / samples),))
+        coords, values = (None if part is None else part[:length] for part in instance.query[:2])
+        assert coords is not None
+        reconstructions = {step: values[:length] for step, values in instance.values.items()}
+        return instance._replace(
+            query=Samples(coords, values), shape=(length,), domain=measured_domain, values=reconstructions
+        )
+
+    def medium(self, cell: Cell) -> Waveform:
+        """Return a cell as audio that can be heard."""
+        values = cell.values.nan_to_num(0, 1, 0)
+        return Waveform(cell.label, values.mT, sample_rate(cell.domain, cell.shape[0]))
+
+    def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
+        """Return the spectrogram of values ``(n, C)`` that last a second."""
+        return figure_picture(draw([[Waveform("", values.mT, shape[0])]]))
+
+    def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
+        """Return spectrograms of one scale in rows and columns."""
+        return figure_picture(
+            draw([[self.medium(cell) for cell in row] for row in rows], *(_COMPACT if compact else _PANEL))
+        )
+
+    def save_media(
+        self, composer: Composer, modulations: Modulations, instance: Instance, stem: Path, max_memory: float = 500.0
+    ) -> bool:
+        """Write the original and its reconstructions: STEM.original.wav, STEM.predicted.wav and STEM.refined.wav."""
+        shown = self.shown(instance)
+        rate = sample_rate(shown.domain, shown.shape[0])
+        parts = {"original": shown.query.values} | {
+            "refined" if step else "predicted": values for step, values in shown.values.items()
+        }
+        for kind, values in parts.items():
+            if values is not None:
+                save_wav(values.mT, rate, Path(f"{stem}.{kind}.wav"))
+        return True
+
+    def values_at(
+        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
+    ) -> Tensor:
+        """Return values ``(n, C)`` of one instance at ``coords (n, 1)``, on the CPU."""
+        return values_at(composer, modulations, coords, max_memory)
+
+    def media(self, instance: Instance) -> dict[str, Any]:
+        """Return the audio and its prediction, to be heard, and spectrograms of both."""
+        shown = self.shown(instance)
+        assert shown.query.values is not None
+        pair = {"input": shown.query.values, "reconstruction": shown.values[0]}
+        waveforms = {label: self.medium(Cell(label, part, shown.shape, shown.domain)) for label, part in pair.items()}
+        spectrograms = figure_picture(draw([[waveform] for waveform in waveforms.values()], width=_PANEL[0]))
+        return {**waveforms, "spectrograms": spectrograms}
+
+    def decodes(self, code: InstanceCode) -> bool:
+        """Return whether a code stands for samples in time."""
+        return len(code.shape) == 1
+
+
+def _original(reconstruction: Reconstruction) -> tuple[Tensor, int]:
+    """Return the audio itself ``(C, n)`` and its sampling rate."""
+    code, instance = reconstruction.code, reconstruction.instance
+    if reconstruction.original is not None:
+        return reconstruction.original, reconstruction.source.get("rate", code_rate(code))
+    assert instance is not None, "a data module of tiles knows what they are tiles of"
+    assert instance.query.values is not None
+    return instance.query.values[: code.shape[0]].mT, code_rate(code)

@@ -1,10 +1,12 @@
-"""Pictures in and out: a photograph to a code, a code to a picture of any size."""
+"""Images: read, encoded, decoded at any size, written, drawn and measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,16 +16,24 @@ from torch import Tensor
 from composers.base import Composer
 from composers.codes import InstanceCode, decode, encoded, fingerprint, stated_shape, steps_taken
 from composers.encoders import Patches
-from composers.inference.refinement import Latents, Refinement
-from composers.metrics import psnr_of_mse
-from datamodules.batch import Observation, Samples
+from composers.inference.inner_loop import Latents
+from composers.inference.refinement import Refinement
+from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
+from composers.networks import Modulations
+from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Grid
+from datamodules.spec import Headline, Modality
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_picture
 from datamodules.tiles import cover, whole
+from modalities.decoding import values_at
+from modalities.drawing import compacted, enlarged, image_grid
+from modalities.writing import Reconstruction, Row, Writer
 
 Size = int | tuple[int, int] | None
 _ERROR_GAIN = 5
+_LARGEST_ERROR = 4096  # pixels of the longer side of an error image
+_GALLERY = 256  # pixels of the longer side of an image in a gallery, or a few more
 
 
 def picture(values: Tensor, shape: Sequence[int]) -> Image.Image:
@@ -195,3 +205,160 @@ def input_size(composer: Composer) -> int:
 def _bytes(values: Tensor) -> Tensor:
     """Return values in [0, 1] as uint8 on the CPU, clipped."""
     return (values.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+@dataclass(frozen=True)
+class ImageWriter(Writer):
+    """Writes what a model makes of an image: its reconstruction, five times its error, and its instance code.
+
+    For an image called NAME these are NAME.png, NAME.error.png, NAME.safetensors and a row of the table: the PSNR of what was
+    predicted and refined, on the pixels that the model sees, and of NAME.png at the image's own size.
+
+    Args:
+        size: Pixels of the longer side of the reconstruction, or [rows, columns].
+        scale: Pixels of the reconstruction per pixel of the image, along each side; 1 if neither is given.
+        max_memory: MB that decoding may take above the model and the result.
+
+    Raises:
+        ValueError: If both ``size`` and ``scale`` are given, or a number is not positive.
+    """
+
+    size: Size = None
+    scale: float | None = None
+    max_memory: float = 500.0
+
+    results: ClassVar[str] = "Images, errors, codes"
+    size_heading: ClassVar[str] = "pixels"
+    numbers: ClassVar[Mapping[str, str]] = {
+        "psnr predicted": "predicted",
+        "psnr refined": "refined",
+        "psnr": "at own size",
+    }
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range; a size that was read from YAML is a list."""
+        if isinstance(self.size, list):
+            object.__setattr__(self, "size", tuple(self.size))
+        picture_size((1, 1), self.size, self.scale)
+
+    def write(self, reconstruction: Reconstruction, path: Path) -> Row:
+        """Write the reconstruction, its error and the code of an image."""
+        composer, code = reconstruction.composer, reconstruction.code
+        code.save(f"{path}.safetensors")
+        image = render(composer, code, self.size, self.scale, self.max_memory)
+        save_picture(image, Path(f"{path}.png"))
+        true = _original(reconstruction)
+        if image.size != true.size:
+            image = render(composer, code, (true.height, true.width), max_memory=self.max_memory)
+        error, psnr = error_picture(image, true)
+        save_picture(error, Path(f"{path}.error.png"))
+        size = {"rows": str(code.shape[0]), "columns": str(code.shape[1]), "tiles": str(len(code.boxes))}
+        return size | code.facts | {"psnr": f"{psnr:.3f}"}
+
+    def size_of(self, row: Row) -> str:
+        """Return the pixels of an image."""
+        return f"{row['rows']} x {row['columns']}"
+
+    def decode(
+        self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
+    ) -> tuple[Path, str]:
+        """Write the images of codes as `Writer.decode` says, the frames of a walk as frames.gif too."""
+        images = [render(composer, code, self.size, self.scale, self.max_memory) for code in codes]
+        size = f"{images[0].height} x {images[0].width} pixels"
+        if len(images) == 1:
+            path = path or Path(f"{stem}.{images[0].height}x{images[0].width}.png")
+            save_picture(images[0], path)
+            return path, size
+        assert path is not None, "frames go into a folder"
+        for frame, image in enumerate(images):
+            save_picture(image, path / f"{frame:03d}.png")
+        images[0].save(path / "frames.gif", save_all=True, append_images=images[1:], duration=80, loop=0)
+        return path, f"{size} and frames.gif"
+
+
+class Images(Modality):
+    """Images on a grid of pixels, with 3 channels or 1 in [0, 1]."""
+
+    name = "images"
+    noun = "image"
+    headline = Headline("psnr", "max", "dB")
+    reader = "datamodules.PictureFiles"
+    reading = ("tile", "tile_size")
+    writer = ImageWriter
+    decoding = ("size", "scale")
+
+    def metrics(self) -> dict[str, InstanceMetric]:
+        """Return PSNR, SSIM, and the PSNR over the mean colour."""
+        return {"psnr": PSNR(), "ssim": SSIM(), "gain": Gain()}
+
+    def read(self, path: str | Path) -> tuple[Tensor, dict[str, Any]]:
+        """Return the pixels of an image file, upright, ``(3, H, W)`` uint8.
+
+        Raises:
+            ValueError: If it cannot be read; the message names it.
+        """
+        return read_picture(path).pixels, {}
+
+    def input_shape(self, composer: Composer) -> tuple[int, ...]:
+        """Return ``(3, S, S)`` of the images that a model takes."""
+        size = input_size(composer)
+        return 3, size, size
+
+    def shown(self, instance: Instance) -> Instance:
+        """Return the instance: all of it is shown."""
+        return instance
+
+    def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
+        """Return values ``(H * W, 3)`` or ``(H * W, 1)`` in [0, 1] as an image of ``(H, W)`` pixels, clipped."""
+        return picture(values.nan_to_num(0, 1, 0), shape)
+
+    def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
+        """Return cells in rows and columns, all of one size: 256 pixels along the longer side or a few more."""
+        if compact:
+            return image_grid(
+                [[(cell.label, compacted(self.panel(cell.values, cell.shape))) for cell in row] for row in rows]
+            )
+        first = rows[0][0]
+        size = enlarged(self.panel(first.values, first.shape), _GALLERY).size
+        return image_grid(
+            [[(cell.label, self.panel(cell.values, cell.shape).resize(size, 0)) for cell in row] for row in rows]
+        )
+
+    def extras(
+        self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
+    ) -> list[Cell]:
+        """Return the image decoded at the larger scale of the gallery."""
+        scale = math.ceil(_GALLERY / max(shown.shape))
+        shape = tuple(scale * extent for extent in shown.shape)
+        values = values_at(composer, modulations, shown.domain.coords(shape), max_memory)
+        return [Cell(f"decoded at {scale}x", values, shape, shown.domain)]
+
+    def values_at(
+        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
+    ) -> Tensor:
+        """Return values ``(N, C)`` of one instance at ``coords (N, 2)``, on the CPU."""
+        return values_at(composer, modulations, coords, max_memory)
+
+    def media(self, instance: Instance) -> dict[str, Any]:
+        """Return the image, its prediction and five times its error."""
+        true, predicted = instance.query.values, instance.values[0]
+        assert true is not None
+        error = (predicted - true).abs() * _ERROR_GAIN
+        columns = {"input": true, "reconstruction": predicted, "error x 5": error}
+        return {column: self.panel(values, instance.shape) for column, values in columns.items()}
+
+    def decodes(self, code: InstanceCode) -> bool:
+        """Return whether a code stands for rows and columns."""
+        return len(code.shape) == 2
+
+
+def _original(reconstruction: Reconstruction) -> Image.Image:
+    """Return the image itself, made smaller if it is very large."""
+    if reconstruction.original is not None:
+        image = Image.fromarray(reconstruction.original.permute(1, 2, 0).contiguous().numpy())
+        image.thumbnail((_LARGEST_ERROR, _LARGEST_ERROR))
+        return image
+    instance = reconstruction.instance
+    assert instance is not None, "a data module of tiles knows what they are tiles of"
+    assert instance.query.values is not None
+    return picture(instance.query.values, instance.shape)

@@ -1,4 +1,4 @@
-"""Sound as people see it: spectrograms of clips beside what a model makes of them."""
+"""Spectrograms of audio beside what a model makes of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
+from modalities.drawing import Waveform, fitted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,20 +25,7 @@ _WINDOW, _HOP = 0.032, 0.004  # seconds; at 16 kHz the window is 512 samples
 _MOST_FRAMES = 2000  # of a longer clip fewer are drawn, wider apart
 _RANGE = 80.0  # dB from the loudest place of the first panel to black
 _FLOOR = 1e-10  # the power of silence
-
-
-class Panel(NamedTuple):
-    """A clip that is drawn.
-
-    Attributes:
-        label: What stands above it.
-        values: ``(C, n)`` in [-1, 1].
-        rate: Samples a second.
-    """
-
-    label: str
-    values: Tensor
-    rate: int
+_LETTER = 0.09  # hundreds of pixels of a title
 
 
 class Levels(NamedTuple):
@@ -65,7 +53,7 @@ def levels(values: Tensor, rate: int) -> Levels:
     return Levels(10 * power.clamp(min=_FLOOR).log10(), hop / rate, rate / size)
 
 
-def draw(rows: Sequence[Sequence[Panel]], width: float = 7.2, height: float = 2.2) -> Figure:
+def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float = 2.2) -> Figure:
     """Return spectrograms of one scale: seconds to the right, kilohertz upwards, the same colours for the same levels.
 
     Args:
@@ -79,12 +67,12 @@ def draw(rows: Sequence[Sequence[Panel]], width: float = 7.2, height: float = 2.
     columns = len(rows[0])
     figure = Figure(figsize=(width * columns + 0.8, height * len(rows) + 0.4), dpi=100, layout="constrained")
     grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
-    spectra = [[levels(panel.values, panel.rate) for panel in row] for row in rows]
+    spectra = [[levels(clip.values, clip.rate) for clip in row] for row in rows]
     loudest = max(float(row[0].decibels.max()) for row in spectra)
-    for places, panels, row in zip(grid, rows, spectra, strict=True):
-        for axes, panel, spectrum in zip(places, panels, row, strict=True):
-            image = _show(axes, panel, spectrum, loudest)
-    _limit(grid[0, 0], [panel for row in rows for panel in row])
+    for places, clips, row in zip(grid, rows, spectra, strict=True):
+        for axes, clip, spectrum in zip(places, clips, row, strict=True):
+            image = _show(axes, clip, spectrum, loudest, width)
+    _limit(grid[0, 0], [clip for row in rows for clip in row])
     for axes in grid[-1]:
         axes.set_xlabel("seconds", fontsize=12)
     for axes in grid[:, 0]:
@@ -100,19 +88,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def figure_picture(figure: Figure) -> Image.Image:
-    """Return a figure as a picture."""
+    """Return a figure as an image."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return Image.open(stream).convert("RGB")
 
 
-def pieces_of_sound(values: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Return values of clips ``(B, N, C)`` as sound ``(C, n)`` each, without the padding that a mask ``(B, N)`` leaves out."""
-    lengths = [values.shape[1]] * len(values) if mask is None else mask.sum(-1).tolist()
-    return [one[:length].mT.cpu() for one, length in zip(values, lengths, strict=True)]
-
-
-def _show(axes: Axes, panel: Panel, spectrum: Levels, loudest: float) -> AxesImage:
+def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float, width: float) -> AxesImage:
     """Draw one spectrogram, low frequencies below, every number in the middle of its cell."""
     frequencies, frames = spectrum.decibels.shape
     extent = (
@@ -121,7 +103,7 @@ def _show(axes: Axes, panel: Panel, spectrum: Levels, loudest: float) -> AxesIma
         -0.5e-3 * spectrum.step,
         (frequencies - 0.5) * 1e-3 * spectrum.step,
     )
-    axes.set_title(printable(panel.label), loc="left", fontsize=12)
+    axes.set_title(fitted(printable(clip.label), width, lambda text: len(text) * _LETTER), loc="left", fontsize=12)
     axes.tick_params(labelsize=11)
     axes.set_facecolor("#bbbbbb")  # where one clip has nothing and another does, beyond its end or half its rate
     return axes.imshow(
@@ -136,8 +118,8 @@ def _show(axes: Axes, panel: Panel, spectrum: Levels, loudest: float) -> AxesIma
     )
 
 
-def _limit(axes: Axes, panels: Sequence[Panel]) -> None:
+def _limit(axes: Axes, clips: Sequence[Waveform]) -> None:
     """Let the axes, which all panels share, show the longest clip and the highest frequency."""
-    axes.set_xlim(0, max(panel.values.shape[-1] / panel.rate for panel in panels))
-    axes.set_ylim(0, max(panel.rate for panel in panels) / 2000)
+    axes.set_xlim(0, max(clip.values.shape[-1] / clip.rate for clip in clips))
+    axes.set_ylim(0, max(clip.rate for clip in clips) / 2000)
     axes.locator_params(nbins=5, steps=[1, 2, 4, 5, 10])

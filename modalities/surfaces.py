@@ -20,10 +20,10 @@ from composers.rendering import VolumeRenderer
 from datamodules.domain import Volume
 from datamodules.storage.files import written_whole
 from datamodules.tiles import bands
-from modalities.views import chunk_of_points
+from modalities.decoding import chunk_of_points
 
 
-class Mesh(NamedTuple):
+class SurfaceMesh(NamedTuple):
     """Triangles in the world, closed; seen from outside, their corners go around counter-clockwise.
 
     Attributes:
@@ -77,7 +77,7 @@ def surface(
     resolution: int = 128,
     level: float | None = None,
     max_memory: float = 500.0,
-) -> Mesh:
+) -> SurfaceMesh:
     """Return the surface on which the density of a field has a level, closed where it leaves the cube.
 
     Args:
@@ -110,10 +110,10 @@ def surface(
     vertices, faces = _triangles(volume, wanted, bound)
     found = [field(some.to(composer.device))[0, :, :3].cpu() for some in torch.from_numpy(vertices).split(chunk)]
     colours = (torch.sigmoid(torch.cat(found).float()) * 255).round().to(torch.uint8).numpy()
-    return Mesh(vertices, faces, colours)
+    return SurfaceMesh(vertices, faces, colours)
 
 
-def save_ply(mesh: Mesh, path: Path) -> None:
+def save_ply(mesh: SurfaceMesh, path: Path) -> None:
     """Write a mesh as binary PLY with vertex colours, whole or not at all."""
     solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colours, process=False)
     with written_whole(path) as part:

@@ -1,4 +1,4 @@
-"""Films of a camera that goes once around an object: GIF always, MP4 where an encoder is at hand."""
+"""Turntable videos, of a camera that goes once around an object: GIF always, MP4 where an encoder is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.storage.files import written_whole
 from modalities.images import picture, picture_size
-from modalities.views import depth_pictures, look
+from modalities.view_rendering import depth_pictures, look
 
 HOW_TO_MP4 = "for MP4, pip install imageio-ffmpeg, or install ffmpeg"
 

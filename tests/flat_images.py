@@ -7,6 +7,7 @@ from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec
+from modalities import Images
 
 SHAPE = (3, 8, 12)
 
@@ -28,7 +29,8 @@ class FlatImages(Dataset):
 class FlatData(CoordinateDataModule):
     """Nine training pictures, darkened at random, and five of a test."""
 
-    spec = DataSpec(Grid.unit(2), 3, SHAPE, None)
+    modality = Images()
+    spec = DataSpec(Grid.unit(2), 3, SHAPE, modality)
 
     def setup(self, stage):
         if stage == "fit":

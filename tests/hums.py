@@ -8,12 +8,14 @@ from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec
+from modalities import Audio
 
 
 class Hums(CoordinateDataModule):
     """Two clips of half a second, the second shorter and followed by zeros."""
 
-    spec = DataSpec(Grid(((-0.5, 0.5),)), 1, (1, 200), None, sample_rate=400)
+    modality = Audio()
+    spec = DataSpec(Grid(((-0.5, 0.5),)), 1, (1, 200), modality, sample_rate=400)
 
     def setup(self, stage):
         self.train_set = self.val_set = self.test_set = HumItems()

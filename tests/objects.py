@@ -10,6 +10,7 @@ from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.spec import DataSpec
+from modalities import PosedViews
 
 
 class Fields(torch.nn.Module):
@@ -81,6 +82,7 @@ def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=Tru
 
 
 class Scenes(CoordinateDataModule):
-    """A data module of scenes, as far as a sheet asks it."""
+    """A data module of scenes, as far as figures and predictions ask it."""
 
-    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 16, 16), None)
+    modality = PosedViews()
+    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 16, 16), modality)

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,8 +24,8 @@ LAYERS = (  # what a later one may import of the earlier ones, and none of them 
     ("datamodules.base", "datamodules.loading", "datamodules.configuration"),
     ("composers.inference",),
     ("composers",),
-    ("datamodules",),
     ("modalities",),
+    ("datamodules",),
     ("callbacks",),
     ("application", "tools", "benchmarks", "studies"),
 )
@@ -107,6 +108,11 @@ def test_imports_run_one_way(path):
         ("composers.base", "from modalities.images import picture"),
         ("composers.checkpoint", "import modalities.audio"),
         ("modalities.images", "from callbacks.results import ResultsTable"),
+        ("modalities.images", "from datamodules.images.base import PictureSet"),
+        ("modalities.images", "from datamodules import SamplePhotos"),
+        ("callbacks.gallery", "from application.runs import RunFolders"),
+        ("datamodules.base", "from modalities.images import Images"),
+        ("datamodules.spec", "from modalities.images import Images"),
         ("callbacks.results", "from application.runs import RunFolders"),
         ("datamodules.base", "from composers.networks import CoordinateMLP"),
         ("datamodules.base", "from datamodules.images.base import PictureSet"),
@@ -128,3 +134,12 @@ def test_examples_in_docstrings(path):
 
 def test_there_are_examples():
     assert sum(">>> " in path.read_text(encoding="utf-8") for path in FILES) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", ["composers", "datamodules.images.base", "datamodules", "modalities.views", "callbacks.gallery"]
+)
+def test_any_part_can_be_imported_first(module):
+    code = f"import {module}; from datamodules import SamplePhotos; from composers import Composer; import modalities"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,19 +1,20 @@
-"""Instance codes: render one without its picture or clip, walk from one to another, say what one is."""
+"""Instance codes: render one without its signal, walk from one to another, say what one is."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-
-from PIL import Image
-from torch import Tensor
+from typing import Any
 
 import composers
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, interpolate, read_code
-from modalities import audio as sound
-from modalities.images import Size, render, save_picture
+from datamodules.spec import Modality
+from modalities import MODALITIES
+from modalities.images import Size
+from modalities.writing import Writer
 
 
 def main(args: list[str] | None = None) -> None:
@@ -73,8 +74,8 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model that made the code")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", type=_size, help="pixels of the longer side, or ROWSxCOLUMNS")
-    sizes.add_argument("--scale", type=float, help="pixels per pixel of the picture, along each side (default: 1)")
-    sizes.add_argument("--rate", type=int, help="samples per second of sound (default: those of the clip)")
+    sizes.add_argument("--scale", type=float, help="pixels per pixel of the image, along each side (default: 1)")
+    sizes.add_argument("--rate", type=int, help="samples per second of audio (default: those of the file)")
     parser.add_argument(
         "--max_memory", type=float, default=500.0, help="MB that decoding may take beside the result (default: 500)"
     )
@@ -89,87 +90,44 @@ def _size(text: str) -> Size:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _render(
-    code: Path,
-    checkpoint: Path,
-    size: Size,
-    scale: float | None,
-    rate: int | None,
-    max_memory: float,
-    output: Path | None,
-) -> None:
+def _render(code: Path, checkpoint: Path, output: Path | None, **options: Any) -> None:
     """Decode a code and say what was written."""
-    composer, found = composers.load(checkpoint), read_code(code)
-    found.check(composer, code)
-    if _is_sound(found, size, scale, rate):
-        values, wanted = sound.render(composer, found, rate, max_memory), rate or sound.own_rate(found)
-        path = output or code.with_suffix(f".{wanted}.wav")
-        sound.save_wav(values, wanted, path)
-        made = _told(values, wanted)
-    else:
-        image = render(composer, found, size, scale, max_memory)
-        path = output or code.with_suffix(f".{image.height}x{image.width}.png")
-        save_picture(image, path)
-        made = f"{image.height} x {image.width} pixels"
-    print(f"Wrote {path}: {made} of a code of {found.numel:,} numbers.")
+    composer, content = composers.load(checkpoint), read_code(code)
+    content.check(composer, code)
+    path, size = _writer(content, options).decode(composer, [content], output, code.with_suffix(""))
+    print(f"Wrote {path}: {size} of a code of {content.numel:,} numbers.")
 
 
-def _interpolate(
-    first: Path,
-    last: Path,
-    checkpoint: Path,
-    size: Size,
-    scale: float | None,
-    rate: int | None,
-    max_memory: float,
-    frames: int,
-    output: Path,
-) -> None:
+def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output: Path, **options: Any) -> None:
     """Write the frames between two codes and say where."""
     if frames < 2:
         raise ValueError(f"--frames is {frames}; both ends are frames, so it is at least 2.")
     composer, ends = composers.load(checkpoint), (read_code(first), read_code(last))
     for path, code in zip((first, last), ends, strict=True):
         code.check(composer, path)
+    writer = _writer(ends[0], options)
     between = [interpolate(*ends, frame / (frames - 1)) for frame in range(frames)]
-    if _is_sound(ends[0], size, scale, rate):
-        made = _write_clips([sound.render(composer, code, rate, max_memory) for code in between], between, rate, output)
-    else:
-        made = _write_pictures([render(composer, code, size, scale, max_memory) for code in between], output)
-    print(f"Wrote {frames} frames of {made} into {output}.")
+    _, size = writer.decode(composer, between, output, first.with_suffix(""))
+    print(f"Wrote {frames} frames of {size} into {output}.")
 
 
-def _write_clips(clips: list[Tensor], codes: list[InstanceCode], rate: int | None, output: Path) -> str:
-    """Write the frames between two sounds, and return what they are."""
-    wanted = rate or sound.own_rate(codes[0])
-    for frame, values in enumerate(clips):
-        sound.save_wav(values, wanted, output / f"{frame:03d}.wav")
-    return _told(clips[0], wanted)
-
-
-def _write_pictures(images: list[Image.Image], output: Path) -> str:
-    """Write the frames between two pictures, one by one and moving, and return what they are."""
-    for frame, image in enumerate(images):
-        save_picture(image, output / f"{frame:03d}.png")
-    images[0].save(output / "frames.gif", save_all=True, append_images=images[1:], duration=80, loop=0)
-    return f"{images[0].height} x {images[0].width} pixels and frames.gif"
-
-
-def _is_sound(code: InstanceCode, size: Size, scale: float | None, rate: int | None) -> bool:
-    """Return whether a code stands for sound, and refuse options of the other kind."""
-    is_sound = len(code.shape) == 1
-    if is_sound and (size is not None or scale is not None):
-        raise ValueError(f"{code.name or 'This code'} is sound, which has no pixels: give --rate, or nothing.")
-    if not is_sound and rate is not None:
+def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
+    """Return what writes the signal of a code, or refuse options of another modality."""
+    name = code.name or "This code"
+    modality = next((modality for modality in MODALITIES if modality.decodes(code)), Modality())
+    if modality.writer is None or not modality.decoding:
         raise ValueError(
-            f"{code.name or 'This code'} is no sound, which --rate is of: give --size or --scale, or nothing."
+            f"{name} stands for a {modality.noun} of shape {code.shape}, which no code is decoded to alone: predict from its "
+            "files with cli.py predict."
         )
-    return is_sound
-
-
-def _told(values: Tensor, rate: int) -> str:
-    """Return how long sound is, in words."""
-    return f"{values.shape[1] / rate:.2f} s at {rate:,} Hz"
+    given = {option: value for option, value in options.items() if value is not None}
+    if others := [option for option in given if option not in (*modality.decoding, "max_memory")]:
+        allowed = " or ".join(f"--{option}" for option in modality.decoding)
+        raise ValueError(
+            f"{name} is a code of {modality.name}, which has no --{others[0]}: give {allowed}, or nothing."
+        )
+    writer: Writer = modality.writer(**given)
+    return writer
 
 
 def _info(code: Path, checkpoint: Path | None) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from composers.base import Composer
-from composers.inference.refinement import Latents
+from composers.inference.inner_loop import Latents
 from datamodules.domain import Domain, Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from composers.base import Composer
-from composers.inference.refinement import Latents, Refinement
-from composers.meta_learned import MetaLearned
+from composers.inference.inner_loop import Latents
+from composers.inference.refinement import Refinement
 from datamodules.batch import Observation
 from datamodules.spec import declared
 
@@ -47,5 +47,6 @@ def stated_shape(composer: Composer) -> tuple[int, ...] | None:
 
 def steps_taken(composer: Composer, refinement: int) -> dict[str, str]:
     """Return the steps behind a code as facts of it: of the inner loop where a model has one, and of the refinement."""
-    inner = {"inner steps": str(composer.inner_loop.test_steps)} if isinstance(composer, MetaLearned) else {}
+    loop = composer.inner_loop
+    inner = {} if loop is None else {"inner steps": str(loop.test_steps)}
     return inner | {"refinement steps": str(refinement)}

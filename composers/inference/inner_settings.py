@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from composers.inference.refinement import Latents, taken
+from composers.inference.inner_loop import Latents
+from composers.inference.refinement import taken
 from datamodules.batch import Samples
 from datamodules.domain import exact
 from datamodules.randomness import generator_at, global_seed

@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from composers.inference.inner_loop import Latents
 from datamodules.batch import Samples
 from datamodules.randomness import generator_at, global_seed
 
-Latents = dict[str, Tensor]
 STARTS = ("prediction", "mean", "random")
 NETWORK = "network"
 INNER = "inner"

@@ -21,6 +21,7 @@ from datamodules.spec import DataSpec, Modality
 from datamodules.storage.audio import clip_facts, in_channels, read_clip, read_resampled, resampled_frames
 from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
 from datamodules.storage.parallel import unreadable_of
+from modalities.audio import Audio
 
 _NAMED = 5  # files that a message names
 _BLOCK = 1 << 22  # samples that are decoded at a time where a whole file is looked at
@@ -150,6 +151,8 @@ class SoundModule(CoordinateDataModule):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    modality = Audio()
 
     def __init__(self, seconds: float = 1.0, rate: int = 16000, channels: Literal[1, 2] = 1, **kwargs: Any) -> None:
         if not math.isfinite(seconds) or rate < 1 or round(seconds * rate) < 1 or channels not in (1, 2):

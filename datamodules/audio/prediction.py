@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from datamodules.spec import DataSpec
 from datamodules.storage.audio import read_clip, sound_files
 from datamodules.storage.recordings import clip_tiles, cut_clip, in_channels_of, measured, read_seen
 from datamodules.tiles import Box
+from modalities.audio import Audio
 
 _RATE = 16000  # where nobody says
 
@@ -87,6 +88,8 @@ class SoundFiles(CoordinateDataModule):
         ValueError: If a number is out of range.
     """
 
+    modality = Audio()
+
     def __init__(
         self,
         audio: Sequence[str] = (),
@@ -144,6 +147,10 @@ class SoundFiles(CoordinateDataModule):
         """Return the clip of a name as it is in its file, with the channels of the model: ``(C, n)`` at its own rate."""
         [path] = [file.path for file in self.files if file.name == name]
         return in_channels_of(read_clip(path), self.spec.value_dim, path)[0]
+
+    def source_of(self, name: str) -> dict[str, Any]:
+        """Return the sampling rate of a file as ``rate``, where it is known."""
+        return {"rate": self.rates[name]} if name in self.rates else {}
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
         """Return the loader of tiles, clip by clip."""

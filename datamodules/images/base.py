@@ -23,6 +23,7 @@ from datamodules.storage.download import Source
 from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
 from datamodules.storage.images import Preparation, RandomCrop, quiet, read_picture
 from datamodules.storage.parallel import unreadable_of
+from modalities.images import Images
 
 _NAMED = 5  # files that a message names
 
@@ -120,6 +121,7 @@ class PictureSet(CoordinateDataModule):
         ValueError: If a number is out of range; at set-up, if pictures are missing, unreadable or of another size.
     """
 
+    modality = Images()
     published: ClassVar[Mapping[Split, int]] = {}
     shape: ClassVar[tuple[int, int] | None] = None
     source: ClassVar[Source | None] = None

@@ -19,6 +19,7 @@ from datamodules.domain import Grid
 from datamodules.spec import DataSpec
 from datamodules.storage.images import Picture, cut, picture_files, read_picture
 from datamodules.tiles import Box, cover, whole
+from modalities.images import Images
 
 _LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
 
@@ -122,6 +123,8 @@ class PictureFiles(CoordinateDataModule):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    modality = Images()
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from datamodules.domain import Grid
 from datamodules.loading import InMemory
 from datamodules.spec import DataSpec
 from datamodules.storage.images import RandomCrop, resize_picture
+from modalities.images import Images
 
 TRAINING_PHOTOGRAPHS = (
     "chelsea",
@@ -76,6 +77,8 @@ class SamplePhotos(CoordinateDataModule):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    modality = Images()
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.randomness import generator_at
 from datamodules.spec import DataSpec
+from modalities.views import PosedViews
 
 _WHITE = 255  # of all channels, where a ray meets nothing
 _OBJECT = 1.8  # radius around the origin beyond which no object is looked for
@@ -46,6 +47,7 @@ class SceneModule(CoordinateDataModule):
         ValueError: If a number is out of range.
     """
 
+    modality = PosedViews()
     train_set: Dataset[Any]  # of posed pictures, or of what the augmentation makes such of
     val_set: Dataset[Any]
     test_set: Dataset[Any]

@@ -363,7 +363,7 @@ def test_without_a_run_folder_nothing_is_written(off):
     printed = run("fit", *tiny("ipc"), *SHORT, *off)
     assert "nothing is written" in printed
     assert "Next:" not in printed
-    sheet = "{class_path: callbacks.contact_sheet.ContactSheet, init_args: {num_pictures: 1}}"
+    sheet = "{class_path: callbacks.gallery.Gallery, init_args: {num_instances: 1}}"
     for command in ("validate", "test"):
         printed = run(command, *tiny("ipc"), *off, "--trainer.callbacks+", sheet, "--ckpt_path", path)
         assert command == "validate" or "Mean over" in printed

@@ -12,7 +12,7 @@ import yaml
 from coordinates import pixel_rays
 from jsonargparse import Namespace
 from PIL import Image
-from program import REPOSITORY, asked, refused, rows, run
+from program import asked, refused, rows, run
 
 import cli
 import composers
@@ -36,7 +36,7 @@ NAMES = (
     "mesh",
     "mp4",
 )
-SOURCE, WRITING = "datamodules.scenes.prediction.SceneFiles", "callbacks.view_predictions.ScenePredictions"
+SOURCE, WRITING = "datamodules.scenes.prediction.SceneFiles", "callbacks.predictions.PredictionWriter"
 
 
 def _config(options, writer=WRITING):
@@ -44,7 +44,7 @@ def _config(options, writer=WRITING):
     config = Namespace(
         dict.fromkeys((*NAMES, "output", "steps")) | dict.fromkeys(("tile", "mesh", "mp4"), False) | options
     )
-    written = Namespace(folder="predictions", size=None, frames=48, mesh=False, mp4=False)
+    written = Namespace(folder="predictions", options=None)
     config.trainer = Namespace(callbacks=[Namespace(class_path=writer, init_args=written)])
     config.model = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(refinement=None))
     config.data = Namespace(class_path=SOURCE, init_args=Namespace(views=[], support=[0]))
@@ -63,7 +63,7 @@ def _config(options, writer=WRITING):
     ids=["views", "equals", "audio", "images", "none"],
 )
 def test_what_is_predicted_from(args, kind):
-    assert kind_of_prediction(args) == kind
+    assert kind_of_prediction(args).name == kind
 
 
 def test_options_go_where_they_belong():
@@ -71,7 +71,7 @@ def test_options_go_where_they_belong():
     config = _config(given | {"output": "out", "steps": 0})
     expand_shortcuts(config)
     assert config.data.init_args.as_dict() == {"views": ["a", "b"], "support": [0, 3]}
-    wanted = {"folder": "out", "size": 96, "frames": 12, "mesh": True, "mp4": True}
+    wanted = {"folder": "out", "options": {"size": 96, "frames": 12, "mesh": True, "mp4": True}}
     assert config.trainer.callbacks[0].init_args.as_dict() == wanted
     assert config.model.init_args.refinement.init_args.steps == 0
     assert not set(config.as_dict()) & {*NAMES, "output", "steps"}
@@ -81,7 +81,7 @@ def test_options_that_were_not_given_change_nothing():
     config = _config({"views": ["a"]})
     expand_shortcuts(config)
     assert config.data.init_args.as_dict() == {"views": ["a"], "support": [0]}
-    wanted = {"folder": "predictions", "size": None, "frames": 48, "mesh": False, "mp4": False}
+    wanted = {"folder": "predictions", "options": None}
     assert config.trainer.callbacks[0].init_args.as_dict() == wanted
     assert config.model.init_args.refinement is None
 
@@ -89,21 +89,20 @@ def test_options_that_were_not_given_change_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": ["a"], "scale": 2.0}, "--scale is of images, and --views names views: leave it out."),
-        ({"views": ["a"], "tile": True}, "--tile is of images, and --views names views: leave it out."),
+        ({"views": ["a"], "scale": 2.0}, "--scale is of images, and this predicts from views: leave it out."),
+        ({"views": ["a"], "tile": True}, "--tile is of images, and this predicts from views: leave it out."),
         (
             {"views": ["a"], "images": ["a.png"]},
-            "--images is of images, and --views names views: leave it out.",
+            "--images is of images, and this predicts from views: leave it out.",
         ),
-        ({"views": ["a"], "rate": 8000}, "--rate is of audio, and --views names views: leave it out."),
-        ({"audio": ["a.wav"], "mesh": True}, "--mesh is of views, and --audio names audio: leave it out."),
-        ({"audio": ["a.wav"], "views": ["a"]}, "--views is of views, and --audio names audio: leave it out."),
-        ({"images": ["a.png"], "mp4": True}, "--mp4 is of views, which --views names: leave it out."),
-        ({"images": ["a.png"], "frames": 3}, "--frames is of views, which --views names: leave it out."),
-        ({"support": [0]}, "--support is of views, which --views names: leave it out."),
-        ({"views": ["a"], "size": (9, 12)}, "--size is [9, 12]: of scenes give the pixels of the longer side"),
+        ({"views": ["a"], "rate": 8000}, "--rate is of audio, and this predicts from views: leave it out."),
+        ({"audio": ["a.wav"], "mesh": True}, "--mesh is of views, and this predicts from audio: leave it out."),
+        ({"audio": ["a.wav"], "views": ["a"]}, "--audio is of audio, and this predicts from views: leave it out."),
+        ({"images": ["a.png"], "mp4": True}, "--mp4 is of views, and this predicts from images: leave it out."),
+        ({"images": ["a.png"], "frames": 3}, "--frames is of views, and this predicts from images: leave it out."),
+        ({"views": ["a"], "size": (9, 12)}, "size is [9, 12]: of views give the pixels of the longer side"),
     ],
-    ids=["scale", "tile", "pictures", "rate", "mesh", "clips", "mp4", "frames", "support", "two-sizes"],
+    ids=["scale", "tile", "pictures", "rate", "mesh", "clips", "mp4", "frames", "two-sizes"],
 )
 def test_options_of_another_kind(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -111,9 +110,7 @@ def test_options_of_another_kind(options, message):
 
 
 def test_options_without_their_writer():
-    with pytest.raises(
-        ValueError, match=re.escape(f"--mesh serves {SOURCE} and {WRITING}, which this --config replaces")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"--mesh serves {WRITING}, which this --config replaces")):
         expand_shortcuts(_config({"views": ["a"], "mesh": True}, writer="callbacks.progress.ProgressBar"))
 
 
@@ -147,9 +144,16 @@ def test_a_model_that_states_no_depths_leaves_them_open():
     assert other.init_args.as_dict() == {"rate": 16000}
 
 
-def test_the_config_of_scenes_is_what_options_are_written_into():
-    config = yaml.safe_load((REPOSITORY / "configs" / cli.PREDICT["views"]).read_text())
-    assert config["data"]["class_path"] == SOURCE
+def test_a_config_of_data_says_what_is_predicted_from():
+    config = _config({"size": 96, "mesh": True})
+    expand_shortcuts(config)
+    assert config.trainer.callbacks[0].init_args.options == {"size": 96, "mesh": True}
+    with pytest.raises(ValueError, match="--tile is of images, and this predicts from views: leave it out"):
+        expand_shortcuts(_config({"tile": True}))
+
+
+def test_the_config_of_prediction_is_what_options_are_written_into():
+    config = yaml.safe_load(cli.PREDICT.read_text())
     assert WRITING in [callback["class_path"] for callback in config["trainer"]["callbacks"]]
     assert config["trainer"]["logger"] is False
 

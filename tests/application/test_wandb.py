@@ -15,7 +15,6 @@ import pytest
 import torch
 import wandb
 import yaml
-from coordinates import grid
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from program import REPOSITORY, asked, assert_same, checkpoint, keep_every, refused, rows, run, run_process, tiny
@@ -30,6 +29,8 @@ from callbacks.tables import ValidationTable, sample_rows
 from composers import Refinement
 from datamodules import SamplePhotos
 from datamodules.batch import Observation
+from datamodules.domain import Grid
+from modalities import Images
 
 OVERLAY = ["--config", str(REPOSITORY / "configs" / "overlays" / "wandb.yaml")]
 TABLE = "val/samples"
@@ -260,7 +261,7 @@ def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
     names = [type(callback).__name__ for callback in made[0].trainer.callbacks]
     for name in ("StartSummary", "RefinementPlot", "LearningRateMonitor", "GradientNorms", "ValidationTable"):
         assert names.count(name) == 1
-    assert names.count("ContactSheet") == 2  # one of them beside the weights that come along
+    assert names.count("Gallery") == 2  # one of them beside the weights that come along
 
 
 def test_checkpoints_are_not_uploaded_without_a_server():
@@ -518,7 +519,7 @@ def test_nulls_of_a_sweep(monkeypatch):
 
 def test_other_signals_have_numbers_only(tiny_ipc, tiny_batch):
     with torch.no_grad():
-        found = sample_rows(tiny_ipc, tiny_batch._replace(shape=None))
+        found = sample_rows(tiny_ipc, tiny_batch._replace(shape=None), Images(), Grid.unit(2))
     assert [list(row) for row in found] == [["name", "PSNR"]] * 3
     assert [row["name"] for row in found] == ["a", "b", "c"]
 
@@ -526,12 +527,12 @@ def test_other_signals_have_numbers_only(tiny_ipc, tiny_batch):
 def test_the_refined_psnr_is_there_whatever_validation_does(make_ipc, tiny_batch):
     composer = make_ipc(refinement=Refinement(steps=2, stages=())).eval()
     with torch.no_grad():
-        found = sample_rows(composer, tiny_batch)
+        found = sample_rows(composer, tiny_batch, Images(), Grid.unit(2))
     assert [list(row)[-2:] for row in found] == [["PSNR", "refined PSNR"]] * 3
     assert all(row["refined PSNR"] > row["PSNR"] for row in found)
-    first = [row["refined PSNR"] for row in sample_rows(composer, tiny_batch, 1)]
+    first = [row["refined PSNR"] for row in sample_rows(composer, tiny_batch, Images(), Grid.unit(2), 1)]
     assert all(row["refined PSNR"] != pytest.approx(one) for row, one in zip(found, first, strict=True))
-    beyond = [row["refined PSNR"] for row in sample_rows(composer, tiny_batch, 9)]
+    beyond = [row["refined PSNR"] for row in sample_rows(composer, tiny_batch, Images(), Grid.unit(2), 9)]
     assert beyond == pytest.approx([row["refined PSNR"] for row in found])
 
 
@@ -568,6 +569,6 @@ def test_two_devices_send_one_run_with_the_same_rows(offline):
     composer = composers.load(folder / "checkpoints" / "last.ckpt")
     signal, _ = _held_out()
     with torch.no_grad():
-        predicted = composer(Observation(signal), grid((16, 16)))
+        predicted = composer(Observation(signal), Grid.unit(2).coords((16, 16)))
     wanted = [_psnr(values, picture.flatten(1).mT) for values, picture in zip(predicted, signal, strict=True)]
     assert [row["PSNR"] for row in _tables(folder)[-1]] == pytest.approx(wanted, abs=1e-3)

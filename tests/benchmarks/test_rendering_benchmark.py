@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import rendering
-from benchmarks.rendering import Measurement, RenderingSettings, main, measure, scene
+from benchmarks.rendering import RenderingMeasurement, RenderingSettings, main, measure, scene
 
 SMALL = RenderingSettings(size=4, samples_per_ray=5, hidden_dim=8)
 
@@ -35,7 +35,7 @@ def test_once_prints_a_measurement(capsys):
 
 
 def test_the_table_names_every_number_of_views(capsys):
-    rendering.report(SMALL, {1: Measurement(2.0, 30.0), 8: Measurement(32.0, 31.0)})
+    rendering.report(SMALL, {1: RenderingMeasurement(2.0, 30.0), 8: RenderingMeasurement(32.0, 31.0)})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [[line[1], line[3], line[5]] for line in lines] == [["1", "30", "2.0"], ["8", "31", "4.0"]]
 

@@ -22,7 +22,9 @@ from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, PosedPictures, Samples
 from datamodules.cameras import orbit
+from datamodules.domain import Rays
 from datamodules.scenes.rays import SceneModule
+from modalities import PosedViews
 
 SIZE, QUERIES, FOCAL, RADIUS = 8, 2, 9.0, 4.0
 
@@ -71,7 +73,7 @@ def _batch(data):
 
 def _rows(composer, batch, *args, **options):
     with torch.no_grad():
-        return sample_rows(composer, batch, *args, **options)
+        return sample_rows(composer, batch, PosedViews(), Rays(2.0, 6.0), *args, **options)
 
 
 def _levels(values, views):

@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from program import refused, rows, run, run_process
 
 import composers
 from application.shortcuts import expand_shortcuts
-from callbacks.audio_predictions import SoundPredictions
-from callbacks.predictions import PicturePredictions
 from composers import Refinement
 from composers.checkpoint import build, save
 from composers.codes import InstanceCode, fingerprint, read_code
@@ -25,7 +22,7 @@ from datamodules.audio.prediction import SoundFiles
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid
 from datamodules.tiles import whole
-from modalities.audio import encode, input_shape, render, save_wav, sound_psnr
+from modalities.audio import AudioWriter, encode, input_shape, render, save_wav, sound_psnr
 from tools import codes
 
 RATE = 400
@@ -111,7 +108,7 @@ def test_one_clip(weights, composer):
     written = read_code("predictions/speech.safetensors")
     assert torch.allclose(written.latents["patterns.1"], code.latents["patterns.1"], atol=1e-5)
     assert (written.facts["rate"], written.facts["samples"], written.domain) == ("400", "400", Grid.unit(1))
-    assert "PSNR in dB of 1 clip(s)" in printed
+    assert "PSNR in dB of 1 file(s)" in printed
 
 
 def test_every_rate_is_the_same_function(composer, naive_inr):
@@ -203,7 +200,7 @@ def test_a_folder_of_all_kinds_at_another_rate(weights, composer):
     Path("in/empty.wav").touch()
     _write("in/out/long.wav", _clip(100))  # of an earlier prediction
     Path("in/out/predictions.csv").touch()
-    given = ["--output", "in/out", "--steps", 0, "--rate", 1200, "--trainer.callbacks.bits", 24]
+    given = ["--output", "in/out", "--steps", 0, "--rate", 1200, "--bits", 24]
     printed = _predict(weights, "in", *given)
     table = {row["name"]: row for row in rows("in/out/predictions.csv")}
     assert list(table) == ["long_flac", "long_wav", "sub/stereo"]
@@ -255,8 +252,7 @@ def test_two_runs_write_the_same(weights):
 @pytest.mark.slow
 def test_the_clips_of_a_data_set_are_predicted_too(tmp_path):
     save(build_ipc(signal_shape=(1, 200)), "half.ckpt")
-    writer = "[{class_path: callbacks.audio_predictions.SoundPredictions}]"
-    Path("hums.yaml").write_text(f"data: {{class_path: {Hums.__module__}.Hums}}\ntrainer: {{callbacks: {writer}}}\n")
+    Path("hums.yaml").write_text(f"data: {{class_path: {Hums.__module__}.Hums}}\n")
     run("predict", "--ckpt_path", "half.ckpt", "--config", "hums.yaml")
     first, second = rows("predictions/predictions.csv")
     assert (first["name"], first["seconds"], first["rate"]) == ("hum0", "0.500", "400")
@@ -273,7 +269,7 @@ def test_two_processes_predict_the_same(weights, tmp_path):
     run("predict", *given, "--output", "one")
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
     printed = run_process("predict", *given, "--output", "two", *two, cwd=tmp_path)
-    assert printed.count("Sound, spectrograms, codes") == 1
+    assert printed.count("Audio, spectrograms, codes") == 1
     assert [row["name"] for row in rows("two/predictions.csv")] == ["0", "1", "2"]
     for row in rows("one/predictions.csv"):
         seen, wanted = (_heard(f"{folder}/{row['name']}.wav")[0] for folder in ("two", "one"))
@@ -291,13 +287,13 @@ def test_mistakes_with_clips(weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"audio": ["a.wav"], "size": 9}, "--size is of images, and --audio names audio: leave it out."),
-        ({"audio": ["a.wav"], "tile": True}, "--tile is of images, and --audio names audio: leave it out."),
+        ({"audio": ["a.wav"], "size": 9}, "--size is of images, and this predicts from audio: leave it out."),
+        ({"audio": ["a.wav"], "tile": True}, "--tile is of images, and this predicts from audio: leave it out."),
         ({"audio": ["a.wav"], "images": ["a.png"]}, "--images is of images"),
-        ({"images": ["a.png"], "rate": 8000}, "--rate is of audio, which --audio names: leave it out."),
+        ({"images": ["a.png"], "rate": 8000}, "--rate is of audio, and this predicts from images: leave it out."),
         (
             {"audio": ["a.wav"]},
-            "--audio serves datamodules.audio.prediction.SoundFiles and callbacks.audio_predictions",
+            "--audio serves datamodules.audio.prediction.SoundFiles, which this --config replaces",
         ),
     ],
     ids=["size", "tile", "pictures", "rate", "replaced"],
@@ -306,7 +302,7 @@ def test_options_of_the_other_kind(options, message):
     names = ("images", "size", "scale", "tile", "tile_size", "audio", "rate", "output", "steps")
     config = Namespace(dict.fromkeys(names) | options)
     config.trainer, config.model = Namespace(callbacks=[]), Namespace(init_args=Namespace())
-    config.data = Namespace(init_args=Namespace())
+    config.data = Namespace(class_path="datamodules.SamplePhotos", init_args=Namespace())
     with pytest.raises(ValueError, match=re.escape(message)):
         expand_shortcuts(config)
 
@@ -315,17 +311,9 @@ def test_numbers_out_of_range():
     with pytest.raises(ValueError, match="rate is 0; give the samples per second that the model was trained with"):
         SoundFiles(rate=0)
     with pytest.raises(ValueError, match="rate is 0; it must be at least 1"):
-        SoundPredictions(rate=0)
+        AudioWriter(rate=0)
     with pytest.raises(ValueError, match="bits is 8; a WAV is written with 16 or 24"):
-        SoundPredictions(bits=8)
-
-
-def test_a_writer_of_another_kind():
-    with pytest.raises(
-        ValueError, match="PicturePredictions writes signals with 2 axes, these have 1: put the callback"
-    ):
-        PicturePredictions().on_predict_start(SimpleNamespace(datamodule=Hums()), build_ipc())
-    assert not Path("predictions").exists()
+        AudioWriter(bits=8)
 
 
 def test_clips_need_a_model_of_sound():
@@ -432,7 +420,9 @@ def test_mistakes_with_codes_of_sound(weights, composer, capsys):
     code = encode(composer, _clip(), RATE)
     code.save("a.safetensors")
     given = ["render", "a.safetensors", "--checkpoint", weights]
-    assert "is sound, which has no pixels: give --rate" in _codes_refused(*given, "--size", 9)
+    assert "This code is a code of audio, which has no --size: give --rate, or nothing." in _codes_refused(
+        *given, "--size", 9
+    )
     for rate, message in ((0, "rate is 0; it must be at least 1"), (10**15, "do not fit into memory")):
         with pytest.raises(ValueError, match=message):
             render(composer, code, rate)
@@ -442,6 +432,8 @@ def test_mistakes_with_codes_of_sound(weights, composer, capsys):
     picture = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(pictures), "cat", domain=Grid.unit(2))
     picture.save("p.safetensors")
     given = ["render", "p.safetensors", "--checkpoint", "pictures.ckpt"]
-    assert "cat is no sound, which --rate is of" in _codes_refused(*given, "--rate", 8000)
+    assert "cat is a code of images, which has no --rate: give --size or --scale, or nothing." in _codes_refused(
+        *given, "--rate", 8000
+    )
     with pytest.raises(ValueError, match="not for sound"):
         render(pictures, picture)

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -146,29 +147,32 @@ def test_the_curves_of_refinement_are_drawn(tested):
     assert "Refinement curves: runs/tested/version_0/refinement.png" in printed
 
 
-def test_the_contact_sheet_has_a_row_per_picture(tested):
+def test_the_gallery_has_a_row_per_image(tested):
     written, printed = tested
-    with Image.open(written / "contact_sheet.png") as sheet:
-        # 8 rows; original, predicted, refined, decoded; each 16 x 16 pixels wide, 8 of margin and 18 of label around it
-        assert sheet.size == (4 * (256 + 8) + 8, 8 * (256 + 8 + 18) + 8)
-        first = sheet.crop((8, 8 + 18, 8 + 256, 8 + 18 + 256))
-        assert len(first.getcolors(256 * 256)) > 20  # a picture, not paper
-    assert "Contact sheet: runs/tested/version_0/contact_sheet.png" in printed
+    with Image.open(written / "gallery.png") as figure:
+        # 6 rows; original, predicted, refined, decoded; each 16 x 16 pixels wide, 8 of margin and 18 of label around it
+        assert figure.size == (4 * (256 + 8) + 8, 6 * (256 + 8 + 18) + 8)
+        first = figure.crop((8, 8 + 18, 8 + 256, 8 + 18 + 256))
+        assert len(first.getcolors(256 * 256)) > 20  # an image, not paper
+    assert "Gallery: runs/tested/version_0/gallery.png\n" in printed
+    assert not (written / "gallery").exists()  # images neither move nor sound
 
 
 def test_another_model_stands_beside_where_it_fits(evaluated):
-    arguments = "filename: beside.png, num_pictures: 2, scale: 4, beside: %s"
-    sheet = f"{{class_path: callbacks.contact_sheet.ContactSheet, init_args: {{{arguments}}}}}"
-    written, _ = evaluated("test", "--trainer.callbacks+", sheet % "runs/unnamed/version_0/checkpoints/last.ckpt")
+    arguments = "filename: beside.png, num_instances: 2, beside: %s"
+    gallery = f"{{class_path: callbacks.gallery.Gallery, init_args: {{{arguments}}}}}"
+    written, _ = evaluated("test", "--trainer.callbacks+", gallery % "runs/unnamed/version_0/checkpoints/last.ckpt")
     with Image.open(written / "beside.png") as image:
-        assert image.size == (7 * (64 + 8) + 8, 2 * (64 + 8 + 18) + 8)
-        width = 3 * (64 + 8)  # predicted, refined and decoded, of one model and of the other, which is the same
+        assert image.size == (7 * (256 + 8) + 8, 2 * (256 + 8 + 18) + 8)
+        width = 3 * (256 + 8)  # predicted, refined and decoded, of one model and of the other, which is the same
         top = 8 + 18
-        one, other = (image.crop((8 + 72 + start, top, 8 + 72 + start + width, top + 64)) for start in (0, width))
-        assert one.tobytes() == other.tobytes()
-    written, printed = evaluated("test", "--trainer.callbacks+", sheet % "photos_ipc")
+        one, other = (image.crop((8 + 264 + start, top, 8 + 264 + start + width, top + 256)) for start in (0, width))
+        difference = np.abs(np.asarray(one).astype(int) - np.asarray(other))
+        assert difference.max() <= 1
+    written, printed = evaluated("test", "--trainer.callbacks+", gallery % "photos_ipc")
     assert not (written / "beside.png").exists()
-    assert "No beside.png: photos_ipc takes pictures of 64 pixels, not (3, 16, 16)." in printed
+    assert (written / "gallery.png").exists()
+    assert "No beside.png: photos_ipc takes signals of shape (3, 64, 64), not (3, 16, 16)." in printed
 
 
 def test_refinement_is_set_on_the_command_line(evaluated):

@@ -1,4 +1,4 @@
-"""Meta-learned composers where composers are used: codes of pictures and sound, sheets, exports, and what training costs."""
+"""Meta-learned composers where composers are used: codes of images and audio, galleries, exports, and what training costs."""
 
 import json
 from types import SimpleNamespace
@@ -13,10 +13,12 @@ from program import TESTS, asked
 import composers
 from application.shortcuts import expand_shortcuts, state_signal
 from benchmarks import cost
-from callbacks.contact_sheet import ContactSheet
+from callbacks.gallery import Gallery
 from composers import Refinement
 from composers.codes import read_code, stated_shape, steps_taken
+from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
+from modalities import Images
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
 from tools import codes as codes
@@ -157,7 +159,7 @@ def test_other_signals_are_refused(shape, asked_for, message):
 
 def _expanded(steps, **model):
     """Return the arguments of a model after a command line of prediction with ``--steps``."""
-    writer = Namespace(class_path="callbacks.predictions.PicturePredictions", init_args=Namespace(folder="predictions"))
+    writer = Namespace(class_path="callbacks.predictions.PredictionWriter", init_args=Namespace(folder="predictions"))
     config = Namespace(size=None, scale=None, steps=steps)
     config.trainer = Namespace(callbacks=[writer])
     config.model = Namespace(class_path="composers.MetaIPC", init_args=Namespace(model))
@@ -200,23 +202,29 @@ def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
     assert data.init_args.signal_shape == [1, 3, 8, 8]  # which the data module refuses, with both numbers
 
 
-# Sheets
+# Galleries
 
 
-def test_a_meta_learned_model_stands_beside(saved):
+class _Squares(CoordinateDataModule):
+    """Images of 8 x 8, as far as a gallery asks their data module."""
+
+    modality, signal_shape = Images(), (3, 8, 8)
+
+
+def test_a_meta_learned_model_stands_beside(saved, tmp_path):
     composer, checkpoint = saved
     pixels = _noise(3, 3, 8, 8)
     samples = square_samples(pixels)
     batch = CoordinateBatch(Observation(pixels.float() / 255, samples), samples, (8, 8), ["a", "b", "c"])
-    trainer = SimpleNamespace(is_global_zero=True, datamodule=SimpleNamespace(signal_shape=(3, 8, 8)))
-    sheet = ContactSheet(num_pictures=2, scale=1, beside=str(checkpoint))
+    trainer = SimpleNamespace(is_global_zero=True, datamodule=_Squares(), log_dir=tmp_path)
+    gallery = Gallery(num_instances=2, beside=str(checkpoint))
     with torch.inference_mode():
-        sheet.on_test_start(trainer, composer)
-        sheet.on_test_batch_end(trainer, composer, composer.predict_step(batch, 0), batch, 0)
-    assert len(sheet.rows) == 2
-    for _, (_, predicted), _, (label, beside), _ in sheet.rows:
-        assert predicted.tobytes() == beside.tobytes()
-        assert label.startswith(f"{checkpoint}: predicted ")
+        gallery.on_test_start(trainer, composer)
+        gallery.on_test_batch_end(trainer, composer, composer.predict_step(batch, 0), batch, 0)
+    assert list(gallery.rows) == ["a", "b"]
+    for _, predicted, _, beside, _ in gallery.rows.values():
+        torch.testing.assert_close(beside.values, predicted.values)
+        assert beside.label.startswith(f"{checkpoint}: predicted ")
 
 
 @pytest.mark.parametrize("kind", METHODS)

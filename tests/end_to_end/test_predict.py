@@ -133,7 +133,7 @@ def test_two_processes(trained, tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
     printed = run_process("predict", *given, "--output", "two", *two, cwd=tmp_path)
     assert printed.count("Skipped 1:") == 1
-    assert printed.count("Pictures, errors, codes") == 1
+    assert printed.count("Images, errors, codes") == 1
     table, alone = rows("two/predictions.csv"), rows("one/predictions.csv")
     assert [row["name"] for row in table] == ["wide", "tall", "extra0", "extra1"]
     for row, other in zip(table, alone, strict=True):
@@ -185,7 +185,7 @@ def test_mistakes_with_checkpoints(trained):
 def test_help_shows_the_short_options():
     printed = asked("predict", "--help")
     assert all(f"--{name} " in printed or f"--{name}\n" in printed for name in OPTIONS)
-    assert "Pictures in and out" in printed
+    assert "Images in and out" in printed
 
 
 def _codes(capsys, *args):

@@ -119,7 +119,7 @@ def test_every_other_config_is_an_overlay_or_the_defaults():
         "experiments",
         "modalities",
         "overlays",
-        "predict",
+        "predict.yaml",
         "sweeps",
     }
     assert {path.name for path in CONFIGS.iterdir()} <= known
@@ -128,9 +128,8 @@ def test_every_other_config_is_an_overlay_or_the_defaults():
 def test_the_defaults_are_always_loaded():
     built = _build("--config", TESTS / "configs" / "tiny_ipc.yaml")
     names = [type(callback).__name__ for callback in built.trainer.callbacks]
-    for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "BestCheckpoint", "ContactSheet"):
+    for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "BestCheckpoint", "Gallery"):
         assert names.count(name) == 1
-    assert built.trainer.checkpoint_callback.monitor == "val/psnr"
 
 
 def _write(**files):
@@ -186,12 +185,12 @@ def test_lists_replace_lists_except_where_they_are_to_be_joined():
 
 def test_a_list_can_be_given_and_added_to():
     given = "trainer: {callbacks: [{class_path: callbacks.results.ResultsTable}]}"
-    added = "trainer: {callbacks+: [{class_path: callbacks.contact_sheet.ContactSheet}]}"
+    added = "trainer: {callbacks+: [{class_path: callbacks.gallery.Gallery}]}"
     assert _write(low="a: [1]", high="_base_: low.yaml\na+: [2]") == {"a": [1, 2]}
     assert _write(low="a+: [1]", high="_base_: low.yaml\na: [2]") == {"a": [2]}
     tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
     for low, high, wanted in (
-        (given, added, {"ResultsTable", "ContactSheet"}),
+        (given, added, {"ResultsTable", "Gallery"}),
         (added, given, {"ResultsTable"}),
     ):
         _write(low=low, high=f"_base_: low.yaml\n{high}")

@@ -9,7 +9,7 @@ import trimesh
 from objects import Balls, Fields, radius_of
 
 from composers.rendering import LightFieldRenderer, VolumeRenderer
-from modalities.surfaces import Mesh, half_opaque, save_ply, surface
+from modalities.surfaces import SurfaceMesh, half_opaque, save_ply, surface
 
 
 class Round(Fields):
@@ -121,7 +121,7 @@ def test_a_file_is_the_mesh(tmp_path):
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
     colours = np.array([[1, 2, 3], [40, 50, 60], [255, 0, 128], [7, 8, 9]], np.uint8)
-    save_ply(Mesh(corners, faces, colours), tmp_path / "new" / "solid.ply")
+    save_ply(SurfaceMesh(corners, faces, colours), tmp_path / "new" / "solid.ply")
     found = trimesh.load(tmp_path / "new" / "solid.ply", process=False)
     assert np.array_equal(found.vertices, corners)
     assert np.array_equal(found.faces, faces)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from coordinates import pixel_rays
-from objects import Balls, Fields, radius_of, scene_batch
+from objects import Balls, Fields, radius_of
 from PIL import Image
 
 from composers.rendering import LightFieldRenderer, PointRenderer, VolumeRenderer
-from datamodules.batch import Samples, Views
+from datamodules.batch import Views
 from datamodules.cameras import look_at, orbit
 from modalities import turntable as films
 from modalities.turntable import Camera, beside, encoder, orbit_frames, write_gif, write_mp4
-from modalities.views import Scene, Seen, depth_ends, depth_picture, depth_pictures, depth_range, look, scene_of
+from modalities.view_rendering import Seen, depth_ends, depth_picture, depth_pictures, depth_range, look
 
 CAMERA = Camera((32, 48), (48.0, 48.0), 4.0)
 
@@ -134,20 +134,6 @@ def test_the_camera_of_views():
     views.poses[0, 2, 3], views.poses[1, 0, 3] = 3.0, -5.0
     assert Camera.of(views) == Camera((20, 40), (60.0, 70.0), 4.0)
     assert Camera.of(views, 80) == Camera((40, 80), (120.0, 140.0), 4.0)
-
-
-def test_a_scene_of_a_batch():
-    batch = scene_batch((0.6, 0.8), views=2, queries=3, size=8)
-    made = {0: torch.rand(2, 192, 3), 4: torch.rand(2, 192, 3)}
-    scene = scene_of(batch, 1, made)
-    assert isinstance(scene, Scene)
-    assert torch.equal(scene.support.images, batch.observation.signal.images[1])
-    assert torch.equal(scene.true, batch.query.values[1])
-    assert (scene.shape, list(scene.made)) == ((3, 8, 8), [0, 4])
-    assert torch.equal(scene.made[4], made[4][1])
-    shared = batch._replace(query=Samples(batch.query.coords[0]))
-    assert torch.equal(scene_of(shared, 1, made).rays, batch.query.coords[1])
-    assert scene_of(shared, 1, made).true is None
 
 
 def _film(count=6, size=(31, 20)):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composers.inference.refinement import Latents
+from composers.inference.inner_loop import Latents
 
 
 class Components(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composers.base import Composer
-from composers.inference.refinement import Latents
+from composers.inference.inner_loop import Latents
 from composers.networks import Modulations
 from datamodules.domain import Grid
 from modalities.images import input_size, square_codes, square_samples

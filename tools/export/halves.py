@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from composers.base import Composer
 from composers.checkpoint import stated_domain
 from composers.codes import stated_shape
-from composers.inference.refinement import Latents
+from composers.inference.inner_loop import Latents
 from composers.meta_learned import MetaLearned
 from composers.rendering import PointRenderer
 from datamodules.batch import Observation

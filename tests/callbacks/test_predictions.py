@@ -12,11 +12,12 @@ import trimesh
 from objects import Balls, Scenes, scene_batch
 from PIL import Image
 
-from callbacks import view_predictions as made
-from callbacks.predictions import PicturePredictions
-from callbacks.view_predictions import ScenePredictions
+from callbacks.predictions import PredictionWriter
 from composers.codes import fingerprint, read_code
 from composers.rendering import LightFieldRenderer, VolumeRenderer
+from datamodules.base import CoordinateDataModule
+from modalities import turntable
+from modalities.views import ViewWriter
 from tools import codes as codes
 
 CELL = 128 + 8  # pixels of a view on a page, with its margin
@@ -31,7 +32,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def _predicted(tmp_path, batches, composer=None, **options):
     """Run a prediction as the trainer would, and return the model and the last evaluation."""
     composer = composer or Balls(steps=3)
-    writer = ScenePredictions(str(tmp_path / "out"), **{"frames": 3} | options)
+    writer = PredictionWriter(str(tmp_path / "out"), {"frames": 3} | options)
     trainer = SimpleNamespace(datamodule=Scenes(), is_global_zero=True)
     writer.on_predict_start(trainer, composer)
     for index, batch in enumerate(batches):
@@ -143,7 +144,7 @@ def test_a_mesh_where_asked_for(tmp_path, capsys):
     assert _rows(tmp_path)["veil"]["mesh"].startswith("none: There is no surface of density 346.4 within 1.5")
     assert not (tmp_path / "out" / "veil.ply").exists()
     told = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"No veil\.ply: There is .* Give a level .* takes it by --trainer\.callbacks\.mesh_level\.", told)
+    assert re.search(r"No veil\.ply: There is .* Give a level .* Set the level with --mesh_level\.", told)
     _predicted(
         tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16, mesh_level=1
     )
@@ -153,7 +154,7 @@ def test_a_mesh_where_asked_for(tmp_path, capsys):
 
 
 def test_an_mp4_where_possible(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(made, "encoder", lambda: None)
+    monkeypatch.setattr(turntable, "encoder", lambda: None)
     _predicted(tmp_path, [scene_batch(size=4)], mp4=True)
     assert (
         "No MP4, for there is no encoder; GIFs are written: for MP4, pip install imageio-ffmpeg"
@@ -161,8 +162,8 @@ def test_an_mp4_where_possible(tmp_path, monkeypatch, capsys):
     )
     assert not list((tmp_path / "out").glob("*.mp4"))
     written = []
-    monkeypatch.setattr(made, "encoder", lambda: "ffmpeg")
-    monkeypatch.setattr(made, "write_mp4", lambda *args: written.append(args))
+    monkeypatch.setattr(turntable, "encoder", lambda: "ffmpeg")
+    monkeypatch.setattr(turntable, "write_mp4", lambda *args: written.append(args))
     _predicted(tmp_path, [scene_batch(size=4)], mp4=True, frames=5, seconds=2, size=12)
     [(frames, path, seconds)] = written
     assert ([frame.size for frame in frames], path.name, seconds) == ([(24, 12)] * 5, "ball.000.mp4", 2)
@@ -197,7 +198,9 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
         for option in ([], ["--size", "20"], ["--rate", "20"]):
             with pytest.raises(SystemExit) as ended:
                 codes.main([*command, "--checkpoint", "any", *option])
-            assert re.match(r"error: (This code stands for|ball\.000 is no sound)", ended.value.code)
+            assert re.match(
+                r"error: ball\.000 stands for a scene of shape \(2, 16, 16\), which no code", ended.value.code
+            )
 
 
 @pytest.mark.parametrize(
@@ -206,21 +209,30 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
         ({"frames": 1}, "frames is 1, mesh_resolution 128, size None: at least 2, 2 and 1"),
         ({"mesh_resolution": 1}, "mesh_resolution 1"),
         ({"size": 0}, "size 0"),
+        ({"size": (9, 12)}, "size is [9, 12]: of views give the pixels of the longer side"),
         ({"mesh_level": 0.0}, "mesh_level is 0.0; it must be positive"),
         ({"seconds": 0.0}, "seconds is 0.0"),
         ({"elevation": 91.0}, "elevation 91.0"),
         ({"max_memory": 0.0}, "max_memory 0.0"),
     ],
-    ids=["frames", "resolution", "size", "level", "seconds", "elevation", "memory"],
+    ids=["frames", "resolution", "size", "two-sizes", "level", "seconds", "elevation", "memory"],
 )
 def test_numbers_out_of_range(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScenePredictions(**options)
+        ViewWriter(**options)
 
 
-def test_scenes_need_their_own_callback(tmp_path):
-    writer = PicturePredictions(str(tmp_path / "out"))
-    with pytest.raises(
-        ValueError, match=r"signals with 2 axes, these have 6: .*view_predictions\.ScenePredictions for scenes"
-    ):
-        writer.on_predict_start(SimpleNamespace(datamodule=Scenes(), is_global_zero=True), Balls())
+class _Unspecified(Scenes):
+    """Data that state no modality."""
+
+    modality = CoordinateDataModule.modality
+
+
+def test_what_cannot_be_written_is_refused_before_the_folder_is_made(tmp_path):
+    trainer = SimpleNamespace(datamodule=Scenes(), is_global_zero=True)
+    with pytest.raises(ValueError, match="options of PredictionWriter has scale; views have frames, size, elevation"):
+        PredictionWriter(str(tmp_path / "out"), {"scale": 2}).on_predict_start(trainer, Balls())
+    trainer.datamodule = _Unspecified()
+    with pytest.raises(ValueError, match="_Unspecified states no modality whose predictions are written"):
+        PredictionWriter(str(tmp_path / "out")).on_predict_start(trainer, Balls())
+    assert not (tmp_path / "out").exists()

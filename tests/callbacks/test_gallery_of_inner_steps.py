@@ -1,4 +1,4 @@
-"""The strip of an inner loop: which instances stand in it, what stands in a row, and what W&B is sent of inner loops."""
+"""The figure of inner steps: which instances stand in it, what stands in a row, and what W&B is sent of inner loops."""
 
 import math
 from pathlib import Path
@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import Precision
 from PIL import Image
 
+from callbacks.gallery import Gallery, inner_rows
 from callbacks.gradient_norms import LearnedStepSizes, mean_factors
-from callbacks.inner_strip import InnerStrip, strips
 from callbacks.tables import ValidationTable
 from composers import Functa, InnerLoop, MetaIPC, Refinement
 from composers.networks import CoordinateMLP
@@ -26,6 +26,8 @@ from datamodules.cameras import orbit
 from datamodules.configuration import load_layers
 from datamodules.domain import Grid
 from datamodules.scenes.rays import SceneModule
+from datamodules.spec import DataSpec, Modality
+from modalities import Audio
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 META = ("functa", "learned_init", "learned_init_siren", "meta_ipc")
@@ -84,22 +86,22 @@ def _psnr(found, wanted):
 
 
 def test_a_test_draws_the_first_pictures_step_by_step(make_inr, tmp_path, capsys):
-    composer, strip = _meta(make_inr()), InnerStrip(num_pictures=2)
-    _trainer(tmp_path, strip).test(composer, datamodule=FlatData(eval_batch_size=3), verbose=False)
+    composer, gallery = _meta(make_inr()), Gallery(num_inner=2)
+    _trainer(tmp_path, gallery).test(composer, datamodule=FlatData(eval_batch_size=3), verbose=False)
     assert "Inner steps: " in capsys.readouterr().out
     pictures = FlatImages(5, seed=2)
-    assert [row.name for row in strip.rows] == ["set 2 picture 0", "set 2 picture 1"]
+    assert [row.name for row in gallery.inner_rows] == ["set 2 picture 0", "set 2 picture 1"]
     with Image.open(tmp_path / "inner_steps.png") as page:
         cells = np.asarray(page.convert("RGB"))
     assert cells.shape == (2 * (112 + 26) + 8, 5 * (168 + 8) + 8, 3)
-    for place, row in enumerate(strip.rows):
+    for place, row in enumerate(gallery.inner_rows):
         wanted = pictures[place].values.flatten(1).mT
         made = [wanted, *(_naive(composer, wanted, step) for step in REPORT)]
         numbers = [_psnr(values, wanted) for values in made[1:]]
         notes = ["0 steps, start", "1 step", "2 steps, trained", "5 steps"]
         labels = [f"{note} {psnr:.1f} dB" for note, psnr in zip(notes, numbers, strict=True)]
-        assert [frame.label for frame in row.frames] == [row.name, *labels]
-        assert [frame.psnr for frame in row.frames[1:]] == pytest.approx(numbers, abs=1e-3)
+        assert [cell.label for cell in row.cells] == [row.name, *labels]
+        assert row.numbers[1:] == pytest.approx(numbers, abs=1e-3)
         for column, values in enumerate(made):
             x, y = 8 + column * 176, 8 + place * 138 + 18
             shown = cells[y : y + 112 : 14, x : x + 168 : 14]  # one of the 14 x 14 pixels of each
@@ -108,11 +110,11 @@ def test_a_test_draws_the_first_pictures_step_by_step(make_inr, tmp_path, capsys
         assert numbers[2] > numbers[0]
 
 
-def test_other_models_have_no_strip(make_ipc, make_inr, tmp_path, capsys):
+def test_other_models_have_no_gallery(make_ipc, make_inr, tmp_path, capsys):
     for composer in (make_ipc(), _meta(make_inr(), report=())):
-        _trainer(tmp_path, InnerStrip()).test(composer, datamodule=FlatData(), verbose=False)
-    assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().out == ""
+        _trainer(tmp_path, Gallery()).test(composer, datamodule=FlatData(), verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery.png"]
+    assert "Inner steps" not in capsys.readouterr().out
 
 
 def _batch(shape, channels=3, mask=None, number=2):
@@ -124,52 +126,57 @@ def _batch(shape, channels=3, mask=None, number=2):
 
 def test_not_more_rows_than_the_first_batch_has(make_inr):
     composer, batch = _meta(make_inr()), _batch((8, 12), number=3)
-    assert [row.name for row in strips(composer, batch, 7)] == ["signal 0", "signal 1", "signal 2"]
-    [alone] = strips(composer, batch, 1)
-    together = strips(composer, batch, 3)[0]
-    assert [frame.psnr for frame in alone.frames] == pytest.approx([frame.psnr for frame in together.frames], abs=1e-4)
+    assert [row.name for row in inner_rows(composer, batch, FlatData(), 7)] == ["signal 0", "signal 1", "signal 2"]
+    [alone] = inner_rows(composer, batch, FlatData(), 1)
+    together = inner_rows(composer, batch, FlatData(), 3)[0]
+    assert alone.numbers[1:] == pytest.approx(together.numbers[1:], abs=1e-4)
 
 
 def test_a_part_at_a_time_makes_the_same(make_inr):
     composer, batch = _meta(make_inr()), _batch((8, 12))
     little = 16 * 8 * 7 / 1e6  # seven places of a network eight wide
-    for row, other in zip(strips(composer, batch, 2, little), strips(composer, batch, 2), strict=True):
-        for frame, wanted in zip(row.frames, other.frames, strict=True):
+    data = FlatData()
+    parts, whole = (inner_rows(composer, batch, data, 2, memory) for memory in (little, 500.0))
+    for row, other in zip(parts, whole, strict=True):
+        for frame, wanted in zip(row.cells, other.cells, strict=True):
             torch.testing.assert_close(frame.values, wanted.values)
 
 
 def test_the_steps_of_the_test_are_marked_where_they_are_others(make_inr):
-    [row] = strips(_meta(make_inr(), test_steps=5), _batch((8, 12)), 1)
-    uses = [frame.label.split(" ")[2] for frame in row.frames[1:]]
+    [row] = inner_rows(_meta(make_inr(), test_steps=5), _batch((8, 12)), FlatData(), 1)
+    uses = [cell.label.split(" ")[2] for cell in row.cells[1:]]
     assert [uses[0], uses[2], uses[3]] == ["start", "trained", "tested"]
 
 
-class _Whole(FlatData):
-    """Data whose coordinates, of sound, are in seconds."""
+class _Seconds(FlatData):
+    """Audio of 25 ms."""
 
-    spec = FlatData.spec._replace(domain=Grid(((-0.025, 0.025),)))
+    modality = Audio()
+    spec = DataSpec(Grid(((-0.025, 0.025),)), 1, (1, 400), modality)
 
 
-def _drawn(tmp_path, composer, batch, strip=None):
-    """Run a strip as a test of one batch would, and return it with the picture."""
-    strip = strip or InnerStrip()
+def _drawn(tmp_path, composer, batch, data, gallery=None):
+    """Run a gallery as a test of one batch would, and return it with the figure."""
+    gallery = gallery or Gallery()
     trainer = SimpleNamespace(
-        datamodule=_Whole(), log_dir=tmp_path, is_global_zero=True, precision_plugin=Precision(), loggers=[]
+        datamodule=data, log_dir=tmp_path, is_global_zero=True, precision_plugin=Precision(), loggers=[]
     )
-    strip.on_test_start(trainer, composer)
-    strip.on_test_batch_end(trainer, composer, None, batch, 0)
-    rows = strip.rows
-    strip.on_test_batch_end(trainer, composer, None, batch, 1)
-    assert strip.rows is rows  # only the first batch counts
-    strip.on_test_epoch_end(trainer, composer)
+    gallery.on_test_start(trainer, composer)
+    gallery.rows = {str(row): [] for row in range(gallery.num_instances)}  # which other tests look at
+    gallery.on_test_batch_end(trainer, composer, None, batch, 0)
+    rows = gallery.inner_rows
+    gallery.on_test_batch_end(trainer, composer, None, batch, 1)
+    assert gallery.inner_rows is rows  # only the first batch counts
+    gallery.rows = {}
+    gallery.on_test_epoch_end(trainer, composer)
     path = tmp_path / "inner_steps.png"
-    return strip, Image.open(path).convert("RGB") if path.exists() else None
+    return gallery, Image.open(path).convert("RGB") if path.exists() else None
 
 
 def test_what_diverged_says_so(make_inr, tmp_path):
     composer = _meta(make_inr(), lr=1e30)
-    strip, page = _drawn(tmp_path, composer, _batch((8, 12)), InnerStrip(num_pictures=1))
-    labels = [frame.label for frame in strip.rows[0].frames]
+    gallery, page = _drawn(tmp_path, composer, _batch((8, 12)), FlatData(), Gallery(num_inner=1))
+    labels = [cell.label for cell in gallery.inner_rows[0].cells]
     assert labels[3:] == ["2 steps, trained, diverged", "5 steps, diverged"]
     assert page.size == (5 * 176 + 8, 112 + 26 + 8)
 
@@ -178,12 +185,12 @@ def test_sound_is_drawn_as_spectrograms_without_its_padding(tmp_path):
     inr = CoordinateMLP(1, 1, hidden_dim=8, num_layers=3, output_offset=0.0)
     lengths = torch.tensor([400, 250])
     batch = _batch((400,), 1, mask=torch.arange(400) < lengths[:, None])
-    strip, page = _drawn(tmp_path, _meta(inr), batch)
-    assert [[len(frame.values) for frame in row.frames] for row in strip.rows] == [[400] * 5, [250] * 5]
+    gallery, page = _drawn(tmp_path, _meta(inr), batch, _Seconds())
+    assert [[len(cell.values) for cell in row.cells] for row in gallery.inner_rows] == [[400] * 5, [250] * 5]
     assert page.size == (5 * 240 + 80, 2 * 180 + 40)
     wanted = batch.query.values[1, :250]
-    for frame in strip.rows[1].frames[1:]:
-        assert frame.psnr == pytest.approx(_psnr(frame.values, wanted), abs=1e-3)
+    for cell, number in list(zip(gallery.inner_rows[1].cells, gallery.inner_rows[1].numbers, strict=True))[1:]:
+        assert number == pytest.approx(_psnr(cell.values, wanted), abs=1e-3)
 
 
 class _Squares(SceneModule):
@@ -206,41 +213,48 @@ def test_scenes_show_the_middle_view_of_different_objects(tmp_path):
     batch = data.to_coordinates(data.collate(data.test_set))
     inr = CoordinateMLP(3, 4, hidden_dim=8, num_layers=3, output_offset=0.0)
     composer = _meta(inr, renderer=VolumeRenderer(2.0, 6.0, samples_per_ray=6))
-    strip, page = _drawn(tmp_path, composer, batch)
+    gallery, page = _drawn(tmp_path, composer, batch, data)
     assert page.size == (5 * 168 + 8, 2 * (160 + 26) + 8)
-    assert [row.name for row in strip.rows] == ["a", "b"]
+    assert [row.name for row in gallery.inner_rows] == ["a", "b"]
     steps = dict(composer.trajectory(batch.observation, REPORT))
-    for index, row in zip((0, 2), strip.rows, strict=True):
+    for index, row in zip((0, 2), gallery.inner_rows, strict=True):
         true = batch.query.values[index].view(3, 64, 3)[1]
-        assert torch.equal(row.frames[0].values, true)
-        for frame in row.frames[1:]:
+        assert torch.equal(row.cells[0].values, true)
+        for step, cell, number in list(zip(row.steps, row.cells, row.numbers, strict=True))[1:]:
             with torch.no_grad():
-                values = composer.render(composer.compose(steps[frame.step]), batch.query.coords)[index]
+                values = composer.render(composer.compose(steps[step]), batch.query.coords)[index]
             view = values.view(3, 64, 3)[1]
-            torch.testing.assert_close(frame.values, view, atol=1e-4, rtol=0)
-            assert frame.psnr == pytest.approx(_psnr(view, true), abs=1e-2)
+            torch.testing.assert_close(cell.values, view, atol=1e-4, rtol=0)
+            assert number == pytest.approx(_psnr(view, true), abs=1e-2)
+
+
+class _Volumes(FlatData):
+    """Signals of three axes, which are of no particular modality."""
+
+    modality = Modality()
+    signal_shape = (1, 2, 3, 4)
 
 
 def test_signals_of_another_kind_are_left_out(tmp_path, capsys):
     inr = CoordinateMLP(3, 1, hidden_dim=8, num_layers=3)
-    strip, page = _drawn(tmp_path, _meta(inr), _batch((2, 3, 4), 1))
-    assert (strip.rows, page) == ([], None)
+    gallery, page = _drawn(tmp_path, _meta(inr), _batch((2, 3, 4), 1), _Volumes())
+    assert (gallery.inner_rows, page) == ([], None)
     assert capsys.readouterr().out == ""
 
 
-def test_the_strip_is_sent_to_wandb(make_inr, tmp_path):
-    logger, strip = _Recorder(tmp_path), InnerStrip(num_pictures=2)
-    _trainer(tmp_path, strip, logger=logger).test(
+def test_the_gallery_is_sent_to_wandb(make_inr, tmp_path):
+    logger, gallery = _Recorder(tmp_path), Gallery(num_inner=2)
+    _trainer(tmp_path, gallery, logger=logger).test(
         _meta(make_inr()), datamodule=FlatData(eval_batch_size=5), verbose=False
     )
     [(key, rows, step)] = logger.tables
     assert (key, step) == ("test/inner_steps", 0)
     steps = ["0 inner steps", "1 inner step", "2 inner steps", "5 inner steps"]
     assert [list(row) for row in rows] == [["name", "original", *steps, *(f"PSNR@{step}" for step in REPORT)]] * 2
-    for row, shown in zip(rows, strip.rows, strict=True):
+    for row, shown in zip(rows, gallery.inner_rows, strict=True):
         assert row["name"] == shown.name
         assert all(isinstance(row[column], wandb.Image) for column in ("original", *steps))
-        assert [row[f"PSNR@{step}"] for step in REPORT] == [frame.psnr for frame in shown.frames[1:]]
+        assert [row[f"PSNR@{step}"] for step in REPORT] == shown.numbers[1:]
 
 
 def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_inr, tmp_path):
@@ -287,15 +301,9 @@ def test_mean_factors(make_inr):
 
 
 @pytest.mark.parametrize("name", META)
-def test_the_configs_draw_strips_beside_what_data_draws(name, monkeypatch):
+def test_the_configs_log_learned_step_sizes(name, monkeypatch):
     monkeypatch.chdir(CONFIGS / "experiments")
     merged = load_layers(f"_base_: [../composers/{name}.yaml, ../data/sample_photos.yaml]")
     classes = [callback["class_path"] for callback in merged["trainer"]["callbacks+"]]
-    ours = ["callbacks.inner_strip.InnerStrip", "callbacks.gradient_norms.LearnedStepSizes"]
-    assert classes == [*ours, "callbacks.contact_sheet.ContactSheet"]
-
-
-@pytest.mark.parametrize("changes", [{"num_pictures": 0}, {"max_memory": 0.0}], ids=str)
-def test_numbers_out_of_range(changes):
-    with pytest.raises(ValueError, match="at least 1, and above 0"):
-        InnerStrip(**changes)
+    ours = ["callbacks.gradient_norms.LearnedStepSizes"]
+    assert classes == ours
