@@ -12,6 +12,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 from jsonargparse.util import import_object
 
+from application.sizes import stated_argument
 from callbacks.predictions import PredictionWriter
 from composers.checkpoint import read, stated_rate
 from datamodules.spec import Modality
@@ -250,8 +251,7 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
     """
     for name in ("signal_shape", "near", "far"):
         if name in data.init_args and data.init_args[name] is None:
-            found = [value for key, value in model.items() if key.rsplit(".", 1)[-1] == name]
-            data.init_args[name] = next(iter(found), None)
+            data.init_args[name] = stated_argument(model, name)
     shape = data.init_args.get("signal_shape")
     if shape is not None and "support" in data.init_args and "inner_loop" in model.init_args:
         data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]

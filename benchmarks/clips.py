@@ -24,7 +24,7 @@ from datamodules.storage.audio import clip_facts
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClipsSettings:
     """Load random pieces of generated FLAC files as long as utterances of LibriSpeech until they are batches of coordinates.
 
     Args:
@@ -63,7 +63,7 @@ class Settings:
             )
 
 
-def generate(settings: Settings, folder: Path) -> None:
+def generate(settings: ClipsSettings, folder: Path) -> None:
     """Write clips, the same every time; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(settings.count) if not (folder / f"{number:06d}.flac").exists()]
@@ -71,7 +71,7 @@ def generate(settings: Settings, folder: Path) -> None:
         list(pool.map(lambda number: _write(settings, folder / f"{number:06d}.flac", number), missing))
 
 
-def _write(settings: Settings, path: Path, number: int) -> None:
+def _write(settings: ClipsSettings, path: Path, number: int) -> None:
     """Write one clip."""
     random = np.random.default_rng(number)
     count = round(settings.rate * settings.clip_seconds * random.uniform(0.5, 1.5))
@@ -94,7 +94,7 @@ def speech_like(count: int, rate: int, random: np.random.Generator) -> NDArray[n
     return np.asarray((0.1 * coloured / coloured.std() * syllables + quiet).clip(-1, 1))
 
 
-def data_of(settings: Settings, folder: Path, workers: int) -> AudioFolder:
+def data_of(settings: ClipsSettings, folder: Path, workers: int) -> AudioFolder:
     """Return random pieces of the clips as a data module that is set up for training."""
     data = AudioFolder(
         str(folder),
@@ -122,7 +122,7 @@ def rates(data: AudioFolder, count: int) -> list[float]:
     return found
 
 
-def measure(settings: Settings, folder: Path) -> list[list[str]]:
+def measure(settings: ClipsSettings, folder: Path) -> list[list[str]]:
     """Return a line per number of workers: pieces a second in the slowest and in the fastest epoch."""
     generate(settings, folder)
     lines = []
@@ -132,13 +132,13 @@ def measure(settings: Settings, folder: Path) -> list[list[str]]:
     return lines
 
 
-def share(settings: Settings, folder: Path) -> float:
+def share(settings: ClipsSettings, folder: Path) -> float:
     """Return the bytes of the clips as a part of those that they would have as 16-bit PCM."""
     files = sorted(folder.glob("*.flac"))[: settings.count]
     return sum(file.stat().st_size for file in files) / sum(2 * clip_facts(file).frames for file in files)
 
 
-def report(settings: Settings, folder: Path, lines: list[list[str]]) -> None:
+def report(settings: ClipsSettings, folder: Path, lines: list[list[str]]) -> None:
     """Print a table, and append it to the CSV."""
     headings = ("workers", "a second, slowest epoch", "fastest")
     title = (
@@ -161,7 +161,7 @@ def report(settings: Settings, folder: Path, lines: list[list[str]]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    settings = auto_cli(Settings, args=args)
+    settings = auto_cli(ClipsSettings, args=args)
     try:
         if settings.folder is not None:
             report(settings, settings.folder, measure(settings, settings.folder))

@@ -41,7 +41,7 @@ from datamodules.images.base import PictureSet
 
 
 @dataclass(frozen=True)
-class Settings:
+class CostSettings:
     """Count what one training step of an experiment costs, and the whole run where the published number of items is known.
 
     Args:
@@ -148,8 +148,8 @@ class Unknown(TorchDispatchMode):
 def main(args: list[str] | None = None) -> Cost:
     """Count for these command line arguments and print the result."""
     parser = ArgumentParser("python -m benchmarks.cost", description=__doc__)
-    parser.add_class_arguments(Settings)  # auto_cli would take --config for a file of its own arguments
-    settings = Settings(**vars(parser.parse_args(args)))
+    parser.add_class_arguments(CostSettings)  # auto_cli would take --config for a file of its own arguments
+    settings = CostSettings(**vars(parser.parse_args(args)))
     cost = count(settings.config, settings.batch_size)
     console = Console(width=120)
     console.print(table(settings.config.stem, cost))
@@ -219,7 +219,7 @@ def published_items(data: CoordinateDataModule) -> int | None:
     return data.count("train") if isinstance(data, ClipSet | PictureSet) else None
 
 
-def measure(settings: Settings) -> float:
+def measure(settings: CostSettings) -> float:
     """Return the median of the seconds of one training step on the device: forward, backward, Adam."""
     composer, data, _ = build(settings.config)
     training_step = TrainingStep(composer).to(settings.device)

@@ -24,7 +24,7 @@ from benchmarks.memory import memory
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint
 from datamodules.batch import Observation
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.tiles import whole
 from modalities.images import input_size, picture, render
 
@@ -32,7 +32,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Settings:
+class DecodeSettings:
     """Decode one code as a square picture; 0 MB stands for the plain way, all coordinates of the picture at once.
 
     Args:
@@ -79,7 +79,7 @@ def measure(checkpoint: str, size: int, limit: float) -> Measurement:
     seen = input_size(composer)
     with torch.no_grad():
         latents = composer.encode(Observation(torch.rand(1, 3, seen, seen)))
-    code = InstanceCode(latents, [whole((size, size))], (size, size), fingerprint(composer))
+    code = InstanceCode(latents, [whole((size, size))], (size, size), fingerprint(composer), domain=Grid.unit(2))
     _decode(composer, code, 64, limit)
     _CLEAR.write_text("5")  # the peak starts again from here
     before, start = memory("VmRSS"), time.perf_counter()
@@ -93,10 +93,10 @@ def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> 
         render(composer, code, size, max_memory=limit)
         return
     with torch.inference_mode():
-        picture(composer.render(composer.compose(code.latents), grid((size, size)))[0], (size, size))
+        picture(composer.render(composer.compose(code.latents), Grid.unit(2).coords((size, size)))[0], (size, size))
 
 
-def run(settings: Settings) -> dict[float, list[Measurement]]:
+def run(settings: DecodeSettings) -> dict[float, list[Measurement]]:
     """Return the measurements of every limit, made in turn."""
     found: dict[float, list[Measurement]] = {limit: [] for limit in settings.limits}
     for _ in range(settings.repeats):
@@ -108,7 +108,7 @@ def run(settings: Settings) -> dict[float, list[Measurement]]:
     return found
 
 
-def report(settings: Settings, found: dict[float, list[Measurement]]) -> None:
+def report(settings: DecodeSettings, found: dict[float, list[Measurement]]) -> None:
     """Print a table, and append it to the CSV."""
     pixels = settings.size**2 / 1e6
     table = Table(
@@ -138,10 +138,10 @@ def main(args: list[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else args
     if "--once" in given:
         place = given.index("--once")
-        settings = auto_cli(Settings, args=given[:place] + given[place + 2 :])
+        settings = auto_cli(DecodeSettings, args=given[:place] + given[place + 2 :])
         print(json.dumps(vars(measure(settings.checkpoint, settings.size, float(given[place + 1])))))
         return
-    settings = auto_cli(Settings, args=given)
+    settings = auto_cli(DecodeSettings, args=given)
     report(settings, run(settings))
 
 

@@ -42,7 +42,7 @@ from composers import Functa, InnerLoop, LearnedInit, MetaIPC
 from composers.meta_learned import MetaLearned
 from composers.networks import CoordinateMLP, FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Observation, Samples
-from datamodules.domain import grid
+from datamodules.domain import Grid
 
 METHODS = ("MetaIPC", "LearnedInit", "Functa")
 CHECKED = (2, 16)  # pictures, and pixels along each side, at most when sides are compared: see `check`
@@ -51,7 +51,7 @@ _OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # given once, glibc no longer
 
 
 @dataclass(frozen=True)
-class Settings:
+class InnerLoopSettings:
     """Measure inner loops on random pictures. The sizes are the published ones of ImageNette, but for the batch of 16.
 
     Args:
@@ -193,11 +193,11 @@ def main(args: list[str] | None = None) -> list[Measurement]:
     given = sys.argv[1:] if args is None else args
     if "--once" in given:
         place = given.index("--once")
-        settings = auto_cli(Settings, args=given[:place] + given[place + 3 :])
+        settings = auto_cli(InnerLoopSettings, args=given[:place] + given[place + 3 :])
         _set_threads(settings)
         print(json.dumps(vars(measure_memory(settings, int(given[place + 1]), given[place + 2] == "recomputed"))))
         return []
-    settings = auto_cli(Settings, args=given)
+    settings = auto_cli(InnerLoopSettings, args=given)
     _set_threads(settings)
     context = surroundings(settings)
     if settings.csv is not None:
@@ -212,13 +212,13 @@ def main(args: list[str] | None = None) -> list[Measurement]:
     return found
 
 
-def _set_threads(settings: Settings) -> None:
+def _set_threads(settings: InnerLoopSettings) -> None:
     """Use so many threads, if a number was given."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 
 
-def build(settings: Settings, method: str, **inner_loop: Any) -> MetaLearned:
+def build(settings: InnerLoopSettings, method: str, **inner_loop: Any) -> MetaLearned:
     """Return an untrained composer of these sizes on the device, in training mode; Functa has a SIREN of the same size."""
     torch.manual_seed(0)
     loop = InnerLoop(**inner_loop)
@@ -235,11 +235,11 @@ def build(settings: Settings, method: str, **inner_loop: Any) -> MetaLearned:
     return composer.to(settings.device).train()
 
 
-def pictures(settings: Settings, batch_size: int, size: int | None = None) -> Samples:
+def pictures(settings: InnerLoopSettings, batch_size: int, size: int | None = None) -> Samples:
     """Return all pixels of random pictures."""
     size = size or settings.size
     values = torch.rand(batch_size, size * size, 3, device=settings.device)
-    return Samples(grid((size, size)).to(settings.device), values)
+    return Samples(Grid.unit(2).coords((size, size)).to(settings.device), values)
 
 
 def train(evaluate: Callable[[Observation, Tensor], Tensor], optimizer: torch.optim.Optimizer, seen: Samples) -> None:
@@ -250,7 +250,7 @@ def train(evaluate: Callable[[Observation, Tensor], Tensor], optimizer: torch.op
     optimizer.step()
 
 
-def measure_memory(settings: Settings, steps: int, recompute: bool) -> Memory:
+def measure_memory(settings: InnerLoopSettings, steps: int, recompute: bool) -> Memory:
     """Measure a training step of MetaIPC in this process, after a small one that loads what is loaded once."""
     composer = build(settings, "MetaIPC", steps=steps, recompute=recompute)
     optimizer = torch.optim.Adam(composer.parameters(), lr=1e-4)
@@ -267,7 +267,7 @@ def measure_memory(settings: Settings, steps: int, recompute: bool) -> Memory:
     return Memory(peak, alive.peak / 1e6)
 
 
-def compare_memory(settings: Settings, console: Console) -> list[Measurement]:
+def compare_memory(settings: InnerLoopSettings, console: Console) -> list[Measurement]:
     """Measure every number of inner steps, stored and recomputed, each in a process of its own."""
     found = []
     for kind in ("stored", "recomputed"):
@@ -284,7 +284,7 @@ def compare_memory(settings: Settings, console: Console) -> list[Measurement]:
     return found
 
 
-def _in_own_process(settings: Settings, steps: int, kind: str) -> Memory:
+def _in_own_process(settings: InnerLoopSettings, steps: int, kind: str) -> Memory:
     """Return what `measure_memory` finds in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.inner_loop", "--once", str(steps), kind, "--device=cpu"]
     passed = ("size", "memory_batch_size", "hidden_dim", "num_layers", "num_frequencies")
@@ -296,7 +296,7 @@ def _in_own_process(settings: Settings, steps: int, kind: str) -> Memory:
     return Memory(**json.loads(printed.splitlines()[-1]))
 
 
-def compare_evaluation(settings: Settings, console: Console) -> list[Measurement]:
+def compare_evaluation(settings: InnerLoopSettings, console: Console) -> list[Measurement]:
     """Time inner steps of evaluation against one forward pass of the network, which keeps no graph."""
     found = []
     for method in METHODS:
@@ -305,7 +305,7 @@ def compare_evaluation(settings: Settings, console: Console) -> list[Measurement
     return found
 
 
-def _compare_steps(settings: Settings, method: str, batch_size: int) -> list[Measurement]:
+def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) -> list[Measurement]:
     """Time one inner step with the loss after it, and the mean of the next two, in turn with a forward pass."""
     loops = [build(settings, method, test_steps=steps).eval() for steps in (1, 3)]
     seen = pictures(settings, batch_size)
@@ -324,7 +324,7 @@ def _compare_steps(settings: Settings, method: str, batch_size: int) -> list[Mea
     ]
 
 
-def compare_training(settings: Settings, console: Console) -> list[Measurement]:
+def compare_training(settings: InnerLoopSettings, console: Console) -> list[Measurement]:
     """Time the training step against the plain formulation, and against the one that computes steps again."""
     found = []
     for method in ("MetaIPC", "LearnedInit"):
@@ -390,7 +390,7 @@ def _name(name: str) -> str:
     return name.replace("inr.inr.", "inr.").replace("start_weights.", "weights.")
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], object]], settings: InnerLoopSettings) -> dict[str, list[float]]:
     """Run the sides in turn, and return the seconds of every run after the first."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(settings.repeats + 1):
@@ -407,7 +407,7 @@ def compare(part: str, case: str, seconds: Sequence[float], against: str, others
     return Measurement(part, case, against, "s", *amounts, middle, low, high)
 
 
-def surroundings(settings: Settings) -> dict[str, object]:
+def surroundings(settings: InnerLoopSettings) -> dict[str, object]:
     """Return where and on which sizes was measured."""
     left_out = ("csv", "parts")
     sizes = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in left_out}

@@ -25,7 +25,7 @@ from datamodules.loading import AddressSampler
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoadingSettings:
     """Load random crops of generated JPEGs of the sizes of ImageNette, epoch after epoch, until the crops are batches.
 
     Args:
@@ -76,7 +76,7 @@ class Epoch(NamedTuple):
     resident_mb: float
 
 
-def generate(settings: Settings, folder: Path) -> None:
+def generate(settings: LoadingSettings, folder: Path) -> None:
     """Write JPEGs with shapes and a little noise, the same every time; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(settings.count) if not (folder / f"{number:06d}.jpg").exists()]
@@ -84,7 +84,7 @@ def generate(settings: Settings, folder: Path) -> None:
         list(pool.map(lambda number: _write(settings, folder / f"{number:06d}.jpg", number), missing))
 
 
-def _write(settings: Settings, path: Path, number: int) -> None:
+def _write(settings: LoadingSettings, path: Path, number: int) -> None:
     """Write one picture."""
     random = np.random.default_rng(number)
     sides = [settings.short_side, settings.short_side + int(random.integers(settings.short_side // 2 + 1))]
@@ -95,7 +95,7 @@ def _write(settings: Settings, path: Path, number: int) -> None:
     Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8)).save(path, quality=85)
 
 
-def data_of(settings: Settings, folder: Path, cache: Path | None, workers: int) -> ImageFolder:
+def data_of(settings: LoadingSettings, folder: Path, cache: Path | None, workers: int) -> ImageFolder:
     """Return random crops of the pictures as a data module that is set up for training."""
     data = ImageFolder(
         str(folder),
@@ -135,7 +135,7 @@ def _crops(data: ImageFolder, batch: Signal) -> torch.Tensor:
     return signal
 
 
-def measure(settings: Settings, folder: Path) -> list[list[str]]:
+def measure(settings: LoadingSettings, folder: Path) -> list[list[str]]:
     """Return a line per measurement: what was loaded how, crops a second, and memory after the first and the last epoch."""
     pictures, cache = folder / "pictures", folder / "cache"
     generate(settings, pictures)
@@ -162,7 +162,7 @@ def _line(what: str, workers: int, found: list[Epoch]) -> list[str]:
     return [what, str(workers), f"{slowest:,.0f}", own, resident]
 
 
-def report(settings: Settings, lines: list[list[str]]) -> None:
+def report(settings: LoadingSettings, lines: list[list[str]]) -> None:
     """Print a table, and append it to the CSV."""
     headings = ("pictures", "workers", "a second", "own memory [MB]", "resident [MB]")
     title = f"{settings.count:,} JPEGs, crops of {settings.size} pixels, {torch.get_num_threads()} threads"
@@ -182,7 +182,7 @@ def report(settings: Settings, lines: list[list[str]]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    settings = auto_cli(Settings, args=args)
+    settings = auto_cli(LoadingSettings, args=args)
     try:
         if settings.folder is not None:
             report(settings, measure(settings, settings.folder))

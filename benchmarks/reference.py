@@ -292,7 +292,7 @@ class PlainHypernetwork(nn.Module):
 
     def forward(self, signal: Tensor) -> dict[int, Tensor]:
         """Return the columns ``(B, I, R)`` of every modulated layer from signals ``(B, C, H, W)`` or ``(B, C, N)``."""
-        hypernet, size, padding = self.hypernet, self.tokenizer.patch_size, self.tokenizer.padding
+        hypernet, size, padding = self.hypernet, self.tokenizer.patch_size[0], self.tokenizer.padding[0]
         if signal.dim() == 3:  # as a picture of one row
             patches = functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
         else:

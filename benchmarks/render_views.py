@@ -22,7 +22,7 @@ from datamodules.storage.meshes import mesh_files
 
 
 @dataclass(frozen=True)
-class Settings:
+class RenderViewsSettings:
     """Render objects to a temporary folder, on several numbers of processes.
 
     Args:
@@ -57,7 +57,7 @@ class Settings:
             )
 
 
-def generate(settings: Settings, folder: Path) -> list[NamedFile]:
+def generate(settings: RenderViewsSettings, folder: Path) -> list[NamedFile]:
     """Write rumpled balls of enough faces, the same every time."""
     side = max(3, math.ceil((settings.faces / 4 + 1) ** 0.5))
     for number in range(settings.objects):
@@ -69,7 +69,7 @@ def generate(settings: Settings, folder: Path) -> list[NamedFile]:
     return mesh_files([folder])
 
 
-def measure(settings: Settings, folder: Path) -> list[list[str]]:
+def measure(settings: RenderViewsSettings, folder: Path) -> list[list[str]]:
     """Return a line per number of processes: views a second, slowest and fastest, the start of processes included."""
     (folder / "meshes").mkdir()
     meshes = mesh_files(settings.meshes) if settings.meshes else generate(settings, folder / "meshes")
@@ -85,7 +85,7 @@ def measure(settings: Settings, folder: Path) -> list[list[str]]:
     return lines
 
 
-def report(settings: Settings, lines: list[list[str]]) -> None:
+def report(settings: RenderViewsSettings, lines: list[list[str]]) -> None:
     """Print a table, and append it to the CSV."""
     headings = ("workers", "views a second, slowest", "fastest")
     what = "meshes named" if settings.meshes else f"{settings.objects} meshes of {settings.faces:,} faces"
@@ -108,7 +108,7 @@ def report(settings: Settings, lines: list[list[str]]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    settings = auto_cli(Settings, args=args)
+    settings = auto_cli(RenderViewsSettings, args=args)
     try:
         with tempfile.TemporaryDirectory() as folder:
             report(settings, measure(settings, Path(folder)))

@@ -21,13 +21,14 @@ from torch import Tensor
 from benchmarks.memory import memory
 from composers.networks import CoordinateMLP, Field, FourierFeatures
 from composers.rendering import VolumeRenderer
-from datamodules.cameras import focal_length, orbit, pixel_rays
+from datamodules.cameras import focal_length, orbit
+from datamodules.domain import Rays
 
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Settings:
+class RenderingSettings:
     """Render all pixels of square views in one call, through a coordinate network of the published size with random weights.
 
     Args:
@@ -68,7 +69,7 @@ class Measurement:
     peak_mb: float
 
 
-def measure(settings: Settings, views: int) -> Measurement:
+def measure(settings: RenderingSettings, views: int) -> Measurement:
     """Render once in this process, after a small rendering that loads what is loaded once."""
     field = scene(settings.hidden_dim)
     renderer = VolumeRenderer(2.0, 6.0, settings.samples_per_ray, chunk_size=settings.chunk_size)
@@ -90,10 +91,10 @@ def scene(hidden_dim: int) -> Field:
 def _rays(views: int, size: int) -> Tensor:
     """Return all rays of views around the origin, ``(V * size * size, 6)``."""
     focals = torch.full((views, 2), focal_length(0.7, size))
-    return pixel_rays(orbit(views), focals, (size, size)).flatten(0, 1)
+    return Rays().coords((views, size, size), cameras=(orbit(views), focals))
 
 
-def run(settings: Settings) -> dict[int, Measurement]:
+def run(settings: RenderingSettings) -> dict[int, Measurement]:
     """Return the measurement of every number of views."""
     found = {}
     for views in settings.views:
@@ -104,7 +105,7 @@ def run(settings: Settings) -> dict[int, Measurement]:
     return found
 
 
-def report(settings: Settings, found: dict[int, Measurement]) -> None:
+def report(settings: RenderingSettings, found: dict[int, Measurement]) -> None:
     """Print a table."""
     title = f"{settings.size} x {settings.size} pixels, {settings.samples_per_ray} samples a ray"
     table = Table(title=f"{title}, {torch.get_num_threads()} threads", title_justify="left")
@@ -120,10 +121,10 @@ def main(args: list[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else args
     if "--once" in given:
         place = given.index("--once")
-        settings = auto_cli(Settings, args=given[:place] + given[place + 2 :])
+        settings = auto_cli(RenderingSettings, args=given[:place] + given[place + 2 :])
         print(json.dumps(vars(measure(settings, int(given[place + 1])))))
         return
-    settings = auto_cli(Settings, args=given)
+    settings = auto_cli(RenderingSettings, args=given)
     report(settings, run(settings))
 
 

@@ -26,14 +26,14 @@ from composers import TransformerIPC
 from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import Observation
-from datamodules.domain import cell_size, grid, jitter
+from datamodules.domain import Grid, jitter
 
 VALUE_TOLERANCE = 1e-4  # largest difference of a value; values are of order one
 GRADIENT_TOLERANCE = 1e-3  # largest difference of a gradient, relative to the largest gradient of the same tensor
 
 
 @dataclass(frozen=True)
-class Settings:
+class SpeedSettings:
     """Time ours against the plain formulation. The sizes are the published ones of ImageNette.
 
     Args:
@@ -138,7 +138,7 @@ class Measurement:
 
 def main(args: list[str] | None = None) -> list[Measurement]:
     """Run the benchmark of these command line arguments, print its table and append to its CSV file."""
-    settings = auto_cli(Settings, args=args)
+    settings = auto_cli(SpeedSettings, args=args)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     context = surroundings(settings)
@@ -157,7 +157,7 @@ def main(args: list[str] | None = None) -> list[Measurement]:
     return found
 
 
-def build(settings: Settings) -> TransformerIPC:
+def build(settings: SpeedSettings) -> TransformerIPC:
     """Return an untrained composer of these sizes on the device."""
     torch.manual_seed(0)
     frequencies = FourierFeatures(settings.num_frequencies)
@@ -168,12 +168,12 @@ def build(settings: Settings) -> TransformerIPC:
     return TransformerIPC(inr, tokenizer, transformer).to(settings.device)
 
 
-def extents(settings: Settings) -> tuple[int, ...]:
+def extents(settings: SpeedSettings) -> tuple[int, ...]:
     """Return the samples along every axis of a signal."""
     return (settings.size,) * settings.axes
 
 
-def make_contests(composer: TransformerIPC, settings: Settings) -> list[Contest]:
+def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Contest]:
     """Return the whole model and its coordinate network alone, on random signals."""
     reference = from_composer(composer)
     signal = torch.rand(settings.batch_size, settings.channels, *extents(settings), device=settings.device)
@@ -196,11 +196,12 @@ def make_contests(composer: TransformerIPC, settings: Settings) -> list[Contest]
     ]
 
 
-def make_coords(settings: Settings) -> Tensor:
+def make_coords(settings: SpeedSettings) -> Tensor:
     """Return coordinates ``(N, D)`` that all signals share, or ``(B, N, D)`` with noise."""
-    coords = grid(extents(settings))
+    domain = Grid.unit(len(extents(settings)))
+    coords = domain.coords(extents(settings))
     if not settings.shared_coords:
-        cell = cell_size(extents(settings))
+        cell = domain.cell(extents(settings))
         coords = jitter(coords.repeat(settings.batch_size, 1, 1), cell, torch.Generator().manual_seed(0))
     return coords.to(settings.device)
 
@@ -244,7 +245,7 @@ def relative_difference(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=smallest)).item()
 
 
-def measure(composer: TransformerIPC, contest: Contest, settings: Settings) -> list[Measurement]:
+def measure(composer: TransformerIPC, contest: Contest, settings: SpeedSettings) -> list[Measurement]:
     """Time the training step, with dropout, and the evaluation of both sides."""
     sides = (contest.ours, contest.reference)
     optimizer = torch.optim.Adam(contest.parameters, lr=1e-4)  # one for both, so that they share its state too
@@ -267,7 +268,7 @@ def train(contest: Contest, evaluate: Callable[[], Tensor], optimizer: torch.opt
     optimizer.step()
 
 
-def alternate(sides: Sequence[Callable[[], object]], settings: Settings) -> list[list[float]]:
+def alternate(sides: Sequence[Callable[[], object]], settings: SpeedSettings) -> list[list[float]]:
     """Run the sides in turn, and return the seconds of every run after the first, side by side."""
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(settings.steps + 1):
@@ -325,7 +326,7 @@ def summarise(section: str, work: str, seconds: Sequence[Sequence[float]], saved
     )
 
 
-def surroundings(settings: Settings) -> dict[str, object]:
+def surroundings(settings: SpeedSettings) -> dict[str, object]:
     """Return where and on which sizes was measured."""
     sizes = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "csv"}
     return sizes | {

@@ -25,7 +25,7 @@ from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
-from datamodules.spec import Headline, Modality
+from datamodules.spec import DataSpec, Headline, Modality, agrees, declared
 
 
 class Composer(LightningModule, ABC):
@@ -50,6 +50,9 @@ class Composer(LightningModule, ABC):
     """
 
     modulates: ClassVar[Literal["weights", "biases"]] = "weights"
+    of_field: ClassVar[tuple[str, ...]] = (
+        "inr",
+    )  # arguments whose parts see the field behind the renderer, not the data
 
     def __init__(
         self,
@@ -222,12 +225,12 @@ class Composer(LightningModule, ABC):
         self.training_codes = measure_training_codes(self) if asked else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how this composer is built, for `composers.load`, how it is trained, and which coordinates it was given."""
+        """Store how this composer is built, for `composers.load`, how it is trained, and what the data stated."""
         checkpoint["composer"] = self.config
         checkpoint[resume.KEY] = {"settings": self._settings, "batches": resume.batches(self.trainer)}
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
-            checkpoint["data"] = {"coord_range": list(data.coord_range), "signal_shape": list(data.signal_shape)}
+            checkpoint["data"] = data.spec.facts()
 
     def _evaluate(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Encode, refine where this stage does, render and measure."""
@@ -294,35 +297,27 @@ class Composer(LightningModule, ABC):
     def _headline(self) -> Headline:
         """The headline metric of the data; the PSNR where there is no data module of ours."""
         data = getattr(self._trainer, "datamodule", None)
-        return data.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
+        return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 
     def check_sizes(self, data: CoordinateDataModule) -> None:
-        """Compare what a data module states with what the network and the tokenizer were built for.
+        """Compare what a data module states with what this model was built for; see `check_spec`."""
+        self.check_spec(data.spec)
+
+    def check_spec(self, spec: DataSpec) -> None:
+        """Compare what data states with what the parts of this model were built for, as they declare it (`FromData`).
 
         Raises:
-            ValueError: If they disagree, with both sizes.
+            ValueError: If they disagree, with the part, its argument and both values.
         """
-        wanted = self.renderer.field_dims(data.coord_dim, data.value_dim)
-        found = (self.inr.coord_dim, self.inr.value_dim)
-        if wanted != found:
-            raise ValueError(
-                f"The coordinate network has coord_dim, value_dim {found}; the renderer needs {wanted} for this data: "
-                "leave both out of the config, or give it these."
-            )
-        for name in ("near", "far"):
-            stated, own = getattr(data, name, None), getattr(self.renderer, name, None)
-            if None not in (stated, own) and stated != own:
-                raise ValueError(
-                    f"{type(self.renderer).__name__} has {name} {own}, the data {stated}: leave it out of the config, or give "
-                    "both the same."
-                )
-        for module in (part for child in self.children() for part in child.modules()):
-            shape = getattr(module, "signal_shape", None)
-            if shape is not None and (
-                len(shape) != len(data.signal_shape)
-                or any(own not in (-1, size) for own, size in zip(shape, data.signal_shape, strict=True))
-            ):
-                raise ValueError(
-                    f"{type(module).__name__} was built for signal_shape {shape}; the data has {data.signal_shape}: "
-                    "leave it out of the config, or set the data to this size."
-                )
+        field = self.renderer.field_spec(spec)
+        for slot, child in self.named_children():
+            stated = field if slot in self.of_field else spec
+            for part in child.modules():
+                for argument, value in ((name, of(stated)) for name, of in declared(part).items()):
+                    given = getattr(part, argument, None)
+                    if not agrees(given, value):
+                        asked = f"{type(self.renderer).__name__} asks for" if slot in self.of_field else "the data has"
+                        raise ValueError(
+                            f"{type(part).__name__} was built for {argument} {given}; {asked} {value}: leave {argument} out of "
+                            "the config, or give both the same."
+                        )

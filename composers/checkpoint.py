@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 import re
 import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from composers.base import Composer
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
-from datamodules.domain import sampling_rate
+from datamodules.domain import Domain, Grid, Rays
 from datamodules.storage.files import written_whole
 
 _LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # of callbacks.saving
@@ -236,25 +235,31 @@ def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str |
 
 
 def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse data whose coordinates are not those that a model was trained with; a checkpoint that does not say passes.
+    """Refuse data whose domain is not that which a model was trained on; a checkpoint that does not say passes.
 
     Raises:
-        ValueError: With both ranges, what they mean, and the way out.
+        ValueError: With both domains, what they mean, and the way out.
     """
-    stated = _stated_data(checkpoint)
-    if stated is None or all(map(math.isclose, stated[0], data.coord_range)):
+    stated, spec = _stated_data(checkpoint), data.spec
+    if stated is None or stated.domain.agrees(spec.domain):
         return
-    trained, found = _told_data(*stated), _told_data(data.coord_range, data.signal_shape)
-    rate = stated_rate(checkpoint)
+    found = _Stated(spec.domain, spec.signal_shape, spec.sample_rate)
     way_out = "take data with the coordinates of training"
-    if rate is not None:
-        seconds = f"{stated[1][-1] / rate:g}"
+    if (rate := stated.sample_rate) is not None:
+        seconds = f"{stated.signal_shape[-1] / rate:g}"
         way_out = (
             f"give the rate and length of training, --data.init_args.rate {rate}, of a data set seconds {seconds} too"
         )
     raise ValueError(
-        f"{path} was trained with {trained}; this {type(data).__name__} has {found}: {way_out}, or take another checkpoint."
+        f"{path} was trained with {stated.describe()}; this {type(data).__name__} has {found.describe()}: {way_out}, or take "
+        "another checkpoint."
     )
+
+
+def stated_domain(composer: Composer) -> Domain:
+    """Return the domain that a loaded composer was trained on; ``[-1, 1]`` along every axis if its checkpoint does not say."""
+    stated = _stated_data({"data": vars(composer).get(_TRAINED_ON)})
+    return Grid.unit(composer.inr.coord_dim) if stated is None else stated.domain
 
 
 def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:
@@ -265,7 +270,7 @@ def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:
         16000
     """
     stated = _stated_data(checkpoint)
-    return sampling_rate(stated[1][-1], stated[0]) if stated is not None and len(stated[1]) == 2 else None
+    return None if stated is None else stated.sample_rate
 
 
 def newest(folder: str | Path) -> Path:
@@ -310,27 +315,49 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
-def _stated_data(checkpoint: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[int, ...]] | None:
-    """Return the ends of coordinates and the shape of signals in training; None if a checkpoint does not say."""
+class _Stated(NamedTuple):
+    """What a checkpoint states of the data of training, as far as it is compared."""
+
+    domain: Domain
+    signal_shape: tuple[int, ...]
+    sample_rate: int | None
+
+    def describe(self) -> str:
+        """Return the domain in words, and of audio what it means."""
+        if self.sample_rate is None:
+            return self.domain.describe()
+        seconds = self.signal_shape[-1] / self.sample_rate
+        return f"{self.domain.describe()} (pieces of {seconds:g} s at {self.sample_rate:,} samples a second)"
+
+
+def _stated_data(checkpoint: Mapping[str, Any]) -> _Stated | None:
+    """Return what a checkpoint states of the data of training; None if it does not say.
+
+    Raises:
+        ValueError: If it states no domain.
+    """
     stated = checkpoint.get("data")
     if not isinstance(stated, Mapping):
         return None
     try:
-        low, high = stated["coord_range"]
-        return (float(low), float(high)), tuple(stated["signal_shape"])
+        shape = tuple(stated["signal_shape"])
+        if "domain" not in stated:
+            return _stated_before(stated["coord_range"], shape)
+        return _Stated(Domain.from_config(stated["domain"]), shape, stated.get("sample_rate"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            "The checkpoint states its data without coord_range and signal_shape, two numbers and a list: name another file."
+            f"The checkpoint states its data without a domain and a signal_shape ({error}): name another file."
         ) from error
 
 
-def _told_data(coord_range: tuple[float, float], signal_shape: tuple[int, ...]) -> str:
-    """Return coordinates in words, and of sound what they mean: two units are a second."""
+def _stated_before(coord_range: tuple[float, float], shape: tuple[int, ...]) -> _Stated:
+    """Return what a checkpoint means that states one range for all axes, as they did before there were domains.
+
+    Of its shapes, only those of views had four numbers, and only those of audio two.
+    """
     low, high = coord_range
-    told = f"coordinates from {low:g} to {high:g}"
-    if len(signal_shape) != 2:
-        return told
-    return f"{told} (pieces of {(high - low) / 2:g} s at {sampling_rate(signal_shape[-1], coord_range):,} samples a second)"
+    domain = Rays() if len(shape) == 4 else Grid(((low, high),) * (len(shape) - 1))
+    return _Stated(domain, shape, round(2 * shape[-1] / (high - low)) if len(shape) == 2 else None)
 
 
 def _differences(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:

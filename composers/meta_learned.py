@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from composers.inference.refinement import INNER, Latents, outside_inference
 from composers.networks import CoordinateMLP
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.domain import exact
+from datamodules.spec import FromData, signal_shape
 
 
 class MetaLearned(Composer):
@@ -38,6 +39,7 @@ class MetaLearned(Composer):
         ValueError: If the network has no modulated layers.
     """
 
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
     inner_loop: InnerLoop
 
     def __init__(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
-from datamodules.domain import Domain, Grid, cell_size, grid, jitter, subset
+from datamodules.domain import Domain, jitter, subset
 from datamodules.loading import Addressed, AddressSampler, Augmentation, FixedSampler, ResumingLoader
 from datamodules.randomness import generator_at, global_seed
 from datamodules.spec import DataSpec, Modality
@@ -21,7 +21,7 @@ from datamodules.spec import DataSpec, Modality
 class CoordinateDataModule(LightningDataModule, ABC):
     """Raw signals on regular grids, of any number of axes, as batches of coordinates and values.
 
-    A subclass states `signal_shape` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
+    A subclass states `spec` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
     of `Signal`; what else it draws at random in training is its ``augmentation``. Items become a batch by ``collate``, in the
     process that loads; where they do not stack, it makes a batch of another type, which `to_coordinates` knows. What the
     subclass had to leave out, and what it had to decide, it says in ``skipped``, reasons by file, and ``notes``, by name.
@@ -76,33 +76,29 @@ class CoordinateDataModule(LightningDataModule, ABC):
 
     @property
     @abstractmethod
+    def spec(self) -> DataSpec:
+        """All that this data module states of its signals, before set-up already."""
+
+    @property
+    def num_instances(self) -> int | None:
+        """Training instances, for `spec`; None before the set-up of training."""
+        items = getattr(self, "train_set", None)
+        return None if items is None else len(cast(Sized, items))
+
+    @property
     def signal_shape(self) -> tuple[int, ...]:
-        """``(C, *shape)`` of the signals that training and evaluation see."""
-
-    @property
-    def coord_dim(self) -> int:
-        """``D``, dimensions of a coordinate."""
-        return len(self.signal_shape) - 1
-
-    @property
-    def value_dim(self) -> int:
-        """``C``, channels of a value."""
-        return self.signal_shape[0]
+        """``spec.signal_shape``."""
+        return self.spec.signal_shape
 
     @property
     def domain(self) -> Domain:
-        """Where the signals are defined."""
-        return Grid((self.coord_range,) * self.coord_dim)
+        """``spec.domain``."""
+        return self.spec.domain
 
     @property
-    def spec(self) -> DataSpec:
-        """All that this data module states of its signals."""
-        return DataSpec(self.domain, self.value_dim, self.signal_shape, self.modality)
-
-    @property
-    def coord_range(self) -> tuple[float, float]:
-        """Lower and upper end of every coordinate axis."""
-        return -1.0, 1.0
+    def coord_dim(self) -> int:
+        """``spec.domain.coord_dim``."""
+        return self.spec.domain.coord_dim
 
     def train_dataloader(self) -> DataLoader[Signal]:
         """Return the loader of training items, in a new order every epoch, from where an interrupted epoch stopped."""
@@ -148,7 +144,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
             count: Items.
         """
         names = [f"random-{index}" for index in range(count)]
-        items = Signal(torch.rand(count, *self.signal_shape), "random")
+        items = Signal(torch.rand(count, *self.spec.signal_shape), "random")
         return items._replace(name=names, seed=torch.arange(count))  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -187,11 +183,12 @@ class CoordinateDataModule(LightningDataModule, ABC):
         signal = batch.values.float().div_(255) if batch.values.dtype == torch.uint8 else batch.values
         shape: tuple[int, ...] | None = tuple(signal.shape[2:])
         assert shape is not None
-        coords = grid(shape, *self.coord_range, device=signal.device)  # (N, D)
+        domain = self.spec.domain
+        coords = domain.coords(shape, device=signal.device)  # (N, D)
         values = signal.flatten(2).mT  # (B, N, C)
         mask = _measured(batch.length, signal)
         if training:
-            coords = self._add_noise(coords, cell_size(shape, *self.coord_range), batch, step)
+            coords = self._add_noise(coords, domain.cell(shape), batch, step)
             if self.coordinate_subset is not None:
                 generator = generator_at(global_seed(), "subset", step, device=signal.device)
                 chosen = subset(values.shape[1], self.coordinate_subset, generator)

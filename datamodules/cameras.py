@@ -1,4 +1,4 @@
-"""Pinhole cameras: poses, the rays of their pixels, and paths around an object. Pure functions.
+"""Pinhole cameras: poses, lines, and paths around an object. Pure functions; the rays of pixels are `domain.Rays`.
 
 A pose is ``(3, 4)``, camera to world: the camera's axes right, up and backwards in columns, then its position. The camera looks
 along its third axis, backwards; the world's third axis points up. A ray is ``(origin, direction)``, six numbers in world units.
@@ -11,36 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-
-def pixel_rays(poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the rays through the centres of all pixels of views (paper section 4.3, novel view synthesis).
-
-    Reference: as in the released code, directions are not normalised: they reach one unit along the optical axis, so that a
-    depth is a distance from the plane of the camera, not from the camera.
-
-    Args:
-        poses: ``(..., 3, 4)``.
-        focals: ``(..., 2)`` in pixels, along columns and rows.
-        shape: Height and width in pixels.
-
-    Returns:
-        ``(..., H * W, 6)``, rows one after the other: origin and direction in world units.
-
-    Example:
-        >>> pose = torch.eye(4)[:3]
-        >>> pixel_rays(pose, torch.tensor([1.0, 1.0]), (1, 2))[0].tolist()
-        [0.0, 0.0, 0.0, -0.5, 0.0, -1.0]
-    """
-    height, width = shape
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=poses.device) + 0.5, torch.arange(width, device=poses.device) + 0.5, indexing="ij"
-    )
-    right = (columns.flatten() - width / 2) / focals[..., :1]  # (..., H W)
-    up = (height / 2 - rows.flatten()) / focals[..., 1:]
-    inside = torch.stack((right, up, -torch.ones_like(up)), dim=-1)  # (..., H W, 3)
-    directions = inside @ poses[..., :3].mT
-    return torch.cat((poses[..., None, :, 3].expand_as(directions), directions), dim=-1)
 
 
 def plucker(rays: Tensor) -> Tensor:

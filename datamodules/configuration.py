@@ -96,26 +96,19 @@ def instantiate(base: type[T], config: Mapping[str, Any]) -> T:
 
 
 def readable(error: Exception) -> str:
-    """Return what the parser says without its listing of types: one line that leads from key to key to the fault."""
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(_LISTING) and not _STRUCTURE.search(line)]
-    given = [line for line in kept if line.startswith(_GIVEN)][:1]  # the innermost comes first
-    told_lines = [line for line in kept if not line.startswith(_GIVEN)]
-    faults = [line for line in told_lines if not line.startswith(_OTHER_SUBTYPE)]
-    told = "; ".join((faults or told_lines) + given)
-    for pattern, shorter in _SHORTER:
-        told = re.sub(pattern, shorter, told)
-    return told
+    """Return the message of the parser in one line, without the alternatives that it tried."""
+    lines = (line.strip().removeprefix("- ").rpartition(_CALLABLE)[2] for line in str(error).splitlines())
+    faults = [_REPEATED.split(line)[0] for line in lines if line and not line.startswith(_LISTING)]
+    return _QUOTED.sub(r"\1", "; ".join(faults)).replace(":; ", ": ")
 
 
-_GIVEN = "Given value: "
-_OTHER_SUBTYPE = "Not a valid subclass of "  # said of one type of a union, beside the fault of another
-_STRUCTURE = re.compile(r"^Given value: (Namespace\(|NestedArg\(|\{|\[\{|\[<)")
+# Beginnings of lines that list types and repeat the given structure; of an unknown wording nothing is left out.
 _LISTING = (
     "Does not validate against any of the Union subtypes",
     "Subtypes: ",
     "Errors:",
     "Given value type: ",
+    *(f"Given value: {start}" for start in ("Namespace(", "NestedArg(", "{", "[")),
     "Expected a <class 'NoneType'>",
     "Expected a path but ",
     "Expected a dot import path string",
@@ -123,10 +116,6 @@ _LISTING = (
     "a class path (str)",
     "a dict with",
 )
-_SHORTER = (
-    (r'Parser key "([^"]*)":;?', r"\1:"),
-    (r"Problem with given class_path '([^']*)':;?", r"\1:"),
-    (r"Type typing\.Callable\[.*?\]+ expects a function or a callable class: ", ""),
-    (r"\.? Got value: (Namespace|NestedArg)\(.*", ""),
-    (r"<class '([^']*)'>", r"\1"),
-)
+_CALLABLE = " expects a function or a callable class: "
+_QUOTED = re.compile(r"""(?:Parser key|Problem with given class_path|<class) ["']([^"']+)["']>?""")
+_REPEATED = re.compile(r"\.? Got value: (?:Namespace|NestedArg)\(")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +55,29 @@ def cover(shape: Sequence[int], size: int) -> list[Box]:
         104
     """
     return boxes(shape, size, size // 4)
+
+
+def bands(shape: Sequence[int], largest: int) -> Iterator[Box]:
+    """Yield boxes that cover a signal one after the other, in the order of its samples (last axis fastest).
+
+    Args:
+        shape: Extents of the signal.
+        largest: Samples of a box at most, at least 1.
+
+    Example:
+        >>> list(bands((3, 4), 8)), list(bands((2, 3), 2))[:2]
+        ([((0, 2), (0, 4)), ((2, 3), (0, 4))], [((0, 1), (0, 2)), ((0, 1), (2, 3))])
+    """
+    first, *rest = shape
+    row = math.prod(rest)
+    if row > largest:
+        for index in range(first):
+            for box in bands(rest, largest):
+                yield ((index, index + 1), *box)
+        return
+    step = largest // max(1, row)
+    for start in range(0, first, step):
+        yield ((start, min(start + step, first)), *whole(rest))
 
 
 def _spans(extent: int, size: int, overlap: int) -> list[tuple[int, int]]:

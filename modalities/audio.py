@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import wave
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -67,13 +66,13 @@ def encode(
         values, facts, name = seen.values, own_facts(seen.rate, seen.samples), Path(source).stem
     if values.dim() != 2 or len(values) != channels or not values.shape[1]:
         raise ValueError(f"The clip has shape {tuple(values.shape)}: this model takes ({channels}, n), n at least 1.")
-    steps, ends = refinement or composer.refinement, (-length / rate, length / rate)
+    steps, domain = refinement or composer.refinement, Grid(((-length / rate, length / rate),))
     places = clip_tiles(values.shape[1], length)
     parts = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-    latents = encoded(composer, (_observation(values, some, ends, composer.device) for some in parts), steps)
+    latents = encoded(composer, (_observation(values, some, domain, composer.device) for some in parts), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
     facts |= steps_taken(composer, steps.steps)
-    return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, ends)
+    return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
 
 
 def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_memory: float = 500.0) -> Tensor:
@@ -112,25 +111,29 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
 
 
 def save_wav(values: Tensor, rate: int, path: Path, bits: int = 16) -> None:
-    """Write sound as a WAV of whole numbers, whole or not at all.
+    """Write audio as an integer PCM WAV file, whole or not at all.
 
     Args:
         values: ``(C, n)``, clipped to [-1, 1].
         rate: Samples per second.
         path: The file.
-        bits: Of a sample, 16 or 24.
+        bits: Bits per sample, 16 or 24.
 
     Raises:
-        ValueError: If it is more than a WAV can hold, or has other bits.
+        ValueError: If the audio is longer than a WAV file can be, or ``bits`` is another number.
     """
+    import soundfile  # here, because images and scenes do not need it
+
     check_bits(bits)
     if values.numel() * bits // 8 > _LARGEST_WAV:
         raise ValueError(f"{path} would be longer than a WAV can be, 4 GB: ask for a lower rate.")
     full = 2 ** (bits - 1)
     levels = (values.detach().cpu().double() * full).round().clamp(-full, full - 1).to(torch.int32)
-    with written_whole(path) as part, wave.open(str(part), "wb") as file:
-        file.setparams((len(values), bits // 8, rate, 0, "NONE", ""))
-        file.writeframes(_little_endian(levels.mT.contiguous(), bits // 8))
+    content = io.BytesIO()  # a full disk is an OSError of the write below, not an error of libsndfile
+    left_aligned = (levels << (32 - bits)).mT.contiguous().numpy()  # soundfile keeps the upper bits
+    soundfile.write(content, left_aligned, rate, subtype=f"PCM_{bits}", format="WAV")
+    with written_whole(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def check_bits(bits: int) -> None:
@@ -152,7 +155,7 @@ def sound_psnr(seen: Tensor, true: Tensor) -> float:
 def code_rate(code: InstanceCode) -> int:
     """Return the rate of the signals that the model of a code sees."""
     [(start, stop)] = code.boxes[0]
-    return sample_rate(Grid((code.coord_range,)), stop - start)
+    return sample_rate(code.domain, stop - start)
 
 
 def sample_rate(domain: Domain, samples: int) -> int:
@@ -197,14 +200,12 @@ def input_shape(composer: Composer) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _observation(values: Tensor, places: list[Box], ends: tuple[float, float], device: torch.device) -> Observation:
+def _observation(values: Tensor, places: list[Box], domain: Domain, device: torch.device) -> Observation:
     """Return tiles of a clip ``(C, n)`` as a model sees them, with their padding masked."""
     signal = torch.stack([cut_clip(values, box) for box in places]).to(device)  # (B, C, length)
     lengths = torch.tensor([[measured(box, values.shape[1])] for box in places], device=device)
     mask = torch.arange(signal.shape[-1], device=device) < lengths
-    samples = Samples(
-        Grid((ends,)).coords(signal.shape[2:], device=device), signal.mT, None if bool(mask.all()) else mask
-    )
+    samples = Samples(domain.coords(signal.shape[2:], device=device), signal.mT, None if bool(mask.all()) else mask)
     return Observation(signal, samples)
 
 
@@ -213,12 +214,6 @@ def _count(code: InstanceCode, rate: int) -> int:
     own = own_rate(code)
     samples = int(code.facts.get("samples", code.shape[0]))
     return samples if rate == own else max(1, round(Fraction(samples * rate, own)))
-
-
-def _little_endian(levels: Tensor, width: int) -> bytes:
-    """Return whole numbers ``(n, C)`` as little-endian numbers of so many bytes, those of one moment together."""
-    raw = levels.numpy().astype("<i4").view(np.uint8).reshape(-1, 4)
-    return raw[:, :width].tobytes()
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ def encode(
     latents = square_codes(composer, torch.stack([cut(pixels, box, seen) for box in places]), steps, batch_size)
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
-    return InstanceCode(latents, places, shape, fingerprint(composer), name, steps_taken(composer, steps.steps))
+    facts = steps_taken(composer, steps.steps)
+    return InstanceCode(latents, places, shape, fingerprint(composer), name, facts, domain=Grid.unit(2))
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
@@ -197,7 +198,7 @@ def input_size(composer: Composer) -> int:
     if (channels, shape) == (3, [-1, -1]) and patches is not None:
         side = math.isqrt(patches.num_tokens)
         if side**2 == patches.num_tokens:
-            return side * patches.patch_size - 2 * patches.padding
+            return side * patches.patch_size[0] - 2 * patches.padding[0]
     raise ValueError(f"This model takes signals of shape {found}, not square colour pictures.")
 
 

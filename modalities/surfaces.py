@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import trimesh
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+from trimesh.exchange.ply import export_ply
 
 from composers.base import Composer
 from composers.networks import Field, Modulations
 from composers.rendering import VolumeRenderer
+from datamodules.domain import Volume
 from datamodules.storage.files import written_whole
+from datamodules.tiles import bands
 from modalities.decoding import chunk_of_points
 
 
@@ -80,7 +84,7 @@ def surface(
         composer: The model; its renderer has a density.
         modulations: Of one instance, on the device of the model.
         bound: The cube reaches from ``-bound`` to ``bound`` along every axis.
-        resolution: Points along each side of the cube, at least 2.
+        resolution: Cells along each side of the cube, at least 2; the density is evaluated in the middle of each.
         level: Of the density; `half_opaque` if None.
         max_memory: MB that evaluating the field may take above the model and the ``resolution ** 3`` densities.
 
@@ -96,8 +100,7 @@ def surface(
     if chunk < 1:
         raise ValueError(f"max_memory is {max_memory:g} MB, too little for one point of the field: raise it.")
     field = composer.inr.bind(modulations)
-    axis = torch.linspace(-bound, bound, resolution)
-    volume = _densities(renderer, field, axis, chunk, composer.device)
+    volume = _densities(renderer, field, Volume(bound), resolution, chunk, composer.device)
     low, high = float(volume.min()), float(volume.max())
     if not high > wanted:
         raise ValueError(
@@ -111,41 +114,30 @@ def surface(
 
 
 def save_ply(mesh: Mesh, path: Path) -> None:
-    """Write a mesh as binary PLY with colours, whole or not at all."""
-    corner = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1")]
-    vertices = np.empty(len(mesh.vertices), dtype=corner)
-    for axis, name in enumerate("xyz"):
-        vertices[name] = mesh.vertices[:, axis]
-    for channel, name in enumerate(("red", "green", "blue")):
-        vertices[name] = mesh.colours[:, channel]
-    faces = np.empty(len(mesh.faces), dtype=[("corners", "u1"), ("vertices", "<i4", 3)])
-    faces["corners"], faces["vertices"] = 3, mesh.faces
-    kinds = {"<f4": "float", "u1": "uchar"}
-    properties = "\n".join(f"property {kinds[kind]} {name}" for name, kind in corner)
-    header = (
-        f"ply\nformat binary_little_endian 1.0\nelement vertex {len(vertices)}\n{properties}\n"
-        f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
-    )
+    """Write a mesh as binary PLY with vertex colours, whole or not at all."""
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colours, process=False)
     with written_whole(path) as part:
-        part.write_bytes(header.encode() + vertices.tobytes() + faces.tobytes())
+        part.write_bytes(export_ply(solid))
 
 
-def _densities(renderer: VolumeRenderer, field: Field, axis: Tensor, chunk: int, device: torch.device) -> Tensor:
-    """Return the density ``(n, n, n)`` where three equal axes ``(n,)`` cross, along x, y and z."""
-    volume = torch.empty(len(axis) ** 3)
-    for start in range(0, len(volume), chunk):
-        index = torch.arange(start, min(start + chunk, len(volume)))
-        places = torch.stack([axis[index // len(axis) ** power % len(axis)] for power in (2, 1, 0)], dim=-1)
-        volume[start : start + len(index)] = renderer.density(field(places.to(device))[0, :, 3].float()).cpu()
-    return volume.view(len(axis), len(axis), len(axis))
+def _densities(
+    renderer: VolumeRenderer, field: Field, domain: Volume, resolution: int, chunk: int, device: torch.device
+) -> Tensor:
+    """Return the density ``(n, n, n)`` in the middle of the ``n ** 3`` cells of a cube, along x, y and z."""
+    shape = (resolution,) * 3
+    parts = [
+        renderer.density(field(domain.coords(shape, band).to(device))[0, :, 3].float()).cpu()
+        for band in bands(shape, chunk)
+    ]
+    return torch.cat(parts).view(shape)
 
 
 def _triangles(volume: Tensor, level: float, bound: float) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Return vertices in the world and faces of the surface of a level; around the cube there is nothing."""
     from skimage.measure import marching_cubes  # here, because most commands need no mesh and need not wait for it
 
-    step = 2 * bound / (len(volume) - 1)
+    step = 2 * bound / len(volume)
     # "ascent" is for objects of lower values, and for x, y, z in the place of skimage's z, y, x: faces look outwards
     padded = functional.pad(volume, (1,) * 6).numpy()
     vertices, faces, _, _ = marching_cubes(padded, level, gradient_direction="ascent")  # type: ignore[no-untyped-call]
-    return ((vertices - 1) * step - bound).astype(np.float32), faces.astype(np.int32)
+    return ((vertices - 0.5) * step - bound).astype(np.float32), faces.astype(np.int32)

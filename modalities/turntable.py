@@ -16,7 +16,8 @@ from PIL import Image
 from composers.base import Composer
 from composers.networks import Modulations
 from datamodules.batch import Views
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
+from datamodules.domain import Rays
 from datamodules.storage.files import written_whole
 from modalities.images import picture, picture_size
 from modalities.view_rendering import depth_pictures, look
@@ -77,7 +78,8 @@ def orbit_frames(
         ValueError: If the renderer takes no rays, or the memory is too little.
     """
     poses, focals = orbit(count, camera.radius, elevation), torch.tensor(camera.focals)
-    frames = [look(composer, modulations, pixel_rays(pose, focals, camera.size), max_memory) for pose in poses]
+    views = (Rays().coords(camera.size, cameras=(pose, focals)) for pose in poses)
+    frames = [look(composer, modulations, rays, max_memory) for rays in views]
     for seen, depth in zip(frames, depth_pictures(frames, camera.size), strict=True):
         yield picture(seen.colours, camera.size), depth
 

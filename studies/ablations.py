@@ -30,7 +30,7 @@ _FIGURES = ("psnr", "gain", "ssim", "refined_psnr", "refined_gain", "refined_ssi
 
 
 @dataclass(frozen=True)
-class Settings:
+class AblationSettings:
     """Train every variant of a sweep with every seed, and collect what validation measured at the end.
 
     A variant that was trained in the same output folder before is not trained again.
@@ -90,7 +90,7 @@ class Outcome(NamedTuple):
     figures: dict[str, float]
 
 
-def planned(settings: Settings) -> list[Run]:
+def planned(settings: AblationSettings) -> list[Run]:
     """Return the runs of a sweep, seed by seed, so that an early stop leaves whole comparisons."""
     sweep: dict[str, Any] = yaml.safe_load(settings.sweep.read_text(encoding="utf-8"))
     layers = [item for item in sweep["command"] if item.startswith("--config=") and "wandb" not in item]
@@ -231,7 +231,7 @@ def _draw_column(axes: Axes, numbers: dict[str, list[float]]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    settings = auto_cli(Settings, args=args)
+    settings = auto_cli(AblationSettings, args=args)
     try:
         outcomes = train(planned(settings))
     except (OSError, ValueError, RuntimeError) as error:

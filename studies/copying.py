@@ -24,7 +24,7 @@ from datamodules.storage.views import Scene
 
 
 @dataclass(frozen=True)
-class Settings:
+class CopyingSettings:
     """Measure what white pictures and copies of training objects reach on the test items of an experiment.
 
     Args:
@@ -53,8 +53,8 @@ class Baselines(NamedTuple):
 def main(args: list[str] | None = None) -> Baselines:
     """Measure for these command line arguments and print the result."""
     parser = ArgumentParser("python -m studies.copying", description=__doc__)
-    parser.add_class_arguments(Settings)
-    settings = Settings(**vars(parser.parse_args(args)))
+    parser.add_class_arguments(CopyingSettings)
+    settings = CopyingSettings(**vars(parser.parse_args(args)))
     _, data, _ = build(settings.config)
     if not isinstance(data, SceneSet):
         raise ValueError(f"{settings.config} has data of {type(data).__name__}: name an experiment on scenes.")

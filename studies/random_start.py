@@ -25,7 +25,7 @@ from datamodules.batch import CoordinateBatch
 
 
 @dataclass(frozen=True)
-class Settings:
+class RandomStartSettings:
     """Fit the network of an experiment to every test item, from random weights.
 
     Args:
@@ -52,8 +52,8 @@ class Settings:
 def main(args: list[str] | None = None) -> dict[float, float]:
     """Measure for these command line arguments, print a table and return the mean PSNR in dB by rate."""
     parser = ArgumentParser("python -m studies.random_start", description=__doc__)
-    parser.add_class_arguments(Settings)
-    settings = Settings(**vars(parser.parse_args(args)))
+    parser.add_class_arguments(RandomStartSettings)
+    settings = RandomStartSettings(**vars(parser.parse_args(args)))
     torch.manual_seed(settings.seed)
     composer, data, _ = build(settings.config)
     found = measure(composer.eval(), data, settings)
@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> dict[float, float]:
     return found
 
 
-def measure(composer: Composer, data: CoordinateDataModule, settings: Settings) -> dict[float, float]:
+def measure(composer: Composer, data: CoordinateDataModule, settings: RandomStartSettings) -> dict[float, float]:
     """Return the mean PSNR of the test items in dB after the steps, by rate."""
     data.prepare_data()
     data.setup("test")

@@ -6,13 +6,13 @@ import os
 import numpy as np
 import pytest
 import torch
+from coordinates import grid
 from hypothesis import settings
 
 from composers import TransformerIPC, TransINR
 from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
 
 torch.set_num_threads(1)  # threads of tests side by side contend; bit-equal runs need as many in every process
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start

@@ -5,6 +5,8 @@ from torch.utils.data import Dataset
 
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec
 from modalities import Images
 
 SHAPE = (3, 8, 12)
@@ -28,7 +30,7 @@ class FlatData(CoordinateDataModule):
     """Nine training pictures, darkened at random, and five of a test."""
 
     modality = Images()
-    signal_shape = SHAPE
+    spec = DataSpec(Grid.unit(2), 3, SHAPE, modality)
 
     def setup(self, stage):
         if stage == "fit":

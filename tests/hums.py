@@ -6,6 +6,8 @@ from torch.utils.data import Dataset
 from composers.checkpoint import build
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec
 from modalities import Audio
 
 
@@ -13,8 +15,7 @@ class Hums(CoordinateDataModule):
     """Two clips of half a second, the second shorter and followed by zeros."""
 
     modality = Audio()
-    signal_shape = (1, 200)
-    coord_range = (-0.5, 0.5)
+    spec = DataSpec(Grid(((-0.5, 0.5),)), 1, (1, 200), modality, sample_rate=400)
 
     def setup(self, stage):
         self.train_set = self.val_set = self.test_set = HumItems()

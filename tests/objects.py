@@ -1,13 +1,15 @@
 """Scenes of simple objects, and models of them, for tests."""
 
 import torch
+from coordinates import pixel_rays
 
 from composers import Composer, Refinement
 from composers.rendering import LightFieldRenderer, VolumeRenderer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
 from datamodules.domain import Rays
+from datamodules.spec import DataSpec
 from modalities import PosedViews
 
 
@@ -83,4 +85,4 @@ class Scenes(CoordinateDataModule):
     """A data module of scenes, as far as figures and predictions ask it."""
 
     modality = PosedViews()
-    signal_shape, coord_dim, value_dim, domain = (1, 3, 16, 16), 6, 3, Rays(2.0, 6.0)
+    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 16, 16), modality)

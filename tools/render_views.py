@@ -12,7 +12,7 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from datamodules.scenes.rendering import Rendered, RenderSettings, render_folder, splits_file
+from datamodules.scenes.rendering import RenderReport, RenderSettings, render_folder, splits_file
 from datamodules.storage.meshes import RADIUS, mesh_files
 from datamodules.storage.parallel import processors
 
@@ -62,7 +62,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _report(found: Rendered, out: Path, category: str, settings: RenderSettings) -> None:
+def _report(found: RenderReport, out: Path, category: str, settings: RenderSettings) -> None:
     """Print what became of meshes, and what data they are."""
     if found.bad:
         total = len(found.made) + len(found.kept) + len(found.bad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from safetensors.torch import save
 
 from composers.base import Composer
 from composers.inference.refinement import Latents
+from datamodules.domain import Domain, Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
 from datamodules.tiles import Box
 
 MEASURED = ("rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
 _KIND = "instance code"
-_VERSION = "1"
+_VERSION, _EARLIER = "2", "1"  # the earlier one states one range for all axes, coord_range
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class InstanceCode:
         model: The `fingerprint` of the model that the latents belong to.
         name: Of the signal.
         facts: What else is worth knowing: refinement steps, PSNR, of sound the rate that it had.
-        coord_range: Lower and upper end of the coordinates of a tile, along every axis, as the model was trained with them.
+        domain: Of a tile: the coordinates that the model was trained with.
     """
 
     latents: Latents
@@ -44,7 +45,7 @@ class InstanceCode:
     model: str
     name: str = ""
     facts: dict[str, str] = field(default_factory=dict)
-    coord_range: tuple[float, float] = (-1.0, 1.0)
+    domain: Domain = field(kw_only=True)
 
     @property
     def numel(self) -> int:
@@ -67,7 +68,7 @@ class InstanceCode:
         """Write the code as safetensors, whole or not at all."""
         told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
         told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
-        told |= {"coord_range": json.dumps(self.coord_range)}
+        told |= {"domain": json.dumps(self.domain.config())}
         with written_whole(Path(path)) as part:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, told))
 
@@ -88,14 +89,26 @@ def read_code(path: str | Path) -> InstanceCode:
         raise ValueError(f"{path} is damaged or no instance code: make it again with cli.py predict.") from error
     if told.get("kind") != _KIND or not latents:
         raise ValueError(f"{path} holds tensors, but no instance code: name a file that cli.py predict wrote.")
-    if told["version"] != _VERSION:
+    if told.get("version") not in (_VERSION, _EARLIER):
         raise ValueError(
-            f"{path} is an instance code of version {told['version']}, this software reads {_VERSION}: update it."
+            f"{path} is an instance code of version {told.get('version')}, this software reads {_EARLIER} and "
+            f"{_VERSION}: update it."
         )
     boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(told["boxes"])]
     shape, facts = tuple(json.loads(told["shape"])), json.loads(told["facts"])
-    low, high = json.loads(told.get("coord_range", "[-1.0, 1.0]"))
-    return InstanceCode(latents, boxes, shape, told["model"], told["name"], facts, (low, high))
+    return InstanceCode(
+        latents, boxes, shape, told["model"], told["name"], facts, domain=_domain(told, len(shape), path)
+    )
+
+
+def _domain(told: Mapping[str, str], axes: int, path: str | Path) -> Domain:
+    """Return the domain that a file states, in the words of its version."""
+    try:
+        if told["version"] == _EARLIER:
+            return Grid((json.loads(told.get("coord_range", "[-1.0, 1.0]")),) * axes)
+        return Domain.from_config(json.loads(told["domain"]))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not state the coordinates of its model ({error}): make it again.") from error
 
 
 def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> InstanceCode:

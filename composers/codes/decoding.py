@@ -129,13 +129,13 @@ def _places(
     code: InstanceCode, box: Box, axes: Sequence[Axis], ranges: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
     """Return the coordinates ``(N, D)`` of new samples in the frame of a tile, and the weight of the tile there."""
-    low, high = code.coord_range
-    coords, weight = [], torch.ones(())
+    inside, weight = [], torch.ones(())
     for axis, (span, own, new, wanted) in enumerate(zip(box, code.shape, axes, ranges, strict=True)):
         places = new.places(*wanted)
-        coords.append((high - low) * (places - span[0]) / (span[1] - span[0]) + low)
+        inside.append(places - span[0])
         weight = weight.unsqueeze(-1) * blend_weight(places, span, own, _overlap(code, axis)).float()
-    return torch.stack(torch.meshgrid(coords, indexing="ij"), dim=-1).flatten(0, -2).float(), weight
+    tile = [stop - start for start, stop in box]
+    return code.domain.at(inside, tile, [float(new.step) for new in axes]), weight
 
 
 def _overlap(code: InstanceCode, axis: int) -> int:

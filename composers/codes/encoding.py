@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from composers.base import Composer
 from composers.inference.refinement import Latents, Refinement
 from datamodules.batch import Observation
+from datamodules.spec import declared
 
 
 def encoded(composer: Composer, observations: Iterable[Observation], refinement: Refinement | None = None) -> Latents:
@@ -37,8 +39,8 @@ def stated_shape(composer: Composer) -> tuple[int, ...] | None:
     That is what its tokenizer was built for, or of a model without one, which looks at samples of any signal, the signals of
     its training. An axis that is open is -1.
     """
-    modules = [*(module for child in composer.children() for module in child.modules()), composer]
-    shapes = [getattr(module, "signal_shape", None) for module in modules]
+    parts: list[Any] = [*(module for child in composer.children() for module in child.modules()), composer]
+    shapes = [part.signal_shape for part in parts if "signal_shape" in declared(part)]
     return next((tuple(shape) for shape in shapes if shape is not None), None)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.batch import Views
+from datamodules.spec import FromData, agrees, signal_shape
 
 
 class Tokenizer(nn.Module, ABC):
@@ -36,8 +37,8 @@ class Patches(Tokenizer):
     Args:
         signal_shape: ``(C, *shape)`` of one signal; under the command line, the data module states it. If only the number
             of tokens is known, ``(C, -1, -1)`` with one -1 per axis, and ``num_tokens``.
-        patch_size: Samples along every axis of a patch: pixels, or audio samples.
-        padding: Zeros added at both ends of every axis.
+        patch_size: Samples along every axis of a patch, pixels or audio samples; or one number per axis.
+        padding: Zeros added at both ends of every axis; or one number per axis.
         remainder: What happens to an axis that is no multiple of ``patch_size``: ``refuse`` it, or ``reflect`` its end.
         num_tokens: Only where ``signal_shape`` leaves the number open.
 
@@ -45,11 +46,13 @@ class Patches(Tokenizer):
         ValueError: If sizes are missing or do not fit each other.
     """
 
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
+
     def __init__(
         self,
         signal_shape: Sequence[int] | None = None,
-        patch_size: int = 9,
-        padding: int = 0,
+        patch_size: int | Sequence[int] = 9,
+        padding: int | Sequence[int] = 0,
         remainder: Literal["refuse", "reflect"] = "refuse",
         num_tokens: int | None = None,
     ) -> None:
@@ -59,15 +62,15 @@ class Patches(Tokenizer):
                 f"signal_shape is {signal_shape}: under the command line the data module states it, "
                 "in Python pass (channels, *shape), for a picture (3, height, width)."
             )
-        if patch_size < 1 or padding < 0:
+        self.signal_shape = tuple(signal_shape)
+        self.patch_size = _per_axis("patch_size", patch_size, len(signal_shape) - 1)
+        self.padding = _per_axis("padding", padding, len(signal_shape) - 1)
+        if min(self.patch_size) < 1 or min(self.padding) < 0:
             raise ValueError(
                 f"patch_size is {patch_size} and padding {padding}; they must be at least 1 and at least 0."
             )
-        self.signal_shape = tuple(signal_shape)
-        self.patch_size = patch_size
-        self.padding = padding
         self.remainder = remainder
-        self.token_dim = self.signal_shape[0] * patch_size ** (len(self.signal_shape) - 1)
+        self.token_dim = self.signal_shape[0] * math.prod(self.patch_size)
         self.num_tokens = self._count(num_tokens)
 
     def _count(self, stated: int | None) -> int:
@@ -79,56 +82,75 @@ class Patches(Tokenizer):
                     f"num_tokens is {stated}, but signal_shape {self.signal_shape} leaves it open: state it, at least 1."
                 )
             return stated
-        count = math.prod(self._patches_along(size) for size in shape)
+        count = math.prod(self._counts(shape))
         if stated not in (None, count):
             raise ValueError(
                 f"num_tokens is {stated}, but signal_shape {self.signal_shape} gives {count}: leave num_tokens out."
             )
         return count
 
-    def _patches_along(self, size: int) -> int:
+    def _counts(self, shape: Sequence[int]) -> list[int]:
+        """Return the number of patches along every axis."""
+        axes = zip(shape, self.patch_size, self.padding, strict=True)
+        return [self._patches_along(size, patch, padding) for size, patch, padding in axes]
+
+    def _patches_along(self, size: int, patch: int, padding: int) -> int:
         """Return the number of patches along an axis of ``size`` samples."""
-        padded = size + 2 * self.padding
-        if padded % self.patch_size and self.remainder == "refuse":
+        padded = size + 2 * padding
+        if padded % patch and self.remainder == "refuse":
             raise ValueError(
-                f"patch_size {self.patch_size} with padding {self.padding} does not divide {size} samples "
+                f"patch_size {patch} with padding {padding} does not divide {size} samples "
                 f"({padded} with padding) of signal_shape {self.signal_shape}: choose a patch_size that divides, a padding, "
                 "or remainder: reflect."
             )
-        if -padded % self.patch_size >= padded:
+        if -padded % patch >= padded:
             raise ValueError(
-                f"patch_size {self.patch_size} is at least twice the {padded} samples (with padding) of signal_shape "
+                f"patch_size {patch} is at least twice the {padded} samples (with padding) of signal_shape "
                 f"{self.signal_shape}, whose end is too short to mirror: choose a smaller patch_size."
             )
-        return math.ceil(padded / self.patch_size)
+        return math.ceil(padded / patch)
 
     def forward(self, signal: Tensor | Views) -> Tensor:
-        """Return patches ``(B, T, C * patch_size ** axes)`` of a signal ``(B, C, *shape)``, first axis slowest."""
+        """Return patches ``(B, T, token_dim)`` of a signal ``(B, C, *shape)``, first axis slowest."""
         if isinstance(signal, Views):
             raise ValueError(
                 "Patches cuts signals (B, C, *shape), and was given posed views: choose tokenizer ViewPatches."
             )
-        sizes = signal.shape[2:]
-        counts = [self._patches_along(size) for size in sizes]
-        if (
-            signal.dim() != len(self.signal_shape) + 1
-            or any(stated not in (-1, size) for stated, size in zip(self.signal_shape, signal.shape[1:], strict=True))
-            or math.prod(counts) != self.num_tokens
-        ):
+        found = tuple(signal.shape[1:])
+        if len(found) != len(self.signal_shape):
+            raise ValueError(f"The signal has shape {found}; this model takes {self.signal_shape}: resize or crop it.")
+        counts = self._counts(found[1:])
+        if not agrees(self.signal_shape, found) or math.prod(counts) != self.num_tokens:
             raise ValueError(
-                f"The signal has shape {tuple(signal.shape[1:])} and {math.prod(counts)} patches of {self.patch_size}; "
+                f"The signal has shape {found} and {math.prod(counts)} patches of {_shown(self.patch_size)}; "
                 f"this model takes {self.signal_shape} with {self.num_tokens}: resize or crop it."
             )
-        padded = functional.pad(signal, [self.padding] * (2 * len(sizes)))
-        ends = [count * self.patch_size - size for count, size in zip(counts, padded.shape[2:], strict=True)]
+        padded = functional.pad(signal, [number for side in reversed(self.padding) for number in (side, side)])
+        axes = zip(counts, self.patch_size, padded.shape[2:], strict=True)
+        ends = [count * patch - size for count, patch, size in axes]
         if any(ends):
             padded = functional.pad(padded, [number for end in reversed(ends) for number in (0, end)], mode="reflect")
         return cut(padded, counts, self.patch_size)
 
 
-def cut(signal: Tensor, counts: Sequence[int], patch_size: int) -> Tensor:
-    """Cut ``(B, C, *shape)`` into ``(B, T, C * patch_size ** axes)``, ``counts`` patches along the axes."""
-    split = [number for count in counts for number in (count, patch_size)]
+def _per_axis(name: str, given: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Return one number for each axis, the same for all where one was given."""
+    numbers = (given,) * axes if isinstance(given, int) else tuple(given)
+    if len(numbers) != axes:
+        raise ValueError(
+            f"{name} is {list(numbers)}, and the signal has {axes} axes: give one number, or one per axis."
+        )
+    return numbers
+
+
+def _shown(patch_size: Sequence[int]) -> str:
+    """Return a patch size as short as it can be said."""
+    return str(patch_size[0]) if len(set(patch_size)) == 1 else " x ".join(map(str, patch_size))
+
+
+def cut(signal: Tensor, counts: Sequence[int], patch_size: Sequence[int]) -> Tensor:
+    """Cut ``(B, C, *shape)`` into ``(B, T, C * prod(patch_size))``, ``counts`` patches along the axes."""
+    split = [number for axis in zip(counts, patch_size, strict=True) for number in axis]
     blocks = signal.reshape(*signal.shape[:2], *split)  # (B, C, n_1, p, n_2, p, ...)
     axes = range(len(counts))
     order = [0, *(2 + 2 * axis for axis in axes), 1, *(3 + 2 * axis for axis in axes)]

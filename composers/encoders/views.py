@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from composers.encoders.patches import Tokenizer, cut
 from datamodules.batch import Views
-from datamodules.cameras import pixel_rays
-from datamodules.domain import exact
+from datamodules.domain import Rays, exact
+from datamodules.spec import FromData, signal_shape
 
 
 class ViewPatches(Tokenizer):
@@ -28,6 +29,8 @@ class ViewPatches(Tokenizer):
     Raises:
         ValueError: If sizes are missing or do not fit each other.
     """
+
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
 
     def __init__(
         self, signal_shape: Sequence[int] | None = None, patch_size: int = 8, num_tokens: int | None = None
@@ -84,11 +87,12 @@ class ViewPatches(Tokenizer):
                 "tokenizer Patches."
             )
         self._check(tuple(signal.images.shape[1:]))
-        sizes = signal.images.shape[-2:]
+        views, _, *sizes = signal.images.shape[1:]
         with torch.autocast(signal.images.device.type, enabled=False):  # rounded rays would point elsewhere
-            rays = pixel_rays(exact(signal.poses), exact(signal.focals), sizes)  # (B, V, H W, 6)
-        channels = torch.cat((exact(signal.images), rays.mT.unflatten(-1, sizes)), dim=2)  # (B, V, 9, H, W)
-        patches = cut(channels.flatten(0, 1), [size // self.patch_size for size in sizes], self.patch_size)
+            cameras = (exact(signal.poses), exact(signal.focals))
+            rays = Rays().coords((views, *sizes), cameras=cameras).unflatten(-2, (views, *sizes))  # (B, V, H, W, 6)
+        channels = torch.cat((exact(signal.images), rays.movedim(-1, 2)), dim=2)  # (B, V, 9, H, W)
+        patches = cut(channels.flatten(0, 1), [size // self.patch_size for size in sizes], [self.patch_size] * 2)
         return patches.reshape(channels.shape[0], self.num_tokens, self.token_dim)
 
     def _check(self, shape: tuple[int, ...]) -> None:

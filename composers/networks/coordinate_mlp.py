@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional
 from composers.networks.activations import Activation, ReLU
 from composers.networks.encodings import Encoding, FourierFeatures, IdentityEncoding
 from datamodules.domain import exact
+from datamodules.spec import FromData, coord_dim, value_dim
 
 Modulations = Mapping[int, tuple[Tensor | None, Tensor | None]]
 Field = Callable[[Tensor], Tensor]
@@ -30,7 +31,7 @@ class CoordinateMLP(nn.Module):
     computed once for the whole batch; the modulated layer is then one matrix product over all instances.
 
     Args:
-        coord_dim: ``D``, dimensions of a coordinate; under the command line, the renderer or the data module states it.
+        coord_dim: ``D``, dimensions of a coordinate; under the command line, what the renderer asks of a field for this data.
         value_dim: ``C``, channels of a value; stated likewise.
         hidden_dim: Width of the hidden layers, or one width for each of the ``num_layers - 1``.
         num_layers: Layers including the last, at least 1.
@@ -46,6 +47,8 @@ class CoordinateMLP(nn.Module):
     Raises:
         ValueError: If sizes are missing, out of range or do not fit each other.
     """
+
+    from_data: ClassVar[FromData] = {"coord_dim": coord_dim, "value_dim": value_dim}
 
     def __init__(
         self,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.domain import exact
+from datamodules.spec import FromData, coord_dim
 
 
 class Encoding(nn.Module, ABC):
@@ -47,8 +50,9 @@ class FourierFeatures(Encoding):
     For scenes in world units, as NeRF has it, set ``max_frequency`` to ``2 ** 8`` and ``use_pi`` to False.
 
     Args:
-        num_frequencies: Frequencies per axis, at least 1.
-        max_frequency: The highest frequency, at least 1. The published values are 64 to 256 for pictures and 1024 for audio.
+        num_frequencies: Frequencies of every axis, at least 1; or one number per axis.
+        max_frequency: The highest frequency of every axis, at least 1; or one number per axis. The published values are 64 to
+            256 for images and 1024 for audio.
         use_pi: Whether phases are multiplied by pi, so that frequency 1 has one period over ``[-1, 1]``.
 
     Raises:
@@ -57,24 +61,63 @@ class FourierFeatures(Encoding):
 
     frequencies: Tensor
 
-    def __init__(self, num_frequencies: int = 64, max_frequency: float = 128.0, use_pi: bool = True) -> None:
+    def __init__(
+        self,
+        num_frequencies: int | Sequence[int] = 64,
+        max_frequency: float | Sequence[float] = 128.0,
+        use_pi: bool = True,
+    ) -> None:
         super().__init__()
-        if num_frequencies < 1:
+        counts = [num_frequencies] if isinstance(num_frequencies, int) else list(num_frequencies)
+        highest = list(max_frequency) if isinstance(max_frequency, Sequence) else [max_frequency]
+        if not counts or min(counts) < 1:
             raise ValueError(f"num_frequencies is {num_frequencies}; it must be at least 1.")
-        if max_frequency < 1:
+        if not highest or min(highest) < 1:
             raise ValueError(f"max_frequency is {max_frequency}; it must be at least 1.")
+        self.per_axis = isinstance(num_frequencies, Sequence) or isinstance(max_frequency, Sequence)
+        if isinstance(num_frequencies, int):
+            counts *= len(highest)
+        if not isinstance(max_frequency, Sequence):
+            highest *= len(counts)
+        if len(counts) != len(highest):
+            raise ValueError(
+                f"num_frequencies is {counts} and max_frequency {highest}: give each one number, or one per axis."
+            )
         self.factor = math.pi if use_pi else 1.0
-        exponents = torch.linspace(0, math.log(max_frequency), num_frequencies, dtype=torch.float64)
-        self.register_buffer("frequencies", exponents.exp().float())
+        self.counts = counts
+        self.register_buffer(
+            "frequencies", torch.cat([_log_spaced(*axis) for axis in zip(counts, highest, strict=True)])
+        )
 
     def width(self, coord_dim: int) -> int:
-        """Return twice the number of frequencies times ``coord_dim``."""
-        return 2 * self.frequencies.numel() * coord_dim
+        """Return twice the number of frequencies of all axes.
+
+        Raises:
+            ValueError: If frequencies were given per axis, for another number of axes than ``coord_dim``.
+        """
+        if not self.per_axis:
+            return 2 * self.frequencies.numel() * coord_dim
+        if len(self.counts) != coord_dim:
+            raise ValueError(
+                f"FourierFeatures has frequencies for {len(self.counts)} axes, num_frequencies {self.counts}; the network has "
+                f"coord_dim {coord_dim}: give one number, or one per axis."
+            )
+        return 2 * self.frequencies.numel()
 
     def features(self, coords: Tensor) -> Tensor:
-        """Return cosines, then sines, of the phases, axis by axis: ``(..., 2 K D)``."""
-        phases = (coords.unsqueeze(-1) * (self.frequencies * self.factor)).flatten(-2)  # (..., D K)
+        """Return cosines, then sines, of the phases, axis by axis: ``(..., width)``."""
+        frequencies = self.frequencies * self.factor
+        if self.per_axis:
+            axes = zip(coords.unbind(-1), frequencies.split(self.counts), strict=True)
+            phases = torch.cat([axis.unsqueeze(-1) * some for axis, some in axes], dim=-1)  # (..., K_1 + K_2 + ...)
+        else:
+            phases = (coords.unsqueeze(-1) * frequencies).flatten(-2)  # (..., D K)
         return torch.cat((phases.cos(), phases.sin()), dim=-1)
+
+
+def _log_spaced(count: int, highest: float) -> Tensor:
+    """Return frequencies from 1 to the highest in equal ratios, ``(count,)``."""
+    return torch.linspace(0, math.log(highest), count, dtype=torch.float64).exp().float()
 
 
 class GaussianFourierFeatures(Encoding):
@@ -90,6 +133,7 @@ class GaussianFourierFeatures(Encoding):
         ValueError: If a number is out of range or ``coord_dim`` is missing.
     """
 
+    from_data: ClassVar[FromData] = {"coord_dim": coord_dim}
     frequencies: Tensor
 
     def __init__(
@@ -103,6 +147,7 @@ class GaussianFourierFeatures(Encoding):
         if num_frequencies < 1 or scale <= 0:
             raise ValueError(f"num_frequencies is {num_frequencies} and scale {scale}; both must be positive.")
         generator = torch.Generator().manual_seed(seed)
+        self.coord_dim = coord_dim
         self.register_buffer("frequencies", scale * torch.randn(coord_dim, num_frequencies, generator=generator))
 
     def width(self, coord_dim: int) -> int:

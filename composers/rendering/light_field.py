@@ -10,6 +10,7 @@ from composers.rendering.rays import RayRenderer, Rendered
 from composers.rendering.renderer import PointRenderer
 from datamodules.cameras import plucker
 from datamodules.domain import exact
+from datamodules.spec import DataSpec
 
 
 class LightFieldRenderer(RayRenderer):
@@ -24,11 +25,18 @@ class LightFieldRenderer(RayRenderer):
         ValueError: If ``chunk_size`` is not positive.
     """
 
-    dims = (6, 3)
-
     def __init__(self, chunk_size: int | None = 65536) -> None:
         super().__init__()
         self.points = PointRenderer(chunk_size)
+
+    def field_spec(self, spec: DataSpec) -> DataSpec:
+        """Return the data's own: a line has six numbers too, and one colour.
+
+        Raises:
+            ValueError: If the data is no colours along rays.
+        """
+        self._check_spec(spec)
+        return spec
 
     def rendered(self, field: Field, coords: Tensor) -> Rendered:
         """Return colours ``(B, N, 3)`` in [0, 1], in float32, without depth and opacity.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from composers.networks import Field
 from composers.rendering.renderer import Renderer
+from datamodules.domain import Rays
+from datamodules.spec import DataSpec
 
 
 class Rendered(NamedTuple):
@@ -26,20 +28,14 @@ class Rendered(NamedTuple):
 
 
 class RayRenderer(Renderer):
-    """Colours along rays: the data is posed views, and what the field must be is the renderer's.
-
-    Attributes:
-        dims: ``coord_dim`` and ``value_dim`` of its fields.
-    """
-
-    dims: tuple[int, int]
+    """Colours along rays: the data is posed views, and what the field must be is the renderer's."""
 
     @abstractmethod
     def rendered(self, field: Field, coords: Tensor) -> Rendered:
         """Return colours, and depths and opacities where they are known, of rays.
 
         Args:
-            field: Of ``dims``.
+            field: What `field_spec` says.
             coords: ``(N, 6)`` or ``(B, N, 6)``, origins and directions; in training a draw in [0, 1) follows, ``(..., 7)``.
 
         Raises:
@@ -50,18 +46,14 @@ class RayRenderer(Renderer):
         """Return the colours ``(B, N, 3)`` of rays, as `rendered` does."""
         return self.rendered(field, coords).values
 
-    def field_dims(self, coord_dim: int, value_dim: int) -> tuple[int, int]:
-        """Return the dimensions of a field.
-
-        Raises:
-            ValueError: If the data is no rays of six numbers with colours of three.
-        """
-        if (coord_dim, value_dim) != (6, 3):
+    def _check_spec(self, spec: DataSpec) -> None:
+        """Refuse data that is no colours along rays."""
+        if not isinstance(spec.domain, Rays) or spec.value_dim != 3:
             raise ValueError(
                 f"{type(self).__name__} renders colours along rays, coord_dim, value_dim (6, 3); this data has "
-                f"{(coord_dim, value_dim)}: choose data of posed views, or renderer PointRenderer."
+                f"{(spec.domain.coord_dim, spec.value_dim)} on a {type(spec.domain).__name__}: choose data of posed views, or "
+                "renderer PointRenderer."
             )
-        return self.dims
 
     def _check(self, coords: Tensor) -> None:
         """Refuse coordinates that are no rays."""

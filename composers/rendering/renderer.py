@@ -8,14 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from composers.networks import Field
+from datamodules.spec import DataSpec
 
 
 class Renderer(nn.Module, ABC):
     """Evaluates a field where the data was measured."""
 
     @abstractmethod
-    def field_dims(self, coord_dim: int, value_dim: int) -> tuple[int, int]:
-        """Return the ``coord_dim`` and ``value_dim`` that the field must have for data of these dimensions."""
+    def field_spec(self, spec: DataSpec) -> DataSpec:
+        """Return what the network behind this renderer must be: the domain and the channels of its field.
+
+        Args:
+            spec: Of the data.
+
+        Raises:
+            ValueError: If the renderer cannot make such data.
+        """
 
     @abstractmethod
     def forward(self, field: Field, coords: Tensor) -> Tensor:
@@ -38,9 +46,9 @@ class PointRenderer(Renderer):
             raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or null for all at once.")
         self.chunk_size = chunk_size
 
-    def field_dims(self, coord_dim: int, value_dim: int) -> tuple[int, int]:
-        """Return the data's own dimensions."""
-        return coord_dim, value_dim
+    def field_spec(self, spec: DataSpec) -> DataSpec:
+        """Return the data's own: the field is measured as it is."""
+        return spec
 
     def forward(self, field: Field, coords: Tensor) -> Tensor:
         """Return the field at ``coords``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +12,20 @@ from torch.nn import functional
 
 from composers.networks import Field
 from composers.rendering.rays import RayRenderer, Rendered
-from datamodules.domain import exact
+from datamodules.domain import Rays, Volume, exact
+from datamodules.spec import DataSpec, FromData
 
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+def _near(spec: DataSpec) -> float | None:
+    """Return the depth at which data along rays begins."""
+    return spec.domain.near if isinstance(spec.domain, Rays) else None
+
+
+def _far(spec: DataSpec) -> float | None:
+    """Return the depth at which data along rays ends."""
+    return spec.domain.far if isinstance(spec.domain, Rays) else None
 
 
 class VolumeRenderer(RayRenderer):
@@ -45,7 +56,7 @@ class VolumeRenderer(RayRenderer):
         ValueError: If a number is out of range.
     """
 
-    dims = (3, 4)
+    from_data: ClassVar[FromData] = {"near": _near, "far": _far}
 
     def __init__(
         self,
@@ -76,6 +87,15 @@ class VolumeRenderer(RayRenderer):
         self.density = functional.relu if density == "relu" else functional.softplus
         self.background = background
         self.chunk_size = chunk_size
+
+    def field_spec(self, spec: DataSpec) -> DataSpec:
+        """Return a field of points in space, to colour and density.
+
+        Raises:
+            ValueError: If the data is no colours along rays.
+        """
+        self._check_spec(spec)
+        return spec._replace(domain=Volume(), value_dim=4)
 
     def rendered(self, field: Field, coords: Tensor) -> Rendered:
         """Return colours, expected depths and opacities of rays, in float32.

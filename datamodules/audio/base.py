@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec, Modality
 from datamodules.storage.audio import clip_facts, in_channels, read_clip, read_resampled, resampled_frames
 from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
 from datamodules.storage.parallel import unreadable_of
@@ -163,14 +165,9 @@ class SoundModule(CoordinateDataModule):
         self.channels = channels
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(channels, samples)``."""
-        return self.channels, self.samples
-
-    @property
-    def coord_range(self) -> tuple[float, float]:
-        """Start and end of a signal: 2 units per second around 0, so that 3 seconds are (-3, 3)."""
-        return -self.samples / self.rate, self.samples / self.rate
+    def spec(self) -> DataSpec:
+        """Audio on a grid of time: 2 units per second around 0, so that 3 seconds are ``[-3, 3]``."""
+        return audio_spec((self.channels, self.samples), self.rate, self.modality, self.num_instances)
 
 
 class ClipSet(SoundModule):
@@ -276,6 +273,26 @@ class ClipSet(SoundModule):
     def _mend(self, split: Split) -> str:
         """Return what to do about clips that are missing."""
         return "name another folder with --data.init_args.root."
+
+
+def audio_spec(
+    signal_shape: tuple[int, int], rate: int, modality: Modality, num_instances: int | None = None
+) -> DataSpec:
+    """Return the spec of audio: time as the only axis, 2 units per second around 0, as published.
+
+    Args:
+        signal_shape: Channels and samples.
+        rate: Samples per second.
+        modality: Of audio.
+        num_instances: Training instances.
+
+    Example:
+        >>> audio_spec((1, 48000), 16000, None).domain
+        Grid(ranges=((-3.0, 3.0),))
+    """
+    channels, samples = signal_shape
+    domain = Grid(((-samples / rate, samples / rate),))
+    return DataSpec(domain, channels, (channels, samples), modality, num_instances, rate)
 
 
 def unreadable(files: Sequence[NamedFile], rate: int, channels: int) -> dict[str, str]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audio.base import audio_spec
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Piece, Signal
 from datamodules.images.prediction import TileBatch, WholePictures, collate_tiles, unique_names
+from datamodules.spec import DataSpec
 from datamodules.storage.audio import read_clip, sound_files
 from datamodules.storage.recordings import clip_tiles, cut_clip, in_channels_of, measured, read_seen
 from datamodules.tiles import Box
@@ -106,21 +108,15 @@ class SoundFiles(CoordinateDataModule):
         self.rates: dict[str, int] = {}
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(C, samples)`` of the model."""
+    def spec(self) -> DataSpec:
+        """Audio of the length of the model's signals, two units of a coordinate being a second."""
         shape = self._signal_shape
         if len(shape) != 2 or min(shape) < 1:
             raise ValueError(
                 f"signal_shape is {list(shape)}: clips go to a model of sound, [channels, samples]. "
                 "Name a checkpoint of such a model with --ckpt_path."
             )
-        return shape
-
-    @property
-    def coord_range(self) -> tuple[float, float]:
-        """Minus and plus the seconds of a signal: two units of a coordinate are a second."""
-        seconds = self.signal_shape[-1] / self.rate
-        return -seconds, seconds
+        return audio_spec((shape[0], shape[1]), self.rate, self.modality)
 
     def setup(self, stage: str) -> None:
         """Look at every clip.
@@ -150,7 +146,7 @@ class SoundFiles(CoordinateDataModule):
     def original(self, name: str) -> Tensor | None:
         """Return the clip of a name as it is in its file, with the channels of the model: ``(C, n)`` at its own rate."""
         [path] = [file.path for file in self.files if file.name == name]
-        return in_channels_of(read_clip(path), self.value_dim, path)[0]
+        return in_channels_of(read_clip(path), self.spec.value_dim, path)[0]
 
     def source_of(self, name: str) -> dict[str, Any]:
         """Return the sampling rate of a file as ``rate``, where it is known."""
@@ -163,7 +159,7 @@ class SoundFiles(CoordinateDataModule):
             raise ValueError(f"{len(self.files)} clip(s) for {world_size} devices: lower --trainer.devices.")
         sampler = WholePictures([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
-            ClipTiles(self.files, self.value_dim, self.rate),
+            ClipTiles(self.files, self.spec.value_dim, self.rate),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -180,8 +176,8 @@ class SoundFiles(CoordinateDataModule):
 
     def _look(self, path: Path, name: str, renamed: bool) -> None:
         """Read a clip and note what is known of it."""
-        seen = read_seen(path, self.value_dim, self.rate)
+        seen = read_seen(path, self.spec.value_dim, self.rate)
         samples = seen.values.shape[1]
-        self.files.append(SoundFile(name, path, samples, clip_tiles(samples, self.signal_shape[-1])))
+        self.files.append(SoundFile(name, path, samples, clip_tiles(samples, self.spec.signal_shape[-1])))
         self.rates[name] = seen.rate
         self.notes[name] = "; ".join([*seen.notes, *([f"from {path}"] if renamed else [])])

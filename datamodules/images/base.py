@@ -15,7 +15,9 @@ from torch.utils.data import Dataset, default_collate
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Signal
+from datamodules.domain import Grid
 from datamodules.randomness import generator_at
+from datamodules.spec import DataSpec
 from datamodules.storage.cache import cached
 from datamodules.storage.download import Source
 from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
@@ -145,9 +147,9 @@ class PictureSet(CoordinateDataModule):
         self.partial = partial
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(3, size, size)``."""
-        return 3, self.size, self.size
+    def spec(self) -> DataSpec:
+        """Square images in colour, on ``[-1, 1]`` along both axes."""
+        return DataSpec(Grid.unit(2), 3, (3, self.size, self.size), self.modality, self.num_instances)
 
     @abstractmethod
     def files(self, split: Split) -> list[NamedFile]:

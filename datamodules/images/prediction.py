@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
-from datamodules.domain import grid
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec
 from datamodules.storage.images import Picture, cut, picture_files, read_picture
 from datamodules.tiles import Box, cover, whole
 from modalities.images import Images
@@ -150,15 +151,15 @@ class PictureFiles(CoordinateDataModule):
         self.files: list[PictureFile] = []
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(3, S, S)`` of the model."""
+    def spec(self) -> DataSpec:
+        """Square images in colour of the size of the model, on ``[-1, 1]`` along both axes."""
         shape = self._signal_shape
         if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
             raise ValueError(
                 f"signal_shape is {list(shape)}: pictures go to a model of square colour pictures, [3, S, S]. "
                 "Name a checkpoint of such a model."
             )
-        return shape
+        return DataSpec(Grid.unit(2), 3, shape, self.modality)
 
     def setup(self, stage: str) -> None:
         """Look at every picture.
@@ -202,7 +203,7 @@ class PictureFiles(CoordinateDataModule):
             raise ValueError(f"{len(self.files)} picture(s) for {world_size} devices: lower --trainer.devices.")
         sampler = WholePictures([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
-            Tiles(self.files, self.signal_shape[-1] * self.detail),
+            Tiles(self.files, self.spec.signal_shape[-1] * self.detail),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -214,7 +215,7 @@ class PictureFiles(CoordinateDataModule):
         assert isinstance(batch, TileBatch)
         values = batch.values.float() / 255  # (B, 3, d S, d S)
         shape = tuple(values.shape[2:])
-        samples = Samples(grid(shape, *self.coord_range, device=values.device), values.flatten(2).mT)
+        samples = Samples(self.spec.domain.coords(shape, device=values.device), values.flatten(2).mT)
         names = [f"{piece.name} {piece.box}" for piece in batch.pieces]
         return CoordinateBatch(
             Observation(avg_pool2d(values, self.detail), samples), samples, shape, names, batch.pieces
@@ -222,7 +223,7 @@ class PictureFiles(CoordinateDataModule):
 
     def _tiles(self, shape: tuple[int, ...]) -> list[Box]:
         """Return the boxes of a picture."""
-        return cover(shape, self.tile_size or self.signal_shape[-1]) if self.tile else [whole(shape)]
+        return cover(shape, self.tile_size or self.spec.signal_shape[-1]) if self.tile else [whole(shape)]
 
 
 def collate_tiles(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
+from datamodules.domain import Grid
 from datamodules.loading import InMemory
+from datamodules.spec import DataSpec
 from datamodules.storage.images import RandomCrop, resize_picture
 from modalities.images import Images
 
@@ -98,9 +100,9 @@ class SamplePhotos(CoordinateDataModule):
         self.augmentation = RandomCrop(size, shuffle_colors=shuffle_colors)
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(3, size, size)``."""
-        return 3, self.size, self.size
+    def spec(self) -> DataSpec:
+        """Square images in colour, on ``[-1, 1]`` along both axes."""
+        return DataSpec(Grid.unit(2), 3, (3, self.size, self.size), self.modality, self.num_instances)
 
     def setup(self, stage: str) -> None:
         """Prepare the pictures, a second of work."""

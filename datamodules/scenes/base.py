@@ -20,7 +20,8 @@ from datamodules.scenes.draws import (
 )
 from datamodules.scenes.rays import SceneModule
 from datamodules.storage.folders import Split, splits_of, tell_left_out
-from datamodules.storage.parallel import counting, in_order
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene, is_opaque, read_transforms, read_view
 
 _NAMED = 5  # scenes that a message names

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import PosedPictures
+from datamodules.domain import Rays
 from datamodules.images.prediction import WholePictures, unique_names
 from datamodules.scenes.draws import posed
 from datamodules.scenes.rays import SceneModule
+from datamodules.spec import DataSpec
 from datamodules.storage.folders import files_below
 from datamodules.storage.images import resize_picture
 from datamodules.storage.views import Scene, is_opaque, read_srn, read_transforms, read_view
@@ -135,8 +137,8 @@ class SceneFiles(SceneModule):
         self.chosen: list[ChosenViews] = []
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(V, 3, H, W)`` of the model."""
+    def spec(self) -> DataSpec:
+        """Rays of views of the size of the model's, between its depths where they are known."""
         shape = self._signal_shape
         if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
             raise ValueError(
@@ -148,7 +150,9 @@ class SceneFiles(SceneModule):
                 f"The model looks at {shape[0]} view(s), and support names {len(self.support)} frame(s), "
                 f"{self.support}: name {shape[0]} with --support."
             )
-        return shape
+        known = not math.isnan(self.near)
+        domain = Rays(self.near if known else None, self.far if known else None)
+        return DataSpec(domain, 3, shape, self.modality)
 
     def setup(self, stage: str) -> None:
         """Look at every scene, and read the frames that are wanted.
@@ -221,7 +225,8 @@ class SceneFiles(SceneModule):
     @property
     def _seen(self) -> tuple[int, int]:
         """Rows and columns of the pictures that the model sees."""
-        return self.signal_shape[2], self.signal_shape[3]
+        *_, height, width = self.spec.signal_shape
+        return height, width
 
     def _look(self, folder: Path, name: str, renamed: bool) -> None:
         """Read a scene and note what is known of it."""

@@ -12,7 +12,7 @@ from embreex.rtcore_scene import EmbreeScene
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.cameras import pixel_rays
+from datamodules.domain import Rays
 from datamodules.storage.meshes import Mesh
 
 _LIGHT = np.array((-0.5, -0.3, 0.8), dtype=np.float32)  # towards it: the six sides of a box differ
@@ -62,7 +62,9 @@ class Caster:
         """
         fine = [samples * side for side in shape]
         views = zip(poses, samples * focals, strict=True)
-        return torch.stack([self._view(pixel_rays(pose, focal, fine), fine, samples) for pose, focal in views])
+        return torch.stack(
+            [self._view(Rays().coords(fine, cameras=(pose, focal)), fine, samples) for pose, focal in views]
+        )
 
     def depth(self, poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
         """Return how far the object is in the middle of every pixel, from the plane of the camera.
@@ -75,8 +77,8 @@ class Caster:
         Returns:
             ``(F, H, W)`` float32 in world units, infinite where there is nothing.
         """
-        rays = pixel_rays(poses, focals, shape)
-        found = self._cast(rays.flatten(0, 1).numpy())
+        rays = Rays().coords((len(poses), *shape), cameras=(poses, focals))
+        found = self._cast(rays.numpy())
         depth = np.where(found["primID"] == _NOTHING, np.float32(math.inf), found["tfar"])
         return torch.from_numpy(depth.reshape(len(poses), *shape))
 

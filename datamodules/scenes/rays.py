@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples, Views
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.randomness import generator_at
+from datamodules.spec import DataSpec
 from modalities.views import PosedViews
 
 _WHITE = 255  # of all channels, where a ray meets nothing
@@ -81,24 +82,10 @@ class SceneModule(CoordinateDataModule):
         self.foreground_epochs = foreground_epochs
 
     @property
-    def signal_shape(self) -> tuple[int, ...]:
-        """``(views, 3, size, size)``, that of the support pictures."""
-        return self.views, 3, self.size, self.size
-
-    @property
-    def domain(self) -> Rays:
-        """Rays between the depths."""
-        return Rays(self.near, self.far)
-
-    @property
-    def coord_dim(self) -> int:
-        """6: a ray is an origin and a direction."""
-        return 6
-
-    @property
-    def value_dim(self) -> int:
-        """3: the colour that a ray sees."""
-        return 3
+    def spec(self) -> DataSpec:
+        """Rays between the depths, of a colour each; the signal is that of the support views."""
+        shape = (self.views, 3, self.size, self.size)
+        return DataSpec(Rays(self.near, self.far), 3, shape, self.modality, self.num_instances)
 
     def check_depths(self, name: str, poses: Tensor) -> None:
         """Refuse depths between which no camera of a scene could see an object around the origin.
@@ -147,20 +134,26 @@ class SceneModule(CoordinateDataModule):
             ``(B, Q * rays_per_view, 7)``, with colours in [0, 1].
         """
         support, query = (_part(batch, part) for part in (slice(self.views), slice(self.views, None)))
-        rays, values = _rays(query), _pixels(query.images)  # (B, Q, H W, 6), (B, Q, H W, 3)
+        rays, values = self._rays(query), _pixels(query.images)  # (B, Q, H W, 6), (B, Q, H W, 3)
         shape: tuple[int, ...] | None = (values.shape[1], *query.images.shape[-2:])
         if training:
             seeds = torch.as_tensor(batch.seed).tolist()
             chosen = self._drawn(query.images, seeds)[..., None]  # (B, Q, R, 1)
             rays, values, shape = rays.take_along_dim(chosen, 2), values.take_along_dim(chosen, 2), None
             rays = torch.cat((rays, _uniform(seeds, "jitter", rays.shape[1:3], rays.device)[..., None]), dim=-1)
-        observed = Samples(_rays(support).flatten(1, 2), _in_unit(_pixels(support.images)).flatten(1, 2))
+        observed = Samples(self._rays(support).flatten(1, 2), _in_unit(_pixels(support.images)).flatten(1, 2))
         return CoordinateBatch(
             Observation(Views(_in_unit(support.images), support.poses, support.focals), observed),
             Samples(rays.flatten(1, 2), _in_unit(values).flatten(1, 2)),
             shape,
             list(batch.name),
         )
+
+    def _rays(self, pictures: PosedPictures) -> Tensor:
+        """Return the rays of all pixels, ``(B, V, H * W, 6)``."""
+        views, _, *size = pictures.images.shape[1:]
+        rays = self.spec.domain.coords((views, *size), cameras=(pictures.poses, pictures.focals))
+        return rays.view(*rays.shape[:-2], views, -1, 6)
 
     def _drawn(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Return which pixels of views ``(B, Q, 3, H, W)`` are trained on, ``(B, Q, R)``."""
@@ -190,11 +183,6 @@ class SceneModule(CoordinateDataModule):
 def _part(batch: PosedPictures, part: slice) -> PosedPictures:
     """Return some views of all instances."""
     return batch._replace(images=batch.images[:, part], poses=batch.poses[:, part], focals=batch.focals[:, part])
-
-
-def _rays(pictures: PosedPictures) -> Tensor:
-    """Return the rays of all pixels, ``(B, V, H * W, 6)``."""
-    return pixel_rays(pictures.poses, pictures.focals, pictures.images.shape[-2:])
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -24,11 +24,10 @@ from torch import Tensor
 from datamodules.cameras import focal_length, look_at
 from datamodules.randomness import generator_at, seed_at
 from datamodules.scenes.raycast import Caster
-from datamodules.storage.download import locked
-from datamodules.storage.files import flush_folder, refusal_of_link, written_whole
+from datamodules.storage.files import flush_folder, locked, refusal_of_link, written_whole
 from datamodules.storage.folders import NamedFile, Split
 from datamodules.storage.meshes import RADIUS, read_mesh
-from datamodules.storage.parallel import counting
+from datamodules.storage.progress import counting
 
 _FORMAT = 1  # of the pictures: another look of the same settings gets another number
 _NAMED = 5  # meshes that a message names
@@ -90,7 +89,7 @@ class RenderSettings:
             raise ValueError(f"cameras is {self.cameras!r}, up {self.up!r}: own or shared, y or z.")
 
 
-class Rendered(NamedTuple):
+class RenderReport(NamedTuple):
     """What became of meshes.
 
     Attributes:
@@ -120,7 +119,7 @@ def render_folder(
     workers: int = 1,
     overwrite: bool = False,
     splits: Mapping[Split, Sequence[str]] | None = None,
-) -> Rendered:
+) -> RenderReport:
     """Render meshes as scenes in the layout of learnit's ShapeNet; those that were rendered before are left as they are.
 
     An object depends on its mesh, its name and the settings alone. Its folder is there when it is whole. One process at a time
@@ -197,7 +196,7 @@ def _none_good(bad: Mapping[str, str]) -> str:
     return f"None of {len(bad):,} meshes can be read:{named}"
 
 
-def _render_all(tasks: Sequence[_Task], workers: int) -> Rendered:
+def _render_all(tasks: Sequence[_Task], workers: int) -> RenderReport:
     """Render objects that are not there."""
     left = [task for task in tasks if not _is_there(task)]
     made: list[str] = []
@@ -210,7 +209,7 @@ def _render_all(tasks: Sequence[_Task], workers: int) -> Rendered:
                 bad[name] = reason
             show(done)
     kept = {task.mesh.name for task in tasks} - {task.mesh.name for task in left}
-    return Rendered(sorted(made), sorted(kept), dict(sorted(bad.items())))
+    return RenderReport(sorted(made), sorted(kept), dict(sorted(bad.items())))
 
 
 def _rendered(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[str, str | None]]:

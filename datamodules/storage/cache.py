@@ -24,11 +24,11 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
-from datamodules.storage.download import FULL, is_first_process, locked, progress
-from datamodules.storage.files import open_own, written_whole
+from datamodules.storage.files import FULL, is_verified, locked, open_own, remember_verified, written_whole
 from datamodules.storage.folders import NamedFile
 from datamodules.storage.images import Preparation, read_picture
-from datamodules.storage.parallel import counting, in_order
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting, is_first_process, progress
 
 _FORMAT = 1  # of the files, and of what decoding makes of a picture
 _ENOUGH = 32  # pictures, from which the size of all is estimated
@@ -271,17 +271,12 @@ def _write_index(place: _Place, entries: Sequence[_Entry]) -> bytes:
 
 def _verify(place: _Place, text: bytes, entries: Sequence[_Entry]) -> None:
     """Compare the pixels with their checksums, unless that was done since they changed."""
-    facts = place.pixels.stat()
-    state = {"index": text[:64].decode(), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-    with suppress(OSError, ValueError):
-        if json.loads(place.verified.read_bytes()) == state:
-            return
+    if is_verified(place.pixels, place.verified, index=text[:64].decode()):
+        return
     right = _right(place, entries)
     if right < len(entries):
         raise _DamagedError(f"has damaged pixels, the first in picture {right + 1:,}")
-    # where it cannot be written, it is verified every time
-    with suppress(OSError), written_whole(place.verified) as part:
-        part.write_text(json.dumps(state), encoding="utf-8")
+    remember_verified(place.pixels, place.verified, index=text[:64].decode())
 
 
 def _right(place: _Place, entries: Sequence[_Entry]) -> int:

@@ -1,41 +1,27 @@
-"""Files from the web: whole and the right ones, or a message that says how to get them by hand."""
+"""Files from the web: complete and verified, or a message that says how to fetch them by hand."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import http.client
 import json
 import os
 import re
 import shutil
 import ssl
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
-from urllib import error as web
+from typing import Any, NamedTuple
 from urllib import request
 from urllib.parse import urlsplit
 
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-from datamodules.storage.files import flush_folder, open_own, refusal_of_link, written_whole
-
-if sys.platform != "win32":
-    import fcntl
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from datamodules.storage import files
+from datamodules.storage.progress import progress
 
 _CHUNK = 1 << 18  # bytes
-_DIGITS = {"md5": 32, "sha256": 64}
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that another attempt may change
-_HEADWAY = 1 << 20  # bytes, after which the attempts count from the start: large files outlive many broken connections
+_TRANSIENT = (408, 416, 425, 429, 500, 502, 503, 504)  # answers that another attempt may change
+_HEADWAY = 1 << 20  # bytes, after which attempts are counted anew: large files outlive many broken connections
 
 
 class Source(NamedTuple):
@@ -43,9 +29,9 @@ class Source(NamedTuple):
 
     Attributes:
         url: Its address, ``https://`` or ``http://``.
-        filename: Its name here, without folders.
+        filename: Its local name, without folders.
         checksum: ``md5:`` or ``sha256:`` and the hexadecimal digits.
-        size: Bytes, where they are known: a server that has another file is found out before anything is fetched.
+        size: Bytes, if known: a server that has another file is then noticed before anything is fetched.
     """
 
     url: str
@@ -54,28 +40,8 @@ class Source(NamedTuple):
     size: int | None = None
 
 
-class _Version(NamedTuple):
-    """Which file a part belongs to, as far as the server said; whatever it did not say is None."""
-
-    url: str
-    checksum: str
-    etag: str | None
-    modified: str | None
-    length: int | None
-
-    @property
-    def validator(self) -> str | None:
-        """What ``If-Range`` takes: a strong ETag or a date."""
-        strong = self.etag if self.etag and not self.etag.startswith("W/") else None
-        return strong or self.modified
-
-    def may_be(self, other: _Version) -> bool:
-        """Return whether nothing that is known of both differs."""
-        return all(one == two for one, two in zip(self, other, strict=True) if one is not None and two is not None)
-
-
 class _BrokenOffError(Exception):
-    """Why a file did not come whole this time; another attempt may help."""
+    """Why a file did not arrive completely; another attempt may help."""
 
 
 def download(
@@ -86,431 +52,209 @@ def download(
     timeout: float = 30.0,
     pause: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Return a file of the web, fetched unless it is there.
+    """Return the path of a file of the web, fetched unless it is there.
 
-    A file is taken for whole only under its own name, which it gets when its checksum is right; ``NAME.verified`` remembers
-    that, so that it is not read again while its size and its date of change stay. Until then it is ``NAME.part``, which a
-    later call continues. Of several processes one fetches and the others wait. A file that somebody else put there is
-    verified and never removed.
+    A file gets its name only when its checksum is right; ``NAME.verified`` remembers that, so that it is not read again while
+    its size and modification time stay. Until then it is ``NAME.part``, which a later call resumes. Of several processes one
+    fetches and the others wait. A file that somebody else put there is verified and never removed.
 
     Args:
         source: The file.
-        folder: Where it is put; made if it is missing.
-        attempts: How often in a row the connection may break off, with pauses of 1, 2, 4, ... seconds.
-        timeout: Seconds without a byte after which the connection counts as broken off.
-        pause: What waits so many seconds.
-
-    Returns:
-        The path of the file.
+        folder: Where it is put; created if it is missing.
+        attempts: How often in a row the connection may break, with pauses of 1, 2, 4, ... seconds.
+        timeout: Seconds without a byte after which the connection counts as broken.
+        pause: Waits for a number of seconds.
 
     Raises:
         ValueError: If the source is malformed, the file is not the expected one, or the disk has no room.
         ConnectionError: If it cannot be fetched. Every message says what to fetch by hand and where to put it.
-
-    Example:
-        ``download(Source("https://example.org/a.tgz", "a.tgz", "md5:d41d8cd98f00b204e9800998ecf8427e"), "data")``
     """
-    _check(source)
-    path = Path(folder) / source.filename
+    transfer = _Transfer(source, path := Path(folder) / source.filename)
     try:
         if path.exists():
-            return _found(source, path)
+            return transfer.verified()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path):
-            if path.exists():  # by the process that was waited for
-                return _found(source, path)
-            _fetch(source, path, attempts, timeout, pause)
+        with files.locked(path):
+            return transfer.verified() if path.exists() else transfer.run(attempts, timeout, pause)
     except ConnectionError:
         raise
     except OSError as error:
-        raise ValueError(_of_the_disk(error, source, path)) from error
-    return path
+        what = f"{path} cannot be read or written: {files.one_line(error)}. Make its folder writable or choose another."
+        if error.errno in files.FULL:
+            transfer.discard()
+            what = f"The disk of {path.parent} became full while {source.filename} was fetched, and what had come was "
+            what += "removed. Make room or choose another folder."
+        raise ValueError(what) from error
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time write ``path``; the system lets the next one in when a process is killed.
+class _Transfer:
+    """A file, the bytes so far in ``NAME.part``, and in ``NAME.part.json`` what they are a part of."""
 
-    Where files cannot be locked (some network disks, Windows) nobody waits, and checks of the content have to do.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    place, waited = path.with_name(f"{path.name}.lock"), False
-    while True:
-        with os.fdopen(open_own(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
-            waited = _wait_for(file.fileno(), path, told=waited) or waited
-            if _is_open(place, file.fileno()):  # else the process before removed it
-                try:
-                    yield
-                finally:
-                    place.unlink(missing_ok=True)
-                return
-
-
-def _is_open(place: Path, descriptor: int) -> bool:
-    """Return whether a path still leads to the file that is open."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(place.stat(), os.fstat(descriptor))
-    return False
-
-
-def _wait_for(descriptor: int, path: Path, told: bool) -> bool:
-    """Lock a file; return whether another process had to end first, and say so unless that was told before."""
-    assert sys.platform != "win32"
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if is_first_process() and not told:
-            Console(stderr=True, soft_wrap=True).print(f"Waiting for another process, which writes {path}.")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return True
-    except OSError:
-        pass  # no locks on this disk
-    return False
-
-
-@contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with bytes, speed and time left on a terminal, on one process.
-
-    Args:
-        label: What goes on.
-        total: Bytes, None if unknown.
-
-    Yields:
-        What is told the bytes done so far.
-    """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    quiet = not console.is_terminal or not is_first_process()
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def is_first_process() -> bool:
-    """Return whether this process speaks for all of a run."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _check(source: Source) -> None:
-    """Refuse a source that says no file."""
-    if urlsplit(source.url).scheme not in ("https", "http"):
-        raise ValueError(f"The address {source.url!r} must begin with https:// or http://.")
-    if source.filename in ("", ".", "..") or re.search(r"[/\\\0]", source.filename):
-        raise ValueError(f"The file name {source.filename!r} of {source.url} must be a name without folders.")
-    kind, _, digits = source.checksum.partition(":")
-    if not re.fullmatch(r"[0-9a-fA-F]+", digits) or _DIGITS.get(kind) != len(digits):
-        raise ValueError(
-            f"The checksum {source.checksum!r} of {source.url} must be md5: and 32 or sha256: and 64 hexadecimal digits."
-        )
-
-
-def _by_hand(source: Source, path: Path) -> str:
-    """Return the way out."""
-    return f"fetch {source.url} by hand and put it at {path}"
-
-
-def _found(source: Source, path: Path) -> Path:
-    """Return a file that is there after seeing that it is the right one."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: move it away, or choose another folder.")
-    if _remembered(path) == _state(source, path):
-        return path
-    found = _digest(source, path)
-    if found != source.checksum.lower():
-        raise ValueError(
-            f"{path} has the checksum {found}, expected {source.checksum} ({path.stat().st_size:,} bytes): it is cut off, "
-            f"damaged or another version. Delete it to have it fetched anew, or {_by_hand(source, path)}."
-        )
-    _remember(source, path)
-    return path
-
-
-def _digest(source: Source, path: Path) -> str:
-    """Return the checksum of a file, of the kind that is expected."""
-    kind = source.checksum.partition(":")[0]
-    digest = hashlib.new(kind, usedforsecurity=False)
-    done = 0
-    with path.open("rb") as file, progress(f"verifying {source.filename}", path.stat().st_size) as show:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            show(done)
-    return f"{kind}:{digest.hexdigest()}"
-
-
-def _state(source: Source, path: Path) -> dict[str, object]:
-    """Return what changes when a file does, or what is expected of it."""
-    facts = path.stat()
-    return {"checksum": source.checksum.lower(), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-
-
-def _remembered(path: Path) -> object:
-    """Return the state in which a file was verified; None if it was not."""
-    try:
-        return json.loads(path.with_name(f"{path.name}.verified").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _remember(source: Source, path: Path) -> None:
-    """Write down that a file was verified, where its folder can be written."""
-    with contextlib.suppress(OSError):
-        _write(path.with_name(f"{path.name}.verified"), json.dumps(_state(source, path)))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-class _Part:
-    """What is there of a file, and the note of its version beside it.
-
-    Args:
-        path: The file as it will be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.with_name(f"{path.name}.part")
-        self.note = path.with_name(f"{path.name}.part.json")
+    def __init__(self, source: Source, path: Path) -> None:
+        if urlsplit(source.url).scheme not in ("https", "http"):
+            raise ValueError(f"The address {source.url!r} must begin with https:// or http://.")
+        if source.filename in ("", ".", "..") or re.search(r"[/\\\0]", source.filename):
+            raise ValueError(f"The file name {source.filename!r} of {source.url} must be a name without folders.")
+        if not re.fullmatch(r"md5:[0-9a-fA-F]{32}|sha256:[0-9a-fA-F]{64}", source.checksum):
+            right = "md5: and 32 or sha256: and 64 hexadecimal digits"
+            raise ValueError(f"The checksum {source.checksum!r} of {source.url} must be {right}.")
+        self.source, self.path, self.expected = source, path, source.checksum.lower()
+        ends = (".part", ".part.json", ".verified")
+        self.part, self.note, self.memory = (path.with_name(path.name + end) for end in ends)
+        self.by_hand = f"fetch {source.url} by hand and put it at {path}"
+        self.elsewhere = f"Find {source.filename} elsewhere ({source.checksum}) and put it at {path}"
 
     @property
     def size(self) -> int:
         """Bytes that are there."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def version(self, source: Source) -> _Version | None:
-        """Return what the part is a part of; without a note of this source, or beyond its end, it is removed."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            version = _Version(**json.loads(self.note.read_text(encoding="utf-8")))
-            of_source = (version.url, version.checksum) == (source.url, source.checksum)
-            if of_source and 0 < self.size <= (self.size if version.length is None else version.length):
-                return version
-        self.discard()
-        return None
-
-    def begin(self, version: _Version) -> None:
-        """Start from nothing."""
-        self.discard()
-        _write(self.note, json.dumps(version._asdict()))
+        return self.part.stat().st_size if self.part.exists() else 0
 
     def discard(self) -> None:
-        """Remove both."""
-        self.path.unlink(missing_ok=True)
+        """Remove what is there."""
+        self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
+    def verified(self) -> Path:
+        """Return the path of the file after checking that it is the right one."""
+        if not self.path.is_file():
+            raise ValueError(f"{self.path} is no file: move it away, or choose another folder.")
+        if not files.is_verified(self.path, self.memory, checksum=self.expected):
+            if wrong := files.mismatch(self.path, self.source.checksum):
+                what = f"{self.path} {wrong}: it is cut off, damaged or another version"
+                raise ValueError(f"{what}. Delete it to have it fetched anew, or {self.by_hand}.")
+            files.remember_verified(self.path, self.memory, checksum=self.expected)
+        return self.path
 
-def _fetch(source: Source, path: Path, attempts: int, timeout: float, pause: Callable[[float], None]) -> None:
-    """Put a file in its place, in as many attempts as it takes."""
-    part = _Part(path)
-    if part.path.is_symlink():
-        raise ValueError(refusal_of_link(part.path))
-    continued = part.version(source) is not None
-    failures, furthest = 0, part.size
-    while True:
+    def run(self, attempts: int, timeout: float, pause: Callable[[float], None]) -> Path:
+        """Fetch the file, in as many attempts as it takes, and return its path."""
+        if self.part.is_symlink():
+            raise ValueError(files.refusal_of_link(self.part))
+        resumed, failures, furthest = bool(self._known()), 0, self.size
+        while True:
+            try:
+                self._attempt(timeout)
+                if self._accept(again=resumed):
+                    return self.path
+                resumed, failures, furthest = False, 0, 0  # pieces of two versions: once more, from nothing
+            except _BrokenOffError as error:
+                resumed = resumed or self.size > 0
+                failures = 1 if self.size >= furthest + _HEADWAY else failures + 1
+                furthest = max(furthest, self.size)
+                if failures >= attempts:
+                    kept = self.size and f"The {self.size:,} bytes that came are kept: run it again to go on"
+                    what = f"{self.source.filename} could not be fetched from {self.source.url} in {attempts} attempts"
+                    raise ConnectionError(f"{what}: {error}. {kept or 'Try again'}, or {self.by_hand}.") from error
+                pause(2.0 ** (failures - 1))
+
+    def _known(self) -> dict[str, Any]:
+        """Return what the part is a part of; if that is another source or unknown, discard it and return nothing."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            note: dict[str, Any] = json.loads(self.note.read_bytes())
+            same = (note["url"], note["checksum"]) == (self.source.url, self.source.checksum)
+            if same and 0 < self.size <= (note["length"] or self.size):
+                return note
+        self.discard()
+        return {}
+
+    def _attempt(self, timeout: float) -> None:
+        """Fetch what is missing."""
+        known = self._known()
+        if known and self.size == known["length"]:
+            return  # killed while it was verified
+        with self._request(known, timeout) as response:
+            start, length, headers = 0, response.headers.get("Content-Length", ""), response.headers
+            if response.status == 206:
+                span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+                start, length = (int(span[1]), span[2]) if span else (-1, "")
+            total = int(length) if length.isdecimal() else None
+            note = {"url": self.source.url, "checksum": self.source.checksum, "length": total}
+            note |= {"etag": headers["ETag"], "modified": headers["Last-Modified"]}
+            differs = any(None not in (known.get(key), note[key]) and known[key] != note[key] for key in note)
+            if response.status == 206 and (start != self.size or not known or differs):
+                self.discard()
+                raise _BrokenOffError("the server went on with another version of the file")
+            if (total := self.source.size if total is None else total) is not None:
+                self._check_length(total, start)
+            if start == 0:
+                self.discard()
+                with files.written_whole(self.note) as file:
+                    file.write_text(json.dumps(note), encoding="utf-8")
+            self._receive(response, total)
+
+    def _request(self, known: dict[str, Any], timeout: float) -> http.client.HTTPResponse:
+        """Request the file from where its part ends."""
+        headers = {"User-Agent": "generalizable-inr", "Accept-Encoding": "identity"}
+        if known:
+            headers["Range"] = f"bytes={self.size}-"
+            etag = known.get("etag") or "W/"
+            if validator := known.get("modified") if etag.startswith("W/") else etag:
+                headers["If-Range"] = validator
+        asked, host = request.Request(self.source.url, headers=headers), urlsplit(self.source.url).hostname  # noqa: S310
         try:
-            _attempt(source, path, part, timeout)
-            if _accepted(source, path, part, again=continued):
-                return
-            continued, failures, furthest = False, 0, 0  # pieces of two versions: once more, from nothing
-        except _BrokenOffError as error:
-            continued = continued or part.size > 0
-            failures = 1 if part.size >= furthest + _HEADWAY else failures + 1
-            furthest = max(furthest, part.size)
-            if failures >= attempts:
-                kept = (
-                    f"The {part.size:,} bytes that came are kept: run it again to go on" if part.size else "Try again"
-                )
-                raise ConnectionError(
-                    f"{source.filename} could not be fetched from {source.url} in {attempts} attempts: {error}. "
-                    f"{kept}, or {_by_hand(source, path)}."
-                ) from error
-            pause(2.0 ** (failures - 1))
-
-
-def _accepted(source: Source, path: Path, part: _Part, *, again: bool) -> bool:
-    """Move a whole file to its place; remove a wrong one, and return False if it is worth another try."""
-    found = _digest(source, part.path)
-    if found == source.checksum.lower():
-        part.path.replace(path)
-        flush_folder(path.parent)
-        part.discard()
-        _remember(source, path)
-        return True
-    size, page = part.size, _is_page(part.path)
-    part.discard()
-    if again:
-        return False
-    what = "a web page, not the file" if page else "another version of the file, or a damaged one"
-    raise ValueError(
-        f"{source.filename} from {source.url} has the checksum {found}, expected {source.checksum} ({size:,} bytes): the "
-        f"server sent {what}. It was removed. Try again later, or {_by_hand(source, path)}."
-    )
-
-
-def _is_page(path: Path) -> bool:
-    """Return whether a file looks like HTML."""
-    with path.open("rb") as file:
-        return file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-
-
-def _attempt(source: Source, path: Path, part: _Part, timeout: float) -> None:
-    """Fetch what is missing of a file."""
-    known = part.version(source)
-    if known is not None and part.size == known.length:
-        return  # killed while it was verified
-    offset = part.size
-    with _answer(source, path, part, known, timeout) as response:
-        version, start = _described(source, response)
-        if response.status == 206 and (start != offset or known is None or not known.may_be(version)):
-            part.discard()
-            raise _BrokenOffError("the server went on with another version of the file")
-        length = source.size if version.length is None else version.length
-        _check_length(source, path, part, length, start)
-        if start == 0:
-            part.begin(version)
-        _receive(source, path, part, response, length)
-
-
-def _answer(
-    source: Source, path: Path, part: _Part, known: _Version | None, timeout: float
-) -> http.client.HTTPResponse:
-    """Ask for a file from where its part ends, and return what the server answers."""
-    headers = {"User-Agent": "generalizable-inr", "Accept-Encoding": "identity"}
-    if known is not None:
-        headers["Range"] = f"bytes={part.size}-"
-        if known.validator:
-            headers["If-Range"] = known.validator
-    try:
-        return _opener().open(request.Request(source.url, headers=headers), timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310
-    except web.HTTPError as error:
-        error.close()
-        answer = f"the server answered {error.code} {_words(error.reason)}"
-        if error.code == 416:
-            part.discard()
-        if error.code in (*_PASSING, 416):
-            raise _BrokenOffError(answer) from error
-        raise ConnectionError(
-            f"{source.url} cannot be fetched: {answer}. "
-            f"Find {source.filename} elsewhere ({source.checksum}) and put it at {path}."
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise ConnectionError(_of_the_certificate(reason, source, path)) from error
-        raise _BrokenOffError(f"{urlsplit(source.url).hostname} cannot be reached ({_words(reason)})") from error
-
-
-def _opener() -> request.OpenerDirector:
-    """Return what follows redirections and proxies, by HTTP and HTTPS alone."""
-    opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler,
-        request.UnknownHandler,
-        request.HTTPHandler,
-        request.HTTPSHandler,
-        request.HTTPDefaultErrorHandler,
-        request.HTTPRedirectHandler,
-        request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def _described(source: Source, response: http.client.HTTPResponse) -> tuple[_Version, int]:
-    """Return which file an answer belongs to, and at which byte it starts."""
-    headers = response.headers
-    if response.status == 206:
-        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
-        start, length = (int(span[1]), span[2]) if span else (-1, "*")
-    else:
-        start, length = 0, headers.get("Content-Length", "*")
-    total = int(length) if re.fullmatch(r"\d+", length) else None
-    return _Version(source.url, source.checksum, headers.get("ETag"), headers.get("Last-Modified"), total), start
-
-
-def _check_length(source: Source, path: Path, part: _Part, length: int | None, start: int) -> None:
-    """Refuse a file of another length, or one that the disk has no room for; nothing was written yet."""
-    if length is None:
-        return
-    if source.size is not None and length != source.size:
-        part.discard()
-        raise ValueError(
-            f"{source.url} has {length:,} bytes, expected {source.size:,}: the server has another version of "
-            f"{source.filename}. Find the right one ({source.checksum}) and put it at {path}."
-        )
-    free = shutil.disk_usage(part.path.parent).free + (part.size - start)  # a part that is begun anew makes room
-    if length - start > free:
-        raise ValueError(
-            f"{source.filename} needs {(length - start) / 1e6:,.1f} MB; the disk of {path.parent} has {free / 1e6:,.1f} MB "
-            "free. Make room or choose another folder."
-        )
-
-
-def _receive(source: Source, path: Path, part: _Part, response: http.client.HTTPResponse, length: int | None) -> None:
-    """Append what comes to the part."""
-    descriptor = open_own(part.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    with os.fdopen(descriptor, "ab") as file, progress(source.filename, length) as show:
-        for chunk in _chunks(response, part):
-            file.write(chunk)
-            show(file.tell())
-            if length is not None and file.tell() > length:
-                break
-        file.flush()
-        os.fsync(file.fileno())
-    if length is None or part.size == length:
-        return
-    if part.size < length:
-        raise _BrokenOffError(f"the connection broke off after {part.size:,} of {length:,} bytes")
-    part.discard()
-    raise ValueError(
-        f"{source.url} sends more than the expected {length:,} bytes: the server has another version of {source.filename}. "
-        f"Nothing was kept. Find the right one ({source.checksum}) and put it at {path}."
-    )
-
-
-def _chunks(response: http.client.HTTPResponse, part: _Part) -> Iterator[bytes]:
-    """Yield the body of an answer; what goes wrong with the disk in between is not its business."""
-    while True:
-        try:
-            chunk = response.read1(_CHUNK)
+            return request.urlopen(asked, timeout=timeout)  # type: ignore[no-any-return]  # noqa: S310 - the scheme was checked
+        except request.HTTPError as error:
+            error.close()
+            answer = f"the server answered {error.code} {files.one_line(error.reason)}"
+            if error.code == 416:
+                self.discard()
+            if error.code in _TRANSIENT:
+                raise _BrokenOffError(answer) from error
+            raise ConnectionError(f"{self.source.url} cannot be fetched: {answer}. {self.elsewhere}.") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _BrokenOffError(f"the connection broke off after {part.size:,} bytes ({_words(error)})") from error
-        if not chunk:
-            return
-        yield chunk
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, ssl.SSLCertVerificationError):
+                raise _BrokenOffError(f"{host} cannot be reached ({files.one_line(reason)})") from error
+            what = f"The certificate of {host} is not trusted ({reason.verify_message}): see that the clock is right"
+            what += ", let SSL_CERT_FILE name the certificates of your network if it inspects connections"
+            raise ConnectionError(f"{what}, or {self.by_hand}.") from error
 
+    def _check_length(self, length: int, start: int) -> None:
+        """Raise if the file has another length or the disk no room for it, before anything is written."""
+        if self.source.size not in (None, length):
+            self.discard()
+            what = f"{self.source.url} has {length:,} bytes, expected {self.source.size:,}"
+            raise ValueError(f"{what}: the server has another version. {self.elsewhere}.")
+        free = shutil.disk_usage(self.path.parent).free + (self.size - start)  # a part that is begun anew makes room
+        if length - start > free:
+            room = f"the disk of {self.path.parent} has {free / 1e6:,.1f} MB free. Make room or choose another folder."
+            raise ValueError(f"{self.source.filename} needs {(length - start) / 1e6:,.1f} MB; {room}")
 
-def _of_the_certificate(error: ssl.SSLCertVerificationError, source: Source, path: Path) -> str:
-    """Return what a certificate that is not trusted means."""
-    return (
-        f"The certificate of {urlsplit(source.url).hostname} is not trusted ({error.verify_message}): see that the clock is "
-        "right, let SSL_CERT_FILE name the certificates of your network if it inspects connections, "
-        f"or {_by_hand(source, path)}."
-    )
+    def _receive(self, response: http.client.HTTPResponse, length: int | None) -> None:
+        """Append to the part what arrives."""
+        broken, descriptor = "", files.open_own(self.part, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(descriptor, "ab") as file, progress(self.source.filename, length) as show:
+            while length is None or file.tell() <= length:
+                try:
+                    chunk = response.read1(_CHUNK)
+                except (OSError, http.client.HTTPException) as error:  # of the connection: those of the disk pass
+                    broken, chunk = f" ({files.one_line(error)})", b""
+                if not chunk:
+                    break
+                file.write(chunk)
+                show(file.tell())
+            file.flush()
+            os.fsync(file.fileno())
+        if broken or self.size < (length or 0):
+            of = "" if length is None else f" of {length:,}"
+            raise _BrokenOffError(f"the connection broke off after {self.size:,}{of} bytes{broken}")
+        if length is not None and self.size > length:
+            self.discard()
+            what = f"{self.source.url} sends more than the expected {length:,} bytes, of which none is kept"
+            raise ValueError(f"{what}: the server has another version. {self.elsewhere}.")
 
-
-def _of_the_disk(error: OSError, source: Source, path: Path) -> str:
-    """Return what an error of the disk means, after making room if it is full."""
-    if error.errno not in FULL:
-        return f"{path} cannot be read or written: {_words(error)}. Make its folder writable or choose another."
-    _Part(path).discard()
-    return (
-        f"The disk of {path.parent} became full while {source.filename} was fetched, and what had come was removed. "
-        "Make room or choose another folder."
-    )
-
-
-def _words(error: object) -> str:
-    """Return an error in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+    def _accept(self, *, again: bool) -> bool:
+        """Move a complete file to its place; discard a wrong one, and return False if another attempt may help."""
+        if wrong := files.mismatch(self.part, self.source.checksum):
+            with self.part.open("rb") as file:
+                page = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+            self.discard()
+            if again:
+                return False
+            what = "a web page, not the file" if page else "another version of the file, or a damaged one"
+            what = f"{self.source.filename} from {self.source.url} {wrong}: the server sent {what}"
+            raise ValueError(f"{what}. It was removed. Try again later, or {self.by_hand}.")
+        self.part.replace(self.path)
+        files.flush_folder(self.path.parent)
+        self.discard()
+        files.remember_verified(self.path, self.memory, checksum=self.expected)
+        return True

@@ -1,9 +1,11 @@
-"""Files that are whole or not there, whoever else writes them and however a writer ends."""
+"""Files that are whole or not there, whoever else writes them and however a writer ends: locks, checksums, temporary files."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -15,9 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-if sys.platform != "win32":
-    import fcntl
+from filelock import FileLock, Timeout, lock_descriptor
+from rich.console import Console
 
+from datamodules.storage.progress import is_first_process, progress
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_CHUNK = 1 << 18  # bytes
 _ABANDONED = 24 * 3600  # seconds after which a temporary file is nobody's, on disks without locks
 _FOLDER = ".part-"
 _NEW = 60  # seconds
@@ -56,6 +64,88 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.close(descriptor)  # unlocks
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write ``path``; the lock of a process that is killed ends with it.
+
+    Where files cannot be locked (some network disks) nobody waits, and checks of the content have to suffice.
+
+    Args:
+        path: The file or folder; the lock is ``NAME.lock`` beside it.
+
+    Raises:
+        ValueError: If the lock file is a link.
+    """
+    place = path.with_name(f"{path.name}.lock")
+    lock = FileLock(place, fallback_to_soft=False)
+    try:
+        _acquire(lock, path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(refusal_of_link(place)) from error
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a waiting process notices that its file is gone
+            place.unlink()
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    """Acquire a lock, and log if another process has to finish first."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if is_first_process():
+            Console(stderr=True, soft_wrap=True).print(f"Waiting for another process, which writes {path}.")
+        lock.acquire()
+
+
+def mismatch(path: Path, expected: str) -> str:
+    """Return in words that a file has another checksum than expected; nothing if it has that one.
+
+    Args:
+        path: The file.
+        expected: ``md5:`` or ``sha256:`` and the hexadecimal digits.
+    """
+    kind = expected.partition(":")[0]
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with path.open("rb") as file, progress(f"verifying {path.name.removesuffix('.part')}", path.stat().st_size) as show:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            show(file.tell())
+    checksum = f"{kind}:{digest.hexdigest()}"
+    if checksum == expected.lower():
+        return ""
+    return f"has the checksum {checksum}, expected {expected} ({path.stat().st_size:,} bytes)"
+
+
+def is_verified(path: Path, memory: Path, **facts: str) -> bool:
+    """Return whether `remember_verified` was called with these facts and the file has not changed since."""
+    with suppress(OSError, ValueError):
+        return bool(json.loads(memory.read_bytes()) == _state(path, facts))
+    return False
+
+
+def remember_verified(path: Path, memory: Path, **facts: str) -> None:
+    """Remember in a small file that another was verified; where it cannot be written, it is verified every time.
+
+    Args:
+        path: The file that was verified.
+        memory: The small file.
+        facts: What the file was verified against.
+    """
+    with suppress(OSError), written_whole(memory) as part:
+        part.write_text(json.dumps(_state(path, facts)), encoding="utf-8")
+
+
+def _state(path: Path, facts: dict[str, str]) -> dict[str, object]:
+    """Return what changes when a file does, or when it is verified against something else."""
+    return {**facts, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+
+
 def open_own(path: Path, flags: int) -> int:
     """Open a file, but never what a link in its place leads to, and return the descriptor.
 
@@ -75,6 +165,11 @@ def open_own(path: Path, flags: int) -> int:
 def refusal_of_link(path: Path) -> str:
     """Return why a link in the place of a temporary file is not written to."""
     return f"{path} is a link; a file that is written in parts must be a plain file: remove the link."
+
+
+def one_line(error: object) -> str:
+    """Return the message of an error in one line, without what the system adds to it."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
 def flush_file(path: Path) -> None:
@@ -114,7 +209,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         descriptor = os.open(made, os.O_RDONLY | _NO_LINK)
         try:
             with suppress(OSError):  # no locks on this disk
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                lock_descriptor(descriptor)
             yield Path(made)
         finally:
             os.close(descriptor)
@@ -175,7 +270,7 @@ def _created(part: Path) -> tuple[Path, int] | None:
         if sys.platform == "win32":
             return part, descriptor
         with suppress(OSError):  # no locks on this disk
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_descriptor(descriptor)
         if _is_open(part, descriptor):
             return part, descriptor
         os.close(descriptor)  # another process took it for abandoned, before it was locked
@@ -197,14 +292,10 @@ def _remove_abandoned(part: Path) -> None:
 
 def _is_abandoned(descriptor: int, changed: float) -> bool:
     """Return whether nobody writes a temporary file."""
-    assert sys.platform != "win32"
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(descriptor, blocking=False)
     except OSError:  # no locks on this disk
         return time.time() - changed > _ABANDONED
-    return True
 
 
 def _is_open(part: Path, descriptor: int) -> bool:

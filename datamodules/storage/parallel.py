@@ -1,21 +1,16 @@
-"""Many files, read by all processors: in order, a few ahead, with a bar."""
+"""Many files, read by all processors: in order, a few ahead."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from datamodules.storage.download import is_first_process
 from datamodules.storage.folders import NamedFile
+from datamodules.storage.progress import counting
 
 _AHEAD = 2  # items per thread that wait for their turn
 
@@ -70,37 +65,3 @@ def unreadable_of(files: Sequence[NamedFile], reason: Callable[[NamedFile], str 
                 found[str(file.path)] = told
             show(done)
     return found
-
-
-@contextmanager
-def counting(label: str, total: int, begun: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the count, the rate and the time left on a terminal, on one process.
-
-    Args:
-        label: What goes on.
-        total: Items.
-        begun: Items that were done before.
-
-    Yields:
-        What is told the items done so far.
-    """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    quiet = not console.is_terminal or not is_first_process()
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task(label, total=total, completed=begun)
-        yield lambda done: bar.update(task, completed=done)
-
-
-class _Rate(ProgressColumn):
-    """Items per second."""
-
-    def render(self, task: Task) -> Text:
-        """Return them as text."""
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")

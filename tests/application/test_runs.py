@@ -119,6 +119,7 @@ def test_the_folder_is_claimed_before_data_are_prepared(monkeypatch):
     assert not list((FOLDER / "version_1").iterdir())
 
 
+@pytest.mark.slow
 def test_a_saved_config_claims_a_folder_of_its_own():
     run("fit", *tiny("ipc"), *SHORT)
     saved = FOLDER / "version_0" / "config.yaml"
@@ -263,6 +264,7 @@ def test_a_requeued_job_goes_on_in_its_folder(job):
     assert torch.equal(checkpoint(first)["state_dict"]["inr.biases.2"], state["state_dict"]["inr.biases.2"])
 
 
+@pytest.mark.slow
 def test_a_requeued_job_resumes_the_middle_of_training(job, monkeypatch):
     whole = ["fit", *tiny("ipc"), "--trainer.max_epochs", 2]
     run(*whole, NAME, "whole")
@@ -289,6 +291,7 @@ def test_a_requeued_job_resumes_the_middle_of_training(job, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_requeued_job_goes_on_from_the_checkpoint_before_a_damaged_one(job, capsys):
     arguments = ["fit", *tiny("ipc"), *SHORT, "--trainer.max_epochs", 2]
     job()
@@ -303,6 +306,7 @@ def test_a_requeued_job_goes_on_from_the_checkpoint_before_a_damaged_one(job, ca
     assert checkpoint(FOLDER / "version_0")["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_requeued_job_without_a_checkpoint_starts_anew_in_its_folder(job):
     run("fit", *tiny("ipc"), *SHORT, NAME, "before")
     given = ["--ckpt_path", "runs/before/version_0/checkpoints/last.ckpt", "--trainer.max_epochs", 2]
@@ -349,7 +353,9 @@ def test_other_processes_of_a_requeued_job_find_its_folder(job):
     assert (FOLDER / "version_0" / "metrics.csv").is_file()
 
 
-@pytest.mark.parametrize("off", [["--trainer.fast_dev_run", "true"], ["--trainer.logger", "false"]])
+@pytest.mark.parametrize(
+    "off", [["--trainer.fast_dev_run", "true"], pytest.param(["--trainer.logger", "false"], marks=pytest.mark.slow)]
+)
 def test_without_a_run_folder_nothing_is_written(off):
     run("fit", *tiny("ipc"), *SHORT, NAME, "trained")
     path = "runs/trained/version_0/checkpoints/last.ckpt"
@@ -379,6 +385,7 @@ def test_checkpoint_callbacks_without_a_folder_are_switched_off():
     assert without_checkpoints([ModelCheckpoint(), kept, LastCheckpoint()]) == [kept]
 
 
+@pytest.mark.slow
 def test_prediction_looks_only_at_its_own_folder(tmp_path):
     run("fit", *tiny("ipc"), *SHORT)
     picture = tmp_path / "picture.png"
@@ -416,6 +423,7 @@ def test_prediction_runs_in_a_folder_that_is_read_only():
         assert not list(Path(locked).iterdir())
 
 
+@pytest.mark.slow
 def test_rows_of_a_run_are_not_mixed():
     run("fit", *tiny("ipc"), *SHORT)
     run("fit", *tiny("ipc"), *SHORT)

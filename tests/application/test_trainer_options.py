@@ -38,6 +38,7 @@ def _log(caplog):
     return [record.getMessage() for record in caplog.records]
 
 
+@pytest.mark.slow
 def test_no_progress_bar():
     printed = run("fit", *tiny("ipc"), "--trainer.enable_progress_bar", "false")
     assert "Validation" not in printed
@@ -106,6 +107,7 @@ def test_overfitting_sees_the_same_first_batches(amount):
     assert not set(train[0].names) & set(train[1].names)
 
 
+@pytest.mark.slow
 def test_the_time_limit_and_the_profile_are_told(caplog):
     with caplog.at_level(logging.INFO):
         limit = ["--trainer.max_time", "00:00:00:01", "--trainer.max_epochs", -1]

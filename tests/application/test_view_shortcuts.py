@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from coordinates import pixel_rays
 from jsonargparse import Namespace
 from PIL import Image
 from program import asked, refused, rows, run
@@ -19,7 +20,7 @@ from application.shortcuts import expand_shortcuts, kind_of_prediction, state_si
 from composers.checkpoint import build, save
 from composers.codes import read_code
 from datamodules.batch import Observation, Samples, Views
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
 
 NAMES = (
     "images",

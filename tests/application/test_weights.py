@@ -89,6 +89,7 @@ def test_weights_and_a_checkpoint_exclude_each_other(first):
     assert "give one of them; --weights starts a new run from weights, --ckpt_path resumes" in message
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_the_start_in_the_config_of_a_run(first):
     run("fit", *tiny("ipc"), "--weights", first)
     saved = ["--config", "runs/unnamed/version_0/config.yaml", "--trainer.max_epochs", 2]
@@ -100,6 +101,7 @@ def test_the_command_line_wins_over_the_start_in_the_config_of_a_run(first):
     assert checkpoint("runs/unnamed/version_2")["global_step"] == STEPS
 
 
+@pytest.mark.slow
 def test_other_commands_read_the_config_of_such_a_run_and_have_no_such_option(first):
     run("fit", *tiny("ipc"), "--weights", first)
     saved = ["--config", "runs/unnamed/version_0/config.yaml", "--ckpt_path", "last"]

@@ -149,9 +149,9 @@ def test_sound_is_timed_too(capsys):
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="axes is 3"):
-        speed.Settings(axes=3)
+        speed.SpeedSettings(axes=3)
     with pytest.raises(ValueError, match="steps 1"):
-        speed.Settings(steps=1)
+        speed.SpeedSettings(steps=1)
 
 
 def test_saved_bytes_count_each_storage_once_and_no_parameter():
@@ -186,7 +186,7 @@ def test_decodings_are_measured_in_processes_of_their_own(tmp_path, capsys):
         assert float(row["megapixels a second"]) > 0
     assert float(rows[0]["time, first / this"]) == 1
     with pytest.raises(ValueError, match="repeats 0"):
-        decode.Settings(repeats=0)
+        decode.DecodeSettings(repeats=0)
 
 
 def test_a_decoding_is_measured_and_the_plain_one_makes_the_same_picture(monkeypatch):
@@ -214,10 +214,10 @@ def test_loading_is_measured_with_and_without_the_cache(tmp_path, capsys):
     assert [row["pictures"].split(",")[0] for row in rows] == ["making the cache", "with the cache", "without"]
     assert all(float(row["a second"].replace(",", "")) > 0 for row in rows)
     data = loading.data_of(
-        loading.Settings(count=40, short_side=24, size=16, batch_size=4), tmp_path / "pictures", None, 0
+        loading.LoadingSettings(count=40, short_side=24, size=16, batch_size=4), tmp_path / "pictures", None, 0
     )
     assert len(data.train_set) == 39
     assert all(min(data.train_set[index].values.shape[1:]) == 24 for index in range(39))
     assert len({data.train_set[index].values.shape for index in range(39)}) > 5
     with pytest.raises(ValueError, match="uncached 3"):
-        loading.Settings(uncached=3)
+        loading.LoadingSettings(uncached=3)

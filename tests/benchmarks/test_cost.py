@@ -117,7 +117,7 @@ def test_a_measured_step_trains(tiny, monkeypatch):
     build = cost.build
     monkeypatch.setattr(cost, "build", lambda config: composers.append(build(config)) or composers[-1])
     monkeypatch.setattr(cost, "duration", lambda step, device: step() or 1.0)
-    cost.measure(cost.Settings(tiny("ipc"), steps=1))
+    cost.measure(cost.CostSettings(tiny("ipc"), steps=1))
     composer = composers[0][0]
     assert composer.training
     assert torch.all(composer.inr.biases["2"] != 0)  # zero before training
@@ -127,7 +127,7 @@ def test_a_measured_step_trains(tiny, monkeypatch):
 def test_settings_are_checked(tmp_path, wrong):
     [(name, value)] = wrong.items()
     with pytest.raises(ValueError, match=f"{name} .*{value}"):
-        cost.Settings(tmp_path, **wrong)
+        cost.CostSettings(tmp_path, **wrong)
 
 
 def test_a_missing_config_is_named(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import inner_loop, reference
-from benchmarks.inner_loop import Alive, Settings, main
+from benchmarks.inner_loop import Alive, InnerLoopSettings, main
 from benchmarks.reference import from_meta_learned
 from composers import Functa, InnerLoop, LearnedInit, MetaIPC
 from composers.networks import Sine
@@ -97,7 +97,7 @@ def test_main_times_and_appends(tmp_path, capsys):
 def test_the_first_two_steps_are_taken_off_the_further_ones(monkeypatch):
     seconds = {"forward": [1.0, 2.0], "1": [3.0, 5.0], "3": [7.0, 13.0]}
     monkeypatch.setattr(inner_loop, "alternate", lambda sides, settings: {name: seconds[name] for name in sides})
-    settings = Settings(size=4, hidden_dim=8, num_layers=3, num_frequencies=2, evaluation_batch_sizes=(1,))
+    settings = InnerLoopSettings(size=4, hidden_dim=8, num_layers=3, num_frequencies=2, evaluation_batch_sizes=(1,))
     step, first = inner_loop.compare_evaluation(settings, None)[:2]
     assert (step.amount, step.other, step.ratio) == (3, 1.5, 2)  # (7 - 3) / 2 and (13 - 5) / 2
     assert (first.amount, first.ratio) == (4, 2.75)
@@ -140,7 +140,7 @@ def test_alive_counts_each_storage_until_it_is_freed():
 
 
 def test_memory_is_measured_in_this_process():
-    settings = Settings(size=8, hidden_dim=8, num_layers=3, num_frequencies=2)
+    settings = InnerLoopSettings(size=8, hidden_dim=8, num_layers=3, num_frequencies=2)
     stored = [inner_loop.measure_memory(settings, steps, False) for steps in (1, 4)]
     assert all(one.peak_mb >= 0 for one in stored)
     assert 0 < stored[0].alive_mb < stored[1].alive_mb
@@ -149,7 +149,7 @@ def test_memory_is_measured_in_this_process():
 def test_a_number_of_steps_is_compared_with_the_first(monkeypatch):
     measured = {2: inner_loop.Memory(10.0, 8.0), 8: inner_loop.Memory(30.0, 4.0)}
     monkeypatch.setattr(inner_loop, "_in_own_process", lambda settings, steps, kind: measured[steps])
-    found = inner_loop.compare_memory(Settings(memory_steps=(2, 8)), None)
+    found = inner_loop.compare_memory(InnerLoopSettings(memory_steps=(2, 8)), None)
     assert [one.case for one in found[:3]] == [
         "stored, 2 inner steps, peak",
         "stored, 2 inner steps, tensors alive",
@@ -171,9 +171,9 @@ def test_stored_steps_need_memory_and_recomputed_ones_hardly(capsys):
 @pytest.mark.parametrize("changes", [{"size": 0}, {"memory_steps": (2, 0)}, {"repeats": 1}, {"num_layers": 1}], ids=str)
 def test_what_cannot_be_measured_is_refused(changes):
     with pytest.raises(ValueError, match="must be at least 2, or another number is not positive"):
-        Settings(**changes)
+        InnerLoopSettings(**changes)
 
 
 def test_nothing_to_measure_is_refused():
     with pytest.raises(ValueError, match="give at least one of each"):
-        Settings(parts=())
+        InnerLoopSettings(parts=())

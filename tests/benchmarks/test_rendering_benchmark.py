@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import rendering
-from benchmarks.rendering import Measurement, Settings, main, measure, scene
+from benchmarks.rendering import Measurement, RenderingSettings, main, measure, scene
 
-SMALL = Settings(size=4, samples_per_ray=5, hidden_dim=8)
+SMALL = RenderingSettings(size=4, samples_per_ray=5, hidden_dim=8)
 
 
 def test_all_pixels_are_rendered(monkeypatch):
@@ -43,4 +43,4 @@ def test_the_table_names_every_number_of_views(capsys):
 @pytest.mark.parametrize("changes", [{"views": ()}, {"views": (0,)}, {"size": 0}, {"hidden_dim": 0}], ids=str)
 def test_what_cannot_be_measured_is_refused(changes):
     with pytest.raises(ValueError, match="give positive numbers"):
-        Settings(**changes)
+        RenderingSettings(**changes)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from coordinates import grid
 from flat_images import SHAPE, FlatData, FlatImages
 from lightning import Trainer
 from PIL import Image
@@ -20,7 +21,6 @@ from composers import InnerLoop, LearnedInit, MetaIPC, Refinement
 from composers.evaluation import CodeStatistics, mean_start, measure_codes, random_start
 from composers.metrics import PSNR, Gain
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
 from datamodules.randomness import generator_at
 
 STEPS = (0, 1, 4)

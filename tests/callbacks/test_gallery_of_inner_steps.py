@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from coordinates import grid
 from flat_images import FlatData, FlatImages
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -23,9 +24,9 @@ from composers.rendering import VolumeRenderer
 from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples
 from datamodules.cameras import orbit
 from datamodules.configuration import load_layers
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.scenes.rays import SceneModule
-from datamodules.spec import Modality
+from datamodules.spec import DataSpec, Modality
 from modalities import Audio
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -151,8 +152,7 @@ class _Seconds(FlatData):
     """Audio of 25 ms."""
 
     modality = Audio()
-    signal_shape = (1, 400)
-    coord_range = (-0.025, 0.025)
+    spec = DataSpec(Grid(((-0.025, 0.025),)), 1, (1, 400), modality)
 
 
 def _drawn(tmp_path, composer, batch, data, gallery=None):
@@ -231,8 +231,7 @@ def test_scenes_show_the_middle_view_of_different_objects(tmp_path):
 class _Volumes(FlatData):
     """Signals of three axes, which are of no particular modality."""
 
-    modality = Modality()
-    signal_shape = (1, 2, 3, 4)
+    spec = DataSpec(Grid.unit(3), 1, (1, 2, 3, 4), Modality())
 
 
 def test_signals_of_another_kind_are_left_out(tmp_path, capsys):

@@ -145,7 +145,7 @@ def resumed(whole, setting, name):
         pytest.param("plain", "batch_start-11", marks=pytest.mark.slow),
         pytest.param("window", "batch_end-3", marks=pytest.mark.slow),
         pytest.param("window", "batch_end-12", marks=pytest.mark.slow),
-        ("window", "zero_grad-6"),
+        pytest.param("window", "zero_grad-6", marks=pytest.mark.slow),
         pytest.param("validation", "batch_end-3", marks=pytest.mark.slow),
         pytest.param("validation", "validation_end-9", marks=pytest.mark.slow),
         pytest.param("validation", "validation_batch_end-12", marks=pytest.mark.slow),
@@ -273,7 +273,9 @@ def test_there_is_a_whole_last_checkpoint_at_every_moment(tmp_path, monkeypatch,
     assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"last.ckpt": "3", "previous.ckpt": "2"}
 
 
-@pytest.mark.parametrize("state", ["there", "moved", "gone", "damaged"])
+@pytest.mark.parametrize(
+    "state", ["there", *(pytest.param(state, marks=pytest.mark.slow) for state in ("moved", "gone", "damaged"))]
+)
 def test_the_best_is_kept_across_runs(tmp_path, monkeypatch, capsys, state):
     monkeypatch.chdir(tmp_path)
     arguments = [*tiny("ipc"), *FAST, *only(FIRST, ("LastCheckpoint", "{}"))]

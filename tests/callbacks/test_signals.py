@@ -41,7 +41,9 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow)])  # the last of an epoch is 5
+@pytest.mark.parametrize(
+    "batch", [pytest.param(batch, marks=pytest.mark.slow) for batch in (2, 5)]
+)  # the last of an epoch is 5
 def test_training_saves_and_a_resumed_run_is_the_uninterrupted_one(batch, tmp_path):
     two = "--trainer.max_epochs=2"
     run("fit", *tiny("ipc"), two, NAME, "whole")
@@ -107,6 +109,7 @@ def test_two_processes_save_and_stop_together(tmp_path):
     checkpoint("runs/two/version_0")
 
 
+@pytest.mark.slow
 def test_a_slurm_job_is_requeued(tmp_path):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')

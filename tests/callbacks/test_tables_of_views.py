@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from coordinates import pixel_rays
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -20,7 +21,7 @@ from composers.encoders import Transformer, ViewPatches
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, PosedPictures, Samples
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.scenes.rays import SceneModule
 from modalities import PosedViews

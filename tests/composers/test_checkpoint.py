@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from coordinates import grid
 from program import COMPOSERS, REPOSITORY, TESTS, rows, run, tiny
 
 import composers
 from composers.checkpoint import check_weights, located, newest, read
 from datamodules.batch import Observation
 from datamodules.configuration import load_layers
-from datamodules.domain import grid
 
 PLAIN = (dict, list, str, int, float, bool, type(None))
 

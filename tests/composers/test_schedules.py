@@ -72,6 +72,7 @@ def test_numbers_out_of_range_are_refused(made, words):
         made()
 
 
+@pytest.mark.slow
 def test_epochs_become_steps_of_the_trainer_and_a_resumed_run_counts_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = [*tiny("ipc"), *WARMUP, 4.0, "--trainer.limit_val_batches", 1]

@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
+from coordinates import cell_size, grid
 from jsonargparse import ArgumentParser
 from torch.utils.data import Dataset, default_collate
 
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
-from datamodules.domain import cell_size, grid
+from datamodules.domain import CellGrid, Grid
 from datamodules.randomness import seed_at
+from datamodules.spec import DataSpec, Modality
 
 SHAPE = (3, 4, 6)
 
@@ -31,10 +33,16 @@ class _Pictures(Dataset):
 class _Data(CoordinateDataModule):
     """Ten training and seven held-out pictures."""
 
-    signal_shape = SHAPE
+    spec = DataSpec(Grid.unit(2), 3, SHAPE, Modality())
 
     def setup(self, stage):
         self.train_set, self.val_set, self.test_set = _Pictures(10), _Pictures(7), _Pictures(5)
+
+
+class _Sound(_Data):
+    """Signals with one axis."""
+
+    spec = DataSpec(Grid.unit(1), 1, (1, 9), Modality())
 
 
 def _make(**arguments):
@@ -47,11 +55,6 @@ def _collated(seeds=(1, 2, 3)):
     """Return a batch of raw pictures with these seeds; the picture of a seed is always the same."""
     pictures = _Pictures(10)
     return Signal(torch.stack([pictures[seed].values for seed in seeds]), [str(s) for s in seeds], torch.tensor(seeds))
-
-
-def test_sizes_follow_from_the_shape():
-    data = _make()
-    assert (data.coord_dim, data.value_dim, data.coord_range) == (2, 3, (-1.0, 1.0))
 
 
 def test_coordinates_and_values_of_every_pixel():
@@ -73,7 +76,7 @@ def test_coordinates_and_values_of_every_pixel():
 
 def test_floating_point_signals_stand_for_themselves():
     sound = Signal(torch.randn(2, 1, 9), ["a", "b"], torch.tensor([1, 2]))
-    batch = _make().to_coordinates(sound)
+    batch = _Sound().to_coordinates(sound)
     assert batch.shape == (9,)
     assert torch.equal(batch.query.coords, grid((9,)))
     assert torch.equal(batch.query.values.squeeze(-1), sound.values.squeeze(1))
@@ -81,9 +84,22 @@ def test_floating_point_signals_stand_for_themselves():
 
 def test_the_range_of_coordinates_belongs_to_the_data():
     class Long(_Data):
-        coord_range = (-3.0, 3.0)
+        spec = DataSpec(Grid(((-3.0, 3.0), (0.0, 1.0))), 3, SHAPE, Modality())
 
-    assert torch.equal(Long().to_coordinates(_collated()).query.coords, grid((4, 6), -3.0, 3.0))
+    rows, columns = Long().to_coordinates(_collated()).query.coords.view(4, 6, 2).unbind(-1)
+    assert torch.equal(rows[:, :1], grid((4,), -3.0, 3.0))
+    assert torch.equal(columns[0, :, None], grid((6,), 0.0, 1.0))
+
+
+def test_noise_moves_positions_and_leaves_cells_alone():
+    class Cells(_Data):
+        spec = DataSpec(CellGrid.unit(2), 3, SHAPE, Modality())
+
+    coords = Cells(coordinate_noise="per_instance").to_coordinates(_collated(), training=True).query.coords
+    assert coords.shape == (3, 24, 4)
+    assert (coords[..., 2:] == torch.tensor(cell_size((4, 6)))).all()
+    moved = coords[..., :2] - grid((4, 6))
+    assert 0 < moved.abs().max() <= 0.25 + 1e-6
 
 
 def test_evaluation_draws_nothing():
@@ -220,7 +236,7 @@ def test_padding_is_masked_wherever_samples_are():
     batch = default_collate(
         [Signal(row, str(n), n, length) for n, (row, length) in enumerate(zip(values, (4, -1, 0), strict=True))]
     )
-    data = _make(coordinate_subset=4)
+    data = _Sound(coordinate_subset=4)
     made = data.to_coordinates(batch)
     wanted = torch.tensor([[True] * 4 + [False] * 2, [True] * 6, [False] * 6])
     assert torch.equal(made.query.mask, wanted)

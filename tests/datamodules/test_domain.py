@@ -1,14 +1,18 @@
-"""Coordinates of regular samples against loops."""
+"""Domains: coordinates of regular samples against loops, and domains as data; what is drawn of coordinates."""
 
+import json
 import math
+from dataclasses import dataclass
 from itertools import product
 
 import pytest
 import torch
+from coordinates import box, cell_size, grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.domain import cell_size, grid, jitter, subset
+from datamodules.cameras import orbit
+from datamodules.domain import CellGrid, Domain, Grid, Rays, Volume, jitter, subset
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=3)
 RANGES = st.sampled_from([(-1.0, 1.0), (0.0, 1.0), (-3.0, 3.0)])
@@ -120,3 +124,177 @@ def test_subsets_depend_on_their_generator_alone():
     torch.manual_seed(7)
     assert torch.equal(subset(50, 0.5, _generator(1)), first)
     assert not torch.equal(subset(50, 0.5, _generator(2)), first)
+
+
+@st.composite
+def _boxes(draw):
+    """Draw a shape, a range for each of its axes, and a box within it."""
+    shape = draw(SHAPES)
+    ranges = tuple(draw(RANGES) for _ in shape)
+    starts = [draw(st.integers(0, n - 1)) for n in shape]
+    return shape, ranges, [(start, draw(st.integers(start, n))) for start, n in zip(starts, shape, strict=True)]
+
+
+@given(_boxes())
+def test_a_box_has_the_coordinates_of_the_whole(drawn):
+    shape, ranges, part = drawn
+    for domain in (Grid(ranges), CellGrid(ranges)):
+        whole = domain.coords(shape).view(*shape, domain.coord_dim)
+        cut = whole[tuple(slice(start, stop) for start, stop in part)]
+        assert torch.equal(domain.coords(shape, part), cut.reshape(-1, domain.coord_dim))
+
+
+def test_every_axis_has_its_own_range():
+    found = Grid(((0.0, 1.0), (-3.0, 3.0))).coords((2, 3))
+    assert found.tolist() == [[row, column] for row in (0.25, 0.75) for column in (-2.0, 0.0, 2.0)]
+    assert Grid(((0.0, 1.0), (-3.0, 3.0))).cell((2, 3)) == (0.5, 2.0)
+
+
+def test_cells_follow_the_position_and_do_not_move():
+    domain = CellGrid(((0.0, 1.0), (-3.0, 3.0)))
+    coords = domain.coords((2, 3))
+    assert domain.coord_dim == coords.shape[-1] == 4
+    assert torch.equal(coords[:, :2], Grid(domain.ranges).coords((2, 3)))
+    assert coords[:, 2:].tolist() == [[0.5, 2.0]] * 6
+    moved = jitter(coords, domain.cell((2, 3)), _generator())
+    assert torch.equal(moved[:, 2:], coords[:, 2:])
+    assert not (moved[:, :2] == coords[:, :2]).any()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), RANGES)
+def test_places_between_samples_are_those_of_another_size(own, new, ends):
+    places = (torch.arange(new, dtype=torch.float64) + 0.5) * own / new
+    torch.testing.assert_close(box((1,), *ends).at([places], (own,)), grid((new,), *ends), atol=1e-6, rtol=0)
+    cells = CellGrid((ends,)).at([places], (own,), [own / new])
+    torch.testing.assert_close(cells, CellGrid((ends,)).coords((new,)), atol=1e-6, rtol=0)
+
+
+def test_places_of_several_axes_cross():
+    places = [torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0, 4.0])]
+    found = Grid.unit(2).at(places, (2, 4))
+    assert found.tolist() == [[row, column] for row in (-1.0, 1.0) for column in (-0.5, 0.5, 1.0)]
+
+
+def test_rays_equal_a_loop_over_pixels_and_views():
+    poses, focals, shape = orbit(2, 3.0, 20.0), torch.tensor([[5.0, 6.0], [7.0, 8.0]]), (2, 3, 4)
+    wanted = []
+    for pose, (across, along) in zip(poses.double(), focals.tolist(), strict=True):
+        for row, column in product(range(3), range(4)):
+            inside = torch.tensor([(column + 0.5 - 2) / across, (1.5 - row - 0.5) / along, -1.0], dtype=torch.float64)
+            wanted.append([*pose[:, 3].tolist(), *(pose[:, :3] @ inside).tolist()])
+    rays = Rays(2.0, 6.0).coords(shape, cameras=(poses, focals))
+    assert rays.dtype == torch.float32
+    torch.testing.assert_close(rays.double(), torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
+    each = [Rays().coords((3, 4), cameras=camera) for camera in zip(poses, focals, strict=True)]
+    torch.testing.assert_close(torch.cat(each), rays)
+    part = Rays().coords(shape, [(1, 2), (0, 2), (3, 4)], cameras=(poses, focals))
+    torch.testing.assert_close(part, rays.view(2, 3, 4, 6)[1:, :2, 3:].reshape(-1, 6))
+    many = Rays().coords(shape, cameras=(poses.expand(5, -1, -1, -1), focals.expand(5, -1, -1)))
+    torch.testing.assert_close(many, rays.expand(5, -1, -1))
+
+
+def test_a_volume_is_a_cube():
+    assert torch.equal(Volume(1.5).coords((2, 3, 4)), Grid(((-1.5, 1.5),) * 3).coords((2, 3, 4)))
+    assert Volume(1.5).cell((2, 3, 4)) == (1.5, 1.0, 0.75)
+    assert Volume(1.5).coord_dim == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Grid.unit(2).coords((3,)), r"shape is \(3,\); this domain has 2 axes"),
+        (lambda: Grid.unit(1).coords((3,), [(0, 1), (0, 1)]), "box is .* has 1 axes"),
+        (
+            lambda: Grid(((1.0, -1.0),)),
+            r"ranges is \(\(1.0, -1.0\),\): the ends of an axis are finite, the lower one first",
+        ),
+        (lambda: Grid(((0.0, math.inf),)), "ends of an axis are finite"),
+        (lambda: Grid(()), "ranges is"),
+        (lambda: Grid((1.0, 2.0)), "give a lower and an upper end for every axis"),
+        (lambda: Volume(0.0), "bound is 0.0"),
+        (lambda: Rays().coords((2, 2)), "cameras are missing"),
+        (lambda: Rays().coords((4,), cameras=(torch.eye(4)[:3], torch.ones(2))), r"shape is \(4,\), cameras are given"),
+        (lambda: Rays().coords((3, 2, 2), cameras=(orbit(2), torch.ones(2, 2))), "there are cameras of 2 views"),
+        (lambda: Rays().at([torch.zeros(1)], (1,)), "Rays has no coordinates between samples"),
+    ],
+)
+def test_what_does_not_fit_a_domain_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+DOMAINS = (Grid(((0.0, 1.0), (-3.0, 3.0))), CellGrid.unit(2), Rays(2.0, 6.0), Rays(), Volume(1.5))
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=repr)
+def test_a_domain_survives_json(domain):
+    again = Domain.from_config(json.loads(json.dumps(domain.config())))
+    assert again == domain
+    assert type(again) is type(domain)
+
+
+@dataclass(frozen=True)
+class Circle(Domain):
+    """A domain of somebody else: angles."""
+
+    turns: int = 1
+    unit: str | None = None
+    coord_dim = 1
+
+    def coords(self, shape, box=None, cameras=None, *, device=None):
+        return torch.arange(shape[0], device=device).unsqueeze(-1) * (2 * math.pi * self.turns / shape[0])
+
+    def describe(self):
+        return "angles"
+
+
+def test_a_domain_of_somebody_else_survives_too():
+    assert Domain.from_config(Circle(3, "degrees").config()) == Circle(3, "degrees")
+    assert Circle().cell((4,)) == (0.0,)
+    assert Circle(2).agrees(Circle(2))
+    assert not Circle(2).agrees(Circle(3))
+    assert Circle(2, "degrees").agrees(Circle(2, "degrees"))
+    assert not Circle(2, "degrees").agrees(Circle(2))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "stored as class_path and init_args, found: None"),
+        (
+            {"class_path": "os.system", "init_args": {}},
+            r"'os.system' is unknown; known are .*datamodules\.domain\.Grid",
+        ),
+        ({"init_args": {}}, "None is unknown"),
+        ({"class_path": "datamodules.domain.Volume", "init_args": {"side": 1}}, "cannot be made"),
+        ({"class_path": "datamodules.domain.Grid", "init_args": {"ranges": 3}}, "ranges is 3"),
+        ({"class_path": "datamodules.domain.Grid", "init_args": [1]}, "stored as class_path and init_args"),
+    ],
+)
+def test_other_configs_are_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        Domain.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (Grid.unit(2), Grid(((-1.0, 1.0 + 1e-12), (-1.0, 1.0))), True),
+        (Grid.unit(2), Grid.unit(1), False),
+        (Grid.unit(2), CellGrid.unit(2), False),
+        (Grid.unit(1), Grid(((-1.0, 1.1),)), False),
+        (Rays(2.0, 6.0), Rays(), True),
+        (Rays(2.0, 6.0), Rays(1.0, 3.0), True),
+        (Rays(), Volume(), False),
+    ],
+    ids=repr,
+)
+def test_models_go_with_domains_that_agree(first, second, same):
+    assert first.agrees(second) == second.agrees(first) == same
+
+
+def test_domains_in_words():
+    assert Grid.unit(2).describe() == "coordinates from -1 to 1"
+    assert Grid(((0, 1), (-3, 3))).describe() == "coordinates from 0 to 1, from -3 to 3"
+    assert Rays(2.0, 6.0).describe() == "rays at depths from 2 to 6"
+    assert Volume(2.0).describe() == "points of space within 2 of the origin"

@@ -1,13 +1,14 @@
 """Boxes cover a signal, and their weights blend them without seams."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.tiles import blend_weight, boxes, whole
+from datamodules.tiles import bands, blend_weight, boxes, whole
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 12), st.data())
@@ -53,3 +54,11 @@ def test_the_weights_of_neighbours_add_up_to_one_and_never_jump():
 def test_a_box_alone_counts_fully():
     places = torch.arange(10) + 0.5
     assert torch.equal(blend_weight(places, (0, 10), 10, 0), torch.ones(10))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(1, 40))
+def test_bands_follow_the_samples_and_are_as_small_as_asked(shape, largest):
+    numbers = torch.arange(math.prod(shape)).view(*shape)
+    parts = [numbers[tuple(slice(*span) for span in box)].flatten() for box in bands(shape, largest)]
+    assert torch.equal(torch.cat(parts), numbers.flatten())
+    assert max(len(part) for part in parts) <= largest

@@ -11,6 +11,8 @@ from callbacks.results import Column, results_table
 from composers.metrics import defined
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec, Modality
 
 
 class SomeSilence(CoordinateDataModule):
@@ -21,10 +23,7 @@ class SomeSilence(CoordinateDataModule):
         clips[1] = 0
         self.train_set = self.val_set = self.test_set = [Signal(clip, f"clip-{i}") for i, clip in enumerate(clips)]
 
-    @property
-    def signal_shape(self):
-        """``(1, 600)``."""
-        return 1, 600
+    spec = DataSpec(Grid.unit(1), 1, (1, 600), Modality())
 
 
 @pytest.fixture
@@ -46,6 +45,7 @@ model:
     return ["--config", str(path)]
 
 
+@pytest.mark.slow
 def test_silence_is_left_out_of_the_mean_of_what_it_does_not_have(sounds, tmp_path):
     run("fit", *sounds)
     printed = run("test", *sounds, "--ckpt_path", "last")

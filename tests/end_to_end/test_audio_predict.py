@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from coordinates import grid
 from hums import HumItems, Hums, build_ipc, ipc_config
 from jsonargparse import Namespace
 from program import refused, rows, run, run_process
@@ -19,7 +20,7 @@ from composers.checkpoint import build, save
 from composers.codes import InstanceCode, fingerprint, read_code
 from datamodules.audio.prediction import SoundFiles
 from datamodules.batch import Observation, Samples
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.tiles import whole
 from modalities.audio import AudioWriter, encode, input_shape, render, save_wav, sound_psnr
 from tools import codes
@@ -106,7 +107,7 @@ def test_one_clip(weights, composer):
     assert float(row["psnr refined"]) > float(row["psnr predicted"])
     written = read_code("predictions/speech.safetensors")
     assert torch.allclose(written.latents["patterns.1"], code.latents["patterns.1"], atol=1e-5)
-    assert (written.facts["rate"], written.facts["samples"], written.coord_range) == ("400", "400", (-1.0, 1.0))
+    assert (written.facts["rate"], written.facts["samples"], written.domain) == ("400", "400", Grid.unit(1))
     assert "PSNR in dB of 1 file(s)" in printed
 
 
@@ -126,10 +127,10 @@ def test_every_rate_is_the_same_function(composer, naive_inr):
 def test_three_seconds_have_coordinates_of_three(naive_inr):
     composer = build_ipc(signal_shape=(1, 1200))
     code = encode(composer, _clip(1200), RATE)
-    assert code.coord_range == (-3.0, 3.0)
+    assert code.domain == Grid(((-3.0, 3.0),))
     code.save("long.safetensors")
     again = read_code("long.safetensors")
-    assert again.coord_range == code.coord_range
+    assert again.domain == code.domain
     values = render(composer, again, 100)
     times = np.arange(300) / 100 + 0.5 / RATE
     assert np.abs(values[0].numpy() - _field(composer, code, naive_inr, 2 * times - 3).numpy()).max() < 5e-5
@@ -226,7 +227,7 @@ def test_the_rate_of_the_model_is_the_users():
     _write("speech.wav", _clip(500))
     data = SoundFiles("speech.wav", (1, 400), 200)
     data.setup("predict")
-    assert (data.coord_range, data.rates) == ((-2.0, 2.0), {"speech": 400})
+    assert (data.spec.domain, data.rates) == (Grid(((-2.0, 2.0),)), {"speech": 400})
     [batch] = [data.to_coordinates(batch) for batch in data.predict_dataloader()]
     assert torch.equal(batch.query.coords, grid((400,), -2, 2))
     assert batch.query.mask.sum().item() == 250
@@ -404,7 +405,11 @@ def test_frames_between_two_sounds(weights, composer, capsys):
     assert "Wrote 3 frames of 1.00 s at 800 Hz into interpolation." in _codes(capsys, "interpolate", *given)
     assert sorted(path.name for path in Path("interpolation").iterdir()) == ["000.wav", "001.wav", "002.wav"]
     halfway = {name: (latent + ends[1].latents[name]) / 2 for name, latent in ends[0].latents.items()}
-    wanted = [ends[0], InstanceCode(halfway, ends[0].boxes, (400,), fingerprint(composer)), ends[1]]
+    wanted = [
+        ends[0],
+        InstanceCode(halfway, ends[0].boxes, (400,), fingerprint(composer), domain=Grid.unit(1)),
+        ends[1],
+    ]
     for frame, code in enumerate(wanted):
         seen, rate = _heard(f"interpolation/{frame:03d}.wav")
         assert rate == 800
@@ -424,7 +429,7 @@ def test_mistakes_with_codes_of_sound(weights, composer, capsys):
     pictures = build(ipc_config((3, 100, 100)))
     save(pictures, "pictures.ckpt")
     latents = {"patterns.1": torch.zeros(1, *code.latents["patterns.1"].shape[1:])}
-    picture = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(pictures), "cat")
+    picture = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(pictures), "cat", domain=Grid.unit(2))
     picture.save("p.safetensors")
     given = ["render", "p.safetensors", "--checkpoint", "pictures.ckpt"]
     assert "cat is a code of images, which has no --rate: give --size or --scale, or nothing." in _codes_refused(

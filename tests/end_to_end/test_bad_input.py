@@ -86,7 +86,7 @@ def test_a_wrong_command(arguments, told):
     ("composer", "arguments", "told"),
     [
         ("ipc", [f"{MODEL}.tokenizer.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
-        ("ipc", [f"{INR}.coord_dim", 3], ["(3, 3)", "(2, 3)", "leave both out"]),
+        ("ipc", [f"{INR}.coord_dim", 3], ["CoordinateMLP", "coord_dim 3", "for 2", "leave coord_dim out"]),
         ("ipc", [f"{MODEL}.tokenizer.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
         ("ipc", [f"{INR}.hidden_dim", "[8, 8, 8]"], ["hidden_dim", "[8, 8, 8]", "num_layers 3", "2 of them"]),
         ("ipc", [f"{INR}.modulated_layers", "[3]"], ["modulated_layers", "[3]", "3 layers", "0 to 2"]),

@@ -11,18 +11,19 @@ from program import NAME, SAVE_DIR, refused, run, tiny
 from composers.checkpoint import check_data, stated_rate
 from datamodules import AudioFolder, CoordinateDataModule
 from datamodules.audio.prediction import SoundFiles
+from datamodules.domain import Grid
 from datamodules.images.prediction import PictureFiles
+from datamodules.spec import DataSpec, Modality
 
 
 class Wide(CoordinateDataModule):
     """Pictures whose coordinates reach from 0 to 2."""
 
-    signal_shape = (3, 8, 12)
-    coord_range = (0.0, 2.0)
+    spec = DataSpec(Grid(((0.0, 2.0), (0.0, 2.0))), 3, (3, 8, 12), Modality())
 
 
 def checkpoint(low, high, *signal_shape):
-    """Return what a checkpoint of a model of such data says of it."""
+    """Return what a checkpoint without a domain, an earlier one, says of such data."""
     return {"data": {"coord_range": [low, high], "signal_shape": list(signal_shape)}}
 
 
@@ -66,7 +67,7 @@ def test_what_the_message_names_is_accepted():
 @pytest.mark.parametrize(("seconds", "rate"), [(1.0, 16000), (3.0, 16000), (0.7, 44100), (0.1, 22050), (1 / 3, 11025)])
 def test_the_rate_of_training_fits_and_is_stated(seconds, rate):
     trained = AudioFolder("sound", seconds=seconds, rate=rate)
-    content = checkpoint(*trained.coord_range, *trained.signal_shape)
+    content = {"data": trained.spec.facts()}
     assert stated_rate(content) == rate
     check_data(SoundFiles("a.wav", trained.signal_shape, stated_rate(content)), content, "model.ckpt")
     told(SoundFiles("a.wav", trained.signal_shape, rate + 1), content)
@@ -101,7 +102,14 @@ def test_the_program_takes_the_rate_of_training_and_refuses_another(tmp_path, mo
     run("fit", *tiny("ipc"), *data, *small, "--data.batch_size=2")
     [path] = Path("out").rglob("last.ckpt")
     content = torch.load(path, weights_only=True)
-    assert content["data"] == {"coord_range": [-0.4, 0.4], "signal_shape": [1, 200]}
+    assert content["data"] == {
+        "domain": {"class_path": "datamodules.domain.Grid", "init_args": {"ranges": [[-0.4, 0.4]]}},
+        "value_dim": 1,
+        "signal_shape": [1, 200],
+        "modality": content["data"]["modality"],
+        "num_instances": 4,
+        "sample_rate": 500,
+    }
     clips = ["--audio", "sound/val", "--output"]
     run("predict", "--ckpt_path", path, *clips, "stated")
     run("predict", "--ckpt_path", path, *clips, "given", "--data.rate", 500)

@@ -14,8 +14,8 @@ from PIL import Image
 from program import COMPOSERS, NAME, asked, assert_same, checkpoint, column, keep_every, rows, run, tiny
 
 import composers
-from composers import TransformerIPC, TransINR
-from datamodules import SamplePhotos
+from composers import Composer, TransformerIPC, TransINR
+from datamodules import CoordinateDataModule, SamplePhotos
 
 STEPS = 6  # of an epoch
 HELD_OUT = 34
@@ -204,7 +204,15 @@ def test_last_is_the_newest_checkpoint(whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("start", "num_workers"), [("epoch", 0), ("epoch", 2), ("step-2", 0), ("step-2", 2), ("step-6", 0), ("step-10", 2)]
+    ("start", "num_workers"),
+    [
+        ("epoch", 0),
+        pytest.param("epoch", 2, marks=pytest.mark.slow),
+        pytest.param("step-2", 0, marks=pytest.mark.slow),
+        ("step-2", 2),
+        ("step-6", 0),
+        pytest.param("step-10", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, start, num_workers):
     monkeypatch.chdir(tmp_path)
@@ -281,22 +289,22 @@ def test_help_lists_every_command_and_its_settings():
 @pytest.mark.parametrize(
     ("kind", "class_path", "documented"),
     [
-        ("model", "composers.TransformerIPC", TransformerIPC),
-        ("model", "composers.TransINR", TransINR),
-        ("data", "datamodules.SamplePhotos", SamplePhotos),
+        ("model", "composers.TransformerIPC", (TransformerIPC, Composer)),
+        ("model", "composers.TransINR", (TransINR, Composer)),
+        ("data", "datamodules.SamplePhotos", (SamplePhotos, CoordinateDataModule)),
     ],
 )
-def test_the_help_of_a_class_is_its_docstring(kind, class_path, documented):
+def test_the_help_of_a_class_is_its_docstring_and_that_of_its_base(kind, class_path, documented):
     shown = " ".join(asked("fit", f"--{kind}.help", class_path).split())
-    paragraph, _, arguments = documented.__doc__.partition("Args:")
-    assert " ".join(paragraph.split("\n\n")[0].split()).removesuffix(".") in shown
-    described = re.findall(
-        r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments.partition("Raises:")[0], re.MULTILINE | re.DOTALL
-    )
-    assert len(described) > 5
-    for name, text in described:
-        assert f"--{kind}.{name} " in shown
-        assert " ".join(text.split()).removesuffix(".") in shown
+    assert " ".join(documented[0].__doc__.split("\n\n")[0].split()).removesuffix(".") in shown
+    for one in documented:
+        arguments = one.__doc__.partition("Args:")[2].partition("Raises:")[0]
+        described = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments, re.MULTILINE | re.DOTALL))
+        described.pop("kwargs", None)
+        assert len(described) > 3
+        for name, text in described.items():
+            assert f"--{kind}.{name} " in shown
+            assert " ".join(text.split()).removesuffix(".") in shown
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)

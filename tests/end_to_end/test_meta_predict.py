@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from coordinates import grid
 from jsonargparse import Namespace
 from PIL import Image
 from program import TESTS, asked
@@ -17,12 +18,13 @@ from composers import Refinement
 from composers.codes import read_code, stated_shape, steps_taken
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec
 from modalities import Images
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
 from tools import codes as codes
-from tools.activations.subject import Settings, Subject
+from tools.activations.subject import StudySettings, Subject
 from tools.export import __main__ as exporting
 from tools.export import export, export_decoder, export_encoder
 
@@ -186,14 +188,17 @@ def test_steps_are_inner_steps_where_there_is_an_inner_loop():
 
 
 def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
-    model, given = Namespace(init_args=Namespace(inner_loop=None, signal_shape=[1, 3, 8, 8])), {"support": [0, 3, 4]}
+    arguments, given = Namespace(inner_loop=None, signal_shape=[1, 3, 8, 8]), {"support": [0, 3, 4]}
+    model = Namespace(class_path="composers.MetaIPC", init_args=arguments)
     data = Namespace(init_args=Namespace(signal_shape=None, **given))
     state_signal(model, data)
     assert data.init_args.signal_shape == [3, 3, 8, 8]
     pictures = Namespace(init_args=Namespace(signal_shape=None, pictures=[]))
-    state_signal(Namespace(init_args=Namespace(inner_loop=None, signal_shape=[3, 8, 8])), pictures)
+    arguments = Namespace(inner_loop=None, signal_shape=[3, 8, 8])
+    state_signal(Namespace(class_path="composers.MetaIPC", init_args=arguments), pictures)
     assert pictures.init_args.signal_shape == [3, 8, 8]
-    hypernetwork = Namespace(init_args=Namespace(tokenizer=Namespace(signal_shape=[1, 3, 8, 8])))
+    tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[1, 3, 8, 8]))
+    hypernetwork = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(tokenizer=tokenizer))
     data = Namespace(init_args=Namespace(signal_shape=None, **given))
     state_signal(hypernetwork, data)
     assert data.init_args.signal_shape == [1, 3, 8, 8]  # which the data module refuses, with both numbers
@@ -205,7 +210,7 @@ def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
 class _Squares(CoordinateDataModule):
     """Images of 8 x 8, as far as a gallery asks their data module."""
 
-    modality, signal_shape = Images(), (3, 8, 8)
+    spec = DataSpec(Grid.unit(2), 3, (3, 8, 8), Images())
 
 
 def test_a_meta_learned_model_stands_beside(saved, tmp_path):
@@ -227,7 +232,7 @@ def test_a_meta_learned_model_stands_beside(saved, tmp_path):
 @pytest.mark.parametrize("kind", METHODS)
 def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
     pictures = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
-    settings = Settings(num_units=2, num_rows=2, size=4, crops=2)
+    settings = StudySettings(num_units=2, num_rows=2, size=4, crops=2)
     subject = Subject(kind, _build(kind), pictures, 1, settings)
     assert subject.size == 8
     assert [layer.maps.shape for layer in subject.layers()] == [(2, 2, 4, 4)] * 2

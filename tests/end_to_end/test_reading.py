@@ -145,8 +145,9 @@ def test_an_evaluation_needs_weights_alone(runs):
     ("change", "words"),
     [
         ({"state_dict": {"a": 1}}, "a in its state_dict is no tensor"),
-        ({"data": {"coord_range": [0.0, 1.0]}}, "without coord_range and signal_shape"),
-        ({"data": {"coord_range": 3, "signal_shape": [3, 16, 16]}}, "without coord_range and signal_shape"),
+        ({"data": {"coord_range": [0.0, 1.0]}}, "without a domain and a signal_shape"),
+        ({"data": {"domain": {"class_path": "os.system"}, "signal_shape": [3, 16, 16]}}, "'os.system' is unknown"),
+        ({"data": {"coord_range": 3, "signal_shape": [3, 16, 16]}}, "without a domain and a signal_shape"),
     ],
 )
 def test_checkpoints_with_odd_content_end_in_a_line(runs, change, words):

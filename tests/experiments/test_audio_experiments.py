@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from coordinates import grid
 from program import REPOSITORY, asked, checkpoint, column, refused, run
 
 from benchmarks import cost
 from composers.metrics import PSNR
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Observation
-from datamodules.domain import grid
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec, Modality
 from modalities.audio_metrics import SISDR, LogSpectralDistance, OverSilence, Silence
 
 CONFIGS = REPOSITORY / "configs"
@@ -40,9 +42,9 @@ class Hum(CoordinateDataModule):
         self.samples = samples
 
     @property
-    def signal_shape(self):
-        """``(1, samples)``."""
-        return 1, self.samples
+    def spec(self):
+        """Mono audio of so many samples."""
+        return DataSpec(Grid.unit(1), 1, (1, self.samples), Modality())
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +195,11 @@ def test_every_experiment_says_what_it_costs():
 def test_a_unit_of_the_coordinates_is_half_a_second():
     for name, seconds in (("librispeech1_ipc", 1.0), ("librispeech3_ipc", 3.0)):
         _, data, epochs = cost.build(EXPERIMENTS / f"{name}.yaml")
-        assert (data.signal_shape, data.coord_range, epochs) == ((1, int(16000 * seconds)), (-seconds, seconds), 1000)
+        assert (data.signal_shape, data.spec.domain, epochs) == (
+            (1, int(16000 * seconds)),
+            Grid(((-seconds, seconds),)),
+            1000,
+        )
 
 
 def _utterances(folder, seconds):

@@ -49,7 +49,7 @@ def _assert_works(*args):
     coords = batch.query.coords[..., :: batch.query.coords.shape[-2] // 9, :]
     with torch.no_grad():
         values = composer.eval()(batch.observation, coords)
-    assert values.shape == (2, coords.shape[-2], data.value_dim)
+    assert values.shape == (2, coords.shape[-2], data.spec.value_dim)
     assert values.isfinite().all()
     return built
 

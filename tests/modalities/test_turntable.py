@@ -7,12 +7,13 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from coordinates import pixel_rays
 from objects import Balls, Fields, radius_of
 from PIL import Image
 
 from composers.rendering import LightFieldRenderer, PointRenderer, VolumeRenderer
 from datamodules.batch import Views
-from datamodules.cameras import look_at, orbit, pixel_rays
+from datamodules.cameras import look_at, orbit
 from modalities import turntable as films
 from modalities.turntable import Camera, beside, encoder, orbit_frames, write_gif, write_mp4
 from modalities.view_rendering import Seen, depth_ends, depth_picture, depth_pictures, depth_range, look

@@ -58,14 +58,16 @@ def test_every_variant_changes_one_thing_of_what_the_sweep_runs():
 @pytest.mark.parametrize("variant", sorted(path.stem for path in SWEEP.parent.glob("ablations/*.yaml")))
 def test_every_variant_trains(variant, tmp_path):
     [planned] = ablations.planned(
-        ablations.Settings(output=tmp_path, variants=[variant], seeds=[0], options=tuple(TINY))
+        ablations.AblationSettings(output=tmp_path, variants=[variant], seeds=[0], options=tuple(TINY))
     )
     run(*planned.command[2:])
     assert ablations.outcome(planned).figures["refined_psnr"] > 0
 
 
 def test_runs_are_planned_seed_by_seed_without_an_account(tmp_path):
-    planned = ablations.planned(ablations.Settings(output=tmp_path, variants=["published", "rank_4"], seeds=[0, 2]))
+    planned = ablations.planned(
+        ablations.AblationSettings(output=tmp_path, variants=["published", "rank_4"], seeds=[0, 2])
+    )
     assert [(one.variant, one.seed) for one in planned] == [
         ("published", 0),
         ("rank_4", 0),
@@ -80,7 +82,7 @@ def test_runs_are_planned_seed_by_seed_without_an_account(tmp_path):
         "--seed_everything=2",
     ]
     assert planned[3].folder == tmp_path / "rank_4-2"
-    assert len(ablations.planned(ablations.Settings())) == 3 * len(list(SWEEP.parent.glob("ablations/*.yaml")))
+    assert len(ablations.planned(ablations.AblationSettings())) == 3 * len(list(SWEEP.parent.glob("ablations/*.yaml")))
 
 
 def test_unknown_variants_are_refused(capsys):

@@ -20,7 +20,7 @@ from datamodules.batch import Samples
 from datamodules.storage.images import picture_files
 from modalities.images import square_codes, square_samples
 from tools.activations import (
-    Settings,
+    StudySettings,
     Subject,
     activation_maps,
     hidden_layers,
@@ -290,7 +290,7 @@ def square_ipc(make_ipc):
 
 
 def _subject(composer, layer=1, **settings):
-    return Subject("ours", composer, PICTURES, layer, Settings(**{"num_units": 2, "size": 8} | settings))
+    return Subject("ours", composer, PICTURES, layer, StudySettings(**{"num_units": 2, "size": 8} | settings))
 
 
 def test_sizes_that_a_tokenizer_leaves_open_are_those_of_a_square(make_ipc, square_ipc, tiny_ipc):
@@ -403,7 +403,7 @@ def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
 
     rows = _rows(output / "units.csv")
     assert sorted(int(row["unit"]) for row in rows[:6]) == list(range(6))
-    subject = Subject("ipc", composers.load(ipc), read_all([str(folder)])[0], 1, Settings(num_units=2))
+    subject = Subject("ipc", composers.load(ipc), read_all([str(folder)])[0], 1, StudySettings(num_units=2))
     seen = square_samples(torch.stack(list(subject.pictures.values())))
     _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
     for row in rows[:6]:
@@ -522,7 +522,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, folder, checkpoints, capsys,
 
 
 def test_mistakes_in_the_arguments(folder, checkpoints, capsys):
-    assert "required: pictures" in _fails(capsys, "--checkpoint", checkpoints[0], status=2)
+    assert "required: images" in _fails(capsys, "--checkpoint", checkpoints[0], status=2)
     assert "checkpoint" in _fails(capsys, "--images", folder, status=2)
     given = ["--checkpoint", checkpoints[0], "--images", folder]
     assert "num_units" in _fails(capsys, *given, "--num_units", "many", status=2)

@@ -19,17 +19,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from coordinates import grid
+from hums import build_ipc
 from program import REPOSITORY, TESTS
 
 import composers
 import composers.networks
 from composers import Composer, TransformerIPC
+from composers.checkpoint import stated_domain
 from composers.encoders import Patches, Transformer
 from composers.networks import Activation, Encoding, IdentityEncoding, Sine
 from composers.rendering import PointRenderer, Renderer
 from datamodules.batch import Observation
 from datamodules.configuration import load_layers
-from datamodules.domain import grid
+from datamodules.domain import Domain, Grid
+from datamodules.spec import DataSpec, Modality
 from tools.export import __main__, export, export_decoder, export_encoder, files
 from tools.export.__main__ import main
 from tools.export.halves import Decoder
@@ -138,7 +142,7 @@ def trained(make_ipc, tmp_path_factory):
     return SimpleNamespace(composer=composer.eval(), modes=(before, after), programs=programs)
 
 
-@pytest.fixture(scope="module", params=["ipc", "transinr"])
+@pytest.fixture(scope="module", params=["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
 def exported(request):
     """Return a composer, the shape of its signals and its programs, written and read again."""
     if request.param == "ipc":
@@ -238,8 +242,8 @@ class Doubting(TransformerIPC):
 class Summed(Renderer):
     """A renderer of something other than points."""
 
-    def field_dims(self, coord_dim, value_dim):
-        return coord_dim, value_dim
+    def field_spec(self, spec):
+        return spec
 
     def forward(self, field, coords):
         return field(coords).sum(-2, keepdim=True)
@@ -357,10 +361,28 @@ def test_description_says_what_goes_in_and_out(written):
 
 def test_description_of_coordinates_is_true(written):
     described = json.loads((written.folder / "export.json").read_text())
-    assert "cell i of n along an axis lies at (2 i + 1) / n - 1" in described["coords"]
+    assert "cell i of n along an axis from low to high lies at low + (high - low) (i + 1/2) / n" in described["coords"]
     assert "row before column" in described["coords"]
-    wanted = [[(2 * i + 1) / 3 - 1, (2 * j + 1) / 5 - 1] for i in range(3) for j in range(5)]
+    (low, high), (left, right) = described["domain"]["init_args"]["ranges"]
+    wanted = [
+        [low + (high - low) * (i + 0.5) / 3, left + (right - left) * (j + 0.5) / 5] for i in range(3) for j in range(5)
+    ]
     torch.testing.assert_close(grid((3, 5)), torch.tensor(wanted))
+
+
+def test_the_domain_of_training_is_described(tmp_path):
+    composer = build_ipc()
+    domain = Grid(((-3.0, 3.0),))
+    composers.save(composer, tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    torch.save(content | {"data": DataSpec(domain, 1, (1, 400), Modality()).facts()}, tmp_path / "b.ckpt")
+    loaded = composers.load(tmp_path / "b.ckpt")
+    assert stated_domain(loaded) == domain
+    assert stated_domain(composers.load(tmp_path / "a.ckpt")) == Grid.unit(1)
+    export(loaded, tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert Domain.from_config(described["domain"]) == domain
+    assert described["value_range"] is None
 
 
 def _run_alone(code, folder):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from coordinates import grid
 from safetensors.torch import load_file
 
 import composers
 from composers import LearnedInit, MetaIPC
 from datamodules.batch import Observation, Samples
-from datamodules.domain import grid
 from tools.released import from_released
 from tools.released.__main__ import main
 

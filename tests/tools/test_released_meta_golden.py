@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from coordinates import grid
 from safetensors.torch import load_file
 
 from composers import InnerLoop, LearnedInit, MetaIPC
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.domain import grid
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FACTOR, SHARED, LAYER = (

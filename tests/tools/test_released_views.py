@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coordinates import grid, pixel_rays
 from safetensors.torch import load_file
 
 import composers
@@ -15,8 +16,7 @@ from composers.encoders import Transformer, ViewPatches
 from composers.networks import CoordinateMLP, FourierFeatures
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, Views
-from datamodules.cameras import look_at, pixel_rays
-from datamodules.domain import grid
+from datamodules.cameras import look_at
 from tools.released import from_released, from_trans_inr
 from tools.released.__main__ import main
 

@@ -235,11 +235,11 @@ def test_views_a_second_are_measured(tmp_path, capsys):
     assert [row.split(",")[:2] for row in rows] == [["8", "1"]] * 2
     assert float(rows[0].split(",")[2]) > 0
     with pytest.raises(ValueError, match="views 0"):
-        benchmark.Settings(views=0)
+        benchmark.RenderViewsSettings(views=0)
     with pytest.raises(SystemExit, match="error: There is no mesh"):
         benchmark.main(["--meshes=[nowhere]"])
 
 
 def test_generated_meshes_have_the_faces_they_were_asked_for(tmp_path):
-    [mesh] = benchmark.generate(benchmark.Settings(objects=1, faces=10000), tmp_path)
+    [mesh] = benchmark.generate(benchmark.RenderViewsSettings(objects=1, faces=10000), tmp_path)
     assert 10000 <= len(read_mesh(mesh.path).corners) < 11000

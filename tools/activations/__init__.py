@@ -6,11 +6,11 @@ paper's argument: instance patterns differ from picture to picture, the rules be
 
 from tools.activations.codes import principal_components
 from tools.activations.layers import activation_maps, hidden_layers, spreads
-from tools.activations.subject import Settings, Subject
+from tools.activations.subject import StudySettings, Subject
 from tools.activations.units import unit_costs
 
 __all__ = [
-    "Settings",
+    "StudySettings",
     "Subject",
     "activation_maps",
     "hidden_layers",

@@ -20,7 +20,7 @@ from composers.checkpoint import load
 from datamodules.configuration import readable
 from tools.activations.pictures import read_all
 from tools.activations.report import report_activations, report_codes, report_units
-from tools.activations.subject import Settings, Subject
+from tools.activations.subject import StudySettings, Subject
 
 
 def main(args: list[str] | None = None) -> None:
@@ -36,10 +36,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--images", nargs="+", required=True, help="pictures, and folders that are searched for pictures"
     )
-    parser.add_class_arguments(Settings, as_group=False)
+    parser.add_class_arguments(StudySettings, as_group=False)
     try:
         options = parser.parse_args(args).as_dict()
-        settings = Settings(**{field.name: options.pop(field.name) for field in fields(Settings)})
+        settings = StudySettings(**{field.name: options.pop(field.name) for field in fields(StudySettings)})
         _look_inside(settings=settings, **options)
     except ArgumentError as error:
         print(f"error: {readable(error)}\nSee python -m tools.activations --help.", file=sys.stderr)
@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> None:
 def _look_inside(
     checkpoint: str,
     images: list[str],
-    settings: Settings,
+    settings: StudySettings,
     compare: str | None = None,
     output: str = "activations",
     device: str = "cpu",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from tools.activations.layers import LayerMaps
-from tools.activations.maps import FOOT, Group, MapRows, colour_bar
+from tools.activations.maps import FOOT, MapRows, UnitGroup, colour_bar
 from tools.activations.page import Page
 
 _TITLE = 0.27
@@ -31,8 +31,8 @@ def activation_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Sequen
     return page
 
 
-def _group(layer: LayerMaps) -> Group:
+def _group(layer: LayerMaps) -> UnitGroup:
     """Return the maps of a layer with what is said of it."""
     kind = "modulated per picture" if layer.modulated else "common to all pictures"
     detail = "" if layer.share is None else f"{layer.share:.1%} of variance between pictures"
-    return Group(f"Layer {layer.layer}, {kind}", detail, [str(unit) for unit in layer.units], layer.maps)
+    return UnitGroup(f"Layer {layer.layer}, {kind}", detail, [str(unit) for unit in layer.units], layer.maps)

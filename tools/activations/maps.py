@@ -23,7 +23,7 @@ _HEADING, _LABEL = 0.36, 0.26
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
-class Group(NamedTuple):
+class UnitGroup(NamedTuple):
     """A group of columns: the same units for every picture.
 
     Attributes:
@@ -53,7 +53,7 @@ class MapRows:
         height: Inches of the page that the rows take.
     """
 
-    def __init__(self, pictures: Mapping[str, Tensor], groups: Sequence[Group], boxed: bool = False) -> None:
+    def __init__(self, pictures: Mapping[str, Tensor], groups: Sequence[UnitGroup], boxed: bool = False) -> None:
         self.pictures = pictures
         self.groups = groups
         self.boxed = boxed
@@ -80,7 +80,7 @@ class MapRows:
             self._draw_group(page, left, top + self._heading, group, scale)
         return scales
 
-    def _draw_group(self, page: Page, left: float, top: float, group: Group, scale: Scale) -> None:
+    def _draw_group(self, page: Page, left: float, top: float, group: UnitGroup, scale: Scale) -> None:
         """Draw the maps of a group; labels stand at those of the first picture."""
         for unit, label in enumerate(group.labels):
             line, column = divmod(unit, self._columns)

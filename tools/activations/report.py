@@ -16,12 +16,12 @@ from tools.activations.units import UnitCosts
 
 _FEWEST_PICTURES = 3  # of which codes are drawn: fewer lie on a line
 
-Row = Sequence[object]
+TableRow = Sequence[object]
 
 
 def report_activations(subjects: Sequence[Subject], folder: Path) -> list[str]:
     """Write ``activations.png`` and ``layers.csv``; return the lines to print."""
-    told, rows = [], list[Row]()
+    told, rows = [], list[TableRow]()
     for subject in subjects:
         own = subject.inr.modulated_layers
         rows += [(subject.name, layer, layer in own, share) for layer, share in enumerate(subject.shares)]
@@ -38,7 +38,7 @@ def report_activations(subjects: Sequence[Subject], folder: Path) -> list[str]:
 def report_units(subjects: Sequence[Subject], folder: Path) -> list[str]:
     """Write ``units.png`` and ``units.csv``; return the lines to print."""
     layer = subjects[0].layer
-    told, rows, models = [], list[Row](), {}
+    told, rows, models = [], list[TableRow](), {}
     for subject in subjects:
         models[subject.name] = found = subject.units()
         costs = _mean_and_quartiles(found)
@@ -84,7 +84,7 @@ def report_codes(subjects: Sequence[Subject], folder: Path) -> list[str]:
     return [*told, _wrote(folder, "codes.png", "codes.csv", "components.csv")]
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> None:
     """Write a table; None is an empty cell."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)

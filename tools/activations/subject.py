@@ -12,7 +12,7 @@ from torch import Tensor
 from composers.base import Composer
 from composers.inference.refinement import Latents
 from composers.networks import Modulations
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from modalities.images import input_size, square_codes, square_samples
 from tools.activations.codes import Components, flat, principal_components
 from tools.activations.layers import LayerMaps, Spread, activation_maps, some, spreads
@@ -21,7 +21,7 @@ from tools.activations.units import UnitCosts, unit_costs
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """How much is shown, and of which layer.
 
     Args:
@@ -65,7 +65,7 @@ class Subject:
     """
 
     def __init__(
-        self, name: str, composer: Composer, pictures: Mapping[str, Tensor], layer: int, settings: Settings
+        self, name: str, composer: Composer, pictures: Mapping[str, Tensor], layer: int, settings: StudySettings
     ) -> None:
         self.name = name
         self.composer = composer
@@ -142,7 +142,7 @@ class Subject:
     @property
     def _coords(self) -> Tensor:
         """The coordinates of maps."""
-        return grid((self.settings.size, self.settings.size), device=self.composer.device)
+        return Grid.unit(2).coords((self.settings.size, self.settings.size), device=self.composer.device)
 
     def _codes(self, squares: Sequence[Tensor]) -> Latents:
         """Return the codes of pictures as the model takes them, refined as far as the settings say."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from tools.activations.maps import FOOT, Group, MapRows, colour_bar
+from tools.activations.maps import FOOT, MapRows, UnitGroup, colour_bar
 from tools.activations.page import COLOURS, SMALL, STYLES, WIDTH, Page
 from tools.activations.units import UnitCosts
 
@@ -23,7 +23,7 @@ def unit_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, UnitCosts], 
         layer: That of the units.
     """
     groups = [
-        Group(name, f"layer {layer}", _labels(units), units.maps, colour)
+        UnitGroup(name, f"layer {layer}", _labels(units), units.maps, colour)
         for (name, units), colour in zip(models.items(), COLOURS, strict=False)
     ]
     rows = MapRows(pictures, groups)

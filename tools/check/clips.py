@@ -22,8 +22,9 @@ from datamodules.storage.audio import (
     sound_files,
 )
 from datamodules.storage.folders import Split
-from datamodules.storage.parallel import counting, in_order
-from tools.check.pictures import Findings, Group, Problem, Row, merged, miscounted
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting
+from tools.check.pictures import Findings, Problem, ProblemGroup, SplitFindings, merged, miscounted
 
 _BLOCK = 1 << 22  # samples that are decoded at a time
 _SILENT = 1e-3  # what a clip that can be heard exceeds somewhere: 60 dB below the loudest
@@ -62,8 +63,8 @@ def check_clips(data: ClipSet, *, decode: bool = True) -> Findings:
         for path, _ in sound_files(folder)
         if path not in files
     ]
-    rows = [Row(group.splits, len(group.files), group.wanted) for group in groups]
-    rows += [Row("", len(unused), None)] if unused else []
+    rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
+    rows += [SplitFindings("", len(unused), None)] if unused else []
     counted = [problem for group in groups for problem in miscounted(group)]
     return Findings(rows, [*counted, *_heard(data, groups, decode), *unused], folder)
 
@@ -84,19 +85,19 @@ def soundings(data: ClipSet, paths: Sequence[Path], *, decode: bool = True) -> I
             show(done)
 
 
-def _group(data: ClipSet, split: Split) -> Group:
+def _group(data: ClipSet, split: Split) -> ProblemGroup:
     """Return a split; one without clips is refused, as training does."""
     wanted = data.count(split)
     try:
         files = data.files(split)
     except ValueError as error:
-        return Group(split, [], None, wanted, str(error))
-    return Group(
+        return ProblemGroup(split, [], None, wanted, str(error))
+    return ProblemGroup(
         split, files, None, wanted, "" if files else f"There are no clips of the split {split} in {data.root}."
     )
 
 
-def _heard(data: ClipSet, groups: Sequence[Group], decode: bool) -> list[Problem]:
+def _heard(data: ClipSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
     """Return what there is to say of single clips."""
     places = [(group.splits, file.path) for group in groups for file in group.files]
     found = soundings(data, [path for _, path in places], decode=decode)

@@ -49,7 +49,7 @@ class Problem(NamedTuple):
     pictures: int = 1
 
 
-class Row(NamedTuple):
+class SplitFindings(NamedTuple):
     """A split, or several that have the same pictures or clips.
 
     Attributes:
@@ -72,7 +72,7 @@ class Findings(NamedTuple):
         folder: The folder that all of them are in.
     """
 
-    rows: list[Row]
+    rows: list[SplitFindings]
     problems: list[Problem]
     folder: Path
 
@@ -86,7 +86,7 @@ class Findings(NamedTuple):
         return all(problem.kind in _WARNINGS for problem in self.problems)
 
 
-class Group(NamedTuple):
+class ProblemGroup(NamedTuple):
     """Splits with the same files, and what is known of them.
 
     Attributes:
@@ -125,15 +125,15 @@ def check_pictures(data: PictureSet, *, decode: bool = True) -> Findings:
         for path, _ in picture_files(folder)
         if path not in files
     ]
-    rows = [Row(group.splits, len(group.files), group.wanted) for group in groups]
-    rows += [Row("", len(unused), None)] if unused else []
+    rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
+    rows += [SplitFindings("", len(unused), None)] if unused else []
     counted = [problem for group in groups for problem in miscounted(group)]
     return Findings(rows, [*counted, *_faults(data, groups, decode), *unused], folder)
 
 
-def merged(splits: Sequence[Group]) -> list[Group]:
+def merged(splits: Sequence[ProblemGroup]) -> list[ProblemGroup]:
     """Return those splits of which anything is known, those with the same files as one."""
-    groups: list[Group] = []
+    groups: list[ProblemGroup] = []
     for new in splits:
         same = [index for index, old in enumerate(groups) if _alike(old, new)]
         if same:
@@ -143,23 +143,23 @@ def merged(splits: Sequence[Group]) -> list[Group]:
     return groups
 
 
-def _alike(old: Group, new: Group) -> bool:
+def _alike(old: ProblemGroup, new: ProblemGroup) -> bool:
     """Return whether a split has the files of another, and should have them."""
     known = new.files or new.names
     return bool(known) and new.wanted in (None, old.wanted) and new.names == old.names and new.files == old.files
 
 
-def _group(data: PictureSet, split: Split) -> Group:
+def _group(data: PictureSet, split: Split) -> ProblemGroup:
     """Return a split."""
     names = data.expected(split)
     wanted = data.count(split)
     try:
-        return Group(split, data.files(split), names, wanted)
+        return ProblemGroup(split, data.files(split), names, wanted)
     except ValueError as error:
-        return Group(split, [], None, wanted, str(error))
+        return ProblemGroup(split, [], None, wanted, str(error))
 
 
-def miscounted(group: Group) -> list[Problem]:
+def miscounted(group: ProblemGroup) -> list[Problem]:
     """Return which files are missing and which too many, as far as that is known."""
     if group.refusal:
         return [Problem(group.splits, "missing", "", group.refusal, group.wanted or 0)]
@@ -177,7 +177,7 @@ def miscounted(group: Group) -> list[Problem]:
     return [Problem(group.splits, "extra" if beyond > 0 else "missing", "", detail, abs(beyond))]
 
 
-def _faults(data: PictureSet, groups: Sequence[Group], decode: bool) -> list[Problem]:
+def _faults(data: PictureSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
     """Return what is wrong with single pictures."""
     places = [(group.splits, file.path) for group in groups for file in group.files]
     found = faults([path for _, path in places], data.size, data.shape, decode=decode)

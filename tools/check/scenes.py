@@ -11,9 +11,10 @@ from typing import get_args
 from datamodules.scenes.base import SceneSet
 from datamodules.scenes.draws import posed
 from datamodules.storage.folders import Split
-from datamodules.storage.parallel import counting, in_order
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene
-from tools.check.pictures import Findings, Problem, Row
+from tools.check.pictures import Findings, Problem, SplitFindings
 
 
 def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
@@ -34,7 +35,7 @@ def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
         scenes, broken = data.readable(splits[0])
         if decode:
             broken |= _undecodable(data, scenes)
-        rows.append(Row(", ".join(splits), len(found), None))
+        rows.append(SplitFindings(", ".join(splits), len(found), None))
         problems += [Problem(", ".join(splits), "unreadable", path, told) for path, told in broken.items()]
     return Findings(rows, problems, data.root)
 

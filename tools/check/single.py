@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from datamodules.storage.images import quiet, read_picture
-from datamodules.storage.parallel import counting, in_order
+from datamodules.storage.parallel import in_order
+from datamodules.storage.progress import counting
 
 
 class Fault(NamedTuple):

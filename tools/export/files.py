@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from composers.base import Composer
+from composers.checkpoint import stated_domain
 from composers.meta_learned import MetaLearned
 from datamodules.storage.files import flush_file, flush_folder, temporary_folder
 from tools.export.halves import Decoder, Encoder, Half
@@ -112,9 +113,10 @@ def _describe(halves: Sequence[Half], differences: Mapping[str, float]) -> dict[
         "torch": torch.__version__,
         "dtype": "float32",
         "letters": {"B": "instances, at least 1", "N": "coordinates, at least 1, shared by the instances"},
-        "coords": "Cell centres in [-1, 1], axes in the order of the signal's, row before column: "
-        "cell i of n along an axis lies at (2 i + 1) / n - 1.",
-        "value_range": [0, 1] if halves[0].composer.inr.coord_dim == 2 else None,
+        "coords": "Cell centres, axes in the order of the signal's, row before column: cell i of n along an axis from low "
+        "to high lies at low + (high - low) (i + 1/2) / n; the ends are the ranges of the domain.",
+        "domain": stated_domain(halves[0].composer).config(),
+        "value_range": [0, 1] if halves[0].composer.inr.output_offset == 0.5 else None,
         "pt2": f"torch.export.load(file).module() is a function: {encoder}decoder(latents, coords) returns the values; latents "
         "are a dictionary by name.",
         "onnx": "Inputs and outputs go by name; those of the decoder are the latents one by one, and coords.",

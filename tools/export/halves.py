@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from composers.base import Composer
+from composers.checkpoint import stated_domain
 from composers.codes import stated_shape
 from composers.inference.refinement import Latents
 from composers.meta_learned import MetaLearned
 from composers.rendering import PointRenderer
 from datamodules.batch import Observation
+from datamodules.domain import Domain
 
 _TRACED = (2, 5)  # instances and coordinates; tracing takes sizes of 0 and 1 for constants
 
@@ -126,14 +128,19 @@ class Decoder(Half):
             raise ValueError(
                 f"The renderer is a {type(composer.renderer).__name__}; only values at points (PointRenderer) are exported."
             )
+        self.domain = stated_domain(composer)
         super().__init__(composer, shape)
 
     def inputs(self, batch_size: int, num_coords: int) -> Inputs:
-        """Return latents, and random coordinates in [-1, 1]."""
+        """Return latents, and random coordinates of the domain."""
         latents = self.latents(batch_size)
         generator = torch.Generator().manual_seed(num_coords)
-        coords = 2 * torch.rand(num_coords, self.composer.inr.coord_dim, generator=generator) - 1
-        return {"latents": latents, "coords": coords}
+        return {"latents": latents, "coords": _scattered(self.domain, self._axes, num_coords, generator)}
+
+    @property
+    def _axes(self) -> int:
+        """The axes of the signal; where the composer does not state its signal, a coordinate has one number for each."""
+        return len(self.signal_shape) - 1 if self.signal_shape else self.domain.coord_dim
 
     def latents(self, batch_size: int) -> Latents:
         """Return the latents of random signals; of a meta-learned composer latents around its learned start."""
@@ -150,6 +157,12 @@ class Decoder(Half):
     def eager(self, latents: Latents, coords: Tensor) -> Tensor:
         """Return the values ``(B, N, C)`` as the composer renders them."""
         return self.composer.render(self.composer.compose(latents), coords)
+
+
+def _scattered(domain: Domain, axes: int, number: int, generator: torch.Generator) -> Tensor:
+    """Return random ones ``(N, D)`` of the coordinates of a signal that has so many samples along every axis."""
+    coords = domain.coords((number,) * axes)
+    return coords[torch.randperm(len(coords), generator=generator)[:number]]
 
 
 def _around(start: Tensor, number: int, generator: torch.Generator) -> Tensor:

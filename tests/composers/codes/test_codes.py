@@ -1,14 +1,17 @@
 """Instance codes: their files, their models, and their decoding at any resolution."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from coordinates import grid
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from composers.codes import InstanceCode, decode, fingerprint, interpolate, read_code
-from datamodules.domain import grid
+from datamodules.domain import CellGrid, Grid
 from datamodules.tiles import boxes, whole
 
 
@@ -18,7 +21,9 @@ def _code(composer, places, shape, seed=0):
     layer = composer.inr.modulated_layers[0]
     size = (len(places), composer.inr.layer_sizes[layer][0], 8)
     latents = {f"patterns.{layer}": torch.randn(size, generator=generator)}
-    return InstanceCode(latents, places, shape, fingerprint(composer), "cat", {"psnr": "30.1"})
+    return InstanceCode(
+        latents, places, shape, fingerprint(composer), "cat", {"psnr": "30.1"}, domain=Grid.unit(len(shape))
+    )
 
 
 def _naive_decoding(composer, code, shape, overlap):
@@ -57,7 +62,7 @@ def test_decoding_equals_a_loop_over_pixels(tiny_ipc, shape):
 
 def test_a_whole_picture_is_the_field_on_a_grid(tiny_transinr, tiny_batch):
     latents = {name: latent[:1].detach() for name, latent in tiny_transinr.encode(tiny_batch.observation).items()}
-    code = InstanceCode(latents, [whole((8, 12))], (8, 12), fingerprint(tiny_transinr))
+    code = InstanceCode(latents, [whole((8, 12))], (8, 12), fingerprint(tiny_transinr), domain=Grid.unit(2))
     decoded = torch.cat(list(decode(tiny_transinr, code, (5, 6))))
     field = tiny_transinr.render(tiny_transinr.compose(latents), grid((5, 6)))
     assert torch.allclose(decoded.flatten(0, 1), field[0], atol=1e-6)
@@ -99,6 +104,48 @@ def test_a_code_survives_its_file(tiny_ipc, tmp_path):
     assert again.numel == code.latents["patterns.1"].numel()
     assert [item.name for item in path.parent.iterdir()] == ["cat.safetensors"]
     assert path.stat().st_mode & 0o444 == 0o444  # others may read it
+
+
+@pytest.mark.parametrize("domain", [Grid(((-3.0, 3.0), (0.0, 1.0))), CellGrid.unit(2)], ids=repr)
+def test_a_code_knows_its_domain(tiny_ipc, tmp_path, domain):
+    replace(_code(tiny_ipc, [whole((8, 12))], (8, 12)), domain=domain).save(tmp_path / "cat.safetensors")
+    assert read_code(tmp_path / "cat.safetensors").domain == domain
+
+
+def _rewrite(path, **changes):
+    """Write a code again with other facts; None removes one."""
+    with safe_open(path, "pt") as file:
+        told = file.metadata() | changes
+    save_file(load_file(path), path, {key: value for key, value in told.items() if value is not None})
+
+
+@pytest.mark.parametrize(("stated", "ends"), [("[-3.0, 3.0]", (-3.0, 3.0)), (None, (-1.0, 1.0))])
+def test_codes_of_the_first_version_are_read(tiny_ipc, tmp_path, stated, ends):
+    code, path = _code(tiny_ipc, [whole((8, 12))], (8, 12)), tmp_path / "old.safetensors"
+    code.save(path)
+    _rewrite(path, version="1", domain=None, coord_range=stated)
+    again = read_code(path)
+    assert again.domain == Grid((ends, ends))
+    assert torch.equal(again.latents["patterns.1"], code.latents["patterns.1"])
+
+
+@pytest.mark.parametrize("domain", [None, "3", "no json", '{"class_path": "os.system"}'])
+def test_codes_without_a_domain_are_refused(tiny_ipc, tmp_path, domain):
+    path = tmp_path / "odd.safetensors"
+    _code(tiny_ipc, [whole((8, 12))], (8, 12)).save(path)
+    _rewrite(path, domain=domain)
+    with pytest.raises(
+        ValueError, match=r"odd\.safetensors does not state the coordinates of its model .* make it again"
+    ):
+        read_code(path)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (5, 30)])
+def test_every_axis_is_decoded_in_its_own_range(tiny_ipc, shape):
+    domain = Grid(((-3.0, 3.0), (0.0, 1.0)))
+    code = replace(_code(tiny_ipc, [whole((8, 12))], (8, 12)), domain=domain)
+    field = tiny_ipc.render(tiny_ipc.compose(code.latents), domain.coords(shape))
+    assert torch.allclose(torch.cat(list(decode(tiny_ipc, code, shape))).flatten(0, 1), field[0], atol=1e-5)
 
 
 def test_a_fingerprint_tells_models_apart(make_ipc, make_transinr, tiny_ipc):
@@ -148,7 +195,16 @@ def test_other_files_are_refused(tmp_path, tiny_ipc):
     with pytest.raises(ValueError, match="holds tensors, but no instance code"):
         read_code(cut)
     code.save(cut)
-    told = {"kind": "instance code", "version": "2", "shape": json.dumps([8, 12])}
+    told = {"kind": "instance code", "version": "3", "shape": json.dumps([8, 12])}
     save_file(load_file(cut), cut, told)
-    with pytest.raises(ValueError, match="is an instance code of version 2, this software reads 1"):
+    with pytest.raises(ValueError, match="is an instance code of version 3, this software reads 1 and 2"):
         read_code(cut)
+
+
+def test_cells_shrink_when_a_code_is_decoded_larger(make_ipc, make_inr):
+    composer = make_ipc(inr=make_inr(coord_dim=4)).eval()
+    domain = CellGrid(((-1.0, 1.0), (0.0, 3.0)))
+    code = replace(_code(composer, [whole((8, 12))], (8, 12)), domain=domain)
+    for shape in ((8, 12), (5, 30)):
+        field = composer.render(composer.compose(code.latents), domain.coords(shape))
+        assert torch.allclose(torch.cat(list(decode(composer, code, shape))).flatten(0, 1), field[0], atol=1e-5)

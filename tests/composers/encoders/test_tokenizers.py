@@ -12,10 +12,10 @@ from torch.nn import functional
 from composers.encoders import Patches
 
 
-def _padded_sample(signal, channel, place, padding):
+def _padded_sample(signal, channel, place, paddings):
     """Return one number of a signal with zeros around it, whose far ends are mirrored without repeating the last."""
     source = []
-    for index, size in zip(place, signal.shape[1:], strict=True):
+    for index, size, padding in zip(place, signal.shape[1:], paddings, strict=True):
         padded = size + 2 * padding
         mirrored = index if index < padded else 2 * (padded - 1) - index
         if not padding <= mirrored < padding + size:
@@ -26,13 +26,15 @@ def _padded_sample(signal, channel, place, padding):
 
 def _naive_patches(signal, patch_size, padding):
     """Return the tokens of one signal ``(C, *shape)`` by a loop over patches, channels and offsets."""
-    counts = [-(-(size + 2 * padding) // patch_size) for size in signal.shape[1:]]
+    axes = signal.ndim - 1
+    patches, paddings = ([n] * axes if isinstance(n, int) else list(n) for n in (patch_size, padding))
+    counts = [-(-(size + 2 * p) // n) for size, n, p in zip(signal.shape[1:], patches, paddings, strict=True)]
     return np.array(
         [
             [
-                _padded_sample(signal, channel, np.array(patch) * patch_size + offset, padding)
+                _padded_sample(signal, channel, np.array(patch) * patches + offset, paddings)
                 for channel in range(signal.shape[0])
-                for offset in product(range(patch_size), repeat=len(counts))
+                for offset in product(*(range(n) for n in patches))
             ]
             for patch in product(*(range(count) for count in counts))
         ]
@@ -64,6 +66,10 @@ def _assert_equal_loop(shape, patch_size, padding, remainder):
         ((2, 4, 2, 6), 2, 1, "refuse"),
         ((2, 3, 5, 4), 2, 0, "reflect"),
         ((3, 2, 2), 1, 0, "refuse"),
+        ((3, 6, 4), (3, 2), 0, "refuse"),
+        ((3, 6, 4), 4, (1, 0), "refuse"),
+        ((2, 4, 7), [2, 4], [1, 2], "reflect"),
+        ((2, 4, 2, 6), (1, 2, 3), (0, 1, 0), "refuse"),
     ],
 )
 def test_tokens_equal_a_loop(shape, patch_size, padding, remainder):
@@ -117,6 +123,13 @@ def test_tokens_that_were_stated_for_an_open_shape():
         ({"signal_shape": (3, 178, 178)}, "patch_size 9 with padding 0 does not divide 178"),
         ({"signal_shape": (3, 8, 9), "patch_size": 4, "padding": 2}, r"does not divide 9 samples \(13 with padding\)"),
         ({"signal_shape": (3, 8, 8), "patch_size": 4, "num_tokens": 5}, "num_tokens is 5, .* gives 4"),
+        ({"signal_shape": (3, 8, 8), "patch_size": (4, 0)}, r"patch_size is \(4, 0\)"),
+        (
+            {"signal_shape": (3, 8, 8), "patch_size": [4]},
+            r"patch_size is \[4\], and the signal has 2 axes: give one number",
+        ),
+        ({"signal_shape": (3, 8, 8), "padding": (0, 0, 1)}, r"padding is \[0, 0, 1\], and the signal has 2 axes"),
+        ({"signal_shape": (3, 8, 9), "patch_size": (4, 2)}, "patch_size 2 with padding 0 does not divide 9 samples"),
         ({"signal_shape": (3, -1, -1), "patch_size": 4}, "num_tokens is None"),
         ({"signal_shape": (3, -1, -1), "patch_size": 4, "num_tokens": 0}, "num_tokens is 0"),
     ],
@@ -131,6 +144,12 @@ def test_sizes_that_do_not_fit_are_refused(arguments, message):
 def test_signals_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=r"signal|signal_shape"):
         Patches((3, 8, 12), patch_size=4)(torch.rand(2, *shape))
+
+
+def test_patches_of_another_size_along_each_axis_are_named():
+    tokenizer = Patches((3, -1, -1), (4, 2), num_tokens=6)
+    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\) and 8 patches of 4 x 2; .* with 6"):
+        tokenizer(torch.rand(1, 3, 8, 8))
 
 
 def test_a_signal_on_its_side_is_refused():

@@ -271,6 +271,7 @@ def test_permuting_instances_permutes(problem, leaves):
     _assert_close([*found.values(), moved_losses], [wanted["weight"][order], wanted["bias"][order], losses[:, order]])
 
 
+@pytest.mark.slow
 def test_compiled_in_one_graph_it_equals_eager(problem, leaves):
     def outer(shared, rate, weight, bias):
         own = problem | {"shared": shared, "rate": rate, "weight": weight, "bias": bias}

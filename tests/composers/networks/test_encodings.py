@@ -2,13 +2,14 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composers.networks import FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+from composers.networks import CoordinateMLP, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
 
 COORDINATE = st.floats(-1, 1, width=32)
 
@@ -23,6 +24,61 @@ def test_fourier_features_equal_a_loop(naive_features, shape, num_frequencies, u
     wanted = naive_features(coords.reshape(-1, shape[-1]), num_frequencies, 8, use_pi)
     assert features.shape == (*shape[:-1], encoding.width(shape[-1]))
     torch.testing.assert_close(features.flatten(0, -2).double(), torch.from_numpy(wanted), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "highest", "per_axis"),
+    [
+        ((2, 5), 8, [(2, 8), (5, 8)]),
+        (3, [4, 16.0], [(3, 4), (3, 16)]),
+        ([1, 4, 2], (2, 64, 8), [(1, 2), (4, 64), (2, 8)]),
+        ([3], 8, [(3, 8)]),
+    ],
+    ids=str,
+)
+def test_frequencies_per_axis_equal_a_loop(counts, highest, per_axis):
+    encoding = FourierFeatures(counts, highest)
+    coords = torch.rand(5, len(per_axis)) * 2 - 1
+    wanted = []
+    for place in coords.double().tolist():
+        phases = []
+        for number, (count, top) in zip(place, per_axis, strict=True):
+            frequencies = [top ** (k / (count - 1)) if count > 1 else 1.0 for k in range(count)]
+            phases += [math.pi * number * frequency for frequency in frequencies]
+        wanted.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
+    assert encoding.width(len(per_axis)) == len(wanted[0])
+    torch.testing.assert_close(encoding(coords), torch.tensor(wanted), atol=1e-5, rtol=0)
+    assert list(encoding.state_dict()) == ["frequencies"]
+
+
+def test_the_same_numbers_for_every_axis_are_one_number():
+    coords = torch.rand(7, 2) * 2 - 1
+    assert torch.equal(FourierFeatures((6, 6), (16.0, 16.0))(coords), FourierFeatures(6, 16.0)(coords))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (((), 8), "num_frequencies is ()"),
+        (((2, 0), 8), "num_frequencies is (2, 0)"),
+        ((2, (8, 0.5)), "max_frequency is (8, 0.5)"),
+        (
+            ((2, 3), (8, 8, 8)),
+            "num_frequencies is [2, 3] and max_frequency [8, 8, 8]: give each one number, or one per axis",
+        ),
+    ],
+    ids=str,
+)
+def test_frequencies_that_do_not_fit_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        FourierFeatures(*arguments)
+
+
+def test_frequencies_of_other_axes_than_the_network_has_are_refused():
+    with pytest.raises(
+        ValueError, match=r"for 2 axes, num_frequencies \[2, 3\]; the network has coord_dim 3: give one"
+    ):
+        CoordinateMLP(3, 1, encoding=FourierFeatures((2, 3)))
 
 
 def test_fourier_features_of_one_place_written_out():

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from composers.rendering import LightFieldRenderer
 from datamodules.cameras import plucker
+from datamodules.domain import Grid, Rays
+from datamodules.spec import DataSpec, Modality
 
 
 def _rays(*shape):
@@ -85,9 +87,11 @@ def test_lines_are_exact_under_autocast():
 
 
 def test_the_field_is_of_lines_and_the_data_of_rays():
-    assert LightFieldRenderer().field_dims(6, 3) == (6, 3)
+    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), Modality())
+    field = LightFieldRenderer().field_spec(spec)
+    assert (field.domain.coord_dim, field.value_dim) == (6, 3)
     with pytest.raises(ValueError, match=r"LightFieldRenderer renders colours along rays.*\(2, 3\)"):
-        LightFieldRenderer().field_dims(2, 3)
+        LightFieldRenderer().field_spec(spec._replace(domain=Grid.unit(2)))
     with pytest.raises(ValueError, match=r"coords have shape \(5, 3\); LightFieldRenderer takes rays"):
         LightFieldRenderer()(_field, torch.rand(5, 3))
     with pytest.raises(ValueError, match="chunk_size is 0"):

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from composers.rendering import PointRenderer
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec, Modality
 
 
 @given(st.integers(1, 12), st.integers(1, 10), st.booleans())
@@ -42,8 +44,8 @@ def test_chunks_bound_what_is_evaluated_at_a_time(shape):
 
 
 def test_the_field_has_the_dimensions_of_the_data():
-    assert PointRenderer().field_dims(2, 3) == (2, 3)
-    assert PointRenderer().field_dims(1, 1) == (1, 1)
+    for spec in (DataSpec(Grid.unit(2), 3, (3, 8, 8), Modality()), DataSpec(Grid.unit(1), 1, (1, 9), Modality())):
+        assert PointRenderer().field_spec(spec) == spec
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1])

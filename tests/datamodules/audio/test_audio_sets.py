@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import clips
 from datamodules.audio.base import ClipSet, RandomPiece, padded
+from datamodules.domain import Grid
 from datamodules.loading import Addressed
 from datamodules.storage.audio import read_clip
 from datamodules.storage.folders import NamedFile
@@ -66,8 +67,8 @@ def test_coordinates_have_two_units_per_second(folder, seconds, ends):
     data = ready(folder, seconds=seconds)
     count = round(seconds * RATE)
     assert data.signal_shape == (1, count)
-    assert (data.coord_dim, data.value_dim) == (1, 1)
-    assert data.coord_range == (-ends, ends)
+    assert (data.spec.domain.coord_dim, data.spec.value_dim) == (1, 1)
+    assert data.spec.domain == Grid(((-ends, ends),))
     coords = data.to_coordinates(next(iter(data.val_dataloader()))).query.coords
     wanted = [-ends + 2 * ends * (place + 0.5) / count for place in range(count)]
     assert coords.flatten().tolist() == pytest.approx(wanted, abs=1e-6)
@@ -318,9 +319,9 @@ def test_loading_of_clips_is_measured(tmp_path, capsys):
         [row] = csv.DictReader(file)
     assert (row["count"], row["workers"]) == ("8", "0")
     assert float(row["a second, slowest epoch"].replace(",", "")) > 0
-    assert 0.3 < clips.share(clips.Settings(count=8, batch_size=2), tmp_path / "clips") < 0.7
+    assert 0.3 < clips.share(clips.ClipsSettings(count=8, batch_size=2), tmp_path / "clips") < 0.7
     dates = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "clips").iterdir()}
-    clips.generate(clips.Settings(count=8, clip_seconds=0.5, batch_size=2), tmp_path / "clips")
+    clips.generate(clips.ClipsSettings(count=8, clip_seconds=0.5, batch_size=2), tmp_path / "clips")
     assert {path: path.stat().st_mtime_ns for path in Path(tmp_path, "clips").iterdir()} == dates
     with pytest.raises(ValueError, match="clips for two batches"):
-        clips.Settings(count=8)
+        clips.ClipsSettings(count=8)

@@ -14,6 +14,7 @@ from program import REPOSITORY
 from server import serving, unused_port
 
 from datamodules import LibriSpeech
+from datamodules.domain import Grid
 from datamodules.storage.download import Source, download
 from tools.check.__main__ import main as check
 
@@ -129,8 +130,8 @@ def test_it_is_what_was_published(monkeypatch):
     assert [data.count(split) for split in ("train", "val", "test")] == [28539, 2620, 2620]
     assert LibriSpeech(train_subset="dev-other").count("train") is None
     assert data.signal_shape == (1, 16000)
-    assert data.coord_range == (-1, 1)
-    assert LibriSpeech(seconds=3).coord_range == (-3, 3)
+    assert data.spec.domain == Grid.unit(1)
+    assert LibriSpeech(seconds=3).spec.domain == Grid(((-3, 3),))
     names = [f"{kind}-{quality}" for kind in ("dev", "test") for quality in ("clean", "other")]
     assert set(data.sources) == {*names, "train-clean-100", "train-clean-360", "train-other-500"}
     for subset, source in data.sources.items():

@@ -12,6 +12,7 @@ from program import REPOSITORY, TESTS, column, run
 
 from datamodules import SampleSpeech
 from datamodules.audio.sample_speech import HELD_OUT_CLIPS, SPEECH, TRAINING_CLIPS, recording
+from datamodules.domain import Grid
 from datamodules.loading import Addressed
 from datamodules.storage.audio import clip_facts, read_clip
 
@@ -111,7 +112,7 @@ def test_longer_pieces_are_padded_and_masked():
     data = SampleSpeech(seconds=3, crops_per_epoch=18, eval_batch_size=6, batch_size=18)
     data.setup("fit")
     assert data.signal_shape == (1, 48000)
-    assert data.coord_range == (-3, 3)
+    assert data.spec.domain == Grid(((-3, 3),))
     batch = data.to_coordinates(next(iter(data.val_dataloader())))
     assert batch.names == [f"{name}-0" for name in HELD_OUT_CLIPS]
     lengths = [min(48000, recording(name).shape[1]) for name in HELD_OUT_CLIPS]

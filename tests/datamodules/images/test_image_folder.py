@@ -137,6 +137,7 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path):
         ImageFolder(str(tmp_path)).setup("fit")
 
 
+@pytest.mark.slow
 def test_the_program_trains_and_tests_on_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pictures = tmp_path / "pictures"

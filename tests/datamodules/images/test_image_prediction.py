@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coordinates import grid
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,7 +17,7 @@ from composers.codes import InstanceCode, fingerprint
 from composers.encoders import Patches
 from datamodules import PictureFiles
 from datamodules.batch import Observation
-from datamodules.domain import grid
+from datamodules.domain import Grid
 from datamodules.images.prediction import unique_names
 from datamodules.storage.images import cut, read_picture
 from datamodules.tiles import boxes, whole
@@ -193,7 +194,7 @@ def test_numbers_out_of_range(options, told):
 @pytest.mark.parametrize("shape", [None, [1, 8, 8], [3, 8, 12], [3, 8]])
 def test_models_of_other_signals(shape):
     with pytest.raises(ValueError, match="square colour pictures"):
-        _ = PictureFiles([], shape).signal_shape
+        _ = PictureFiles([], shape).spec
 
 
 def test_a_code_is_what_the_model_says_of_the_squeezed_picture(square_ipc):
@@ -299,7 +300,7 @@ def test_other_models_and_signals(square_ipc, tiny_ipc, make_ipc):
     with pytest.raises(ValueError, match="means nothing to another model"):
         render(tiny_ipc, code)
     with pytest.raises(ValueError, match="not for a picture"):
-        render(square_ipc, InstanceCode(code.latents, [((0, 8),)], (8,), fingerprint(square_ipc)))
+        render(square_ipc, InstanceCode(code.latents, [((0, 8),)], (8,), fingerprint(square_ipc), domain=Grid.unit(1)))
     with pytest.raises(ValueError, match="not square colour pictures"):
         encode(tiny_ipc, torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert input_size(square_ipc) == 8

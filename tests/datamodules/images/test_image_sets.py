@@ -244,4 +244,4 @@ def test_a_size_below_one_is_refused():
 def test_it_is_a_data_module_like_any_other(shelf):
     data = Shelf(shelf)
     assert isinstance(data, CoordinateDataModule)
-    assert (data.signal_shape, data.coord_dim, data.value_dim) == ((3, SIZE, SIZE), 2, 3)
+    assert (data.signal_shape, data.spec.domain.coord_dim, data.spec.value_dim) == ((3, SIZE, SIZE), 2, 3)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from coordinates import pixel_rays
 
-from datamodules.cameras import focal_length, look_at, orbit, pixel_rays
+from datamodules.cameras import focal_length, look_at, orbit
 from datamodules.scenes.raycast import Caster
 from datamodules.storage.meshes import Mesh
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from coordinates import pixel_rays
 from PIL import Image
 from scene_folders import cameras, describe, save_picture, write_scene
 
 from datamodules.batch import PosedPictures
-from datamodules.cameras import pixel_rays
 from datamodules.loading import Addressed
 from datamodules.scenes import base as scene_sets
 from datamodules.scenes.base import SceneSet
@@ -77,7 +77,7 @@ def _naive_ray(pose, focal, column, row):
 
 def test_evaluation_has_all_rays_and_the_colours_that_they_see(shared):
     data = ready(shared, views=2, query_views=3, eval_batch_size=2)
-    assert (data.signal_shape, data.coord_dim, data.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
+    assert (data.signal_shape, data.spec.domain.coord_dim, data.spec.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
     raw = next(iter(data.val_dataloader()))
     batch = data.to_coordinates(raw)
     signal, samples = batch.observation

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
+from coordinates import pixel_rays
 from scene_folders import cameras, write_scene, write_srn
 
-from datamodules.cameras import pixel_rays
 from datamodules.scenes.scene_folder import SceneFolder
 from datamodules.scenes.shapenet import ShapeNet
 from datamodules.scenes.srn import SRNScenes

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coordinates import pixel_rays
 from PIL import Image
 
 from datamodules.batch import Views
-from datamodules.cameras import orbit, pixel_rays
+from datamodules.cameras import orbit
 from datamodules.scenes.prediction import SceneFiles
 
 ANGLE = 0.9

@@ -20,7 +20,11 @@ from rich.console import Console
 from server import serving, unused_port
 
 from datamodules.storage import download as module
-from datamodules.storage.download import Source, download, locked, progress
+from datamodules.storage import files
+from datamodules.storage import progress as bars
+from datamodules.storage.download import Source, download
+from datamodules.storage.files import locked
+from datamodules.storage.progress import progress
 
 BODY = random.Random(1).randbytes(700_001)
 OTHER = random.Random(2).randbytes(700_001)
@@ -86,8 +90,8 @@ def test_a_verified_file_is_not_read_again_until_it_changes(site, tmp_path, monk
     source = _source(site.put("/a", BODY))
     path = download(source, tmp_path)
     digests = []
-    original = module._digest
-    monkeypatch.setattr(module, "_digest", lambda *args: digests.append(1) or original(*args))
+    original = files.mismatch
+    monkeypatch.setattr(files, "mismatch", lambda *args: digests.append(1) or original(*args))
     download(source, tmp_path)
     assert not digests
     os.utime(path, ns=(0, 0))
@@ -134,7 +138,7 @@ def test_a_folder_that_cannot_be_written_serves_what_it_has(site, tmp_path, monk
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module, "_write", refuse)
+    monkeypatch.setattr(files, "written_whole", refuse)
     assert download(_source(site.root + "/a"), tmp_path) == path
     assert _listing(tmp_path) == ["data.bin"]
 
@@ -513,11 +517,27 @@ def test_a_lock_lets_one_in_at_a_time(tmp_path):
     assert _listing(tmp_path) == []
 
 
+def test_waiting_for_a_lock_is_said_once(tmp_path, capfd):
+    waited = threading.Event()
+
+    def wait():
+        with locked(tmp_path / "a"):
+            waited.set()
+
+    with locked(tmp_path / "a"):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not waited.wait(0.3)
+    waiting.join()
+    assert waited.is_set()
+    assert capfd.readouterr().err.splitlines() == [f"Waiting for another process, which writes {tmp_path / 'a'}."]
+
+
 def test_disks_without_locks_are_used_without(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with locked(tmp_path / "a"):
         assert _listing(tmp_path) == ["a.lock"]
     assert _listing(tmp_path) == []
@@ -536,13 +556,13 @@ def test_the_bar_counts_from_where_it_goes_on(site, tmp_path, monkeypatch):
         def __exit__(self, *_):
             pass
 
-        def add_task(self, label, total):
+        def add_task(self, label, total, completed):
             seen.append((label, total, self.disabled))
 
         def update(self, _, completed):
             seen.append(completed)
 
-    monkeypatch.setattr(module, "Progress", Bar)
+    monkeypatch.setattr(bars, "Progress", Bar)
     source = _source(site.put("/a", BODY, cuts=[1000]))
     download(source, tmp_path, pause=lambda _: None)
     starts = [index for index, entry in enumerate(seen) if isinstance(entry, tuple)]
@@ -560,7 +580,7 @@ def test_the_bar_counts_from_where_it_goes_on(site, tmp_path, monkeypatch):
 def test_the_bar_is_for_one_process_at_a_terminal(monkeypatch, rank, terminal, shown):
     written = io.StringIO()
     monkeypatch.setattr(rank_zero_only, "rank", rank)
-    monkeypatch.setattr(module, "Console", lambda **_: Console(file=written, force_terminal=terminal, width=120))
+    monkeypatch.setattr(bars, "Console", lambda **_: Console(file=written, force_terminal=terminal, width=120))
     with progress("a[b]", 4_000_000) as show:
         show(1_000_000)
     assert ("a[b]" in written.getvalue() and "1.0/4.0 MB" in written.getvalue()) == shown

@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from rich.console import Console
 
-from datamodules.storage import parallel
+from datamodules.storage import parallel, progress
 from datamodules.storage.images import quiet, read_picture
-from datamodules.storage.parallel import counting, in_order, processors
+from datamodules.storage.parallel import in_order, processors
+from datamodules.storage.progress import counting
 
 
 def test_results_come_in_order_whoever_is_first(monkeypatch):
@@ -59,7 +60,7 @@ def test_at_least_one_processor_is_used():
 def test_the_bar_is_for_one_process_at_a_terminal(monkeypatch, rank, terminal, shown):
     written = io.StringIO()
     monkeypatch.setattr(rank_zero_only, "rank", rank)
-    monkeypatch.setattr(parallel, "Console", lambda **_: Console(file=written, force_terminal=terminal, width=120))
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=written, force_terminal=terminal, width=120))
     with counting("a[b]", 4000, 1000) as show:
         show(1500)
     assert ("a[b]" in written.getvalue() and "1500/4000" in written.getvalue()) == shown

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from coordinates import pixel_rays
 from PIL import Image
 from scene_folders import ANGLE, cameras, describe, save_picture, write_scene, write_srn
 
-from datamodules.cameras import pixel_rays
 from datamodules.storage import views as scenes
 from datamodules.storage.views import is_opaque, read_srn, read_transforms, read_view
 
