@@ -103,15 +103,15 @@ class Gallery(Callback):
         self.folder = folder if is_drawn else None
         if self.folder is None or not isinstance(data, CoordinateDataModule):
             return
-        self._modality = data.modality
+        self._modality = data.spec.modality
         if self.beside is None:
             return
         self.other = load(self.beside, pl_module.device)
         taken = self._modality.input_shape(self.other)
-        if taken is not None and taken != data.signal_shape:
+        if taken is not None and taken != data.spec.signal_shape:
             self.folder = None
             Console(soft_wrap=True).print(
-                f"No {self.filename}: {self.beside} takes signals of shape {taken}, not {data.signal_shape}."
+                f"No {self.filename}: {self.beside} takes signals of shape {taken}, not {data.spec.signal_shape}."
             )
 
     def on_test_batch_end(
@@ -160,7 +160,7 @@ class Gallery(Callback):
         """Add the row of an instance, unless there is one of the same object."""
         last = max(evaluation["values"])
         values = {step: evaluation["values"][step] for step in sorted({0, last})}
-        instance = instance_of(batch, index, data.domain, values)
+        instance = instance_of(batch, index, data.spec.domain, values)
         shown = self._modality.shown(instance)
         if shown is None or shown.name in self.rows or shown.query.values is None:
             return
@@ -215,12 +215,12 @@ def inner_rows(
         number: Of rows, at most.
         max_memory: MB that rendering may take above the model and what is shown.
     """
-    loop, modality = composer.inner_loop, data.modality
+    loop, modality = composer.inner_loop, data.spec.modality
     if loop is None or not loop.report:
         return []
     chosen: dict[str, tuple[int, Instance]] = {}
     for index in range(len(batch.names)):
-        shown = modality.shown(instance_of(batch, index, data.domain, {}))
+        shown = modality.shown(instance_of(batch, index, data.spec.domain, {}))
         if shown is None:
             return []
         if len(chosen) < number:

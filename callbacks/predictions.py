@@ -107,7 +107,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the tiles of a signal, and write it when the next one begins."""
-        for tile in _tiles(outputs, batch, self.writer, _data(trainer).domain):
+        for tile in _tiles(outputs, batch, self.writer, _data(trainer).spec.domain):
             if self._tiles and self._tiles[0].piece.name != tile.piece.name:
                 self._write(trainer, pl_module)
             self._tiles.append(tile)
@@ -157,7 +157,7 @@ class PredictionWriter(Callback):
             writer.writeheader()
             writer.writerows({"name": name, **row} for name, row in rows.items())
         console = Console(soft_wrap=True)
-        console.print(self.table(rows, data.modality.noun))
+        console.print(self.table(rows, data.spec.modality.noun))
         console.print(f"{self.writer.results} and {TABLE}: {relative_path(self.folder)}", markup=False)
         if data.skipped:
             console.print(
@@ -181,7 +181,7 @@ class PredictionWriter(Callback):
         latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
         first, last = (self.writer.score([tile.errors[end] for tile in tiles]) for end in (0, -1))
         facts = steps_taken(composer, tiles[0].steps)
-        metric = data.modality.headline.metric
+        metric = data.spec.modality.headline.metric
         facts |= {f"{metric} predicted": f"{first:.3f}", f"{metric} refined": f"{last:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
         return InstanceCode(latents, boxes, shape, self._model, name, facts, domain=data.spec.domain)
@@ -189,7 +189,7 @@ class PredictionWriter(Callback):
 
 def _writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Writer:
     """Return the writer of the modality of the data, or refuse options that it does not have."""
-    kind = data.modality.writer
+    kind = data.spec.modality.writer
     if kind is None:
         raise ValueError(
             f"{type(data).__name__} states no modality whose predictions are written: set its class attribute modality, for "
@@ -197,7 +197,7 @@ def _writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Writer:
         )
     if unknown := sorted(set(options) - set(kind.__dataclass_fields__)):
         raise ValueError(
-            f"options of PredictionWriter has {', '.join(unknown)}; {data.modality.name} have "
+            f"options of PredictionWriter has {', '.join(unknown)}; {data.spec.modality.name} have "
             f"{', '.join(kind.__dataclass_fields__)}."
         )
     writer: Writer = kind(**options)

@@ -90,7 +90,7 @@ def heading(metric: str, unit: str | None = None) -> str:
 def headline_of(trainer: Trainer) -> Headline:
     """Return the headline metric of the data of a trainer; the PSNR where it has no data module of ours."""
     data = getattr(trainer, "datamodule", None)
-    return data.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
+    return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 
 
 def inner_steps(count: int) -> str:

@@ -101,7 +101,7 @@ class ValidationTable(Callback):
             for batch in _first(data.val_set, self.num_samples, data.eval_batch_size):
                 moved = trainer.strategy.batch_to_device(data.collate(batch))
                 rows += sample_rows(
-                    pl_module, moved, data.modality, data.domain, self.refinement_steps, self.orbit_frames
+                    pl_module, moved, data.spec.modality, data.spec.domain, self.refinement_steps, self.orbit_frames
                 )
         log_table(trainer, "val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
 

@@ -298,7 +298,7 @@ class Composer(LightningModule, ABC):
     def _headline(self) -> Headline:
         """The headline metric of the data; the PSNR where there is no data module of ours."""
         data = getattr(self._trainer, "datamodule", None)
-        return data.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
+        return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 
     def check_sizes(self, data: CoordinateDataModule) -> None:
         """Compare what a data module states with what this model was built for; see `check_spec`."""

@@ -95,6 +95,11 @@ class CoordinateDataModule(LightningDataModule, ABC):
         """``spec.domain``."""
         return self.spec.domain
 
+    @property
+    def coord_dim(self) -> int:
+        """``spec.domain.coord_dim``."""
+        return self.spec.domain.coord_dim
+
     def train_dataloader(self) -> DataLoader[Signal]:
         """Return the loader of training items, in a new order every epoch, from where an interrupted epoch stopped."""
         return self._loader(self.train_set, self.batch_size, training=True)

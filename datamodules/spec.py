@@ -179,7 +179,7 @@ class DataSpec(NamedTuple):
         return self._asdict() | {
             "domain": self.domain.config(),
             "signal_shape": list(self.signal_shape),
-            "modality": None if self.modality is None else self.modality.name,
+            "modality": self.modality.name,
         }
 
 

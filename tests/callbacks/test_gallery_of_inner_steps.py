@@ -231,8 +231,7 @@ def test_scenes_show_the_middle_view_of_different_objects(tmp_path):
 class _Volumes(FlatData):
     """Signals of three axes, which are of no particular modality."""
 
-    modality = Modality()
-    signal_shape = (1, 2, 3, 4)
+    spec = DataSpec(Grid.unit(3), 1, (1, 2, 3, 4), Modality())
 
 
 def test_signals_of_another_kind_are_left_out(tmp_path, capsys):

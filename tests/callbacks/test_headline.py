@@ -41,6 +41,7 @@ class ShapeData(FlatData):
     """Data of that kind."""
 
     modality = Shapes()
+    spec = FlatData.spec._replace(modality=modality)
 
     def setup(self, stage):
         super().setup(stage)

@@ -225,7 +225,7 @@ def test_numbers_out_of_range(options, message):
 class _Unspecified(Scenes):
     """Data that state no modality."""
 
-    modality = CoordinateDataModule.modality
+    spec = Scenes.spec._replace(modality=CoordinateDataModule.modality)
 
 
 def test_what_cannot_be_written_is_refused_before_the_folder_is_made(tmp_path):

@@ -9,13 +9,13 @@ from jsonargparse import Namespace
 from application.sizes import state_sizes
 from composers.encoders import Patches
 from datamodules import CoordinateDataModule, domain
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 
 class Rays(CoordinateDataModule):
     """Stands for data of scenes: it states sizes, and has no items."""
 
-    spec = DataSpec(domain.Rays(1.5, 4.5), 3, (2, 3, 8, 8), None)
+    spec = DataSpec(domain.Rays(1.5, 4.5), 3, (2, 3, 8, 8), Modality())
 
     def setup(self, stage):
         raise AssertionError("sizes need no data")
@@ -61,7 +61,7 @@ def test_light_fields_have_no_depths():
 class Images(CoordinateDataModule):
     """Stands for data of images on a grid with another range along each axis."""
 
-    spec = DataSpec(domain.Grid(((0.0, 1.0), (-1.0, 1.0))), 3, (3, 4, 6), None)
+    spec = DataSpec(domain.Grid(((0.0, 1.0), (-1.0, 1.0))), 3, (3, 4, 6), Modality())
 
     def setup(self, stage):
         raise AssertionError("sizes need no data")

@@ -12,7 +12,7 @@ from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import CellGrid, Grid
 from datamodules.randomness import seed_at
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 SHAPE = (3, 4, 6)
 
@@ -33,7 +33,7 @@ class _Pictures(Dataset):
 class _Data(CoordinateDataModule):
     """Ten training and seven held-out pictures."""
 
-    spec = DataSpec(Grid.unit(2), 3, SHAPE, None)
+    spec = DataSpec(Grid.unit(2), 3, SHAPE, Modality())
 
     def setup(self, stage):
         self.train_set, self.val_set, self.test_set = _Pictures(10), _Pictures(7), _Pictures(5)
@@ -42,7 +42,7 @@ class _Data(CoordinateDataModule):
 class _Sound(_Data):
     """Signals with one axis."""
 
-    spec = DataSpec(Grid.unit(1), 1, (1, 9), None)
+    spec = DataSpec(Grid.unit(1), 1, (1, 9), Modality())
 
 
 def _make(**arguments):
@@ -84,7 +84,7 @@ def test_floating_point_signals_stand_for_themselves():
 
 def test_the_range_of_coordinates_belongs_to_the_data():
     class Long(_Data):
-        spec = DataSpec(Grid(((-3.0, 3.0), (0.0, 1.0))), 3, SHAPE, None)
+        spec = DataSpec(Grid(((-3.0, 3.0), (0.0, 1.0))), 3, SHAPE, Modality())
 
     rows, columns = Long().to_coordinates(_collated()).query.coords.view(4, 6, 2).unbind(-1)
     assert torch.equal(rows[:, :1], grid((4,), -3.0, 3.0))
@@ -93,7 +93,7 @@ def test_the_range_of_coordinates_belongs_to_the_data():
 
 def test_noise_moves_positions_and_leaves_cells_alone():
     class Cells(_Data):
-        spec = DataSpec(CellGrid.unit(2), 3, SHAPE, None)
+        spec = DataSpec(CellGrid.unit(2), 3, SHAPE, Modality())
 
     coords = Cells(coordinate_noise="per_instance").to_coordinates(_collated(), training=True).query.coords
     assert coords.shape == (3, 24, 4)

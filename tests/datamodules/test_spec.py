@@ -9,7 +9,7 @@ from datamodules.audio.prediction import SoundFiles
 from datamodules.domain import Domain, Grid, Rays
 from datamodules.images.prediction import PictureFiles
 from datamodules.scenes.prediction import SceneFiles
-from datamodules.spec import DataSpec, agrees, declared
+from datamodules.spec import DataSpec, Modality, agrees, declared
 
 STATED = [
     (datamodules.SamplePhotos, {"size": 32}, (Grid.unit(2), 3, (3, 32, 32))),
@@ -39,11 +39,11 @@ def test_training_instances_are_counted_after_set_up():
 
 
 def test_facts_are_plain_data():
-    facts = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), None, 7)._replace(sample_rate=None).facts()
+    facts = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), Modality(), 7)._replace(sample_rate=None).facts()
     assert json.loads(json.dumps(facts)) == facts
     assert Domain.from_config(facts["domain"]) == Rays(2.0, 6.0)
     assert (facts["signal_shape"], facts["value_dim"], facts["num_instances"]) == ([1, 3, 8, 8], 3, 7)
-    assert facts["modality"] is facts["sample_rate"] is None
+    assert (facts["modality"], facts["sample_rate"]) == ("signals", None)
 
 
 def test_a_part_that_declares_nothing_takes_nothing():

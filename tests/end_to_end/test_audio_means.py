@@ -12,7 +12,7 @@ from composers.metrics import defined
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 
 class SomeSilence(CoordinateDataModule):
@@ -23,7 +23,7 @@ class SomeSilence(CoordinateDataModule):
         clips[1] = 0
         self.train_set = self.val_set = self.test_set = [Signal(clip, f"clip-{i}") for i, clip in enumerate(clips)]
 
-    spec = DataSpec(Grid.unit(1), 1, (1, 600), None)
+    spec = DataSpec(Grid.unit(1), 1, (1, 600), Modality())
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from datamodules import AudioFolder, CoordinateDataModule
 from datamodules.audio.prediction import SoundFiles
 from datamodules.domain import Grid
 from datamodules.images.prediction import PictureFiles
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 
 class Wide(CoordinateDataModule):
     """Pictures whose coordinates reach from 0 to 2."""
 
-    spec = DataSpec(Grid(((0.0, 2.0), (0.0, 2.0))), 3, (3, 8, 12), None)
+    spec = DataSpec(Grid(((0.0, 2.0), (0.0, 2.0))), 3, (3, 8, 12), Modality())
 
 
 def checkpoint(low, high, *signal_shape):

@@ -18,6 +18,8 @@ from composers import Refinement
 from composers.codes import read_code, stated_shape, steps_taken
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec
 from modalities import Images
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
@@ -208,7 +210,7 @@ def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
 class _Squares(CoordinateDataModule):
     """Images of 8 x 8, as far as a gallery asks their data module."""
 
-    modality, signal_shape = Images(), (3, 8, 8)
+    spec = DataSpec(Grid.unit(2), 3, (3, 8, 8), Images())
 
 
 def test_a_meta_learned_model_stands_beside(saved, tmp_path):

@@ -36,7 +36,7 @@ def test_fit_validate_test_and_predict(tmp_path):
     for row in instances:
         assert float(row["psnr@2"]) > float(row["psnr@0"])
         assert set(METRICS) == {key.partition("@")[0] for key in row} - {"name"}
-    assert (tmp_path / "runs/unnamed/version_2/spectrograms.png").stat().st_size > 10_000
+    assert (tmp_path / "runs/unnamed/version_2/gallery.png").stat().st_size > 10_000
     clip = SPEECH / f"{HELD_OUT_CLIPS[0]}.flac"
     run("predict", *weights, "--audio", clip, "--rate", 8000)
     written = soundfile.info(f"predictions/{HELD_OUT_CLIPS[0]}.wav")

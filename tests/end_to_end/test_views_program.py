@@ -42,8 +42,8 @@ def test_fit_validate_test_and_predict(tmp_path):
         assert float(row["psnr@0 of network"]) == pytest.approx(float(row["psnr@0"]), abs=1e-3)
         assert float(row["psnr@2"]) != float(row["psnr@0"])
     folder = tmp_path / "runs/unnamed/version_2"
-    assert (folder / "views.png").stat().st_size > 5_000
-    assert len(list((folder / "orbits").glob("*.gif"))) == 4
+    assert (folder / "gallery.png").stat().st_size > 5_000
+    assert len(list((folder / "gallery").glob("*.gif"))) == 4
     scene = next((tmp_path / "data" / "sample_objects").glob(f"*/chairs/{CHAIRS['test'][0]}"))
     run("predict", *weights, "--views", scene, "--frames", 3)
     [row] = rows("predictions/predictions.csv")

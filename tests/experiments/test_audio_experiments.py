@@ -14,7 +14,7 @@ from composers.metrics import PSNR
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Observation
 from datamodules.domain import Grid
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 from modalities.audio_metrics import SISDR, LogSpectralDistance, OverSilence, Silence
 
 CONFIGS = REPOSITORY / "configs"
@@ -44,7 +44,7 @@ class Hum(CoordinateDataModule):
     @property
     def spec(self):
         """Mono audio of so many samples."""
-        return DataSpec(Grid.unit(1), 1, (1, self.samples), None)
+        return DataSpec(Grid.unit(1), 1, (1, self.samples), Modality())
 
 
 @pytest.fixture(autouse=True)

@@ -107,7 +107,7 @@ def test_a_code_is_decoded_by_one_modality_at_most():
         ((2, 9, 9), {"signal": "scene"}, [PosedViews]),
         ((2, 9, 9), {}, []),
     ):
-        code = InstanceCode(latents, [], shape, fingerprint(composer), "", facts)
+        code = InstanceCode(latents, [], shape, fingerprint(composer), "", facts, domain=Grid.unit(1))
         assert [type(modality) for modality in MODALITIES if modality.decodes(code)] == wanted
 
 

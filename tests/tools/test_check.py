@@ -14,7 +14,7 @@ from PIL import Image
 from datamodules.base import CoordinateDataModule
 from datamodules.domain import Grid
 from datamodules.images.base import PictureSet
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 from datamodules.storage.download import Source
 from datamodules.storage.folders import NamedFile
 from tools.check import check_pictures
@@ -63,7 +63,7 @@ class Counted(PictureSet):
 class Numbers(CoordinateDataModule):
     """Signals without files, and no test."""
 
-    spec = DataSpec(Grid.unit(1), 1, (1, 2), None)
+    spec = DataSpec(Grid.unit(1), 1, (1, 2), Modality())
 
     def setup(self, stage):
         if stage == "fit":

@@ -33,7 +33,7 @@ from composers.rendering import PointRenderer, Renderer
 from datamodules.batch import Observation
 from datamodules.configuration import load_layers
 from datamodules.domain import Domain, Grid
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 from tools.export import __main__, export, export_decoder, export_encoder, files
 from tools.export.__main__ import main
 from tools.export.halves import Decoder
@@ -375,7 +375,7 @@ def test_the_domain_of_training_is_described(tmp_path):
     domain = Grid(((-3.0, 3.0),))
     composers.save(composer, tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    torch.save(content | {"data": DataSpec(domain, 1, (1, 400), None).facts()}, tmp_path / "b.ckpt")
+    torch.save(content | {"data": DataSpec(domain, 1, (1, 400), Modality()).facts()}, tmp_path / "b.ckpt")
     loaded = composers.load(tmp_path / "b.ckpt")
     assert stated_domain(loaded) == domain
     assert stated_domain(composers.load(tmp_path / "a.ckpt")) == Grid.unit(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from composers.rendering import LightFieldRenderer
 from datamodules.cameras import plucker
 from datamodules.domain import Grid, Rays
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 
 def _rays(*shape):
@@ -87,7 +87,7 @@ def test_lines_are_exact_under_autocast():
 
 
 def test_the_field_is_of_lines_and_the_data_of_rays():
-    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), None)
+    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), Modality())
     field = LightFieldRenderer().field_spec(spec)
     assert (field.domain.coord_dim, field.value_dim) == (6, 3)
     with pytest.raises(ValueError, match=r"LightFieldRenderer renders colours along rays.*\(2, 3\)"):

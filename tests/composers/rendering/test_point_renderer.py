@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from composers.rendering import PointRenderer
 from datamodules.domain import Grid
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 
 @given(st.integers(1, 12), st.integers(1, 10), st.booleans())
@@ -44,7 +44,7 @@ def test_chunks_bound_what_is_evaluated_at_a_time(shape):
 
 
 def test_the_field_has_the_dimensions_of_the_data():
-    for spec in (DataSpec(Grid.unit(2), 3, (3, 8, 8), None), DataSpec(Grid.unit(1), 1, (1, 9), None)):
+    for spec in (DataSpec(Grid.unit(2), 3, (3, 8, 8), Modality()), DataSpec(Grid.unit(1), 1, (1, 9), Modality())):
         assert PointRenderer().field_spec(spec) == spec
 
 

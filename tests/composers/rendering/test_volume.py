@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from composers.networks import FourierFeatures
 from composers.rendering import Rendered, VolumeRenderer
 from datamodules.domain import Grid, Rays
-from datamodules.spec import DataSpec
+from datamodules.spec import DataSpec, Modality
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 DOWN = torch.tensor([0.0, 0.0, 5.0, 0.0, 0.0, -1.0])  # a depth of d is the height 5 - d
@@ -391,7 +391,7 @@ def test_a_coordinate_network_under_autocast_gives_float32_and_exact_points(make
 
 
 def test_the_field_is_of_points_and_the_data_of_rays():
-    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), None)
+    spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), Modality())
     field = VolumeRenderer().field_spec(spec)
     assert (field.domain.coord_dim, field.value_dim) == (3, 4)
     for other in (spec._replace(domain=Grid.unit(2)), spec._replace(value_dim=4), spec._replace(domain=Grid.unit(6))):
