@@ -20,6 +20,7 @@ from datamodules.images.sample_photos import Photographs
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
+FOLDERS = [TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")} - {TESTS})]  # of what tests define
 COMPOSERS = ("ipc", "transinr")
 SAVE_DIR = "--trainer.logger.init_args.save_dir"
 NAME = "--trainer.logger.init_args.name"
@@ -81,7 +82,7 @@ def refused(*args):
 def run_process(*args, cwd, limit=120):
     """Run a command of the program in a process of its own, and its children, and return what it printed."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *(str(folder) for folder in FOLDERS)]),
         "PYTHONWARNINGS": "error::UserWarning",
         "OMP_NUM_THREADS": "1",
     }

@@ -19,7 +19,8 @@ from datamodules.batch import Observation
 from datamodules.domain import Grid
 from datamodules.storage.audio import read_clip
 from modalities.audio import save_wav
-from modalities.spectrogram import Panel, draw, save_figure
+from modalities.drawing import Waveform
+from modalities.spectrogram import draw, save_figure
 from tools.activations.page import Page
 
 NAME = os.fsdecode(b"caf\xe9")
@@ -78,7 +79,7 @@ def test_sound_with_such_a_name_is_read_written_and_drawn():
     samples = torch.rand(1, 800) - 0.5
     save_wav(samples, 800, Path(f"{NAME}.wav"))
     assert read_clip(f"{NAME}.wav").values.shape == (1, 800)
-    save_figure(draw([[Panel(NAME, samples, 800)]]), Path("figure.png"))
+    save_figure(draw([[Waveform(NAME, samples, 800)]]), Path("figure.png"))
     page = Page(3)
     page.text(0, 0, NAME)
     page.save(Path("page.png"))
