@@ -82,7 +82,7 @@ def refused(*args):
 def run_process(*args, cwd, limit=120):
     """Run a command of the program in a process of its own, and its children, and return what it printed."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *(str(folder) for folder in FOLDERS)]),
+        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
         "PYTHONWARNINGS": "error::UserWarning",
         "OMP_NUM_THREADS": "1",
     }

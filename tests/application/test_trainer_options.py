@@ -83,6 +83,7 @@ def test_double_precision(config):
     assert "Every instance: runs/unnamed/version_1/test_instances.csv" in printed
 
 
+@pytest.mark.slow
 def test_double_precision_is_not_rounded_on_the_way():
     losses = {}
     for precision in ("32-true", "64-true"):

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 import yaml
 from lightning import Callback
-from program import REPOSITORY, TESTS, tiny
+from program import FOLDERS, REPOSITORY, tiny
 from wandb_server import KEY, serve
 
 OVERLAY = ["--config", str(REPOSITORY / "configs" / "overlays" / "wandb.yaml")]
@@ -48,7 +48,7 @@ def _environment(folder, url):
             "HOME": str(folder),
             "NETRC": str(folder / "netrc"),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(TESTS)]),
+            "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
             "WANDB_API_KEY": KEY,
             "WANDB_BASE_URL": url,
             "WANDB_ERROR_REPORTING": "false",

@@ -76,6 +76,7 @@ def test_weights_that_come_along_go_by_name():
     assert composers.load("runs/unnamed/version_0/checkpoints/last.ckpt").config == used["model"]
 
 
+@pytest.mark.slow
 def test_other_models_and_data_are_refused(first):
     assert "belongs to another model" in refused("fit", *tiny("transinr"), "--weights", first)
     content = read(first)

@@ -50,6 +50,7 @@ def test_training_and_validation_are_told_without_a_terminal():
     assert "Validation: batch 3 of 4" in printed
 
 
+@pytest.mark.slow
 def test_lines_come_twice_a_minute(monkeypatch):
     clock = iter(range(0, 10**6, 10))  # every look at the clock is ten seconds after the one before
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))

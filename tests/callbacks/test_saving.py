@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback
-from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, column, rows, run, tiny
+from program import FOLDERS, NAME, REPOSITORY, assert_same, checkpoint, column, rows, run, tiny
 
 from callbacks.saving import BestCheckpoint, LastCheckpoint
 
@@ -140,7 +140,7 @@ def resumed(whole, setting, name):
 @pytest.mark.parametrize(
     ("setting", "name"),
     [
-        ("plain", "batch_end-6"),
+        pytest.param("plain", "batch_end-6", marks=pytest.mark.slow),
         pytest.param("plain", "epoch_start-6", marks=pytest.mark.slow),
         pytest.param("plain", "batch_start-11", marks=pytest.mark.slow),
         pytest.param("window", "batch_end-3", marks=pytest.mark.slow),
@@ -338,7 +338,7 @@ def start():
     """Return a function that starts the program in a folder, forked from a process that imported it and did nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(TESTS)]))  # else the server imports nothing
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))))  # else the server imports nothing
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["cli", "callbacks.curves", "callbacks.progress"])
 

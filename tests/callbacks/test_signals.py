@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from program import NAME, REPOSITORY, TESTS, assert_same, checkpoint, rows, run, tiny
+from program import FOLDERS, NAME, REPOSITORY, assert_same, checkpoint, rows, run, tiny
 
 from callbacks.signals import StopOnSignal
 
@@ -30,7 +30,7 @@ def _signalled(tmp_path, number, at, *args, extra=None):
         "    setattr(Composer, name, wrap())\n"
         "cli.main()\n"
     )
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))), "OMP_NUM_THREADS": "1"}
     environment |= extra or {}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
@@ -96,7 +96,7 @@ def test_a_prediction_keeps_its_table(tmp_path):
 def test_two_processes_save_and_stop_together(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=300", NAME, "two"]
     command = [sys.executable, str(REPOSITORY / "cli.py"), "fit", *tiny("ipc"), *two]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         for _ in range(900):
             if list(Path("runs").glob("two/version_0/checkpoints/last.ckpt")):
@@ -150,6 +150,7 @@ def test_a_signal_during_the_imports_is_handled(tmp_path):
         assert process.wait(timeout=60) == 143
 
 
+@pytest.mark.slow
 def test_start_up_ends_at_once(tmp_path):
     code = "import os, cli\ncli.CLI.parse_arguments = lambda *a: os.kill(os.getpid(), 15)\ncli.main()\n"
     started = time.monotonic()

@@ -158,6 +158,7 @@ def test_the_gallery_has_a_row_per_image(tested):
     assert not (written / "gallery").exists()  # images neither move nor sound
 
 
+@pytest.mark.slow
 def test_another_model_stands_beside_where_it_fits(evaluated):
     arguments = "filename: beside.png, num_instances: 2, beside: %s"
     gallery = f"{{class_path: callbacks.gallery.Gallery, init_args: {{{arguments}}}}}"
@@ -265,7 +266,7 @@ def test_a_resumed_schedule_is_as_long_as_the_resumed_run(tmp_path, monkeypatch)
     assert rate == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * (8 - 2) / (3 * STEPS - 2))))
 
 
-@pytest.mark.parametrize("composer", COMPOSERS)
+@pytest.mark.parametrize("composer", ["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_a_step(composer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     once = ["--data.init_args.crops_per_epoch", 4, "--trainer.limit_val_batches", 1]

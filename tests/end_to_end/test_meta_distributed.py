@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from program import NAME, REPOSITORY, TESTS, checkpoint, column, keep_every, rows, run, tiny
+from program import FOLDERS, NAME, REPOSITORY, checkpoint, column, keep_every, rows, run, tiny
 
 from composers.codes import read_code
 from datamodules.randomness import generator_at
@@ -28,7 +28,7 @@ def _run_two(commands, cwd, limit=240):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": "2",
         "NODE_RANK": "0",

@@ -78,6 +78,7 @@ def _curve(instances, steps):
     return [np.mean([float(row[f"psnr@{step} of the inner loop"]) for row in instances]) for step in steps]
 
 
+@pytest.mark.slow
 def test_what_validation_found_is_found_again_and_a_test_has_the_inner_curve(photos):
     instances = _evaluate("meta_ipc", folder=photos)
     assert len(instances) == 34

@@ -142,6 +142,7 @@ def test_two_processes(trained, tmp_path):
     assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
 
 
+@pytest.mark.slow
 def test_mistakes_with_pictures(trained):
     weights = ["--ckpt_path", trained["ipc"]]
     Path("text.jpg").write_text("hello")

@@ -103,7 +103,16 @@ def test_every_composer_works_with_every_data_set(composer, data):
         assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
 
 
-@pytest.mark.parametrize("experiment", _named("experiments"))
+def _experiments():
+    """Return every experiment; those of published sizes are left to the slow tests."""
+    small = ("photos", "speech", "objects", "folder")
+    return [
+        pytest.param(path.values[0], id=path.id, marks=[] if path.id.startswith(small) else pytest.mark.slow)
+        for path in _named("experiments")
+    ]
+
+
+@pytest.mark.parametrize("experiment", _experiments())
 def test_every_experiment_works(experiment):
     meta_learned = any(kind in experiment.stem for kind in META_LEARNED)
     built = _assert_works("--config", experiment, *(FEW if meta_learned else SHALLOW))

@@ -414,6 +414,7 @@ assert not {"torch", "composers"} & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_files_run_without_this_software(written, tmp_path):
     (tmp_path / "out").symlink_to(written.folder)
     signal, coords = _inputs(1, 3, SQUARE)
