@@ -105,7 +105,7 @@ def test_a_run_arrives_with_its_config_its_console_and_its_checkpoints(tmp_path)
 
 def test_a_run_that_fails_is_marked_and_has_its_traceback(tmp_path):
     with serve() as (server, url):
-        code, printed, _ = _fit(tmp_path, url, "--trainer.callbacks+", "test_tracking_server.Failing")
+        code, printed, _ = _fit(tmp_path, url, "--trainer.callbacks+", "test_wandb_server_runs.Failing")
         [run_id] = server.runs
     assert code == 1
     assert server.ended == {run_id: 1}
