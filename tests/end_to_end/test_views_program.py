@@ -114,8 +114,8 @@ def _written(layout, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["ShapeNet", "SRNScenes", "SceneFolder"])
-def test_every_layout_goes_through_the_program_by_one_process_and_by_two(tmp_path, layout):
+@pytest.mark.parametrize(("layout", "processes"), [("ShapeNet", 2), ("SRNScenes", 1), ("SceneFolder", 1)])
+def test_every_layout_goes_through_the_program(tmp_path, layout, processes):
     scenes = _written(layout, tmp_path / "scenes")
     given = {"root": tmp_path / "scenes", "size": 16, "rays_per_view": 16, "train_frames": 6, "draws": 1}
     options = ["--data", layout, *(f"--data.init_args.{name}={value}" for name, value in given.items())]
@@ -128,7 +128,7 @@ def test_every_layout_goes_through_the_program_by_one_process_and_by_two(tmp_pat
     for name, start, more, devices in (
         ("one", run, ["--data.init_args.batch_size=4"], []),
         ("two", apart, TWO, TWO[:2]),
-    ):
+    )[:processes]:
         start("fit", *TINY, *options, *more, NAME, name)
         start("validate", *TINY, *options, *more, *weights, NAME, name)
         start("test", *TINY, *options, *more, *weights, NAME, name)
@@ -141,6 +141,10 @@ def test_every_layout_goes_through_the_program_by_one_process_and_by_two(tmp_pat
         numbers = [float(validated["val/psnr"]), *(float(row["psnr@2"]) for row in tested)]
         numbers += [float(row["psnr refined"]) for row in seen]
         found[name] = (checkpoint(f"runs/{name}/version_0")["state_dict"], numbers)
-    (weights_of_one, wanted), (weights_of_two, numbers) = found["one"], found["two"]
+    weights_of_one, wanted = found["one"]
+    assert torch.isfinite(torch.tensor(wanted)).all()
+    if processes == 1:
+        return
+    weights_of_two, numbers = found["two"]
     assert all((weights_of_two[key] - weight).abs().max() < 1e-5 for key, weight in weights_of_one.items())
     assert numbers == pytest.approx(wanted, abs=2e-3)
