@@ -28,6 +28,7 @@ from application.trainer_options import settle_trainer
 from application.wandb_logger import BoundedWandbLogger, add_settings, beside
 from callbacks.non_finite import NonFinite
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from datamodules import data_sets
 
 SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 
@@ -36,6 +37,7 @@ class CLI(LightningCLI):
     """A LightningCLI whose sizes come from the data, and which looks before it trains."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        data_sets()
         given = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
         self.asked = given[0] if isinstance(given, list) and given else None
         super().__init__(*args, **kwargs)

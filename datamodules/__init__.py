@@ -62,3 +62,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"datamodules.{_MODULES[name]}"), name)
+
+
+def data_sets() -> list[type["CoordinateDataModule"]]:
+    """Import and return every data set, so that a config can name one without its module."""
+    return [__getattr__(name) for name in __all__]

@@ -84,7 +84,7 @@ def test_a_recipe_trains_a_model_that_can_be_loaded(title, tmp_path, monkeypatch
 @pytest.mark.parametrize("title", SECTIONS)
 def test_a_recipe_word_for_word(title, tmp_path):
     files, command = _section(title)
-    for folder in ("composers", "datamodules", "configs"):
+    for folder in ("application", "callbacks", "composers", "datamodules", "modalities", "configs"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder)
     shutil.copy(REPOSITORY / "cli.py", tmp_path)
     _write(files, tmp_path)

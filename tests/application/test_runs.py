@@ -18,8 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from program import NAME, REPOSITORY, TESTS, checkpoint, column, refused, rows, run, run_process, tiny
 
-import cli
-from application import runs
+from application import command_line, runs
 from application.runs import MARKER, RunFolders, check_processes, without_checkpoints
 from callbacks.saving import LastCheckpoint
 from datamodules import SamplePhotos
@@ -390,7 +389,7 @@ def test_prediction_looks_only_at_its_own_folder(tmp_path):
     Image.new("RGB", (16, 16), "red").save(picture)
     arguments = ["predict", "--images", picture, "--ckpt_path", FOLDER / "version_0/checkpoints/last.ckpt"]
     probed = []
-    with mock.patch.object(cli, "check_output_folder", lambda folder, *rest: probed.append(str(folder))):
+    with mock.patch.object(command_line, "check_output_folder", lambda folder, *rest: probed.append(str(folder))):
         run(*arguments, "--output", "made/here")
     assert probed == ["made/here"]
     Path("file").write_text("")

@@ -116,7 +116,7 @@ def test_a_run_that_fails_is_marked_and_has_its_traceback(tmp_path):
 
 @pytest.mark.parametrize(("callbacks", "status"), [(["Vanishing"], 0), (["Vanishing", "Failing"], 1)])
 def test_a_server_that_vanishes_costs_little(callbacks, status, tmp_path):
-    more = [part for name in callbacks for part in ("--trainer.callbacks+", f"test_tracking_server.{name}")]
+    more = [part for name in callbacks for part in ("--trainer.callbacks+", f"test_wandb_server_runs.{name}")]
     with serve() as (server, url):
         code, printed, seconds = _fit(tmp_path, url, *more, "--wandb.log_model", "true")
         assert server.vanished

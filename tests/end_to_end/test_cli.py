@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from program import COMPOSERS, NAME, asked, assert_same, checkpoint, column, keep_every, rows, run, tiny
+from program import COMPOSERS, NAME, asked, assert_same, checkpoint, column, keep_every, rows, run, run_process, tiny
 
 import composers
 from composers import Composer, TransformerIPC, TransINR
@@ -314,3 +314,8 @@ def test_the_printed_config_gives_itself_again(composer, tmp_path):
     assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.SamplePhotos"
     (tmp_path / "printed.yaml").write_text(printed)
     assert asked("fit", "--config", tmp_path / "printed.yaml", "--print_config") == printed
+
+
+def test_a_data_set_is_named_without_its_module(tmp_path):
+    printed = run_process("fit", *tiny("ipc"), "--data", "ImageFolder", "--print_config", cwd=tmp_path)
+    assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.ImageFolder"

@@ -394,7 +394,7 @@ def test_the_command_that_mends(checked):
     printed = checked(*config(Faces, "data"), status=1)
     [command] = re.findall(r"^Mend: (.*)$", printed, re.MULTILINE)
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "tools"))),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     mended = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)

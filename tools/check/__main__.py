@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
+from datamodules import data_sets
 from datamodules.audio.base import ClipSet
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import load_layers, readable
@@ -63,6 +64,7 @@ def _chosen(args: Sequence[str]) -> Any:
     parser.add_argument("--decode", type=bool, default=True, help="Whether files are decoded, or only headers read.")
     parser.add_argument("--fetch", type=bool, default=False, help="Whether to download first what can be downloaded.")
     parser.add_argument("--csv", type=Path | None, help="CSV of all problems, to be written.")
+    data_sets()
     chosen = parser.instantiate(parser.parse_args(_with_data_parts(args)))
     if chosen.data is None:
         raise ValueError(f"Which data? Name a config, as in --config {_EXAMPLE}.")
