@@ -352,6 +352,7 @@ def test_other_processes_of_a_requeued_job_find_its_folder(job):
     assert (FOLDER / "version_0" / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [["--trainer.fast_dev_run", "true"], ["--trainer.logger", "false"]])
 def test_without_a_run_folder_nothing_is_written(off):
     run("fit", *tiny("ipc"), *SHORT, NAME, "trained")

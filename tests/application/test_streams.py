@@ -64,6 +64,7 @@ def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
     assert read_code("predictions/caf?.safetensors").name == "caf?"
 
 
+@pytest.mark.slow
 def test_names_that_are_no_utf_8_are_tested():
     _pictures("pictures", [NAME, *"abcdefg"])
     data = ["--data.class_path=datamodules.ImageFolder", "--data.init_args.root=pictures", "--data.init_args.size=16"]

@@ -29,6 +29,7 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_first_validation_is_that_of_the_weights_and_the_rest_is_new(first):
     run("fit", *tiny("ipc"), "--weights", first, *STILL)
     folder = Path("runs/unnamed/version_0")

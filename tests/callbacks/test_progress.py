@@ -66,6 +66,7 @@ def test_by_default_only_validation_is_told_of_a_short_run():
     assert "━" not in printed.split("Checkpoint:")[0].split("┘")[1]
 
 
+@pytest.mark.slow
 def test_evaluations_are_told_by_batches():
     run("fit", *tiny("ipc"), *keep_every(6))
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]

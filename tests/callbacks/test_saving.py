@@ -161,7 +161,7 @@ def test_a_run_resumed_from_any_hook_equals_an_uninterrupted_one(uninterrupted, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["window", "validation"])
+@pytest.mark.parametrize("setting", ["window"])
 def test_a_run_resumed_from_every_hook_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, setting):
     monkeypatch.chdir(tmp_path)
     whole = uninterrupted(setting)
@@ -221,6 +221,7 @@ def test_the_first_process_decides_when_to_save(monkeypatch, due):
     assert bool(saved) == due
 
 
+@pytest.mark.slow
 def test_training_that_ends_within_an_epoch_is_saved_and_goes_on_there(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = [*tiny("ipc"), *FAST, "--trainer.max_epochs", -1, "--trainer.max_steps"]

@@ -641,7 +641,7 @@ def test_compiled_options_equal_eager(make, batch, kind, inner, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the compiler are its own affair
-@pytest.mark.parametrize("kind", ["ipc", "learned_init"])
+@pytest.mark.parametrize("kind", ["ipc"])
 def test_compiled_by_the_default_backend_training_equals_eager(make, batch, kind, monkeypatch):
     _compare_compiled(_tiny(make, kind, steps=1).train(), batch, monkeypatch)
 

@@ -144,6 +144,7 @@ BATCHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "found", "fix"), BATCHES, ids=["batch_size", "accumulate_grad_batches"])
 def test_an_epoch_is_finished_with_the_batches_it_was_begun_with(folder, arguments, found, fix):
     path = _last(folder, "plain").with_name("step-4.ckpt")
@@ -164,6 +165,7 @@ def test_another_number_of_devices_is_refused_within_an_epoch(folder, monkeypatc
     assert "devices 2 in the checkpoint, 1 here. Give --trainer.devices 2" in message
 
 
+@pytest.mark.slow
 def test_checkpoints_of_earlier_versions_are_compared_by_their_states(folder):
     content = torch.load(_last(folder, "step"), weights_only=True)
     del content[resume.KEY]

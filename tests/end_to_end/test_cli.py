@@ -176,6 +176,7 @@ def test_another_model_stands_beside_where_it_fits(evaluated):
     assert "No beside.png: photos_ipc takes signals of shape (3, 64, 64), not (3, 16, 16)." in printed
 
 
+@pytest.mark.slow
 def test_refinement_is_set_on_the_command_line(evaluated):
     setting = "--model.init_args.refinement.init_args"
     written, _ = evaluated("validate", f"{setting}.stages", "[val]")
@@ -316,6 +317,7 @@ def test_the_printed_config_gives_itself_again(composer, tmp_path):
     assert asked("fit", "--config", tmp_path / "printed.yaml", "--print_config") == printed
 
 
+@pytest.mark.slow
 def test_a_data_set_is_named_without_its_module(tmp_path):
     printed = run_process("fit", *tiny("ipc"), "--data", "ImageFolder", "--print_config", cwd=tmp_path)
     assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.ImageFolder"

@@ -78,6 +78,7 @@ def test_one_picture(trained, kind):
     assert "PSNR in dB" in printed
 
 
+@pytest.mark.slow
 def test_a_folder_with_bad_pictures(trained):
     Path("in/sub").mkdir(parents=True)
     shutil.move("wide.png", "in/sub/wide [red].png")
@@ -97,6 +98,7 @@ def test_a_folder_with_bad_pictures(trained):
         assert "[red]" in printed
 
 
+@pytest.mark.slow
 def test_sizes_and_steps(trained):
     weights = ["--ckpt_path", trained["ipc"]]
     run("predict", "--images", "wide.png", "tall.png", *weights, "--size", "80", "--steps", 0)

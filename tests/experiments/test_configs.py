@@ -73,13 +73,13 @@ def test_there_are_configs_of_every_kind():
 
 
 def _pairs():
-    """Return every composer with every data set; meta-learned ones with data to download are left to the slow tests."""
+    """Return every composer with every data set; IPC alone meets data to download outside the slow tests."""
     return [
         pytest.param(
             composer.values[0],
             data.values[0],
             id=f"{composer.id}-{data.id}",
-            marks=[] if composer.id in HYPERNETWORKS or data.id.startswith("sample") else pytest.mark.slow,
+            marks=[] if composer.id == "transformer_ipc" or data.id.startswith("sample") else pytest.mark.slow,
         )
         for composer in _named("composers")
         for data in _named("data")

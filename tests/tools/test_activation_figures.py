@@ -383,6 +383,7 @@ def _rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
     output, (ipc, transinr) = tmp_path / "new" / "out", checkpoints
     few = ["--num_units", "2", "--num_rows", "2", "--size", "8", "--crops", "3"]

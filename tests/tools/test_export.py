@@ -370,6 +370,7 @@ def test_description_of_coordinates_is_true(written):
     torch.testing.assert_close(grid((3, 5)), torch.tensor(wanted))
 
 
+@pytest.mark.slow
 def test_the_domain_of_training_is_described(tmp_path):
     composer = build_ipc()
     domain = Grid(((-3.0, 3.0),))
@@ -428,6 +429,7 @@ def test_files_run_without_this_software(written, tmp_path):
             torch.testing.assert_close(torch.as_tensor(found[name]), wanted, rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_before")
 def test_a_new_export_replaces_an_earlier_one_whole_and_only_if_asked(written, tmp_path):
     checkpoint = written.folder.parent.parent / "tiny.ckpt"
