@@ -30,6 +30,8 @@ from callbacks.non_finite import NonFinite
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from datamodules import data_sets
 
+data_sets()  # with the imports above: a config can name one without its module
+
 SHIPPED = "photos_ipc"  # the weights that predict takes where no checkpoint is named
 
 
@@ -37,7 +39,6 @@ class CLI(LightningCLI):
     """A LightningCLI whose sizes come from the data, and which looks before it trains."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        data_sets()
         given = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
         self.asked = given[0] if isinstance(given, list) and given else None
         super().__init__(*args, **kwargs)
