@@ -6,11 +6,11 @@ READY := $(VENV)/ready
 
 .PHONY: quickstart test test-slow test-all lint types check clean
 
-quickstart: $(READY)  ## train IPC on the embedded photographs, evaluate it, write pictures of it beside the weights that come along
+quickstart: $(READY)  ## train IPC on the embedded photographs, evaluate it, draw it beside the bundled weights
 	$(BIN)/python cli.py fit --config configs/experiments/photos_ipc.yaml
 	$(BIN)/python cli.py test --config configs/experiments/photos_ipc.yaml --ckpt_path last
 
-test: $(READY)  ## the tests that take less than five minutes together
+test: $(READY)  ## the default tests, four minutes on two free cores
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)  ## only the slow ones

@@ -110,7 +110,7 @@ def add_start(parser: ArgumentParser, command: str) -> None:
         type=str | None,
         help=argparse.SUPPRESS
         if command != "fit"
-        else "Start a new run from these weights: a checkpoint, or the name of weights that come along, photos_ipc. "
+        else "Start a new run from these weights: a checkpoint, or the name of bundled weights, photos_ipc. "
         "Optimizer, schedule and counters are new. The model comes with the weights unless a config states it. Excludes "
         "--ckpt_path, which resumes a run.",
     )

@@ -36,7 +36,7 @@ class DecodeSettings:
     """Decode one code as a square picture; 0 MB stands for the plain way, all coordinates of the picture at once.
 
     Args:
-        checkpoint: The model, a file or the name of weights that come along.
+        checkpoint: The model, a file or the name of bundled weights.
         size: Pixels along each side.
         limits: Memory limits in MB that take turns; the first is what the others are compared with.
         repeats: Processes for each.

@@ -48,8 +48,8 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
     """Return the composer of a checkpoint, ready for evaluation.
 
     Args:
-        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m tools.released``; or the name of weights that
-            come along: ``photos_ipc``.
+        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m tools.released``; or the name of bundled
+            weights: ``photos_ipc``.
         map_location: The device of its weights.
 
     Raises:
@@ -120,7 +120,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def located(path: str | Path) -> Path:
-    """Return the file of a checkpoint: the path itself, or that of weights which come along under this name.
+    """Return the file of a checkpoint: the path itself, or that of bundled weights of this name.
 
     Raises:
         FileNotFoundError: If there is neither.
@@ -131,7 +131,7 @@ def located(path: str | Path) -> Path:
             return found
     names = ", ".join(sorted(folder.name for folder in WEIGHTS.glob("*/")))
     raise FileNotFoundError(
-        f"There is no checkpoint {path}: train one with cli.py fit, name another file, or take the weights that come along: "
+        f"There is no checkpoint {path}: train one with cli.py fit, name another file, or take bundled weights: "
         f"{names}."
     )
 

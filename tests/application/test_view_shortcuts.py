@@ -270,7 +270,7 @@ def test_mistakes_with_scenes(weights):
 
 @pytest.mark.slow
 def test_scenes_need_a_model_of_views():
-    message = refused("predict", "--views", "chair")  # the weights that come along are of pictures
+    message = refused("predict", "--views", "chair")  # the bundled weights are of pictures
     assert "scenes go to a model of posed views, [views, 3, rows, columns]" in message
 
 

@@ -261,7 +261,7 @@ def test_the_overlay_keeps_the_folder_of_the_experiment(monkeypatch):
     names = [type(callback).__name__ for callback in made[0].trainer.callbacks]
     for name in ("StartSummary", "RefinementPlot", "LearningRateMonitor", "GradientNorms", "ValidationTable"):
         assert names.count(name) == 1
-    assert names.count("Gallery") == 2  # one of them beside the weights that come along
+    assert names.count("Gallery") == 2  # one of them beside the bundled weights
 
 
 def test_checkpoints_are_not_uploaded_without_a_server():
