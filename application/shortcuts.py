@@ -241,7 +241,7 @@ def _place_of_steps(model: Namespace, steps: int) -> tuple[Namespace, str]:
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
     """Write into the config of a data module, where it leaves them open, what a model takes.
 
-    That is the shape of its signals, how near and how far a scene lies for it, and the rate of sound. A model with an inner
+    That is the shape of its signals, how near and how far a scene lies for it, and the rate of audio. A model with an inner
     loop adapts to samples, from whatever number of views they come: it looks at as many as the data module names.
 
     Args:

@@ -1,7 +1,7 @@
 """What the training of an experiment costs, counted without its data: ``python -m benchmarks.cost --config FILE``.
 
 Counted are the products of matrices, forward and backward, of the composer as it is, the steps of an inner loop and their
-gradients among them, on the coordinates that its data module makes of random pictures. They are counted without computing
+gradients among them, on the coordinates that its data module makes of random images. They are counted without computing
 them, so that a laptop counts what it could never train.
 """
 
@@ -33,11 +33,11 @@ from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference import Hypernetwork
 from composers.inference.inner_loop import Latents
-from datamodules.audio.base import ClipSet
+from datamodules.audio.base import RecordingSet
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.configuration import load_layers
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class CostSettings:
     Args:
         config: YAML of an experiment.
         batch_size: Instances of a step, on all devices together; the ``batch_size`` of the config if None.
-        measure: Whether to time steps on this machine too, with Adam and random pictures.
+        measure: Whether to time steps on this machine too, with Adam and random images.
         steps: Timed steps, at least 1; one more goes before them and is not counted.
         device: Where they run: ``cpu``, ``cuda`` or ``cuda:1``.
 
@@ -216,7 +216,7 @@ def count(config: Path, batch_size: int | None = None) -> Cost:
 
 def published_items(data: CoordinateDataModule) -> int | None:
     """Return how many training items are published; None where the data module does not say."""
-    return data.count("train") if isinstance(data, ClipSet | PictureSet) else None
+    return data.count("train") if isinstance(data, RecordingSet | ImageSet) else None
 
 
 def measure(settings: CostSettings) -> float:

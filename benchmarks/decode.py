@@ -26,14 +26,14 @@ from composers.codes import InstanceCode, fingerprint
 from datamodules.batch import Observation
 from datamodules.domain import Grid
 from datamodules.tiles import whole
-from modalities.images import input_size, picture, render
+from modalities.images import input_size, render, to_image
 
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Decode one code as a square picture; 0 MB stands for the plain way, all coordinates of the picture at once.
+    """Decode one code as a square image; 0 MB stands for the plain way, all coordinates of the image at once.
 
     Args:
         checkpoint: The model, a file or the name of bundled weights.
@@ -65,8 +65,8 @@ class DecodeMeasurement:
     """One decoding.
 
     Attributes:
-        seconds: From the code to the picture.
-        peak_mb: Largest memory of the process above what it took with the model loaded, the picture included, in 10^6 bytes.
+        seconds: From the code to the image.
+        peak_mb: Largest memory of the process above what it took with the model loaded, the image included, in 10^6 bytes.
     """
 
     seconds: float
@@ -88,12 +88,12 @@ def measure(checkpoint: str, size: int, limit: float) -> DecodeMeasurement:
 
 
 def _decode(composer: Composer, code: InstanceCode, size: int, limit: float) -> None:
-    """Decode a code as a picture."""
+    """Decode a code as an image."""
     if limit:
         render(composer, code, size, max_memory=limit)
         return
     with torch.inference_mode():
-        picture(composer.render(composer.compose(code.latents), Grid.unit(2).coords((size, size)))[0], (size, size))
+        to_image(composer.render(composer.compose(code.latents), Grid.unit(2).coords((size, size)))[0], (size, size))
 
 
 def run(settings: DecodeSettings) -> dict[float, list[DecodeMeasurement]]:

@@ -45,28 +45,28 @@ from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid
 
 METHODS = ("MetaIPC", "LearnedInit", "Functa")
-CHECKED = (2, 16)  # pictures, and pixels along each side, at most when sides are compared: see `check`
+CHECKED = (2, 16)  # images, and pixels along each side, at most when sides are compared: see `check`
 _CLEAR = Path("/proc/self/clear_refs")
 _OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # given once, glibc no longer raises it by itself
 
 
 @dataclass(frozen=True)
 class InnerLoopSettings:
-    """Measure inner loops on random pictures. The sizes are the published ones of ImageNette, but for the batch of 16.
+    """Measure inner loops on random images. The sizes are the published ones of ImageNette, but for the batch of 16.
 
     Args:
         parts: What is measured, of ``memory``, ``evaluation`` and ``training``.
-        size: Pixels along each side of a picture.
-        batch_size: Pictures of a training step that is timed.
+        size: Pixels along each side of an image.
+        batch_size: Images of a training step that is timed.
         hidden_dim: Width of the coordinate network, also the rank.
         num_layers: Layers of the coordinate network, at least 2.
         num_frequencies: Frequencies of the Fourier features per axis.
         inner_steps: Inner steps of a training step that is timed.
         memory_steps: Inner steps whose memory is measured; the first is what the others are compared with.
-        memory_batch_size: Pictures of a training step whose memory is measured.
+        memory_batch_size: Images of a training step whose memory is measured.
         own_pages: Whether every large tensor gets pages of its own when memory is measured, so that the peak is of tensors
             and not of the holes between them (glibc only).
-        evaluation_batch_sizes: Pictures that are adapted at a time in evaluation.
+        evaluation_batch_sizes: Images that are adapted at a time in evaluation.
         repeats: Timed runs of every side, at least 2; one more of each goes before them and is not counted.
         device: Where to time: ``cpu``, ``cuda`` or ``cuda:1``; memory is always measured on the CPU, under Linux.
         threads: Threads of the CPU; as PyTorch chooses if None.
@@ -235,8 +235,8 @@ def build(settings: InnerLoopSettings, method: str, **inner_loop: Any) -> MetaLe
     return composer.to(settings.device).train()
 
 
-def pictures(settings: InnerLoopSettings, batch_size: int, size: int | None = None) -> Samples:
-    """Return all pixels of random pictures."""
+def make_images(settings: InnerLoopSettings, batch_size: int, size: int | None = None) -> Samples:
+    """Return all pixels of random images."""
     size = size or settings.size
     values = torch.rand(batch_size, size * size, 3, device=settings.device)
     return Samples(Grid.unit(2).coords((size, size)).to(settings.device), values)
@@ -254,8 +254,8 @@ def measure_memory(settings: InnerLoopSettings, steps: int, recompute: bool) -> 
     """Measure a training step of MetaIPC in this process, after a small one that loads what is loaded once."""
     composer = build(settings, "MetaIPC", steps=steps, recompute=recompute)
     optimizer = torch.optim.Adam(composer.parameters(), lr=1e-4)
-    train(composer, optimizer, pictures(settings, settings.memory_batch_size, size=4))
-    seen = pictures(settings, settings.memory_batch_size)
+    train(composer, optimizer, make_images(settings, settings.memory_batch_size, size=4))
+    seen = make_images(settings, settings.memory_batch_size)
     _CLEAR.write_text("5")  # the peak starts again from here
     before = memory("VmRSS")
     train(composer, optimizer, seen)
@@ -308,7 +308,7 @@ def compare_evaluation(settings: InnerLoopSettings, console: Console) -> list[In
 def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) -> list[InnerLoopMeasurement]:
     """Time one inner step with the loss after it, and the mean of the next two, in turn with a forward pass."""
     loops = [build(settings, method, test_steps=steps).eval() for steps in (1, 3)]
-    seen = pictures(settings, batch_size)
+    seen = make_images(settings, batch_size)
     with torch.no_grad():
         modulations = loops[0].modulate(Observation(samples=seen))
         sides = {"forward": partial(loops[0].inr, seen.coords, modulations)} | {
@@ -332,9 +332,9 @@ def compare_training(settings: InnerLoopSettings, console: Console) -> list[Inne
         again = build(settings, method, steps=settings.inner_steps, recompute=True)
         assert isinstance(composer, (MetaIPC, LearnedInit))
         plain, bare = (from_meta_learned(composer, history=history) for history in (True, False))
-        seen = pictures(settings, settings.batch_size)
+        seen = make_images(settings, settings.batch_size)
         sides: dict[str, torch.nn.Module] = {"ours": composer, "plain": plain, "bare": bare, "again": again}
-        few = pictures(settings, *map(min, CHECKED, (settings.batch_size, settings.size)))
+        few = make_images(settings, *map(min, CHECKED, (settings.batch_size, settings.size)))
         console.print(f"{method}: {check(sides, few)}")
         steps = {name: partial(train, side, _adam(side), seen) for name, side in sides.items()}
         seconds = alternate(steps, settings)

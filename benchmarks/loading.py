@@ -1,4 +1,4 @@
-"""Pictures a second from files, with the cache and without, and memory over epochs: ``python -m benchmarks.loading``."""
+"""Images a second from files, with the cache and without, and memory over epochs: ``python -m benchmarks.loading``."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class LoadingSettings:
     """Load random crops of generated JPEGs of the sizes of ImageNette, epoch after epoch, until the crops are batches.
 
     Args:
-        count: Pictures; ImageNette has 13,394.
+        count: Images; ImageNette has 13,394.
         short_side: Pixels of their shorter side; the longer one has up to half as many more.
         size: Pixels along each side of a crop.
         batch_size: Crops of a batch.
         epochs: Epochs with the cache, after one that is not counted.
-        uncached: Pictures that are loaded without the cache.
+        uncached: Images that are loaded without the cache.
         workers: Numbers of loading processes to measure; 0 loads in the main process.
-        folder: Where pictures and cache are made, kept and found again; a temporary folder if None.
+        folder: Where images and cache are made, kept and found again; a temporary folder if None.
         csv: File that gets one row per measurement, made if missing; none if None.
 
     Raises:
@@ -58,7 +58,7 @@ class LoadingSettings:
         if min(self.count, self.uncached) < 2 * self.batch_size or min(self.size, self.epochs, self.batch_size) < 1:
             raise ValueError(
                 f"count is {self.count}, uncached {self.uncached}, size {self.size}, epochs {self.epochs}, "
-                f"batch_size {self.batch_size}: give positive numbers, and pictures for two batches at least."
+                f"batch_size {self.batch_size}: give positive numbers, and images for two batches at least."
             )
 
 
@@ -85,7 +85,7 @@ def generate(settings: LoadingSettings, folder: Path) -> None:
 
 
 def _write(settings: LoadingSettings, path: Path, number: int) -> None:
-    """Write one picture."""
+    """Write one image."""
     random = np.random.default_rng(number)
     sides = [settings.short_side, settings.short_side + int(random.integers(settings.short_side // 2 + 1))]
     random.shuffle(sides)
@@ -96,7 +96,7 @@ def _write(settings: LoadingSettings, path: Path, number: int) -> None:
 
 
 def data_of(settings: LoadingSettings, folder: Path, cache: Path | None, workers: int) -> ImageFolder:
-    """Return random crops of the pictures as a data module that is set up for training."""
+    """Return random crops of the images as a data module that is set up for training."""
     data = ImageFolder(
         str(folder),
         size=settings.size,
@@ -129,7 +129,7 @@ def epochs(data: ImageFolder, count: int, most: int | None = None) -> list[Epoch
 
 
 def _crops(data: ImageFolder, batch: Signal) -> torch.Tensor:
-    """Return the pictures of a batch as the composer sees them, ``(B, 3, size, size)`` in [0, 1]."""
+    """Return the images of a batch as the composer sees them, ``(B, 3, size, size)`` in [0, 1]."""
     signal = data.to_coordinates(batch, training=True).observation.signal
     assert isinstance(signal, torch.Tensor)
     return signal
@@ -137,18 +137,18 @@ def _crops(data: ImageFolder, batch: Signal) -> torch.Tensor:
 
 def measure(settings: LoadingSettings, folder: Path) -> list[list[str]]:
     """Return a line per measurement: what was loaded how, crops a second, and memory after the first and the last epoch."""
-    pictures, cache = folder / "pictures", folder / "cache"
-    generate(settings, pictures)
+    images, cache = folder / "images", folder / "cache"
+    generate(settings, images)
     start = time.perf_counter()
-    data_of(settings, pictures, cache, 0)
+    data_of(settings, images, cache, 0)
     lines = [
         ["making the cache, or verifying it", "", f"{settings.count / (time.perf_counter() - start):,.0f}", "", ""]
     ]
     for workers in settings.workers:
-        _, first, *rest = epochs(data_of(settings, pictures, cache, workers), settings.epochs + 1)
+        _, first, *rest = epochs(data_of(settings, images, cache, workers), settings.epochs + 1)
         lines.append(_line("with the cache", workers, [first, *rest]))
     lines += [
-        _line("without", workers, epochs(data_of(settings, pictures, None, workers), 1, settings.uncached))
+        _line("without", workers, epochs(data_of(settings, images, None, workers), 1, settings.uncached))
         for workers in settings.workers
     ]
     return lines
@@ -164,11 +164,11 @@ def _line(what: str, workers: int, found: list[Epoch]) -> list[str]:
 
 def report(settings: LoadingSettings, lines: list[list[str]]) -> None:
     """Print a table, and append it to the CSV."""
-    headings = ("pictures", "workers", "a second", "own memory [MB]", "resident [MB]")
+    headings = ("images", "workers", "a second", "own memory [MB]", "resident [MB]")
     title = f"{settings.count:,} JPEGs, crops of {settings.size} pixels, {torch.get_num_threads()} threads"
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        table.add_column(heading.replace("[", r"\["), justify="left" if heading == "pictures" else "right")
+        table.add_column(heading.replace("[", r"\["), justify="left" if heading == "images" else "right")
     for line in lines:
         table.add_row(*line)
     Console().print(table)

@@ -37,7 +37,7 @@ def from_composer(composer: TransformerIPC | TransINR) -> PlainComposer:
 
 
 class PlainComposer(nn.Module, ABC):
-    """From a picture and coordinates to values, in the plain formulation.
+    """From an image and coordinates to values, in the plain formulation.
 
     Args:
         composer: Whose parameters are used.
@@ -50,7 +50,7 @@ class PlainComposer(nn.Module, ABC):
         self.base_weights = composer.base_weights
 
     def forward(self, observation: Observation, coords: Tensor) -> Tensor:
-        """Return values ``(B, N, C)`` of the observed pictures at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        """Return values ``(B, N, C)`` of the observed images at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
         columns = self.hypernet(observation.signal)
         weights = {layer: self.weight(str(layer), part) for layer, part in columns.items()}
         values: Tensor = self.inr(coords, weights)
@@ -272,7 +272,7 @@ class PlainCoordinateMLP(nn.Module):
 
 
 class PlainHypernetwork(nn.Module):
-    """The transformer hypernetwork on pictures or sound, computing every token in every block.
+    """The transformer hypernetwork on images or sound, computing every token in every block.
 
     Args:
         hypernet: Whose parameters are used; its tokenizer cuts signals into patches.
@@ -293,7 +293,7 @@ class PlainHypernetwork(nn.Module):
     def forward(self, signal: Tensor) -> dict[int, Tensor]:
         """Return the columns ``(B, I, R)`` of every modulated layer from signals ``(B, C, H, W)`` or ``(B, C, N)``."""
         hypernet, size, padding = self.hypernet, self.tokenizer.patch_size[0], self.tokenizer.padding[0]
-        if signal.dim() == 3:  # as a picture of one row
+        if signal.dim() == 3:  # as an image of one row
             patches = functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
         else:
             patches = functional.unfold(signal, size, padding=padding, stride=size).mT  # (B, T, C p p)

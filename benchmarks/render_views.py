@@ -29,8 +29,8 @@ class RenderViewsSettings:
         meshes: Files and folders; rumpled balls are generated if empty.
         objects: Generated meshes; processes take an object at a time.
         faces: Of a generated mesh, at least.
-        views: Pictures of an object.
-        size: Pixels along each side of a picture.
+        views: Images of an object.
+        size: Pixels along each side of an image.
         workers: Numbers of processes to measure; 1 renders in the main process.
         repeats: Times that each is measured.
         csv: File that gets one row per measurement, made if missing; none if None.

@@ -37,9 +37,9 @@ class SpeedSettings:
     """Time ours against the plain formulation. The sizes are the published ones of ImageNette.
 
     Args:
-        axes: Dimensions of a coordinate: 2 for pictures, 1 for sound.
+        axes: Dimensions of a coordinate: 2 for images, 1 for sound.
         channels: Channels of a value.
-        size: Samples along every axis of a signal: pixels, or samples of sound.
+        size: Samples along every axis of a signal: pixels, or samples of audio.
         batch_size: Signals in a batch.
         patch_size: Samples along every axis of a patch; it divides the padded signal.
         padding: Zeros around the signal, on every side.

@@ -69,11 +69,11 @@ class RefinementPlot(InstanceRows):
     vertical line marks. What refines the adapted codes begins there where the inner loop of the test stopped. What an inner
     loop loses beyond those steps may lie below the axis, or be no number: then the label of the axis says so.
 
-    The numbers are written beside the picture, in a CSV of the same name, whose steps count from where each curve starts. A
+    The numbers are written beside the image, in a CSV of the same name, whose steps count from where each curve starts. A
     test without refinement and without an inner loop writes neither.
 
     Args:
-        filename: Of the picture, in the folder of the run: PNG, SVG or PDF.
+        filename: Of the image, in the folder of the run: PNG, SVG or PDF.
         metric: One that the composer measures; the headline of the data if None, or the first where that is not measured.
 
     Raises:
@@ -98,7 +98,7 @@ class RefinementPlot(InstanceRows):
             raise ValueError(f"metric of RefinementPlot is {self.metric}; this model measures {measured}.")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the picture and its numbers, of the instances of all processes."""
+        """Write the image and its numbers, of the instances of all processes."""
         rows = gathered(self.rows)
         folder = output_folder(trainer)
         if folder is None or not trainer.is_global_zero or not rows:

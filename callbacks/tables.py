@@ -178,7 +178,7 @@ def _first(dataset: Dataset[Any], number: int, at_once: int) -> Iterator[list[An
 
 @contextmanager
 def staged_below(folder: Path) -> Iterator[None]:
-    """Keep pictures that wait for a server in the folder of the run, not of the user, unless ``WANDB_DATA_DIR`` says where."""
+    """Keep images that wait for a server in the folder of the run, not of the user, unless ``WANDB_DATA_DIR`` says where."""
     stated = "WANDB_DATA_DIR" in os.environ
     os.environ.setdefault("WANDB_DATA_DIR", str(folder))
     try:

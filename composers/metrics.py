@@ -50,7 +50,7 @@ def psnr_of_mse(mse: Tensor) -> Tensor:
 
 
 def instance_mean(target: Samples) -> Tensor:
-    """Return for every sample the mean value of its instance, per channel: ``(B, N, C)``, the mean-colour picture."""
+    """Return for every sample the mean value of its instance, per channel: ``(B, N, C)``, the mean-colour image."""
     assert target.values is not None
     weight = torch.ones_like(target.values[..., :1]) if target.mask is None else target.mask.unsqueeze(-1)
     mean = (target.values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
@@ -101,7 +101,7 @@ class PSNR(InstanceMetric):
 
 
 class Gain(InstanceMetric):
-    """PSNR in dB over the constant signal of the instance's own mean value: for pictures, over the mean-colour picture."""
+    """PSNR in dB over the constant signal of the instance's own mean value: for images, over the mean-colour image."""
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the gain of every instance."""
@@ -110,7 +110,7 @@ class Gain(InstanceMetric):
 
 
 class SSIM(InstanceMetric):
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN.
+    """Structural similarity of images in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN.
 
     Borders are mirrored and counted, as in torchmetrics; other programs average inner windows only.
     """

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datamodules.images.ffhq import FFHQ
     from datamodules.images.image_folder import ImageFolder
     from datamodules.images.imagenette import ImageNette
-    from datamodules.images.prediction import PictureFiles
+    from datamodules.images.prediction import ImageFiles
     from datamodules.images.sample_photos import SamplePhotos
     from datamodules.scenes.sample_objects import SampleObjects
     from datamodules.scenes.scene_folder import SceneFolder
@@ -30,7 +30,7 @@ _MODULES = {
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
     "LibriSpeech": "audio.librispeech",
-    "PictureFiles": "images.prediction",
+    "ImageFiles": "images.prediction",
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
     "SamplePhotos": "images.sample_photos",
@@ -44,10 +44,10 @@ __all__ = [
     "AudioFolder",
     "CelebA",
     "CoordinateDataModule",
+    "ImageFiles",
     "ImageFolder",
     "ImageNette",
     "LibriSpeech",
-    "PictureFiles",
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",

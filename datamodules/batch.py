@@ -29,7 +29,7 @@ class Samples(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Posed pictures of scenes.
+    """Posed images of scenes.
 
     Attributes:
         images: ``(B, V, 3, H, W)`` in [0, 1].
@@ -68,7 +68,7 @@ class Piece(NamedTuple):
     box: tuple[tuple[int, int], ...]
 
 
-class PosedPictures(NamedTuple):
+class PosedImages(NamedTuple):
     """One raw item of a data set of scenes, or a collated batch of them: support views first, query views after them.
 
     Attributes:
@@ -92,7 +92,7 @@ class CoordinateBatch(NamedTuple):
     Attributes:
         observation: All that a composer may look at.
         query: The samples whose values are to be reproduced.
-        shape: How ``N`` unflattens into a picture, clip or views; None when subsampled.
+        shape: How ``N`` unflattens into an image, recording or views; None when subsampled.
         names: One string per instance, for tables, files and seeded draws.
         pieces: Of which signal an instance is which part; None where each is a signal of its own.
     """

@@ -42,7 +42,7 @@ def focal_length(field_of_view: float, width: int) -> float:
 
 
 def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
-    """Return the poses of upright cameras that look at a point; above or below it, a picture's top is the second axis.
+    """Return the poses of upright cameras that look at a point; above or below it, an image's top is the second axis.
 
     Args:
         positions: ``(..., 3)`` of the cameras, away from the target.

@@ -48,7 +48,7 @@ def boxes(shape: Sequence[int], size: int, overlap: int) -> list[Box]:
 
 
 def cover(shape: Sequence[int], size: int) -> list[Box]:
-    """Return the tiles of a picture: `boxes` whose neighbours share a quarter of their size.
+    """Return the tiles of an image: `boxes` whose neighbours share a quarter of their size.
 
     Example:
         >>> len(cover((400, 600), 64))

@@ -21,13 +21,13 @@ from composers.networks import Modulations
 from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline, Modality
-from datamodules.storage.audio import read_clip
+from datamodules.storage.audio import read_recording
 from datamodules.storage.files import written_whole
-from datamodules.storage.recordings import clip_tiles, cut_clip, measured, read_seen
+from datamodules.storage.recordings import cut_recording, measured, read_seen, recording_tiles
 from datamodules.tiles import Box
 from modalities.decoding import values_at
 from modalities.drawing import Waveform
-from modalities.spectrogram import draw, figure_picture, save_figure
+from modalities.spectrogram import draw, figure_image, save_figure
 from modalities.writing import Reconstruction, Row, Writer
 
 _PANEL, _COMPACT = (4.2, 2.2), (2.4, 1.8)  # hundreds of pixels of a spectrogram in a figure
@@ -42,17 +42,17 @@ def encode(
     refinement: Refinement | None = None,
     batch_size: int = 16,
 ) -> InstanceCode:
-    """Return the code of a clip: predicted, then refined, in overlapping tiles if it is longer than the model's signals.
+    """Return the code of a recording: predicted, then refined, in overlapping tiles if it is longer than the model's signals.
 
     Args:
-        composer: A model of sound.
-        source: A file of sound, resampled and mixed as the model needs it; or ``(C, n)`` in [-1, 1] at ``rate``.
+        composer: A model of audio.
+        source: A file of audio, resampled and mixed as the model needs it; or ``(C, n)`` in [-1, 1] at ``rate``.
         rate: Samples per second of the signals that the model was trained with.
         refinement: Steps and rate; the model's own if None, ``Refinement(steps=0)`` for the prediction alone.
         batch_size: Tiles at a time.
 
     Raises:
-        ValueError: If the clip cannot be read, or the model takes no sound.
+        ValueError: If the recording cannot be read, or the model takes no sound.
 
     Example:
         ``code = encode(composer, "speech.wav")``
@@ -64,9 +64,11 @@ def encode(
         seen = read_seen(source, channels, rate)
         values, facts, name = seen.values, own_facts(seen.rate, seen.samples), Path(source).stem
     if values.dim() != 2 or len(values) != channels or not values.shape[1]:
-        raise ValueError(f"The clip has shape {tuple(values.shape)}: this model takes ({channels}, n), n at least 1.")
+        raise ValueError(
+            f"The recording has shape {tuple(values.shape)}: this model takes ({channels}, n), n at least 1."
+        )
     steps, domain = refinement or composer.refinement, Grid(((-length / rate, length / rate),))
-    places = clip_tiles(values.shape[1], length)
+    places = recording_tiles(values.shape[1], length)
     parts = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
     latents = encoded(composer, (_observation(values, some, domain, composer.device) for some in parts), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
@@ -81,8 +83,8 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
 
     Args:
         composer: The model of the code.
-        code: Of a clip.
-        rate: Samples per second; those of the clip that was encoded if None.
+        code: Of a recording.
+        rate: Samples per second; those of the recording that was encoded if None.
         max_memory: MB that decoding may take above the model and the sound.
 
     Raises:
@@ -141,11 +143,11 @@ def check_bits(bits: int) -> None:
         raise ValueError(f"bits is {bits}; a WAV is written with 16 or 24.")
 
 
-def sound_psnr(seen: Tensor, true: Tensor) -> float:
-    """Return the PSNR in dB, peak 1, of sound ``(C, n)`` as a WAV has it, clipped to [-1, 1].
+def audio_psnr(seen: Tensor, true: Tensor) -> float:
+    """Return the PSNR in dB, peak 1, of audio ``(C, n)`` as a WAV has it, clipped to [-1, 1].
 
     Example:
-        >>> round(sound_psnr(torch.tensor([[3.0, 0.2]]), torch.tensor([[1.0, 0.0]])), 2)
+        >>> round(audio_psnr(torch.tensor([[3.0, 0.2]]), torch.tensor([[1.0, 0.0]])), 2)
         16.99
     """
     return psnr_of_mse((seen.clamp(-1, 1) - true).double().square().mean()).item()
@@ -174,12 +176,12 @@ def sample_rate(domain: Domain, samples: int) -> int:
 
 
 def own_rate(code: InstanceCode) -> int:
-    """Return the rate of the clip that was encoded; where it is not known, that of the model."""
+    """Return the rate of the recording that was encoded; where it is not known, that of the model."""
     return int(code.facts.get("rate", code_rate(code)))
 
 
 def own_facts(rate: int, samples: int) -> dict[str, str]:
-    """Return what a code notes of a clip as it was before it got the rate of a model."""
+    """Return what a code notes of a recording as it was before it got the rate of a model."""
     return {"rate": str(rate), "samples": str(samples)}
 
 
@@ -200,8 +202,8 @@ def input_shape(composer: Composer) -> tuple[int, int]:
 
 
 def _observation(values: Tensor, places: list[Box], domain: Domain, device: torch.device) -> Observation:
-    """Return tiles of a clip ``(C, n)`` as a model sees them, with their padding masked."""
-    signal = torch.stack([cut_clip(values, box) for box in places]).to(device)  # (B, C, length)
+    """Return tiles of a recording ``(C, n)`` as a model sees them, with their padding masked."""
+    signal = torch.stack([cut_recording(values, box) for box in places]).to(device)  # (B, C, length)
     lengths = torch.tensor([[measured(box, values.shape[1])] for box in places], device=device)
     mask = torch.arange(signal.shape[-1], device=device) < lengths
     samples = Samples(domain.coords(signal.shape[2:], device=device), signal.mT, None if bool(mask.all()) else mask)
@@ -209,7 +211,7 @@ def _observation(values: Tensor, places: list[Box], domain: Domain, device: torc
 
 
 def _count(code: InstanceCode, rate: int) -> int:
-    """Return how many samples a clip has at a rate."""
+    """Return how many samples a recording has at a rate."""
     own = own_rate(code)
     samples = int(code.facts.get("samples", code.shape[0]))
     return samples if rate == own else max(1, round(Fraction(samples * rate, own)))
@@ -260,7 +262,7 @@ class AudioWriter(Writer):
         output = render(composer, code, output_rate, self.max_memory)
         save_wav(output, output_rate, Path(f"{path}.wav"), self.bits)
         compared = output if output_rate == rate else render(composer, code, rate, self.max_memory)
-        psnr, silence = sound_psnr(compared, true), sound_psnr(torch.zeros_like(true), true)
+        psnr, silence = audio_psnr(compared, true), audio_psnr(torch.zeros_like(true), true)
         label = f"reconstruction {psnr:.1f} dB"
         save_figure(
             draw([[Waveform("original", true, rate)], [Waveform(label, output, output_rate)]]), Path(f"{path}.png")
@@ -296,7 +298,7 @@ class Audio(Modality):
     name = "audio"
     noun = "file"
     headline = Headline("psnr", "max", "dB")
-    reader = "datamodules.audio.prediction.SoundFiles"
+    reader = "datamodules.audio.prediction.AudioFiles"
     writer = AudioWriter
     decoding = ("rate",)
 
@@ -318,8 +320,8 @@ class Audio(Modality):
         Raises:
             ValueError: If it cannot be read; the message names it.
         """
-        clip = read_clip(path)
-        return clip.values, {"rate": clip.rate}
+        recording = read_recording(path)
+        return recording.values, {"rate": recording.rate}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...]:
         """Return the channels and samples of the signals that a model takes."""
@@ -348,11 +350,11 @@ class Audio(Modality):
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
         """Return the spectrogram of values ``(n, C)`` that last a second."""
-        return figure_picture(draw([[Waveform("", values.mT, shape[0])]]))
+        return figure_image(draw([[Waveform("", values.mT, shape[0])]]))
 
     def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
         """Return spectrograms of one scale in rows and columns."""
-        return figure_picture(
+        return figure_image(
             draw([[self.medium(cell) for cell in row] for row in rows], *(_COMPACT if compact else _PANEL))
         )
 
@@ -382,7 +384,7 @@ class Audio(Modality):
         assert shown.query.values is not None
         pair = {"input": shown.query.values, "reconstruction": shown.values[0]}
         waveforms = {label: self.medium(Cell(label, part, shown.shape, shown.domain)) for label, part in pair.items()}
-        spectrograms = figure_picture(draw([[waveform] for waveform in waveforms.values()], width=_PANEL[0]))
+        spectrograms = figure_image(draw([[waveform] for waveform in waveforms.values()], width=_PANEL[0]))
         return {**waveforms, "spectrograms": spectrograms}
 
     def decodes(self, code: InstanceCode) -> bool:

@@ -1,4 +1,4 @@
-"""Numbers per clip of sound, beside the PSNR: of waveforms in [-1, 1], at peak 1 like it (paper section 4)."""
+"""Numbers per recording of audio, beside the PSNR: of waveforms in [-1, 1], at peak 1 like it (paper section 4)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LogSpectralDistance(InstanceMetric):
 
     A level is ``10 log10(max(P, floor))``, where ``P`` is the power at a frequency in a Hann window, 1 for a sine of
     amplitude 1. The number is the mean over frames and channels. Frames lie around every ``hop``-th sample, beyond both
-    ends of a clip is silence, and frames around padding do not count. Only for whole clips, else NaN.
+    ends of a recording is silence, and frames around padding do not count. Only for whole recordings, else NaN.
 
     Args:
         window: Samples of a frame; it has ``window // 2 + 1`` frequencies.
@@ -109,9 +109,9 @@ class OverSilence(Silence):
 
 
 class _Listener(InstanceMetric):
-    """A measure by another package, clip by clip on the CPU, without padding; the mean over channels.
+    """A measure by another package, recording by recording on the CPU, without padding; the mean over channels.
 
-    NaN where it gives no number: for silence, clips that are too short, and anything but whole clips.
+    NaN where it gives no number: for silence, recordings that are too short, and anything but whole recordings.
     """
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
@@ -132,10 +132,12 @@ class _Listener(InstanceMetric):
         if not true.any():
             return math.nan
         with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # pystoi returns 1e-5 with one where a clip is too short
+            warnings.simplefilter(
+                "error", RuntimeWarning
+            )  # pystoi returns 1e-5 with one where a recording is too short
             try:
                 return self.judge(seen.contiguous(), true.contiguous())
-            except (RuntimeError, RuntimeWarning, ValueError):  # silent predictions, and clips too short to frame
+            except (RuntimeError, RuntimeWarning, ValueError):  # silent predictions, and recordings too short to frame
                 return math.nan
 
     @abstractmethod
@@ -146,7 +148,7 @@ class _Listener(InstanceMetric):
 class STOI(_Listener):
     """Short-time objective intelligibility of speech, 1 at best (Taal et al. 2011), by the package ``pystoi``.
 
-    It needs about 0.4 s that are not silent; NaN where there are fewer, and for anything but whole clips.
+    It needs about 0.4 s that are not silent; NaN where there are fewer, and for anything but whole recordings.
 
     Args:
         rate: Samples per second of the data.
@@ -169,8 +171,8 @@ class STOI(_Listener):
 class PESQ(_Listener):
     """Perceptual evaluation of speech quality, about 1 to 4.6 (ITU-T P.862), by the package ``pesq``.
 
-    Wide-band at 16000 samples per second, narrow-band at 8000: their numbers do not compare. NaN for silence, for clips
-    under a quarter of a second, and for anything but whole clips.
+    Wide-band at 16000 samples per second, narrow-band at 8000: their numbers do not compare. NaN for silence, for recordings
+    under a quarter of a second, and for anything but whole recordings.
 
     Args:
         rate: Samples per second of the data: 16000 or 8000.
@@ -202,7 +204,7 @@ def _require(package: str, metric: str) -> None:
 
 
 def _whole(shape: tuple[int, ...] | None) -> bool:
-    """Return whether samples are those of whole clips, in order."""
+    """Return whether samples are those of whole recordings, in order."""
     return shape is not None and len(shape) == 1
 
 

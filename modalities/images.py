@@ -24,7 +24,7 @@ from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Grid
 from datamodules.spec import Headline, Modality
 from datamodules.storage.files import written_whole
-from datamodules.storage.images import cut, read_picture
+from datamodules.storage.images import cut, read_image
 from datamodules.tiles import cover, whole
 from modalities.decoding import values_at
 from modalities.drawing import compacted, enlarged, image_grid
@@ -36,17 +36,17 @@ _LARGEST_ERROR = 4096  # pixels of the longer side of an error image
 _GALLERY = 256  # pixels of the longer side of an image in a gallery, or a few more
 
 
-def picture(values: Tensor, shape: Sequence[int]) -> Image.Image:
-    """Return values ``(N, 3)`` or ``(N, 1)`` in [0, 1] as a picture of ``(height, width)`` pixels, clipped."""
+def to_image(values: Tensor, shape: Sequence[int]) -> Image.Image:
+    """Return values ``(N, 3)`` or ``(N, 1)`` in [0, 1] as an image of ``(height, width)`` pixels, clipped."""
     return Image.fromarray(_bytes(values).unflatten(0, tuple(shape)).expand(*shape, 3).contiguous().numpy())
 
 
-def error_picture(seen: Image.Image, true: Image.Image) -> tuple[Image.Image, float]:
-    """Return the absolute error of a picture, five times enlarged and clipped, and its PSNR in dB.
+def error_image(seen: Image.Image, true: Image.Image) -> tuple[Image.Image, float]:
+    """Return the absolute error of an image, five times enlarged and clipped, and its PSNR in dB.
 
     Example:
         >>> grey, black = Image.new("RGB", (2, 2), (51, 51, 51)), Image.new("RGB", (2, 2))
-        >>> enlarged, psnr = error_picture(grey, black)
+        >>> enlarged, psnr = error_image(grey, black)
         >>> enlarged.getpixel((0, 0)), round(psnr, 2)
         ((255, 255, 255), 13.98)
     """
@@ -56,19 +56,19 @@ def error_picture(seen: Image.Image, true: Image.Image) -> tuple[Image.Image, fl
     return Image.fromarray(enlarged), psnr_of_mse(torch.tensor(squared)).item()
 
 
-def picture_size(shape: Sequence[int], size: Size = None, scale: float | None = None) -> tuple[int, int]:
-    """Return the rows and columns to decode a picture at.
+def image_size(shape: Sequence[int], size: Size = None, scale: float | None = None) -> tuple[int, int]:
+    """Return the rows and columns to decode an image at.
 
     Args:
-        shape: Rows and columns of the picture.
+        shape: Rows and columns of the image.
         size: Pixels of the longer side, or (rows, columns); at most one of ``size`` and ``scale`` is given.
-        scale: Pixels wanted per pixel of the picture, along each side.
+        scale: Pixels wanted per pixel of the image, along each side.
 
     Raises:
         ValueError: If both are given, or one is not positive.
 
     Example:
-        >>> picture_size((400, 600), size=1200), picture_size((400, 600), scale=0.5)
+        >>> image_size((400, 600), size=1200), image_size((400, 600), scale=0.5)
         ((800, 1200), (200, 300))
     """
     if size is not None and scale is not None:
@@ -94,23 +94,23 @@ def encode(
     refinement: Refinement | None = None,
     batch_size: int = 16,
 ) -> InstanceCode:
-    """Return the code of a picture: predicted, then refined.
+    """Return the code of an image: predicted, then refined.
 
     Args:
-        composer: A model of square colour pictures.
-        source: A picture file, or ``(3, H, W)`` uint8.
-        tile: Whether the picture is cut into overlapping tiles, for detail, instead of being squeezed whole.
-        tile_size: Pixels of the picture along each side of a tile; those that the model sees if None.
+        composer: A model of square colour images.
+        source: An image file, or ``(3, H, W)`` uint8.
+        tile: Whether the image is cut into overlapping tiles, for detail, instead of being squeezed whole.
+        tile_size: Pixels of the image along each side of a tile; those that the model sees if None.
         refinement: Steps and rate; the model's own if None, ``Refinement(steps=0)`` for the prediction alone.
         batch_size: Tiles at a time.
 
     Raises:
-        ValueError: If the picture cannot be read, or the model takes no pictures.
+        ValueError: If the image cannot be read, or the model takes no images.
 
     Example:
         ``code = encode(composer, "holiday.jpg", tile=True)``
     """
-    pixels = source if isinstance(source, Tensor) else read_picture(source).pixels
+    pixels = source if isinstance(source, Tensor) else read_image(source).pixels
     shape, seen = tuple(pixels.shape[1:]), input_size(composer)
     places = cover(shape, tile_size or seen) if tile else [whole(shape)]
     steps = refinement or composer.refinement
@@ -122,13 +122,13 @@ def encode(
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
-    """Return the codes of pictures that a model can take as they are: predicted, then refined.
+    """Return the codes of images that a model can take as they are: predicted, then refined.
 
     Args:
         composer: The model.
         squares: ``(B, 3, S, S)`` uint8.
         refinement: Steps and rate.
-        batch_size: Pictures at a time.
+        batch_size: Images at a time.
     """
     moved = (some.to(composer.device) for some in squares.split(batch_size))
     observations = (Observation(some.float() / 255, square_samples(some)) for some in moved)
@@ -136,35 +136,35 @@ def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, ba
 
 
 def square_samples(squares: Tensor) -> Samples:
-    """Return the pixels of pictures ``(B, 3, S, S)`` uint8 as samples."""
+    """Return the pixels of images ``(B, 3, S, S)`` uint8 as samples."""
     return Samples(Grid.unit(2).coords(squares.shape[2:], device=squares.device), squares.float().flatten(2).mT / 255)
 
 
 def render(
     composer: Composer, code: InstanceCode, size: Size = None, scale: float | None = None, max_memory: float = 500.0
 ) -> Image.Image:
-    """Return the picture of a code at any size.
+    """Return the image of a code at any size.
 
     Args:
         composer: The model of the code.
-        code: Of a picture.
+        code: Of an image.
         size: Pixels of the longer side, or (rows, columns); at most one of ``size`` and ``scale`` is given.
-        scale: Pixels per pixel of the picture that was encoded; 1 if nothing is given.
-        max_memory: MB that decoding may take above the model and the picture.
+        scale: Pixels per pixel of the image that was encoded; 1 if nothing is given.
+        max_memory: MB that decoding may take above the model and the image.
 
     Raises:
-        ValueError: If the code is of another model or no picture, or a number is out of range.
+        ValueError: If the code is of another model or no image, or a number is out of range.
 
     Example:
         ``render(composer, code, size=4096).save("large.png")``
     """
     if len(code.shape) != 2:
-        raise ValueError(f"This code stands for a signal of shape {code.shape}, not for a picture.")
-    rows, columns = picture_size(code.shape, size, scale)
+        raise ValueError(f"This code stands for a signal of shape {code.shape}, not for an image.")
+    rows, columns = image_size(code.shape, size, scale)
     try:
         pixels = torch.empty(rows, columns, 3, dtype=torch.uint8)
     except RuntimeError as error:
-        raise ValueError(f"A picture of {rows} x {columns} does not fit into memory: ask for a smaller one.") from error
+        raise ValueError(f"An image of {rows} x {columns} does not fit into memory: ask for a smaller one.") from error
     done = 0
     for band in decode(composer, code, (rows, columns), max_memory):
         pixels[done : done + len(band)] = _bytes(band)
@@ -172,16 +172,16 @@ def render(
     return Image.fromarray(pixels.numpy())
 
 
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image, whole or not at all."""
     with written_whole(path) as part:
         image.save(part, format="PNG", compress_level=4)
 
 
 def input_size(composer: Composer) -> int:
-    """Return the pixels along each side of the pictures that a model takes; where it leaves them open, those of its tokens.
+    """Return the pixels along each side of the images that a model takes; where it leaves them open, those of its tokens.
 
-    Of a meta-learned model, which adapts to samples of any picture, they are those of its training.
+    Of a meta-learned model, which adapts to samples of any image, they are those of its training.
 
     Raises:
         ValueError: If it takes something else, or does not say.
@@ -189,7 +189,7 @@ def input_size(composer: Composer) -> int:
     found = stated_shape(composer)
     if found is None:
         raise ValueError(
-            f"This {type(composer).__name__} does not say which pictures it takes: it has no tokenizer and no signal_shape."
+            f"This {type(composer).__name__} does not say which images it takes: it has no tokenizer and no signal_shape."
         )
     channels, *shape = found
     if channels == 3 and len(shape) == 2 and shape[0] == shape[1] > 0:
@@ -199,7 +199,7 @@ def input_size(composer: Composer) -> int:
         side = math.isqrt(patches.num_tokens)
         if side**2 == patches.num_tokens:
             return side * patches.patch_size[0] - 2 * patches.padding[0]
-    raise ValueError(f"This model takes signals of shape {found}, not square colour pictures.")
+    raise ValueError(f"This model takes signals of shape {found}, not square colour images.")
 
 
 def _bytes(values: Tensor) -> Tensor:
@@ -239,19 +239,19 @@ class ImageWriter(Writer):
         """Refuse numbers that are out of range; a size that was read from YAML is a list."""
         if isinstance(self.size, list):
             object.__setattr__(self, "size", tuple(self.size))
-        picture_size((1, 1), self.size, self.scale)
+        image_size((1, 1), self.size, self.scale)
 
     def write(self, reconstruction: Reconstruction, path: Path) -> Row:
         """Write the reconstruction, its error and the code of an image."""
         composer, code = reconstruction.composer, reconstruction.code
         code.save(f"{path}.safetensors")
         image = render(composer, code, self.size, self.scale, self.max_memory)
-        save_picture(image, Path(f"{path}.png"))
+        save_image(image, Path(f"{path}.png"))
         true = _original(reconstruction)
         if image.size != true.size:
             image = render(composer, code, (true.height, true.width), max_memory=self.max_memory)
-        error, psnr = error_picture(image, true)
-        save_picture(error, Path(f"{path}.error.png"))
+        error, psnr = error_image(image, true)
+        save_image(error, Path(f"{path}.error.png"))
         size = {"rows": str(code.shape[0]), "columns": str(code.shape[1]), "tiles": str(len(code.boxes))}
         return size | code.facts | {"psnr": f"{psnr:.3f}"}
 
@@ -267,11 +267,11 @@ class ImageWriter(Writer):
         size = f"{images[0].height} x {images[0].width} pixels"
         if len(images) == 1:
             path = path or Path(f"{stem}.{images[0].height}x{images[0].width}.png")
-            save_picture(images[0], path)
+            save_image(images[0], path)
             return path, size
         assert path is not None, "frames go into a folder"
         for frame, image in enumerate(images):
-            save_picture(image, path / f"{frame:03d}.png")
+            save_image(image, path / f"{frame:03d}.png")
         images[0].save(path / "frames.gif", save_all=True, append_images=images[1:], duration=80, loop=0)
         return path, f"{size} and frames.gif"
 
@@ -282,7 +282,7 @@ class Images(Modality):
     name = "images"
     noun = "image"
     headline = Headline("psnr", "max", "dB")
-    reader = "datamodules.PictureFiles"
+    reader = "datamodules.ImageFiles"
     reading = ("tile", "tile_size")
     writer = ImageWriter
     decoding = ("size", "scale")
@@ -297,7 +297,7 @@ class Images(Modality):
         Raises:
             ValueError: If it cannot be read; the message names it.
         """
-        return read_picture(path).pixels, {}
+        return read_image(path).pixels, {}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...]:
         """Return ``(3, S, S)`` of the images that a model takes."""
@@ -310,7 +310,7 @@ class Images(Modality):
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
         """Return values ``(H * W, 3)`` or ``(H * W, 1)`` in [0, 1] as an image of ``(H, W)`` pixels, clipped."""
-        return picture(values.nan_to_num(0, 1, 0), shape)
+        return to_image(values.nan_to_num(0, 1, 0), shape)
 
     def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
         """Return cells in rows and columns, all of one size: 256 pixels along the longer side or a few more."""
@@ -361,4 +361,4 @@ def _original(reconstruction: Reconstruction) -> Image.Image:
     instance = reconstruction.instance
     assert instance is not None, "a data module of tiles knows what they are tiles of"
     assert instance.query.values is not None
-    return picture(instance.query.values, instance.shape)
+    return to_image(instance.query.values, instance.shape)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _WINDOW, _HOP = 0.032, 0.004  # seconds; at 16 kHz the window is 512 samples
-_MOST_FRAMES = 2000  # of a longer clip fewer are drawn, wider apart
+_MOST_FRAMES = 2000  # of a longer recording fewer are drawn, wider apart
 _RANGE = 80.0  # dB from the loudest place of the first panel to black
 _FLOOR = 1e-10  # the power of silence
 _LETTER = 0.09  # hundreds of pixels of a title
@@ -43,7 +43,7 @@ class Levels(NamedTuple):
 
 
 def levels(values: Tensor, rate: int) -> Levels:
-    """Return the spectrogram of a clip ``(C, n)``, the mean of its channels, in Hann windows of 32 ms."""
+    """Return the spectrogram of a recording ``(C, n)``, the mean of its channels, in Hann windows of 32 ms."""
     mono = values.detach().cpu().float().mean(0)
     size = max(2, round(_WINDOW * rate))
     hop = max(1, round(_HOP * rate), math.ceil(len(mono) / _MOST_FRAMES))
@@ -57,8 +57,8 @@ def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float =
     """Return spectrograms of one scale: seconds to the right, kilohertz upwards, the same colours for the same levels.
 
     Args:
-        rows: Clips beside each other, and below; as many in every row. The loudest place of the first clip of all rows is the
-            brightest.
+        rows: Recordings beside each other, and below; as many in every row. The loudest place of the first recording of all
+            rows is the brightest.
         width: Of a panel, in hundreds of pixels.
         height: Likewise.
     """
@@ -67,12 +67,12 @@ def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float =
     columns = len(rows[0])
     figure = Figure(figsize=(width * columns + 0.8, height * len(rows) + 0.4), dpi=100, layout="constrained")
     grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
-    spectra = [[levels(clip.values, clip.rate) for clip in row] for row in rows]
+    spectra = [[levels(recording.values, recording.rate) for recording in row] for row in rows]
     loudest = max(float(row[0].decibels.max()) for row in spectra)
-    for places, clips, row in zip(grid, rows, spectra, strict=True):
-        for axes, clip, spectrum in zip(places, clips, row, strict=True):
-            image = _show(axes, clip, spectrum, loudest, width)
-    _limit(grid[0, 0], [clip for row in rows for clip in row])
+    for places, recordings, row in zip(grid, rows, spectra, strict=True):
+        for axes, recording, spectrum in zip(places, recordings, row, strict=True):
+            image = _show(axes, recording, spectrum, loudest, width)
+    _limit(grid[0, 0], [recording for row in rows for recording in row])
     for axes in grid[-1]:
         axes.set_xlabel("seconds", fontsize=12)
     for axes in grid[:, 0]:
@@ -87,14 +87,14 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(part, format="png")
 
 
-def figure_picture(figure: Figure) -> Image.Image:
+def figure_image(figure: Figure) -> Image.Image:
     """Return a figure as an image."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return Image.open(stream).convert("RGB")
 
 
-def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float, width: float) -> AxesImage:
+def _show(axes: Axes, recording: Waveform, spectrum: Levels, loudest: float, width: float) -> AxesImage:
     """Draw one spectrogram, low frequencies below, every number in the middle of its cell."""
     frequencies, frames = spectrum.decibels.shape
     extent = (
@@ -103,9 +103,9 @@ def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float, width: f
         -0.5e-3 * spectrum.step,
         (frequencies - 0.5) * 1e-3 * spectrum.step,
     )
-    axes.set_title(fitted(printable(clip.label), width, lambda text: len(text) * _LETTER), loc="left", fontsize=12)
+    axes.set_title(fitted(printable(recording.label), width, lambda text: len(text) * _LETTER), loc="left", fontsize=12)
     axes.tick_params(labelsize=11)
-    axes.set_facecolor("#bbbbbb")  # where one clip has nothing and another does, beyond its end or half its rate
+    axes.set_facecolor("#bbbbbb")  # where one recording has nothing and another does, beyond its end or half its rate
     return axes.imshow(
         spectrum.decibels.numpy(),
         origin="lower",
@@ -118,8 +118,8 @@ def _show(axes: Axes, clip: Waveform, spectrum: Levels, loudest: float, width: f
     )
 
 
-def _limit(axes: Axes, clips: Sequence[Waveform]) -> None:
-    """Let the axes, which all panels share, show the longest clip and the highest frequency."""
-    axes.set_xlim(0, max(clip.values.shape[-1] / clip.rate for clip in clips))
-    axes.set_ylim(0, max(clip.rate for clip in clips) / 2000)
+def _limit(axes: Axes, recordings: Sequence[Waveform]) -> None:
+    """Let the axes, which all panels share, show the longest recording and the highest frequency."""
+    axes.set_xlim(0, max(recording.values.shape[-1] / recording.rate for recording in recordings))
+    axes.set_ylim(0, max(recording.rate for recording in recordings) / 2000)
     axes.locator_params(nbins=5, steps=[1, 2, 4, 5, 10])

@@ -19,8 +19,8 @@ from datamodules.batch import Views
 from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.storage.files import written_whole
-from modalities.images import picture, picture_size
-from modalities.view_rendering import depth_pictures, look
+from modalities.images import image_size, to_image
+from modalities.view_rendering import depth_images, look
 
 HOW_TO_MP4 = "for MP4, pip install imageio-ffmpeg, or install ffmpeg"
 
@@ -29,7 +29,7 @@ class Camera(NamedTuple):
     """What goes around an object.
 
     Attributes:
-        size: Rows and columns of its pictures.
+        size: Rows and columns of its images.
         focals: Focal lengths in pixels, along columns and rows.
         radius: Distance to the middle of the world.
     """
@@ -44,10 +44,10 @@ class Camera(NamedTuple):
 
         Args:
             views: ``images (V, 3, H, W)``, ``poses (V, 3, 4)``, ``focals (V, 2)``.
-            size: Pixels of the longer side of its pictures; those of the views if None.
+            size: Pixels of the longer side of its images; those of the views if None.
         """
         height, width = views.images.shape[-2:]
-        rows, columns = picture_size((height, width), size)
+        rows, columns = image_size((height, width), size)
         along, across = views.focals.mean(0).tolist()
         radius = float(views.poses[:, :, 3].norm(dim=-1).mean())
         return cls((rows, columns), (along * columns / width, across * rows / height), radius)
@@ -66,13 +66,13 @@ def orbit_frames(
     Args:
         composer: The model; its renderer takes rays.
         modulations: Of one instance, on the device of the model.
-        camera: Size and lens of the pictures, and the distance.
+        camera: Size and lens of the images, and the distance.
         count: Frames of one round.
         elevation: Degrees of the camera above the horizontal plane.
         max_memory: MB that rendering may take above the model and the frames.
 
     Yields:
-        A picture of colour and one of depth, the latter None where the renderer knows no depth.
+        An image of colour and one of depth, the latter None where the renderer knows no depth.
 
     Raises:
         ValueError: If the renderer takes no rays, or the memory is too little.
@@ -80,8 +80,8 @@ def orbit_frames(
     poses, focals = orbit(count, camera.radius, elevation), torch.tensor(camera.focals)
     views = (Rays().coords(camera.size, cameras=(pose, focals)) for pose in poses)
     frames = [look(composer, modulations, rays, max_memory) for rays in views]
-    for seen, depth in zip(frames, depth_pictures(frames, camera.size), strict=True):
-        yield picture(seen.colours, camera.size), depth
+    for seen, depth in zip(frames, depth_images(frames, camera.size), strict=True):
+        yield to_image(seen.colours, camera.size), depth
 
 
 def beside(frames: tuple[Image.Image, Image.Image | None]) -> Image.Image:
@@ -96,7 +96,7 @@ def beside(frames: tuple[Image.Image, Image.Image | None]) -> Image.Image:
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """Write a film as GIF that goes on for ever, whole or not at all; every frame has the 256 colours that suit it.
+    """Write a video as GIF that goes on for ever, whole or not at all; every frame has the 256 colours that suit it.
 
     Args:
         frames: RGB, all of one size.
@@ -120,7 +120,7 @@ def encoder() -> str | None:
 
 
 def write_mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """Write a film as MP4 (H.264), whole or not at all; a white line is added where a side is odd.
+    """Write a video as MP4 (H.264), whole or not at all; a white line is added where a side is odd.
 
     Args:
         frames: RGB, all of one size.

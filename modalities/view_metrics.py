@@ -56,7 +56,7 @@ class ViewPSNR(InstanceMetric):
 
 
 class WhiteView(InstanceMetric):
-    """PSNR in dB of white pictures, per view, then their mean: what a scene gives away for nothing."""
+    """PSNR in dB of white images, per view, then their mean: what a scene gives away for nothing."""
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of white for every instance; the prediction plays no part."""
@@ -64,7 +64,7 @@ class WhiteView(InstanceMetric):
 
 
 class OverWhite(WhiteView):
-    """PSNR in dB over that of white pictures, per view, then the mean: objects on white are mostly white."""
+    """PSNR in dB over that of white images, per view, then the mean: objects on white are mostly white."""
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
@@ -82,7 +82,7 @@ class ViewSSIM(InstanceMetric):
         assert target.values is not None
         if not _views(shape, _SSIM_WINDOW):
             return _undefined(prediction)
-        pairs = zip(_pictures(prediction, shape), _pictures(target.values, shape), strict=True)
+        pairs = zip(_images(prediction, shape), _images(target.values, shape), strict=True)
         return torch.stack([_ssim(seen, true) for seen, true in pairs])  # scene by scene, for memory
 
 
@@ -114,7 +114,7 @@ class LPIPS(InstanceMetric):
         if self.distance is None or not _views(shape, _LPIPS_LEAST):
             return _undefined(prediction)
         distance = self.distance.net.to(prediction.device)
-        pairs = zip(_pictures(prediction, shape), _pictures(target.values, shape), strict=True)
+        pairs = zip(_images(prediction, shape), _images(target.values, shape), strict=True)
         with torch.no_grad():
             return torch.stack([distance(seen.clamp(0, 1), true, normalize=True).mean() for seen, true in pairs])
 
@@ -142,10 +142,10 @@ def _undefined(prediction: Tensor) -> Tensor:
     return torch.full((len(prediction),), math.nan, device=prediction.device)
 
 
-def _pictures(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return values ``(B, N, C)`` as pictures ``(B, Q, C, H, W)`` in float32."""
-    pictures: Tensor = values.float().unflatten(1, shape)
-    return pictures.movedim(-1, 2)
+def _images(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return values ``(B, N, C)`` as images ``(B, Q, C, H, W)`` in float32."""
+    images: Tensor = values.float().unflatten(1, shape)
+    return images.movedim(-1, 2)
 
 
 def _ssim(seen: Tensor, true: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from composers.networks import Modulations
 from composers.rendering import RayRenderer, Rendered, VolumeRenderer
 from datamodules.batch import Views
 from modalities.decoding import chunk_of_points
-from modalities.images import picture
+from modalities.images import to_image
 
 
 class Seen(NamedTuple):
@@ -67,7 +67,7 @@ def look(composer: Composer, modulations: Modulations, rays: Tensor, max_memory:
 
 
 def depth_ends(seen: Sequence[Seen]) -> tuple[float, float]:
-    """Return the nearest and the farthest depth that is met, of pictures that shall have one scale.
+    """Return the nearest and the farthest depth that is met, of images that shall have one scale.
 
     What is hardly there does not count, nor does the outermost hundredth; (0, 1) where nothing is met.
 
@@ -100,27 +100,27 @@ def depth_colours(seen: Seen, ends: tuple[float, float]) -> Tensor:
     return colours * opacity + 1 - opacity
 
 
-def depth_picture(seen: Seen, shape: Sequence[int], ends: tuple[float, float]) -> Image.Image:
+def depth_image(seen: Seen, shape: Sequence[int], ends: tuple[float, float]) -> Image.Image:
     """Return depth in colours, as `depth_colours` does, as an image of ``shape``, ``(H, W)``."""
-    return picture(depth_colours(seen, ends), shape)
+    return to_image(depth_colours(seen, ends), shape)
 
 
-def depth_pictures(seen: Sequence[Seen], shape: Sequence[int]) -> list[Image.Image | None]:
+def depth_images(seen: Sequence[Seen], shape: Sequence[int]) -> list[Image.Image | None]:
     """Return the depths of views of ``(H, W)`` in colours of one scale; None where the renderer knows no depth."""
     if not seen or seen[0].depth is None:
         return [None] * len(seen)
     ends = depth_ends(seen)
-    return [depth_picture(one, shape, ends) for one in seen]
+    return [depth_image(one, shape, ends) for one in seen]
 
 
-def view_pictures(values: Tensor, shape: Sequence[int]) -> list[Image.Image]:
-    """Return values ``(Q * H * W, 3)`` as pictures of ``shape``, ``(Q, H, W)``, clipped."""
-    return [picture(view, shape[1:]) for view in values.unflatten(0, (shape[0], -1))]
+def view_images(values: Tensor, shape: Sequence[int]) -> list[Image.Image]:
+    """Return values ``(Q * H * W, 3)`` as images of ``shape``, ``(Q, H, W)``, clipped."""
+    return [to_image(view, shape[1:]) for view in values.unflatten(0, (shape[0], -1))]
 
 
-def support_pictures(support: Views) -> list[Image.Image]:
-    """Return the pictures that the model looked at, ``images (V, 3, H, W)``."""
-    return [picture(image.flatten(1).mT, image.shape[1:]) for image in support.images]
+def support_images(support: Views) -> list[Image.Image]:
+    """Return the images that the model looked at, ``images (V, 3, H, W)``."""
+    return [to_image(image.flatten(1).mT, image.shape[1:]) for image in support.images]
 
 
 def _rays_at_a_time(composer: Composer, max_memory: float) -> int:

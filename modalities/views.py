@@ -25,18 +25,18 @@ from datamodules.storage.views import read_srn, read_transforms, read_view
 from datamodules.tiles import whole
 from modalities import turntable
 from modalities.drawing import Animation, LabelledImage, compacted, enlarged, image_grid
-from modalities.images import error_picture, picture, save_picture
+from modalities.images import error_image, save_image, to_image
 from modalities.surfaces import density_renderer, save_ply, surface
 from modalities.turntable import HOW_TO_MP4, Camera, beside, orbit_frames, write_gif
 from modalities.view_metrics import OverWhite, ViewPSNR, ViewSSIM, WhiteView, view_psnr
 from modalities.view_rendering import (
     depth_colours,
     depth_ends,
-    depth_pictures,
+    depth_images,
     depth_range,
     look,
-    support_pictures,
-    view_pictures,
+    support_images,
+    view_images,
 )
 from modalities.writing import Reconstruction, Row, Writer
 
@@ -130,7 +130,7 @@ class ViewWriter(Writer):
         code.save(f"{path}.safetensors")
         with torch.no_grad():
             modulations = composer.compose({key: some.to(composer.device) for key, some in code.latents.items()})
-        save_picture(_page(composer, modulations, instance, self.max_memory), Path(f"{path}.png"))
+        save_image(_page(composer, modulations, instance, self.max_memory), Path(f"{path}.png"))
         self._turntable(composer, modulations, support, path)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(instance.shape[0])}
         steps = {fact: code.facts[fact] for fact in ("inner steps", "refinement steps") if fact in code.facts}
@@ -184,7 +184,7 @@ class PosedViews(Modality):
         """
         is_srn = (Path(path) / "intrinsics.txt").is_file()
         scene = read_srn(path) if is_srn else read_transforms(path)
-        images = torch.stack([read_view(file, drop_alpha=is_srn) for file in scene.pictures]).float() / 255
+        images = torch.stack([read_view(file, drop_alpha=is_srn) for file in scene.images]).float() / 255
         return Views(images, scene.poses, scene.focals), {}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...] | None:
@@ -209,7 +209,7 @@ class PosedViews(Modality):
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
         """Return the first views of values ``(V * H * W, 3)``, four at most, side by side, clipped; ``shape`` is (V, H, W)."""
         views = values.nan_to_num(0, 1, 0).unflatten(0, tuple(shape))[:_MOST_VIEWS]
-        return picture(views.transpose(0, 1).flatten(0, 2), (shape[1], len(views) * shape[2]))
+        return to_image(views.transpose(0, 1).flatten(0, 2), (shape[1], len(views) * shape[2]))
 
     def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
         """Return cells in rows and columns; small views are enlarged to 128 pixels or a few more."""
@@ -313,7 +313,7 @@ def _numbers(instance: Instance) -> Row:
 
 def _page(composer: Composer, modulations: Modulations, instance: Instance, max_memory: float) -> Image.Image:
     """Return the support views, and below them every query view as rows of labelled images."""
-    support = [(f"support {view}", image) for view, image in enumerate(support_pictures(_support(instance)))]
+    support = [(f"support {view}", image) for view, image in enumerate(support_images(_support(instance)))]
     views = _view_cells(composer, modulations, instance, max_memory)
     together = max(1, round(math.sqrt(len(views)) / 2))  # views beside each other, for a page that is not a ribbon
     width = together * len(views[0]) if views else len(support)
@@ -330,16 +330,16 @@ def _view_cells(
     """Return of every query view the truth, the prediction, its error and the depth, as far as they are known."""
     prediction, true, shape = instance.values[max(instance.values)], instance.query.values, instance.shape
     cells: list[list[LabelledImage]] = [
-        [(f"prediction {view}", image)] for view, image in enumerate(view_pictures(prediction, shape))
+        [(f"prediction {view}", image)] for view, image in enumerate(view_images(prediction, shape))
     ]
     if true is not None:
         decibels = view_psnr(prediction[None], Samples(instance.query.coords, true[None]), shape)[0].tolist()
-        for view, (image, psnr) in enumerate(zip(view_pictures(true, shape), decibels, strict=True)):
+        for view, (image, psnr) in enumerate(zip(view_images(true, shape), decibels, strict=True)):
             predicted = cells[view][0][1]
-            error = error_picture(predicted, image)[0]
+            error = error_image(predicted, image)[0]
             cells[view] = [(f"truth {view}", image), (f"prediction {psnr:.1f} dB", predicted), ("5 x error", error)]
     if depth_range(composer) is None:
         return cells
     views = instance.query.coords.unflatten(0, (shape[0], -1))
-    depths = depth_pictures([look(composer, modulations, rays, max_memory) for rays in views], shape[1:])
+    depths = depth_images([look(composer, modulations, rays, max_memory) for rays in views], shape[1:])
     return [row if depth is None else [*row, ("depth", depth)] for row, depth in zip(cells, depths, strict=True)]

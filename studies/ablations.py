@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
         steps: Training steps.
         parameters: Of the whole model.
         code: Numbers of an instance code.
-        figures: Means over the held-out pictures, by metric.
+        figures: Means over the held-out images, by metric.
     """
 
     variant: str

@@ -1,7 +1,7 @@
-"""What a new view is worth: that of a white picture, and of a training object copied: ``python -m studies.copying``.
+"""What a new view is worth: that of a white image, and of a training object copied: ``python -m studies.copying``.
 
-For every test item of an experiment on scenes, the training object is found whose picture from the pose of the support view
-is most like it; its picture from the pose of the query view is copied. Objects must have been seen by the same
+For every test item of an experiment on scenes, the training object is found whose image from the pose of the support view
+is most like it; its image from the pose of the query view is copied. Objects must have been seen by the same
 cameras, as `datamodules.SampleObjects` and ``python -m tools.render_views --cameras shared`` have it.
 """
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.cost import build
-from datamodules.batch import PosedPictures
+from datamodules.batch import PosedImages
 from datamodules.scenes.base import SceneSet
 from datamodules.scenes.draws import EvaluationViews, SceneReferences, posed
 from datamodules.storage.views import Scene
@@ -25,7 +25,7 @@ from datamodules.storage.views import Scene
 
 @dataclass(frozen=True)
 class CopyingSettings:
-    """Measure what white pictures and copies of training objects reach on the test items of an experiment.
+    """Measure what white images and copies of training objects reach on the test items of an experiment.
 
     Args:
         config: YAML of the experiment; its data is made or read as in training.
@@ -38,7 +38,7 @@ class Baselines(NamedTuple):
     """Means over the test items of the PSNR in dB, peak 1, of one query view each.
 
     Attributes:
-        white: Of the white picture.
+        white: Of the white image.
         copied: Of the training object that is nearest from the support view, seen from the query view.
         best: Of the training object that is best from the query view itself, which nobody can know.
         items: Their number.
@@ -82,12 +82,12 @@ def measure(scenes: list[Scene], items: EvaluationViews, views: int) -> Baseline
     Raises:
         ValueError: If a pose of an item is not among those of the training objects.
     """
-    pictures = torch.stack([_in_unit(posed(scene, range(len(scene.pictures)), scene.name)) for scene in scenes])
+    images = torch.stack([_in_unit(posed(scene, range(len(scene.images)), scene.name)) for scene in scenes])
     rows = []
     for index in range(len(items)):
         item = items[index]
         seen, query = _in_unit(item)[0], _in_unit(item)[views]
-        from_support, from_query = (pictures[:, _frame(scenes[0], item.poses[view])] for view in (0, views))
+        from_support, from_query = (images[:, _frame(scenes[0], item.poses[view])] for view in (0, views))
         nearest = _errors(from_support, seen).argmin()
         errors = _errors(from_query, query)
         rows.append(torch.stack((_errors(torch.ones(1), query)[0], errors[nearest], errors.min())))
@@ -95,8 +95,8 @@ def measure(scenes: list[Scene], items: EvaluationViews, views: int) -> Baseline
     return Baselines(white, copied, best, len(rows))
 
 
-def _in_unit(item: PosedPictures) -> Tensor:
-    """Return the pictures of an item ``(V, 3, H, W)`` in [0, 1]."""
+def _in_unit(item: PosedImages) -> Tensor:
+    """Return the images of an item ``(V, 3, H, W)`` in [0, 1]."""
     return item.images.float() / 255
 
 
@@ -110,9 +110,9 @@ def _frame(scene: Scene, pose: Tensor) -> int:
     return int(distances.argmin())
 
 
-def _errors(pictures: Tensor, wanted: Tensor) -> Tensor:
-    """Return mean squared errors ``(K,)`` of pictures ``(K, ...)``."""
-    return (pictures - wanted).square().reshape(len(pictures), -1).mean(1)
+def _errors(images: Tensor, wanted: Tensor) -> Tensor:
+    """Return mean squared errors ``(K,)`` of images ``(K, ...)``."""
+    return (images - wanted).square().reshape(len(images), -1).mean(1)
 
 
 if __name__ == "__main__":

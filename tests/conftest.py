@@ -96,19 +96,19 @@ def make_transinr(make_inr):
 
 @pytest.fixture
 def tiny_ipc(make_ipc):
-    """Return a tiny `TransformerIPC` for pictures of 8 x 12, in evaluation mode."""
+    """Return a tiny `TransformerIPC` for images of 8 x 12, in evaluation mode."""
     return make_ipc().eval()
 
 
 @pytest.fixture
 def tiny_transinr(make_transinr):
-    """Return a tiny `TransINR` for pictures of 8 x 12, in evaluation mode."""
+    """Return a tiny `TransINR` for images of 8 x 12, in evaluation mode."""
     return make_transinr().eval()
 
 
 @pytest.fixture
 def tiny_batch():
-    """Return three random pictures of 8 x 12 as a coordinate batch."""
+    """Return three random images of 8 x 12 as a coordinate batch."""
     signal = torch.rand(3, *SIGNAL_SHAPE)
     samples = Samples(grid(SIGNAL_SHAPE[1:]), signal.flatten(2).mT)
     return CoordinateBatch(Observation(signal, samples), samples, SIGNAL_SHAPE[1:], ["a", "b", "c"])

@@ -13,7 +13,7 @@ SHAPE = (3, 8, 12)
 
 
 class FlatImages(Dataset):
-    """Random pictures with names."""
+    """Random images with names."""
 
     def __init__(self, length, seed):
         self.name = f"set {seed}"
@@ -23,11 +23,11 @@ class FlatImages(Dataset):
         return len(self.values)
 
     def __getitem__(self, index):
-        return Signal(self.values[index], f"{self.name} picture {index}")
+        return Signal(self.values[index], f"{self.name} image {index}")
 
 
 class FlatData(CoordinateDataModule):
-    """Nine training pictures, darkened at random, and five of a test."""
+    """Nine training images, darkened at random, and five of a test."""
 
     modality = Images()
     spec = DataSpec(Grid.unit(2), 3, SHAPE, modality)

@@ -12,7 +12,7 @@ from modalities import Audio
 
 
 class Hums(CoordinateDataModule):
-    """Two clips of half a second, the second shorter and followed by zeros."""
+    """Two recordings of half a second, the second shorter and followed by zeros."""
 
     modality = Audio()
     spec = DataSpec(Grid(((-0.5, 0.5),)), 1, (1, 200), modality, sample_rate=400)

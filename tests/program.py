@@ -25,15 +25,15 @@ COMPOSERS = ("ipc", "transinr")
 SAVE_DIR = "--trainer.logger.init_args.save_dir"
 NAME = "--trainer.logger.init_args.name"
 
-_scaled_once = functools.cache(samples._scaled)  # the same pictures in every test
+_scaled_once = functools.cache(samples._scaled)  # the same images in every test
 
 
 class OddPhotos(SamplePhotos):
-    """`SamplePhotos` with 33 held-out pictures, which two processes cannot share evenly."""
+    """`SamplePhotos` with 33 held-out images, which two processes cannot share evenly."""
 
     def setup(self, stage):
         super().setup(stage)
-        self.val_set = self.test_set = Photographs(self.test_set.pictures[:-1])
+        self.val_set = self.test_set = Photographs(self.test_set.images[:-1])
 
 
 def tiny(composer):

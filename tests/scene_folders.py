@@ -19,8 +19,8 @@ def cameras(count, radius=4.0):
     return look_at(radius * torch.nn.functional.normalize(around, dim=-1))
 
 
-def save_picture(path, frame, size=8, mode="RGBA"):
-    """Write a picture whose colour tells its frame, with a square in its middle on transparency, or on white."""
+def save_image(path, frame, size=8, mode="RGBA"):
+    """Write an image whose colour tells its frame, with a square in its middle on transparency, or on white."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((size, size, 4), (255, 255, 255, 0), np.uint8)
     pixels[size // 4 : -(size // 4), size // 4 : -(size // 4)] = (10 + frame, 20, 30, 255)
@@ -38,7 +38,7 @@ def write_scene(folder, frames=6, size=8, radius=4.0, mode="RGBA"):
     rows = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
     described = []
     for frame, pose in enumerate(cameras(frames, radius)):
-        save_picture(folder / f"r_{frame}.png", frame, size, mode)
+        save_image(folder / f"r_{frame}.png", frame, size, mode)
         matrix = torch.cat((pose, rows.double())).tolist()
         described.append({"file_path": f"./elsewhere/r_{frame}", "transform_matrix": matrix})
     (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": described}))
@@ -49,7 +49,7 @@ def write_srn(folder, frames=6, size=8, radius=1.3):
     """Write a scene in the layout of scene representation networks, and return its folder."""
     (folder / "pose").mkdir(parents=True)
     for frame, pose in enumerate(cameras(frames, radius)):
-        save_picture(folder / "rgb" / f"{frame:06d}.png", frame, size)
+        save_image(folder / "rgb" / f"{frame:06d}.png", frame, size)
         turned = np.vstack((pose.numpy(), (0, 0, 0, 1)))
         turned[:, 1:3] *= -1
         (folder / "pose" / f"{frame:06d}.txt").write_text(" ".join(map(str, turned.flatten().tolist())))

@@ -31,7 +31,7 @@ PRESETS = (
 )
 STEPS = 20
 SHORT = ["--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0, "--trainer.callbacks", "[]"]
-BUNDLED_PSNR = 23.82  # dB, predicted, the 34 held-out pictures of 64 x 64 pixels, 36,864 numbers each
+BUNDLED_PSNR = 23.82  # dB, predicted, the 34 held-out images of 64 x 64 pixels, 36,864 numbers each
 
 
 def train(preset, weights, steps=STEPS):

@@ -117,7 +117,7 @@ def test_the_code_of_the_recipes_passes_the_checks(tmp_path):
 
 
 def _python_lines():
-    """Return the lines of Python that the README shows for a picture."""
+    """Return the lines of Python that the README shows for an image."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     [text] = re.findall(r"^```python\n(import composers\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert len([line for line in text.splitlines() if " = " in line or "save(" in line]) == 3

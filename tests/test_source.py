@@ -36,7 +36,7 @@ def _subclasses(kind):
 
 KINDS = {
     "Views",
-    "PosedPictures",
+    "PosedImages",
     *(_subclasses(Composer) & {*composers.__all__, "MetaLearned"}),
     *(type(one).__name__ for one in MODALITIES),
 }

@@ -1,6 +1,6 @@
-"""Render anybody's meshes as scenes to train on, in the layout of learnit's ShapeNet: pictures, cameras and splits.
+"""Render anybody's meshes as scenes to train on, in the layout of learnit's ShapeNet: images, cameras and splits.
 
-OUT gets a folder CATEGORY with one folder per object, of PNG pictures with transparency and their cameras in transforms.json,
+OUT gets a folder CATEGORY with one folder per object, of PNG images with transparency and their cameras in transforms.json,
 and CATEGORY_splits.json without the plural s, such as chair_splits.json. The same command goes on where it was interrupted,
 and renders only what was added. Objects are scaled to a radius of 1.4 around the origin, z up.
 """
@@ -45,7 +45,7 @@ def _parser() -> ArgumentParser:
     add("meshes", type=Path, nargs="+", help="OBJ, PLY, STL or GLB, and folders of them, such as ShapeNetCore's")
     add("out", type=Path, help="folder to write to")
     add("--category", default="chairs", help="folder of the objects in OUT, a plural (chairs)")
-    add("--views", type=int, default=usual.views, help=f"pictures of an object ({usual.views})")
+    add("--views", type=int, default=usual.views, help=f"images of an object ({usual.views})")
     add("--size", type=int, default=usual.size, help=f"pixels along each side ({usual.size})")
     add("--seed", type=int, default=usual.seed, help=f"of cameras and splits ({usual.seed})")
     add("--field_of_view", type=float, default=usual.field_of_view, help=f"degrees ({usual.field_of_view:g})")

@@ -32,10 +32,10 @@ class InstanceCode:
         latents: ``(T, ...)`` by name, one row for each of ``T`` tiles.
         boxes: Start and stop of every tile along every axis, in samples of the signal; one box if it is whole, which may
             reach beyond the end: what the model saw there was padding.
-        shape: Extents of the signal: rows and columns of a picture.
+        shape: Extents of the signal: rows and columns of an image.
         model: The `fingerprint` of the model that the latents belong to.
         name: Of the signal.
-        facts: What else is worth knowing: refinement steps, PSNR, of sound the rate that it had.
+        facts: What else is worth knowing: refinement steps, PSNR, of audio the rate that it had.
         domain: Of a tile: the coordinates that the model was trained with.
     """
 

@@ -60,7 +60,7 @@ class Patches(Tokenizer):
         if signal_shape is None or len(signal_shape) < 2:
             raise ValueError(
                 f"signal_shape is {signal_shape}: under the command line the data module states it, "
-                "in Python pass (channels, *shape), for a picture (3, height, width)."
+                "in Python pass (channels, *shape), for an image (3, height, width)."
             )
         self.signal_shape = tuple(signal_shape)
         self.patch_size = _per_axis("patch_size", patch_size, len(signal_shape) - 1)

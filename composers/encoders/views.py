@@ -1,4 +1,4 @@
-"""From posed pictures to tokens: what a pixel shows, and the ray along which it was seen."""
+"""From posed images to tokens: what a pixel shows, and the ray along which it was seen."""
 
 from __future__ import annotations
 

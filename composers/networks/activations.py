@@ -44,7 +44,7 @@ class Sine(Activation):
     and with ``normalize_weights: false``.
 
     Args:
-        omega: Frequency factor; 30 in SIREN, 200 in Learned Init on 178-pixel pictures.
+        omega: Frequency factor; 30 in SIREN, 200 in Learned Init on 178-pixel images.
 
     Raises:
         ValueError: If ``omega`` is not positive.

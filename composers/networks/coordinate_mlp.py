@@ -40,7 +40,7 @@ class CoordinateMLP(nn.Module):
         encoding: From coordinates to features; the published Fourier features if None.
         activation: After every layer but the last; ReLU if None.
         normalize_weights: Whether every column of every weight is divided by its L2 norm.
-        output_offset: Added to the output: 0.5 for pictures in [0, 1], 0 for audio and scenes.
+        output_offset: Added to the output: 0.5 for images in [0, 1], 0 for audio and scenes.
         modulates: What a composer gives for the modulated layers: ``weights``, or only ``biases``, the weights then being the
             network's own.
 

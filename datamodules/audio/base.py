@@ -1,4 +1,4 @@
-"""What data sets of sound have in common: clips in files, of which no more is decoded than is heard."""
+"""What data sets of audio have in common: recordings in files, of which no more is decoded than is heard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec, Modality
-from datamodules.storage.audio import clip_facts, in_channels, read_clip, read_resampled, resampled_frames
+from datamodules.storage.audio import in_channels, read_recording, read_resampled, recording_facts, resampled_frames
 from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
 from datamodules.storage.parallel import unreadable_of
 from modalities.audio import Audio
@@ -44,7 +44,7 @@ def padded(values: Tensor, wanted: int) -> tuple[Tensor, int]:
 
 
 class RandomPiece:
-    """A piece of a clip in memory, at a random place; of a shorter one, all, and zeros after it.
+    """A piece of a recording in memory, at a random place; of a shorter one, all, and zeros after it.
 
     Args:
         samples: Of a piece.
@@ -61,13 +61,13 @@ class RandomPiece:
 
 
 class Excerpt:
-    """Reads a piece of a clip in a file; of a shorter clip, all, and zeros after it.
+    """Reads a piece of a recording in a file; of a shorter recording, all, and zeros after it.
 
     Args:
         samples: Of a piece.
-        rate: Samples a second; clips of other rates are resampled.
-        channels: Of a piece; 1 mixes all channels of a clip down.
-        released: Whether the last second of a clip is left out, and zeros count as measured.
+        rate: Samples a second; recordings of other rates are resampled.
+        channels: Of a piece; 1 mixes all channels of a recording down.
+        released: Whether the last second of a recording is left out, and zeros count as measured.
     """
 
     def __init__(self, samples: int, rate: int, channels: int = 1, released: bool = False) -> None:
@@ -77,7 +77,7 @@ class Excerpt:
         self.released = released
 
     def __call__(self, file: NamedFile, generator: torch.Generator | None = None) -> Signal:
-        """Return the start of a clip or, with a generator, a piece at a place drawn by it.
+        """Return the start of a recording or, with a generator, a piece at a place drawn by it.
 
         Raises:
             ValueError: If the file cannot be read, with its name and the way out.
@@ -85,12 +85,12 @@ class Excerpt:
         try:
             values, length = padded(self._read(file.path, generator), self.samples)
         except ValueError as error:
-            raise ValueError(f"{error} Or leave such clips out: --data.init_args.on_bad_file skip.") from error
+            raise ValueError(f"{error} Or leave such recordings out: --data.init_args.on_bad_file skip.") from error
         return Signal(values, file.name, length=-1 if self.released else length)
 
     def _read(self, path: Path, generator: torch.Generator | None) -> Tensor:
         """Return what there is of a piece, ``(channels, samples)`` at most."""
-        facts = clip_facts(path)
+        facts = recording_facts(path)
         total = resampled_frames(facts.frames, facts.rate, self.rate) - (self.rate if self.released else 0)
         count = min(total, self.samples)
         if count <= 0:
@@ -99,30 +99,30 @@ class Excerpt:
         return in_channels(values, self.channels, path)
 
 
-class ClipFiles(Dataset[NamedFile]):
-    """Clips that are not read: the augmentation of training reads a piece of each, at a place that it draws.
+class RecordingFiles(Dataset[NamedFile]):
+    """Recordings that are not read: the augmentation of training reads a piece of each, at a place that it draws.
 
     Args:
-        files: The clips.
+        files: The recordings.
     """
 
     def __init__(self, files: Sequence[NamedFile]) -> None:
         self.files = list(files)
 
     def __len__(self) -> int:
-        """Return the number of clips."""
+        """Return the number of recordings."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> NamedFile:
-        """Return clip ``index``."""
+        """Return recording ``index``."""
         return self.files[index]
 
 
-class ClipStarts(Dataset[Signal]):
-    """The first seconds of clips, read whenever they are asked for.
+class RecordingStarts(Dataset[Signal]):
+    """The first seconds of recordings, read whenever they are asked for.
 
     Args:
-        files: The clips.
+        files: The recordings.
         excerpt: What reads them.
     """
 
@@ -131,15 +131,15 @@ class ClipStarts(Dataset[Signal]):
         self.excerpt = excerpt
 
     def __len__(self) -> int:
-        """Return the number of clips."""
+        """Return the number of recordings."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> Signal:
-        """Return the start of clip ``index``, or raise a ``ValueError`` that names its file and the way out."""
+        """Return the start of recording ``index``, or raise a ``ValueError`` that names its file and the way out."""
         return self.excerpt(self.files[index])
 
 
-class SoundModule(CoordinateDataModule):
+class AudioModule(CoordinateDataModule):
     """Sound as batches of coordinates: time, 2 units per second, and values in [-1, 1].
 
     Args:
@@ -170,29 +170,29 @@ class SoundModule(CoordinateDataModule):
         return audio_spec((self.channels, self.samples), self.rate, self.modality, self.num_instances)
 
 
-class ClipSet(SoundModule):
-    """Clips in files, of which pieces of equal length are trained and evaluated on.
+class RecordingSet(AudioModule):
+    """Recordings in files, of which pieces of equal length are trained and evaluated on.
 
     A subclass says which files a split has (`files`), and what is known of their number (`count`). Training sees a piece of
-    every clip, at a new random place in every epoch; validation and test see its first seconds, as published. Only the piece
-    is decoded. A clip that is shorter is followed by zeros, which are masked: they count in no loss and no metric, though a
-    tokenizer sees them. Silence is kept as what it is; its PSNR is high.
+    every recording, at a new random place in every epoch; validation and test see its first seconds, as published. Only the
+    piece is decoded. A recording that is shorter is followed by zeros, which are masked: they count in no loss and no metric,
+    though a tokenizer sees them. Silence is kept as what it is; its PSNR is high.
 
-    With ``cropping: released`` pieces are cut as published code does it: the last second of every clip is left out first, so
-    that of short clips little or nothing is left, and the zeros after it count as measured. They are easily reproduced, which
-    raises PSNR: say which of the two a number used.
+    With ``cropping: released`` pieces are cut as published code does it: the last second of every recording is left out first,
+    so that of short recordings little or nothing is left, and the zeros after it count as measured. They are easily
+    reproduced, which raises PSNR: say which of the two a number used.
 
     Args:
         root: Folder of the data.
-        cropping: Pieces of ``whole`` clips; or as ``released`` code cuts them, without the last second of each and with the
-            zeros after short ones counted, for comparison.
-        on_bad_file: What an unreadable clip does: ``raise`` stops with its name when it is met, ``skip`` reads all first,
+        cropping: Pieces of ``whole`` recordings; or as ``released`` code cuts them, without the last second of each and with
+            the zeros after short ones counted, for comparison.
+        on_bad_file: What an unreadable recording does: ``raise`` stops with its name when it is met, ``skip`` reads all first,
             leaves it out and says so.
-        partial: Whether a split may have fewer or more clips than were published.
-        kwargs: Arguments of `SoundModule`.
+        partial: Whether a split may have fewer or more recordings than were published.
+        kwargs: Arguments of `AudioModule`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if clips are missing or unreadable.
+        ValueError: If a number is out of range; at set-up, if recordings are missing or unreadable.
     """
 
     train_set: Dataset[Any]  # files: the augmentation makes signals of them
@@ -216,14 +216,14 @@ class ClipSet(SoundModule):
 
     @abstractmethod
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the clips of a split that are there, in an order that is always the same.
+        """Return the recordings of a split that are there, in an order that is always the same.
 
         Raises:
             ValueError: If their folder is missing, with the way to get it.
         """
 
     def count(self, split: Split) -> int | None:
-        """Return how many clips a split should have; None where that is not known."""
+        """Return how many recordings a split should have; None where that is not known."""
         return None
 
     def fetch(self, splits: Sequence[Split]) -> None:
@@ -237,17 +237,18 @@ class ClipSet(SoundModule):
         """Fill the splits of a stage.
 
         Raises:
-            ValueError: If there are no clips, not as many as published, or, where they are to be skipped, only unreadable ones.
+            ValueError: If there are no recordings, not as many as published, or, where they are to be skipped, only unreadable
+                ones.
         """
         for split in splits_of(stage):
             files = self._usable(split)
-            dataset: Dataset[Any] = ClipFiles(files) if split == "train" else ClipStarts(files, self.excerpt)
+            dataset: Dataset[Any] = RecordingFiles(files) if split == "train" else RecordingStarts(files, self.excerpt)
             setattr(self, f"{split}_set", dataset)
         if self.skipped:
-            tell_left_out(self.skipped, "clips")
+            tell_left_out(self.skipped, "recordings")
 
     def _usable(self, split: Split) -> list[NamedFile]:
-        """Return the clips of a split without those that are skipped."""
+        """Return the recordings of a split without those that are skipped."""
         files = self.files(split)
         self._check(files, split)
         if self.on_bad_file == "raise":
@@ -255,7 +256,7 @@ class ClipSet(SoundModule):
         skipped = unreadable(files, self.rate, self.channels)
         if len(skipped) == len(files):
             named = "".join(f"\n  {reason}" for reason in list(skipped.values())[:_NAMED])
-            raise ValueError(f"None of {len(files):,} clips of the split {split} can be read:{named}")
+            raise ValueError(f"None of {len(files):,} recordings of the split {split} can be read:{named}")
         self.skipped |= skipped
         return [file for file in files if str(file.path) not in skipped]
 
@@ -263,15 +264,15 @@ class ClipSet(SoundModule):
         """Refuse a split that is not what was published."""
         wanted, name = self.count(split), type(self).__name__
         if not files:
-            raise ValueError(f"{name} has no clips of the split {split} in {self.root}: {self._mend(split)}")
+            raise ValueError(f"{name} has no recordings of the split {split} in {self.root}: {self._fix(split)}")
         if wanted not in (None, len(files)) and not self.partial:
             raise ValueError(
-                f"{name} has {len(files):,} clips of the split {split} in {self.root}, published are {wanted:,}: "
-                f"{self._mend(split)} Or take what is there: --data.init_args.partial true."
+                f"{name} has {len(files):,} recordings of the split {split} in {self.root}, published are {wanted:,}: "
+                f"{self._fix(split)} Or take what is there: --data.init_args.partial true."
             )
 
-    def _mend(self, split: Split) -> str:
-        """Return what to do about clips that are missing."""
+    def _fix(self, split: Split) -> str:
+        """Return what to do about recordings that are missing."""
         return "name another folder with --data.init_args.root."
 
 
@@ -296,23 +297,23 @@ def audio_spec(
 
 
 def unreadable(files: Sequence[NamedFile], rate: int, channels: int) -> dict[str, str]:
-    """Return why clips cannot be read, by path, after reading all of them.
+    """Return why recordings cannot be read, by path, after reading all of them.
 
     Args:
-        files: The clips.
+        files: The recordings.
         rate: Samples a second that they are to be resampled to.
         channels: What they are to have; 1 fits all.
     """
-    return unreadable_of(files, partial(_reason, rate=rate, channels=channels), "reading clips")
+    return unreadable_of(files, partial(_reason, rate=rate, channels=channels), "reading recordings")
 
 
 def _reason(file: NamedFile, rate: int, channels: int) -> str | None:
-    """Return why a clip cannot be read, or None."""
+    """Return why a recording cannot be read, or None."""
     try:
-        facts = clip_facts(file.path)
+        facts = recording_facts(file.path)
         in_channels(read_resampled(file.path, facts, 0, 1, rate), channels, file.path)
         for start in range(0, facts.frames, _BLOCK):
-            read_clip(file.path, start, min(_BLOCK, facts.frames - start))
+            read_recording(file.path, start, min(_BLOCK, facts.frames - start))
     except ValueError as error:
         return str(error)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from datamodules.audio.base import ClipSet
+from datamodules.audio.base import RecordingSet
 from datamodules.storage.archives import extract
 from datamodules.storage.download import Source, download
 from datamodules.storage.folders import NamedFile, Split
@@ -34,7 +34,7 @@ _DIGESTS = {
 _SIZES = {"test-clean": 346_663_984}  # bytes, where they are known
 
 
-class LibriSpeech(ClipSet):
+class LibriSpeech(RecordingSet):
     """Pieces of the utterances of LibriSpeech (Panayotov et al., ICASSP 2015; CC BY 4.0), 16 kHz, one channel.
 
     Published are training on ``train-clean-100``, 28,539 utterances, and evaluation on the first seconds of ``test-clean``,
@@ -52,7 +52,7 @@ class LibriSpeech(ClipSet):
         train_subset: What is trained on.
         val_subset: What validation sees.
         test_subset: What the test sees.
-        kwargs: Arguments of `ClipSet`.
+        kwargs: Arguments of `RecordingSet`.
 
     Raises:
         ValueError: If a number is out of range; at set-up, if utterances are missing or unreadable.
@@ -125,7 +125,7 @@ class LibriSpeech(ClipSet):
         """Return the first folder that holds folders of speakers."""
         return next((place for place in self._places(subset) if place.is_dir() and _holds_speakers(place)), None)
 
-    def _mend(self, split: Split) -> str:
+    def _fix(self, split: Split) -> str:
         """Return what to do about utterances that are missing."""
         subset = self.subsets[split]
         return f"move {self._folder(subset)} away to have it fetched anew. {self._by_hand(subset)}"

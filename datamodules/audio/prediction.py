@@ -1,4 +1,4 @@
-"""Anybody's clips of sound: files and folders, in tiles along time, for prediction."""
+"""Anybody's recordings of audio: files and folders, in tiles along time, for prediction."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.audio.base import audio_spec
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Piece, Signal
-from datamodules.images.prediction import TileBatch, WholePictures, collate_tiles, unique_names
+from datamodules.images.prediction import TileBatch, WholeImages, collate_tiles, unique_names
 from datamodules.spec import DataSpec
-from datamodules.storage.audio import read_clip, sound_files
-from datamodules.storage.recordings import clip_tiles, cut_clip, in_channels_of, measured, read_seen
+from datamodules.storage.audio import audio_files, read_recording
+from datamodules.storage.recordings import cut_recording, in_channels_of, measured, read_seen, recording_tiles
 from datamodules.tiles import Box
 from modalities.audio import Audio
 
 _RATE = 16000  # where nobody says
 
 
-class SoundFile(NamedTuple):
-    """A clip that can be read.
+class AudioFile(NamedTuple):
+    """A recording that can be read.
 
     Attributes:
         name: Of its results: the path below the folder that was given, without its ending where that stays unique.
@@ -39,44 +39,44 @@ class SoundFile(NamedTuple):
     tiles: list[Box]
 
 
-class ClipTiles(Dataset[tuple[Tensor, Piece]]):
-    """All tiles of clips, clip by clip; the clip read last is kept.
+class RecordingTiles(Dataset[tuple[Tensor, Piece]]):
+    """All tiles of recordings, recording by recording; the recording read last is kept.
 
     Args:
-        files: The clips.
+        files: The recordings.
         channels: Those of the model.
         rate: That of the model.
     """
 
-    def __init__(self, files: Sequence[SoundFile], channels: int, rate: int) -> None:
+    def __init__(self, files: Sequence[AudioFile], channels: int, rate: int) -> None:
         self.channels = channels
         self.rate = rate
         self.places = [(file, box) for file in files for box in file.tiles]
         self._last: tuple[Path, Tensor] | None = None
 
     def __len__(self) -> int:
-        """Return the tiles of all clips."""
+        """Return the tiles of all recordings."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Piece]:
-        """Return a tile ``(C, length)``, zeros beyond the end of its clip, and where it lies."""
+        """Return a tile ``(C, length)``, zeros beyond the end of its recording, and where it lies."""
         file, box = self.places[index]
         if self._last is None or self._last[0] != file.path:
             self._last = (file.path, read_seen(file.path, self.channels, self.rate).values)
-        return cut_clip(self._last[1], box), Piece(file.name, (file.samples,), box)
+        return cut_recording(self._last[1], box), Piece(file.name, (file.samples,), box)
 
 
-class SoundFiles(CoordinateDataModule):
-    """Anybody's clips of sound, for ``cli.py predict --audio``: as long as the model's signals, or cut into tiles along time.
+class AudioFiles(CoordinateDataModule):
+    """Audio recordings for ``cli.py predict --audio``: as long as the signals of the model, or cut into tiles along time.
 
-    Longer clips are cut into tiles that overlap by a quarter; of shorter ones the padding counts nowhere. A clip that cannot
-    be read is skipped with the reason, unless it is the only one. Of a folder, all files of sound are taken, in its
+    Longer recordings are cut into tiles that overlap by a quarter; of shorter ones the padding counts nowhere. A recording
+    that cannot be read is skipped with the reason, unless it is the only one. Of a folder, all files of audio are taken, in its
     subfolders too; not those in folders of earlier predictions. Two units of a coordinate are a second, as published.
 
     Args:
         audio: Files and folders.
         signal_shape: ``(C, samples)`` of the model; under the command line the checkpoint states it.
-        rate: Samples per second of the signals that the model was trained with; clips of another rate are resampled. Under
+        rate: Samples per second of the signals that the model was trained with; recordings of another rate are resampled. Under
             the command line the checkpoint states it; 16,000 if it does not.
         batch_size: Tiles per device and step.
         num_workers: Processes that load; 0 loads in the main process.
@@ -104,7 +104,7 @@ class SoundFiles(CoordinateDataModule):
             raise ValueError(f"rate is {rate}; give the samples per second that the model was trained with.")
         self.paths = [audio] if isinstance(audio, str) else list(audio)
         self._signal_shape = tuple(signal_shape or ())
-        self.files: list[SoundFile] = []
+        self.files: list[AudioFile] = []
         self.rates: dict[str, int] = {}
 
     @property
@@ -113,21 +113,21 @@ class SoundFiles(CoordinateDataModule):
         shape = self._signal_shape
         if len(shape) != 2 or min(shape) < 1:
             raise ValueError(
-                f"signal_shape is {list(shape)}: clips go to a model of sound, [channels, samples]. "
+                f"signal_shape is {list(shape)}: recordings go to a model of audio, [channels, samples]. "
                 "Name a checkpoint of such a model with --ckpt_path."
             )
         return audio_spec((shape[0], shape[1]), self.rate, self.modality)
 
     def setup(self, stage: str) -> None:
-        """Look at every clip.
+        """Look at every recording.
 
         Raises:
             ValueError: If none can be read, or ``stage`` is not predict.
         """
         if stage != "predict":
-            raise ValueError(f"SoundFiles serves prediction, not {stage}: choose another data module.")
+            raise ValueError(f"AudioFiles serves prediction, not {stage}: choose another data module.")
         each: dict[Path, tuple[Path, Path]] = {}
-        for path, place in (item for given in self.paths for item in sound_files(Path(given))):
+        for path, place in (item for given in self.paths for item in audio_files(Path(given))):
             each.setdefault(path.absolute(), (path, place))  # named twice, taken once
         found = list(each.values())
         self.files, self.rates, self.skipped, self.notes = [], {}, {}, {}
@@ -139,27 +139,27 @@ class SoundFiles(CoordinateDataModule):
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(
-                f"No clip to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
+                f"No recording to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
                 f"with --audio.{reasons}"
             )
 
     def original(self, name: str) -> Tensor | None:
-        """Return the clip of a name as it is in its file, with the channels of the model: ``(C, n)`` at its own rate."""
+        """Return the recording of a name as it is in its file, with the channels of the model: ``(C, n)`` at its own rate."""
         [path] = [file.path for file in self.files if file.name == name]
-        return in_channels_of(read_clip(path), self.spec.value_dim, path)[0]
+        return in_channels_of(read_recording(path), self.spec.value_dim, path)[0]
 
     def source_of(self, name: str) -> dict[str, Any]:
         """Return the sampling rate of a file as ``rate``, where it is known."""
         return {"rate": self.rates[name]} if name in self.rates else {}
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
-        """Return the loader of tiles, clip by clip."""
+        """Return the loader of tiles, recording by recording."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if len(self.files) < world_size:
-            raise ValueError(f"{len(self.files)} clip(s) for {world_size} devices: lower --trainer.devices.")
-        sampler = WholePictures([len(file.tiles) for file in self.files], rank, world_size)
+            raise ValueError(f"{len(self.files)} recording(s) for {world_size} devices: lower --trainer.devices.")
+        sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
-            ClipTiles(self.files, self.spec.value_dim, self.rate),
+            RecordingTiles(self.files, self.spec.value_dim, self.rate),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -175,9 +175,9 @@ class SoundFiles(CoordinateDataModule):
         return super().to_coordinates(collated)._replace(pieces=batch.pieces)
 
     def _look(self, path: Path, name: str, renamed: bool) -> None:
-        """Read a clip and note what is known of it."""
+        """Read a recording and note what is known of it."""
         seen = read_seen(path, self.spec.value_dim, self.rate)
         samples = seen.values.shape[1]
-        self.files.append(SoundFile(name, path, samples, clip_tiles(samples, self.spec.signal_shape[-1])))
+        self.files.append(AudioFile(name, path, samples, recording_tiles(samples, self.spec.signal_shape[-1])))
         self.rates[name] = seen.rate
         self.notes[name] = "; ".join([*seen.notes, *([f"from {path}"] if renamed else [])])

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.audio.base import RandomPiece, SoundModule, padded
+from datamodules.audio.base import AudioModule, RandomPiece, padded
 from datamodules.batch import Signal
 from datamodules.loading import InMemory
-from datamodules.storage.audio import read_clip, resampled
+from datamodules.storage.audio import read_recording, resampled
 
 SPEECH = Path(__file__).resolve().parents[2] / "samples" / "speech"
-TRAINING_CLIPS = (
+TRAINING_RECORDINGS = (
     "ast_en_conf-invalid",
     "ast_en_conf-locked",
     "ast_en_conf-lockednow",
@@ -34,7 +34,7 @@ TRAINING_CLIPS = (
     "ast_fr_vm-mailboxfull",
     "ast_fr_vm-tooshort",
 )
-HELD_OUT_CLIPS = (
+HELD_OUT_RECORDINGS = (
     "ast_en_agent-pass",
     "ast_en_queue-callswaiting",
     "ast_en_sorry-youre-having-problems",
@@ -45,7 +45,7 @@ HELD_OUT_CLIPS = (
 
 
 @cache
-def recording(name: str, rate: int = 16000) -> Tensor:
+def read_prompt(name: str, rate: int = 16000) -> Tensor:
     """Return one of the recordings of speech as ``(1, n)`` float32 in [-1, 1].
 
     Args:
@@ -53,26 +53,26 @@ def recording(name: str, rate: int = 16000) -> Tensor:
         rate: Samples a second; 16,000 in the file.
 
     Example:
-        >>> recording("ast_en_spy-misdn").shape
+        >>> read_prompt("ast_en_spy-misdn").shape
         torch.Size([1, 27158])
     """
-    values, original = read_clip(SPEECH / f"{name}.flac")
+    values, original = read_recording(SPEECH / f"{name}.flac")
     return resampled(values, original, rate)
 
 
-class SampleSpeech(SoundModule):
+class SampleSpeech(AudioModule):
     """Recorded prompts of two speakers, English and French, a minute together: no download.
 
-    Training sees pieces at random places of 18 clips. Held out, for validation and test, are six others, four English and two
-    French, each as the pieces that follow one another from its start, as many as fit, such as ``ast_en_agent-pass-0``. Clips
-    that are shorter than a piece, none at one second, are followed by zeros, which count nowhere.
+    Training sees pieces at random places of 18 recordings. Held out, for validation and test, are six others, four English and
+    two French, each as the pieces that follow one another from its start, as many as fit, such as ``ast_en_agent-pass-0``.
+    Recordings that are shorter than a piece, none at one second, are followed by zeros, which count nowhere.
 
     The recordings are those of Asterisk's core sounds by Allison Smith and June Wallack, CC BY-SA 3.0; credits and conditions
     are in ``samples/speech/LICENSES.md``. They are for trying things out: too few to stand for LibriSpeech.
 
     Args:
         crops_per_epoch: Training pieces of an epoch.
-        kwargs: Arguments of `SoundModule`.
+        kwargs: Arguments of `AudioModule`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -88,13 +88,13 @@ class SampleSpeech(SoundModule):
     def setup(self, stage: str) -> None:
         """Read the recordings."""
         if stage == "fit":
-            clips = [(name, recording(name, self.rate)) for name in TRAINING_CLIPS]
-            self.train_set = InMemory([Signal(values, name) for name, values in clips], self.crops_per_epoch)
-        self.val_set = self.test_set = InMemory([item for name in HELD_OUT_CLIPS for item in self._held_out(name)])
+            recordings = [(name, read_prompt(name, self.rate)) for name in TRAINING_RECORDINGS]
+            self.train_set = InMemory([Signal(values, name) for name, values in recordings], self.crops_per_epoch)
+        self.val_set = self.test_set = InMemory([item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)])
 
     def _held_out(self, name: str) -> list[Signal]:
-        """Return the pieces of a clip that fit, one at least."""
-        clip = recording(name, self.rate)
-        count = max(1, clip.shape[1] // self.samples)
-        pieces = [padded(piece, self.samples) for piece in clip.split(self.samples, dim=1)[:count]]
+        """Return the pieces of a recording that fit, one at least."""
+        recording = read_prompt(name, self.rate)
+        count = max(1, recording.shape[1] // self.samples)
+        pieces = [padded(piece, self.samples) for piece in recording.split(self.samples, dim=1)[:count]]
         return [Signal(values, f"{name}-{number}", length=length) for number, (values, length) in enumerate(pieces)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 from datamodules.storage.archives import extract
 from datamodules.storage.download import Source, download
 from datamodules.storage.folders import NamedFile, Split
@@ -16,23 +16,23 @@ from datamodules.storage.folders import NamedFile, Split
 OFFICIAL = "https://drive.google.com/drive/folders/0B7EVK8r0v71pTUZsaXdaSnZBZzg?resourcekey=0-rJlzl934LzC-Xp28GeIBzQ"
 
 
-class CelebA(PictureSet):
+class CelebA(ImageSet):
     """The aligned faces of CelebA (Liu et al., ICCV 2015), resized to ``size`` and cut to their central square.
 
     They are split by their numbers, as published: 1 to 162,770 for training, to 182,637 for validation, to 202,599 for the
     test. Use is restricted to research that is not commercial.
 
-    The pictures, ``000001.jpg`` and on, are looked for in ``celeba/img_align_celeba``, ``img_align_celeba/img_align_celeba``
+    The images, ``000001.jpg`` and on, are looked for in ``celeba/img_align_celeba``, ``img_align_celeba/img_align_celeba``
     (as Kaggle has them), ``img_align_celeba``, ``CelebA_aligned`` and ``celeba`` of ``root``.
 
     Args:
         download: Whether to fetch the archive (about 1.4 GB) into ``root``, from a mirror; one that was put there by hand is
             unpacked anyway.
-        validation: Pictures that validation sees: ``val``, or those of the ``test``, as in the published training.
-        kwargs: Arguments of `PictureSet`.
+        validation: Images that validation sees: ``val``, or those of the ``test``, as in the published training.
+        kwargs: Arguments of `ImageSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if pictures are missing, unreadable or of another size.
+        ValueError: If a number is out of range; at set-up, if images are missing, unreadable or of another size.
         ConnectionError: If the archive cannot be fetched.
     """
 
@@ -54,7 +54,7 @@ class CelebA(PictureSet):
         self.validation: Split = validation
 
     def fetch(self) -> None:
-        """Download and unpack the archive, unless the pictures are there."""
+        """Download and unpack the archive, unless the images are there."""
         archive = self.root / self.source.filename
         if self._folder() is not None or not (self.download or archive.exists()):
             return
@@ -69,7 +69,7 @@ class CelebA(PictureSet):
         return [f"{number:06}.jpg" for number in self.numbers[self.validation if split == "val" else split]]
 
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the pictures of a split that are there, in the order of their numbers."""
+        """Return the images of a split that are there, in the order of their numbers."""
         folder = self._folder()
         if folder is None:
             raise ValueError(
@@ -90,8 +90,8 @@ class CelebA(PictureSet):
         ]
 
     def _folder(self) -> Path | None:
-        """Return the first folder that holds pictures named by numbers."""
-        return next((place for place in self._places() if place.is_dir() and _holds_pictures(place)), None)
+        """Return the first folder that holds images named by numbers."""
+        return next((place for place in self._places() if place.is_dir() and _holds_images(place)), None)
 
     def _by_hand(self) -> str:
         """Return how to get the archive from its official place."""
@@ -101,8 +101,8 @@ class CelebA(PictureSet):
         )
 
 
-def _holds_pictures(folder: Path) -> bool:
-    """Return whether a folder holds a picture named by its number; not all of it is listed."""
+def _holds_images(folder: Path) -> bool:
+    """Return whether a folder holds an image named by its number; not all of it is listed."""
     with os.scandir(folder) as entries:
         return any(re.fullmatch(r"\d{6}\.jpg", entry.name) for entry in entries)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple
 
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 from datamodules.storage.folders import NamedFile, Split
 
 ORIGIN = "https://github.com/NVlabs/ffhq-dataset"
@@ -19,25 +19,25 @@ _FOR_TRAINING = 60_000
 _COUNT = 70_000
 
 
-class FFHQ(PictureSet):
+class FFHQ(ImageSet):
     """The faces of FFHQ (Karras et al., CVPR 2019), resized to ``size``.
 
     Without lists they are split as is customary: 00000 to 59999 for training, the others for validation and test alike. The
     paper of instance pattern composers has another split, by two random lists that come with its code (``ffhqtrain.txt`` and
     ``ffhqvalidation.txt``, https://github.com/kakaobrain/ginr-ipc): its numbers are comparable with those lists alone. Which
-    split it is, ``notes`` say. Licences differ from picture to picture; the set is CC BY-NC-SA 4.0.
+    split it is, ``notes`` say. Licences differ from image to image; the set is CC BY-NC-SA 4.0.
 
-    The pictures, ``00000.png`` and on, are looked for in ``ffhq/images1024x1024``, ``ffhq`` and ``images1024x1024`` of
+    The images, ``00000.png`` and on, are looked for in ``ffhq/images1024x1024``, ``ffhq`` and ``images1024x1024`` of
     ``root``, all together or in folders of a thousand.
 
     Args:
-        training_list: Text file that names the training pictures, one per line, with or without ending and folders.
+        training_list: Text file that names the training images, one per line, with or without ending and folders.
         validation_list: The same for validation and test.
-        kwargs: Arguments of `PictureSet`.
+        kwargs: Arguments of `ImageSet`.
 
     Raises:
         ValueError: If a number is out of range, or there is one list without the other; at set-up, if a list is wrong, or
-            pictures are missing, unreadable or of another size.
+            images are missing, unreadable or of another size.
     """
 
     shape: ClassVar[tuple[int, int]] = (1024, 1024)
@@ -57,14 +57,14 @@ class FFHQ(PictureSet):
         return self._split[0 if split == "train" else 1]
 
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the pictures of a split that are there, in alphabetical order."""
-        wanted = self.expected(split)  # before pictures are looked for: a wrong list is found out at once
-        there = self._pictures()
+        """Return the images of a split that are there, in alphabetical order."""
+        wanted = self.expected(split)  # before images are looked for: a wrong list is found out at once
+        there = self._images()
         return [NamedFile(name, there[name]) for name in wanted if name in there]
 
     def how_to_get(self) -> str:
-        """Return where the pictures come from, and where they go."""
-        return f"take images1024x1024 from {ORIGIN} and put the pictures, or their folders, into {self.root / 'ffhq'}."
+        """Return where the images come from, and where they go."""
+        return f"take images1024x1024 from {ORIGIN} and put the images, or their folders, into {self.root / 'ffhq'}."
 
     @cached_property
     def _split(self) -> tuple[list[str], list[str]]:
@@ -82,8 +82,8 @@ class FFHQ(PictureSet):
         self.notes["split"] = "by lists of your own" if ours else "by the random lists of the IPC paper"
         return sorted(training.lines), sorted(held_out.lines)
 
-    def _pictures(self) -> dict[str, Path]:
-        """Return the files of pictures by name, all from one place."""
+    def _images(self) -> dict[str, Path]:
+        """Return the files of images by name, all from one place."""
         folder = self.root / "ffhq"
         places = [folder / "images1024x1024", folder, self.root / "images1024x1024"]
         for place in places:
@@ -96,11 +96,11 @@ class FFHQ(PictureSet):
 
 
 class _List(NamedTuple):
-    """A list of pictures.
+    """A list of images.
 
     Attributes:
         path: Its file.
-        lines: Where each picture is named, from 1.
+        lines: Where each image is named, from 1.
         md5: Of the file.
     """
 
@@ -110,7 +110,7 @@ class _List(NamedTuple):
 
 
 def _found(folder: Path) -> dict[str, Path]:
-    """Return the pictures in a folder and in its folders of a thousand, by name."""
+    """Return the images in a folder and in its folders of a thousand, by name."""
     names = _names(folder)
     thousands = sorted(name for name in names if re.fullmatch(r"\d{5}", name) and (folder / name).is_dir())
     inner = {name: folder / thousand / name for thousand in thousands for name in _names(folder / thousand)}
@@ -125,12 +125,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _read(path: Path, argument: str) -> _List:
-    """Return a list that names pictures, each once."""
+    """Return a list that names images, each once."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"{argument}, {path}, cannot be read ({error.strerror}): name a text file with a picture on each line."
+            f"{argument}, {path}, cannot be read ({error.strerror}): name a text file with an image on each line."
         ) from error
     lines: dict[str, int] = {}
     for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
@@ -138,27 +138,25 @@ def _read(path: Path, argument: str) -> _List:
         if name is not None and lines.setdefault(name, number) != number:
             raise ValueError(f"{path}, line {number}: {name} is there already, in line {lines[name]}: name it once.")
     if not lines:
-        raise ValueError(f"{argument}, {path}, is empty: it names a picture on each line.")
+        raise ValueError(f"{argument}, {path}, is empty: it names an image on each line.")
     return _List(path, lines, hashlib.md5(content, usedforsecurity=False).hexdigest())
 
 
 def _name(line: str, where: str) -> str | None:
-    """Return the picture that a line names; None if it is empty."""
+    """Return the image that a line names; None if it is empty."""
     if not line:
         return None
     named = re.fullmatch(r"([0-6]\d{4})(\.\w+)?", PurePosixPath(line.replace("\\", "/")).name, re.ASCII)
     if named is None:
-        raise ValueError(
-            f"{where}: {line!r} is no picture of FFHQ: they are 00000 to 69999, each in a line of its own."
-        )
+        raise ValueError(f"{where}: {line!r} is no image of FFHQ: they are 00000 to 69999, each in a line of its own.")
     return f"{named[1]}.png"
 
 
 def _refuse_shared(training: _List, held_out: _List) -> None:
-    """Refuse lists that have a picture in common."""
+    """Refuse lists that have an image in common."""
     for name, number in held_out.lines.items():
         if name in training.lines:
             raise ValueError(
-                f"{held_out.path}, line {number}: {name} is a training picture too ({training.path}, line "
+                f"{held_out.path}, line {number}: {name} is a training image too ({training.path}, line "
                 f"{training.lines[name]}): take it out of one of them."
             )

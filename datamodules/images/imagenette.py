@@ -1,4 +1,4 @@
-"""ImageNette: 13,394 pictures of ten classes of ImageNet, 320 pixels along the shorter side."""
+"""ImageNette: 13,394 images of ten classes of ImageNet, 320 pixels along the shorter side."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 from datamodules.storage.archives import extract
 from datamodules.storage.download import Source, download
 from datamodules.storage.folders import NamedFile, Split
-from datamodules.storage.images import Preparation, RandomCrop, picture_files
+from datamodules.storage.images import Preparation, RandomCrop, image_files
 
 
-class ImageNette(PictureSet):
-    """The pictures of ImageNette (fast.ai), prepared as published: 9,469 for training, 3,925 for validation and test alike.
+class ImageNette(ImageSet):
+    """The images of ImageNette (fast.ai), prepared as published: 9,469 for training, 3,925 for validation and test alike.
 
-    Training sees random crops of the pictures as they are in their files, half of them mirrored. In published evaluation
-    pictures are scaled down to ``size`` first, and then cut to their central square: they are about 1.8 times smaller than
-    those of training, at the published 178 pixels. ``evaluation: matched`` cuts the central square of the pictures as they
+    Training sees random crops of the images as they are in their files, half of them mirrored. In published evaluation
+    images are scaled down to ``size`` first, and then cut to their central square: they are about 1.8 times smaller than
+    those of training, at the published 178 pixels. ``evaluation: matched`` cuts the central square of the images as they
     are; its numbers are not comparable with published ones.
 
-    The pictures are looked for in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` of ``root``, and in
+    The images are looked for in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` of ``root``, and in
     ``root`` itself: folders ``train`` and ``val``, in which every class has a folder.
 
     Args:
         download: Whether to fetch the archive (about 340 MB) into ``root``; one that was put there by hand is unpacked anyway.
-        flip: Whether half of the training pictures are mirrored left to right, at random.
+        flip: Whether half of the training images are mirrored left to right, at random.
         evaluation: What validation and test see: ``resized`` as published, or ``matched`` to the scale of training.
-        kwargs: Arguments of `PictureSet`.
+        kwargs: Arguments of `ImageSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if pictures are missing or unreadable.
+        ValueError: If a number is out of range; at set-up, if images are missing or unreadable.
         ConnectionError: If the archive cannot be fetched.
     """
 
@@ -56,13 +56,13 @@ class ImageNette(PictureSet):
         self.random_crop = RandomCrop(self.size, flip)
 
     def fetch(self) -> None:
-        """Download and unpack the archive, unless the pictures are there."""
+        """Download and unpack the archive, unless the images are there."""
         archive = self.root / self.source.filename
         if self._folder() is None and (self.download or archive.exists()):
             extract(download(self.source, self.root), self.root / "imagenette")
 
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the pictures of a split, named ``CLASS/FILE``, in alphabetical order."""
+        """Return the images of a split, named ``CLASS/FILE``, in alphabetical order."""
         folder = self._folder()
         if folder is None:
             raise ValueError(
@@ -71,11 +71,11 @@ class ImageNette(PictureSet):
                 f"({self.source.checksum}) and put it at {self.root / self.source.filename}. It is unpacked into "
                 f"{self.root / 'imagenette'}; if that is there, and is something else, move it away."
             )
-        found = picture_files(folder / ("train" if split == "train" else "val"))
+        found = image_files(folder / ("train" if split == "train" else "val"))
         return [NamedFile(place.as_posix(), path) for path, place in found]
 
     def preparation(self, split: Split) -> Preparation:
-        """Return what is done to every picture of a split, before crops of training pictures."""
+        """Return what is done to every image of a split, before crops of training images."""
         if split == "train":
             return Preparation(smallest=self.size)
         return Preparation(crop=self.size) if self.evaluation == "matched" else super().preparation(split)
@@ -90,6 +90,6 @@ class ImageNette(PictureSet):
         ]
 
     def _folder(self) -> Path | None:
-        """Return the first folder that holds training and validation pictures."""
+        """Return the first folder that holds training and validation images."""
         places = self._places()
         return next((place for place in places if (place / "train").is_dir() and (place / "val").is_dir()), None)

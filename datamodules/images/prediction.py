@@ -1,4 +1,4 @@
-"""Anybody's pictures: files and folders, whole or in tiles, for prediction."""
+"""Anybody's images: files and folders, whole or in tiles, for prediction."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec
-from datamodules.storage.images import Picture, cut, picture_files, read_picture
+from datamodules.storage.images import LoadedImage, cut, image_files, read_image
 from datamodules.tiles import Box, cover, whole
 from modalities.images import Images
 
 _LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
 
 
-class PictureFile(NamedTuple):
-    """A picture that can be read.
+class ImageFile(NamedTuple):
+    """An image that can be read.
 
     Attributes:
         name: Of its results: the path below the folder that was given, without its ending where that stays unique.
@@ -41,11 +41,11 @@ class PictureFile(NamedTuple):
 
 
 class TileBatch(NamedTuple):
-    """Tiles of pictures.
+    """Tiles of images.
 
     Attributes:
         values: ``(B, 3, size, size)`` uint8.
-        pieces: Where each lies in its picture.
+        pieces: Where each lies in its image.
     """
 
     values: Tensor
@@ -53,36 +53,36 @@ class TileBatch(NamedTuple):
 
 
 class Tiles(Dataset[tuple[Tensor, Piece]]):
-    """All tiles of pictures, picture by picture; the picture read last is kept.
+    """All tiles of images, image by image; the image read last is kept.
 
     Args:
-        files: The pictures.
+        files: The images.
         size: Pixels along each side of a tile as it is seen.
     """
 
-    def __init__(self, files: Sequence[PictureFile], size: int) -> None:
+    def __init__(self, files: Sequence[ImageFile], size: int) -> None:
         self.size = size
         self.places = [(file, box) for file in files for box in file.tiles]
-        self._last: tuple[Path, Picture] | None = None
+        self._last: tuple[Path, LoadedImage] | None = None
 
     def __len__(self) -> int:
-        """Return the tiles of all pictures."""
+        """Return the tiles of all images."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Piece]:
         """Return a tile ``(3, size, size)`` and where it lies."""
         file, box = self.places[index]
         if self._last is None or self._last[0] != file.path:
-            self._last = (file.path, read_picture(file.path))
+            self._last = (file.path, read_image(file.path))
         values = cut(self._last[1].pixels, box, self.size)
         return values, Piece(file.name, file.shape, box)
 
 
-class WholePictures(DistributedSampler[int]):
-    """Shares pictures between processes so that all tiles of one are with one process, in order.
+class WholeImages(DistributedSampler[int]):
+    """Shares images between processes so that all tiles of one are with one process, in order.
 
     Args:
-        counts: Tiles of every picture.
+        counts: Tiles of every image.
         rank: Of this process.
         world_size: Processes.
     """
@@ -91,9 +91,7 @@ class WholePictures(DistributedSampler[int]):
         super().__init__(range(sum(counts)), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         starts = [sum(counts[:index]) for index in range(len(counts))]
         self.indices = [
-            starts[picture] + tile
-            for picture in range(rank, len(counts), world_size)
-            for tile in range(counts[picture])
+            starts[image] + tile for image in range(rank, len(counts), world_size) for tile in range(counts[image])
         ]
 
     def __iter__(self) -> Iterator[int]:
@@ -105,19 +103,19 @@ class WholePictures(DistributedSampler[int]):
         return len(self.indices)
 
 
-class PictureFiles(CoordinateDataModule):
-    """Anybody's pictures, for ``cli.py predict``: each squeezed whole into the model's square, or cut into tiles.
+class ImageFiles(CoordinateDataModule):
+    """Anybody's images, for ``cli.py predict``: each squeezed whole into the model's square, or cut into tiles.
 
-    A picture that cannot be read is skipped with the reason, unless it is the only one. Of a folder, all files with the
-    ending of a picture are taken, in its subfolders too; not hidden ones, nor folders of earlier predictions.
+    An image that cannot be read is skipped with the reason, unless it is the only one. Of a folder, all files with the
+    ending of an image are taken, in its subfolders too; not hidden ones, nor folders of earlier predictions.
 
     Args:
         images: Files and folders.
         signal_shape: ``(3, S, S)`` of the model; under the command line the checkpoint states it.
-        tile: Whether pictures are cut into overlapping tiles, for detail, instead of being squeezed whole.
-        tile_size: Pixels of the picture along each side of a tile; ``S`` if None.
+        tile: Whether images are cut into overlapping tiles, for detail, instead of being squeezed whole.
+        tile_size: Pixels of the image along each side of a tile; ``S`` if None.
         detail: Pixels that refinement fits, and that PSNR is measured on, per pixel that the model sees, along each axis.
-        batch_size: Tiles, or whole pictures, per device and step.
+        batch_size: Tiles, or whole images, per device and step.
         num_workers: Processes that load; 0 loads in the main process.
 
     Raises:
@@ -142,13 +140,13 @@ class PictureFiles(CoordinateDataModule):
                 f"detail is {detail}, tile_size {tile_size}; detail is at least 1, a tile at least 2 pixels."
             )
         if tile_size is not None and not tile:
-            raise ValueError(f"tile_size is {tile_size}, but pictures are taken whole: add --tile.")
+            raise ValueError(f"tile_size is {tile_size}, but images are taken whole: add --tile.")
         self.paths = [images] if isinstance(images, str) else list(images)
         self._signal_shape = tuple(signal_shape or ())
         self.tile = tile
         self.tile_size = tile_size
         self.detail = detail
-        self.files: list[PictureFile] = []
+        self.files: list[ImageFile] = []
 
     @property
     def spec(self) -> DataSpec:
@@ -156,52 +154,52 @@ class PictureFiles(CoordinateDataModule):
         shape = self._signal_shape
         if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
             raise ValueError(
-                f"signal_shape is {list(shape)}: pictures go to a model of square colour pictures, [3, S, S]. "
+                f"signal_shape is {list(shape)}: images go to a model of square colour images, [3, S, S]. "
                 "Name a checkpoint of such a model."
             )
         return DataSpec(Grid.unit(2), 3, shape, self.modality)
 
     def setup(self, stage: str) -> None:
-        """Look at every picture.
+        """Look at every image.
 
         Raises:
             ValueError: If none can be read, or ``stage`` is not predict.
         """
         if stage != "predict":
-            raise ValueError(f"PictureFiles serves prediction, not {stage}: choose another data module.")
+            raise ValueError(f"ImageFiles serves prediction, not {stage}: choose another data module.")
         each: dict[Path, tuple[Path, Path]] = {}
-        for path, place in (item for given in self.paths for item in picture_files(Path(given))):
+        for path, place in (item for given in self.paths for item in image_files(Path(given))):
             each.setdefault(path.absolute(), (path, place))  # named twice, taken once
         found = list(each.values())
         self.files, self.skipped, self.notes = [], {}, {}
         for (path, place), name in zip(found, unique_names(found), strict=True):
             try:
-                pixels, notes = read_picture(path)
+                pixels, notes = read_image(path)
             except ValueError as error:
                 self.skipped[str(path)] = str(error)
                 continue
             shape = tuple(pixels.shape[1:])
-            self.files.append(PictureFile(name, path, shape, self._tiles(shape)))
+            self.files.append(ImageFile(name, path, shape, self._tiles(shape)))
             renamed = [] if name == place.with_suffix("").as_posix() else [f"from {path}"]
             self.notes[name] = "; ".join([*notes, *renamed])
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(
-                f"No picture to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
+                f"No image to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
                 f"with --images.{reasons}"
             )
 
     def original(self, name: str) -> Tensor | None:
-        """Return the picture of a name as it is in its file: ``(3, H, W)`` uint8."""
+        """Return the image of a name as it is in its file: ``(3, H, W)`` uint8."""
         [path] = [file.path for file in self.files if file.name == name]
-        return read_picture(path).pixels
+        return read_image(path).pixels
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
-        """Return the loader of tiles, picture by picture."""
+        """Return the loader of tiles, image by image."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if len(self.files) < world_size:
-            raise ValueError(f"{len(self.files)} picture(s) for {world_size} devices: lower --trainer.devices.")
-        sampler = WholePictures([len(file.tiles) for file in self.files], rank, world_size)
+            raise ValueError(f"{len(self.files)} to_image(s) for {world_size} devices: lower --trainer.devices.")
+        sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
             Tiles(self.files, self.spec.signal_shape[-1] * self.detail),
             batch_size=self.batch_size,
@@ -222,7 +220,7 @@ class PictureFiles(CoordinateDataModule):
         )
 
     def _tiles(self, shape: tuple[int, ...]) -> list[Box]:
-        """Return the boxes of a picture."""
+        """Return the boxes of an image."""
         return cover(shape, self.tile_size or self.spec.signal_shape[-1]) if self.tile else [whole(shape)]
 
 
@@ -232,9 +230,9 @@ def collate_tiles(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:
 
 
 def unique_names(found: Sequence[tuple[Path, Path]]) -> list[str]:
-    """Return a name for every picture: without its ending where no other has the same, else numbered.
+    """Return a name for every image: without its ending where no other has the same, else numbered.
 
-    Names have room for the endings of results, are UTF-8, and none is the name of another's error picture.
+    Names have room for the endings of results, are UTF-8, and none is the name of another's error image.
     """
     bare = [_writable(place.with_suffix("")) for _, place in found]
     stems, seen, unique = Counter(bare), set[str](), []

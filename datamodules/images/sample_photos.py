@@ -15,7 +15,7 @@ from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.loading import InMemory
 from datamodules.spec import DataSpec
-from datamodules.storage.images import RandomCrop, resize_picture
+from datamodules.storage.images import RandomCrop, resize_image
 from modalities.images import Images
 
 TRAINING_PHOTOGRAPHS = (
@@ -49,29 +49,29 @@ def photograph(name: str) -> Tensor:
 
 
 class Photographs(InMemory):
-    """Pictures in memory, repeated until an epoch has ``length`` items.
+    """Images in memory, repeated until an epoch has ``length`` items.
 
     Args:
-        pictures: The pictures by name.
-        length: Items of an epoch; the number of pictures if None.
+        images: The images by name.
+        length: Items of an epoch; the number of images if None.
     """
 
-    def __init__(self, pictures: Sequence[tuple[str, Tensor]], length: int | None = None) -> None:
-        super().__init__([Signal(pixels, name) for name, pixels in pictures], length)
-        self.pictures = list(pictures)
+    def __init__(self, images: Sequence[tuple[str, Tensor]], length: int | None = None) -> None:
+        super().__init__([Signal(pixels, name) for name, pixels in images], length)
+        self.images = list(images)
 
 
 class SamplePhotos(CoordinateDataModule):
-    """The photographs of scikit-image (BSD-3; pictures in the public domain, CC0 or as named there): no download.
+    """The photographs of scikit-image (BSD-3; images in the public domain, CC0 or as named there): no download.
 
     Training sees random crops, at several scales, of twelve photographs. Held out, for validation and test, are ``astronaut``
     and ``coffee``: each whole (squeezed to a square) and as 16 fixed crops, the central squares of a 4 x 4 grid.
 
     Args:
-        size: Pixels along each side of a picture.
+        size: Pixels along each side of an image.
         crops_per_epoch: Training crops of an epoch.
         scales: Short sides of the photographs that are cropped, in multiples of ``size``, at least 1.
-        shuffle_colors: In training, whether colour channels change places at random: more colours than twelve pictures have.
+        shuffle_colors: In training, whether colour channels change places at random: more colours than twelve images have.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
@@ -105,7 +105,7 @@ class SamplePhotos(CoordinateDataModule):
         return DataSpec(Grid.unit(2), 3, (3, self.size, self.size), self.modality, self.num_instances)
 
     def setup(self, stage: str) -> None:
-        """Prepare the pictures, a second of work."""
+        """Prepare the images, a second of work."""
         if stage == "fit":
             scaled = [
                 (name, _scaled(photograph(name), round(self.size * scale)))
@@ -119,20 +119,20 @@ class SamplePhotos(CoordinateDataModule):
 
     def _held_out(self, name: str) -> list[tuple[str, Tensor]]:
         """Return a photograph whole and as 16 fixed crops."""
-        picture = photograph(name)
-        height, width = picture.shape[1] // 4, picture.shape[2] // 4
+        image = photograph(name)
+        height, width = image.shape[1] // 4, image.shape[2] // 4
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         crops = [
-            (f"{name}-{row}{column}", picture[:, row * height + top :, column * width + left :][:, :side, :side])
+            (f"{name}-{row}{column}", image[:, row * height + top :, column * width + left :][:, :side, :side])
             for row in range(4)
             for column in range(4)
         ]
-        return [(crop, resize_picture(pixels, self.size, self.size)) for crop, pixels in [(name, picture), *crops]]
+        return [(crop, resize_image(pixels, self.size, self.size)) for crop, pixels in [(name, image), *crops]]
 
 
-def _scaled(picture: Tensor, short_side: int) -> Tensor:
-    """Return a picture whose shorter side has ``short_side`` pixels."""
-    height, width = picture.shape[1:]
+def _scaled(image: Tensor, short_side: int) -> Tensor:
+    """Return an image whose shorter side has ``short_side`` pixels."""
+    height, width = image.shape[1:]
     factor = short_side / min(height, width)
-    return resize_picture(picture, round(height * factor), round(width * factor))
+    return resize_image(image, round(height * factor), round(width * factor))

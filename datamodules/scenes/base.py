@@ -31,7 +31,7 @@ class SceneSet(SceneModule):
     """Scenes in folders, of which a few views are read at a time.
 
     A subclass says which folders a split has (`scenes`) and how one is read (`read`). All scenes are looked at during set-up:
-    their cameras, the headers and the ends of their pictures. Training draws distinct support and query views among the first
+    their cameras, the headers and the ends of their images. Training draws distinct support and query views among the first
     ``train_frames`` of a scene, anew in every epoch. Evaluation draws by the name of the scene and the repetition alone, so
     that numbers do not depend on seeds, processes or devices; instances are named ``SCENE.REPETITION``, or ``SCENE`` where
     there is one draw.
@@ -85,8 +85,8 @@ class SceneSet(SceneModule):
         self.draws = draws
         self.val_draws = val_draws
         self.on_bad_scene = on_bad_scene
-        self.read_picture = partial(read_view, drop_alpha=self.drop_alpha)
-        self.augmentation = ViewDraw(self.views + self.query_views, train_frames, self.read_picture)
+        self.read_image = partial(read_view, drop_alpha=self.drop_alpha)
+        self.augmentation = ViewDraw(self.views + self.query_views, train_frames, self.read_image)
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Path]:
@@ -113,9 +113,9 @@ class SceneSet(SceneModule):
         for split in splits_of(stage):
             scenes = self._usable(split)
             setattr(self, f"{split}_set", self._items(split, scenes))
-            if not self.drop_alpha and is_opaque(scenes[0].pictures[0]):
+            if not self.drop_alpha and is_opaque(scenes[0].images[0]):
                 self.notes["background"] = (
-                    f"pictures without transparency are taken as they are, on a white background or not ({scenes[0].name})"
+                    f"images without transparency are taken as they are, on a white background or not ({scenes[0].name})"
                 )
         if self.skipped:
             tell_left_out(self.skipped, "scenes")
@@ -161,8 +161,8 @@ class SceneSet(SceneModule):
         if broken and (self.on_bad_scene == "raise" or not scenes):
             named = "".join(f"\n  {reason}" for reason in list(broken.values())[:_NAMED])
             more = f"\n  and {len(broken) - _NAMED:,} more" if len(broken) > _NAMED else ""
-            leave = "Mend them, or leave them out: --data.init_args.on_bad_scene skip."
-            way_out = leave if scenes else f"Mend them. If scenes are missing, {self.how_to_get()}"
+            leave = "Fix them, or leave them out: --data.init_args.on_bad_scene skip."
+            way_out = leave if scenes else f"Fix them. If scenes are missing, {self.how_to_get()}"
             raise ValueError(
                 f"{len(broken):,} of {len(scenes) + len(broken):,} scenes of the split {split} cannot be used:{named}{more}\n"
                 f"{way_out}"
@@ -184,16 +184,16 @@ class SceneSet(SceneModule):
             protocol=self.protocol,
         )
         repetitions = 1 if self.protocol == "first" else self.draws if split == "test" else self.val_draws
-        return EvaluationViews(scenes, frames, repetitions, self.read_picture)
+        return EvaluationViews(scenes, frames, repetitions, self.read_image)
 
     def _check(self, scene: Scene, split: Split) -> None:
-        """Refuse a scene whose pictures have another size, or that has not frames enough."""
+        """Refuse a scene whose images have another size, or that has not frames enough."""
         if scene.shape != (self.size, self.size):
             raise ValueError(
-                f"The pictures of {scene.name} have {scene.shape[0]} x {scene.shape[1]} pixels, size is {self.size}: resize "
+                f"The images of {scene.name} have {scene.shape[0]} x {scene.shape[1]} pixels, size is {self.size}: resize "
                 "them, or say --data.init_args.size where they are square."
             )
-        for frames, wanted, which in self._needed(len(scene.pictures), split):
+        for frames, wanted, which in self._needed(len(scene.images), split):
             if frames < wanted:
                 raise ValueError(
                     f"{scene.name} has {frames} {which}, {wanted} are needed: lower views, query_views or train_frames, or "

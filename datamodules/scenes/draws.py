@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batch import PosedPictures
+from datamodules.batch import PosedImages
 from datamodules.randomness import generator_at
 from datamodules.storage.views import Scene, read_view
 
@@ -48,7 +48,7 @@ class ViewDraw:
     Args:
         views: How many, support and query together.
         frames: Of the scene that are drawn from, from the first.
-        read: Reads a picture as ``(3, H, W)`` uint8.
+        read: Reads an image as ``(3, H, W)`` uint8.
     """
 
     def __init__(self, views: int, frames: int, read: Callable[[Path], Tensor] = read_view) -> None:
@@ -56,20 +56,20 @@ class ViewDraw:
         self.frames = frames
         self.read = read
 
-    def __call__(self, scene: Scene, generator: torch.Generator) -> PosedPictures:
-        """Return the views, or raise a ``ValueError`` that names the picture which cannot be read."""
-        order = torch.randperm(min(len(scene.pictures), self.frames), generator=generator)[: self.views]
+    def __call__(self, scene: Scene, generator: torch.Generator) -> PosedImages:
+        """Return the views, or raise a ``ValueError`` that names the image which cannot be read."""
+        order = torch.randperm(min(len(scene.images), self.frames), generator=generator)[: self.views]
         return posed(scene, order.tolist(), scene.name, self.read)
 
 
-class EvaluationViews(Dataset[PosedPictures]):
+class EvaluationViews(Dataset[PosedImages]):
     """Views of scenes for evaluation, the same in every run: each scene several times, with other views.
 
     Args:
         scenes: The scenes.
         frames: Returns which frames of a scene are read in which repetition, support first.
         repetitions: How often every scene comes.
-        read: Reads a picture as ``(3, H, W)`` uint8.
+        read: Reads an image as ``(3, H, W)`` uint8.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class EvaluationViews(Dataset[PosedPictures]):
         """Return the number of scenes times that of repetitions."""
         return len(self.scenes) * self.repetitions
 
-    def __getitem__(self, index: int) -> PosedPictures:
+    def __getitem__(self, index: int) -> PosedImages:
         """Return repetition ``index % repetitions`` of scene ``index // repetitions``."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in {len(self)} items")  # which also ends iteration
@@ -97,26 +97,26 @@ class EvaluationViews(Dataset[PosedPictures]):
         return posed(scene, self.frames(scene, repetition), name, self.read)
 
 
-def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path], Tensor] = read_view) -> PosedPictures:
+def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path], Tensor] = read_view) -> PosedImages:
     """Return some frames of a scene, read.
 
     Args:
         scene: The scene.
-        frames: Which of its pictures, in this order.
+        frames: Which of its images, in this order.
         name: Of the item.
-        read: Reads a picture as ``(3, H, W)`` uint8.
+        read: Reads an image as ``(3, H, W)`` uint8.
 
     Raises:
-        ValueError: If a picture cannot be read, or has another size than its header said; the message names it.
+        ValueError: If an image cannot be read, or has another size than its header said; the message names it.
     """
-    images = [read(scene.pictures[frame]) for frame in frames]
+    images = [read(scene.images[frame]) for frame in frames]
     for frame, image in zip(frames, images, strict=True):
         if tuple(image.shape[1:]) != scene.shape:
             raise ValueError(
-                f"{scene.pictures[frame]} has {image.shape[1]} x {image.shape[2]} pixels, when its scene was first read it had "
+                f"{scene.images[frame]} has {image.shape[1]} x {image.shape[2]} pixels, when its scene was first read it had "
                 f"{scene.shape[0]} x {scene.shape[1]}: take it from its source again."
             )
-    return PosedPictures(torch.stack(images), scene.poses[list(frames)], scene.focals[list(frames)], name)
+    return PosedImages(torch.stack(images), scene.poses[list(frames)], scene.focals[list(frames)], name)
 
 
 def drawn_frames(
@@ -134,7 +134,7 @@ def drawn_frames(
         train_frames: Where ``halves`` are cut.
         protocol: As for `SceneSet`.
     """
-    total = len(scene.pictures)
+    total = len(scene.images)
     if protocol == "first":
         return list(range(1 + QUERIES_OF_FIRST))
     generator = generator_at("views", scene.name, repetition)

@@ -1,4 +1,4 @@
-"""Anybody's scenes: folders of posed pictures, a few of which are looked at, for prediction."""
+"""Anybody's scenes: folders of posed images, a few of which are looked at, for prediction."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from datamodules.batch import PosedPictures
+from datamodules.batch import PosedImages
 from datamodules.domain import Rays
-from datamodules.images.prediction import WholePictures, unique_names
+from datamodules.images.prediction import WholeImages, unique_names
 from datamodules.scenes.draws import posed
 from datamodules.scenes.rays import SceneModule
 from datamodules.spec import DataSpec
 from datamodules.storage.folders import files_below
-from datamodules.storage.images import resize_picture
+from datamodules.storage.images import resize_image
 from datamodules.storage.views import Scene, is_opaque, read_srn, read_transforms, read_view
 
 _OF_SRN = "intrinsics.txt"
@@ -43,17 +43,17 @@ class ChosenViews(NamedTuple):
     frames: list[int]
     drop_alpha: bool
 
-    def read(self) -> PosedPictures:
-        """Return the frames, or raise a ``ValueError`` that names the picture which cannot be read."""
+    def read(self) -> PosedImages:
+        """Return the frames, or raise a ``ValueError`` that names the image which cannot be read."""
         return posed(self.scene, self.frames, self.name, partial(read_view, drop_alpha=self.drop_alpha))
 
 
-class SceneBatches(Dataset[PosedPictures]):
+class SceneBatches(Dataset[PosedImages]):
     """Chosen frames of scenes in the size of the model, scene after scene; those of a batch have as many.
 
     Args:
         chosen: The scenes, and which frames of each.
-        shape: Rows and columns of the pictures that the model sees.
+        shape: Rows and columns of the images that the model sees.
         batch_size: Scenes in a batch, at most.
     """
 
@@ -66,9 +66,9 @@ class SceneBatches(Dataset[PosedPictures]):
         """Return the number of batches."""
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> PosedPictures:
+    def __getitem__(self, index: int) -> PosedImages:
         """Return batch ``index``, read, resized and collated."""
-        batch: PosedPictures = default_collate([resized(one.read(), self.shape) for one in self.batches[index]])
+        batch: PosedImages = default_collate([resized(one.read(), self.shape) for one in self.batches[index]])
         return batch
 
 
@@ -76,7 +76,7 @@ class SceneFiles(SceneModule):
     """Anybody's scenes, for ``cli.py predict --views``: some frames are looked at, others are rendered and compared.
 
     A scene is a folder with ``transforms.json``, or one of scene representation networks with ``intrinsics.txt``; of any other
-    folder all scenes below it are taken, but not hidden ones nor those in folders of earlier predictions. Pictures of another
+    folder all scenes below it are taken, but not hidden ones nor those in folders of earlier predictions. Images of another
     size than the model's are resized, their focal lengths with them. Where a scene has no frames but those that are looked at,
     these are compared. A scene that cannot be used is skipped with the reason, unless it is the only one.
 
@@ -197,7 +197,7 @@ class SceneFiles(SceneModule):
                 "positions in its poses."
             ) from error
 
-    def predict_dataloader(self) -> DataLoader[PosedPictures]:
+    def predict_dataloader(self) -> DataLoader[PosedImages]:
         """Return the loader of scenes, in order; a batch has scenes of as many views."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = SceneBatches(self.chosen, self._seen, self.eval_batch_size)
@@ -206,7 +206,7 @@ class SceneFiles(SceneModule):
         return DataLoader(
             batches,
             batch_size=None,  # they are batches already
-            sampler=WholePictures([1] * len(batches), rank, world_size),
+            sampler=WholeImages([1] * len(batches), rank, world_size),
             num_workers=self.num_workers,
         )
 
@@ -224,7 +224,7 @@ class SceneFiles(SceneModule):
 
     @property
     def _seen(self) -> tuple[int, int]:
-        """Rows and columns of the pictures that the model sees."""
+        """Rows and columns of the images that the model sees."""
         *_, height, width = self.spec.signal_shape
         return height, width
 
@@ -232,12 +232,12 @@ class SceneFiles(SceneModule):
         """Read a scene and note what is known of it."""
         scene = read_scene(folder)
         self.check_depths(str(folder), scene.poses)
-        compared = frames_compared(len(scene.pictures), self.support, self.query)
+        compared = frames_compared(len(scene.images), self.support, self.query)
         frames = [*self.support, *(compared or self.support)]
         chosen = ChosenViews(name, scene, frames, drop_alpha=_kind_of(folder) == _OF_SRN)
-        if (last := max(chosen.frames)) >= len(scene.pictures):
+        if (last := max(chosen.frames)) >= len(scene.images):
             raise ValueError(
-                f"{folder} has {len(scene.pictures)} frame(s), and frame {last} is asked for: they count from 0; name others "
+                f"{folder} has {len(scene.images)} frame(s), and frame {last} is asked for: they count from 0; name others "
                 "with --support and --data.query."
             )
         chosen.read()  # what cannot be decoded is found before anything is predicted
@@ -249,7 +249,7 @@ class SceneFiles(SceneModule):
         """Return what had to be decided of a scene, ``alone`` if it has no frames but those that are looked at."""
         found, seen = (f"{rows} x {columns}" for rows, columns in (chosen.scene.shape, self._seen))
         notes = [] if found == seen else [f"{found} made {seen}"]
-        if not chosen.drop_alpha and is_opaque(chosen.scene.pictures[0]):
+        if not chosen.drop_alpha and is_opaque(chosen.scene.images[0]):
             notes.append("background taken as it is")
         return [*notes, "no other frames: compared with what was looked at"] if alone else notes
 
@@ -299,8 +299,8 @@ def frames_compared(
     return [rest[(2 * place + 1) * len(rest) // (2 * count)] for place in range(count)]
 
 
-def resized(item: PosedPictures, shape: tuple[int, int]) -> PosedPictures:
-    """Return posed pictures in another size, seen by the same cameras.
+def resized(item: PosedImages, shape: tuple[int, int]) -> PosedImages:
+    """Return posed images in another size, seen by the same cameras.
 
     Args:
         item: ``images (V, 3, h, w)`` uint8, poses and focals.
@@ -310,7 +310,7 @@ def resized(item: PosedPictures, shape: tuple[int, int]) -> PosedPictures:
     if (height, width) == shape:
         return item
     factors = item.focals.new_tensor((shape[1] / width, shape[0] / height))  # along columns, along rows
-    images = torch.stack([resize_picture(image, *shape) for image in item.images])
+    images = torch.stack([resize_image(image, *shape) for image in item.images])
     return item._replace(images=images, focals=item.focals * factors)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of meshes by casting rays: no graphics card and no screen are needed."""
+"""Images of meshes by casting rays: no graphics card and no screen are needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datamodules.storage.meshes import Mesh
 
 _LIGHT = np.array((-0.5, -0.3, 0.8), dtype=np.float32)  # towards it: the six sides of a box differ
 _AMBIENT = 0.25
-_WHITE = 255  # under pixels that nothing covers, as if the picture lay on white
+_WHITE = 255  # under pixels that nothing covers, as if the image lay on white
 _NOTHING = -1
 
 
@@ -46,7 +46,7 @@ class Caster:
         self._colours = mesh.colours
 
     def render(self, poses: Tensor, focals: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
-        """Return pictures of the object as RGBA.
+        """Return images of the object as RGBA.
 
         Alpha is the part of a pixel that the object covers, and the colour is that of the covered part alone; white where there
         is none.
@@ -83,7 +83,7 @@ class Caster:
         return torch.from_numpy(depth.reshape(len(poses), *shape))
 
     def _view(self, rays: Tensor, fine: Sequence[int], samples: int) -> Tensor:
-        """Return the picture ``(4, H, W)`` that ``(H W s s, 6)`` rays make."""
+        """Return the image ``(4, H, W)`` that ``(H W s s, 6)`` rays make."""
         colours, covered = self._coloured(rays.numpy())
         blocks = torch.from_numpy(np.concatenate((colours, covered[:, None]), axis=1)).T.unflatten(1, tuple(fine))
         mean = torch.nn.functional.avg_pool2d(blocks, samples)

@@ -1,4 +1,4 @@
-"""Posed pictures as rays: what data modules of scenes have in common, wherever their pictures come from."""
+"""Posed images as rays: what data modules of scenes have in common, wherever their images come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples, Views
+from datamodules.batch import CoordinateBatch, Observation, PosedImages, Samples, Views
 from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.randomness import generator_at
@@ -23,20 +23,20 @@ _OBJECT = 1.8  # radius around the origin beyond which no object is looked for
 
 
 class SceneModule(CoordinateDataModule):
-    """Posed pictures of scenes as rays: a few views are looked at, others are to be rendered.
+    """Posed images of scenes as rays: a few views are looked at, others are to be rendered.
 
-    Items are `PosedPictures` of equal size, support views first. A coordinate is a ray, origin and direction; in evaluation
+    Items are `PosedImages` of equal size, support views first. A coordinate is a ray, origin and direction; in evaluation
     all rays of the query views are asked for. In training it is some of each, drawn for every instance, and a seventh number
     goes with every ray, drawn evenly from [0, 1): by it a renderer moves the samples along the ray.
 
     In the first epochs half of the training rays are drawn from the foreground, where the smallest channel is below white, the
-    others from the whole picture. Where the foreground has fewer pixels they come several times; where there is none, all rays
-    are drawn from the whole picture.
+    others from the whole image. Where the foreground has fewer pixels they come several times; where there is none, all rays
+    are drawn from the whole image.
 
     Args:
         views: Support views of an instance, which are looked at.
         query_views: Views of an instance that are to be rendered.
-        size: Pixels along each side of the pictures.
+        size: Pixels along each side of the images.
         near: Depth at which rendering starts, in world units from the plane of the camera.
         far: Depth at which it ends.
         rays_per_view: Rays of every query view in a training step; all, if it has fewer.
@@ -48,7 +48,7 @@ class SceneModule(CoordinateDataModule):
     """
 
     modality = PosedViews()
-    train_set: Dataset[Any]  # of posed pictures, or of what the augmentation makes such of
+    train_set: Dataset[Any]  # of posed images, or of what the augmentation makes such of
     val_set: Dataset[Any]
     test_set: Dataset[Any]
     augmentation: Callable[[Any, torch.Generator], Any] | None = None
@@ -107,8 +107,8 @@ class SceneModule(CoordinateDataModule):
                 f"--data.init_args.far around these distances, such as {max(0.0, least - 1):.3g} and {most + 1:.3g}."
             )
 
-    def random_items(self, count: int) -> PosedPictures:
-        """Return collated pictures of random numbers, taken from around the origin.
+    def random_items(self, count: int) -> PosedImages:
+        """Return collated images of random numbers, taken from around the origin.
 
         Args:
             count: Items.
@@ -118,10 +118,10 @@ class SceneModule(CoordinateDataModule):
         poses = orbit(total, (self.near + self.far) / 2).expand(count, -1, -1, -1)
         names = [f"random-{index}" for index in range(count)]
         focals = torch.full((count, total, 2), float(self.size))
-        return PosedPictures(images, poses, focals, names, torch.arange(count))  # type: ignore[arg-type]
+        return PosedImages(images, poses, focals, names, torch.arange(count))  # type: ignore[arg-type]
 
     def to_coordinates(self, batch: Any, *, training: bool = False, step: int = 0) -> CoordinateBatch:
-        """Return the coordinate batch of collated `PosedPictures`.
+        """Return the coordinate batch of collated `PosedImages`.
 
         Args:
             batch: ``images (B, V + Q, 3, H, W)`` uint8, of which the first ``V`` are support views, ``poses``, ``focals``,
@@ -149,10 +149,10 @@ class SceneModule(CoordinateDataModule):
             list(batch.name),
         )
 
-    def _rays(self, pictures: PosedPictures) -> Tensor:
+    def _rays(self, images: PosedImages) -> Tensor:
         """Return the rays of all pixels, ``(B, V, H * W, 6)``."""
-        views, _, *size = pictures.images.shape[1:]
-        rays = self.spec.domain.coords((views, *size), cameras=(pictures.poses, pictures.focals))
+        views, _, *size = images.images.shape[1:]
+        rays = self.spec.domain.coords((views, *size), cameras=(images.poses, images.focals))
         return rays.view(*rays.shape[:-2], views, -1, 6)
 
     def _drawn(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -180,7 +180,7 @@ class SceneModule(CoordinateDataModule):
         return torch.where(count == 0, otherwise, found)
 
 
-def _part(batch: PosedPictures, part: slice) -> PosedPictures:
+def _part(batch: PosedImages, part: slice) -> PosedImages:
     """Return some views of all instances."""
     return batch._replace(images=batch.images[:, part], poses=batch.poses[:, part], focals=batch.focals[:, part])
 

@@ -29,18 +29,18 @@ from datamodules.storage.folders import NamedFile, Split
 from datamodules.storage.meshes import RADIUS, read_mesh
 from datamodules.storage.progress import counting
 
-_FORMAT = 1  # of the pictures: another look of the same settings gets another number
+_FORMAT = 1  # of the images: another look of the same settings gets another number
 _NAMED = 5  # meshes that a message names
 _TRANSFORMS = "transforms.json"
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """What pictures of objects depend on besides the objects, and how objects are split.
+    """What images of objects depend on besides the objects, and how objects are split.
 
     Args:
-        views: Pictures of an object.
-        size: Pixels along each side of a picture.
+        views: Images of an object.
+        size: Pixels along each side of an image.
         seed: Of cameras and splits.
         field_of_view: Degrees, along rows and columns; wide enough for a ball of radius 1.4 at the distance.
         distance: Of the cameras from the origin.
@@ -246,9 +246,9 @@ def _render(task: _Task) -> tuple[str, str | None]:
     size, angle = task.settings.size, math.radians(task.settings.field_of_view)
     poses = camera_poses(task.settings, task.mesh.name)
     names = [f"{frame:03d}" for frame in range(len(poses))]
-    pictures = Caster(mesh).render(poses, torch.full((len(poses), 2), focal_length(angle, size)), (size, size))
-    for name, picture in zip(names, pictures, strict=True):
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(part / f"{name}.png", compress_level=4)
+    images = Caster(mesh).render(poses, torch.full((len(poses), 2), focal_length(angle, size)), (size, size))
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(part / f"{name}.png", compress_level=4)
     frames = [
         {"file_path": f"./{name}", "transform_matrix": _square(pose)} for name, pose in zip(names, poses, strict=True)
     ]
@@ -257,7 +257,7 @@ def _render(task: _Task) -> tuple[str, str | None]:
     )
     shutil.rmtree(task.folder, ignore_errors=True)  # of an earlier mesh of this name
     if hasattr(os, "sync"):
-        os.sync()  # once, not for each picture
+        os.sync()  # once, not for each image
     part.rename(task.folder)
     flush_folder(task.folder.parent)
     return task.mesh.name, None

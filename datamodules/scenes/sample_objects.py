@@ -49,15 +49,15 @@ class SampleObjects(SceneSet):
     All objects are seen by the same cameras, drawn evenly from the sphere between 0 and 60 degrees above the ground at distance
     4, so that the same frame of two objects is the same pose. Objects of training, validation and test are apart: 12, 2 and 4
     chairs; 2, 1 and 1 lamps. They are grey, under one light, z up, of radius 1.4, so that they lie at depths
-    from 2.6 to 5.4. Their pictures are written to the folder ``sample_objects`` of ``root``.
+    from 2.6 to 5.4. Their images are written to the folder ``sample_objects`` of ``root``.
 
     The meshes are of Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; authors are named in ``samples/meshes/LICENSES.md``.
     They are for trying things out: too few to stand for ShapeNet.
 
     Args:
         objects: Which of them: ``chairs``, ``lamps`` or ``all``.
-        size: Pixels along each side of the pictures.
-        frames: Pictures of an object.
+        size: Pixels along each side of the images.
+        frames: Images of an object.
         repeats: Times that an object comes in a training epoch.
         draws: Times that an object comes in the test, with other views; with ``first`` it comes once.
         val_draws: The same in validation.
@@ -82,13 +82,13 @@ class SampleObjects(SceneSet):
             raise ValueError(f"objects is {objects!r}: choose of {', '.join(get_args(Objects))}.")
         super().__init__(size=size, repeats=repeats, draws=draws, val_draws=val_draws, on_bad_scene="raise", **kwargs)
         if frames < 1:
-            raise ValueError(f"frames is {frames}: an object has at least 1 picture.")
+            raise ValueError(f"frames is {frames}: an object has at least 1 image.")
         self.objects = objects
         self.rendering = RenderSettings(views=frames, size=size, cameras="shared")
 
     @property
     def folder(self) -> Path:
-        """Where the pictures are, a folder of their own for every size and number of frames."""
+        """Where the images are, a folder of their own for every size and number of frames."""
         settings = self.rendering
         number = seed_at("sample objects", _FORMAT, repr(asdict(settings)))
         return self.root / "sample_objects" / f"{settings.size}px-{settings.views}frames-{number & 0xFFFFFFFF:08x}"

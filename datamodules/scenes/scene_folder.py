@@ -10,11 +10,11 @@ from datamodules.storage.folders import RandomSplit, Split, files_of_split
 
 
 class SceneFolder(SceneSet):
-    """The scenes of a folder: in it a folder per scene, with ``transforms.json`` and the pictures that it names.
+    """The scenes of a folder: in it a folder per scene, with ``transforms.json`` and the images that it names.
 
     If the folder has a folder ``train`` beside ``val`` or ``test``, these are the splits; where one of the latter is missing,
     the other serves for both. If not, scenes are drawn for validation and test, and the rest is for training; the draw depends
-    on ``split_seed`` and the names of the folders alone. Transparency becomes white; pictures without it are taken as they are.
+    on ``split_seed`` and the names of the folders alone. Transparency becomes white; images without it are taken as they are.
 
     Args:
         root: The folder.
@@ -48,7 +48,7 @@ class SceneFolder(SceneSet):
 def _folders(path: Path) -> list[tuple[Path, Path]]:
     """Return the folders in a folder and their names, without those that are hidden or hold nothing described.
 
-    A folder without ``transforms.json`` is taken for a broken scene if it holds a picture.
+    A folder without ``transforms.json`` is taken for a broken scene if it holds an image.
     """
     found = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
     return [(item, Path(item.name)) for item in found if (item / "transforms.json").exists() or any(item.glob("*.png"))]

@@ -20,7 +20,7 @@ class SRNScenes(SceneSet):
 
     They are looked for in the folders ``CATEGORY_train``, ``CATEGORY_val`` and ``CATEGORY_test`` of ``root``, a folder per
     scene with ``intrinsics.txt``, ``pose`` and ``rgb`` in it; where one of the latter two is missing, the other serves for
-    both. Functa reports 2,458 cars for training and 703 for the test, without those that are damaged. The pictures are on white
+    both. Functa reports 2,458 cars for training and 703 for the test, without those that are damaged. The images are on white
     already, so that transparency is ignored. The objects are under the terms of ShapeNet.
 
     Args:

@@ -28,7 +28,7 @@ _LARGEST_FILTER = 32_000_000  # weights; those of 44,056 to 16,000 samples a sec
 _UNRECOGNISED = 1  # the code of libsndfile for a file of an unknown format
 
 
-class Clip(NamedTuple):
+class Recording(NamedTuple):
     """Sound as it was read.
 
     Attributes:
@@ -40,7 +40,7 @@ class Clip(NamedTuple):
     rate: int
 
 
-class ClipFacts(NamedTuple):
+class RecordingFacts(NamedTuple):
     """What the header of a sound file says.
 
     Attributes:
@@ -54,10 +54,10 @@ class ClipFacts(NamedTuple):
     channels: int
 
 
-def sound_files(path: Path) -> list[tuple[Path, Path]]:
+def audio_files(path: Path) -> list[tuple[Path, Path]]:
     """Return the sound files at a path and, for each, its place below the folder that was named.
 
-    Of a folder, all files with the ending of sound are taken, in its subfolders too, in alphabetical order, as
+    Of a folder, all files with the ending of audio are taken, in its subfolders too, in alphabetical order, as
     `files_below` does; of some endings it is known that they cannot be read, which reading them says.
 
     Args:
@@ -66,17 +66,17 @@ def sound_files(path: Path) -> list[tuple[Path, Path]]:
     return files_below(path, _READABLE | _UNREADABLE)
 
 
-def clip_facts(path: str | Path) -> ClipFacts:
+def recording_facts(path: str | Path) -> RecordingFacts:
     """Return what the header of a sound file says; nothing is decoded.
 
     Raises:
         ValueError: If the file is missing, empty, no sound of a kind that can be read, or cut off; the message names it.
     """
     with _opened(Path(path)) as sound:
-        return ClipFacts(sound.frames, sound.samplerate, sound.channels)
+        return RecordingFacts(sound.frames, sound.samplerate, sound.channels)
 
 
-def read_clip(path: str | Path, start: int = 0, frames: int = -1) -> Clip:
+def read_recording(path: str | Path, start: int = 0, frames: int = -1) -> Recording:
     """Read a piece of a sound file: WAV, FLAC, OGG, MP3 and others; no more of it is decoded than is needed.
 
     What lossy files reach beyond 1 is cut.
@@ -91,7 +91,7 @@ def read_clip(path: str | Path, start: int = 0, frames: int = -1) -> Clip:
             header says, or holds numbers that are no sound; the message names it.
 
     Example:
-        ``values, rate = read_clip("interview.flac", start=16000, frames=16000)``
+        ``values, rate = read_recording("interview.flac", start=16000, frames=16000)``
     """
     with _opened(Path(path)) as sound:
         wanted = sound.frames - start if frames < 0 else frames
@@ -102,7 +102,7 @@ def read_clip(path: str | Path, start: int = 0, frames: int = -1) -> Clip:
             raise _RefusedError(
                 f"is cut off: {start + values.shape[1]:,} of {sound.frames:,} samples came. Take it from its source again."
             )
-        return Clip(_as_sound(values), sound.samplerate)
+        return Recording(_as_audio(values), sound.samplerate)
 
 
 def resampled_frames(frames: int, rate: int, wanted: int) -> int:
@@ -132,7 +132,7 @@ def resampled(values: Tensor, rate: int, wanted: int) -> Tensor:
     return values if rate == wanted else _resampler(rate, wanted)(values).clamp(-1, 1)
 
 
-def read_resampled(path: str | Path, facts: ClipFacts, start: int, frames: int, rate: int) -> Tensor:
+def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: int, rate: int) -> Tensor:
     """Return a piece of a sound file as it is when the whole is resampled, of which only the piece and a margin are decoded.
 
     Args:
@@ -146,15 +146,15 @@ def read_resampled(path: str | Path, facts: ClipFacts, start: int, frames: int, 
         ``(C, frames)`` float32 in [-1, 1].
 
     Raises:
-        ValueError: As `read_clip` and `resampled` do; the message names the file.
+        ValueError: As `read_recording` and `resampled` do; the message names the file.
     """
     if facts.rate == rate:
-        return read_clip(path, start, frames).values
+        return read_recording(path, start, frames).values
     divisor = math.gcd(facts.rate, rate)
     old, new = facts.rate // divisor, rate // divisor  # so many samples become so many: both grids meet there
     margin = math.ceil(_FILTER_WIDTH / (min(old, new) * _ROLL_OFF))
     first, stop = max(0, start // new - margin), (start + frames) // new + 1 + margin
-    read = read_clip(path, first * old, min(facts.frames, stop * old) - first * old)
+    read = read_recording(path, first * old, min(facts.frames, stop * old) - first * old)
     try:
         values = resampled(read.values, facts.rate, rate)
     except ValueError as error:
@@ -177,7 +177,7 @@ def in_channels(values: Tensor, channels: int, path: str | Path) -> Tensor:
         return values.mean(0, keepdim=True)
     if len(values) != channels:
         raise ValueError(
-            f"{path} has {len(values)} channel(s), not {channels}: convert it, or mix all clips down to one, "
+            f"{path} has {len(values)} channel(s), not {channels}: convert it, or mix all recordings down to one, "
             "--data.init_args.channels 1."
         )
     return values
@@ -205,7 +205,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 @cache
 def _library() -> Any:
-    """Return soundfile, which pictures and scenes do without."""
+    """Return soundfile, which images and scenes do without."""
     try:
         import soundfile
     except (ImportError, OSError) as error:
@@ -236,7 +236,7 @@ def _decoded(sound: Any, start: int, frames: int) -> Tensor:
     return torch.from_numpy(sound.read(before + frames, dtype="float32", always_2d=True)[before:]).T.contiguous()
 
 
-def _as_sound(values: Tensor) -> Tensor:
+def _as_audio(values: Tensor) -> Tensor:
     """Return samples in [-1, 1], or refuse them."""
     peak = float(values.abs().max()) if values.numel() else 0.0
     if not math.isfinite(peak):

@@ -1,4 +1,4 @@
-"""Decoded pictures on disk, as memory-mapped uint8: every picture is decoded once, not once an epoch."""
+"""Decoded images on disk, as memory-mapped uint8: every image is decoded once, not once an epoch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from torch.utils.data import Dataset
 from datamodules.batch import Signal
 from datamodules.storage.files import FULL, is_verified, locked, open_own, remember_verified, written_whole
 from datamodules.storage.folders import NamedFile
-from datamodules.storage.images import Preparation, read_picture
+from datamodules.storage.images import Preparation, read_image
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting, is_first_process, progress
 
-_FORMAT = 1  # of the files, and of what decoding makes of a picture
-_ENOUGH = 32  # pictures, from which the size of all is estimated
+_FORMAT = 1  # of the files, and of what decoding makes of an image
+_ENOUGH = 32  # images, from which the size of all is estimated
 _WAY_OUT = "choose another folder with --data.init_args.cache, or null there to decode every time"
 _COMMON = platform.machine() in ("x86_64", "aarch64")
 _NO_RESERVE = getattr(
@@ -39,17 +39,17 @@ _NO_RESERVE = getattr(
 )  # named in Python 3.13
 
 
-class CachedPictures(Dataset[Signal]):
-    """Pictures that are in a cache, in the order of the files.
+class CachedImages(Dataset[Signal]):
+    """Images that are in a cache, in the order of the files.
 
     Values are views of the file: nothing is read before it is used, processes share what the system keeps of it, and what is
-    written to them stays in this process. Copies for other processes carry no picture.
+    written to them stays in this process. Copies for other processes carry no image.
 
     Args:
-        path: The pixels, ``(3, H, W)`` uint8 of one picture after the other.
+        path: The pixels, ``(3, H, W)`` uint8 of one image after the other.
         shapes: ``(M, 2)`` rows and columns.
-        names: Of the pictures.
-        skipped: Why pictures could not be read, by path.
+        names: Of the images.
+        skipped: Why images could not be read, by path.
         notes: What had to be decided to make RGB of them, by name, only where there is something to say.
     """
 
@@ -70,13 +70,13 @@ class CachedPictures(Dataset[Signal]):
         self._pixels: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
-        """Return the pictures that could be read."""
+        """Return the images that could be read."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> Signal:
-        """Return picture ``index``, ``(3, H, W)`` uint8."""
+        """Return image ``index``, ``(3, H, W)`` uint8."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not among {len(self)} pictures")  # which also ends iteration
+            raise IndexError(f"index {index} is not among {len(self)} images")  # which also ends iteration
         if self._pixels is None:
             self._pixels = _mapped(self.path, int(self._stops[-1]))
         height, width = self._shapes[index].tolist()
@@ -89,8 +89,8 @@ class CachedPictures(Dataset[Signal]):
         return self.__dict__ | {"_pixels": None}
 
 
-def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, label: str) -> CachedPictures:
-    """Return pictures that were decoded and prepared once: now, unless they are in ``folder`` and whole.
+def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, label: str) -> CachedImages:
+    """Return images that were decoded and prepared once: now, unless they are in ``folder`` and whole.
 
     The cache is a folder ``LABEL-FINGERPRINT``; another list of names, another size or date of a file and another preparation
     have another one. It counts as whole when its index is there, which is written last. Until then a journal says what is
@@ -99,13 +99,13 @@ def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, l
     of their file changed; a damaged cache is made anew.
 
     Args:
-        files: The pictures.
+        files: The images.
         preparation: What is done to each.
         folder: Where caches are put; made if it is missing.
         label: Beginning of the name of the cache, of letters, digits and hyphens.
 
     Returns:
-        The pictures that can be read, in the order of ``files``; none, if that is so. The others are in its ``skipped``.
+        The images that can be read, in the order of ``files``; none, if that is so. The others are in its ``skipped``.
 
     Raises:
         ValueError: If there are no files, or the folder cannot be written or has no room.
@@ -114,10 +114,10 @@ def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, l
         ``cached([NamedFile("holiday", Path("holiday.jpg"))], Preparation(crop=178), Path("data/cache"), "mine-train")``
     """
     if not files:
-        raise ValueError(f"There are no pictures to decode for {label}: name a folder that holds some.")
+        raise ValueError(f"There are no images to decode for {label}: name a folder that holds some.")
     place = _Place(folder / f"{label}-{_fingerprint(files, preparation)}")
     try:
-        with suppress(_DamagedError):  # said and mended below, by one process
+        with suppress(_DamagedError):  # said and fixed below, by one process
             if (whole := _opened(place, files)) is not None:
                 return whole
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ class _Place:
 
 
 class _Entry(NamedTuple):
-    """What is written down of a picture.
+    """What is written down of an image.
 
     Attributes:
         height: Rows; 0 if it could not be read.
@@ -207,7 +207,7 @@ def _mapped(path: Path, size: int) -> NDArray[np.uint8]:
     return np.frombuffer(pixels, dtype=np.uint8)
 
 
-def _sound(place: _Place, files: Sequence[NamedFile]) -> CachedPictures | None:
+def _sound(place: _Place, files: Sequence[NamedFile]) -> CachedImages | None:
     """Return a cache if it is whole; say so and remove it if it is damaged."""
     try:
         return _opened(place, files)
@@ -217,7 +217,7 @@ def _sound(place: _Place, files: Sequence[NamedFile]) -> CachedPictures | None:
         return None
 
 
-def _opened(place: _Place, files: Sequence[NamedFile]) -> CachedPictures | None:
+def _opened(place: _Place, files: Sequence[NamedFile]) -> CachedImages | None:
     """Return a cache after seeing that it is right; None if there is no whole one."""
     try:
         text = place.index.read_bytes()
@@ -228,14 +228,14 @@ def _opened(place: _Place, files: Sequence[NamedFile]) -> CachedPictures | None:
     if size != _size(entries):
         raise _DamagedError(f"has {size:,} bytes of pixels, its index says {_size(entries):,}")
     _verify(place, text, entries)
-    return _pictures(place, files, entries)
+    return _images(place, files, entries)
 
 
-def _pictures(place: _Place, files: Sequence[NamedFile], entries: Sequence[_Entry]) -> CachedPictures:
-    """Return the pictures of a cache that is right."""
+def _images(place: _Place, files: Sequence[NamedFile], entries: Sequence[_Entry]) -> CachedImages:
+    """Return the images of a cache that is right."""
     named = list(zip(files, entries, strict=True))
     read = [(file, entry) for file, entry in named if entry.height]
-    return CachedPictures(
+    return CachedImages(
         place.pixels,
         np.array([entry[:2] for _, entry in read], dtype=np.int64).reshape(-1, 2),
         [file.name for file, _ in read],
@@ -245,7 +245,7 @@ def _pictures(place: _Place, files: Sequence[NamedFile], entries: Sequence[_Entr
 
 
 def _read_index(text: bytes, count: int) -> list[_Entry]:
-    """Return what an index says of so many pictures, if it is whole and possible."""
+    """Return what an index says of so many images, if it is whole and possible."""
     try:
         checksum, _, body = text.partition(b"\n")
         if checksum.decode() != hashlib.sha256(body).hexdigest():
@@ -275,12 +275,12 @@ def _verify(place: _Place, text: bytes, entries: Sequence[_Entry]) -> None:
         return
     right = _right(place, entries)
     if right < len(entries):
-        raise _DamagedError(f"has damaged pixels, the first in picture {right + 1:,}")
+        raise _DamagedError(f"has damaged pixels, the first in image {right + 1:,}")
     remember_verified(place.pixels, place.verified, index=text[:64].decode())
 
 
 def _right(place: _Place, entries: Sequence[_Entry]) -> int:
-    """Return how many pictures are right, counted up to the first that is not."""
+    """Return how many images are right, counted up to the first that is not."""
     done, total = 0, _size(entries)
     with place.pixels.open("rb") as file, progress(f"verifying {place.folder.name}", total) as show:
         for index, entry in enumerate(entries):
@@ -292,7 +292,7 @@ def _right(place: _Place, entries: Sequence[_Entry]) -> int:
     return len(entries)
 
 
-def _made(place: _Place, files: Sequence[NamedFile], preparation: Preparation, label: str) -> CachedPictures:
+def _made(place: _Place, files: Sequence[NamedFile], preparation: Preparation, label: str) -> CachedImages:
     """Make a cache, or what is missing of it."""
     try:
         place.folder.mkdir(exist_ok=True)
@@ -310,7 +310,7 @@ def _made(place: _Place, files: Sequence[NamedFile], preparation: Preparation, l
             place.discard()
         raise
     place.journal.unlink(missing_ok=True)
-    return _pictures(place, files, entries)
+    return _images(place, files, entries)
 
 
 def _resumed(place: _Place, count: int) -> list[_Entry]:
@@ -341,7 +341,7 @@ def _entry(line: bytes) -> _Entry | None:
 def _complete(
     place: _Place, files: Sequence[NamedFile], preparation: Preparation, label: str, entries: list[_Entry]
 ) -> None:
-    """Decode the pictures that are not there, and append them."""
+    """Decode the images that are not there, and append them."""
     begun, there = len(entries), _size(entries)
     with closing(in_order(partial(_decode, preparation=preparation), files[begun:])) as stream:
         if preparation.crop is None:
@@ -349,20 +349,20 @@ def _complete(
         expected = _expected(entries, len(files), preparation.crop)
         _check_room(place, expected - _size(entries), keep=begun > 0)
         if begun < len(files):
-            _say(f"Decoding {len(files) - begun:,} pictures into {place.folder} (about {_amount(expected - there)}).")
+            _say(f"Decoding {len(files) - begun:,} images into {place.folder} (about {_amount(expected - there)}).")
         with counting(f"decoding {label}", len(files), begun) as show:
             _append(place, stream, entries, show)
     unread = sum(not entry.height for entry in entries)
-    _say(f"Decoded {len(entries) - unread:,} pictures ({_amount(_size(entries))}); {unread:,} could not be read.")
+    _say(f"Decoded {len(entries) - unread:,} images ({_amount(_size(entries))}); {unread:,} could not be read.")
 
 
 def _size(entries: Iterable[_Entry]) -> int:
-    """Return the bytes of pictures."""
+    """Return the bytes of images."""
     return sum(entry.size for entry in entries)
 
 
 def _expected(entries: Sequence[_Entry], count: int, crop: int | None) -> int:
-    """Return the bytes of all pictures, estimated unless they have one size."""
+    """Return the bytes of all images, estimated unless they have one size."""
     return round(_size(entries) / max(len(entries), 1) * count) if crop is None else 3 * crop**2 * count
 
 
@@ -384,7 +384,7 @@ def _check_room(place: _Place, missing: int, *, keep: bool) -> None:
     if not keep:
         place.discard()
     raise ValueError(
-        f"The decoded pictures need {_amount(missing)} more in {place.folder.parent}, whose disk has {_amount(free)} free: "
+        f"The decoded images need {_amount(missing)} more in {place.folder.parent}, whose disk has {_amount(free)} free: "
         f"make room, {_WAY_OUT}."
     )
 
@@ -395,7 +395,7 @@ def _append(
     entries: list[_Entry],
     show: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write pictures and note each once it is with the system: what the journal says is there if this process is killed."""
+    """Write images and note each once it is with the system: what the journal says is there if this process is killed."""
     with place.pixels.open("r+b") as pixels, place.journal.open("r+b") as journal:
         pixels.seek(0, os.SEEK_END)
         journal.seek(0, os.SEEK_END)
@@ -416,9 +416,9 @@ def _flush_to_disk(file: BinaryIO) -> None:
 
 
 def _decode(file: NamedFile, preparation: Preparation) -> tuple[_Entry, NDArray[np.uint8]]:
-    """Return a picture as it is kept, or why it cannot be."""
+    """Return an image as it is kept, or why it cannot be."""
     try:
-        pixels, notes = read_picture(file.path)
+        pixels, notes = read_image(file.path)
     except ValueError as error:
         return _unread(file, str(error))
     try:
@@ -431,7 +431,7 @@ def _decode(file: NamedFile, preparation: Preparation) -> tuple[_Entry, NDArray[
 
 
 def _unread(file: NamedFile, reason: str) -> tuple[_Entry, NDArray[np.uint8]]:
-    """Return a picture that cannot be kept; its path is left open, because folders move."""
+    """Return an image that cannot be kept; its path is left open, because folders move."""
     return _Entry(0, 0, 0, reason.replace(str(file.path), "\0")), np.empty(0, dtype=np.uint8)
 
 
@@ -445,7 +445,7 @@ def _of_the_disk(error: OSError, place: _Place) -> str:
     """Return what an error of the disk means."""
     if error.errno in FULL:
         return (
-            f"The disk of {place.folder.parent} became full while pictures were decoded into it, and those were removed: "
+            f"The disk of {place.folder.parent} became full while images were decoded into it, and those were removed: "
             f"make room, {_WAY_OUT}."
         )
     what = f" ({error.filename})" if error.filename else ""

@@ -1,4 +1,4 @@
-"""Pictures as uint8 tensors: reading, resizing and cropping."""
+"""Images as uint8 tensors: reading, resizing and cropping."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _FINEST = 16  # pixels per pixel wanted, along each side, beyond which antialias
 _UNREADABLE = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}  # named, with the reason
 
 
-class Picture(NamedTuple):
-    """A picture as it was read.
+class LoadedImage(NamedTuple):
+    """An image as it was read.
 
     Attributes:
         pixels: ``(3, H, W)`` uint8, upright.
@@ -34,11 +34,11 @@ class Picture(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """What is done to every picture of a split once, the same in every epoch: its result can be kept.
+    """What is done to every image of a split once, the same in every epoch: its result can be kept.
 
     Attributes:
-        short_side: Pixels that the shorter side gets, the proportions kept; None leaves pictures as they are.
-        smallest: Pixels that the shorter side has at least: smaller pictures are enlarged.
+        short_side: Pixels that the shorter side gets, the proportions kept; None leaves images as they are.
+        smallest: Pixels that the shorter side has at least: smaller images are enlarged.
         crop: Pixels along each side of the square in the middle that is kept; None keeps all.
     """
 
@@ -47,44 +47,44 @@ class Preparation(NamedTuple):
     crop: int | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return the prepared copy ``(3, H, W)`` uint8 of a picture ``(3, h, w)`` uint8."""
+        """Return the prepared copy ``(3, H, W)`` uint8 of an image ``(3, h, w)`` uint8."""
         short = min(pixels.shape[1:])
         wanted = max(self.short_side or short, self.smallest, self.crop or 1)
         resized = pixels if wanted == short else resize_short_side(pixels, wanted)
         return resized if self.crop is None else center_crop(resized, self.crop)
 
 
-def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
+def resize_short_side(image: Tensor, short_side: int) -> Tensor:
     """Return a copy whose shorter side has ``short_side`` pixels, as published preprocessing makes it.
 
     That is the bilinear filter of Pillow, antialiased, and a longer side that is rounded down, as torchvision's ``Resize``
-    does; `resize_picture` filters differently.
+    does; `resize_image` filters differently.
 
     Args:
-        picture: ``(3, h, w)`` uint8.
+        image: ``(3, h, w)`` uint8.
         short_side: Wanted pixels of the shorter side.
 
     Example:
         >>> tuple(resize_short_side(torch.zeros(3, 320, 427, dtype=torch.uint8), 178).shape)
         (3, 178, 237)
     """
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     long_side = int(short_side * max(height, width) / min(height, width))
     size = (short_side, long_side) if width <= height else (long_side, short_side)  # width, height
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
-def center_crop(picture: Tensor, size: int) -> Tensor:
-    """Return the square in the middle ``(3, size, size)`` of a picture that is no smaller, as torchvision's ``CenterCrop``."""
-    top, left = (round((extent - size) / 2) for extent in picture.shape[1:])
-    return picture[:, top : top + size, left : left + size].contiguous()
+def center_crop(image: Tensor, size: int) -> Tensor:
+    """Return the square in the middle ``(3, size, size)`` of an image that is no smaller, as torchvision's ``CenterCrop``."""
+    top, left = (round((extent - size) / 2) for extent in image.shape[1:])
+    return image[:, top : top + size, left : left + size].contiguous()
 
 
-def picture_files(path: Path) -> list[tuple[Path, Path]]:
-    """Return the pictures at a path and, for each, its place below the folder that was named.
+def image_files(path: Path) -> list[tuple[Path, Path]]:
+    """Return the images at a path and, for each, its place below the folder that was named.
 
-    Of a folder, all files with the ending of a picture are taken, in its subfolders too, in alphabetical order; not hidden
+    Of a folder, all files with the ending of an image are taken, in its subfolders too, in alphabetical order; not hidden
     ones, nor those in folders of earlier predictions, unless such a folder is named itself. None of them is read.
 
     Args:
@@ -94,22 +94,22 @@ def picture_files(path: Path) -> list[tuple[Path, Path]]:
     return files_below(path, {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE)
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Read a picture of any kind that Pillow knows as upright RGB.
+def read_image(path: str | Path) -> LoadedImage:
+    """Read an image of any kind that Pillow knows as upright RGB.
 
     The orientation that a camera noted is applied; of several frames the first is taken; transparency is laid over white;
-    grey, palette, CMYK and 16-bit pictures become RGB of 8 bits, 16 bits by dividing by 257. Grey levels in whole numbers of
+    grey, palette, CMYK and 16-bit images become RGB of 8 bits, 16 bits by dividing by 257. Grey levels in whole numbers of
     32 bits count as 16 bits, those in floating point as [0, 1].
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If the file is missing, empty, cut off, no picture, too large, or has levels out of range; the message
+        ValueError: If the file is missing, empty, cut off, no image, too large, or has levels out of range; the message
             names it.
 
     Example:
-        ``pixels, notes = read_picture("holiday.jpg")``
+        ``pixels, notes = read_image("holiday.jpg")``
     """
     path = Path(path)
     try:
@@ -120,7 +120,7 @@ def read_picture(path: str | Path) -> Picture:
 
 
 class _Quiet:
-    """Silences warnings, which decoders give of large pictures and odd metadata, while any thread is within it.
+    """Silences warnings, which decoders give of large images and odd metadata, while any thread is within it.
 
     `warnings.catch_warnings` alone is not made for threads: the last one out would leave what it found.
     """
@@ -151,28 +151,28 @@ quiet = _Quiet()
 
 
 class _RefusedError(Exception):
-    """What is wrong with a picture, and the way out, in words that follow its name."""
+    """What is wrong with an image, and the way out, in words that follow its name."""
 
 
-def _decoded(path: Path) -> Picture:
-    """Return the picture in a file, or raise whatever its decoder does."""
+def _decoded(path: Path) -> LoadedImage:
+    """Return the image in a file, or raise whatever its decoder does."""
     if path.stat().st_size == 0:
         raise _RefusedError("is empty: take it from its source again.")
     with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
         notes = [f"the first of {frames} frames"] if frames > 1 else []
         ImageOps.exif_transpose(image, in_place=True)
-        return Picture(_rgb(image, notes), tuple(notes))
+        return LoadedImage(_rgb(image, notes), tuple(notes))
 
 
 def _told(path: Path, error: Exception) -> str:
-    """Return what is wrong with a picture, and the way out."""
+    """Return what is wrong with an image, and the way out."""
     if isinstance(error, _RefusedError):
         return f"{path} {error}"
     if isinstance(error, FileNotFoundError):
-        return f"There is no picture {path}: name another file or folder."
+        return f"There is no image {path}: name another file or folder."
     if isinstance(error, UnidentifiedImageError):
-        return f"{path} is no picture of a kind that can be read: convert it to PNG or JPEG."
+        return f"{path} is no image of a kind that can be read: convert it to PNG or JPEG."
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         return f"{path} has more than {limit:.0f} megapixels: make it smaller first."
@@ -183,7 +183,7 @@ def _told(path: Path, error: Exception) -> str:
 
 
 def _rgb(image: Image.Image, notes: list[str]) -> Tensor:
-    """Return the pixels of a picture of any mode as ``(3, H, W)`` uint8, and note what was decided."""
+    """Return the pixels of an image of any mode as ``(3, H, W)`` uint8, and note what was decided."""
     if image.mode.startswith("I;16"):
         notes.append("16 bits made 8")
         return _grey(image, white=65535)
@@ -216,26 +216,26 @@ def _grey(image: Image.Image, white: int) -> Tensor:
     return torch.from_numpy(levels.astype(np.uint8)).expand(3, -1, -1).contiguous()
 
 
-def resize_picture(picture: Tensor, height: int, width: int) -> Tensor:
+def resize_image(image: Tensor, height: int, width: int) -> Tensor:
     """Return an antialiased copy of another size.
 
     Args:
-        picture: ``(3, h, w)`` uint8.
+        image: ``(3, h, w)`` uint8.
         height: Wanted rows.
         width: Wanted columns.
 
     Returns:
         ``(3, height, width)`` uint8.
     """
-    resized = resize(picture.unsqueeze(0).float(), (height, width), interpolation="bilinear", antialias=True)
+    resized = resize(image.unsqueeze(0).float(), (height, width), interpolation="bilinear", antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def cut(picture: Tensor, box: Box, size: int) -> Tensor:
-    """Return the part of a picture in a box, squeezed to a square.
+def cut(image: Tensor, box: Box, size: int) -> Tensor:
+    """Return the part of an image in a box, squeezed to a square.
 
     Args:
-        picture: ``(3, h, w)`` uint8.
+        image: ``(3, h, w)`` uint8.
         box: Start and stop along both axes.
         size: Wanted pixels along each side.
 
@@ -243,15 +243,15 @@ def cut(picture: Tensor, box: Box, size: int) -> Tensor:
         ``(3, size, size)`` uint8.
     """
     (top, bottom), (left, right) = box
-    return resize_picture(_coarser(picture[:, top:bottom, left:right], size * _FINEST), size, size)
+    return resize_image(_coarser(image[:, top:bottom, left:right], size * _FINEST), size, size)
 
 
-def _coarser(picture: Tensor, most: int) -> Tensor:
-    """Return a picture of ``most`` pixels at most along each side: means over what each covers."""
-    height, width = (min(extent, most) for extent in picture.shape[1:])
-    if picture.shape[1:] == (height, width):
-        return picture
-    channels = [Image.fromarray(channel.numpy()).resize((width, height), Image.Resampling.BOX) for channel in picture]
+def _coarser(image: Tensor, most: int) -> Tensor:
+    """Return an image of ``most`` pixels at most along each side: means over what each covers."""
+    height, width = (min(extent, most) for extent in image.shape[1:])
+    if image.shape[1:] == (height, width):
+        return image
+    channels = [Image.fromarray(channel.numpy()).resize((width, height), Image.Resampling.BOX) for channel in image]
     return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
 
 
@@ -261,7 +261,7 @@ class RandomCrop:
     Args:
         size: Pixels along each side.
         flip: Whether half of the crops are mirrored left to right.
-        shuffle_colors: Whether the colour channels change places at random, which makes more colours of few pictures.
+        shuffle_colors: Whether the colour channels change places at random, which makes more colours of few images.
     """
 
     def __init__(self, size: int, flip: bool = True, shuffle_colors: bool = False) -> None:

@@ -107,11 +107,11 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", radius: float = RADIUS) -
     with np.errstate(over="ignore"):  # which is said in words
         extent = float(np.linalg.norm(corners, axis=-1).max())
     if extent == 0 or not math.isfinite(extent):
-        raise ValueError(f"The mesh {path} has no extent that can be scaled ({extent:g}): mend it, or leave it out.")
+        raise ValueError(f"The mesh {path} has no extent that can be scaled ({extent:g}): fix it, or leave it out.")
     scaled = corners * (radius / extent)
     sides = np.diff(scaled, axis=1)
     if not np.cross(sides[:, 0], sides[:, 1]).any():
-        raise ValueError(f"The mesh {path} has lines for triangles, without any area: mend it, or leave it out.")
+        raise ValueError(f"The mesh {path} has lines for triangles, without any area: fix it, or leave it out.")
     return Mesh(scaled.astype(np.float32), colours)
 
 
@@ -125,7 +125,7 @@ def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         if isinstance(part, trimesh.Trimesh) and len(part.faces):
             places = _places(part, path)
             if not (np.isfinite(places).all() and np.isfinite(transform).all()):
-                raise ValueError(f"The mesh {path} has corners that are no finite numbers: mend it, or leave it out.")
+                raise ValueError(f"The mesh {path} has corners that are no finite numbers: fix it, or leave it out.")
             corners.append(places @ transform[:3, :3].T + transform[:3, 3])
             colours.append(_colours(part))
     if sum(map(len, corners)) == 0:
@@ -139,7 +139,7 @@ def _places(part: trimesh.Trimesh, path: Path) -> NDArray[np.float64]:
     if least < 0 or most >= len(part.vertices):
         raise ValueError(
             f"The mesh {path} has {len(part.vertices)} vertices, and faces name vertex {least if least < 0 else most}: they "
-            "count from 0. Mend it, or leave it out."
+            "count from 0. Fix it, or leave it out."
         )
     places: NDArray[np.float64] = part.triangles
     return places
@@ -177,10 +177,10 @@ def _colours(part: trimesh.Trimesh) -> NDArray[np.float32]:
 def _of_material(visual: Any, count: int) -> NDArray[np.uint8]:
     """Return the colours that a material gives to so many vertices, RGBA."""
     material = visual.material
-    picture = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-    if type(picture) is Image.Image and picture.size == (2, 2):  # trimesh's own, where a file names no material
+    image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
+    if type(image) is Image.Image and image.size == (2, 2):  # trimesh's own, where a file names no material
         return np.full((count, 4), round(255 * _GREY), dtype=np.uint8)
-    if visual.uv is not None and picture is not None:
+    if visual.uv is not None and image is not None:
         found = material.to_color(np.nan_to_num(visual.uv))
         if len(found) == count:
             return np.asarray(found)

@@ -1,4 +1,4 @@
-"""Clips of sound as a model takes them: with its channels, at its rate, in tiles of its length."""
+"""Recordings of audio as a model takes them: with its channels, at its rate, in tiles of its length."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn.functional import pad
 
-from datamodules.storage.audio import Clip, read_clip, resampled
+from datamodules.storage.audio import Recording, read_recording, resampled
 from datamodules.tiles import Box, cover
 
 
-class SeenClip(NamedTuple):
-    """A clip as a model sees it, and what it was.
+class SeenRecording(NamedTuple):
+    """A recording as a model sees it, and what it was.
 
     Attributes:
         values: ``(C, n)`` float32 in [-1, 1], with the channels of the model and at its rate.
@@ -28,8 +28,8 @@ class SeenClip(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def read_seen(path: str | Path, channels: int, rate: int) -> SeenClip:
-    """Read a clip as a model sees it; sample 0 stays at the same time.
+def read_seen(path: str | Path, channels: int, rate: int) -> SeenRecording:
+    """Read a recording as a model sees it; sample 0 stays at the same time.
 
     Args:
         path: The file.
@@ -39,23 +39,23 @@ def read_seen(path: str | Path, channels: int, rate: int) -> SeenClip:
     Raises:
         ValueError: If the file cannot be read, or cannot become what the model takes; the message names it.
     """
-    clip = read_clip(path)
-    values, notes = in_channels_of(clip, channels, path)
-    if clip.rate != rate:
-        notes += (f"{clip.rate:,} Hz made {rate:,}",)
+    recording = read_recording(path)
+    values, notes = in_channels_of(recording, channels, path)
+    if recording.rate != rate:
+        notes += (f"{recording.rate:,} Hz made {rate:,}",)
     try:
-        return SeenClip(resampled(values, clip.rate, rate), clip.rate, values.shape[1], notes)
+        return SeenRecording(resampled(values, recording.rate, rate), recording.rate, values.shape[1], notes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def in_channels_of(clip: Clip, channels: int, path: str | Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Return a clip ``(C, n)`` with the channels that a model takes, and what was decided.
+def in_channels_of(recording: Recording, channels: int, path: str | Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Return a recording ``(C, n)`` with the channels that a model takes, and what was decided.
 
     Any number of channels is mixed to one by their mean; one is repeated where several are wanted.
 
     Args:
-        clip: As it was read.
+        recording: As it was read.
         channels: ``C``.
         path: What the message names.
 
@@ -63,34 +63,34 @@ def in_channels_of(clip: Clip, channels: int, path: str | Path) -> tuple[Tensor,
         ValueError: If the channels cannot become those of the model.
 
     Example:
-        >>> in_channels_of(Clip(Tensor([[1.0, 0.0], [0.0, 0.0]]), 8000), 1, "stereo.wav")
+        >>> in_channels_of(Recording(Tensor([[1.0, 0.0], [0.0, 0.0]]), 8000), 1, "stereo.wav")
         (tensor([[0.5000, 0.0000]]), ('2 channels mixed to one',))
     """
-    found = len(clip.values)
+    found = len(recording.values)
     if found == channels:
-        return clip.values, ()
+        return recording.values, ()
     if channels == 1:
-        return clip.values.mean(0, keepdim=True), (f"{found} channels mixed to one",)
+        return recording.values.mean(0, keepdim=True), (f"{found} channels mixed to one",)
     if found == 1:
-        return clip.values.expand(channels, -1), (f"one channel repeated {channels} times",)
+        return recording.values.expand(channels, -1), (f"one channel repeated {channels} times",)
     raise ValueError(f"{path} has {found} channels, the model takes {channels}: mix it to one, or to {channels}.")
 
 
-def clip_tiles(samples: int, length: int) -> list[Box]:
-    """Return the tiles of a clip, all as long as a model's signals; the only one of a short clip reaches beyond its end.
+def recording_tiles(samples: int, length: int) -> list[Box]:
+    """Return the tiles of a recording, each ``length`` samples; the only tile of a short recording extends past its end.
 
     Example:
-        >>> clip_tiles(10, 8), clip_tiles(6, 8)
+        >>> recording_tiles(10, 8), recording_tiles(6, 8)
         ([((0, 8),), ((2, 10),)], [((0, 8),)])
     """
     return cover((samples,), length) if samples > length else [((0, length),)]
 
 
-def cut_clip(values: Tensor, box: Box) -> Tensor:
-    """Return the part ``(C, length)`` of a clip ``(C, n)`` in a tile, with zeros beyond the end of the clip.
+def cut_recording(values: Tensor, box: Box) -> Tensor:
+    """Return the part ``(C, length)`` of a recording ``(C, n)`` in a tile, with zeros beyond the end of the recording.
 
     Example:
-        >>> cut_clip(Tensor([[1.0, 2.0, 3.0]]), ((1, 5),)).tolist()
+        >>> cut_recording(Tensor([[1.0, 2.0, 3.0]]), ((1, 5),)).tolist()
         [[2.0, 3.0, 0.0, 0.0]]
     """
     [(start, stop)] = box
@@ -99,7 +99,7 @@ def cut_clip(values: Tensor, box: Box) -> Tensor:
 
 
 def measured(box: Box, samples: int) -> int:
-    """Return how many samples of a tile are of the clip; what follows is padding.
+    """Return how many samples of a tile are of the recording; what follows is padding.
 
     Example:
         >>> measured(((0, 8),), 6), measured(((2, 10),), 10)

@@ -1,4 +1,4 @@
-"""Scenes in folders: posed pictures, checked as far as that goes without decoding them."""
+"""Scenes in folders: posed images, checked as far as that goes without decoding them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.cameras import focal_length
-from datamodules.storage.images import quiet, read_picture
+from datamodules.storage.images import quiet, read_image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = 33  # bytes, to the end of the first chunk
@@ -33,18 +33,18 @@ Matrices = NDArray[np.float64]
 
 
 class Scene(NamedTuple):
-    """A scene that can be read: its pictures, and the cameras that took them.
+    """A scene that can be read: its images, and the cameras that took them.
 
     Attributes:
         name: Of its folder.
-        pictures: Files, one per frame.
+        images: Files, one per frame.
         poses: ``(F, 3, 4)`` float32, camera to world: axes right, up, backwards in columns, then the position.
         focals: ``(F, 2)`` float32 focal lengths in pixels, along columns and rows.
-        shape: Rows and columns of all pictures.
+        shape: Rows and columns of all images.
     """
 
     name: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     poses: Tensor
     focals: Tensor
     shape: tuple[int, int]
@@ -55,14 +55,14 @@ def read_transforms(folder: str | Path) -> Scene:
 
     It holds ``camera_angle_x``, the horizontal field of view in radians, or focal lengths ``fl_x`` and ``fl_y`` in pixels, of
     all frames or each; and ``frames``, each with ``file_path`` and ``transform_matrix``, 4 x 4 or 3 x 4, camera to world. The
-    picture of a frame is the last part of ``file_path`` with ``.png``, in the same folder; else what ``file_path`` names below
+    image of a frame is the last part of ``file_path`` with ``.png``, in the same folder; else what ``file_path`` names below
     the folder, with its ending or ``.png``.
 
     Args:
         folder: Of the scene.
 
     Raises:
-        ValueError: If the description is missing, damaged or impossible, or pictures are missing, cut off or of several sizes;
+        ValueError: If the description is missing, damaged or impossible, or images are missing, cut off or of several sizes;
             the message names the file.
     """
     folder = Path(folder)
@@ -71,41 +71,41 @@ def read_transforms(folder: str | Path) -> Scene:
     frames = described.get("frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise ValueError(f"{path} has no frames: a list of at least one, each with file_path and transform_matrix.")
-    pictures = _pictures(folder, [frame.get("file_path") for frame in frames])
+    images = _images(folder, [frame.get("file_path") for frame in frames])
     where = [f"{path}, frame {number}" for number in range(len(frames))]
     matrices = [_matrix(frame.get("transform_matrix"), place) for frame, place in zip(frames, where, strict=True)]
     poses = _poses(matrices, where)
-    shape = _common_shape(pictures)
+    shape = _common_shape(images)
     shared = _focals(described, shape, where[0]) if any(_LENS.isdisjoint(frame) for frame in frames) else None
     focals = [
         shared if shared and _LENS.isdisjoint(frame) else _focals(described | frame, shape, place)
         for frame, place in zip(frames, where, strict=True)
     ]
-    return Scene(folder.name, pictures, poses, torch.tensor(focals), shape)
+    return Scene(folder.name, images, poses, torch.tensor(focals), shape)
 
 
 def read_srn(folder: str | Path) -> Scene:
     """Read a scene in the layout of scene representation networks; frames in the order of their names.
 
     ``intrinsics.txt`` begins with the focal length in pixels, and may state the optical axis and the rows and columns that it
-    is for: ``f cx cy 0``, ``0 0 0``, ``1``, ``height width``; focal lengths are scaled to pictures of another size.
+    is for: ``f cx cy 0``, ``0 0 0``, ``1``, ``height width``; focal lengths are scaled to images of another size.
     ``pose/*.txt`` hold 16 numbers each, camera to world with the axes right, down, forwards, which are turned; ``rgb/*.png``
-    are the pictures of the same names.
+    are the images of the same names.
 
     Args:
         folder: Of the scene.
 
     Raises:
-        ValueError: If a file is missing, damaged or impossible, or pictures are of several sizes; the message names it.
+        ValueError: If a file is missing, damaged or impossible, or images are of several sizes; the message names it.
     """
     folder = Path(folder)
     files = sorted(path for path in (folder / "pose").glob("*.txt") if not path.name.startswith("."))
-    pictures = tuple(sorted(path for path in (folder / "rgb").glob("*.png") if not path.name.startswith(".")))
-    if not pictures or [path.stem for path in files] != [path.stem for path in pictures]:
-        odd = sorted({path.stem for path in files} ^ {path.stem for path in pictures})
+    images = tuple(sorted(path for path in (folder / "rgb").glob("*.png") if not path.name.startswith(".")))
+    if not images or [path.stem for path in files] != [path.stem for path in images]:
+        odd = sorted({path.stem for path in files} ^ {path.stem for path in images})
         named = f"; {odd[0]} is in one of them alone" if odd else ""
         raise ValueError(
-            f"{folder} has {len(files)} pose/*.txt and {len(pictures)} rgb/*.png{named}: each picture has a pose of its name. "
+            f"{folder} has {len(files)} pose/*.txt and {len(images)} rgb/*.png{named}: each image has a pose of its name. "
             "Take the scene from its source again."
         )
     matrices = []
@@ -114,13 +114,13 @@ def read_srn(folder: str | Path) -> Scene:
         if len(numbers) != 16:
             raise ValueError(f"{path} has {len(numbers)} numbers: a pose has 16. Take the scene from its source again.")
         matrices.append(_matrix(numbers.reshape(4, 4), str(path)) * (1.0, -1.0, -1.0, 1.0))
-    poses, shape = _poses(matrices, [str(path) for path in files]), _common_shape(pictures)
+    poses, shape = _poses(matrices, [str(path) for path in files]), _common_shape(images)
     focals = torch.tensor(_srn_focals(folder / "intrinsics.txt", shape))
-    return Scene(folder.name, pictures, poses, focals.expand(len(files), 2), shape)
+    return Scene(folder.name, images, poses, focals.expand(len(files), 2), shape)
 
 
 def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:
-    """Return a picture as colours on white; one without transparency as it is.
+    """Return an image as colours on white; one without transparency as it is.
 
     Args:
         path: The file.
@@ -130,16 +130,16 @@ def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:
         ``(3, H, W)`` uint8.
 
     Raises:
-        ValueError: If the picture cannot be read; the message names it.
+        ValueError: If the image cannot be read; the message names it.
     """
     with suppress(Exception), quiet, Image.open(path) as image:  # what is wrong with it, reading says below
         if drop_alpha and image.mode == "RGBA":
             return torch.from_numpy(np.array(image)[..., :3]).permute(2, 0, 1).contiguous()
-    return read_picture(path).pixels
+    return read_image(path).pixels
 
 
 def is_opaque(path: str | Path) -> bool:
-    """Return whether a picture, judged by its header, has no transparency; one that cannot be read is not opaque."""
+    """Return whether an image, judged by its header, has no transparency; one that cannot be read is not opaque."""
     with suppress(Exception), quiet, Image.open(path) as image:
         return not image.has_transparency_data
     return False
@@ -150,7 +150,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ValueError(f"There is no {path}: a scene is a folder with transforms.json and its pictures.") from error
+        raise ValueError(f"There is no {path}: a scene is a folder with transforms.json and its images.") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -172,22 +172,22 @@ def _numbers(path: Path) -> Matrices:
         raise ValueError(f"{path} holds other things than numbers ({error}): take it from its source again.") from error
 
 
-def _pictures(folder: Path, named: Sequence[Any]) -> tuple[Path, ...]:
-    """Return the pictures of frames."""
+def _images(folder: Path, named: Sequence[Any]) -> tuple[Path, ...]:
+    """Return the images of frames."""
     with os.scandir(folder) as entries:
         there = {entry.name for entry in entries}
-    found = [_picture(folder, name, there) for name in named]
+    found = [_image(folder, name, there) for name in named]
     missing = [name for name, path in zip(named, found, strict=True) if path is None]
     if missing:
         raise ValueError(
-            f"{folder / 'transforms.json'}: {len(missing)} of {len(named)} pictures are missing in {folder}, the first with "
+            f"{folder / 'transforms.json'}: {len(missing)} of {len(named)} images are missing in {folder}, the first with "
             f"file_path {missing[0]!r:.100}. Put them there, or take their frames out of the file."
         )
     return tuple(path for path in found if path is not None)
 
 
-def _picture(folder: Path, named: Any, there: set[str]) -> Path | None:
-    """Return the picture that a frame names; None if it is not there."""
+def _image(folder: Path, named: Any, there: set[str]) -> Path | None:
+    """Return the image that a frame names; None if it is not there."""
     if not isinstance(named, str) or not named:
         return None
     named = named.replace("\\", "/")
@@ -249,8 +249,8 @@ def _focals(described: Mapping[str, Any], shape: tuple[int, int], where: str) ->
         stated = _positive(described.get(side, extent), side, where)
         if stated != extent and "fl_x" in described:
             raise ValueError(
-                f"{where}: {side} is {stated:g}, the pictures have {height} x {width} pixels (rows x columns): focal lengths "
-                "are for these. Give the pictures that were described, or camera_angle_x instead of fl_x."
+                f"{where}: {side} is {stated:g}, the images have {height} x {width} pixels (rows x columns): focal lengths "
+                "are for these. Give the images that were described, or camera_angle_x instead of fl_x."
             )
         _check_centre(described.get(centre, stated / 2), centre, stated, side, where)
     if "fl_x" in described:
@@ -267,7 +267,7 @@ def _focals(described: Mapping[str, Any], shape: tuple[int, int], where: str) ->
 
 
 def _srn_focals(path: Path, shape: tuple[int, int]) -> tuple[float, float]:
-    """Return the focal lengths that ``intrinsics.txt`` states, along columns and rows of pictures of a shape."""
+    """Return the focal lengths that ``intrinsics.txt`` states, along columns and rows of images of a shape."""
     numbers = _numbers(path).tolist()
     focal = _positive(next(iter(numbers), None), "the focal length, its first number,", str(path))
     if len(numbers) != _SRN_LENS:
@@ -281,12 +281,12 @@ def _srn_focals(path: Path, shape: tuple[int, int]) -> tuple[float, float]:
 
 
 def _check_centre(middle: Any, centre: str, stated: float, side: str, where: str) -> None:
-    """Refuse an optical axis that misses the middle of the picture."""
+    """Refuse an optical axis that misses the middle of the image."""
     middle = _positive(middle, centre, where)
     if abs(middle / stated - 0.5) > _OFF_CENTRE:
         raise ValueError(
             f"{where}: {centre} is {middle:g} where {side} is {stated:g}: the optical axis has to meet the middle of the "
-            "picture. Crop the pictures around it."
+            "image. Crop the images around it."
         )
 
 
@@ -300,20 +300,20 @@ def _positive(found: Any, name: str, where: str) -> float:
     return float(found)
 
 
-def _common_shape(pictures: Sequence[Path]) -> tuple[int, int]:
-    """Return the rows and columns of pictures, which all have the same."""
-    shapes = [_shape(path) for path in pictures]
+def _common_shape(images: Sequence[Path]) -> tuple[int, int]:
+    """Return the rows and columns of images, which all have the same."""
+    shapes = [_shape(path) for path in images]
     other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is not None:
         raise ValueError(
-            f"{pictures[other]} has {shapes[other][0]} x {shapes[other][1]} pixels, {pictures[0].name} has "
-            f"{shapes[0][0]} x {shapes[0][1]}: the pictures of a scene have one size. Resize them."
+            f"{images[other]} has {shapes[other][0]} x {shapes[other][1]} pixels, {images[0].name} has "
+            f"{shapes[0][0]} x {shapes[0][1]}: the images of a scene have one size. Resize them."
         )
     return shapes[0]
 
 
 def _shape(path: Path) -> tuple[int, int]:
-    """Return the rows and columns of a picture; of a PNG without decoding it, if its header and its end are there."""
+    """Return the rows and columns of an image; of a PNG without decoding it, if its header and its end are there."""
     with suppress(OSError), path.open("rb", buffering=0) as file:  # which reading says below
         header = file.read(_PNG_HEADER)
         if len(header) == _PNG_HEADER and header.startswith(_PNG):
@@ -323,5 +323,5 @@ def _shape(path: Path) -> tuple[int, int]:
             file.seek(-len(_PNG_END), os.SEEK_END)
             if file.read() == _PNG_END:
                 return height, width
-    height, width = read_picture(path).pixels.shape[1:]
+    height, width = read_image(path).pixels.shape[1:]
     return height, width

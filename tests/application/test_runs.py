@@ -361,9 +361,9 @@ def test_without_a_run_folder_nothing_is_written(off):
     printed = run("fit", *tiny("ipc"), *SHORT, *off)
     assert "nothing is written" in printed
     assert "Next:" not in printed
-    sheet = "{class_path: callbacks.gallery.Gallery, init_args: {num_instances: 1}}"
+    figure = "{class_path: callbacks.gallery.Gallery, init_args: {num_instances: 1}}"
     for command in ("validate", "test"):
-        printed = run(command, *tiny("ipc"), *off, "--trainer.callbacks+", sheet, "--ckpt_path", path)
+        printed = run(command, *tiny("ipc"), *off, "--trainer.callbacks+", figure, "--ckpt_path", path)
         assert command == "validate" or "Mean over" in printed
         assert "Every instance" not in printed
     assert _files() == before
@@ -386,9 +386,9 @@ def test_checkpoint_callbacks_without_a_folder_are_switched_off():
 @pytest.mark.slow
 def test_prediction_looks_only_at_its_own_folder(tmp_path):
     run("fit", *tiny("ipc"), *SHORT)
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (16, 16), "red").save(picture)
-    arguments = ["predict", "--images", picture, "--ckpt_path", FOLDER / "version_0/checkpoints/last.ckpt"]
+    image = tmp_path / "image.png"
+    Image.new("RGB", (16, 16), "red").save(image)
+    arguments = ["predict", "--images", image, "--ckpt_path", FOLDER / "version_0/checkpoints/last.ckpt"]
     probed = []
     with mock.patch.object(command_line, "check_output_folder", lambda folder, *rest: probed.append(str(folder))):
         run(*arguments, "--output", "made/here")
@@ -406,9 +406,9 @@ def test_prediction_runs_in_a_folder_that_is_read_only():
     code = (
         "import os, sys, cli\n"
         "from PIL import Image\n"
-        "Image.new('RGB', (16, 16)).save(sys.argv[2] + '/picture.png')\n"
+        "Image.new('RGB', (16, 16)).save(sys.argv[2] + '/image.png')\n"
         "os.seteuid(65534)\n"
-        "cli.main(['predict', '--images', sys.argv[2] + '/picture.png', '--output', sys.argv[2] + '/out'])\n"
+        "cli.main(['predict', '--images', sys.argv[2] + '/image.png', '--output', sys.argv[2] + '/out'])\n"
     )
     with tempfile.TemporaryDirectory() as locked, tempfile.TemporaryDirectory() as given:
         out = Path(given)

@@ -17,7 +17,7 @@ from application.streams import lasting_output, quiet_lightning
 from composers.codes import InstanceCode, read_code
 from datamodules.batch import Observation
 from datamodules.domain import Grid
-from datamodules.storage.audio import read_clip
+from datamodules.storage.audio import read_recording
 from modalities.audio import save_wav
 from modalities.drawing import Waveform
 from modalities.spectrogram import draw, save_figure
@@ -32,7 +32,7 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def _pictures(folder, names, size=24):
+def _images(folder, names, size=24):
     Path(folder).mkdir(parents=True)
     generator = np.random.default_rng(0)
     for name in names:
@@ -53,7 +53,7 @@ def _process(*args, encoding=None, **options):
     "encoding", [pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "utf-8", "ascii")]
 )
 def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
-    _pictures("in", ["plain", NAME])
+    _images("in", ["plain", NAME])
     done = _process("predict", "--images", "in", "--steps", 1, encoding=encoding, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert b"plain" in done.stdout
@@ -66,8 +66,8 @@ def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
 
 @pytest.mark.slow
 def test_names_that_are_no_utf_8_are_tested():
-    _pictures("pictures", [NAME, *"abcdefg"])
-    data = ["--data.class_path=datamodules.ImageFolder", "--data.init_args.root=pictures", "--data.init_args.size=16"]
+    _images("images", [NAME, *"abcdefg"])
+    data = ["--data.class_path=datamodules.ImageFolder", "--data.init_args.root=images", "--data.init_args.size=16"]
     data += ["--data.init_args.val_ratio=0.5", "--data.init_args.batch_size=2"]
     data += ["--data.init_args.split_seed=4"]
     run("fit", *tiny("ipc"), *data)
@@ -79,7 +79,7 @@ def test_names_that_are_no_utf_8_are_tested():
 def test_sound_with_such_a_name_is_read_written_and_drawn():
     samples = torch.rand(1, 800) - 0.5
     save_wav(samples, 800, Path(f"{NAME}.wav"))
-    assert read_clip(f"{NAME}.wav").values.shape == (1, 800)
+    assert read_recording(f"{NAME}.wav").values.shape == (1, 800)
     save_figure(draw([[Waveform(NAME, samples, 800)]]), Path("figure.png"))
     page = Page(3)
     page.text(0, 0, NAME)
@@ -95,7 +95,7 @@ def test_the_code_of_such_a_name_can_be_read(tiny_ipc):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "fit"])
 def test_a_pipe_that_nobody_reads_loses_no_result(command):
-    _pictures("in", ["plain"])
+    _images("in", ["plain"])
     args = ["predict", "--images", "in", "--steps", 1] if command == "predict" else ["fit", *tiny("ipc")]
     reading, writing = os.pipe()
     os.close(reading)

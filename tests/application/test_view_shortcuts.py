@@ -102,7 +102,7 @@ def test_options_that_were_not_given_change_nothing():
         ({"images": ["a.png"], "frames": 3}, "--frames is of views, and this predicts from images: leave it out."),
         ({"views": ["a"], "size": (9, 12)}, "size is [9, 12]: of views give the pixels of the longer side"),
     ],
-    ids=["scale", "tile", "pictures", "rate", "mesh", "clips", "mp4", "frames", "two-sizes"],
+    ids=["scale", "tile", "images", "rate", "mesh", "recordings", "mp4", "frames", "two-sizes"],
 )
 def test_options_of_another_kind(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -195,12 +195,12 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def _write(folder, frames=3, size=8, background=255):
-    """Write a scene of random squares, and return its pictures ``(F, 3, H, W)`` in [0, 1] and poses ``(F, 3, 4)``."""
+    """Write a scene of random squares, and return its images ``(F, 3, H, W)`` in [0, 1] and poses ``(F, 3, 4)``."""
     Path(folder).mkdir(parents=True)
     values = np.random.default_rng(frames).integers(0, 256, (frames, size, size, 3), dtype=np.uint8)
     poses, entries = orbit(frames, 4.0, 20.0), []
-    for frame, picture in enumerate(values):
-        Image.fromarray(picture).save(Path(folder, f"{frame}.png"))
+    for frame, image in enumerate(values):
+        Image.fromarray(image).save(Path(folder, f"{frame}.png"))
         matrix = [*poses[frame].tolist(), [0.0, 0.0, 0.0, 1.0]]
         entries.append({"file_path": f"{frame}", "transform_matrix": matrix})
     described = {"camera_angle_x": 2 * math.atan(0.5), "frames": entries}  # as many pixels of focal length as columns
@@ -213,7 +213,7 @@ def _psnr(found, wanted):
 
 
 def test_one_scene(weights):
-    pictures, poses = _write("chair")
+    images, poses = _write("chair")
     given = ["--ckpt_path", weights, "--views", "chair", "--support", 1, "--frames", 3, "--size", 12]
     printed = run("predict", *given, "--output", "out")
     assert "chair" in printed
@@ -225,21 +225,21 @@ def test_one_scene(weights):
     }
     [row] = rows("out/predictions.csv")
     assert (row["name"], row["refinement steps"], row["views"]) == ("chair", "2", "2")
-    with Image.open("out/chair.gif") as film:
-        assert (film.n_frames, film.height) == (3, 12)
+    with Image.open("out/chair.gif") as video:
+        assert (video.n_frames, video.height) == (3, 12)
     composer = composers.load(weights)
     focals = torch.full((2,), 8.0)
-    support = Views(pictures[None, 1:2], poses[None, 1:2], focals[None, None])
+    support = Views(images[None, 1:2], poses[None, 1:2], focals[None, None])
     rays = [pixel_rays(poses[frame], focals, (8, 8)) for frame in range(3)]
     with torch.no_grad():
         predicted = composer.encode(Observation(support))
-    refined = composer.refine(predicted, Samples(rays[1][None], pictures[1].flatten(1).mT[None]))[2]
+    refined = composer.refine(predicted, Samples(rays[1][None], images[1].flatten(1).mT[None]))[2]
     code = read_code("out/chair.safetensors")
     assert torch.allclose(code.latents[PATTERNS], refined[PATTERNS], atol=1e-5)
     for latents, column in ((predicted, "psnr predicted"), (refined, "psnr refined")):
         with torch.no_grad():
             found = [composer.render(composer.compose(latents), rays[frame])[0] for frame in (0, 2)]
-        wanted = [_psnr(values, pictures[frame].flatten(1).mT) for values, frame in zip(found, (0, 2), strict=True)]
+        wanted = [_psnr(values, images[frame].flatten(1).mT) for values, frame in zip(found, (0, 2), strict=True)]
         assert float(row[column]) == pytest.approx(sum(wanted) / 2, abs=2e-3)
 
 
@@ -270,7 +270,7 @@ def test_mistakes_with_scenes(weights):
 
 @pytest.mark.slow
 def test_scenes_need_a_model_of_views():
-    message = refused("predict", "--views", "chair")  # the bundled weights are of pictures
+    message = refused("predict", "--views", "chair")  # the bundled weights are of images
     assert "scenes go to a model of posed views, [views, 3, rows, columns]" in message
 
 

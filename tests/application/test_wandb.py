@@ -79,7 +79,7 @@ def _run_record(folder):
 
 
 def _tables(folder):
-    """Return the tables in order, as rows by column, with pictures as arrays."""
+    """Return the tables in order, as rows by column, with images as arrays."""
     tables = []
     for record in read_records(folder):
         if not record.HasField("artifact"):
@@ -112,7 +112,7 @@ def test_without_a_key_the_run_is_offline_and_says_how_to_send_it(offline):
     assert "wandb:" not in printed
 
 
-def test_the_pictures_that_wait_lie_below_the_run(offline):
+def test_the_images_that_wait_lie_below_the_run(offline):
     folder, _ = offline
     [*artifacts] = [record.artifact for record in read_records(folder) if record.HasField("artifact")]
     paths = [Path(entry.local_path) for artifact in artifacts for entry in artifact.manifest.contents]
@@ -176,7 +176,7 @@ def test_gradient_norms_are_what_moved_the_weights(offline):
 
 
 def _held_out():
-    """Return the first 8 validation pictures as floating point ``(8, 3, 16, 16)``, and their names."""
+    """Return the first 8 validation images as floating point ``(8, 3, 16, 16)``, and their names."""
     data = SamplePhotos(size=16)
     data.setup("validate")
     items = [data.val_set[index] for index in range(8)]
@@ -195,23 +195,23 @@ def test_the_table_has_the_same_rows_every_time(offline):
     for table in (first, second):
         assert list(table[0]) == ["name", "input", "reconstruction", "error x 5", "PSNR", "refined PSNR"]
         assert [row["name"] for row in table] == names
-        for row, picture in zip(table, signal, strict=True):
-            assert np.array_equal(row["input"], (picture.permute(1, 2, 0) * 255).round().byte().numpy())
+        for row, image in zip(table, signal, strict=True):
+            assert np.array_equal(row["input"], (image.permute(1, 2, 0) * 255).round().byte().numpy())
     assert all(row["PSNR"] != other["PSNR"] for row, other in zip(first, second, strict=True))
     assert list(_logged(folder, f"{TABLE}/_type")) == list(_logged(folder, "val/psnr")) == [2, 5]
 
 
-def test_the_table_says_what_the_checkpoint_makes_of_the_pictures(offline):
+def test_the_table_says_what_the_checkpoint_makes_of_the_images(offline):
     folder, _ = offline
     composer = composers.load(folder / "checkpoints" / "last.ckpt")
     signal, _ = _held_out()
     centres = (torch.arange(16) + 0.5) / 8 - 1
     coords = torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1).flatten(0, 1)
-    for row, picture in zip(_tables(folder)[-1], signal, strict=True):
+    for row, image in zip(_tables(folder)[-1], signal, strict=True):
         with torch.no_grad():
-            latents = composer.encode(Observation(picture[None]))
+            latents = composer.encode(Observation(image[None]))
             found = composer.render(composer.compose(latents), coords)[0]
-        wanted = picture.permute(1, 2, 0).flatten(0, 1)
+        wanted = image.permute(1, 2, 0).flatten(0, 1)
         assert row["PSNR"] == pytest.approx(_psnr(found, wanted), abs=1e-4)
         for column, values in (("reconstruction", found), ("error x 5", (found - wanted).abs() * 5)):
             levels = (values.clamp(0, 1) * 255).reshape(16, 16, 3).numpy()
@@ -470,7 +470,7 @@ def test_the_logger_is_the_one_that_callbacks_look_for():
     assert isinstance(logger, WandbLogger)
     assert isinstance(logger.experiment, wandb.Run)
     logger.watch(torch.nn.Linear(1, 1))
-    logger.log_image("picture", [np.zeros((4, 4, 3), np.uint8)])
+    logger.log_image("image", [np.zeros((4, 4, 3), np.uint8)])
     logger.finalize("success")
 
 
@@ -570,5 +570,5 @@ def test_two_devices_send_one_run_with_the_same_rows(offline):
     signal, _ = _held_out()
     with torch.no_grad():
         predicted = composer(Observation(signal), Grid.unit(2).coords((16, 16)))
-    wanted = [_psnr(values, picture.flatten(1).mT) for values, picture in zip(predicted, signal, strict=True)]
+    wanted = [_psnr(values, image.flatten(1).mT) for values, image in zip(predicted, signal, strict=True)]
     assert [row["PSNR"] for row in _tables(folder)[-1]] == pytest.approx(wanted, abs=1e-3)

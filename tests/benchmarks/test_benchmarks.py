@@ -11,7 +11,7 @@ from benchmarks import decode, loading, reference, speed
 from benchmarks.reference import from_composer
 from composers.networks import Sine
 from datamodules.domain import jitter
-from modalities.images import picture, render
+from modalities.images import render, to_image
 
 TINY = [
     *("--size=8", "--batch_size=2", "--patch_size=4", "--padding=0", "--embed_dim=12", "--num_blocks=2"),
@@ -189,9 +189,9 @@ def test_decodings_are_measured_in_processes_of_their_own(tmp_path, capsys):
         decode.DecodeSettings(repeats=0)
 
 
-def test_a_decoding_is_measured_and_the_plain_one_makes_the_same_picture(monkeypatch):
+def test_a_decoding_is_measured_and_the_plain_one_makes_the_same_image(monkeypatch):
     made = []
-    monkeypatch.setattr(decode, "picture", lambda *args: made.append(picture(*args)))
+    monkeypatch.setattr(decode, "to_image", lambda *args: made.append(to_image(*args)))
     monkeypatch.setattr(decode, "render", lambda *args, **options: made.append(render(*args, **options)))
     for limit in (100.0, 0.0):
         torch.manual_seed(0)
@@ -211,10 +211,10 @@ def test_loading_is_measured_with_and_without_the_cache(tmp_path, capsys):
     assert "40 JPEGs, crops of 16 pixels" in capsys.readouterr().out
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["pictures"].split(",")[0] for row in rows] == ["making the cache", "with the cache", "without"]
+    assert [row["images"].split(",")[0] for row in rows] == ["making the cache", "with the cache", "without"]
     assert all(float(row["a second"].replace(",", "")) > 0 for row in rows)
     data = loading.data_of(
-        loading.LoadingSettings(count=40, short_side=24, size=16, batch_size=4), tmp_path / "pictures", None, 0
+        loading.LoadingSettings(count=40, short_side=24, size=16, batch_size=4), tmp_path / "images", None, 0
     )
     assert len(data.train_set) == 39
     assert all(min(data.train_set[index].values.shape[1:]) == 24 for index in range(39))

@@ -28,7 +28,7 @@ STARTS = ("prediction", "mean", "random")
 
 
 class _Missing(FlatData):
-    """Training pictures whose folder is not there."""
+    """Training images whose folder is not there."""
 
     def setup(self, stage):
         super().setup("test")
@@ -162,7 +162,7 @@ def test_training_batches_are_the_first_items_of_training(monkeypatch):
         assert batch.shape == SHAPE[1:]
         assert torch.equal(batch.query.coords, grid(SHAPE[1:]))
     everything = [name for batch in data.training_batches() for name in batch.names]
-    assert sorted(everything) == [f"set 1 picture {index}" for index in range(9)]
+    assert sorted(everything) == [f"set 1 image {index}" for index in range(9)]
 
 
 def test_training_batches_are_those_of_every_process(monkeypatch):
@@ -186,7 +186,7 @@ def test_data_without_training_items_is_refused():
 
 
 def _wanted(composer, signal, name):
-    """Return the metrics by start and step of one picture, from the pieces of a composer and naive formulas."""
+    """Return the metrics by start and step of one image, from the pieces of a composer and naive formulas."""
     observation = Observation(signal.unsqueeze(0), Samples(grid(SHAPE[1:]), signal.flatten(1).mT.unsqueeze(0)))
     predicted = composer.encode(observation)
     starts = {"prediction": predicted, "mean": {}, "random": {}}
@@ -254,9 +254,9 @@ def test_a_test_writes_every_start(make_ipc, tested, tmp_path):
     statistics = measure_codes(composer, FlatData(eval_batch_size=9).training_batches())
     for name in statistics.mean:
         torch.testing.assert_close(composer.training_codes.mean[name], statistics.mean[name], atol=1e-6, rtol=0)
-    for picture, row in zip(FlatImages(5, seed=2), rows, strict=True):
-        assert row["name"] == picture.name
-        for (start, step), psnr in _wanted(composer, picture.values, picture.name).items():
+    for image, row in zip(FlatImages(5, seed=2), rows, strict=True):
+        assert row["name"] == image.name
+        for (start, step), psnr in _wanted(composer, image.values, image.name).items():
             column = f"psnr@{step}" if start == "prediction" else f"psnr@{step} from {start}"
             assert float(row[column]) == pytest.approx(psnr, abs=1e-3)
     assert printed.count("from a random start") == 0  # 80 columns break it
@@ -278,9 +278,9 @@ def test_the_plot_and_its_numbers(make_ipc, tested, tmp_path):
             assert (point["metric"], point["instances"]) == (metric, "5")
             found = [float(point[key]) for key in ("mean", "lower quartile", "upper quartile")]
             np.testing.assert_allclose(found, [numbers.mean(), *np.quantile(numbers, [0.25, 0.75])], rtol=1e-9)
-    picture = Image.open(tmp_path / "refinement.png").convert("RGB")
-    assert picture.size == (720, 450)
-    colours = {colour for _, colour in picture.getcolors(720 * 450)}
+    image = Image.open(tmp_path / "refinement.png").convert("RGB")
+    assert image.size == (720, 450)
+    colours = {colour for _, colour in image.getcolors(720 * 450)}
     assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours  # a line for every start
     assert "Refinement curves: " in printed
     assert (tmp_path / "gain.svg").read_text().count("<svg") == 1
@@ -388,8 +388,8 @@ def test_a_test_of_a_meta_learned_model_writes_its_inner_loop(make_inr, tested, 
     for point in points[1:]:
         numbers = [float(row[f"psnr@{point['step']} of the inner loop"]) for row in rows]
         assert float(point["mean"]) == pytest.approx(np.mean(numbers), rel=1e-9)
-    with Image.open(tmp_path / "refinement.png") as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(720 * 450)}
+    with Image.open(tmp_path / "refinement.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(720 * 450)}
     assert {(230, 159, 0), (0, 114, 178)} <= colours  # the curve, and the ring of the result
     assert "Curves: " in printed
     assert "Refinement curves" not in printed

@@ -85,8 +85,8 @@ def test_the_gallery_has_as_many_rows_as_asked(tmp_path):
     assert (tmp_path / "other.png").is_file()
 
 
-def _rows_of_sound():
-    """Return the rows of the table for two clips, and their batch."""
+def _rows_of_audio():
+    """Return the rows of the table for two recordings, and their batch."""
     data = Hums(batch_size=2)
     data.setup("validate")
     [batch] = [data.to_coordinates(raw) for raw in data.val_dataloader()]
@@ -96,7 +96,7 @@ def _rows_of_sound():
 
 
 def test_the_table_has_sound():
-    found, batch, composer = _rows_of_sound()
+    found, batch, composer = _rows_of_audio()
     columns = ["name", "input", "reconstruction", "spectrograms", "PSNR", "refined PSNR"]
     assert [list(row) for row in found] == [columns] * 2
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_other_signals_of_one_axis_without_shape_have_numbers_only():
 
 
 def test_wandb_gets_what_can_be_heard(tmp_path_factory):
-    found, _, _ = _rows_of_sound()
+    found, _, _ = _rows_of_audio()
     with no_account(tmp_path_factory.mktemp("home")):
         logger = make_logger(mode="offline")
         log_table(SimpleNamespace(loggers=[logger]), "val/samples", found, 3)
@@ -130,8 +130,8 @@ def test_wandb_gets_what_can_be_heard(tmp_path_factory):
         [artifact] = [record.artifact for record in read_records(folder) if record.HasField("artifact")]
     files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     sounds = [soundfile.read(path, always_2d=True) for name, path in files.items() if name.endswith(".wav")]
-    pictures = [name for name in files if name.endswith(".png")]
-    assert (len(sounds), len(pictures)) == (4, 2)
+    images = [name for name in files if name.endswith(".png")]
+    assert (len(sounds), len(images)) == (4, 2)
     wanted = [row[column].values.clamp(-1, 1) for row in found for column in ("input", "reconstruction")]
     for values in wanted:
         assert any(

@@ -21,7 +21,7 @@ from callbacks.tables import ValidationTable
 from composers import Functa, InnerLoop, MetaIPC, Refinement
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
-from datamodules.batch import CoordinateBatch, Observation, PosedPictures, Samples
+from datamodules.batch import CoordinateBatch, Observation, PosedImages, Samples
 from datamodules.cameras import orbit
 from datamodules.configuration import load_layers
 from datamodules.domain import Grid
@@ -85,17 +85,17 @@ def _psnr(found, wanted):
     return -10 * math.log10((found - wanted).square().mean().item())
 
 
-def test_a_test_draws_the_first_pictures_step_by_step(make_inr, tmp_path, capsys):
+def test_a_test_draws_the_first_images_step_by_step(make_inr, tmp_path, capsys):
     composer, gallery = _meta(make_inr()), Gallery(num_inner=2)
     _trainer(tmp_path, gallery).test(composer, datamodule=FlatData(eval_batch_size=3), verbose=False)
     assert "Inner steps: " in capsys.readouterr().out
-    pictures = FlatImages(5, seed=2)
-    assert [row.name for row in gallery.inner_rows] == ["set 2 picture 0", "set 2 picture 1"]
+    images = FlatImages(5, seed=2)
+    assert [row.name for row in gallery.inner_rows] == ["set 2 image 0", "set 2 image 1"]
     with Image.open(tmp_path / "inner_steps.png") as page:
         cells = np.asarray(page.convert("RGB"))
     assert cells.shape == (2 * (112 + 26) + 8, 5 * (168 + 8) + 8, 3)
     for place, row in enumerate(gallery.inner_rows):
-        wanted = pictures[place].values.flatten(1).mT
+        wanted = images[place].values.flatten(1).mT
         made = [wanted, *(_naive(composer, wanted, step) for step in REPORT)]
         numbers = [_psnr(values, wanted) for values in made[1:]]
         notes = ["0 steps, start", "1 step", "2 steps, trained", "5 steps"]
@@ -204,7 +204,7 @@ class _Squares(SceneModule):
 
     def item(self, name):
         pixels = np.random.default_rng(ord(name[0])).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
-        return PosedPictures(torch.from_numpy(pixels), orbit(4, 4.0, 20.0), torch.full((4, 2), 9.0), name)
+        return PosedImages(torch.from_numpy(pixels), orbit(4, 4.0, 20.0), torch.full((4, 2), 9.0), name)
 
 
 def test_scenes_show_the_middle_view_of_different_objects(tmp_path):
@@ -276,8 +276,8 @@ def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_inr, tmp
     names = [f"inner_lr_factor/patterns_1/step_{step}" for step in (1, 2)]
     assert [logger.scalars[name] for name in names] == [{0: pytest.approx(factor)} for factor in factors]
     assert factors != [1.0, 1.0]
-    for row, picture in zip(rows, FlatImages(3, seed=2), strict=False):
-        signal = picture.values[None]
+    for row, image in zip(rows, FlatImages(3, seed=2), strict=False):
+        signal = image.values[None]
         samples = Samples(grid((8, 12)), signal.flatten(2).mT)
         with torch.no_grad():
             found = composer.eval()(Observation(None, samples), samples.coords)

@@ -79,8 +79,8 @@ def test_a_row_shows_the_middle_view(tmp_path):
     assert (depth[8, 8] < 1).any()
     with Image.open(tmp_path / "run" / "other.png") as page:
         assert page.size == (6 * 136 + 8, 128 + 8 + 18 + 8)
-    with Image.open(tmp_path / "run" / "other" / "a-name-that-is-much-too-long.gif") as film:
-        assert (film.n_frames, film.size) == (24, (32, 16))
+    with Image.open(tmp_path / "run" / "other" / "a-name-that-is-much-too-long.gif") as video:
+        assert (video.n_frames, video.size) == (24, (32, 16))
 
 
 def test_without_refinement_and_depth(tmp_path):
@@ -89,8 +89,8 @@ def test_without_refinement_and_depth(tmp_path):
     gallery, _ = _tested(tmp_path, [batch], composer)
     [row] = gallery.rows.values()
     assert [cell.label.split()[0] for cell in row] == ["ball", "original", "predicted"]
-    with Image.open(tmp_path / "run" / "gallery" / "ball.gif") as film:
-        assert film.size == (16, 16)
+    with Image.open(tmp_path / "run" / "gallery" / "ball.gif") as video:
+        assert video.size == (16, 16)
 
 
 def test_other_processes_write_nothing(tmp_path):

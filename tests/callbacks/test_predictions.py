@@ -49,7 +49,7 @@ def _rows(tmp_path):
 
 
 def _cell(page, row, column):
-    """Return one picture of a page, as 16 pixels along each side."""
+    """Return one image of a page, as 16 pixels along each side."""
     x, y = 8 + column * CELL, 8 + row * (CELL + 18) + 18
     return np.asarray(page.crop((x, y, x + 128, y + 128)).resize((16, 16), 0)) / 255.0
 
@@ -81,9 +81,9 @@ def test_the_files_of_scenes(tmp_path, capsys):
     assert "PSNR in dB of 2 scene(s)" in printed
     mean = np.mean([float(row["psnr refined"]) for row in rows.values()])
     assert re.search(rf"mean .* {mean:.2f}", printed)
-    with Image.open(tmp_path / "out" / "ball.000.gif") as film:
-        assert (film.n_frames, film.size, film.info["loop"]) == (3, (32, 16), 0)
-        assert film.info["duration"] == 1330
+    with Image.open(tmp_path / "out" / "ball.000.gif") as video:
+        assert (video.n_frames, video.size, video.info["loop"]) == (3, (32, 16), 0)
+        assert video.info["duration"] == 1330
 
 
 def test_the_page_of_a_scene(tmp_path):
@@ -175,8 +175,8 @@ def test_light_fields_have_colours_only(tmp_path):
     _predicted(tmp_path, [scene_batch((0.8,))], Balls(LightFieldRenderer()))
     with Image.open(tmp_path / "out" / "ball.000.png") as page:
         assert page.size == (3 * CELL + 8, 3 * (CELL + 18) + 8)
-    with Image.open(tmp_path / "out" / "ball.000.gif") as film:
-        assert film.size == (16, 16)
+    with Image.open(tmp_path / "out" / "ball.000.gif") as video:
+        assert video.size == (16, 16)
 
 
 def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):

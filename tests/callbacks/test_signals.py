@@ -82,10 +82,10 @@ def test_a_test_keeps_its_rows(tmp_path):
 def test_a_prediction_keeps_its_table(tmp_path):
     run("fit", *tiny("ipc"))
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     for number in range(3):
-        Image.new("RGB", (16, 16), (40 * number, 90, 20)).save(f"pictures/{number}.png")
-    data = ["--images", "pictures", "--data.init_args.batch_size=1", "--output", "made", *weights]
+        Image.new("RGB", (16, 16), (40 * number, 90, 20)).save(f"images/{number}.png")
+    data = ["--images", "images", "--data.init_args.batch_size=1", "--output", "made", *weights]
     ended = _signalled(tmp_path, signal.SIGTERM, 1, "predict", *data)
     assert ended.returncode == 143, ended.stderr
     assert "SIGTERM: predict stopped after batch 2." in ended.stderr

@@ -20,7 +20,7 @@ from composers import Refinement, TransformerIPC
 from composers.encoders import Transformer, ViewPatches
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
-from datamodules.batch import Observation, PosedPictures, Samples
+from datamodules.batch import Observation, PosedImages, Samples
 from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.scenes.rays import SceneModule
@@ -41,7 +41,7 @@ class Squares(SceneModule):
     def item(self, index):
         views = self.views + self.query_views
         values = np.random.default_rng(index).integers(0, 256, (views, 3, SIZE, SIZE), dtype=np.uint8)
-        return PosedPictures(torch.from_numpy(values), _poses(views), torch.full((views, 2), FOCAL), f"squares{index}")
+        return PosedImages(torch.from_numpy(values), _poses(views), torch.full((views, 2), FOCAL), f"squares{index}")
 
 
 def _poses(views):
@@ -78,12 +78,12 @@ def _rows(composer, batch, *args, **options):
 
 def _levels(values, views):
     """Return values ``(V H W, 3)`` in [0, 1] as views beside each other ``(H, V W, 3)`` in 255 levels, by loops."""
-    picture = np.zeros((SIZE, views * SIZE, 3))
+    image = np.zeros((SIZE, views * SIZE, 3))
     for view in range(views):
         for row in range(SIZE):
             for column in range(SIZE):
-                picture[row, view * SIZE + column] = values[(view * SIZE + row) * SIZE + column].clamp(0, 1) * 255
-    return picture
+                image[row, view * SIZE + column] = values[(view * SIZE + row) * SIZE + column].clamp(0, 1) * 255
+    return image
 
 
 def _psnr(found, wanted):
@@ -105,9 +105,9 @@ def _made(composer, batch, index, steps):
         return composer.render(modulations, batch.query.coords[index : index + 1])[0], modulations
 
 
-def _frames(film):
-    """Return the pictures of a GIF ``(F, H, W, 3)``."""
-    with Image.open(io.BytesIO(film)) as gif:
+def _frames(video):
+    """Return the images of a GIF ``(F, H, W, 3)``."""
+    with Image.open(io.BytesIO(video)) as gif:
         frames = []
         for frame in range(gif.n_frames):
             gif.seek(frame)
@@ -131,21 +131,21 @@ def test_rows_show_support_query_and_what_is_made_of_it():
             assert row[number] == pytest.approx(_psnr(values, batch.query.values[index]), abs=1e-3)
 
 
-def test_the_film_goes_around_what_was_refined():
+def test_the_video_goes_around_what_was_refined():
     composer, batch = _composer(), _batch(Squares())
-    films = [row["orbit"].gif for row in _rows(composer, batch, 1, frames=3)]
-    for index, film in enumerate(films):
+    videos = [row["orbit"].gif for row in _rows(composer, batch, 1, frames=3)]
+    for index, video in enumerate(videos):
         _, modulations = _made(composer, batch, index, 1)
         rays = pixel_rays(orbit(3, RADIUS, 30.0), torch.full((2,), FOCAL), (SIZE, SIZE))
         with torch.no_grad():
             wanted = [composer.render(modulations, some[None])[0].clamp(0, 1) * 255 for some in rays]
-        found = _frames(film)
+        found = _frames(video)
         assert found.shape == (3, SIZE, SIZE, 3)
         assert np.abs(found - torch.stack(wanted).unflatten(1, (SIZE, SIZE)).numpy()).max() < 1
-    assert len(set(films)) == 3
+    assert len(set(videos)) == 3
 
 
-def test_without_refinement_the_film_is_of_the_prediction():
+def test_without_refinement_the_video_is_of_the_prediction():
     composer, batch = _composer(steps=0), _batch(Squares())
     [row, *_] = _rows(composer, batch, frames=2)
     assert list(row) == ["name", "support", "query", "prediction", "orbit", "PSNR"]
@@ -187,7 +187,7 @@ def _nobody(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_nobody")
-def test_validation_sends_pictures_and_films(tmp_path):
+def test_validation_sends_images_and_films(tmp_path):
     composer, data = _composer(), Squares()
     local = CSVLogger(tmp_path, name="scenes", version="run")
     logger = BoundedWandbLogger(WandbSettings(mode="offline"), local, {}, "validate")

@@ -39,7 +39,7 @@ def _disturbed(composer):
 
 
 def _values(composer):
-    """Return what a composer makes of fixed pictures at fixed places."""
+    """Return what a composer makes of fixed images at fixed places."""
     signal = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         return composer(Observation(signal), grid((5, 7)))

@@ -387,7 +387,7 @@ def _full_size(kind, sizes):
 
 
 def _paper_count(composer):
-    """Return the parameters that sections 1.2 to 1.5 of the facts sheet add up to, written out."""
+    """Return the parameters that sections 1.2 to 1.5 of the facts figure add up to, written out."""
     width, (data_tokens, weight_tokens) = 768, composer.hypernet.num_tokens
     embedding = composer.hypernet.tokenizer.token_dim * width + width + data_tokens * width
     attention, mlp, norms = 4 * (width * width + width), 2 * 4 * width * width + 5 * width, 4 * width

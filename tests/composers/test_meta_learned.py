@@ -40,7 +40,7 @@ def make(make_inr):
 
 @pytest.fixture
 def batch(tiny_batch):
-    """Return three pictures to adapt to."""
+    """Return three images to adapt to."""
     return tiny_batch._replace(observation=tiny_batch.observation._replace(signal=None))
 
 

@@ -118,7 +118,7 @@ def test_ssim_equals_a_loop_over_windows(shape):
 
 
 @pytest.mark.parametrize("shape", [None, (132,), (4, 33), (1, 12, 11)])
-def test_ssim_is_not_a_number_where_there_is_no_picture(shape):
+def test_ssim_is_not_a_number_where_there_is_no_image(shape):
     prediction, target = _random(2, 132, 3)
     assert SSIM().measure(prediction, target, shape).isnan().tolist() == [True, True]
 
@@ -138,7 +138,7 @@ def test_errors_are_measured_in_float32():
 
 @pytest.mark.parametrize("metric", [PSNR(), Gain(), SSIM()], ids=lambda metric: type(metric).__name__)
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_constant_pictures_and_perfect_predictions_give_numbers(metric, value):
+def test_constant_images_and_perfect_predictions_give_numbers(metric, value):
     constant, noise = torch.full((1, 132, 3), value), torch.rand(1, 132, 3)
     for prediction, values in ((constant, constant), (noise, constant), (constant, noise), (noise, noise)):
         assert metric.measure(prediction, _samples(values), (12, 11)).isfinite().all()

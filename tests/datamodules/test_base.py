@@ -17,8 +17,8 @@ from datamodules.spec import DataSpec, Modality
 SHAPE = (3, 4, 6)
 
 
-class _Pictures(Dataset):
-    """Random pictures that know their number."""
+class _Images(Dataset):
+    """Random images that know their number."""
 
     def __init__(self, length, shape=SHAPE):
         self.values = torch.randint(256, (length, *shape), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -27,16 +27,16 @@ class _Pictures(Dataset):
         return len(self.values)
 
     def __getitem__(self, index):
-        return Signal(self.values[index], f"picture {index}")
+        return Signal(self.values[index], f"image {index}")
 
 
 class _Data(CoordinateDataModule):
-    """Ten training and seven held-out pictures."""
+    """Ten training and seven held-out images."""
 
     spec = DataSpec(Grid.unit(2), 3, SHAPE, Modality())
 
     def setup(self, stage):
-        self.train_set, self.val_set, self.test_set = _Pictures(10), _Pictures(7), _Pictures(5)
+        self.train_set, self.val_set, self.test_set = _Images(10), _Images(7), _Images(5)
 
 
 class _Sound(_Data):
@@ -52,9 +52,9 @@ def _make(**arguments):
 
 
 def _collated(seeds=(1, 2, 3)):
-    """Return a batch of raw pictures with these seeds; the picture of a seed is always the same."""
-    pictures = _Pictures(10)
-    return Signal(torch.stack([pictures[seed].values for seed in seeds]), [str(s) for s in seeds], torch.tensor(seeds))
+    """Return a batch of raw images with these seeds; the image of a seed is always the same."""
+    images = _Images(10)
+    return Signal(torch.stack([images[seed].values for seed in seeds]), [str(s) for s in seeds], torch.tensor(seeds))
 
 
 def test_coordinates_and_values_of_every_pixel():
@@ -176,7 +176,7 @@ def test_evaluation_loaders_give_every_item_once_in_order():
     data = _make(batch_size=2, eval_batch_size=3)
     for loader, count in ((data.val_dataloader(), 7), (data.test_dataloader(), 5)):
         names = [name for batch in loader for name in batch.name]
-        assert names == [f"picture {index}" for index in range(count)]
+        assert names == [f"image {index}" for index in range(count)]
     assert next(iter(data.val_dataloader())).values.shape == (3, *SHAPE)
     assert next(iter(_make(batch_size=2).val_dataloader())).values.shape == (2, *SHAPE)
 
@@ -197,7 +197,7 @@ def test_only_training_items_are_augmented():
     data = _make(batch_size=2)
     data.augmentation = lambda item, generator: item._replace(name="augmented")
     assert set(next(iter(data.train_dataloader())).name) == {"augmented"}
-    assert list(next(iter(data.val_dataloader())).name) == ["picture 0", "picture 1"]
+    assert list(next(iter(data.val_dataloader())).name) == ["image 0", "image 1"]
 
 
 def test_a_batch_larger_than_the_data_is_refused():

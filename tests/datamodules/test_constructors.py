@@ -25,7 +25,7 @@ def _exported(package, base):
     return [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, base) and not inspect.isabstract(kind)]
 
 
-DATA = [kind for kind in _exported(datamodules, CoordinateDataModule) if kind is not datamodules.PictureFiles]
+DATA = [kind for kind in _exported(datamodules, CoordinateDataModule) if kind is not datamodules.ImageFiles]
 COMPOSERS = _exported(composers, Composer)
 
 

@@ -40,11 +40,11 @@ def test_cell_centres_written_out():
     assert grid((4,), 0.0, 1.0).tolist() == [[0.125], [0.375], [0.625], [0.875]]
 
 
-def test_pixel_i_of_a_picture_has_coordinate_i():
-    picture = torch.arange(6 * 4).reshape(6, 4)
-    coords = grid(picture.shape)
-    nearest = ((coords + 1) / 2 * torch.tensor(picture.shape)).long()
-    assert torch.equal(picture[nearest[:, 0], nearest[:, 1]], picture.flatten())
+def test_pixel_i_of_a_image_has_coordinate_i():
+    image = torch.arange(6 * 4).reshape(6, 4)
+    coords = grid(image.shape)
+    nearest = ((coords + 1) / 2 * torch.tensor(image.shape)).long()
+    assert torch.equal(image[nearest[:, 0], nearest[:, 1]], image.flatten())
 
 
 @pytest.mark.parametrize("count", [178, 16000, 48000])
@@ -62,7 +62,7 @@ def test_grid_is_symmetric_and_cells_fill_the_range(shape):
     torch.testing.assert_close(coords[-1] + cell / 2, torch.full((len(shape),), 1.0), atol=1e-6, rtol=0)
 
 
-def test_cells_of_a_picture_that_is_not_square():
+def test_cells_of_a_image_that_is_not_square():
     assert cell_size((4, 10), 0.0, 1.0) == (0.25, 0.1)
 
 

@@ -5,18 +5,18 @@ import json
 import pytest
 
 import datamodules
-from datamodules.audio.prediction import SoundFiles
+from datamodules.audio.prediction import AudioFiles
 from datamodules.domain import Domain, Grid, Rays
-from datamodules.images.prediction import PictureFiles
+from datamodules.images.prediction import ImageFiles
 from datamodules.scenes.prediction import SceneFiles
 from datamodules.spec import DataSpec, Modality, agrees, declared
 
 STATED = [
     (datamodules.SamplePhotos, {"size": 32}, (Grid.unit(2), 3, (3, 32, 32))),
     (datamodules.ImageFolder, {"size": 16}, (Grid.unit(2), 3, (3, 16, 16))),
-    (PictureFiles, {"signal_shape": [3, 8, 8]}, (Grid.unit(2), 3, (3, 8, 8))),
+    (ImageFiles, {"signal_shape": [3, 8, 8]}, (Grid.unit(2), 3, (3, 8, 8))),
     (datamodules.AudioFolder, {"seconds": 2.0, "rate": 500, "channels": 2}, (Grid(((-2.0, 2.0),)), 2, (2, 1000))),
-    (SoundFiles, {"signal_shape": [1, 400], "rate": 200}, (Grid(((-2.0, 2.0),)), 1, (1, 400))),
+    (AudioFiles, {"signal_shape": [1, 400], "rate": 200}, (Grid(((-2.0, 2.0),)), 1, (1, 400))),
     (datamodules.SceneFolder, {"views": 2, "size": 8, "near": 1.0, "far": 3.0}, (Rays(1.0, 3.0), 3, (2, 3, 8, 8))),
     (SceneFiles, {"signal_shape": [1, 3, 8, 4], "near": 2.0, "far": 6.0}, (Rays(2.0, 6.0), 3, (1, 3, 8, 4))),
     (SceneFiles, {"signal_shape": [1, 3, 8, 4]}, (Rays(), 3, (1, 3, 8, 4))),

@@ -16,19 +16,21 @@ from datamodules.spec import DataSpec, Modality
 
 
 class SomeSilence(CoordinateDataModule):
-    """Five clips of noise, of which the second is silent, for training and evaluation alike."""
+    """Five recordings of noise, of which the second is silent, for training and evaluation alike."""
 
     def setup(self, stage):
-        clips = 0.1 * torch.randn(5, 1, 600, generator=torch.Generator().manual_seed(0))
-        clips[1] = 0
-        self.train_set = self.val_set = self.test_set = [Signal(clip, f"clip-{i}") for i, clip in enumerate(clips)]
+        recordings = 0.1 * torch.randn(5, 1, 600, generator=torch.Generator().manual_seed(0))
+        recordings[1] = 0
+        self.train_set = self.val_set = self.test_set = [
+            Signal(recording, f"recording-{i}") for i, recording in enumerate(recordings)
+        ]
 
     spec = DataSpec(Grid.unit(1), 1, (1, 600), Modality())
 
 
 @pytest.fixture
 def sounds(tmp_path, monkeypatch):
-    """Return a config of a tiny composer of sounds, with refinement, in an empty folder."""
+    """Return a config of a tiny composer of audio, with refinement, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "sounds.yaml"
     layers = ("composers/transformer_ipc.yaml", "modalities/audio.yaml", "modalities/audio_tokens.yaml")
@@ -54,11 +56,11 @@ def test_silence_is_left_out_of_the_mean_of_what_it_does_not_have(sounds, tmp_pa
     first, second = sorted((tmp_path / "runs" / "unnamed").glob("version_*"))
     [reached] = column(first / "metrics.csv", "val/si_sdr")
     assert -120 < reached < 120
-    clips = rows(second / "test_instances.csv")
-    assert [math.isnan(float(clip["si_sdr@2"])) for clip in clips] == [False, True, False, False, False]
+    recordings = rows(second / "test_instances.csv")
+    assert [math.isnan(float(recording["si_sdr@2"])) for recording in recordings] == [False, True, False, False, False]
     for metric in ("psnr", "silence", "over_silence", "si_sdr", "lsd"):
         for name, step in ((metric, 0), (f"refined_{metric}", 2)):
-            numbers = [float(clip[f"{metric}@{step}"]) for clip in clips]
+            numbers = [float(recording[f"{metric}@{step}"]) for recording in recordings]
             known = [number for number in numbers if not math.isnan(number)]
             assert len(known) == 4 + (metric != "si_sdr")
             [mean] = column(second / "metrics.csv", f"test/{name}")

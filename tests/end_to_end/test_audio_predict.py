@@ -18,11 +18,11 @@ from application.shortcuts import expand_shortcuts
 from composers import Refinement
 from composers.checkpoint import build, save
 from composers.codes import InstanceCode, fingerprint, read_code
-from datamodules.audio.prediction import SoundFiles
+from datamodules.audio.prediction import AudioFiles
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid
 from datamodules.tiles import whole
-from modalities.audio import AudioWriter, encode, input_shape, render, save_wav, sound_psnr
+from modalities.audio import AudioWriter, audio_psnr, encode, input_shape, render, save_wav
 from tools import codes
 
 RATE = 400
@@ -30,7 +30,7 @@ HALF_LEVEL = 0.5 / 2**15 + 1e-6
 
 
 def _predict(weights, *args):
-    """Predict from clips with a model whose rate is 400 Hz, and return what that printed."""
+    """Predict from recordings with a model whose rate is 400 Hz, and return what that printed."""
     return run("predict", "--ckpt_path", weights, "--data.rate", RATE, "--audio", *args)
 
 
@@ -54,15 +54,15 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def _clip(samples=RATE, channels=1, seed=0):
-    """Return a clip ``(C, n)`` of a chirp and noise."""
+def _recording(samples=RATE, channels=1, seed=0):
+    """Return a recording ``(C, n)`` of a chirp and noise."""
     times = torch.arange(samples) / RATE
     noise = torch.randn(channels, samples, generator=torch.Generator().manual_seed(seed))
     return 0.5 * torch.sin(60 * times**2 + 20 * times) + 0.05 * noise
 
 
 def _write(path, values, rate=RATE):
-    """Write a clip as a WAV of floating point, and return it as it was written."""
+    """Write a recording as a WAV of floating point, and return it as it was written."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, values.T.numpy(), rate, subtype="FLOAT")
     return values
@@ -86,8 +86,8 @@ def _field(composer, code, naive_inr, coords, tile=0):
     return naive_inr(composer.inr, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[0, :, 0]
 
 
-def test_one_clip(weights, composer):
-    true = _write("speech.wav", _clip())
+def test_one_recording(weights, composer):
+    true = _write("speech.wav", _recording())
     printed = _predict(weights, "speech.wav")
     found = {path.name for path in Path("predictions").iterdir()}
     assert found == {"speech.wav", "speech.png", "speech.safetensors", "predictions.csv"}
@@ -112,7 +112,7 @@ def test_one_clip(weights, composer):
 
 
 def test_every_rate_is_the_same_function(composer, naive_inr):
-    code = encode(composer, _clip(), RATE)
+    code = encode(composer, _recording(), RATE)
     own, double = render(composer, code), render(composer, code, 2 * RATE)
     assert (own.shape, double.shape) == ((1, RATE), (1, 2 * RATE))
     assert torch.allclose(double[:, ::2], own, atol=1e-6)
@@ -126,7 +126,7 @@ def test_every_rate_is_the_same_function(composer, naive_inr):
 
 def test_three_seconds_have_coordinates_of_three(naive_inr):
     composer = build_ipc(signal_shape=(1, 1200))
-    code = encode(composer, _clip(1200), RATE)
+    code = encode(composer, _recording(1200), RATE)
     assert code.domain == Grid(((-3.0, 3.0),))
     code.save("long.safetensors")
     again = read_code("long.safetensors")
@@ -138,7 +138,7 @@ def test_three_seconds_have_coordinates_of_three(naive_inr):
 
 
 def test_tiles_are_blended(composer, naive_inr):
-    code = encode(composer, _clip(550), RATE)
+    code = encode(composer, _recording(550), RATE)
     assert code.boxes == [((0, 400),), ((150, 550),)]
     for rate in (RATE, 1000):
         values = render(composer, code, rate)[0].numpy()
@@ -157,22 +157,22 @@ def test_tiles_of_a_constant_are_the_constant(composer, rate):
     with torch.no_grad():
         composer.inr.weights["2"].zero_()
         composer.inr.biases["2"].fill_(0.25)
-    code = encode(composer, _clip(1333), RATE, refinement=Refinement(steps=0))
+    code = encode(composer, _recording(1333), RATE, refinement=Refinement(steps=0))
     assert len(code.boxes) == 5
     values = render(composer, code, rate)
     assert values.shape == (1, round(1333 * rate / 400))
     assert (values - 0.25).abs().max() < 1e-6
 
 
-def test_a_long_clip_does_not_need_memory(composer):
-    code = encode(composer, _clip(900), RATE)
+def test_a_long_recording_does_not_need_memory(composer):
+    code = encode(composer, _recording(900), RATE)
     assert torch.allclose(render(composer, code, max_memory=0.01), render(composer, code), atol=1e-6)
     with pytest.raises(ValueError, match="max_memory is 1e-05 MB"):
         render(composer, code, max_memory=1e-5)
 
 
 def test_padding_counts_nowhere(composer):
-    true = _clip(250)
+    true = _recording(250)
     code = encode(composer, true, RATE)
     assert (code.shape, code.boxes) == ((250,), [((0, 400),)])
     assert render(composer, code).shape == (1, 250)
@@ -184,7 +184,7 @@ def test_padding_counts_nowhere(composer):
     padded = composer.refine(predicted, Samples(grid((400,)), signal.mT))[2]
     assert not torch.allclose(code.latents["patterns.1"], padded["patterns.1"], atol=1e-3)
     _write("short.wav", true)
-    data = SoundFiles(["short.wav"], (1, 400), RATE)
+    data = AudioFiles(["short.wav"], (1, 400), RATE)
     data.setup("predict")
     [batch] = [data.to_coordinates(batch) for batch in data.predict_dataloader()]
     with torch.no_grad():
@@ -193,12 +193,12 @@ def test_padding_counts_nowhere(composer):
 
 
 def test_a_folder_of_all_kinds_at_another_rate(weights, composer):
-    _write("in/sub/stereo.wav", _clip(801, channels=2), 2 * RATE)
-    true = _write("in/long.wav", _clip(1000))
-    soundfile.write("in/long.flac", _clip(300)[0].numpy(), RATE)
+    _write("in/sub/stereo.wav", _recording(801, channels=2), 2 * RATE)
+    true = _write("in/long.wav", _recording(1000))
+    soundfile.write("in/long.flac", _recording(300)[0].numpy(), RATE)
     Path("in/text.wav").write_text("hello")
     Path("in/empty.wav").touch()
-    _write("in/out/long.wav", _clip(100))  # of an earlier prediction
+    _write("in/out/long.wav", _recording(100))  # of an earlier prediction
     Path("in/out/predictions.csv").touch()
     given = ["--output", "in/out", "--steps", 0, "--rate", 1200, "--bits", 24]
     printed = _predict(weights, "in", *given)
@@ -224,8 +224,8 @@ def test_a_folder_of_all_kinds_at_another_rate(weights, composer):
 
 
 def test_the_rate_of_the_model_is_the_users():
-    _write("speech.wav", _clip(500))
-    data = SoundFiles("speech.wav", (1, 400), 200)
+    _write("speech.wav", _recording(500))
+    data = AudioFiles("speech.wav", (1, 400), 200)
     data.setup("predict")
     assert (data.spec.domain, data.rates) == (Grid(((-2.0, 2.0),)), {"speech": 400})
     [batch] = [data.to_coordinates(batch) for batch in data.predict_dataloader()]
@@ -236,7 +236,7 @@ def test_the_rate_of_the_model_is_the_users():
 
 @pytest.mark.slow
 def test_two_runs_write_the_same(weights):
-    _write("speech.wav", _clip(700))
+    _write("speech.wav", _recording(700))
     for folder in ("one", "two"):
         _predict(weights, "speech.wav", "--output", folder)
     names = sorted(path.name for path in Path("one").iterdir())
@@ -250,7 +250,7 @@ def test_two_runs_write_the_same(weights):
 
 
 @pytest.mark.slow
-def test_the_clips_of_a_data_set_are_predicted_too(tmp_path):
+def test_the_recordings_of_a_data_set_are_predicted_too(tmp_path):
     save(build_ipc(signal_shape=(1, 200)), "half.ckpt")
     Path("hums.yaml").write_text(f"data: {{class_path: {Hums.__module__}.Hums}}\n")
     run("predict", "--ckpt_path", "half.ckpt", "--config", "hums.yaml")
@@ -264,7 +264,7 @@ def test_the_clips_of_a_data_set_are_predicted_too(tmp_path):
 @pytest.mark.slow
 def test_two_processes_predict_the_same(weights, tmp_path):
     for index in range(3):
-        _write(f"in/{index}.wav", _clip(300 + 400 * index, seed=index))
+        _write(f"in/{index}.wav", _recording(300 + 400 * index, seed=index))
     given = ["--audio", "in", "--ckpt_path", weights, "--data.batch_size", 2, "--data.rate", RATE]
     run("predict", *given, "--output", "one")
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
@@ -276,11 +276,11 @@ def test_two_processes_predict_the_same(weights, tmp_path):
         assert (seen - wanted).abs().max() < 1e-3
 
 
-def test_mistakes_with_clips(weights):
+def test_mistakes_with_recordings(weights):
     Path("text.wav").write_text("hello")
     given = ["--ckpt_path", weights, "--audio"]
     message = refused("predict", *given, "text.wav")
-    assert "No clip to predict from in text.wav: name files or folders with --audio.\n  text.wav" in message
+    assert "No recording to predict from in text.wav: name files or folders with --audio.\n  text.wav" in message
     assert not Path("predictions").exists()
 
 
@@ -293,10 +293,10 @@ def test_mistakes_with_clips(weights):
         ({"images": ["a.png"], "rate": 8000}, "--rate is of audio, and this predicts from images: leave it out."),
         (
             {"audio": ["a.wav"]},
-            "--audio serves datamodules.audio.prediction.SoundFiles, which this --config replaces",
+            "--audio serves datamodules.audio.prediction.AudioFiles, which this --config replaces",
         ),
     ],
-    ids=["size", "tile", "pictures", "rate", "replaced"],
+    ids=["size", "tile", "images", "rate", "replaced"],
 )
 def test_options_of_the_other_kind(options, message):
     names = ("images", "size", "scale", "tile", "tile_size", "audio", "rate", "output", "steps")
@@ -309,18 +309,18 @@ def test_options_of_the_other_kind(options, message):
 
 def test_numbers_out_of_range():
     with pytest.raises(ValueError, match="rate is 0; give the samples per second that the model was trained with"):
-        SoundFiles(rate=0)
+        AudioFiles(rate=0)
     with pytest.raises(ValueError, match="rate is 0; it must be at least 1"):
         AudioWriter(rate=0)
     with pytest.raises(ValueError, match="bits is 8; a WAV is written with 16 or 24"):
         AudioWriter(bits=8)
 
 
-def test_clips_need_a_model_of_sound():
-    with pytest.raises(ValueError, match=r"signal_shape is \[3, 64, 64\]: clips go to a model of sound"):
-        SoundFiles(signal_shape=[3, 64, 64]).signal_shape  # noqa: B018 - it is a property
+def test_recordings_need_a_model_of_sound():
+    with pytest.raises(ValueError, match=r"signal_shape is \[3, 64, 64\]: recordings go to a model of audio"):
+        AudioFiles(signal_shape=[3, 64, 64]).signal_shape  # noqa: B018 - it is a property
     with pytest.raises(ValueError, match="takes signals of shape"):
-        encode(build(ipc_config((3, 100, 100))), _clip(), RATE)
+        encode(build(ipc_config((3, 100, 100))), _recording(), RATE)
     assert input_shape(build_ipc()) == (1, 400)
     with pytest.raises(ValueError, match="There is no sound file none"):
         encode(build_ipc(), "none.wav", RATE)
@@ -328,10 +328,10 @@ def test_clips_need_a_model_of_sound():
 
 def test_channels(composer):
     stereo = build_ipc(signal_shape=(2, 400))
-    _write("mono.wav", _clip())
-    _write("three.wav", _clip(channels=3))
-    both = _write("both.wav", _clip(channels=2))
-    data = SoundFiles(["both.wav", "mono.wav", "three.wav"], (2, 400), RATE)
+    _write("mono.wav", _recording())
+    _write("three.wav", _recording(channels=3))
+    both = _write("both.wav", _recording(channels=2))
+    data = AudioFiles(["both.wav", "mono.wav", "three.wav"], (2, 400), RATE)
     data.setup("predict")
     assert data.notes == {"both": "", "mono": "one channel repeated 2 times"}
     assert "three.wav has 3 channels, the model takes 2" in data.skipped["three.wav"]
@@ -339,9 +339,9 @@ def test_channels(composer):
     values = render(stereo, encode(stereo, "both.wav", RATE))
     save_wav(values, RATE, Path("out.wav"))
     assert (_heard("out.wav")[0] - values.clamp(-1, 1)).abs().max() <= HALF_LEVEL
-    with pytest.raises(ValueError, match=r"The clip has shape \(2, 400\): this model takes \(1, n\)"):
+    with pytest.raises(ValueError, match=r"The recording has shape \(2, 400\): this model takes \(1, n\)"):
         encode(composer, both, RATE)
-    with pytest.raises(ValueError, match="SoundFiles serves prediction, not fit"):
+    with pytest.raises(ValueError, match="AudioFiles serves prediction, not fit"):
         data.setup("fit")
 
 
@@ -361,7 +361,7 @@ def test_a_wav_is_what_was_written(bits, subtype):
 
 def test_psnr_is_that_of_what_is_heard():
     seen, true = torch.tensor([[2.0, -2.0, 0.3]]), torch.tensor([[1.0, -1.0, 0.0]])
-    assert sound_psnr(seen, true) == pytest.approx(-10 * math.log10(0.09 / 3), abs=1e-5)
+    assert audio_psnr(seen, true) == pytest.approx(-10 * math.log10(0.09 / 3), abs=1e-5)
 
 
 def _codes(capsys, *args):
@@ -381,8 +381,8 @@ def _codes_refused(*args):
     return message
 
 
-def test_codes_are_rendered_without_their_clip(weights, composer, capsys):
-    _write("speech.wav", _clip(801), 2 * RATE)
+def test_codes_are_rendered_without_their_recording(weights, composer, capsys):
+    _write("speech.wav", _recording(801), 2 * RATE)
     code = encode(composer, "speech.wav", RATE)
     code.save("speech.safetensors")
     given = ["speech.safetensors", "--checkpoint", weights]
@@ -398,7 +398,7 @@ def test_codes_are_rendered_without_their_clip(weights, composer, capsys):
 
 
 def test_frames_between_two_sounds(weights, composer, capsys):
-    ends = [encode(composer, _clip(seed=seed), RATE) for seed in range(2)]
+    ends = [encode(composer, _recording(seed=seed), RATE) for seed in range(2)]
     for name, code in zip("ab", ends, strict=True):
         code.save(f"{name}.safetensors")
     given = ["a.safetensors", "b.safetensors", "--checkpoint", weights, "--frames", 3, "--rate", 800]
@@ -417,7 +417,7 @@ def test_frames_between_two_sounds(weights, composer, capsys):
 
 
 def test_mistakes_with_codes_of_sound(weights, composer, capsys):
-    code = encode(composer, _clip(), RATE)
+    code = encode(composer, _recording(), RATE)
     code.save("a.safetensors")
     given = ["render", "a.safetensors", "--checkpoint", weights]
     assert "This code is a code of audio, which has no --size: give --rate, or nothing." in _codes_refused(
@@ -426,14 +426,14 @@ def test_mistakes_with_codes_of_sound(weights, composer, capsys):
     for rate, message in ((0, "rate is 0; it must be at least 1"), (10**15, "do not fit into memory")):
         with pytest.raises(ValueError, match=message):
             render(composer, code, rate)
-    pictures = build(ipc_config((3, 100, 100)))
-    save(pictures, "pictures.ckpt")
+    images = build(ipc_config((3, 100, 100)))
+    save(images, "images.ckpt")
     latents = {"patterns.1": torch.zeros(1, *code.latents["patterns.1"].shape[1:])}
-    picture = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(pictures), "cat", domain=Grid.unit(2))
-    picture.save("p.safetensors")
-    given = ["render", "p.safetensors", "--checkpoint", "pictures.ckpt"]
+    image = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(images), "cat", domain=Grid.unit(2))
+    image.save("p.safetensors")
+    given = ["render", "p.safetensors", "--checkpoint", "images.ckpt"]
     assert "cat is a code of images, which has no --rate: give --size or --scale, or nothing." in _codes_refused(
         *given, "--rate", 8000
     )
     with pytest.raises(ValueError, match="not for sound"):
-        render(pictures, picture)
+        render(images, image)

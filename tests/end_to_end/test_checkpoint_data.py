@@ -10,14 +10,14 @@ from program import NAME, SAVE_DIR, refused, run, tiny
 
 from composers.checkpoint import check_data, stated_rate
 from datamodules import AudioFolder, CoordinateDataModule
-from datamodules.audio.prediction import SoundFiles
+from datamodules.audio.prediction import AudioFiles
 from datamodules.domain import Grid
-from datamodules.images.prediction import PictureFiles
+from datamodules.images.prediction import ImageFiles
 from datamodules.spec import DataSpec, Modality
 
 
 class Wide(CoordinateDataModule):
-    """Pictures whose coordinates reach from 0 to 2."""
+    """Images whose coordinates reach from 0 to 2."""
 
     spec = DataSpec(Grid(((0.0, 2.0), (0.0, 2.0))), 3, (3, 8, 12), Modality())
 
@@ -46,9 +46,9 @@ def told(data, content):
         (44100, "coordinates from -0.362812 to 0.362812 (pieces of 0.362812 s at 44,100 samples a second)"),
     ],
 )
-def test_clips_at_another_rate_than_in_training_are_refused(rate, found):
-    assert told(SoundFiles("a.wav", (1, 16000), rate), SECOND) == (
-        f"coordinates from -1 to 1 (pieces of 1 s at 16,000 samples a second); this SoundFiles has {found}: give the rate "
+def test_recordings_at_another_rate_than_in_training_are_refused(rate, found):
+    assert told(AudioFiles("a.wav", (1, 16000), rate), SECOND) == (
+        f"coordinates from -1 to 1 (pieces of 1 s at 16,000 samples a second); this AudioFiles has {found}: give the rate "
         "and length of training, --data.init_args.rate 16000, of a data set seconds 1 too, or take another checkpoint."
     )
 
@@ -61,7 +61,7 @@ def test_what_the_message_names_is_accepted():
     assert "--data.init_args.rate 8000, of a data set seconds 1.5 too" in message
     assert "coordinates from -3 to 3 (pieces of 3 s at 4,000 samples a second)" in message
     check_data(AudioFolder("sound", seconds=1.5, rate=8000, channels=2), content, "model.ckpt")
-    check_data(SoundFiles("a.wav", (2, 12000), 8000), content, "model.ckpt")
+    check_data(AudioFiles("a.wav", (2, 12000), 8000), content, "model.ckpt")
 
 
 @pytest.mark.parametrize(("seconds", "rate"), [(1.0, 16000), (3.0, 16000), (0.7, 44100), (0.1, 22050), (1 / 3, 11025)])
@@ -69,15 +69,15 @@ def test_the_rate_of_training_fits_and_is_stated(seconds, rate):
     trained = AudioFolder("sound", seconds=seconds, rate=rate)
     content = {"data": trained.spec.facts()}
     assert stated_rate(content) == rate
-    check_data(SoundFiles("a.wav", trained.signal_shape, stated_rate(content)), content, "model.ckpt")
-    told(SoundFiles("a.wav", trained.signal_shape, rate + 1), content)
+    check_data(AudioFiles("a.wav", trained.signal_shape, stated_rate(content)), content, "model.ckpt")
+    told(AudioFiles("a.wav", trained.signal_shape, rate + 1), content)
 
 
-def test_pictures_of_other_coordinates_are_refused():
+def test_images_of_other_coordinates_are_refused():
     content = checkpoint(-1.0, 1.0, 3, 8, 8)
     assert stated_rate(content) is None
-    check_data(PictureFiles(("a.png",), (3, 8, 8)), content, "model.ckpt")
-    check_data(PictureFiles(("a.png",), (3, 16, 16)), content, "model.ckpt")  # sizes are compared elsewhere
+    check_data(ImageFiles(("a.png",), (3, 8, 8)), content, "model.ckpt")
+    check_data(ImageFiles(("a.png",), (3, 16, 16)), content, "model.ckpt")  # sizes are compared elsewhere
     assert told(Wide(), content) == (
         "coordinates from -1 to 1; this Wide has coordinates from 0 to 2: take data with the coordinates of training, or "
         "take another checkpoint."
@@ -86,7 +86,7 @@ def test_pictures_of_other_coordinates_are_refused():
 
 @pytest.mark.parametrize("content", [{}, {"data": None}], ids=str)
 def test_a_checkpoint_that_does_not_say_passes(content):
-    check_data(SoundFiles("a.wav", (1, 16000), 8000), content, "old.ckpt")
+    check_data(AudioFiles("a.wav", (1, 16000), 8000), content, "old.ckpt")
     assert stated_rate(content) is None
 
 
@@ -110,12 +110,12 @@ def test_the_program_takes_the_rate_of_training_and_refuses_another(tmp_path, mo
         "num_instances": 4,
         "sample_rate": 500,
     }
-    clips = ["--audio", "sound/val", "--output"]
-    run("predict", "--ckpt_path", path, *clips, "stated")
-    run("predict", "--ckpt_path", path, *clips, "given", "--data.rate", 500)
+    recordings = ["--audio", "sound/val", "--output"]
+    run("predict", "--ckpt_path", path, *recordings, "stated")
+    run("predict", "--ckpt_path", path, *recordings, "given", "--data.rate", 500)
     assert Path("stated/0.wav").read_bytes() == Path("given/0.wav").read_bytes()
-    message = refused("predict", "--ckpt_path", path, *clips, "wrong", "--data.rate", 250)
+    message = refused("predict", "--ckpt_path", path, *recordings, "wrong", "--data.rate", 250)
     assert "pieces of 0.4 s at 500 samples a second" in message
     assert not Path("wrong").exists()
     torch.save({key: value for key, value in content.items() if key != "data"}, "old.ckpt")
-    run("predict", "--ckpt_path", "old.ckpt", *clips, "old", "--data.rate", 250)
+    run("predict", "--ckpt_path", "old.ckpt", *recordings, "old", "--data.rate", 250)

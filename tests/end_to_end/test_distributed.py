@@ -13,7 +13,7 @@ from datamodules.randomness import generator_at
 # Items of a step are the same for any number of processes; SGD and no dropout, whose draws belong to a process.
 PHOTOS = ["--data.class_path=program.OddPhotos", "--data.init_args.eval_batch_size=8"]
 FOLDER = [
-    *("--data.class_path=datamodules.ImageFolder", "--data.init_args.root=pictures", "--data.init_args.size=16"),
+    *("--data.class_path=datamodules.ImageFolder", "--data.init_args.root=images", "--data.init_args.size=16"),
     *("--data.init_args.crop=random", "--data.init_args.flip=true", "--data.init_args.val_ratio=0.2"),
 ]
 COMMON = [
@@ -61,10 +61,10 @@ def test_two_processes_train_what_one_does_with_every_layer_modulated(tmp_path):
 def test_two_processes_train_what_one_does_on_random_crops_of_a_cache(tmp_path):
     for number in range(31):
         pixels = torch.randint(
-            0, 256, (20 + number % 5, 30, 3), dtype=torch.uint8, generator=generator_at("picture", number)
+            0, 256, (20 + number % 5, 30, 3), dtype=torch.uint8, generator=generator_at("image", number)
         )
-        Path("pictures").mkdir(exist_ok=True)
-        Image.fromarray(pixels.numpy()).save(f"pictures/{number:02}.png")
+        Path("images").mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(f"images/{number:02}.png")
     _assert_same_training("ipc", tmp_path, FOLDER, ["--data.init_args.cache=another"])
     assert sorted(path.name for path in Path("another").rglob("*.bin")) == ["pixels.bin"] * 2
     assert not list(Path("another").glob("*.lock"))

@@ -18,7 +18,7 @@ PHOTOS = ["--data.class_path=program.OddPhotos", "--data.init_args.eval_batch_si
 BF16 = ["--trainer.precision=bf16-mixed"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 HELD_OUT = 33  # 17 and 16: three batches and two
-PICTURES = ("a", "b", "c")
+IMAGES = ("a", "b", "c")
 _COMMANDS = "import json, sys, program; [program.run(*command) for command in json.loads(sys.argv[1])]"
 
 
@@ -55,10 +55,10 @@ def _run_two(commands, cwd, limit=240):
     assert [process.returncode for process in started] == [0, 0], "\n".join(printed)
 
 
-def _write_pictures():
-    """Write three pictures of noise, of different sizes."""
-    for number, name in enumerate(PICTURES):
-        generator = generator_at("picture", number)
+def _write_images():
+    """Write three images of noise, of different sizes."""
+    for number, name in enumerate(IMAGES):
+        generator = generator_at("image", number)
         pixels = torch.randint(0, 256, (20 + number, 30, 3), dtype=torch.uint8, generator=generator)
         Image.fromarray(pixels.numpy()).save(f"{name}.png")
 
@@ -66,12 +66,12 @@ def _write_pictures():
 def _commands(name, folder, *options):
     """Return the commands that train, test and predict; the last two with the weights that one process trained."""
     weights = ["--ckpt_path", f"runs/one_{name}/version_0/checkpoints/last.ckpt"]
-    pictures = ["--images", *(f"{picture}.png" for picture in PICTURES), "--steps", 4]
+    images = ["--images", *(f"{image}.png" for image in IMAGES), "--steps", 4]
     size = ["--data.init_args.batch_size=4" if folder == "two" else "--data.init_args.batch_size=8"]
     return [
         ["fit", *tiny(name), *PHOTOS, *size, *options, *keep_every(1), NAME, f"{folder}_{name}"],
         ["test", *tiny(name), *PHOTOS, *size, *options, *weights, NAME, f"{folder}_{name}"],
-        ["predict", *weights, *pictures, *options, "--output", f"{folder}_{name}"],
+        ["predict", *weights, *images, *options, "--output", f"{folder}_{name}"],
     ]
 
 
@@ -105,18 +105,18 @@ def _assert_same_tests(name):
 def _assert_same_predictions(name):
     """Compare tables and codes of a prediction."""
     found, wanted = (rows(f"{folder}_{name}/predictions.csv") for folder in ("two", "one"))
-    assert [row["name"] for row in found] == [row["name"] for row in wanted] == list(PICTURES)
+    assert [row["name"] for row in found] == [row["name"] for row in wanted] == list(IMAGES)
     for row, other in zip(found, wanted, strict=True):
         assert float(row["psnr"]) == pytest.approx(float(other["psnr"]), abs=2e-3)
-    for picture in PICTURES:
-        latents, others = (read_code(f"{folder}_{name}/{picture}.safetensors").latents for folder in ("two", "one"))
+    for image in IMAGES:
+        latents, others = (read_code(f"{folder}_{name}/{image}.safetensors").latents for folder in ("two", "one"))
         torch.testing.assert_close(latents, others, rtol=0, atol=1e-5)
 
 
 def _assert_same(names, tmp_path, monkeypatch):
     """Do all with one process and with two, and compare."""
     monkeypatch.chdir(tmp_path)
-    _write_pictures()
+    _write_images()
     for name in names:
         for command in _commands(name, "one"):
             run(*command)
@@ -137,7 +137,7 @@ def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
 def test_two_processes_in_bfloat16_do_what_one_does(tmp_path, monkeypatch):
     """Up to rounding: of gradients, which are added up in another order; what adapts to one instance is the same."""
     monkeypatch.chdir(tmp_path)
-    _write_pictures()
+    _write_images()
     for command in _commands("meta_ipc", "one", *BF16):
         run(*command)
     _run_two(_commands("meta_ipc", "two", *BF16, *TWO), tmp_path)

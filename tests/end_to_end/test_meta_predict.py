@@ -48,7 +48,7 @@ def _build(kind="MetaIPC", shape=(3, 8, 8), **changes):
 
 
 def _noise(*shape):
-    """Return a picture of noise."""
+    """Return an image of noise."""
     return torch.randint(0, 256, shape, dtype=torch.uint8)
 
 
@@ -65,7 +65,7 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
-def test_the_code_of_a_picture_is_what_the_inner_loop_finds(kind, mode):
+def test_the_code_of_a_image_is_what_the_inner_loop_finds(kind, mode):
     composer, pixels = _build(kind), _noise(3, 8, 8)
     with mode():
         code = encode(composer, pixels)
@@ -97,7 +97,7 @@ def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
     assert error(refined) < error(encode(composer, square))
 
 
-def test_padding_of_a_clip_is_not_adapted_to():
+def test_padding_of_a_recording_is_not_adapted_to():
     composer, values = _build(shape=(1, 40)), torch.rand(1, 25)
     code = sound.encode(composer, values, rate=20)
     assert code.facts["inner steps"] == "2"
@@ -143,10 +143,10 @@ def test_a_tokenizer_states_the_size_first(tiny_ipc):
 @pytest.mark.parametrize(
     ("shape", "asked_for", "message"),
     [
-        ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour pictures"),
-        ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour pictures"),
+        ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour images"),
+        ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour images"),
         ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not sound of a known length"),
-        (None, input_size, "MetaIPC does not say which pictures it takes: it has no tokenizer and no signal_shape"),
+        (None, input_size, "MetaIPC does not say which images it takes: it has no tokenizer and no signal_shape"),
         (None, sound.input_shape, "MetaIPC does not say which sound it takes"),
     ],
 )
@@ -165,7 +165,7 @@ def _expanded(steps, **model):
     config = Namespace(size=None, scale=None, steps=steps)
     config.trainer = Namespace(callbacks=[writer])
     config.model = Namespace(class_path="composers.MetaIPC", init_args=Namespace(model))
-    config.data = Namespace(class_path="datamodules.PictureFiles", init_args=Namespace(pictures=[]))
+    config.data = Namespace(class_path="datamodules.ImageFiles", init_args=Namespace(images=[]))
     expand_shortcuts(config)
     return config.model.init_args
 
@@ -193,10 +193,10 @@ def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
     data = Namespace(init_args=Namespace(signal_shape=None, **given))
     state_signal(model, data)
     assert data.init_args.signal_shape == [3, 3, 8, 8]
-    pictures = Namespace(init_args=Namespace(signal_shape=None, pictures=[]))
+    images = Namespace(init_args=Namespace(signal_shape=None, images=[]))
     arguments = Namespace(inner_loop=None, signal_shape=[3, 8, 8])
-    state_signal(Namespace(class_path="composers.MetaIPC", init_args=arguments), pictures)
-    assert pictures.init_args.signal_shape == [3, 8, 8]
+    state_signal(Namespace(class_path="composers.MetaIPC", init_args=arguments), images)
+    assert images.init_args.signal_shape == [3, 8, 8]
     tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[1, 3, 8, 8]))
     hypernetwork = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(tokenizer=tokenizer))
     data = Namespace(init_args=Namespace(signal_shape=None, **given))
@@ -231,9 +231,9 @@ def test_a_meta_learned_model_stands_beside(saved, tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
-    pictures = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
+    images = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
     settings = StudySettings(num_units=2, num_rows=2, size=4, crops=2)
-    subject = Subject(kind, _build(kind), pictures, 1, settings)
+    subject = Subject(kind, _build(kind), images, 1, settings)
     assert subject.size == 8
     assert [layer.maps.shape for layer in subject.layers()] == [(2, 2, 4, 4)] * 2
     assert subject.shares[1] > 0

@@ -16,7 +16,7 @@ import composers
 from composers.codes import read_code
 from composers.metrics import psnr_of_mse
 from datamodules import SamplePhotos
-from datamodules.audio.sample_speech import HELD_OUT_CLIPS, SPEECH
+from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH
 from datamodules.domain import Domain, Grid
 from datamodules.images import sample_photos as samples
 from modalities.images import encode
@@ -30,7 +30,7 @@ BF16 = ("--trainer.precision", "bf16-mixed")
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder, with the pictures that the program has already scaled."""
+    """Work in an empty folder, with the images that the program has already scaled."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(samples, "_scaled", program._scaled_once)
 
@@ -53,8 +53,8 @@ def chairs(tmp_path_factory):
     return folder, min((folder / "data" / "sample_objects").glob("*/chairs/*"))
 
 
-def _picture(path, rows=24, columns=40):
-    """Write a picture of noise."""
+def _image(path, rows=24, columns=40):
+    """Write an image of noise."""
     pixels = torch.randint(0, 256, (rows, columns, 3), dtype=torch.uint8).numpy()
     Image.fromarray(pixels).save(path)
 
@@ -106,7 +106,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(photos):
 
 
 def test_prediction_takes_the_inner_steps_that_are_asked_for(photos):
-    _picture("noise.png")
+    _image("noise.png")
     path = photos / CHECKPOINT.format("meta_ipc", "last")
     common = ["predict", "--ckpt_path", path, "--images", "noise.png"]
     run(*common, "--steps", 5, "--output", "whole")
@@ -132,7 +132,7 @@ def test_scenes_adapt_to_what_they_look_at_and_are_judged_on_the_rest(chairs):
         shutil.copytree(scene, name)
         if frame is not None:
             described = json.loads((scene / "transforms.json").read_text())["frames"][frame]
-            _picture(f"{name}/{described['file_path'].rsplit('/', 1)[-1].removesuffix('.png')}.png", 16, 16)
+            _image(f"{name}/{described['file_path'].rsplit('/', 1)[-1].removesuffix('.png')}.png", 16, 16)
     weights = ["--ckpt_path", folder / CHECKPOINT.format("meta_objects", "last")]
     names = ("as_it_is", "another_query", "another_support")
     run("predict", *weights, "--views", *names, "--frames", 2, "--steps", 4, "--support", 0, 3)
@@ -155,9 +155,9 @@ def test_a_loop_that_diverges_is_named(step):
     assert {"first": "after 1 step", "later": "after 0 steps"}[step] in message
     assert "inner_loop.lr" in message
     assert len(message.strip().splitlines()) == 2  # the message, and how to see a traceback
-    pictures = SamplePhotos(size=16, scales=[1.0])
-    pictures.setup("fit")
-    names = [pictures.val_set[0].name] if step == "first" else [name for name, _ in pictures.train_set.pictures]
+    images = SamplePhotos(size=16, scales=[1.0])
+    images.setup("fit")
+    names = [images.val_set[0].name] if step == "first" else [name for name, _ in images.train_set.images]
     assert any(name in message for name in names)
 
 
@@ -184,7 +184,7 @@ def test_every_method_goes_through_the_program(name, precision):
     if precision == "32-true":
         run("fit", *tiny(name), *keep_every(2), NAME, "rest", "--ckpt_path", CHECKPOINT.format(name, "step-2"))
         assert_same(checkpoint("runs/rest/version_0")["state_dict"], weights)
-    _picture("noise.png")
+    _image("noise.png")
     run("predict", "--ckpt_path", CHECKPOINT.format(name, "last"), "--images", "noise.png", *mode)
     [row] = rows("predictions/predictions.csv")
     assert row["inner steps"] == str(STEPS[name])
@@ -198,9 +198,9 @@ def test_speech_goes_through_the_program(mode):
     instances = _evaluate("meta_speech", *mode)
     curve = _curve(instances, (0, 2, 4))
     assert curve == sorted(curve)
-    clip = SPEECH / f"{HELD_OUT_CLIPS[0]}.flac"
+    recording = SPEECH / f"{HELD_OUT_RECORDINGS[0]}.flac"
     weights = ["--ckpt_path", CHECKPOINT.format("meta_speech", "last")]
-    run("predict", *weights, "--audio", clip, "--rate", 8000, "--steps", 3, *mode)
+    run("predict", *weights, "--audio", recording, "--rate", 8000, "--steps", 3, *mode)
     [row] = rows("predictions/predictions.csv")
     assert row["inner steps"] == "3"
     assert int(row["tiles"]) > 1

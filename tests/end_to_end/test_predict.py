@@ -13,7 +13,7 @@ from program import REPOSITORY, asked, refused, rows, run, run_process, tiny
 import composers
 from composers.codes import decode, read_code
 from composers.inference.refinement import Refinement
-from datamodules.storage.images import cut, read_picture
+from datamodules.storage.images import cut, read_image
 from datamodules.tiles import boxes, whole
 from modalities.images import encode, render
 from tools import codes as codes
@@ -23,7 +23,7 @@ OPTIONS = ("images", "output", "size", "scale", "tile", "tile_size", "steps")
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder with two pictures."""
+    """Work in an empty folder with two images."""
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     for name, shape in (("wide", (18, 40)), ("tall", (25, 12))):
@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 
 def _levels(path):
-    """Return the levels of a picture as floating point."""
+    """Return the levels of an image as floating point."""
     return np.asarray(Image.open(path)).astype(float)
 
 
@@ -52,7 +52,7 @@ def _psnr(seen, true, peak=255):
 
 
 @pytest.mark.parametrize("kind", ["ipc", "transinr"])
-def test_one_picture(trained, kind):
+def test_one_image(trained, kind):
     printed = run("predict", "--images", "wide.png", "--ckpt_path", trained[kind])
     assert {path.name for path in Path("predictions").iterdir()} == {
         "wide.png",
@@ -69,7 +69,7 @@ def test_one_picture(trained, kind):
     [row] = rows("predictions/predictions.csv")
     assert float(row["psnr"]) == pytest.approx(_psnr(seen, true), abs=6e-4)
     assert (row["name"], row["rows"], row["columns"], row["tiles"]) == ("wide", "18", "40", "1")
-    squeezed = cut(read_picture("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
+    squeezed = cut(read_image("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
     for key, steps in (("psnr predicted", 0), ("psnr refined", 3)):
         code = encode(composer, "wide.png", refinement=Refinement(steps, composer.refinement.optimizer))
         field = torch.cat(list(decode(composer, code, (16, 16)))).double().numpy()
@@ -79,7 +79,7 @@ def test_one_picture(trained, kind):
 
 
 @pytest.mark.slow
-def test_a_folder_with_bad_pictures(trained):
+def test_a_folder_with_bad_images(trained):
     Path("in/sub").mkdir(parents=True)
     shutil.move("wide.png", "in/sub/wide [red].png")
     shutil.move("tall.png", "in/tall.png")
@@ -93,7 +93,7 @@ def test_a_folder_with_bad_pictures(trained):
         assert _levels("in/out/tall.png").shape == (12, 6, 3)
         assert _levels("in/out/tall.error.png").shape == (25, 12, 3)
         assert "Skipped 2:" in printed
-        assert "in/text.jpg is no picture" in printed
+        assert "in/text.jpg is no image" in printed
         assert "in/empty.png is empty" in printed
         assert "[red]" in printed
 
@@ -128,9 +128,9 @@ def test_tiles(trained):
 def test_two_processes(trained, tmp_path):
     for index in range(2):
         Image.new("RGB", (9, 9), (index * 90, 0, 0)).save(f"extra{index}.png")
-    pictures = ["wide.png", "tall.png", "extra0.png", "extra1.png", "text.jpg"]
+    images = ["wide.png", "tall.png", "extra0.png", "extra1.png", "text.jpg"]
     Path("text.jpg").write_text("hello")
-    given = ["--images", *pictures, "--tile", "--tile_size", 9, "--ckpt_path", trained["ipc"], "--data.batch_size", 2]
+    given = ["--images", *images, "--tile", "--tile_size", 9, "--ckpt_path", trained["ipc"], "--data.batch_size", 2]
     run("predict", *given, "--output", "one")
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
     printed = run_process("predict", *given, "--output", "two", *two, cwd=tmp_path)
@@ -145,13 +145,13 @@ def test_two_processes(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_mistakes_with_pictures(trained):
+def test_mistakes_with_images(trained):
     weights = ["--ckpt_path", trained["ipc"]]
     Path("text.jpg").write_text("hello")
     Path("in").mkdir()
     message = refused("predict", "--images", "text.jpg", "in", *weights)
-    assert "No picture to predict from in text.jpg, in" in message
-    assert "text.jpg is no picture" in message
+    assert "No image to predict from in text.jpg, in" in message
+    assert "text.jpg is no image" in message
     assert "in nothing" in refused("predict", *weights)
     assert "add --tile" in refused("predict", "--images", "wide.png", *weights, "--tile_size", 9)
     message = refused("predict", "--images", "wide.png", *weights, "--size", 9, "--scale", 2)
@@ -181,7 +181,7 @@ def test_mistakes_with_checkpoints(trained):
     torch.save(content, "bare.ckpt")
     refused("predict", *given, "bare.ckpt")
     message = refused("predict", *given, trained["ipc"], *tiny("ipc"))
-    assert "--images serves datamodules.PictureFiles" in message
+    assert "--images serves datamodules.ImageFiles" in message
     assert "leave the config out" in message
 
 
@@ -210,14 +210,14 @@ def _codes_refused(*args):
 
 @pytest.fixture
 def encoded(trained):
-    """Return the codes of both pictures, encoded in Python."""
+    """Return the codes of both images, encoded in Python."""
     composer = composers.load(trained["ipc"])
     for name in ("wide", "tall"):
         encode(composer, f"{name}.png").save(f"{name}.safetensors")
     return composer
 
 
-def test_codes_are_rendered_without_their_picture(encoded, trained, capsys):
+def test_codes_are_rendered_without_their_image(encoded, trained, capsys):
     Path("wide.png").unlink()
     given = ["wide.safetensors", "--checkpoint", trained["ipc"]]
     assert "wide.18x40.png: 18 x 40 pixels" in _codes(capsys, "render", *given)
@@ -229,7 +229,7 @@ def test_codes_are_rendered_without_their_picture(encoded, trained, capsys):
 
 
 def _levels_of(composer, size):
-    """Return the levels of the wide picture's code at a size."""
+    """Return the levels of the wide image's code at a size."""
     return np.asarray(render(composer, read_code("wide.safetensors"), size)).astype(float)
 
 
@@ -272,7 +272,7 @@ def test_mistakes_with_codes(encoded, trained, capsys):
         assert "is no size: give pixels of the longer side, or ROWSxCOLUMNS" in capsys.readouterr().err
 
 
-def test_the_pictures_of_a_data_set_are_predicted_too(trained):
+def test_the_images_of_a_data_set_are_predicted_too(trained):
     config = REPOSITORY / "configs" / "data" / "sample_photos.yaml"
     args = ["--config", config, "--data.init_args.size", 16, "--data.init_args.eval_batch_size", 3, "--steps", 1]
     run("predict", "--ckpt_path", trained["ipc"], *args, "--trainer.limit_predict_batches", 1)

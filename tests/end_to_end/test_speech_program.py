@@ -5,7 +5,7 @@ import soundfile
 import torch
 from program import NAME, TESTS, checkpoint, column, rows, run, run_process
 
-from datamodules.audio.sample_speech import HELD_OUT_CLIPS, SPEECH
+from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH
 
 TINY = ["--config", str(TESTS / "configs" / "tiny_speech.yaml")]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
@@ -32,16 +32,16 @@ def test_fit_validate_test_and_predict(tmp_path):
     printed = run("test", *TINY, *weights)
     assert "Mean over 12 instances" in printed
     instances = rows("runs/unnamed/version_2/test_instances.csv")
-    assert {row["name"].rpartition("-")[0] for row in instances} == set(HELD_OUT_CLIPS)
+    assert {row["name"].rpartition("-")[0] for row in instances} == set(HELD_OUT_RECORDINGS)
     for row in instances:
         assert float(row["psnr@2"]) > float(row["psnr@0"])
         assert set(METRICS) == {key.partition("@")[0] for key in row} - {"name"}
     assert (tmp_path / "runs/unnamed/version_2/gallery.png").stat().st_size > 10_000
-    clip = SPEECH / f"{HELD_OUT_CLIPS[0]}.flac"
-    run("predict", *weights, "--audio", clip, "--rate", 8000)
-    written = soundfile.info(f"predictions/{HELD_OUT_CLIPS[0]}.wav")
+    recording = SPEECH / f"{HELD_OUT_RECORDINGS[0]}.flac"
+    run("predict", *weights, "--audio", recording, "--rate", 8000)
+    written = soundfile.info(f"predictions/{HELD_OUT_RECORDINGS[0]}.wav")
     assert written.samplerate == 8000
-    assert abs(written.frames - soundfile.info(clip).frames / 2) <= 1
+    assert abs(written.frames - soundfile.info(recording).frames / 2) <= 1
 
 
 @pytest.mark.slow
@@ -60,9 +60,9 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert [row["name"] for row in found] == [row["name"] for row in wanted]
     for row, other in zip(found, wanted, strict=True):
         assert all(float(row[key]) == pytest.approx(float(other[key]), abs=1e-3) for key in row.keys() - {"name"})
-    clips = [SPEECH / f"{name}.flac" for name in HELD_OUT_CLIPS[:2]]
-    run("predict", *weights, "--audio", *clips, "--output", "alone")
-    run_process("predict", *weights, "--audio", *clips, "--output", "both", *TWO[:2], cwd=tmp_path)
-    for name in HELD_OUT_CLIPS[:2]:
+    recordings = [SPEECH / f"{name}.flac" for name in HELD_OUT_RECORDINGS[:2]]
+    run("predict", *weights, "--audio", *recordings, "--output", "alone")
+    run_process("predict", *weights, "--audio", *recordings, "--output", "both", *TWO[:2], cwd=tmp_path)
+    for name in HELD_OUT_RECORDINGS[:2]:
         alone, both = (torch.from_numpy(soundfile.read(f"{folder}/{name}.wav")[0]) for folder in ("alone", "both"))
         assert (alone - both).abs().max() < 1e-3

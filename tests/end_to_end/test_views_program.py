@@ -48,9 +48,9 @@ def test_fit_validate_test_and_predict(tmp_path):
     run("predict", *weights, "--views", scene, "--frames", 3)
     [row] = rows("predictions/predictions.csv")
     assert row["name"] == CHAIRS["test"][0]
-    with Image.open(f"predictions/{row['name']}.gif") as film:
-        assert film.n_frames == 3
-        assert film.width > film.height  # colour beside depth
+    with Image.open(f"predictions/{row['name']}.gif") as video:
+        assert video.n_frames == 3
+        assert video.width > video.height  # colour beside depth
 
 
 @pytest.mark.slow

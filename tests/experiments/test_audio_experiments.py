@@ -1,4 +1,4 @@
-"""The published experiments on speech: every hyper-parameter typed here, the overlay of sound, one step at full size."""
+"""The published experiments on speech: every hyper-parameter typed here, the overlay of audio, one step at full size."""
 
 import importlib.util
 from pathlib import Path
@@ -54,7 +54,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def _overlaid(composer, samples):
-    """Return a composer with one block as the overlay of sound makes it, for signals of so many samples."""
+    """Return a composer with one block as the overlay of audio makes it, for signals of so many samples."""
     bases = (f"composers/{composer}.yaml", "modalities/audio.yaml", "modalities/audio_tokens.yaml")
     lines = [f"_base_: [{', '.join(str(CONFIGS / base) for base in bases)}]"]
     lines += [f"data: {{class_path: {Hum.__module__}.Hum, init_args: {{samples: {samples}}}}}"]
@@ -182,7 +182,7 @@ def test_every_experiment_says_what_it_costs():
         for part in (
             "docs/experiments.md",
             "M parameters",
-            "1.78 M steps of 16 clips",
+            "1.78 M steps of 16 recordings",
             "TFLOP each",
             "EFLOP in all",
             "Disk:",
@@ -240,7 +240,7 @@ def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
     [psnr], [silence], [over_silence], [distance] = measured.values()
     assert silence == pytest.approx(20, abs=0.1)  # of noise of 0.1
     assert over_silence == pytest.approx(psnr - silence, abs=1e-4)
-    assert -40 < over_silence < 1  # of a network that has heard one clip
+    assert -40 < over_silence < 1  # of a network that has heard one recording
     assert 0 < distance < 100
     saved = checkpoint(folder)
     trained, moments = saved["state_dict"], saved["optimizer_states"][0]["state"]

@@ -14,7 +14,7 @@ from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
 CONFIGS = REPOSITORY / "configs"
-# Sizes that make the data of a YAML fit the patches of every composer, which are those of pictures of 178 pixels.
+# Sizes that make the data of a YAML fit the patches of every composer, which are those of images of 178 pixels.
 FITTING = {"sample_photos": ["--data.init_args.size", 178]}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa")  # in names of experiments

@@ -66,7 +66,7 @@ def test_hyper_parameters_are_the_published_ones(name):
 
 
 def _check_model(model, modulated_layers, highest, patch, padding):
-    """Compare the arguments of a composer with what is common to all published experiments on pictures."""
+    """Compare the arguments of a composer with what is common to all published experiments on images."""
     inr = model["inr"]["init_args"]
     assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 5, modulated_layers)
     assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (True, 0.5, None)
@@ -144,7 +144,7 @@ def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
     folder = tmp_path / "runs" / name / "version_0"
     [loss], [psnr] = (column(folder / "metrics.csv", key) for key in ("train/loss", "val/psnr"))
     assert 0 < loss < 1
-    assert -20 < psnr < 30  # of a network that has seen one picture
+    assert -20 < psnr < 30  # of a network that has seen one image
     saved = checkpoint(folder)
     trained, moments = saved["state_dict"], saved["optimizer_states"][0]["state"]
     assert saved["global_step"] == 1

@@ -133,7 +133,7 @@ def test_the_original_on_views_is_as_its_authors_have_it():
     assert model["renderer"]["init_args"]["samples_per_ray"] == 128
 
 
-def test_the_original_on_pictures_is_as_its_authors_have_it():
+def test_the_original_on_images_is_as_its_authors_have_it():
     config = _parsed("celeba178_learned_init_siren")
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     assert (trainer["max_steps"], trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (150_000, None, None)

@@ -1,4 +1,4 @@
-"""Numbers per clip of sound against loops, closed forms and torchmetrics."""
+"""Numbers per recording of audio against loops, closed forms and torchmetrics."""
 
 import importlib.machinery
 import math
@@ -14,7 +14,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from composers.metrics import PSNR
 from datamodules.batch import Samples
-from modalities import audio_metrics as sound_metrics
+from modalities import audio_metrics as audio_metrics_of
 from modalities.audio_metrics import PESQ, SISDR, STOI, LogSpectralDistance, OverSilence, Silence
 
 
@@ -181,7 +181,7 @@ def test_a_sine_of_amplitude_1_has_a_level_of_0_db():
 
 
 @pytest.mark.parametrize("length", [1, 37, 384, 385, 1000])
-def test_a_padded_clip_is_as_far_as_the_clip_alone(length):
+def test_a_padded_recording_is_as_far_as_the_recording_alone(length):
     prediction, target = _sound(1, 1000, lengths=[length])
     alone = _measure(LogSpectralDistance(), prediction[:, :length], _samples(target.values[:, :length]))
     _assert_close(_measure(LogSpectralDistance(), prediction, target), alone, atol=1e-4)
@@ -263,7 +263,7 @@ def test_silence_and_what_cannot_be_heard_have_no_number(monkeypatch):
 
 @pytest.mark.parametrize(("metric", "package"), [(STOI, "pystoi"), (PESQ, "pesq")])
 def test_a_missing_package_is_named_at_construction(metric, package, monkeypatch):
-    monkeypatch.setattr(sound_metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(audio_metrics_of.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=f"^{metric.__name__} needs the package {package}.*pip install {package},"
     ) as told:
@@ -336,7 +336,7 @@ def test_instances_do_not_mix_and_keep_their_order(listeners):
         _assert_close(_measure(metric, prediction[order], moved), numbers[order], atol=1e-4)
 
 
-def test_where_the_order_of_samples_counts_only_whole_clips_have_a_number(listeners):
+def test_where_the_order_of_samples_counts_only_whole_recordings_have_a_number(listeners):
     prediction, target = _sound()
     for metric in _all(listeners):
         needs_order = not isinstance(metric, (SISDR, Silence))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modalities.drawing import Waveform
-from modalities.spectrogram import draw, figure_picture, levels
+from modalities.spectrogram import draw, figure_image, levels
 
 
 def _tone(hertz, rate=8000, seconds=0.5, amplitude=0.5):
@@ -34,7 +34,7 @@ def test_a_click_is_where_it_was():
     assert found.decibels.shape[1] == 251
 
 
-def test_channels_are_mixed_and_long_clips_are_thinned():
+def test_channels_are_mixed_and_long_recordings_are_thinned():
     tone = _tone(1000)
     both = torch.cat([tone, torch.zeros_like(tone)])
     assert float(levels(both, 8000).decibels.max()) == pytest.approx(float(levels(tone / 2, 8000).decibels.max()))
@@ -56,7 +56,7 @@ def test_low_frequencies_are_below_and_time_runs_to_the_right():
     low, later = _tone(500), _tone(3000)
     later[:, :2000] = 0  # the second half only
     figure = draw([[Waveform("low", low, 8000)], [Waveform("later", later, 8000)]])
-    image = figure_picture(figure)
+    image = figure_image(figure)
     first, second, _ = figure.axes
     rows = _pixels(first, image).mean(1)
     assert rows.argmax() / len(rows) == pytest.approx(1 - 500 / 4000, abs=0.03)

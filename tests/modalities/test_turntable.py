@@ -1,4 +1,4 @@
-"""Films around an object whose field is known in closed form: up, handedness, depth, and the files themselves."""
+"""Videos around an object whose field is known in closed form: up, handedness, depth, and the files themselves."""
 
 import importlib.util
 import math
@@ -14,9 +14,9 @@ from PIL import Image
 from composers.rendering import LightFieldRenderer, PointRenderer, VolumeRenderer
 from datamodules.batch import Views
 from datamodules.cameras import look_at, orbit
-from modalities import turntable as films
+from modalities import turntable as videos
 from modalities.turntable import Camera, beside, encoder, orbit_frames, write_gif, write_mp4
-from modalities.view_rendering import Seen, depth_ends, depth_picture, depth_pictures, depth_range, look
+from modalities.view_rendering import Seen, depth_ends, depth_image, depth_images, depth_range, look
 
 CAMERA = Camera((32, 48), (48.0, 48.0), 4.0)
 
@@ -79,7 +79,7 @@ def test_memory_changes_nothing():
 def test_colours_of_depth():
     """Near is yellow, far is violet, nothing is white, and half of something is between it and white."""
     depth, opacity = torch.tensor([2.0, 6.0, 4.0, 2.0]), torch.tensor([1.0, 1.0, 0.0, 0.5])
-    near, far, nothing, half = _array(depth_picture(Seen(torch.zeros(4, 3), depth, opacity), (1, 4), (2.0, 6.0)))[0]
+    near, far, nothing, half = _array(depth_image(Seen(torch.zeros(4, 3), depth, opacity), (1, 4), (2.0, 6.0)))[0]
     assert near.tolist() == pytest.approx([253, 231, 37], abs=1)
     assert far.tolist() == pytest.approx([68, 1, 84], abs=1)
     assert nothing.tolist() == [255] * 3
@@ -96,9 +96,9 @@ def test_the_scale_of_depth_is_that_of_what_is_met():
     assert depth_ends([second]) == (0, 1)
     near, far = depth_ends([Seen(first.colours, torch.full((101,), 3.0), opacity)])
     assert far > near == 3
-    pictures = depth_pictures([first, Seen(first.colours, depth + 1, opacity)], (1, 101))
-    assert _array(pictures[0])[0, -1] == pytest.approx(_array(pictures[1])[0, 0], abs=4)
-    assert depth_pictures([Seen(first.colours, None, None)], (1, 101)) == [None]
+    images = depth_images([first, Seen(first.colours, depth + 1, opacity)], (1, 101))
+    assert _array(images[0])[0, -1] == pytest.approx(_array(images[1])[0, 0], abs=4)
+    assert depth_images([Seen(first.colours, None, None)], (1, 101)) == [None]
 
 
 def test_an_orbit_is_what_its_cameras_see():
@@ -136,7 +136,7 @@ def test_the_camera_of_views():
     assert Camera.of(views, 80) == Camera((40, 80), (120.0, 140.0), 4.0)
 
 
-def _film(count=6, size=(31, 20)):
+def _video(count=6, size=(31, 20)):
     """Return frames: a red square that moves to the right over white."""
     frames = [Image.new("RGB", size, "white") for _ in range(count)]
     for index, frame in enumerate(frames):
@@ -144,14 +144,14 @@ def _film(count=6, size=(31, 20)):
     return frames
 
 
-def test_a_gif_is_the_film(tmp_path):
+def test_a_gif_is_the_video(tmp_path):
     frames = [beside(pair) for pair in orbit_frames(Balls(), radius_of(0.8), CAMERA, count=6)]
     write_gif(frames, tmp_path / "new" / "ball.gif", seconds=1.5)
-    with Image.open(tmp_path / "new" / "ball.gif") as film:
-        assert (film.n_frames, film.info["loop"], film.info["duration"]) == (6, 0, 250)
+    with Image.open(tmp_path / "new" / "ball.gif") as video:
+        assert (video.n_frames, video.info["loop"], video.info["duration"]) == (6, 0, 250)
         for index, frame in enumerate(frames):
-            film.seek(index)
-            found = _array(film.convert("RGB"))
+            video.seek(index)
+            found = _array(video.convert("RGB"))
             assert np.abs(found - _array(frame)).mean() < 1.5
             white = (_array(frame) == 255).all(-1)
             assert (found[white] == 255).all()
@@ -159,21 +159,21 @@ def test_a_gif_is_the_film(tmp_path):
 
 
 def test_few_colours_survive_a_gif(tmp_path):
-    write_gif(_film(), tmp_path / "film.gif", seconds=0.01)
-    with Image.open(tmp_path / "film.gif") as film:
-        assert film.info["duration"] == 20
-        for index, frame in enumerate(_film()):
-            film.seek(index)
-            assert np.array_equal(_array(film.convert("RGB")), _array(frame))
+    write_gif(_video(), tmp_path / "video.gif", seconds=0.01)
+    with Image.open(tmp_path / "video.gif") as video:
+        assert video.info["duration"] == 20
+        for index, frame in enumerate(_video()):
+            video.seek(index)
+            assert np.array_equal(_array(video.convert("RGB")), _array(frame))
 
 
 @pytest.mark.skipif(encoder() is None, reason="there is no encoder")
-def test_an_mp4_is_the_film(tmp_path):
-    write_mp4(_film(), tmp_path / "film.mp4", seconds=2)
-    command = [encoder(), "-v", "error", "-i", tmp_path / "film.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+def test_an_mp4_is_the_video(tmp_path):
+    write_mp4(_video(), tmp_path / "video.mp4", seconds=2)
+    command = [encoder(), "-v", "error", "-i", tmp_path / "video.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, capture_output=True, check=True).stdout
     found = np.frombuffer(raw, np.uint8).reshape(6, 20, 32, 3)[:, :, :31].astype(float)
-    assert np.abs(found - np.stack([_array(frame) for frame in _film()])).mean() < 12
+    assert np.abs(found - np.stack([_array(frame) for frame in _video()])).mean() < 12
 
 
 def test_the_command_of_an_mp4(tmp_path, monkeypatch):
@@ -181,24 +181,24 @@ def test_the_command_of_an_mp4(tmp_path, monkeypatch):
     fake = tmp_path / "ffmpeg"
     fake.write_text('#!/bin/sh\nfor last; do :; done\necho "$@" > "$0.args"\ncat > "$last"\n')
     fake.chmod(0o755)
-    monkeypatch.setattr(films, "encoder", lambda: str(fake))
-    write_mp4(_film(), tmp_path / "film.mp4", seconds=2)
-    assert (tmp_path / "film.mp4").read_bytes() == b"".join(frame.tobytes() for frame in _film())
+    monkeypatch.setattr(videos, "encoder", lambda: str(fake))
+    write_mp4(_video(), tmp_path / "video.mp4", seconds=2)
+    assert (tmp_path / "video.mp4").read_bytes() == b"".join(frame.tobytes() for frame in _video())
     said = (tmp_path / "ffmpeg.args").read_text()
     assert "-f rawvideo -pix_fmt rgb24 -s 31x20 -r 3.000000 -i -" in said
     fake.write_text("#!/bin/sh\necho first >&2\necho Unknown encoder libx264 >&2\nexit 1\n")
     with pytest.raises(ValueError, match=r"could not write .*other.mp4: Unknown encoder libx264\. Leave MP4 out"):
-        write_mp4(_film(), tmp_path / "other.mp4", seconds=2)
+        write_mp4(_video(), tmp_path / "other.mp4", seconds=2)
     assert not list(tmp_path.glob("other*"))
 
 
 def test_where_an_encoder_is_looked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(films.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(videos.shutil, "which", lambda name: f"/bin/{name}")
     assert encoder() == "/bin/ffmpeg"
-    monkeypatch.setattr(films.shutil, "which", lambda name: None)
+    monkeypatch.setattr(videos.shutil, "which", lambda name: None)
     assert encoder() is None
     with pytest.raises(
-        ValueError, match=r"There is no encoder to write .*film\.mp4: for MP4, pip install imageio-ffmpeg"
+        ValueError, match=r"There is no encoder to write .*video\.mp4: for MP4, pip install imageio-ffmpeg"
     ):
-        write_mp4(_film(), tmp_path / "film.mp4", seconds=2)
+        write_mp4(_video(), tmp_path / "video.mp4", seconds=2)

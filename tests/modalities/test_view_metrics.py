@@ -143,7 +143,7 @@ def test_lpips_without_its_parts_says_what_is_missing(monkeypatch, tmp_path):
 
 
 def test_lpips_is_the_mean_over_views(monkeypatch, tmp_path):
-    """By a distance that stands for the network: clipped values arrive as pictures, in [0, 1]."""
+    """By a distance that stands for the network: clipped values arrive as images, in [0, 1]."""
 
     class Distance(torch.nn.Module):
         def forward(self, seen, true, normalize):

@@ -1,4 +1,4 @@
-"""What copying a training object reaches, against a loop over pictures written out."""
+"""What copying a training object reaches, against a loop over images written out."""
 
 import math
 
@@ -32,7 +32,7 @@ def _psnr(one, other):
 def test_the_nearest_from_the_support_view_is_copied_from_the_query_view(capsys):
     found = copying.main(["--config", str(TESTS / "configs" / "tiny_objects.yaml")])
     data = _data()
-    objects = [[read_view(path) for path in scene.pictures] for scene in data.train_set.scenes]
+    objects = [[read_view(path) for path in scene.images] for scene in data.train_set.scenes]
     white, copied, best = [], [], []
     for item in data.test_set:
         frames = [

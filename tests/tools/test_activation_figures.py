@@ -17,7 +17,7 @@ from composers.encoders import Patches
 from composers.inference.refinement import Refinement
 from composers.networks import FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Samples
-from datamodules.storage.images import picture_files
+from datamodules.storage.images import image_files
 from modalities.images import square_codes, square_samples
 from tools.activations import (
     StudySettings,
@@ -30,10 +30,10 @@ from tools.activations import (
     unit_costs,
 )
 from tools.activations.__main__ import main
+from tools.activations.images import crops, fitted, read_all
 from tools.activations.layers import Spread
 from tools.activations.maps import Scale
 from tools.activations.page import short
-from tools.activations.pictures import crops, fitted, read_all
 
 B, N = 3, 10
 
@@ -202,32 +202,32 @@ def test_codes_that_are_all_alike_have_no_components():
     assert not found.shares.any()
 
 
-# Pictures
+# Images
 
 
 def test_the_square_is_the_largest_centred_one():
-    picture = torch.zeros(3, 10, 40, dtype=torch.uint8)
-    picture[:, :, 15:25] = 200
-    assert torch.equal(fitted(picture, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
-    assert torch.equal(fitted(picture.mT, 5), torch.full((3, 5, 5), 200, dtype=torch.uint8))
+    image = torch.zeros(3, 10, 40, dtype=torch.uint8)
+    image[:, :, 15:25] = 200
+    assert torch.equal(fitted(image, 10), torch.full((3, 10, 10), 200, dtype=torch.uint8))
+    assert torch.equal(fitted(image.mT, 5), torch.full((3, 5, 5), 200, dtype=torch.uint8))
 
 
 def test_crops_are_spread_from_corner_to_corner():
-    picture = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
-    cut = crops(picture, 8, 4)
+    image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    cut = crops(image, 8, 4)
     places = [(0, 0), (0, 8), (8, 0), (8, 8)]
     for crop, (top, left) in zip(cut, places, strict=True):
-        assert torch.equal(crop, picture[:, top : top + 8, left : left + 8])
-    assert torch.equal(crops(picture, 8, 1)[0], picture[:, 4:12, 4:12])
-    assert crops(picture, 8, 0) == []
-    wide = torch.cat([picture, picture + 7], dim=2)
+        assert torch.equal(crop, image[:, top : top + 8, left : left + 8])
+    assert torch.equal(crops(image, 8, 1)[0], image[:, 4:12, 4:12])
+    assert crops(image, 8, 0) == []
+    wide = torch.cat([image, image + 7], dim=2)
     assert torch.equal(crops(wide, 8, 2)[1], wide[:, 4:12, 24:32])
-    assert [crop.shape for crop in crops(picture, 5, 5)] == [(3, 5, 5)] * 5
-    assert crops(picture[:, :1, :1], 4, 2)[1].shape == (3, 4, 4)
+    assert [crop.shape for crop in crops(image, 5, 5)] == [(3, 5, 5)] * 5
+    assert crops(image[:, :1, :1], 4, 2)[1].shape == (3, 4, 4)
 
 
 def _save(path, size=(20, 14), seed=0):
-    """Write a random picture."""
+    """Write a random image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -236,14 +236,14 @@ def _save(path, size=(20, 14), seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a folder with three pictures, one of them in a folder of its own, and with what is none."""
+    """Return a folder with three images, one of them in a folder of its own, and with what is none."""
     for index, name in enumerate(("b.png", "a$^.png", "inner/c.PNG")):
         _save(tmp_path / "photos" / name, seed=index)
     for name in (".hidden.png", ".git/d.png"):
         _save(tmp_path / "photos" / name)
     _save(tmp_path / "photos" / "earlier" / "e.png")
     (tmp_path / "photos" / "earlier" / "predictions.csv").touch()
-    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
     (tmp_path / "photos" / "folder.png").mkdir()
     return tmp_path / "photos"
 
@@ -257,7 +257,7 @@ def test_a_folder_is_searched_and_what_cannot_be_read_is_told(folder):
     found, skipped = read_all([str(folder)])
     assert len(found) == 3
     assert len(skipped) == 1
-    assert skipped[0].startswith(f"Skipped: {folder / 'broken.jpg'} is no picture")
+    assert skipped[0].startswith(f"Skipped: {folder / 'broken.jpg'} is no image")
 
 
 def test_names_are_unique(folder):
@@ -269,15 +269,15 @@ def test_names_are_unique(folder):
 def test_files_of_a_folder_have_places_and_a_file_needs_no_ending(folder):
     (folder / "f.heic").touch()  # of a kind that is refused with the reason
     places = ["a$^.png", "b.png", "f.heic", "inner/c.PNG"]
-    assert picture_files(folder) == [(folder / place, Path(place)) for place in places]
-    assert picture_files(folder / "earlier") == [(folder / "earlier" / "e.png", Path("e.png"))]
-    assert picture_files(folder / "notes.txt") == [(folder / "notes.txt", Path("notes.txt"))]
+    assert image_files(folder) == [(folder / place, Path(place)) for place in places]
+    assert image_files(folder / "earlier") == [(folder / "earlier" / "e.png", Path("e.png"))]
+    assert image_files(folder / "notes.txt") == [(folder / "notes.txt", Path("notes.txt"))]
 
 
 # Models
 
 
-PICTURES = {
+IMAGES = {
     name: torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, 12, 20), dtype=np.uint8))
     for seed, name in enumerate("abcd")
 }
@@ -285,12 +285,12 @@ PICTURES = {
 
 @pytest.fixture
 def square_ipc(make_ipc):
-    """Return a tiny IPC for pictures of 8 x 8."""
+    """Return a tiny IPC for images of 8 x 8."""
     return make_ipc(tokenizer=Patches((3, 8, 8), patch_size=4)).eval()
 
 
 def _subject(composer, layer=1, **settings):
-    return Subject("ours", composer, PICTURES, layer, StudySettings(**{"num_units": 2, "size": 8} | settings))
+    return Subject("ours", composer, IMAGES, layer, StudySettings(**{"num_units": 2, "size": 8} | settings))
 
 
 def test_sizes_that_a_tokenizer_leaves_open_are_those_of_a_square(make_ipc, square_ipc, tiny_ipc):
@@ -298,14 +298,14 @@ def test_sizes_that_a_tokenizer_leaves_open_are_those_of_a_square(make_ipc, squa
     opened = Patches((3, -1, -1), patch_size=5, padding=1, num_tokens=16)
     assert _subject(make_ipc(tokenizer=opened)).size == 18
     for other in (tiny_ipc, make_ipc(tokenizer=Patches((3, -1, -1), patch_size=5, num_tokens=12))):
-        with pytest.raises(ValueError, match="not square colour pictures"):
+        with pytest.raises(ValueError, match="not square colour images"):
             _subject(other)
 
 
 @pytest.mark.parametrize(("coord_dim", "value_dim", "shape"), [(1, 1, (1, 24)), (2, 1, (1, 8, 8)), (3, 4, (3, 8, 8))])
 def test_models_of_other_signals_are_refused(make_ipc, make_inr, coord_dim, value_dim, shape):
     inr = make_inr(coord_dim=coord_dim, value_dim=value_dim)
-    with pytest.raises(ValueError, match=f"ours makes {value_dim} values at {coord_dim} coordinates, not pictures"):
+    with pytest.raises(ValueError, match=f"ours makes {value_dim} values at {coord_dim} coordinates, not images"):
         _subject(make_ipc(inr=inr, tokenizer=Patches(shape, patch_size=4)))
 
 
@@ -338,7 +338,7 @@ def test_units_shown_vary_most_and_are_the_costliest(square_ipc):
         assert layer.maps.shape == (2, 3, 8, 8)
     assert torch.equal(shown[0].maps[0], shown[0].maps[1])
     assert not torch.equal(shown[1].maps[0], shown[1].maps[1])
-    units, seen = subject.units(), square_samples(torch.stack(list(subject.pictures.values())))
+    units, seen = subject.units(), square_samples(torch.stack(list(subject.images.values())))
     mean = units.costs.mean(0)
     assert (mean[:-1] >= mean[1:]).all()
     _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
@@ -391,21 +391,21 @@ def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
     names = ["activations.png", "codes.csv", "codes.png", "components.csv", "layers.csv", "units.csv", "units.png"]
     assert sorted(path.name for path in output.iterdir()) == names
     for name in ("activations", "units", "codes"):
-        with Image.open(output / f"{name}.png") as sheet:
-            assert sheet.width == 1400  # 7 inches
-            assert sheet.info["dpi"] == pytest.approx((200, 200), abs=0.1)
-            assert np.asarray(sheet.convert("L")).std() > 10
+        with Image.open(output / f"{name}.png") as figure:
+            assert figure.width == 1400  # 7 inches
+            assert figure.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+            assert np.asarray(figure.convert("L")).std() > 10
 
     rows = _rows(output / "layers.csv")
     assert [row["model"] for row in rows] == ["TransformerIPC"] * 3 + ["TransINR"] * 3
     assert [row["modulated"] for row in rows] == ["False", "True", "False", "True", "True", "True"]
-    assert float(rows[0]["share_between_pictures"]) == 0
-    assert all(0 < float(row["share_between_pictures"]) < 1 for row in rows[1:])
+    assert float(rows[0]["share_between_images"]) == 0
+    assert all(0 < float(row["share_between_images"]) < 1 for row in rows[1:])
 
     rows = _rows(output / "units.csv")
     assert sorted(int(row["unit"]) for row in rows[:6]) == list(range(6))
     subject = Subject("ipc", composers.load(ipc), read_all([str(folder)])[0], 1, StudySettings(num_units=2))
-    seen = square_samples(torch.stack(list(subject.pictures.values())))
+    seen = square_samples(torch.stack(list(subject.images.values())))
     _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
     for row in rows[:6]:
         own = lost[:, int(row["unit"])].numpy()
@@ -414,7 +414,7 @@ def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
 
     codes, shares = _rows(output / "codes.csv"), _rows(output / "components.csv")
     assert len(codes) == 2 * 3 * (1 + 3)
-    assert [(row["picture"], row["crop"]) for row in codes[:5]] == [
+    assert [(row["image"], row["crop"]) for row in codes[:5]] == [
         ("a$^.png", ""),
         ("b.png", ""),
         ("c.PNG", ""),
@@ -430,22 +430,22 @@ def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
     assert printed.err == ""
 
 
-def test_a_single_picture_and_a_chosen_layer(tmp_path, folder, checkpoints, capsys):
+def test_a_single_image_and_a_chosen_layer(tmp_path, folder, checkpoints, capsys):
     output = tmp_path / "out"
     few = ["--num_units", "5", "--size", "4", "--layer", "2", "--steps", "2"]
     main(["--checkpoint", checkpoints[0], "--images", str(folder / "b.png"), "--output", str(output), *few])
     names = ["activations.png", "layers.csv", "units.csv", "units.png"]
     assert sorted(path.name for path in output.iterdir()) == names
-    assert {row["share_between_pictures"] for row in _rows(output / "layers.csv")} == {""}
+    assert {row["share_between_images"] for row in _rows(output / "layers.csv")} == {""}
     assert {row["layer"] for row in _rows(output / "units.csv")} == {"2"}
     printed = capsys.readouterr().out
-    assert "No share of variance between pictures: there is one picture." in printed
-    assert "No sheet of codes: it needs at least 3 pictures, here are 1." in printed
+    assert "No share of variance between images: there is one image." in printed
+    assert "No figure of codes: it needs at least 3 images, here are 1." in printed
 
 
-def test_many_pictures_and_signed_activations(tmp_path, capsys):
+def test_many_images_and_signed_activations(tmp_path, capsys):
     for index in range(11):
-        _save(tmp_path / "photos" / f"picture {index} 猫.png", seed=index)
+        _save(tmp_path / "photos" / f"image {index} 猫.png", seed=index)
     sine = {"class_path": "composers.networks.Sine"}
     paths = []
     for name, changes in {"a": {}, "b": {"activation": sine}}.items():
@@ -458,8 +458,8 @@ def test_many_pictures_and_signed_activations(tmp_path, capsys):
     assert "TransformerIPC A: " in printed
     assert "TransformerIPC B: " in printed
     assert len(_rows(tmp_path / "out" / "codes.csv")) == 22
-    with Image.open(tmp_path / "out" / "activations.png") as sheet:
-        red, _, blue = (np.asarray(band) for band in sheet.convert("RGB").split())
+    with Image.open(tmp_path / "out" / "activations.png") as figure:
+        red, _, blue = (np.asarray(band) for band in figure.convert("RGB").split())
     assert ((red > 150) & (blue < 80)).any()  # the colours of signed activations
     assert ((blue > 150) & (red < 80)).any()
 
@@ -530,14 +530,14 @@ def test_mistakes_in_the_arguments(folder, checkpoints, capsys):
     assert "--colour" in _fails(capsys, *given, "--colour", "red", status=2)
 
 
-def test_pictures_that_cannot_be_read_are_named(folder, checkpoints, capsys):
+def test_images_that_cannot_be_read_are_named(folder, checkpoints, capsys):
     (folder / "broken.jpg").write_text("hello")
     (folder / "empty").mkdir()
     given = ["--checkpoint", checkpoints[0], "--images"]
     message = _fails(capsys, *given, folder / "b.png", folder / "broken.jpg")
-    assert f"{folder / 'broken.jpg'} is no picture" in message
-    assert f"There is no picture {folder / 'no.jpg'}" in _fails(capsys, *given, folder, folder / "no.jpg")
-    assert f"There is no picture in {folder / 'empty'}" in _fails(capsys, *given, folder / "empty")
+    assert f"{folder / 'broken.jpg'} is no image" in message
+    assert f"There is no image {folder / 'no.jpg'}" in _fails(capsys, *given, folder, folder / "no.jpg")
+    assert f"There is no image in {folder / 'empty'}" in _fails(capsys, *given, folder / "empty")
 
 
 def test_models_of_other_signals_are_named(tmp_path, folder, checkpoints, capsys):
@@ -550,7 +550,7 @@ def test_models_of_other_signals_are_named(tmp_path, folder, checkpoints, capsys
     config["init_args"]["tokenizer"]["init_args"]["signal_shape"] = [1, 16]
     composers.save(composers.build(config), tmp_path / "audio.ckpt")
     message = _fails(capsys, "--checkpoint", tmp_path / "audio.ckpt", "--images", folder)
-    assert "TransformerIPC makes 1 values at 1 coordinates, not pictures in colour" in message
+    assert "TransformerIPC makes 1 values at 1 coordinates, not images in colour" in message
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path, folder, checkpoints, capsys):

@@ -1,4 +1,4 @@
-"""The check of a data set finds every kind of problem, counts and names it exactly, and says what mends it."""
+"""The check of a data set finds every kind of problem, counts and names it exactly, and says what fixes it."""
 
 import csv
 import hashlib
@@ -13,11 +13,11 @@ from PIL import Image
 
 from datamodules.base import CoordinateDataModule
 from datamodules.domain import Grid
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 from datamodules.spec import DataSpec, Modality
 from datamodules.storage.download import Source
 from datamodules.storage.folders import NamedFile
-from tools.check import check_pictures
+from tools.check import check_images
 from tools.check.__main__ import main
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -25,8 +25,8 @@ ARCHIVE = b"the archive"
 FACES = {"train": range(8), "val": range(8, 12), "test": range(8, 12)}
 
 
-class Faces(PictureSet):
-    """Twelve pictures of 6 x 4 with known names, validation and test alike, that an archive holds."""
+class Faces(ImageSet):
+    """Twelve images of 6 x 4 with known names, validation and test alike, that an archive holds."""
 
     shape = (6, 4)
     source = Source("http://127.0.0.1:1/faces.zip", "faces.zip", f"md5:{hashlib.md5(ARCHIVE).hexdigest()}")
@@ -46,8 +46,8 @@ class Faces(PictureSet):
             make_faces(self.root)
 
 
-class Counted(PictureSet):
-    """Pictures of which only the numbers are published: 3 for training and 2 for validation."""
+class Counted(ImageSet):
+    """Images of which only the numbers are published: 3 for training and 2 for validation."""
 
     published = {"train": 3, "val": 2}  # noqa: RUF012
 
@@ -70,17 +70,17 @@ class Numbers(CoordinateDataModule):
             self.train_set, self.val_set = range(1200), range(34)
 
 
-def picture(path, height=6, width=4):
-    """Write a picture of noise and return its path."""
+def write_image(path, height=6, width=4):
+    """Write an image of noise and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise((width, height), 50).save(path)
     return path
 
 
 def make_faces(root):
-    """Write all pictures of `Faces`, and return their folder."""
+    """Write all images of `Faces`, and return their folder."""
     for number in range(12):
-        picture(root / "faces" / "aligned" / f"{number:02}.png")
+        write_image(root / "faces" / "aligned" / f"{number:02}.png")
     return root / "faces" / "aligned"
 
 
@@ -127,9 +127,7 @@ def checked(capsys):
 
 def problems(data, **options):
     """Return the splits, kind, name and number of every problem."""
-    return {
-        (one.splits, one.kind, Path(one.path).name, one.pictures) for one in check_pictures(data, **options).problems
-    }
+    return {(one.splits, one.kind, Path(one.path).name, one.images) for one in check_images(data, **options).problems}
 
 
 def test_a_set_that_is_all_right(checked):
@@ -139,8 +137,8 @@ def test_a_set_that_is_all_right(checked):
     assert row(printed, "train") == ["8", "8", "0", "0", "0", "0"]
     assert row(printed, "val, test") == ["4", "4", "0", "0", "0", "0"]
     assert "data/faces.zip has the right checksum." in printed
-    assert printed.endswith("All right: 12 pictures, all could be read.\n")
-    assert "Mend" not in printed
+    assert printed.endswith("All right: 12 images, all could be read.\n")
+    assert "Fix" not in printed
 
 
 def test_every_kind_of_problem_is_counted_and_named(checked):
@@ -150,8 +148,8 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
     whole = (folder / "00.png").read_bytes()
     (folder / "00.png").write_bytes(whole[:-30])
     (folder / "08.png").write_bytes(b"")
-    picture(folder / "05.png", 4, 6)
-    picture(folder / "more" / "12.png")
+    write_image(folder / "05.png", 4, 6)
+    write_image(folder / "more" / "12.png")
     Path("data/faces.zip").write_bytes(ARCHIVE[:-1])
     assert problems(Faces(4, "data")) == {
         ("train", "missing", "01.png", 1),
@@ -175,31 +173,31 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
     assert "\nOf no split, which does no harm: 1\n  data/faces/aligned/more/12.png belongs to no split.\n" in printed
     assert "\nArchives: 1\n  data/faces.zip has the checksum md5:" in printed
     fetch = "python -m tools.check --config Faces.yaml --fetch true"
-    assert f"\nMend: mv data/faces data/faces.old && rm data/faces.zip && {fetch}\n" in printed
+    assert f"\nFix: mv data/faces data/faces.old && rm data/faces.zip && {fetch}\n" in printed
     assert "All right" not in printed
 
 
 def test_headers_alone_do_not_tell_what_is_cut_off(checked):
     folder = make_faces(Path("data"))
     (folder / "00.png").write_bytes((folder / "00.png").read_bytes()[:-30])
-    picture(folder / "05.png", 5, 4)
+    write_image(folder / "05.png", 5, 4)
     assert problems(Faces(4, "data"), decode=False) == {("train", "wrong size", "05.png", 1)}
-    (folder / "05.png").write_bytes(b"no picture")
+    (folder / "05.png").write_bytes(b"no image")
     assert problems(Faces(4, "data"), decode=False) == {("train", "unreadable", "05.png", 1)}
-    picture(folder / "05.png")
-    assert "12 pictures, by their headers" in checked(*config(Faces, "data"), "--decode", "false")
+    write_image(folder / "05.png")
+    assert "12 images, by their headers" in checked(*config(Faces, "data"), "--decode", "false")
 
 
-@pytest.mark.parametrize(("pictures", "kind", "number"), [(1, "missing", 2), (4, "extra", 1)])
-def test_numbers_of_which_no_names_are_published(pictures, kind, number, checked):
-    for index in range(pictures):
-        picture(Path(f"data/train/{index}.png"))
+@pytest.mark.parametrize(("images", "kind", "number"), [(1, "missing", 2), (4, "extra", 1)])
+def test_numbers_of_which_no_names_are_published(images, kind, number, checked):
+    for index in range(images):
+        write_image(Path(f"data/train/{index}.png"))
     for index in range(2):
-        picture(Path(f"data/val/{index}.png"))
-    assert [one[:3] for one in check_pictures(Counted(4, "data")).problems] == [("train", kind, "")]
+        write_image(Path(f"data/val/{index}.png"))
+    assert [one[:3] for one in check_images(Counted(4, "data")).problems] == [("train", kind, "")]
     printed = checked(*config(Counted, "data"), status=1)
     columns = ["missing", "extra"]
-    assert row(printed, "train") == [str(pictures), "3", *(str(number * (kind == one)) for one in columns), "0", "0"]
+    assert row(printed, "train") == [str(images), "3", *(str(number * (kind == one)) for one in columns), "0", "0"]
     assert row(printed, "val") == ["2", "2", "0", "0", "0", "0"]
     assert f"{number} of the split train: which ones is not known" in printed
     assert "Or take what is there: --data.init_args.partial true" in printed
@@ -207,13 +205,13 @@ def test_numbers_of_which_no_names_are_published(pictures, kind, number, checked
 
 def test_a_split_that_is_refused_does_not_hide_the_others(checked):
     for index in range(3):
-        picture(Path(f"data/train/{index}.png"))
+        write_image(Path(f"data/train/{index}.png"))
     Path("data/no val").touch()
     printed = checked(*config(Counted, "data"), status=1)
     assert row(printed, "train") == ["3", "3", "0", "0", "0", "0"]
     assert row(printed, "val") == ["0", "2", "2", "0", "0", "0"]
     assert "\nMissing: 2\n  There is no val. Take it from elsewhere.\n" in printed
-    assert "\nMend: ask the authors, and put it into data.\n" in printed
+    assert "\nFix: ask the authors, and put it into data.\n" in printed
 
 
 def test_splits_that_are_empty_alike_are_counted_once(checked):
@@ -234,13 +232,13 @@ class Lists(Faces):
         return {"train": ["00.png"], "val": ["08.png", "09.png"], "test": ["08.png", "09.png", "99.png"]}[split]
 
 
-def test_splits_with_the_same_pictures_are_told_apart_by_what_is_missing(checked):
+def test_splits_with_the_same_images_are_told_apart_by_what_is_missing(checked):
     make_faces(Path("data"))
     printed = checked(*config(Lists, "data"), status=1)
     assert row(printed, "val") == ["2", "2", "0", "0", "0", "0"]
     assert row(printed, "test") == ["2", "3", "1", "0", "0", "0"]
     assert row(printed, "no split") == ["9", "-", "0", "9", "0", "0"]
-    assert "\nMend: take these pictures from their source again, or delete them.\n" in printed
+    assert "\nFix: take these images from their source again, or delete them.\n" in printed
 
 
 def test_training_that_bears_a_fault_does_not_hide_it(checked):
@@ -251,21 +249,21 @@ def test_training_that_bears_a_fault_does_not_hide_it(checked):
     assert row(printed, "train") == ["7", "8", "1", "0", "1", "0"]
 
 
-def test_small_and_unused_pictures_are_warnings(checked):
+def test_small_and_unused_images_are_warnings(checked):
     for index in range(7):
-        picture(Path(f"pictures/train/{index}.png"), 9 if index else 3, 9)
-    picture(Path("pictures/val/0.png"), 9, 9)
-    picture(Path("pictures/lost.png"))
-    args = ["--data", "datamodules.ImageFolder", "--data.init_args.root", "pictures", "--data.init_args.size", "9"]
+        write_image(Path(f"images/train/{index}.png"), 9 if index else 3, 9)
+    write_image(Path("images/val/0.png"), 9, 9)
+    write_image(Path("images/lost.png"))
+    args = ["--data", "datamodules.ImageFolder", "--data.init_args.root", "images", "--data.init_args.size", "9"]
     printed = checked(*args)
     assert row(printed, "train") == ["7", "-", "0", "0", "0", "1"]
     assert row(printed, "val, test") == ["1", "-", "0", "0", "0", "0"]
-    assert "pictures/train/0.png has 3 x 9 pixels: it is enlarged to 9 along the shorter side." in printed
-    assert "pictures/lost.png belongs to no split." in printed
-    assert "All right: 8 pictures" in printed
-    Path("pictures/val/1.jpg").write_bytes(b"GIF89a")
+    assert "images/train/0.png has 3 x 9 pixels: it is enlarged to 9 along the shorter side." in printed
+    assert "images/lost.png belongs to no split." in printed
+    assert "All right: 8 images" in printed
+    Path("images/val/1.jpg").write_bytes(b"GIF89a")
     printed = checked(*args, status=1)
-    assert "\nUnreadable: 1\n  pictures/val/1.jpg " in printed
+    assert "\nUnreadable: 1\n  images/val/1.jpg " in printed
     assert "--data.init_args.on_bad_file skip" in printed
     assert "partial" not in printed
 
@@ -275,14 +273,14 @@ def test_all_names_go_into_a_csv(checked):
     for number in range(7):
         (folder / f"{number:02}.png").unlink()
     odd = os.fsdecode(b'a\nb \xff, "c".png')
-    picture(folder / odd)
+    write_image(folder / odd)
     printed = checked(*config(Faces, "data"), "--csv", "all.csv", status=1)
     assert "  and 2 more: --csv FILE writes all of them.\n" in printed
     assert "05.png" not in printed
     assert r'data/faces/aligned/a b \udcff, "c".png belongs to no split.' in printed
     with Path("all.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["split", "path", "problem", "pictures", "detail"]
+    assert rows[0] == ["split", "path", "problem", "images", "detail"]
     assert rows[1:8] == [
         ["train", f"0{number}.png", "missing", "1", f"0{number}.png is missing."] for number in range(7)
     ]
@@ -296,7 +294,7 @@ def test_nothing_is_broken_in_lines_of_80_columns(checked):
     printed = checked(*config(Faces, root), status=1).splitlines()
     assert f"  {folder}/00.png is empty: take it from its source again." in printed
     assert (
-        f"Mend: mv '{root}/faces' '{root}/faces.old' && python -m tools.check --config Faces.yaml --fetch true"
+        f"Fix: mv '{root}/faces' '{root}/faces.old' && python -m tools.check --config Faces.yaml --fetch true"
         in printed
     )
     table = [line for line in printed if re.match(r"split|train|val", line)]
@@ -314,7 +312,7 @@ def test_an_archive_is_read_anew(checked):
     os.utime(archive, ns=(before.st_atime_ns, before.st_mtime_ns))
     printed = checked(*config(Faces, "data"), status=1)
     assert "\nArchives: 1\n  data/faces.zip has the checksum" in printed
-    assert "\nMend: rm data/faces.zip\n" in printed
+    assert "\nFix: rm data/faces.zip\n" in printed
 
 
 def test_what_was_broken_off_is_told(checked):
@@ -331,14 +329,14 @@ def test_what_was_broken_off_is_told(checked):
 def test_a_set_that_is_not_there(checked):
     printed = checked(*config(Faces, "nowhere"), status=1)
     assert printed.startswith("error: There are no faces in nowhere.\n")
-    assert printed.endswith("Mend: python -m tools.check --config Faces.yaml --fetch true\n")
-    assert "error: There is no folder data/pictures" in checked("--data", "datamodules.ImageFolder", status=1)
-    assert "error: Counted has no pictures in empty." in checked(*config(Counted, "empty"), status=1)
+    assert printed.endswith("Fix: python -m tools.check --config Faces.yaml --fetch true\n")
+    assert "error: There is no folder data/images" in checked("--data", "datamodules.ImageFolder", status=1)
+    assert "error: Counted has no images in empty." in checked(*config(Counted, "empty"), status=1)
 
 
 def test_what_is_fetched_is_checked(checked):
     printed = checked(*config(Faces, "data"), "--fetch", "true")
-    assert "All right: 12 pictures" in printed
+    assert "All right: 12 images" in printed
 
 
 def test_configs_lie_over_each_other_and_only_their_data_is_read(checked):
@@ -392,14 +390,14 @@ def test_the_command_that_mends(checked):
     (folder / "00.png").unlink()
     Path("data/faces.zip").write_bytes(ARCHIVE[:-1])
     printed = checked(*config(Faces, "data"), status=1)
-    [command] = re.findall(r"^Mend: (.*)$", printed, re.MULTILINE)
+    [command] = re.findall(r"^Fix: (.*)$", printed, re.MULTILINE)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "tools"))),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
-    mended = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
-    assert mended.returncode == 0, mended.stderr
-    assert "All right: 12 pictures, all could be read.\n" in mended.stdout
+    fixed = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+    assert fixed.returncode == 0, fixed.stderr
+    assert "All right: 12 images, all could be read.\n" in fixed.stdout
     assert len(list(Path("data/faces.old/aligned").iterdir())) == 11
     Path("data/faces/aligned/00.png").unlink()
     again = subprocess.run(

@@ -1,4 +1,4 @@
-"""The check of a data set of sound finds every kind of problem, counts and names it exactly, and says what mends it."""
+"""The check of a data set of audio finds every kind of problem, counts and names it exactly, and says what fixes it."""
 
 import csv
 from pathlib import Path
@@ -8,19 +8,19 @@ import pytest
 import soundfile
 
 from datamodules import AudioFolder, LibriSpeech
-from datamodules.audio.base import ClipSet
-from datamodules.storage.audio import read_clip
+from datamodules.audio.base import RecordingSet
+from datamodules.storage.audio import read_recording
 from datamodules.storage.folders import NamedFile
-from tools.check import clips as looking
+from tools.check import recordings as looking
 from tools.check.__main__ import main
-from tools.check.clips import check_clips, soundings
+from tools.check.recordings import check_recordings, soundings
 
 RATE = 1000
 FOLDER = ("--data", "datamodules.AudioFolder", "--data.root", "sound", "--data.rate", RATE)
 
 
-class Numbered(ClipSet):
-    """Three clips for training and two for the others, as published; `fetch` writes them."""
+class Numbered(RecordingSet):
+    """Three recordings for training and two for the others, as published; `fetch` writes them."""
 
     def files(self, split):
         return [NamedFile(path.name, path) for path in sorted(self.root.glob(f"part/{_part(split)}/*.wav"))]
@@ -31,7 +31,7 @@ class Numbered(ClipSet):
     def fetch(self, splits):
         for split in splits:
             for number in range(self.count(split)):
-                clip(self.root / "part" / _part(split) / f"{number}.wav")
+                recording(self.root / "part" / _part(split) / f"{number}.wav")
 
 
 def _part(split):
@@ -39,8 +39,8 @@ def _part(split):
     return "train" if split == "train" else "held"
 
 
-def clip(path, samples=2000, rate=RATE, channels=1, loudness=0.5, **options):
-    """Write a clip of noise whose loudest sample is ``loudness``, and return its path."""
+def recording(path, samples=2000, rate=RATE, channels=1, loudness=0.5, **options):
+    """Write a recording of noise whose loudest sample is ``loudness``, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(samples).uniform(-1, 1, (samples, channels))
@@ -82,41 +82,43 @@ def checked(capsys):
 
 def found(data, **options):
     """Return the splits, kind, name and number of every problem."""
-    return {(one.splits, one.kind, Path(one.path).name, one.pictures) for one in check_clips(data, **options).problems}
+    return {
+        (one.splits, one.kind, Path(one.path).name, one.images) for one in check_recordings(data, **options).problems
+    }
 
 
 def spoil():
-    """Write a folder of two splits with one clip of every fault."""
+    """Write a folder of two splits with one recording of every fault."""
     for number in range(3):
-        clip(f"sound/train/{number}.flac")
-    clip("sound/val/a.wav")
-    clip("sound/lost.flac")
-    cut = clip("sound/train/cut.flac", 30000)
+        recording(f"sound/train/{number}.flac")
+    recording("sound/val/a.wav")
+    recording("sound/lost.flac")
+    cut = recording("sound/train/cut.flac", 30000)
     cut.write_bytes(cut.read_bytes()[:30000])
-    tail = clip("sound/train/tail.wav", 3000)
+    tail = recording("sound/train/tail.wav", 3000)
     tail.write_bytes(tail.read_bytes()[:-500])
     values = np.zeros(2000)
     values[1999] = np.nan
     soundfile.write("sound/val/nan.wav", values, RATE, subtype="FLOAT")
     Path("sound/train/empty.wav").touch()
     Path("sound/train/text.flac").write_text("no sound")
-    clip("sound/train/rate.flac", 4000, 2 * RATE)
-    clip("sound/train/pair.wav", 2000, channels=2)
-    clip("sound/train/short.wav", 999)
-    clip("sound/val/quiet.wav", loudness=0.0009, subtype="FLOAT")
+    recording("sound/train/rate.flac", 4000, 2 * RATE)
+    recording("sound/train/pair.wav", 2000, channels=2)
+    recording("sound/train/short.wav", 999)
+    recording("sound/val/quiet.wav", loudness=0.0009, subtype="FLOAT")
 
 
 def test_a_set_that_is_all_right(checked):
     for number in range(3):
-        clip(f"sound/train/{number}.flac", 1000)
-    clip("sound/val/a.wav", 1000, loudness=0.002)
+        recording(f"sound/train/{number}.flac", 1000)
+    recording("sound/val/a.wav", 1000, loudness=0.002)
     printed = checked(*FOLDER)
-    assert row(printed, "split") == ["clips", "published", "missing", "extra", "unreadable", "short", "silent"]
+    assert row(printed, "split") == ["files", "published", "missing", "extra", "unreadable", "short", "silent"]
     assert row(printed, "train") == ["3", "-", "0", "0", "0", "0", "0"]
     assert row(printed, "val, test") == ["1", "-", "0", "0", "0", "0", "0"]
     assert "split: by folders: sound/train and sound/val\n" in printed
-    assert printed.endswith("All right: 4 clips, all could be read.\n")
-    assert "Mend" not in printed
+    assert printed.endswith("All right: 4 files, all could be read.\n")
+    assert "Fix" not in printed
     assert len(printed.splitlines()) == 7
 
 
@@ -146,7 +148,7 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
         "  sound/train/rate.flac has 2,000 samples a second, which become 1,000.",
         "  sound/train/pair.wav has 2 channels, which are mixed to one.",
         "  sound/lost.flac belongs to no split.",
-        "Mend: take these clips from their source again, or delete them.",
+        "Fix: take these files from their source again, or delete them.",
         "Or leave out what is unreadable: --data.init_args.on_bad_file skip",
     ):
         assert line in printed.splitlines()
@@ -154,7 +156,7 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
     assert "partial" not in printed
     with Path("all.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
-    assert head == ["split", "path", "problem", "clips", "detail"]
+    assert head == ["split", "path", "problem", "files", "detail"]
     assert {(one[0], one[2], Path(one[1]).name, int(one[3])) for one in rows} == broken | notes
     assert all(one[4].startswith(one[1]) for one in rows)
 
@@ -165,8 +167,8 @@ def test_warnings_and_notes_are_no_failure(checked):
         Path("sound", name).unlink()
     printed = checked(*FOLDER)
     assert "Silent, which is no error: 1\n" in printed
-    assert "Mend" not in printed
-    assert printed.endswith("All right: 8 clips, all could be read.\n")
+    assert "Fix" not in printed
+    assert printed.endswith("All right: 8 files, all could be read.\n")
 
 
 def test_headers_alone_do_not_tell_what_is_inside(checked):
@@ -177,13 +179,13 @@ def test_headers_alone_do_not_tell_what_is_inside(checked):
     assert kinds == {"unreadable", "short", "rate", "channels", "unused"}
     for name in told:
         Path("sound/train", name).unlink()
-    assert "All right: 10 clips, by their headers" in checked(*FOLDER, "--decode", "false")
+    assert "All right: 10 files, by their headers" in checked(*FOLDER, "--decode", "false")
 
 
-def test_all_of_a_clip_is_listened_to_a_block_at_a_time(monkeypatch):
+def test_all_of_a_recording_is_listened_to_a_block_at_a_time(monkeypatch):
     monkeypatch.setattr(looking, "_BLOCK", 300)
     asked = []
-    monkeypatch.setattr(looking, "read_clip", lambda *place: asked.append(place[1:]) or read_clip(*place))
+    monkeypatch.setattr(looking, "read_recording", lambda *place: asked.append(place[1:]) or read_recording(*place))
     values = np.zeros(1000)
     values[950] = -0.5
     Path("sound").mkdir()
@@ -204,16 +206,16 @@ def test_all_of_a_clip_is_listened_to_a_block_at_a_time(monkeypatch):
 )
 def test_what_is_shorter_than_a_piece_depends_on_the_cropping(samples, cropping, told):
     data = Numbered(seconds=3.0, rate=RATE, cropping=cropping)
-    [only] = soundings(data, [clip("a.flac", samples)])
+    [only] = soundings(data, [recording("a.flac", samples)])
     assert [(one.kind, one.detail) for one in only] == ([] if told is None else [("short", f"a.flac {told}")])
 
 
-def test_clips_that_cannot_become_pieces_are_broken():
+def test_recordings_that_cannot_become_pieces_are_broken():
     pair = Numbered(rate=RATE, channels=2)
-    [single] = soundings(pair, [clip("a.wav")], decode=False)
+    [single] = soundings(pair, [recording("a.wav")], decode=False)
     assert [one.kind for one in single] == ["unreadable"]
     assert "a.wav has 1 channel(s), not 2: convert it" in single[0].detail
-    [odd] = soundings(Numbered(rate=16000), [clip("b.wav", 9000, 96001)])
+    [odd] = soundings(Numbered(rate=16000), [recording("b.wav", 9000, 96001)])
     assert [one.kind for one in odd] == ["unreadable"]
     assert odd[0].detail.startswith("b.wav: 96,001 samples a second cannot be made 16,000")
 
@@ -221,35 +223,35 @@ def test_clips_that_cannot_become_pieces_are_broken():
 def test_numbers_are_compared_with_what_was_published(checked):
     data = ("--data", "test_check_audio.Numbered", "--data.rate", RATE, "--data.root", "data")
     printed = checked(*data, status=1)
-    assert printed.startswith("error: There are no clips of the split train in data.\n")
-    mend = f"python -m tools.check {' '.join(map(str, data))} --fetch true"
-    assert printed.endswith(f"\nMend: {mend}\n")
-    assert "All right: 5 clips" in checked(*data, "--fetch", "true")
+    assert printed.startswith("error: There are no recordings of the split train in data.\n")
+    fix = f"python -m tools.check {' '.join(map(str, data))} --fetch true"
+    assert printed.endswith(f"\nFix: {fix}\n")
+    assert "All right: 5 files" in checked(*data, "--fetch", "true")
     Path("data/part/held/1.wav").unlink()
     printed = checked(*data, "--data.partial", "true", status=1)
     assert row(printed, "val, test") == ["1", "2", "1", "0", "0", "0", "0"]
     assert "\nMissing: 1\n  1 of the split val, test: which ones is not known" in printed
-    assert "\nMend: mv data/part data/part.old && python -m tools.check" in printed
+    assert "\nFix: mv data/part data/part.old && python -m tools.check" in printed
     assert "\nOr take what is there: --data.init_args.partial true\n" in printed
 
 
 def test_librispeech_is_counted_and_listened_to(monkeypatch):
     for number, subset in enumerate(("train-clean-100", "train-clean-100", "test-clean")):
-        clip(f"data/librispeech/{subset}/19/198/19-198-{number:04}.flac", 16000, 16000)
+        recording(f"data/librispeech/{subset}/19/198/19-198-{number:04}.flac", 16000, 16000)
     monkeypatch.setattr(LibriSpeech, "published", {"train-clean-100": 2, "test-clean": 1})
-    findings = check_clips(LibriSpeech())
+    findings = check_recordings(LibriSpeech())
     assert [tuple(one) for one in findings.rows] == [("train", 2, 2), ("val, test", 1, 1)]
     assert findings.problems == []
     Path("data/librispeech/train-clean-100/19/198/19-198-0000.flac").write_bytes(b"")
     assert found(LibriSpeech(on_bad_file="skip", partial=True)) == {("train", "unreadable", "19-198-0000.flac", 1)}
 
 
-def test_a_split_without_clips_is_broken(checked):
-    clip("sound/train/a.wav")
+def test_a_split_without_recordings_is_broken(checked):
+    recording("sound/train/a.wav")
     Path("sound/val").mkdir()
     printed = checked(*FOLDER, status=1)
-    assert "  There are no clips of the split val in sound.\n" in printed
+    assert "  There are no recordings of the split val in sound.\n" in printed
     assert "All right" not in printed
     Path("sound/train/a.wav").unlink()
-    assert checked(*FOLDER, status=1) == "error: There are no clips of the split train in sound.\n"
+    assert checked(*FOLDER, status=1) == "error: There are no recordings of the split train in sound.\n"
     assert "error: There is no folder nowhere" in checked(*FOLDER[:3], "nowhere", status=1)

@@ -105,7 +105,7 @@ def _assert_equal_in_onnx(folder, composer, shape=SIGNAL_SHAPE):
 
 
 def _checkpoint(path, **tokenizer):
-    """Write the checkpoint of a tiny, untrained TransINR for pictures of 16 x 16, and return its composer."""
+    """Write the checkpoint of a tiny, untrained TransINR for images of 16 x 16, and return its composer."""
     config_path = TESTS / "configs" / "tiny_transinr.yaml"
     with contextlib.chdir(config_path.parent):
         config = load_layers(config_path.read_text())["model"]

@@ -277,7 +277,7 @@ def test_audio_is_mirrored_only_with_use_padding():
         ({"hyponet__fourier_mapping__type": "deterministic_transinr_nerf"}, ["hyponet.fourier_mapping.type", "nerf"]),
         ({"hyponet__fourier_mapping__trainable": True}, ["hyponet.fourier_mapping.trainable", "True"]),
         ({"hyponet__fourier_mapping__ff_dim": 15}, ["hyponet.fourier_mapping.ff_dim", "15", "2"]),
-        ({"hyponet__type": "film"}, ["hyponet.type", "'film'"]),
+        ({"hyponet__type": "video"}, ["hyponet.type", "'video'"]),
         ({"hyponet__hidden_dim": [24, 24]}, ["hyponet.hidden_dim", "1 or 3"]),
         ({"hyponet__hidden_dim": ...}, ["hyponet.hidden_dim", "None", "list"]),
         ({"hyponet__n_layer": 0}, ["hyponet.n_layer", "0"]),

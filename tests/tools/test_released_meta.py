@@ -60,13 +60,13 @@ def _changed(arch, **changes):
     return arch
 
 
-def _adapted(composer, pictures):
-    """Return the latents of pictures by the number of the layer, and their reconstructions."""
-    coords = grid(pictures.shape[2:])
-    latents = composer.encode(Observation(None, Samples(coords, pictures.flatten(2).mT)))
+def _adapted(composer, images):
+    """Return the latents of images by the number of the layer, and their reconstructions."""
+    coords = grid(images.shape[2:])
+    latents = composer.encode(Observation(None, Samples(coords, images.flatten(2).mT)))
     with torch.no_grad():
         values = composer.render(composer.compose(latents), coords)
-    return {name.rpartition(".")[2]: latent for name, latent in latents.items()}, values.mT.reshape(pictures.shape)
+    return {name.rpartition(".")[2]: latent for name, latent in latents.items()}, values.mT.reshape(images.shape)
 
 
 # Golden vectors
@@ -145,13 +145,13 @@ def _random(arch):
     return weights
 
 
-def _naive(arch, weights, picture):
-    """Return the reconstruction ``(N, C)`` of one picture ``(C, H, W)``, in float64, calling none of our code."""
+def _naive(arch, weights, image):
+    """Return the reconstruction ``(N, C)`` of one image ``(C, H, W)``, in float64, calling none of our code."""
     options, weights = arch["hyponet"], {key: weight.double() for key, weight in weights.items()}
-    axes = [-1 + 2 * (torch.arange(size).double() + 0.5) / size for size in picture.shape[1:]]
+    axes = [-1 + 2 * (torch.arange(size).double() + 0.5) / size for size in image.shape[1:]]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
     phases = torch.cat([places[:, axis : axis + 1] * weights["hyponet.ff_linear"] for axis in range(2)], 1) * math.pi
-    target = picture.double().flatten(1).T
+    target = image.double().flatten(1).T
 
     def field(factors):
         hidden = torch.cat([phases.cos(), phases.sin()], 1)
@@ -191,10 +191,10 @@ def _naive(arch, weights, picture):
 )
 def test_options_are_honoured(ipc, factorized, changes):
     arch = _changed(ipc[0], use_factorization=factorized, **changes)
-    weights, pictures = _random(arch), torch.rand(2, arch["hyponet"]["output_dim"], 6, 5)
-    _, values = _adapted(from_released(weights, arch), pictures)
-    for found, picture in zip(values, pictures, strict=True):
-        wanted = _naive(arch, weights, picture)
+    weights, images = _random(arch), torch.rand(2, arch["hyponet"]["output_dim"], 6, 5)
+    _, values = _adapted(from_released(weights, arch), images)
+    for found, image in zip(values, images, strict=True):
+        wanted = _naive(arch, weights, image)
         torch.testing.assert_close(found.flatten(1).T.double(), wanted, atol=2e-5 * float(wanted.abs().max()), rtol=0)
 
 
@@ -276,7 +276,7 @@ def test_a_basis_belongs_to_factorization_alone(ipc, learned_init):
         from_released(weights, _changed(arch, use_factorization=True, rank=[24]))
 
 
-# The size of pictures, and the command line
+# The size of images, and the command line
 
 
 @pytest.fixture

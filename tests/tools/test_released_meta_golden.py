@@ -65,9 +65,9 @@ def _pairs(composer):
 
 
 def _batch(vectors):
-    picture = vectors["input"]
-    samples = Samples(grid(picture.shape[2:]), picture.flatten(2).mT)
-    return CoordinateBatch(Observation(None, samples), samples, tuple(picture.shape[2:]), ["a", "b"])
+    image = vectors["input"]
+    samples = Samples(grid(image.shape[2:]), image.flatten(2).mT)
+    return CoordinateBatch(Observation(None, samples), samples, tuple(image.shape[2:]), ["a", "b"])
 
 
 def _outer_gradients(composer, vectors):

@@ -180,7 +180,7 @@ def test_audio_of_three_seconds_is_read():
 
 
 @pytest.mark.parametrize("found", [[-1, 3], [0, 0], [1.0, -1.0], [-3], ["a", "b"], 3, [-1.0, float("nan")]])
-def test_ranges_that_no_clip_has_are_refused(found):
+def test_ranges_that_no_recording_has_are_refused(found):
     arch, weights, _ = _golden("ipc_audio")
     with pytest.raises(ValueError, match=r"coord_sampler\.coord_range is .* reads"):
         from_released(weights, _changed(arch, coord_sampler__coord_range=found))
@@ -310,7 +310,7 @@ def test_trans_inr_options_of_views_are_refused_by_name(trans_inr, section, chan
         ("hyponet", "hypo_mlp", ["tokenizer.name", "'nvs_tokenizer'", "'imgrec_tokenizer'"]),
     ],
 )
-def test_trans_inr_parts_of_pictures_and_views_do_not_mix(trans_inr, section, name, words):
+def test_trans_inr_parts_of_images_and_views_do_not_mix(trans_inr, section, name, words):
     _, model = trans_inr
     model["args"][section]["name"] = name
     with pytest.raises(ValueError, match=r"\w") as caught:
@@ -339,5 +339,5 @@ def test_views_are_refused_where_a_file_says_them(tmp_path, trans_inr, ipc_nerf)
     assert isinstance(composers.load(tmp_path / "out.ckpt"), TransformerIPC)
     _, model = trans_inr
     model["args"]["hyponet"]["name"] = "hypo_mlp"
-    with pytest.raises(ValueError, match="views is 2, but this is a model of pictures"):
+    with pytest.raises(ValueError, match="views is 2, but this is a model of images"):
         from_trans_inr(model, views=2)

@@ -52,7 +52,7 @@ def _refused(*args):
     return message
 
 
-def test_scenes_are_in_learnit_s_layout_and_pictures_are_those_of_the_cameras(meshes, tmp_path, capsys):
+def test_scenes_are_in_learnit_s_layout_and_images_are_those_of_the_cameras(meshes, tmp_path, capsys):
     out = tmp_path / "out"
     main([str(meshes), str(out), *OPTIONS, "--field_of_view=50", "--distance=3.9"])
     assert "4 objects rendered, 0 were there" in capsys.readouterr().out
@@ -69,10 +69,10 @@ def test_scenes_are_in_learnit_s_layout_and_pictures_are_those_of_the_cameras(me
     assert torch.allclose(matrices[:, :3, 3].norm(dim=1), torch.tensor(3.9))
     focal = 0.5 * 12 / math.tan(math.radians(25))
     wanted = Caster(read_mesh(meshes / "ring.ply")).render(matrices[:, :3], torch.full((3, 2), focal), (12, 12))
-    for frame, picture in enumerate(wanted):
+    for frame, pixels in enumerate(wanted):
         with Image.open(out / f"chairs/ring/00{frame}.png") as image:
             assert image.mode == "RGBA"
-            assert np.array_equal(np.asarray(image), picture.permute(1, 2, 0).numpy())
+            assert np.array_equal(np.asarray(image), pixels.permute(1, 2, 0).numpy())
     assert 0.1 < (wanted[:, 3] > 0).float().mean() < 0.9
 
 
@@ -83,11 +83,11 @@ def test_scenes_are_read_back_as_they_were_rendered(meshes, tmp_path):
     assert torch.equal(scene.poses, camera_poses(TINY, "box"))
     assert torch.allclose(scene.focals, torch.tensor(6 / math.tan(math.radians(22.5))))
     assert scene.shape == (12, 12)
-    with Image.open(scene.pictures[1]) as image:
+    with Image.open(scene.images[1]) as image:
         pixels = np.asarray(image).astype(float)
     alpha = pixels[..., 3:] / 255
     on_white = pixels[..., :3] * alpha + 255 * (1 - alpha)
-    assert np.abs(read_view(scene.pictures[1]).permute(1, 2, 0).numpy() - on_white).max() <= 1
+    assert np.abs(read_view(scene.images[1]).permute(1, 2, 0).numpy() - on_white).max() <= 1
 
 
 def test_cameras_are_drawn_by_name_and_frame_evenly_from_their_part_of_the_sphere():

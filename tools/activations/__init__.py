@@ -1,7 +1,7 @@
 """A look inside coordinate networks: activation maps, what single units are worth, and where codes lie.
 
-``python -m tools.activations --checkpoint ipc.ckpt --compare transinr.ckpt --images photos/`` writes the sheets of the
-paper's argument: instance patterns differ from picture to picture, the rules before and after them are common to all.
+``python -m tools.activations --checkpoint ipc.ckpt --compare transinr.ckpt --images photos/`` writes the figures of the
+paper's argument: instance patterns differ from image to image, the rules before and after them are common to all.
 """
 
 from tools.activations.codes import principal_components

@@ -1,7 +1,7 @@
 """Draw what happens inside a coordinate network: activation maps, what single units are worth, and where codes lie.
 
-activations.png shows the layers before, at and after the modulated one; the units are those whose maps vary most over pictures
-and places together, the same for every picture. units.png shows the PSNR that is lost when a unit is switched off, codes.png
+activations.png shows the layers before, at and after the modulated one; the units are those whose maps vary most over images
+and places together, the same for every image. units.png shows the PSNR that is lost when a unit is switched off, codes.png
 the first principal components of codes. Beside each lies its table.
 """
 
@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from composers.base import Composer
 from composers.checkpoint import load
 from datamodules.configuration import readable
-from tools.activations.pictures import read_all
+from tools.activations.images import read_all
 from tools.activations.report import report_activations, report_codes, report_units
 from tools.activations.subject import StudySettings, Subject
 
@@ -33,9 +33,7 @@ def main(args: list[str] | None = None) -> None:
         prog="python -m tools.activations", description=__doc__, exit_on_error=False, allow_abbrev=False
     )
     parser.add_function_arguments(_look_inside, as_group=False, skip={"images", "settings"})
-    parser.add_argument(
-        "--images", nargs="+", required=True, help="pictures, and folders that are searched for pictures"
-    )
+    parser.add_argument("--images", nargs="+", required=True, help="images, and folders that are searched for images")
     parser.add_class_arguments(StudySettings, as_group=False)
     try:
         options = parser.parse_args(args).as_dict()
@@ -58,14 +56,14 @@ def _look_inside(
     output: str = "activations",
     device: str = "cpu",
 ) -> None:
-    """Draw the sheets of one model, or of two side by side, and say what was found.
+    """Draw the figures of one model, or of two side by side, and say what was found.
 
     Args:
         checkpoint: Of the model, as cli.py fit and composers.save write it.
-        images: Images, and folders that are searched for pictures.
+        images: Images, and folders that are searched for images.
         settings: How much is shown, and of which layer.
         compare: Checkpoint of a second model, drawn beside the first.
-        output: Folder of sheets and tables; those of an earlier call are replaced.
+        output: Folder of figures and tables; those of an earlier call are replaced.
         device: Where to compute, such as cpu or cuda.
     """
     paths = [path for path in (checkpoint, compare) if path is not None]
@@ -76,7 +74,7 @@ def _look_inside(
         Subject(name, model, found, layer, settings) for name, model in zip(_names(models), models, strict=True)
     ]
     for subject, path in zip(subjects, paths, strict=True):
-        print(f"{subject.name}: {path}, pictures of {subject.size} x {subject.size} pixels")
+        print(f"{subject.name}: {path}, images of {subject.size} x {subject.size} pixels")
     for line in skipped:
         print(line)
     folder = _made(Path(output))

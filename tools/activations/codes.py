@@ -1,4 +1,4 @@
-"""Where codes lie: those of pictures, and their principal components."""
+"""Where codes lie: those of images, and their principal components."""
 
 from __future__ import annotations
 

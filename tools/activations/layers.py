@@ -41,9 +41,9 @@ class LayerMaps(NamedTuple):
     Attributes:
         layer: Counted from 0.
         modulated: Whether its weights are the instance's own.
-        share: Of its variance between pictures; None where there is one picture only.
+        share: Of its variance between images; None where there is one image only.
         units: Which ones, counted from 0.
-        maps: ``(b, U, h, w)`` of the first pictures.
+        maps: ``(b, U, h, w)`` of the first images.
     """
 
     layer: int

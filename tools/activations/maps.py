@@ -1,4 +1,4 @@
-"""Rows of pictures with maps of units beside them, and what their colours mean."""
+"""Rows of images with maps of units beside them, and what their colours mean."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tools.activations.page import SMALL, WIDTH, Page
 
 FOOT = 0.3  # inches that the bar of colours needs below the last row
 
-_LEFT = 0.2  # the names of the pictures stand there
+_LEFT = 0.2  # the names of the images stand there
 _RIGHT = 0.06
-_GAP = 0.16  # between the picture and groups of maps
+_GAP = 0.16  # between the image and groups of maps
 _BETWEEN = 0.025  # of maps of one group
 _LARGEST = 0.9
 _HEADING, _LABEL = 0.36, 0.26
@@ -24,7 +24,7 @@ _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 class UnitGroup(NamedTuple):
-    """A group of columns: the same units for every picture.
+    """A group of columns: the same units for every image.
 
     Attributes:
         heading: What they are.
@@ -45,7 +45,7 @@ class MapRows:
     """Rows that fill the width of a page.
 
     Args:
-        pictures: Square ones, ``(3, H, W)`` uint8 by name.
+        images: Square ones, ``(3, H, W)`` uint8 by name.
         groups: As many maps in each.
         boxed: Whether labels stand in the maps instead of above them, and more than three maps of a group in two lines.
 
@@ -53,25 +53,25 @@ class MapRows:
         height: Inches of the page that the rows take.
     """
 
-    def __init__(self, pictures: Mapping[str, Tensor], groups: Sequence[UnitGroup], boxed: bool = False) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Mapping[str, Tensor], groups: Sequence[UnitGroup], boxed: bool = False) -> None:
+        self.images = images
         self.groups = groups
         self.boxed = boxed
         number = len(groups[0].labels)
         self._lines = 2 if boxed and number > 3 else 1
         self._columns = math.ceil(number / self._lines)
         gaps = len(groups) * (_GAP + (self._columns - 1) * _BETWEEN) + _LEFT + _RIGHT + (self._lines - 1) * _BETWEEN
-        columns = len(groups) * self._columns + self._lines  # the picture is as high as all lines
+        columns = len(groups) * self._columns + self._lines  # the image is as high as all lines
         self._side = min((WIDTH - gaps) / columns, _LARGEST)
         self._row = self._lines * (self._side + _BETWEEN) - _BETWEEN
         self._heading = _HEADING + (0 if boxed else _LABEL)
-        self.height = self._heading + len(pictures) * (self._row + _GAP / 2)
+        self.height = self._heading + len(images) * (self._row + _GAP / 2)
 
     def draw(self, page: Page, top: float) -> list[Scale]:
         """Draw the rows and return the scales of their colours."""
         scales = [Scale(group.maps) for group in self.groups]
-        for row, (title, pixels) in enumerate(self.pictures.items()):
-            page.picture(pixels, title, _LEFT, top + self._heading + row * (self._row + _GAP / 2), self._row)
+        for row, (title, pixels) in enumerate(self.images.items()):
+            page.image(pixels, title, _LEFT, top + self._heading + row * (self._row + _GAP / 2), self._row)
         for index, (group, scale) in enumerate(zip(self.groups, scales, strict=True)):
             width = self._columns * (self._side + _BETWEEN) - _BETWEEN + _GAP
             left = _LEFT + self._row + _GAP + index * width
@@ -81,11 +81,11 @@ class MapRows:
         return scales
 
     def _draw_group(self, page: Page, left: float, top: float, group: UnitGroup, scale: Scale) -> None:
-        """Draw the maps of a group; labels stand at those of the first picture."""
+        """Draw the maps of a group; labels stand at those of the first image."""
         for unit, label in enumerate(group.labels):
             line, column = divmod(unit, self._columns)
             across, down = (place * (self._side + _BETWEEN) for place in (column, line))
-            for row in range(len(self.pictures)):
+            for row in range(len(self.images)):
                 lower = down + row * (self._row + _GAP / 2)
                 scale.draw(page.image_axes(left + across, top + lower, self._side, self._side), row, unit)
             if self.boxed:
@@ -95,7 +95,7 @@ class MapRows:
 
 
 class Scale:
-    """Maps of units as colours: every unit by its own largest activation, the same for all pictures of a model.
+    """Maps of units as colours: every unit by its own largest activation, the same for all images of a model.
 
     Activations that are never negative go from white to black, others from blue over white to red.
 

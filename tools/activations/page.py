@@ -47,7 +47,7 @@ class Page:
         return axes
 
     def image_axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Return new axes for a picture, with a thin frame and no ticks."""
+        """Return new axes for an image, with a thin frame and no ticks."""
         axes = self.axes(left, top, width, height)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -55,8 +55,8 @@ class Page:
             spine.set_linewidth(0.3)
         return axes
 
-    def picture(self, pixels: Tensor, title: str, left: float, top: float, side: float) -> None:
-        """Show a square picture ``(3, H, W)`` uint8, its name upright beside it, shortened to its height."""
+    def image(self, pixels: Tensor, title: str, left: float, top: float, side: float) -> None:
+        """Show a square image ``(3, H, W)`` uint8, its name upright beside it, shortened to its height."""
         self.image_axes(left, top, side, side).imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
         words = short(title, min(_LONGEST_NAME, max(1, int(side / _LETTER))))
         self.text(left - 0.03, top + side / 2, words, fontsize=SMALL, rotation=90, va="center", ha="right")
@@ -75,7 +75,7 @@ class Page:
 
 
 def short(name: str, longest: int = _LONGEST_NAME) -> str:
-    """Return the name of a picture as there is room for it.
+    """Return the name of an image as there is room for it.
 
     Example:
         >>> short("holidays/a very long day at the beach.jpg")

@@ -1,4 +1,4 @@
-"""Sheets and tables in a folder, and lines that say what they show."""
+"""Figures and tables in a folder, and lines that say what they show."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from tools.activations.activation_sheet import activation_sheet
-from tools.activations.code_sheet import code_sheet
+from tools.activations.activation_figure import activation_figure
+from tools.activations.code_figure import code_figure
 from tools.activations.subject import Subject
-from tools.activations.unit_sheet import unit_sheet
+from tools.activations.unit_figure import unit_figure
 from tools.activations.units import UnitCosts
 
-_FEWEST_PICTURES = 3  # of which codes are drawn: fewer lie on a line
+_FEWEST_IMAGES = 3  # of which codes are drawn: fewer lie on a line
 
 TableRow = Sequence[object]
 
@@ -27,11 +27,11 @@ def report_activations(subjects: Sequence[Subject], folder: Path) -> list[str]:
         rows += [(subject.name, layer, layer in own, share) for layer, share in enumerate(subject.shares)]
         parts = [f"layer {layer} {share:.1%}" for layer, share in enumerate(subject.shares) if share is not None]
         if parts:
-            told.append(f"{subject.name}: variance of activations that lies between pictures: {', '.join(parts)}")
-    _write_table(folder / "layers.csv", ["model", "layer", "modulated", "share_between_pictures"], rows)
+            told.append(f"{subject.name}: variance of activations that lies between images: {', '.join(parts)}")
+    _write_table(folder / "layers.csv", ["model", "layer", "modulated", "share_between_images"], rows)
     models = {subject.name: subject.layers() for subject in subjects}
-    activation_sheet(subjects[0].shown, models).save(folder / "activations.png")
-    told = told or ["No share of variance between pictures: there is one picture."]
+    activation_figure(subjects[0].shown, models).save(folder / "activations.png")
+    told = told or ["No share of variance between images: there is one image."]
     return [*told, _wrote(folder, "activations.png", "layers.csv")]
 
 
@@ -50,22 +50,22 @@ def report_units(subjects: Sequence[Subject], folder: Path) -> list[str]:
         )
     lost = ["psnr_lost_mean", "psnr_lost_lower_quartile", "psnr_lost_upper_quartile"]
     _write_table(folder / "units.csv", ["model", "layer", "unit", *lost], rows)
-    unit_sheet(subjects[0].shown, models, layer).save(folder / "units.png")
+    unit_figure(subjects[0].shown, models, layer).save(folder / "units.png")
     return [*told, _wrote(folder, "units.png", "units.csv")]
 
 
 def _mean_and_quartiles(units: UnitCosts) -> list[list[float]]:
-    """Return for every unit, the costliest first, the mean and the quartiles of its costs over pictures."""
+    """Return for every unit, the costliest first, the mean and the quartiles of its costs over images."""
     quartiles = units.costs.quantile(torch.tensor([0.25, 0.75]), dim=0)
     numbers: list[list[float]] = torch.cat([units.costs.mean(0, keepdim=True), quartiles]).T.tolist()
     return numbers
 
 
 def report_codes(subjects: Sequence[Subject], folder: Path) -> list[str]:
-    """Write ``codes.png``, ``codes.csv`` and ``components.csv``, of three pictures or more; return the lines to print."""
-    first, names = subjects[0], list(subjects[0].pictures)
-    if len(names) < _FEWEST_PICTURES:
-        return [f"No sheet of codes: it needs at least {_FEWEST_PICTURES} pictures, here are {len(names)}."]
+    """Write ``codes.png``, ``codes.csv`` and ``components.csv``, of three images or more; return the lines to print."""
+    first, names = subjects[0], list(subjects[0].images)
+    if len(names) < _FEWEST_IMAGES:
+        return [f"No figure of codes: it needs at least {_FEWEST_IMAGES} images, here are {len(names)}."]
     models = {subject.name: subject.components() for subject in subjects}
     crops = [None] * len(names) + list(range(first.settings.crops)) * len(names)
     codes = [
@@ -74,9 +74,9 @@ def report_codes(subjects: Sequence[Subject], folder: Path) -> list[str]:
         for owner, crop, scores in zip(first.owners, crops, found.scores[:, :2].tolist(), strict=True)
     ]
     shares = [(model, 1 + k, share) for model, found in models.items() for k, share in enumerate(found.shares.tolist())]
-    _write_table(folder / "codes.csv", ["model", "picture", "crop", "component_1", "component_2"], codes)
+    _write_table(folder / "codes.csv", ["model", "image", "crop", "component_1", "component_2"], codes)
     _write_table(folder / "components.csv", ["model", "component", "share_of_variance"], shares)
-    code_sheet(first.pictures, models, first.owners).save(folder / "codes.png")
+    code_figure(first.images, models, first.owners).save(folder / "codes.png")
     told = [
         f"{model}: two components explain {found.shares[:2].sum():.1%} of the variance of {len(crops)} codes"
         for model, found in models.items()

@@ -1,4 +1,4 @@
-"""A model under study: what it makes of pictures, and what the sheets show of that."""
+"""A model under study: what it makes of images, and what the figures show of that."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from composers.networks import Modulations
 from datamodules.domain import Grid
 from modalities.images import input_size, square_codes, square_samples
 from tools.activations.codes import Components, flat, principal_components
+from tools.activations.images import crops, fitted
 from tools.activations.layers import LayerMaps, Spread, activation_maps, some, spreads
-from tools.activations.pictures import crops, fitted
 from tools.activations.units import UnitCosts, unit_costs
 
 
@@ -27,9 +27,9 @@ class StudySettings:
     Args:
         layer: The hidden layer to look at, counted from 0; by default the first modulated one of the first model.
         num_units: Units of each layer that are shown.
-        num_rows: Pictures that are shown, the first ones; numbers are of all.
+        num_rows: Images that are shown, the first ones; numbers are of all.
         size: Coordinates along each side of a map.
-        crops: Crops of each picture whose codes are drawn too; with steps they are refined as well, which takes its time.
+        crops: Crops of each image whose codes are drawn too; with steps they are refined as well, which takes its time.
         steps: Gradient steps that refine codes first, 0 for the prediction.
 
     Raises:
@@ -51,12 +51,12 @@ class StudySettings:
 
 
 class Subject:
-    """A model of square pictures in colour, and what it makes of pictures.
+    """A model of square images in colour, and what it makes of images.
 
     Args:
-        name: What sheets and tables call it.
+        name: What figures and tables call it.
         composer: The model, in evaluation mode.
-        pictures: ``(3, H, W)`` uint8 of any size, by name.
+        images: ``(3, H, W)`` uint8 of any size, by name.
         layer: The hidden layer under study, counted from 0.
         settings: How much is shown.
 
@@ -65,7 +65,7 @@ class Subject:
     """
 
     def __init__(
-        self, name: str, composer: Composer, pictures: Mapping[str, Tensor], layer: int, settings: StudySettings
+        self, name: str, composer: Composer, images: Mapping[str, Tensor], layer: int, settings: StudySettings
     ) -> None:
         self.name = name
         self.composer = composer
@@ -74,24 +74,24 @@ class Subject:
         self.settings = settings
         self.size = _size(name, composer)
         self._check_layers()
-        self._originals = pictures
-        self.pictures = {title: fitted(picture, self.size) for title, picture in pictures.items()}
+        self._originals = images
+        self.images = {title: fitted(image, self.size) for title, image in images.items()}
 
     @property
     def shown(self) -> dict[str, Tensor]:
-        """The pictures that are shown, as the model takes them."""
-        return dict(list(self.pictures.items())[: self.settings.num_rows])
+        """The images that are shown, as the model takes them."""
+        return dict(list(self.images.items())[: self.settings.num_rows])
 
     @property
     def owners(self) -> list[int]:
-        """For every code of `components`, which picture it is or was cut from."""
-        indices = range(len(self.pictures))
+        """For every code of `components`, which image it is or was cut from."""
+        indices = range(len(self.images))
         return [*indices, *(index for index in indices for _ in range(self.settings.crops))]
 
     @cached_property
     def codes(self) -> Latents:
-        """The codes of all pictures."""
-        return self._codes(list(self.pictures.values()))
+        """The codes of all images."""
+        return self._codes(list(self.images.values()))
 
     @cached_property
     def modulations(self) -> Modulations:
@@ -106,11 +106,11 @@ class Subject:
 
     @property
     def shares(self) -> list[float | None]:
-        """The part of the variance of every hidden layer that lies between pictures; None of a single picture."""
-        return [spread.share if len(self.pictures) > 1 else None for spread in self.spreads]
+        """The part of the variance of every hidden layer that lies between images; None of a single image."""
+        return [spread.share if len(self.images) > 1 else None for spread in self.spreads]
 
     def layers(self) -> list[LayerMaps]:
-        """Return the layer under study and its neighbours: the units that vary most, over pictures and places together."""
+        """Return the layer under study and its neighbours: the units that vary most, over images and places together."""
         number, own = self.settings.num_units, self.inr.modulated_layers
         units = {layer: self.spreads[layer].total.topk(number).indices.tolist() for layer in self._neighbours}
         maps = self._maps(units)
@@ -120,17 +120,17 @@ class Subject:
 
     def units(self) -> UnitCosts:
         """Return what the units of the layer under study are worth."""
-        seen = square_samples(torch.stack(list(self.pictures.values())).to(self.composer.device))
+        seen = square_samples(torch.stack(list(self.images.values())).to(self.composer.device))
         whole, lost = unit_costs(self.inr, self.layer, seen, self.modulations)
         order = lost.mean(0).argsort(descending=True, stable=True)
         maps = self._maps({self.layer: order[: self.settings.num_units].tolist()})[self.layer]
         return UnitCosts(whole.mean().item(), order.tolist(), lost[:, order].cpu(), maps)
 
     def components(self) -> Components:
-        """Return the principal components of the codes of all pictures, then of their crops."""
+        """Return the principal components of the codes of all images, then of their crops."""
         number, codes = self.settings.crops, flat(self.codes)
         if number:
-            cut = [crop for picture in self._originals.values() for crop in crops(picture, self.size, number)]
+            cut = [crop for image in self._originals.values() for crop in crops(image, self.size, number)]
             codes = torch.cat([codes, flat(self._codes(cut))])
         return principal_components(codes.cpu())
 
@@ -145,12 +145,12 @@ class Subject:
         return Grid.unit(2).coords((self.settings.size, self.settings.size), device=self.composer.device)
 
     def _codes(self, squares: Sequence[Tensor]) -> Latents:
-        """Return the codes of pictures as the model takes them, refined as far as the settings say."""
+        """Return the codes of images as the model takes them, refined as far as the settings say."""
         refinement = self.composer.refinement.with_steps(self.settings.steps)
         return square_codes(self.composer, torch.stack(list(squares)), refinement)
 
     def _maps(self, units: Mapping[int, list[int]]) -> dict[int, Tensor]:
-        """Return the maps ``(b, U, h, w)`` of units by layer, for the pictures that are shown."""
+        """Return the maps ``(b, U, h, w)`` of units by layer, for the images that are shown."""
         shown = some(self.modulations, slice(self.settings.num_rows))
         maps = activation_maps(self.inr, self._coords, shown, units)
         return {layer: found.mT.unflatten(-1, (self.settings.size, -1)) for layer, found in maps.items()}
@@ -170,9 +170,9 @@ class Subject:
 
 
 def _size(name: str, composer: Composer) -> int:
-    """Return the pixels along each side of the pictures that a model takes."""
+    """Return the pixels along each side of the images that a model takes."""
     if (made := (composer.inr.coord_dim, composer.inr.value_dim)) != (2, 3):
-        raise ValueError(f"{name} makes {made[1]} values at {made[0]} coordinates, not pictures in colour: 3 at 2.")
+        raise ValueError(f"{name} makes {made[1]} values at {made[0]} coordinates, not images in colour: 3 at 2.")
     try:
         return input_size(composer)
     except ValueError as error:

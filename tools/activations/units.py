@@ -17,10 +17,10 @@ class UnitCosts(NamedTuple):
     """What the units of the layer under study are worth.
 
     Attributes:
-        psnr: With all units, the mean over pictures in dB.
+        psnr: With all units, the mean over images in dB.
         order: Units ``(O,)``, the costliest on average first.
         costs: PSNR in dB ``(B, O)`` lost without a unit, in that order.
-        maps: Of the first units in that order, ``(b, U, h, w)`` of the first pictures.
+        maps: Of the first units in that order, ``(b, U, h, w)`` of the first images.
     """
 
     psnr: float

@@ -1,4 +1,4 @@
-"""Check a data set: what is missing, extra, unreadable or of another size than published, and what mends it.
+"""Check a data set: what is missing, extra, unreadable or of another size than published, and what fixes it.
 
 Exit status: 0 if all is right, 1 if something is wrong with the data, 2 with the command line or a config.
 """
@@ -18,16 +18,16 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from datamodules import data_sets
-from datamodules.audio.base import ClipSet
+from datamodules.audio.base import RecordingSet
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import load_layers, readable
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 from datamodules.scenes.base import SceneSet
 from datamodules.storage.folders import Split
-from tools.check.clips import check_clips
 from tools.check.downloads import check_downloads
-from tools.check.pictures import Findings, check_pictures
-from tools.check.report import can_fetch, counts, fetching, mending, named, things, visible, write
+from tools.check.images import Findings, check_images
+from tools.check.recordings import check_recordings
+from tools.check.report import can_fetch, counts, fetching, fixing, named, things, visible, write
 from tools.check.scenes import check_scenes, told_counts
 
 _EXAMPLE = "configs/data/sample_photos.yaml"
@@ -103,36 +103,36 @@ def _data_part(name: str) -> dict[str, Any]:
 
 def _check(chosen: Any, command: Sequence[str]) -> bool:
     """Print what is wrong with the data, and return whether nothing is."""
-    if isinstance(chosen.data, PictureSet):
-        return _check_pictures(chosen.data, chosen, command)
-    if isinstance(chosen.data, ClipSet):
-        return _check_clips(chosen.data, chosen, command)
+    if isinstance(chosen.data, ImageSet):
+        return _check_images(chosen.data, chosen, command)
+    if isinstance(chosen.data, RecordingSet):
+        return _check_recordings(chosen.data, chosen, command)
     if isinstance(chosen.data, SceneSet):
         return _check_scenes(chosen.data, chosen)
     _count_items(chosen.data)
     return True
 
 
-def _check_pictures(data: PictureSet, chosen: Any, command: Sequence[str]) -> bool:
-    """Print what is wrong with pictures, and return whether nothing is."""
+def _check_images(data: ImageSet, chosen: Any, command: Sequence[str]) -> bool:
+    """Print what is wrong with images, and return whether nothing is."""
     try:
         if chosen.fetch:
             data.fetch()
-        findings = check_pictures(data, decode=chosen.decode)
+        findings = check_images(data, decode=chosen.decode)
     except (ValueError, OSError) as error:
-        raise ValueError("\n".join([str(error), *_without_pictures(data, chosen, command)])) from error
+        raise ValueError("\n".join([str(error), *_without_images(data, chosen, command)])) from error
     archives, notes = check_downloads(data.source, data.root)
     return _tell(data, findings._replace(problems=findings.problems + archives), notes, chosen, command)
 
 
-def _check_clips(data: ClipSet, chosen: Any, command: Sequence[str]) -> bool:
-    """Print what is wrong with clips, and return whether nothing is."""
+def _check_recordings(data: RecordingSet, chosen: Any, command: Sequence[str]) -> bool:
+    """Print what is wrong with recordings, and return whether nothing is."""
     try:
         if chosen.fetch:
             data.fetch(get_args(Split))
-        findings = check_clips(data, decode=chosen.decode)
+        findings = check_recordings(data, decode=chosen.decode)
     except (ValueError, OSError) as error:
-        lines = [f"Mend: {fetching([], command)}"] if can_fetch(data) and not chosen.fetch else []
+        lines = [f"Fix: {fetching([], command)}"] if can_fetch(data) and not chosen.fetch else []
         raise ValueError("\n".join([str(error), *lines])) from error
     return _tell(data, findings, [], chosen, command)
 
@@ -146,14 +146,14 @@ def _check_scenes(data: SceneSet, chosen: Any) -> bool:
     lines = [f"{type(data).__name__} in {data.root}", *told_counts(findings), *named(findings.problems)]
     lines += [f"{name}: {note}" for name, note in data.notes.items()]
     if not findings.all_right:
-        lines.append("Mend them, or leave them out, which training does unless told otherwise: on_bad_scene skip")
+        lines.append("Fix them, or leave them out, which training does unless told otherwise: on_bad_scene skip")
     for line in lines:
         console.print(visible(line))
     return findings.all_right
 
 
 def _tell(
-    data: PictureSet | ClipSet, findings: Findings, notes: Sequence[str], chosen: Any, command: Sequence[str]
+    data: ImageSet | RecordingSet, findings: Findings, notes: Sequence[str], chosen: Any, command: Sequence[str]
 ) -> bool:
     """Print what was found, write it where that was asked for, and return whether nothing is wrong."""
     if chosen.csv is not None:
@@ -162,20 +162,20 @@ def _tell(
     console.print(visible(f"{type(data).__name__} in {data.root}"))
     console.print(counts(data, findings), soft_wrap=False)
     lines = [*named(findings.problems), *(f"{name}: {note}" for name, note in data.notes.items()), *notes]
-    for line in [*lines, *mending(data, findings, command)]:
+    for line in [*lines, *fixing(data, findings, command)]:
         console.print(visible(line))
     looked = "all could be read" if chosen.decode else "by their headers; --decode true looks at all of them"
     if findings.all_right:
-        found = sum(row.pictures for row in findings.rows if row.splits)
+        found = sum(row.images for row in findings.rows if row.splits)
         console.print(f"All right: {found:,} {things(data)}, {looked}.")
     return findings.all_right
 
 
-def _without_pictures(data: PictureSet, chosen: Any, command: Sequence[str]) -> list[str]:
-    """Return what lies there of a data set without pictures, and what fetches it."""
+def _without_images(data: ImageSet, chosen: Any, command: Sequence[str]) -> list[str]:
+    """Return what lies there of a data set without images, and what fetches it."""
     archives, notes = check_downloads(data.source, data.root)
     lines = [problem.detail for problem in archives] + notes
-    return lines if data.source is None or chosen.fetch else [*lines, f"Mend: {fetching(archives, command)}"]
+    return lines if data.source is None or chosen.fetch else [*lines, f"Fix: {fetching(archives, command)}"]
 
 
 def _count_items(data: CoordinateDataModule) -> None:

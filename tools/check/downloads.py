@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from datamodules.storage.download import Source, download
-from tools.check.pictures import Problem
+from tools.check.images import Problem
 
 
 def check_downloads(source: Source | None, root: Path) -> tuple[list[Problem], list[str]]:
@@ -23,7 +23,7 @@ def check_downloads(source: Source | None, root: Path) -> tuple[list[Problem], l
         return [], []
     path = root / source.filename
     if not path.exists():
-        return [], [f"{path} is not there, from which pictures are unpacked.", *_leftovers(root)]
+        return [], [f"{path} is not there, from which images are unpacked.", *_leftovers(root)]
     with suppress(OSError):
         path.with_name(f"{path.name}.verified").unlink(missing_ok=True)
     try:

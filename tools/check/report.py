@@ -1,4 +1,4 @@
-"""Findings for people: a table, the first pictures of every kind, and what mends them; and for programs: a CSV."""
+"""Findings for people: a table, the first images of every kind, and what fixes them; and for programs: a CSV."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import get_args
 from rich import box
 from rich.table import Table
 
-from datamodules.audio.base import ClipSet
-from datamodules.images.base import PictureSet
-from tools.check.pictures import Findings, Kind, Problem
+from datamodules.audio.base import RecordingSet
+from datamodules.images.base import ImageSet
+from tools.check.images import Findings, Kind, Problem
 
 _NAMED = 5  # files of every kind that are named
 _COLUMNS: tuple[tuple[Kind, ...], ...] = (("missing",), ("extra", "unused"), ("unreadable",))  # those of all data
@@ -33,7 +33,7 @@ _MEANINGS: dict[Kind, str] = {
 }
 
 
-def counts(data: PictureSet | ClipSet, findings: Findings) -> Table:
+def counts(data: ImageSet | RecordingSet, findings: Findings) -> Table:
     """Return the counts of every split as a table that fits 80 columns."""
     own = _own_kinds(data)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -44,7 +44,7 @@ def counts(data: PictureSet | ClipSet, findings: Findings) -> Table:
         columns = (*_COLUMNS, *((kind,) for kind in own))
         numbers = [sum(findings.number(kind, row.splits) for kind in kinds) for kinds in columns]
         wanted = "-" if row.wanted is None else f"{row.wanted:,}"
-        table.add_row(row.splits or "no split", f"{row.pictures:,}", wanted, *(f"{number:,}" for number in numbers))
+        table.add_row(row.splits or "no split", f"{row.images:,}", wanted, *(f"{number:,}" for number in numbers))
     return table
 
 
@@ -54,25 +54,25 @@ def named(problems: Sequence[Problem]) -> list[str]:
     for kind in get_args(Kind):
         found = [problem for problem in problems if problem.kind == kind]
         if found:
-            lines.append(f"{_MEANINGS[kind]}: {sum(problem.pictures for problem in found):,}")
+            lines.append(f"{_MEANINGS[kind]}: {sum(problem.images for problem in found):,}")
             lines += [f"  {problem.detail}" for problem in found[:_NAMED]]
         if len(found) > _NAMED:
             lines.append(f"  and {len(found) - _NAMED:,} more: --csv FILE writes all of them.")
     return lines
 
 
-def things(data: PictureSet | ClipSet) -> str:
+def things(data: ImageSet | RecordingSet) -> str:
     """Return what a data set consists of, in the plural."""
-    return "clips" if isinstance(data, ClipSet) else "pictures"
+    return "files" if isinstance(data, RecordingSet) else "images"
 
 
-def can_fetch(data: PictureSet | ClipSet) -> bool:
+def can_fetch(data: ImageSet | RecordingSet) -> bool:
     """Return whether a data set knows where it can be downloaded."""
-    return type(data).fetch is not ClipSet.fetch if isinstance(data, ClipSet) else data.source is not None
+    return type(data).fetch is not RecordingSet.fetch if isinstance(data, RecordingSet) else data.source is not None
 
 
-def mending(data: PictureSet | ClipSet, findings: Findings, command: Sequence[str]) -> list[str]:
-    """Return what mends what was found, a line each; none if all is right.
+def fixing(data: ImageSet | RecordingSet, findings: Findings, command: Sequence[str]) -> list[str]:
+    """Return what fixes what was found, a line each; none if all is right.
 
     Args:
         data: The data set.
@@ -83,12 +83,12 @@ def mending(data: PictureSet | ClipSet, findings: Findings, command: Sequence[st
     archives = [problem for problem in findings.problems if problem.kind == "archive"]
     lines = []
     if not kinds & {"missing", "extra", "unreadable", "wrong size"}:
-        lines += [f"Mend: {shlex.join(['rm', archive.path])}" for archive in archives]
+        lines += [f"Fix: {shlex.join(['rm', archive.path])}" for archive in archives]
     elif can_fetch(data):
         aside = _aside(findings.folder, data.root, things(data))
-        lines.append(f"Mend: {aside}{fetching(archives, command)}")
+        lines.append(f"Fix: {aside}{fetching(archives, command)}")
     else:
-        lines.append(f"Mend: {_by_hand(data)}")
+        lines.append(f"Fix: {_by_hand(data)}")
     if "unreadable" in kinds:
         lines.append("Or leave out what is unreadable: --data.init_args.on_bad_file skip")
     if any(row.wanted is not None for row in findings.rows) and kinds & {"missing", "extra"}:
@@ -107,12 +107,12 @@ def fetching(archives: Sequence[Problem], command: Sequence[str]) -> str:
     return " && ".join([*(shlex.join(["rm", one.path]) for one in archives), shlex.join([*command, "--fetch", "true"])])
 
 
-def write(path: Path, problems: Sequence[Problem], what: str = "pictures") -> None:
+def write(path: Path, problems: Sequence[Problem], what: str = "images") -> None:
     """Write all problems as a CSV: split, path, problem, the number of what it stands for, and what is wrong."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(["split", "path", "problem", what, "detail"])
-        table.writerows([one.splits, one.path, one.kind, one.pictures, one.detail] for one in problems)
+        table.writerows([one.splits, one.path, one.kind, one.images, one.detail] for one in problems)
 
 
 def visible(text: str) -> str:
@@ -125,16 +125,16 @@ def visible(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split("\n")))
 
 
-def _own_kinds(data: PictureSet | ClipSet) -> tuple[Kind, ...]:
+def _own_kinds(data: ImageSet | RecordingSet) -> tuple[Kind, ...]:
     """Return the kinds that have a column in tables of this kind of data alone."""
-    if isinstance(data, ClipSet):
+    if isinstance(data, RecordingSet):
         return "short", "silent"
     return ("small",) if data.shape is None else ("wrong size",)
 
 
-def _by_hand(data: PictureSet | ClipSet) -> str:
+def _by_hand(data: ImageSet | RecordingSet) -> str:
     """Return what to do about files that cannot be fetched."""
-    known = "" if isinstance(data, ClipSet) else data.how_to_get()
+    known = "" if isinstance(data, RecordingSet) else data.how_to_get()
     return known or f"take these {things(data)} from their source again, or delete them."
 
 

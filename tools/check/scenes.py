@@ -14,7 +14,7 @@ from datamodules.storage.folders import Split
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene
-from tools.check.pictures import Findings, Problem, SplitFindings
+from tools.check.images import Findings, Problem, SplitFindings
 
 
 def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
@@ -22,7 +22,7 @@ def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
 
     Args:
         data: The data set.
-        decode: Whether every picture is decoded, by all processors that this process may use, or only its header is read.
+        decode: Whether every image is decoded, by all processors that this process may use, or only its header is read.
 
     Raises:
         ValueError: If there are no scenes, with the way to get them.
@@ -45,9 +45,7 @@ def told_counts(findings: Findings) -> list[str]:
     lines = []
     for row in findings.rows:
         broken = findings.number("unreadable", row.splits)
-        lines.append(
-            f"{row.splits}: {row.pictures:,} scenes, {f'{broken:,} of them broken' if broken else 'all of use'}"
-        )
+        lines.append(f"{row.splits}: {row.images:,} scenes, {f'{broken:,} of them broken' if broken else 'all of use'}")
     return lines
 
 
@@ -71,7 +69,7 @@ def _folders(data: SceneSet) -> tuple[dict[tuple[Split, ...], list[Path]], list[
 
 
 def _undecodable(data: SceneSet, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Return why pictures of scenes cannot be decoded, by folder."""
+    """Return why images of scenes cannot be decoded, by folder."""
     found: dict[str, str] = {}
     look = partial(_fault, data)
     with counting("decoding scenes", len(scenes)) as show, closing(in_order(look, scenes)) as faults:
@@ -83,16 +81,16 @@ def _undecodable(data: SceneSet, scenes: Sequence[Scene]) -> dict[str, str]:
 
 
 def _folder(scene: Scene) -> Path:
-    """Return the folder of a scene, which its pictures lie in or below."""
-    picture = scene.pictures[0]
-    return next((folder for folder in picture.parents if folder.name == scene.name), picture.parent)
+    """Return the folder of a scene, which its images lie in or below."""
+    image = scene.images[0]
+    return next((folder for folder in image.parents if folder.name == scene.name), image.parent)
 
 
 def _fault(data: SceneSet, scene: Scene) -> str | None:
-    """Return why a picture of a scene cannot be decoded, or None."""
+    """Return why an image of a scene cannot be decoded, or None."""
     try:
-        for frame in range(len(scene.pictures)):
-            posed(scene, [frame], scene.name, data.read_picture)
+        for frame in range(len(scene.images)):
+            posed(scene, [frame], scene.name, data.read_image)
     except ValueError as error:
         return str(error)
     return None

@@ -1,4 +1,4 @@
-"""What is wrong with single pictures, looked at by all processors."""
+"""What is wrong with single images, looked at by all processors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from datamodules.storage.images import quiet, read_picture
+from datamodules.storage.images import quiet, read_image
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 
 
 class Fault(NamedTuple):
-    """What is wrong with a picture.
+    """What is wrong with an image.
 
     Attributes:
         kind: ``unreadable``; ``wrong size``, another than was published; or ``small``, smaller than it is trained on.
@@ -30,13 +30,13 @@ class Fault(NamedTuple):
 def faults(
     paths: Sequence[Path], size: int, shape: tuple[int, int] | None, *, decode: bool = True
 ) -> Iterator[Fault | None]:
-    """Yield what is wrong with every picture, in order; None if nothing is.
+    """Yield what is wrong with every image, in order; None if nothing is.
 
     Args:
-        paths: The pictures.
-        size: Pixels along each side of a picture as it is trained on.
+        paths: The images.
+        size: Pixels along each side of an image as it is trained on.
         shape: Rows and columns as published, None if they vary.
-        decode: Whether pictures are decoded, or only their headers are read.
+        decode: Whether images are decoded, or only their headers are read.
     """
     look = partial(_fault, size=size, shape=shape, decode=decode)
     label = "decoding" if decode else "reading headers"
@@ -47,7 +47,7 @@ def faults(
 
 
 def _fault(path: Path, size: int, shape: tuple[int, int] | None, decode: bool) -> Fault | None:
-    """Return what is wrong with a picture."""
+    """Return what is wrong with an image."""
     try:
         found = _shape(path, decode)
     except ValueError as error:
@@ -60,12 +60,12 @@ def _fault(path: Path, size: int, shape: tuple[int, int] | None, decode: bool) -
 
 
 def _shape(path: Path, decode: bool) -> tuple[int, int]:
-    """Return the rows and columns of a picture, or raise a ``ValueError`` that names it."""
+    """Return the rows and columns of an image, or raise a ``ValueError`` that names it."""
     if decode:
-        read_picture(path)
+        read_image(path)
     try:
         with quiet, Image.open(path) as image:
             return image.height, image.width
     except Exception:  # what decoders raise of damaged data is not foreseeable; reading it has words for that
-        read_picture(path)
+        read_image(path)
         raise

@@ -2,7 +2,7 @@
 
 ``python -m tools.released epoch300_model.pt ipc.ckpt`` converts a checkpoint of kakaobrain/ginr-ipc, whose ``config.yaml``
 lies beside it, or one of yinboc/trans-inr, which holds its own config; ``composers.load("ipc.ckpt")`` then rebuilds the model.
-Hypernetworks for pictures, audio and views are read, and meta-learned models of pictures. Every option and every weight is
+Hypernetworks for images, audio and views are read, and meta-learned models of images. Every option and every weight is
 used, or refused by its name.
 """
 
@@ -28,7 +28,7 @@ def from_released(state_dict: Mapping[str, Tensor], arch: Mapping[str, Any], siz
     Args:
         state_dict: The ``state_dict`` or ``state_dict_ema`` of a checkpoint.
         arch: The section ``arch`` of its config, as plain data; what it leaves out has the released default.
-        size: Only for meta-learned models: pixels along each side of the pictures of training, at which pictures are then
+        size: Only for meta-learned models: pixels along each side of the images of training, at which images are then
             predicted. No ``arch`` says it, and the weights are the same for any; without it nothing is predicted from files.
 
     Raises:

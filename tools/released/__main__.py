@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--size",
         type=int,
-        help="pixels along each side of the pictures that a meta-learned model of ginr-ipc was trained on, which its config "
+        help="pixels along each side of the images that a meta-learned model of ginr-ipc was trained on, which its config "
         "does not say in numbers; needed to predict from files",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace dst if it exists")

@@ -56,7 +56,7 @@ def composer_config(arch: Mapping[str, Any], size: int | None = None) -> Config:
 
     Args:
         arch: As plain data.
-        size: Pixels along each side of the pictures that a meta-learned model was trained on, if known.
+        size: Pixels along each side of the images that a meta-learned model was trained on, if known.
 
     Raises:
         ValueError: If there is an option that this version does not read, or ``size`` for a hypernetwork.
@@ -89,7 +89,7 @@ def _hypernetwork(options: Options, name: str) -> Config:
 
 
 def _signal(options: Options) -> tuple[Config, Config, Config]:
-    """Return the network's arguments, the tokenizer and no renderer, of a model of pictures or audio."""
+    """Return the network's arguments, the tokenizer and no renderer, of a model of images or audio."""
     audio = options.choose("data_encoder.type", ("unfold", "unfold_audio"), "unfold") == "unfold_audio"
     read = network(options, coord_dim=1 if audio else 2), _tokenizer(options, audio), Config()
     if audio:
@@ -99,11 +99,11 @@ def _signal(options: Options) -> tuple[Config, Config, Config]:
 
 
 def _check_seconds(options: Options) -> None:
-    """Refuse a range that no clip has: two units a second, around 0, which our data states itself."""
+    """Refuse a range that no recording has: two units a second, around 0, which our data states itself."""
     found = options.read("coord_sampler.coord_range", list, [-1.0, 1.0])
     numbers = len(found) == 2 and all(type(end) in (int, float) for end in found)
     if not numbers or not 0 < found[1] == -found[0]:
-        options.refuse("coord_sampler.coord_range", found, "[-t, t] for clips of t seconds")
+        options.refuse("coord_sampler.coord_range", found, "[-t, t] for recordings of t seconds")
 
 
 def _views(options: Options) -> tuple[Config, Config, Config]:

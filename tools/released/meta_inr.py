@@ -26,7 +26,7 @@ def composer_config(options: Options, size: int | None) -> Config:
 
     Args:
         options: Of the section ``arch``, of which ``type`` has been read.
-        size: Pixels along each side of the pictures of training; None if they are not known.
+        size: Pixels along each side of the images of training; None if they are not known.
 
     Raises:
         ValueError: If there is an option that this version does not read, or ``size`` is below 1.

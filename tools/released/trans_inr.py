@@ -1,4 +1,4 @@
-"""Models of yinboc/trans-inr, of pictures and of views: the ``args`` in their checkpoints, and the names of their weights."""
+"""Models of yinboc/trans-inr, of images and of views: the ``args`` in their checkpoints, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FIXED = {
     "transformer_encoder.name": "transformer_encoder",
     "transformer_encoder.args.dropout": 0,  # it also drops inside the MLP
 }
-_PICTURES = {"tokenizer.name": "imgrec_tokenizer", "hyponet.name": "hypo_mlp", "hyponet.args.in_dim": 2}
+_IMAGES = {"tokenizer.name": "imgrec_tokenizer", "hyponet.name": "hypo_mlp", "hyponet.args.in_dim": 2}
 _VIEWS = {
     "tokenizer.name": "nvs_tokenizer",
     "tokenizer.args.img_channels": 3,
@@ -52,14 +52,14 @@ def composer_config(args: Mapping[str, Any], views: int | None) -> Config:
         views: Views that a model of views is given at a time, 1 if None; no file says how many.
 
     Raises:
-        ValueError: If there is an option that this version does not read, or ``views`` for a model of pictures.
+        ValueError: If there is an option that this version does not read, or ``views`` for a model of images.
     """
     options = Options("model.args", args)
     of_views = options.choose("hyponet.name", ("hypo_mlp", "hypo_nerf")) == "hypo_nerf"
     if not of_views and views is not None:
-        raise ValueError(f"views is {views}, but this is a model of pictures: leave views out.")
-    options.fix(_FIXED | (_VIEWS if of_views else _PICTURES))
-    parts = _scene_parts(options, 1 if views is None else views) if of_views else _picture_parts(options)
+        raise ValueError(f"views is {views}, but this is a model of images: leave views out.")
+    options.fix(_FIXED | (_VIEWS if of_views else _IMAGES))
+    parts = _scene_parts(options, 1 if views is None else views) if of_views else _image_parts(options)
     config = describe("TransINR", **parts, transformer=_transformer(options), num_groups=options.count("n_groups"))
     options.finish()
     return config
@@ -101,8 +101,8 @@ def _scene_parts(options: Options, views: int) -> Config:
     return {"inr": inr, "tokenizer": tokenizer, "renderer": renderer(_SAMPLES_PER_RAY)}
 
 
-def _picture_parts(options: Options) -> Config:
-    """Return the configs of network and tokenizer of a model of pictures."""
+def _image_parts(options: Options) -> Config:
+    """Return the configs of network and tokenizer of a model of images."""
     encoding = describe(
         "networks.FourierFeatures",
         num_frequencies=options.count("hyponet.args.pe_dim") // 2,

@@ -28,7 +28,7 @@ def _code(composer, places, shape, seed=0):
 
 def _naive_decoding(composer, code, shape, overlap):
     """Return what `decode` should, pixel by pixel."""
-    picture = np.zeros((*shape, 3))
+    image = np.zeros((*shape, 3))
     for row in range(shape[0]):
         for column in range(shape[1]):
             place = [(row + 0.5) * code.shape[0] / shape[0], (column + 0.5) * code.shape[1] / shape[1]]
@@ -47,8 +47,8 @@ def _naive_decoding(composer, code, shape, overlap):
                     near = min(max(near, 0), 1)
                     weight *= max(3 * near**2 - 2 * near**3, 1e-6)
                 total, weights = total + weight * values, weights + weight
-            picture[row, column] = total / weights
-    return picture
+            image[row, column] = total / weights
+    return image
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (7, 9), (30, 25), (1, 1)])
@@ -60,7 +60,7 @@ def test_decoding_equals_a_loop_over_pixels(tiny_ipc, shape):
     assert np.abs(decoded.numpy() - _naive_decoding(tiny_ipc, code, shape, overlap=4)).max() < 2e-5
 
 
-def test_a_whole_picture_is_the_field_on_a_grid(tiny_transinr, tiny_batch):
+def test_a_whole_image_is_the_field_on_a_grid(tiny_transinr, tiny_batch):
     latents = {name: latent[:1].detach() for name, latent in tiny_transinr.encode(tiny_batch.observation).items()}
     code = InstanceCode(latents, [whole((8, 12))], (8, 12), fingerprint(tiny_transinr), domain=Grid.unit(2))
     decoded = torch.cat(list(decode(tiny_transinr, code, (5, 6))))

@@ -46,8 +46,8 @@ def _assert_equal_loop(shape, patch_size, padding, remainder):
     signal = torch.rand(2, *shape)
     tokens = tokenizer(signal)
     assert tokens.shape == (2, tokenizer.num_tokens, tokenizer.token_dim)
-    for found, picture in zip(tokens, signal, strict=True):
-        np.testing.assert_array_equal(found.numpy(), _naive_patches(picture.numpy(), patch_size, padding))
+    for found, image in zip(tokens, signal, strict=True):
+        np.testing.assert_array_equal(found.numpy(), _naive_patches(image.numpy(), patch_size, padding))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_any_size_can_be_cut(sizes, channels, patch_size, padding):
 
 
 @pytest.mark.parametrize(("height", "width", "padding"), [(12, 18, 0), (16, 10, 1), (8, 2, 2)])
-def test_pictures_are_cut_as_unfold_cuts_them(height, width, padding):
+def test_images_are_cut_as_unfold_cuts_them(height, width, padding):
     signal = torch.rand(2, 3, height, width)
     wanted = functional.unfold(signal, kernel_size=6, stride=6, padding=padding).mT
     assert torch.equal(Patches((3, height, width), 6, padding)(signal), wanted)

@@ -11,7 +11,7 @@ from datamodules.batch import Views
 
 
 def _views(number, height, width, instances=2):
-    """Return random pictures with random poses, which need not be rotations, and two focal lengths each."""
+    """Return random images with random poses, which need not be rotations, and two focal lengths each."""
     return Views(
         torch.rand(instances, number, 3, height, width),
         torch.randn(instances, number, 3, 4),
@@ -121,7 +121,7 @@ def test_sizes_that_do_not_fit_are_refused(arguments, words):
         ViewPatches(*arguments)
 
 
-def test_pictures_and_views_are_told_apart():
+def test_images_and_views_are_told_apart():
     with pytest.raises(ValueError, match=r"ViewPatches takes posed views.*tokenizer Patches"):
         ViewPatches((1, 3, 4, 4), 2)(torch.rand(2, 3, 4, 4))
     with pytest.raises(ValueError, match="was given posed views: choose tokenizer ViewPatches"):

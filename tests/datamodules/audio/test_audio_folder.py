@@ -133,7 +133,7 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path):
         AudioFolder(str(tmp_path)).setup("fit")
 
 
-def test_the_program_names_a_clip_that_a_worker_cannot_read(tmp_path, monkeypatch):
+def test_the_program_names_a_recording_that_a_worker_cannot_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fill(tmp_path / "sound" / "train", 6)
     fill(tmp_path / "sound" / "val", 1)

@@ -1,4 +1,4 @@
-"""Pieces of clips: where they are cut, what is measured of them, and that no more is decoded; the benchmark of it."""
+"""Pieces of recordings: where they are cut, what is measured of them, and that no more is decoded; the benchmark of it."""
 
 import csv
 from pathlib import Path
@@ -8,18 +8,18 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks import clips
-from datamodules.audio.base import ClipSet, RandomPiece, padded
+from benchmarks import recordings
+from datamodules.audio.base import RandomPiece, RecordingSet, padded
 from datamodules.domain import Grid
 from datamodules.loading import Addressed
-from datamodules.storage.audio import read_clip
+from datamodules.storage.audio import read_recording
 from datamodules.storage.folders import NamedFile
 
 RATE = 100  # samples a second, so that samples can be counted
 LENGTHS = (50, 99, 100, 101, 129, 200, 250, 517)
 
 
-class Clips(ClipSet):
+class Recordings(RecordingSet):
     """The files of a folder, as every split."""
 
     def files(self, split):
@@ -27,7 +27,7 @@ class Clips(ClipSet):
 
 
 def ramp(path, length, rate=RATE, channels=1):
-    """Write a clip whose samples say where they are: sample ``i`` of channel ``c`` is ``(i + 1) / 32768 + c / 2``."""
+    """Write a recording whose samples say where they are: sample ``i`` of channel ``c`` is ``(i + 1) / 32768 + c / 2``."""
     places = np.arange(1, length + 1, dtype=np.int16)[:, None] + 16384 * np.arange(channels, dtype=np.int16)
     soundfile.write(path, places, rate)
     return path
@@ -36,7 +36,7 @@ def ramp(path, length, rate=RATE, channels=1):
 @pytest.fixture
 def folder(tmp_path):
     """Return a folder of ramps, one of every length."""
-    folder = tmp_path / "clips"
+    folder = tmp_path / "recordings"
     folder.mkdir()
     for length in LENGTHS:
         ramp(folder / f"{length:03d}.flac", length)
@@ -44,8 +44,8 @@ def folder(tmp_path):
 
 
 def ready(folder, stage="fit", **arguments):
-    """Return the clips of a folder after what the trainer calls."""
-    data = Clips(**{"rate": RATE, "root": str(folder), "batch_size": 2} | arguments)
+    """Return the recordings of a folder after what the trainer calls."""
+    data = Recordings(**{"rate": RATE, "root": str(folder), "batch_size": 2} | arguments)
     data.prepare_data()
     data.setup(stage)
     return data
@@ -89,7 +89,7 @@ def test_evaluation_sees_the_first_seconds_and_what_is_measured_of_them(folder):
     assert collated.length.tolist() == [50, 99] + [-1] * 6
 
 
-def test_without_short_clips_nothing_is_masked(folder):
+def test_without_short_recordings_nothing_is_masked(folder):
     data = ready(folder, seconds=0.5)
     assert data.to_coordinates(next(iter(data.val_dataloader()))).query.mask is None
 
@@ -120,7 +120,7 @@ def test_every_place_is_drawn(folder):
     assert set(places) == set(range(1, 31))
 
 
-def test_short_clips_are_padded_in_training_too(folder):
+def test_short_recordings_are_padded_in_training_too(folder):
     item = trained_on(ready(folder))["050.flac"]
     assert numbers(item.values[0]) == [*range(1, 51), *[0] * 50]
     assert item.length == 50
@@ -135,9 +135,9 @@ def test_a_subset_of_coordinates_takes_its_masks_along(folder):
     assert 0 < (~batch.query.mask).sum() < 60
 
 
-def _released(clip, count, rate, start):
-    """Return a piece as published code cuts it, sample by sample; ``start`` is what it draws, if the clip is long enough."""
-    left = clip[: max(0, len(clip) - rate)]
+def _released(recording, count, rate, start):
+    """Return a piece as published code cuts it, sample by sample; ``start`` is what it draws, if it is long."""
+    left = recording[: max(0, len(recording) - rate)]
     if len(left) > count:
         return left[start : start + count]
     return left + [0] * (count - len(left))
@@ -150,8 +150,8 @@ def test_released_cropping_loses_the_last_second_and_masks_nothing(folder, secon
     batch = data.to_coordinates(next(iter(data.val_dataloader())))
     assert batch.query.mask is None
     for row, length in enumerate(LENGTHS):
-        clip = list(range(1, length + 1))
-        assert numbers(batch.query.values[row, :, 0]) == _released(clip, count, RATE, 0)
+        recording = list(range(1, length + 1))
+        assert numbers(batch.query.values[row, :, 0]) == _released(recording, count, RATE, 0)
     last = 0
     for epoch in range(40):
         for name, item in trained_on(data, epoch).items():
@@ -193,7 +193,7 @@ def test_no_more_is_decoded_than_is_seen(folder, monkeypatch):
     assert asked == [40] * len(LENGTHS)
 
 
-def test_pieces_of_resampled_clips_are_slices_of_the_whole_resampled(tmp_path):
+def test_pieces_of_resampled_recordings_are_slices_of_the_whole_resampled(tmp_path):
     random = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", 0.3 * random.uniform(-1, 1, 3 * 44100), 44100)
     whole = ready(tmp_path, seconds=3, rate=16000).val_set[0].values[0]
@@ -208,7 +208,7 @@ def test_two_channels_are_kept_or_mixed(tmp_path):
     ramp(tmp_path / "a.wav", 150, channels=2)
     pair = ready(tmp_path, channels=2).val_set[0].values
     assert pair.shape == (2, 100)
-    assert torch.equal(pair, read_clip(tmp_path / "a.wav", 0, 100).values)
+    assert torch.equal(pair, read_recording(tmp_path / "a.wav", 0, 100).values)
     mixed = ready(tmp_path).val_set[0].values
     torch.testing.assert_close(mixed, pair.mean(0, keepdim=True))
     ramp(tmp_path / "b.wav", 150)
@@ -236,7 +236,7 @@ def test_training_batches_are_augmented_and_at_the_coordinates_of_evaluation(fol
 
 
 def _spoil(folder):
-    """Cut one clip off after a third, and make another text."""
+    """Cut one recording off after a third, and make another text."""
     path = folder / "517.flac"
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(20000), RATE)
     path.write_bytes(path.read_bytes()[:12000])
@@ -244,33 +244,37 @@ def _spoil(folder):
     return {str(folder / "101.flac"), str(path)}
 
 
-def test_unreadable_clips_stop_where_they_are_met(folder):
+def test_unreadable_recordings_stop_where_they_are_met(folder):
     _spoil(folder)
     data = ready(folder)
-    with pytest.raises(ValueError, match=r"101\.flac is no sound .*leave such clips out: .*on_bad_file skip") as caught:
+    with pytest.raises(
+        ValueError, match=r"101\.flac is no sound .*leave such recordings out: .*on_bad_file skip"
+    ) as caught:
         data.val_set[LENGTHS.index(101)]
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"101\.flac"):
         trained_on(data)
 
 
-def test_unreadable_clips_are_left_out_on_request(folder, capsys):
+def test_unreadable_recordings_are_left_out_on_request(folder, capsys):
     spoilt = _spoil(folder)
     data = ready(folder, on_bad_file="skip")
     assert set(data.skipped) == spoilt
     assert len(data.train_set) == len(data.val_set) == len(LENGTHS) - 2
     assert len(trained_on(data)) == len(LENGTHS) - 2
-    assert "Left out, for they cannot be read: 2 clips" in capsys.readouterr().err
+    assert "Left out, for they cannot be read: 2 recordings" in capsys.readouterr().err
 
 
-def test_only_unreadable_clips_are_refused(tmp_path):
+def test_only_unreadable_recordings_are_refused(tmp_path):
     (tmp_path / "a.wav").write_text("no sound")
-    with pytest.raises(ValueError, match=r"None of 1 clips of the split train can be read:\n  .*a\.wav is no sound"):
+    with pytest.raises(
+        ValueError, match=r"None of 1 recordings of the split train can be read:\n  .*a\.wav is no sound"
+    ):
         ready(tmp_path, on_bad_file="skip")
 
 
-def test_a_split_without_clips_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Clips has no clips of the split train in .*: name another folder"):
+def test_a_split_without_recordings_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Recordings has no recordings of the split train in .*: name another folder"):
         ready(tmp_path)
 
 
@@ -289,7 +293,7 @@ def test_silence_is_kept(tmp_path):
 def test_numbers_out_of_range_are_refused(arguments):
     [(name, value)] = arguments.items()
     with pytest.raises(ValueError, match=f"{name} {'is ' if name == 'seconds' else ''}{value}"):
-        Clips(**arguments)
+        Recordings(**arguments)
 
 
 def test_pieces_in_memory_are_cut_like_those_in_files(folder):
@@ -310,18 +314,18 @@ def test_nothing_is_padded_where_all_is_there():
     assert length == -1
 
 
-def test_loading_of_clips_is_measured(tmp_path, capsys):
-    table = tmp_path / "clips.csv"
-    arguments = ["--count=8", "--clip_seconds=0.5", "--seconds=0.1", "--batch_size=2", "--epochs=1"]
-    clips.main([*arguments, "--workers=[0]", f"--folder={tmp_path / 'clips'}", f"--csv={table}"])
+def test_loading_of_recordings_is_measured(tmp_path, capsys):
+    table = tmp_path / "recordings.csv"
+    arguments = ["--count=8", "--recording_seconds=0.5", "--seconds=0.1", "--batch_size=2", "--epochs=1"]
+    recordings.main([*arguments, "--workers=[0]", f"--folder={tmp_path / 'recordings'}", f"--csv={table}"])
     assert "8 FLAC of about 0.5 s" in capsys.readouterr().out
     with table.open() as file:
         [row] = csv.DictReader(file)
     assert (row["count"], row["workers"]) == ("8", "0")
     assert float(row["a second, slowest epoch"].replace(",", "")) > 0
-    assert 0.3 < clips.share(clips.ClipsSettings(count=8, batch_size=2), tmp_path / "clips") < 0.7
-    dates = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "clips").iterdir()}
-    clips.generate(clips.ClipsSettings(count=8, clip_seconds=0.5, batch_size=2), tmp_path / "clips")
-    assert {path: path.stat().st_mtime_ns for path in Path(tmp_path, "clips").iterdir()} == dates
-    with pytest.raises(ValueError, match="clips for two batches"):
-        clips.ClipsSettings(count=8)
+    assert 0.3 < recordings.share(recordings.RecordingsSettings(count=8, batch_size=2), tmp_path / "recordings") < 0.7
+    dates = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "recordings").iterdir()}
+    recordings.generate(recordings.RecordingsSettings(count=8, recording_seconds=0.5, batch_size=2), tmp_path / "recordings")
+    assert {path: path.stat().st_mtime_ns for path in Path(tmp_path, "recordings").iterdir()} == dates
+    with pytest.raises(ValueError, match="recordings for two batches"):
+        recordings.RecordingsSettings(count=8)

@@ -172,9 +172,9 @@ def test_items_are_the_first_seconds_and_masked_after_their_end():
     assert batch.query.values.shape == (3, 16000, 1)
     assert batch.query.mask.sum(1).tolist() == [16000, 10000, 16000]
     for row, (_, path) in enumerate(data.files("test")):
-        clip = soundfile.read(path, dtype="float32")[0][:16000]
-        assert np.array_equal(batch.query.values[row, : len(clip), 0].numpy(), clip)
-        assert not batch.query.values[row, len(clip) :].any()
+        recording = soundfile.read(path, dtype="float32")[0][:16000]
+        assert np.array_equal(batch.query.values[row, : len(recording), 0].numpy(), recording)
+        assert not batch.query.values[row, len(recording) :].any()
 
 
 def test_released_cropping_is_an_option():
@@ -247,7 +247,7 @@ def test_missing_utterances_are_refused_unless_that_is_wanted():
     Path("data/LibriSpeech", next(iter(FILES[TRAIN]))).unlink()
     message = _refusal()
     for told in (
-        "3 clips of the split train",
+        "3 recordings of the split train",
         "published are 4",
         f"move data/LibriSpeech/{TRAIN} away",
         "partial true",

@@ -11,10 +11,10 @@ import torch
 from program import REPOSITORY, TESTS, column, run
 
 from datamodules import SampleSpeech
-from datamodules.audio.sample_speech import HELD_OUT_CLIPS, SPEECH, TRAINING_CLIPS, recording
+from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH, TRAINING_RECORDINGS, read_prompt
 from datamodules.domain import Grid
 from datamodules.loading import Addressed
-from datamodules.storage.audio import clip_facts, read_clip
+from datamodules.storage.audio import read_recording, recording_facts
 
 RATE = 16000
 
@@ -38,7 +38,7 @@ def speech():
     def refuse(*arguments, **keywords):
         raise OSError("there is no network in this test")
 
-    recording.cache_clear()
+    read_prompt.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", refuse)
         patch.setattr(socket, "create_connection", refuse)
@@ -51,7 +51,7 @@ def test_the_recordings_are_those_of_the_manifest_and_their_licence_is_with_them
     assert len(manifest) == 24
     assert {path.stem for path in SPEECH.glob("*.flac")} == set(manifest)
     for name, row in manifest.items():
-        facts = clip_facts(SPEECH / f"{name}.flac")
+        facts = recording_facts(SPEECH / f"{name}.flac")
         assert facts[1:] == (RATE, 1)
         assert facts.frames / RATE == pytest.approx(float(row["seconds"]), abs=0.006)
         assert row["licence"] == "CC-BY-SA-3.0"
@@ -63,26 +63,26 @@ def test_the_recordings_are_those_of_the_manifest_and_their_licence_is_with_them
 
 def test_recordings_are_speech_and_not_silence(manifest):
     for name in manifest:
-        values = recording(name)
+        values = read_prompt(name)
         assert values.dtype == torch.float32
         assert 0.4 < float(values.abs().max()) < 0.75
         assert float(values.square().mean().sqrt()) > 0.02
 
 
-def test_training_and_held_out_clips_are_apart_and_both_have_both_speakers(manifest):
-    assert set(TRAINING_CLIPS) | set(HELD_OUT_CLIPS) == set(manifest)
-    assert len(TRAINING_CLIPS) + len(HELD_OUT_CLIPS) == 24
-    speakers = [manifest[name]["speaker"] for name in HELD_OUT_CLIPS]
+def test_training_and_held_out_recordings_are_apart_and_both_have_both_speakers(manifest):
+    assert set(TRAINING_RECORDINGS) | set(HELD_OUT_RECORDINGS) == set(manifest)
+    assert len(TRAINING_RECORDINGS) + len(HELD_OUT_RECORDINGS) == 24
+    speakers = [manifest[name]["speaker"] for name in HELD_OUT_RECORDINGS]
     assert (speakers.count("Allison Smith"), speakers.count("June Wallack")) == (4, 2)
-    assert {manifest[name]["speaker"] for name in TRAINING_CLIPS} == set(speakers)
+    assert {manifest[name]["speaker"] for name in TRAINING_RECORDINGS} == set(speakers)
 
 
 def test_held_out_are_the_pieces_that_fit_one_after_the_other(speech):
     wanted = []
-    for name in HELD_OUT_CLIPS:
-        clip = recording(name)[0].tolist()
-        starts = range(0, len(clip) - RATE + 1, RATE)
-        wanted += [(f"{name}-{number}", clip[start : start + RATE]) for number, start in enumerate(starts)]
+    for name in HELD_OUT_RECORDINGS:
+        recording = read_prompt(name)[0].tolist()
+        starts = range(0, len(recording) - RATE + 1, RATE)
+        wanted += [(f"{name}-{number}", recording[start : start + RATE]) for number, start in enumerate(starts)]
     items = _items(speech.val_set)
     assert [(item.name, item.values[0].tolist()) for item in items] == wanted
     assert len(items) == len({item.name for item in items}) == 12
@@ -90,18 +90,18 @@ def test_held_out_are_the_pieces_that_fit_one_after_the_other(speech):
     assert [item.name for item in _items(speech.test_set)] == [item.name for item in items]
 
 
-def test_training_sees_random_pieces_of_all_clips(speech):
+def test_training_sees_random_pieces_of_all_recordings(speech):
     assert len(speech.train_set) == 70
     items = Addressed(speech.train_set, speech.augmentation, 0)
     starts = set()
     for epoch in range(2):
         for index in range(18):
             piece = items[epoch, index]
-            assert piece.name == TRAINING_CLIPS[index]
-            clip = recording(piece.name)[0]
-            windows = clip.unfold(0, 64, 1)
+            assert piece.name == TRAINING_RECORDINGS[index]
+            recording = read_prompt(piece.name)[0]
+            windows = recording.unfold(0, 64, 1)
             [start, *_] = (windows == piece.values[0, :64]).all(1).nonzero().flatten().tolist()
-            assert torch.equal(piece.values[0], clip[start : start + RATE])
+            assert torch.equal(piece.values[0], recording[start : start + RATE])
             assert piece.length == -1
             starts.add((index, start))
     assert len(starts) == 36
@@ -114,20 +114,20 @@ def test_longer_pieces_are_padded_and_masked():
     assert data.signal_shape == (1, 48000)
     assert data.spec.domain == Grid(((-3, 3),))
     batch = data.to_coordinates(next(iter(data.val_dataloader())))
-    assert batch.names == [f"{name}-0" for name in HELD_OUT_CLIPS]
-    lengths = [min(48000, recording(name).shape[1]) for name in HELD_OUT_CLIPS]
+    assert batch.names == [f"{name}-0" for name in HELD_OUT_RECORDINGS]
+    lengths = [min(48000, read_prompt(name).shape[1]) for name in HELD_OUT_RECORDINGS]
     assert batch.query.mask.sum(1).tolist() == lengths
     assert 0 < lengths.count(48000) < 6
     trained = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
     for name, mask in zip(trained.names, trained.query.mask, strict=True):
-        assert int(mask.sum()) == min(48000, recording(name).shape[1])
+        assert int(mask.sum()) == min(48000, read_prompt(name).shape[1])
 
 
 def test_other_rates_are_resampled():
     data = SampleSpeech(rate=8000)
     data.setup("test")
     assert data.signal_shape == (1, 8000)
-    found, wanted = data.test_set[0].values[0], recording(HELD_OUT_CLIPS[0])[0, :RATE]
+    found, wanted = data.test_set[0].values[0], read_prompt(HELD_OUT_RECORDINGS[0])[0, :RATE]
     low = torch.fft.rfft(wanted)[:3000] / 2, torch.fft.rfft(found)[:3000]
     assert (low[0] - low[1]).abs().max() < 0.05 * low[0].abs().max()
 
@@ -174,6 +174,6 @@ def test_the_program_trains_on_them(tmp_path, monkeypatch):
 
 def _silent():
     """Return the PSNR of silence in every held-out second."""
-    clips = (read_clip(SPEECH / f"{name}.flac").values[0] for name in HELD_OUT_CLIPS)
-    seconds = (second for clip in clips for second in clip.split(RATE) if len(second) == RATE)
+    recordings = (read_recording(SPEECH / f"{name}.flac").values[0] for name in HELD_OUT_RECORDINGS)
+    seconds = (second for recording in recordings for second in recording.split(RATE) if len(second) == RATE)
     return [-10 * math.log10(float(second.square().mean())) for second in seconds]

@@ -49,7 +49,7 @@ ARCHIVE = _zip()
 
 
 def _put(folder, files=FILES):
-    """Write pictures into a folder."""
+    """Write images into a folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         Path(folder, name).write_bytes(data)
@@ -57,7 +57,7 @@ def _put(folder, files=FILES):
 
 @pytest.fixture(autouse=True)
 def site(tmp_path, monkeypatch):
-    """Let ten pictures be all of CelebA, in an empty folder, and return the server that has them."""
+    """Let ten images be all of CelebA, in an empty folder, and return the server that has them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(CelebA, "numbers", NUMBERS)
@@ -123,7 +123,7 @@ def test_layouts_have_an_order():
             Path("data", layout, name).unlink()
 
 
-def test_folders_without_numbered_pictures_are_passed_over():
+def test_folders_without_numbered_images_are_passed_over():
     _put("data/celeba", {"list_eval_partition.txt": b"", "12345.jpg": b"", "000001.jpg.txt": b"", "face.jpg": b""})
     _put("data/CelebA_aligned")
     assert {path.parent.name for _, path in CelebA().files("test")} == {"CelebA_aligned"}
@@ -139,7 +139,7 @@ def test_validation_sees_the_test_split_where_that_is_wanted():
 
 
 @pytest.mark.parametrize("cache", [None, "data/cache"])
-def test_pictures_are_cut_to_their_middle_in_training_too(cache):
+def test_images_are_cut_to_their_middle_in_training_too(cache):
     _put("data/celeba")
     data = _ready(cache=cache, size=178)
     for name, values in (_items(data.train_set) | _items(data.val_set)).items():
@@ -190,16 +190,16 @@ def test_without_a_download_it_says_where_it_looked_and_the_way_out(site):
     assert site.requests == []
 
 
-def test_missing_pictures_are_refused_unless_that_is_wanted():
+def test_missing_images_are_refused_unless_that_is_wanted():
     _put("data/celeba")
     Path("data/celeba/000003.jpg").unlink()
     message = _refusal()
-    for told in ("4 pictures of the split train", "expected are 5", "partial true"):
+    for told in ("4 images of the split train", "expected are 5", "partial true"):
         assert told in message
     assert list(_items(_ready(partial=True).train_set)) == [name for name in NAMES["train"] if name != "000003.jpg"]
 
 
-def test_pictures_of_another_size_are_refused():
+def test_images_of_another_size_are_refused():
     _put("data/celeba", {name: _jpeg(1, 218, 178) for name in FILES})
     message = _refusal()
     for told in ("data/celeba/000001.jpg has 178 x 218 pixels", "218 x 178"):

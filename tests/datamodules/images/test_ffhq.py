@@ -28,12 +28,12 @@ FILES = {name: _png(number) for name, number in zip(NAMES, NUMBERS, strict=True)
 
 
 def _place(name, thousands):
-    """Return where a picture is below its folder."""
+    """Return where an image is below its folder."""
     return f"{name[:2]}000/{name}" if thousands else name
 
 
 def _put(folder, thousands=False):
-    """Write the pictures into a folder, or into folders of a thousand in it."""
+    """Write the images into a folder, or into folders of a thousand in it."""
     for name, data in FILES.items():
         path = Path(folder, _place(name, thousands))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def _put(folder, thousands=False):
 
 @pytest.fixture(autouse=True)
 def _small(tmp_path, monkeypatch):
-    """Work in an empty folder, with pictures of 40 pixels."""
+    """Work in an empty folder, with images of 40 pixels."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FFHQ, "shape", (40, 40))
 
@@ -118,7 +118,7 @@ def test_other_files_are_passed_over():
 
 
 @pytest.mark.parametrize("cache", [None, "data/cache"])
-def test_pictures_are_resized_and_never_moved(cache):
+def test_images_are_resized_and_never_moved(cache):
     _put("data/ffhq")
     data = _ready(cache=cache, partial=True)
     items = _items(data.train_set) | _items(data.val_set)
@@ -182,7 +182,7 @@ def test_the_lists_of_the_paper_are_known(monkeypatch):
     ids=["twice", "twice-held-out", "shared", "empty", "blank", "too-high", "short", "two", "binary", "digits"],
 )
 def test_wrong_lists_are_refused(training, validation, told):
-    message = _refusal(**_listed(training, validation))  # without pictures: lists are read first
+    message = _refusal(**_listed(training, validation))  # without images: lists are read first
     assert "\n" not in message
     for each in told:
         assert each in message
@@ -192,7 +192,7 @@ def test_a_list_that_is_missing_is_refused():
     arguments = _listed("00000", "69999")
     Path("val.txt").unlink()
     message = _refusal(**arguments)
-    for told in ("validation_list, val.txt,", "No such file", "a picture on each line"):
+    for told in ("validation_list, val.txt,", "No such file", "an image on each line"):
         assert told in message
 
 
@@ -203,11 +203,11 @@ def test_one_list_without_the_other_is_refused(argument):
     assert "mine.txt" in str(caught.value)
 
 
-def test_listed_pictures_that_are_not_there_are_refused_unless_that_is_wanted():
+def test_listed_images_that_are_not_there_are_refused_unless_that_is_wanted():
     _put("data/ffhq")
     arguments = _listed("00000\n00001\n00003\n", "69999\n")
     message = _refusal(**arguments)
-    for told in ("2 pictures of the split train", "expected are 3", "partial true"):
+    for told in ("2 images of the split train", "expected are 3", "partial true"):
         assert told in message
     assert list(_items(_ready(partial=True, **arguments).train_set)) == ["00000.png", "00003.png"]
 
@@ -215,11 +215,11 @@ def test_listed_pictures_that_are_not_there_are_refused_unless_that_is_wanted():
 def test_a_part_of_the_customary_split_is_refused_unless_that_is_wanted():
     _put("data/ffhq")
     message = _refusal()
-    for told in ("5 pictures of the split train", "expected are 60,000", "partial true"):
+    for told in ("5 images of the split train", "expected are 60,000", "partial true"):
         assert told in message
 
 
-def test_without_pictures_it_says_where_it_looked_and_where_they_come_from():
+def test_without_images_it_says_where_it_looked_and_where_they_come_from():
     Path("sets/ffhq/00000").mkdir(parents=True)
     message = _refusal(root="sets")
     places = ", ".join(f"sets/{layout}" for layout in LAYOUTS)
@@ -227,7 +227,7 @@ def test_without_pictures_it_says_where_it_looked_and_where_they_come_from():
         assert told in message
 
 
-def test_pictures_of_another_size_are_refused(monkeypatch):
+def test_images_of_another_size_are_refused(monkeypatch):
     monkeypatch.setattr(FFHQ, "shape", (1024, 1024))
     _put("data/ffhq")
     message = _refusal(partial=True)

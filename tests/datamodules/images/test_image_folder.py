@@ -1,4 +1,4 @@
-"""Anybody's pictures: splits by folders or drawn, crops, and the program on them."""
+"""Anybody's images: splits by folders or drawn, crops, and the program on them."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from PIL import Image
 from program import refused, run, tiny
 
 from datamodules.images.image_folder import ImageFolder
-from datamodules.storage.images import read_picture
+from datamodules.storage.images import read_image
 
 
 def fill(folder, count, size=(40, 30), kind="png"):
-    """Write pictures of one colour each, ``size`` rows and columns."""
+    """Write images of one colour each, ``size`` rows and columns."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         pixels = np.full((*size, 3), 5 * number, np.uint8)
@@ -89,7 +89,7 @@ def test_a_folder_train_alone_is_no_split(tmp_path):
     ],
     ids=str,
 )
-def test_training_pictures_are_prepared_for_their_crops(tmp_path, options, shape):
+def test_training_images_are_prepared_for_their_crops(tmp_path, options, shape):
     data = ImageFolder(str(fill(tmp_path / "here", 4)), size=16, cache=None, batch_size=2, **options)
     data.setup("fit")
     wanted = (3, 38, 29) if shape == (3, 39, 29) else shape  # int(29 * 40 / 30)
@@ -99,9 +99,9 @@ def test_training_pictures_are_prepared_for_their_crops(tmp_path, options, shape
     assert batch.observation.signal.shape == (2, 3, 16, 16)
 
 
-def test_small_pictures_are_enlarged_for_crops(tmp_path):
+def test_small_images_are_enlarged_for_crops(tmp_path):
     data = ImageFolder(str(fill(tmp_path, 3, (5, 9))), size=16, crop="random", crop_scale=None, cache=None)
-    assert data.preparation("train")(read_picture(tmp_path / "000.png").pixels).shape == (3, 16, 28)
+    assert data.preparation("train")(read_image(tmp_path / "000.png").pixels).shape == (3, 16, 28)
 
 
 def test_flips_happen_with_central_crops_too(tmp_path):
@@ -133,19 +133,19 @@ def test_numbers_out_of_range_are_refused(options, message):
 def test_a_missing_or_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"There is no folder .*nowhere: name yours with --data\.init_args\.root"):
         ImageFolder(str(tmp_path / "nowhere")).setup("fit")
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         ImageFolder(str(tmp_path)).setup("fit")
 
 
 @pytest.mark.slow
 def test_the_program_trains_and_tests_on_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(10):
         pixels = torch.randint(0, 256, (24, 20, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(pictures / f"{number}.jpg")
-    data = ["--data=datamodules.ImageFolder", "--data.root=pictures", "--data.size=8", "--data.batch_size=3"]
+        Image.fromarray(pixels.numpy()).save(images / f"{number}.jpg")
+    data = ["--data=datamodules.ImageFolder", "--data.root=images", "--data.size=8", "--data.batch_size=3"]
     told = [*tiny("ipc"), *data, "--data.crop=random", "--data.cache=cache", "--data.num_workers=1"]
     printed = run("fit", *told)
     assert "ImageFolder (3, 8, 8), 9 training and 1 validation items" in printed
@@ -154,12 +154,12 @@ def test_the_program_trains_and_tests_on_a_folder(tmp_path, monkeypatch):
     assert "Mean over 1 instances" in run("test", *told, "--ckpt_path", "last")
 
 
-def test_the_program_names_a_picture_that_a_worker_cannot_read(tmp_path, monkeypatch):
+def test_the_program_names_a_image_that_a_worker_cannot_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fill(tmp_path / "pictures" / "train", 6)
-    fill(tmp_path / "pictures" / "val", 1)
-    (tmp_path / "pictures" / "train" / "003.png").write_bytes(b"\x89PNG")
-    data = ["--data=datamodules.ImageFolder", "--data.root=pictures", "--data.size=8", "--data.batch_size=3"]
+    fill(tmp_path / "images" / "train", 6)
+    fill(tmp_path / "images" / "val", 1)
+    (tmp_path / "images" / "train" / "003.png").write_bytes(b"\x89PNG")
+    data = ["--data=datamodules.ImageFolder", "--data.root=images", "--data.size=8", "--data.batch_size=3"]
     message = refused("fit", *tiny("ipc"), *data, "--data.cache=null", "--data.num_workers=1")
-    assert "003.png is no picture" in message
+    assert "003.png is no image" in message
     assert "--data.init_args.on_bad_file skip" in message

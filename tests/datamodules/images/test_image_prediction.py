@@ -1,4 +1,4 @@
-"""Anybody's pictures as data, and pictures to codes and back."""
+"""Anybody's images as data, and images to codes and back."""
 
 import os
 from collections import Counter
@@ -15,13 +15,13 @@ from PIL import Image
 from composers import Refinement
 from composers.codes import InstanceCode, fingerprint
 from composers.encoders import Patches
-from datamodules import PictureFiles
+from datamodules import ImageFiles
 from datamodules.batch import Observation
 from datamodules.domain import Grid
 from datamodules.images.prediction import unique_names
-from datamodules.storage.images import cut, read_picture
+from datamodules.storage.images import cut, read_image
 from datamodules.tiles import boxes, whole
-from modalities.images import encode, error_picture, input_size, picture_size, render
+from modalities.images import encode, error_image, image_size, input_size, render
 
 SHAPE = [3, 8, 8]
 
@@ -34,25 +34,25 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def square_ipc(make_ipc):
-    """Return a tiny `TransformerIPC` for pictures of 8 x 8."""
+    """Return a tiny `TransformerIPC` for images of 8 x 8."""
     return make_ipc(tokenizer=Patches(SHAPE, patch_size=4)).eval()
 
 
 def _draw(path, shape=(6, 9), colour=(200, 30, 60)):
-    """Write a picture of one colour."""
+    """Write an image of one colour."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", shape[::-1], colour).save(path, format="PNG")
 
 
-def _found(*pictures, **options):
-    """Return the data module of pictures, after it has looked at them."""
-    data = PictureFiles([str(picture) for picture in pictures], SHAPE, **options)
+def _found(*images, **options):
+    """Return the data module of images, after it has looked at them."""
+    data = ImageFiles([str(image) for image in images], SHAPE, **options)
     data.setup("predict")
     return data
 
 
 def _names(data):
-    """Return the names of the pictures."""
+    """Return the names of the images."""
     return [file.name for file in data.files]
 
 
@@ -68,7 +68,7 @@ def test_a_folder_is_taken_in_order_with_its_subfolders():
     ):
         _draw(f"in/{name}")
     _draw("in/x/reconstruction.png")
-    Path("in/notes.txt").write_text("none of a picture")
+    Path("in/notes.txt").write_text("none of an image")
     data = _found("in")
     assert _names(data) == ["a", "b", "folder.png/e", "sub/deep/c"]
     assert data.skipped == {}
@@ -83,10 +83,10 @@ def test_what_cannot_be_read_is_skipped_with_the_reason():
     data = _found("in", "missing.png")
     assert _names(data) == ["good"]
     reasons = {
-        "text.jpg": "no picture",
+        "text.jpg": "no image",
         "empty.gif": "empty",
         "phone.HEIC": "convert",
-        "broken.png": "There is no picture",
+        "broken.png": "There is no image",
     }
     assert data.skipped.keys() == {*(f"in/{name}" for name in reasons), "missing.png"}
     for name, reason in reasons.items():
@@ -96,15 +96,15 @@ def test_what_cannot_be_read_is_skipped_with_the_reason():
 
 def test_nothing_to_predict_from_is_refused_with_every_reason():
     Path("in").mkdir()
-    with pytest.raises(ValueError, match="No picture to predict from in in: name files"):
+    with pytest.raises(ValueError, match="No image to predict from in in: name files"):
         _found("in")
     Path("in/text.jpg").write_text("hello")
-    with pytest.raises(ValueError, match=r"(?s)in in.*in/text.jpg is no picture"):
+    with pytest.raises(ValueError, match=r"(?s)in in.*in/text.jpg is no image"):
         _found("in")
     with pytest.raises(ValueError, match="in nothing"):
         _found()
     with pytest.raises(ValueError, match="prediction, not fit"):
-        PictureFiles([], SHAPE).setup("fit")
+        ImageFiles([], SHAPE).setup("fit")
 
 
 def test_results_have_names_of_their_own():
@@ -151,7 +151,7 @@ def test_orientation_and_notes_are_known():
     assert data.original("a").shape == (3, 12, 5)
 
 
-def test_batches_hold_tiles_picture_by_picture():
+def test_batches_hold_tiles_image_by_image():
     shapes = {"a": (20, 12), "b": (5, 30), "c": (8, 8)}
     for index, (name, shape) in enumerate(shapes.items()):
         _draw(f"in/{name}.png", shape, (10 * index, 0, 0))
@@ -188,16 +188,16 @@ def test_detail_is_fitted_but_not_seen():
 )
 def test_numbers_out_of_range(options, told):
     with pytest.raises(ValueError, match=told):
-        PictureFiles([], SHAPE, **options)
+        ImageFiles([], SHAPE, **options)
 
 
 @pytest.mark.parametrize("shape", [None, [1, 8, 8], [3, 8, 12], [3, 8]])
 def test_models_of_other_signals(shape):
-    with pytest.raises(ValueError, match="square colour pictures"):
-        _ = PictureFiles([], shape).spec
+    with pytest.raises(ValueError, match="square colour images"):
+        _ = ImageFiles([], shape).spec
 
 
-def test_a_code_is_what_the_model_says_of_the_squeezed_picture(square_ipc):
+def test_a_code_is_what_the_model_says_of_the_squeezed_image(square_ipc):
     pixels = torch.randint(0, 256, (3, 20, 12), dtype=torch.uint8)
     code = encode(square_ipc, pixels, refinement=Refinement(steps=0))
     squeezed = cut(pixels, whole((20, 12)), 8).float()[None] / 255
@@ -225,11 +225,11 @@ def test_a_file_is_encoded_as_its_pixels(square_ipc):
     code, other = encode(square_ipc, "cat.png"), encode(square_ipc, pixels)
     assert code.name == "cat"
     assert all(torch.equal(latent, other.latents[name]) for name, latent in code.latents.items())
-    with pytest.raises(ValueError, match=r"There is no picture dog\.png"):
+    with pytest.raises(ValueError, match=r"There is no image dog\.png"):
         encode(square_ipc, "dog.png")
 
 
-def test_a_rendered_picture_is_the_field_in_levels(square_ipc):
+def test_a_rendered_image_is_the_field_in_levels(square_ipc):
     code = encode(square_ipc, torch.randint(0, 256, (3, 30, 90), dtype=torch.uint8), refinement=Refinement(steps=0))
     image = render(square_ipc, code, size=30)
     assert image.size == (30, 10)
@@ -252,7 +252,7 @@ def test_the_shape_comes_back(square_ipc):
     assert 36 <= np.flatnonzero(redder < between)[0] <= 54  # a network this small draws no sharp edge
 
 
-def test_tiles_of_a_smooth_picture_show_no_seams(square_ipc):
+def test_tiles_of_a_smooth_image_show_no_seams(square_ipc):
     """Where tiles end, neighbouring pixels differ no more than elsewhere."""
     ramp = torch.linspace(60, 190, 40).round().to(torch.uint8).expand(3, 24, 40).contiguous()
     code = encode(square_ipc, ramp, tile=True, refinement=Refinement(steps=60))
@@ -264,12 +264,12 @@ def test_tiles_of_a_smooth_picture_show_no_seams(square_ipc):
 
 
 def test_sizes():
-    assert picture_size((30, 90)) == (30, 90)
-    assert picture_size((30, 90), size=45) == (15, 45)
-    assert picture_size((90, 30), size=45) == (45, 15)
-    assert picture_size((30, 90), size=(7, 8)) == (7, 8)
-    assert picture_size((30, 90), scale=2.5) == (75, 225)
-    assert picture_size((5000, 1), size=100) == (100, 1)
+    assert image_size((30, 90)) == (30, 90)
+    assert image_size((30, 90), size=45) == (15, 45)
+    assert image_size((90, 30), size=45) == (45, 15)
+    assert image_size((30, 90), size=(7, 8)) == (7, 8)
+    assert image_size((30, 90), scale=2.5) == (75, 225)
+    assert image_size((5000, 1), size=100) == (100, 1)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +286,10 @@ def test_sizes():
 )
 def test_sizes_out_of_range(size, scale, told):
     with pytest.raises(ValueError, match=told):
-        picture_size((30, 90), size, scale)
+        image_size((30, 90), size, scale)
 
 
-def test_pictures_that_no_memory_holds(square_ipc):
+def test_images_that_no_memory_holds(square_ipc):
     code = encode(square_ipc, torch.zeros(3, 8, 8, dtype=torch.uint8), refinement=Refinement(steps=0))
     with pytest.raises(ValueError, match="10000000 x 10000000 does not fit into memory"):
         render(square_ipc, code, size=10**7)
@@ -299,9 +299,9 @@ def test_other_models_and_signals(square_ipc, tiny_ipc, make_ipc):
     code = encode(square_ipc, torch.zeros(3, 8, 8, dtype=torch.uint8), refinement=Refinement(steps=0))
     with pytest.raises(ValueError, match="means nothing to another model"):
         render(tiny_ipc, code)
-    with pytest.raises(ValueError, match="not for a picture"):
+    with pytest.raises(ValueError, match="not for an image"):
         render(square_ipc, InstanceCode(code.latents, [((0, 8),)], (8,), fingerprint(square_ipc), domain=Grid.unit(1)))
-    with pytest.raises(ValueError, match="not square colour pictures"):
+    with pytest.raises(ValueError, match="not square colour images"):
         encode(tiny_ipc, torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert input_size(square_ipc) == 8
 
@@ -309,16 +309,16 @@ def test_other_models_and_signals(square_ipc, tiny_ipc, make_ipc):
 def test_the_error_is_five_times_the_difference():
     generator = np.random.default_rng(0)
     seen, true = (generator.integers(0, 256, (5, 7, 3), dtype=np.uint8) for _ in range(2))
-    enlarged, psnr = error_picture(Image.fromarray(seen), Image.fromarray(true))
+    enlarged, psnr = error_image(Image.fromarray(seen), Image.fromarray(true))
     difference = seen.astype(float) - true.astype(float)
     assert np.array_equal(np.asarray(enlarged), np.minimum(5 * np.abs(difference), 255))
     assert psnr == pytest.approx(10 * np.log10(255**2 / np.mean(difference**2)), abs=1e-4)
 
 
 def test_reading_is_shared(square_ipc):
-    """What the data module holds of a whole picture is what `encode` sees."""
+    """What the data module holds of a whole image is what `encode` sees."""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 13, 3), dtype=np.uint8)).save("a.png")
     data = _found("a.png")
     [batch] = [data.to_coordinates(batch) for batch in data.predict_dataloader()]
-    seen = cut(read_picture("a.png").pixels, whole((21, 13)), 8)
+    seen = cut(read_image("a.png").pixels, whole((21, 13)), 8)
     assert torch.equal(batch.observation.signal[0], seen.float() / 255)

@@ -18,7 +18,7 @@ from datamodules.loading import Addressed, AddressSampler
 from datamodules.storage.download import Source, download
 
 SIZE = 16
-# Mode, width and height of each picture; one is smaller than the crops.
+# Mode, width and height of each image; one is smaller than the crops.
 TRAIN = {
     "n01440764/n01440764_10026.JPEG": ("RGB", 43, 32),
     "n01440764/ILSVRC2012_val_00000293.JPEG": ("L", 32, 39),
@@ -50,8 +50,8 @@ def _jpeg(mode, width, height, seed):
 
 FILES = {
     f"{split}/{name}": _jpeg(*kind, seed)
-    for split, pictures in SPLITS.items()
-    for seed, (name, kind) in enumerate(pictures.items())
+    for split, images in SPLITS.items()
+    for seed, (name, kind) in enumerate(images.items())
 }
 
 
@@ -70,7 +70,7 @@ ARCHIVE = _archive()
 
 
 def _put(folder):
-    """Write the pictures below a folder."""
+    """Write the images below a folder."""
     for name, data in FILES.items():
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _of(url, content=ARCHIVE):
 
 @pytest.fixture(autouse=True)
 def _miniature(tmp_path, monkeypatch):
-    """Let few pictures be all of ImageNette, in an empty folder and without network or pauses."""
+    """Let few images be all of ImageNette, in an empty folder and without network or pauses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setitem(download.__kwdefaults__, "pause", lambda seconds: None)
@@ -102,7 +102,7 @@ def site(monkeypatch):
 
 @pytest.fixture
 def placed():
-    """Put the pictures where they are looked for."""
+    """Put the images where they are looked for."""
     _put("data/imagenette/imagenette2-320")
 
 
@@ -126,12 +126,12 @@ def _refusal(kind=ValueError, **arguments):
 
 
 def _opened(split, name):
-    """Return a picture as Pillow reads it."""
+    """Return an image as Pillow reads it."""
     return Image.open(io.BytesIO(FILES[f"{split}/{name}"])).convert("RGB")
 
 
 def _scaled(image, short_side):
-    """Return a picture with this shorter side, as published."""
+    """Return an image with this shorter side, as published."""
     width, height = image.size
     if width <= height:
         return image.resize((short_side, short_side * height // width), Image.Resampling.BILINEAR)
@@ -139,7 +139,7 @@ def _scaled(image, short_side):
 
 
 def _values(image):
-    """Return a picture as ``(3, H, W)``, pixel by pixel."""
+    """Return an image as ``(3, H, W)``, pixel by pixel."""
     width, height = image.size
     pixels = [[image.getpixel((x, y)) for x in range(width)] for y in range(height)]
     return torch.tensor(pixels, dtype=torch.uint8).permute(2, 0, 1)
@@ -266,7 +266,7 @@ def test_another_count_is_refused_unless_that_is_wanted(placed, change):
         path.unlink()
     count = len(VAL) + (1 if change == "more" else -1)
     message = _refusal()
-    for told in (f"{count} pictures of the split val", f"{len(VAL)}", "data", "partial true"):
+    for told in (f"{count} images of the split val", f"{len(VAL)}", "data", "partial true"):
         assert told in message
     assert len(_ready(partial=True).val_set) == count
 
@@ -288,7 +288,7 @@ def test_evaluation_sees_the_square_in_the_middle(placed, cache, evaluation):
 
 @pytest.mark.parametrize("cache", [None, "data/cache"])
 @pytest.mark.parametrize("flip", [True, False])
-def test_training_sees_windows_of_the_pictures_as_they_are(placed, cache, flip):
+def test_training_sees_windows_of_the_images_as_they_are(placed, cache, flip):
     data = _ready(cache=cache, flip=flip)
     whole = {name: _opened("train", name) for name in TRAIN}
     whole["n02102040/n02102040_2.JPEG"] = _scaled(whole["n02102040/n02102040_2.JPEG"], SIZE)
@@ -310,7 +310,7 @@ def test_training_sees_windows_of_the_pictures_as_they_are(placed, cache, flip):
     assert 10 < mirrored < 32 if flip else mirrored == 0
 
 
-def test_crops_depend_on_epoch_and_picture_alone(placed):
+def test_crops_depend_on_epoch_and_image_alone(placed):
     data = _ready(partial=True, cache="data/cache")
     alone, other = _crops(data), _crops(data, epoch=1)
     assert sum(torch.equal(alone[name], other[name]) for name in alone) == 0
@@ -332,7 +332,7 @@ def test_crops_depend_on_epoch_and_picture_alone(placed):
             assert torch.equal(crop, whole[name])
 
 
-def test_test_and_validation_are_the_same_pictures(placed):
+def test_test_and_validation_are_the_same_images(placed):
     data = _ready("test")
     assert {file.path for file in data.files("test")} == {file.path for file in data.files("val")}
     assert data.preparation("test") == data.preparation("val")

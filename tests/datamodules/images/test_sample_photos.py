@@ -50,11 +50,11 @@ def test_fixed_crops_are_the_central_squares_of_a_grid():
     data = SamplePhotos(size=100)  # the squares of coffee, 400 x 600, have 100 pixels: nothing is resized
     data.setup("test")
     items = {item.name: item.values for item in _items(data.test_set)}
-    picture = photograph("coffee")
+    image = photograph("coffee")
     for row in range(4):
         for column in range(4):
             top, left = 100 * row, 150 * column + 25
-            assert torch.equal(items[f"coffee-{row}{column}"], picture[:, top : top + 100, left : left + 100])
+            assert torch.equal(items[f"coffee-{row}{column}"], image[:, top : top + 100, left : left + 100])
 
 
 def test_held_out_photographs_are_never_trained_on(photos):
@@ -62,22 +62,22 @@ def test_held_out_photographs_are_never_trained_on(photos):
     assert seen == set(TRAINING_PHOTOGRAPHS)
     assert len(seen) >= 6
     assert not seen & set(HELD_OUT_PHOTOGRAPHS)
-    pictures = {name: photograph(name) for name in (*seen, *HELD_OUT_PHOTOGRAPHS)}
+    images = {name: photograph(name) for name in (*seen, *HELD_OUT_PHOTOGRAPHS)}
     for held_out in HELD_OUT_PHOTOGRAPHS:
-        same = [name for name in seen if pictures[name].shape == pictures[held_out].shape]
-        assert not any(torch.equal(pictures[name], pictures[held_out]) for name in same)
+        same = [name for name in seen if images[name].shape == images[held_out].shape]
+        assert not any(torch.equal(images[name], images[held_out]) for name in same)
 
 
 @pytest.mark.parametrize("name", [*TRAINING_PHOTOGRAPHS, *HELD_OUT_PHOTOGRAPHS])
 def test_photographs_are_coloured_and_not_empty(name):
-    picture = photograph(name)
-    assert picture.shape[0] == 3
-    assert picture.dtype == torch.uint8
-    assert min(picture.shape[1:]) >= 256
-    assert picture.float().std() > 5
+    image = photograph(name)
+    assert image.shape[0] == 3
+    assert image.dtype == torch.uint8
+    assert min(image.shape[1:]) >= 256
+    assert image.float().std() > 5
 
 
-def test_training_pictures_have_all_scales_and_an_epoch_its_length(photos):
+def test_training_images_have_all_scales_and_an_epoch_its_length(photos):
     assert len(photos.train_set) == 70
     sides = [min(photos.train_set[index].values.shape[1:]) for index in range(36)]
     assert sorted(set(sides)) == [16, 21, 32]
@@ -94,7 +94,7 @@ def test_scaled_photographs_keep_their_proportions(photos):
         assert item.values.shape[2] == pytest.approx(width * side / min(height, width), abs=0.51)
 
 
-def test_crops_have_the_size_at_every_scale_and_come_from_their_picture(photos):
+def test_crops_have_the_size_at_every_scale_and_come_from_their_image(photos):
     for index in range(36):
         item = photos.train_set[index]
         crop = RandomCrop(SIZE)(item, torch.Generator().manual_seed(index)).values
@@ -135,7 +135,7 @@ def test_colour_channels_change_places_only_where_asked():
     assert SamplePhotos(shuffle_colors=True).augmentation.shuffle_colors
 
 
-def test_the_same_pictures_come_every_time(photos):
+def test_the_same_images_come_every_time(photos):
     again = SamplePhotos(size=SIZE)
     again.setup("test")
     for first, second in zip(_items(photos.val_set), _items(again.val_set), strict=True):

@@ -1,4 +1,4 @@
-"""Pictures of meshes: where things appear, what covers a pixel, and light that stays where it is."""
+"""Images of meshes: where things appear, what covers a pixel, and light that stays where it is."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_up_is_up_and_right_is_right():
     caster = Caster(_mesh([(_ball((0, 0, 1)), (1, 0, 0)), (_ball((1, 0, 0)), (0, 0, 1))]))
     front, behind, above = _views(caster, look_at(torch.tensor([[0.0, -4, 0], [0, 4, 0], [0, 0, 4]])))
     red, blue = ((view[0] > 0) & (view[2] == 0) & (view[3] > 0) for view in (front, behind))
-    assert _middle(red)[0] < 10  # +z is in the upper part of the picture, in the middle of its columns
+    assert _middle(red)[0] < 10  # +z is in the upper part of the image, in the middle of its columns
     assert _middle(red)[1] == pytest.approx(19.5, abs=0.3)
     right = (front[2] > 0) & (front[0] == 0)
     assert _middle(right) == pytest.approx((19.5, 19.5 + FOCAL / 4), abs=0.5)
@@ -80,12 +80,12 @@ def _naive(mesh, ray):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
-def test_pictures_and_depths_are_those_of_a_naive_ray_caster(samples):
+def test_images_and_depths_are_those_of_a_naive_ray_caster(samples):
     random = np.random.default_rng(1)
     mesh = Mesh(random.normal(size=(7, 3, 3)).astype(np.float32), random.random((7, 3, 3)).astype(np.float32))
     pose, focal = orbit(5, 4.0, 20.0)[1:2], torch.tensor([[9.0, 8.0]])
     shape = (7, 9)
-    [picture] = Caster(mesh).render(pose, focal, shape, samples=samples).double()
+    [image] = Caster(mesh).render(pose, focal, shape, samples=samples).double()
     [depth] = Caster(mesh).depth(pose, focal, shape)
     rays = pixel_rays(pose[0].double(), samples * focal[0].double(), [samples * side for side in shape])
     found = [_naive(mesh, ray) for ray in rays.numpy()]
@@ -93,11 +93,11 @@ def test_pictures_and_depths_are_those_of_a_naive_ray_caster(samples):
     cells = cells.reshape(7, samples, 9, samples, 3).swapaxes(1, 2).reshape(7, 9, -1, 3)
     covered = ~np.isnan(cells[..., 0])
     assert 0.1 < covered.mean() < 0.9
-    assert np.array_equal(picture[3].numpy(), np.round(covered.mean(-1) * 255))
+    assert np.array_equal(image[3].numpy(), np.round(covered.mean(-1) * 255))
     seen = covered.any(-1)
     wanted = 255 * np.nansum(cells, axis=2)[seen] / covered.sum(-1)[seen][:, None]
-    assert np.abs(picture[:3].permute(1, 2, 0).numpy()[seen] - wanted).max() <= 0.51
-    assert (picture[:3].permute(1, 2, 0).numpy()[~seen] == 255).all()
+    assert np.abs(image[:3].permute(1, 2, 0).numpy()[seen] - wanted).max() <= 0.51
+    assert (image[:3].permute(1, 2, 0).numpy()[~seen] == 255).all()
     if samples == 1:
         wanted_depths = np.array([nearest for nearest, _ in found]).reshape(shape)
         assert np.allclose(depth.numpy(), wanted_depths, atol=1e-4)
@@ -107,17 +107,17 @@ def test_a_pixel_that_is_covered_half_has_half_alpha_and_full_colour():
     wall = trimesh.Trimesh([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]], process=False)
     caster = Caster(_mesh([(wall, (1, 1, 1))]))
     pose = look_at(torch.tensor([[0.0, -4, 0]]))
-    [picture] = caster.render(pose, torch.tensor([[5.0, 5.0]]), (5, 5)).int()
-    assert picture[3, 0].tolist() == [255, 255, 128, 0, 0]
-    assert picture[0, 0, 0] == picture[0, 0, 2]
+    [image] = caster.render(pose, torch.tensor([[5.0, 5.0]]), (5, 5)).int()
+    assert image[3, 0].tolist() == [255, 255, 128, 0, 0]
+    assert image[0, 0, 0] == image[0, 0, 2]
 
 
 def test_colour_belongs_to_a_side_and_not_to_the_camera():
     caster = Caster(_mesh([(_box(), (1, 1, 1))]))
     depths = set()
     for elevation in (10.0, 30.0, 60.0):
-        pictures = _views(caster, orbit(12, 4.0, elevation), samples=1)
-        depths |= set(pictures[:, 0][pictures[:, 3] == 255].unique().tolist())
+        images = _views(caster, orbit(12, 4.0, elevation), samples=1)
+        depths |= set(images[:, 0][images[:, 3] == 255].unique().tolist())
     normals = np.concatenate((np.eye(3), -np.eye(3)[:2]))  # the bottom is not seen from above
     assert depths == {round(255 * (0.25 + 0.75 * (1 + normal @ LIGHT) / 2)) for normal in normals}
     assert len(depths) == 5
@@ -131,17 +131,17 @@ def test_orientation_of_faces_makes_no_difference():
 
 def test_nothing_is_white_and_transparent_and_faces_without_area_are_harmless():
     mesh = Mesh(np.zeros((2, 3, 3), np.float32), np.ones((2, 3, 3), np.float32))
-    [picture] = _views(Caster(mesh), orbit(1))
-    assert (picture[:3] == 255).all()
-    assert (picture[3] == 0).all()
+    [image] = _views(Caster(mesh), orbit(1))
+    assert (image[:3] == 255).all()
+    assert (image[3] == 0).all()
 
 
 def test_an_object_of_radius_1_4_fits_into_the_narrowest_angle():
     ball = trimesh.creation.icosphere(4, 1.4)
     angle = 2 * math.asin(1.4 / 4)
-    [picture] = Caster(_mesh([(ball, (1, 1, 1))])).render(
+    [image] = Caster(_mesh([(ball, (1, 1, 1))])).render(
         orbit(1), torch.full((1, 2), focal_length(angle, 64)), (64, 64), samples=1
     )
-    edge = torch.cat((picture[3, 0], picture[3, -1], picture[3, :, 0], picture[3, :, -1]))
+    edge = torch.cat((image[3, 0], image[3, -1], image[3, :, 0], image[3, :, -1]))
     assert 0 < int((edge > 0).sum()) < 64  # touches the edges, in their middle
-    assert not picture[3, [0, 0, -1, -1], [0, -1, 0, -1]].any()
+    assert not image[3, [0, 0, -1, -1], [0, -1, 0, -1]].any()

@@ -55,15 +55,15 @@ def test_meshes_are_upright():
     assert seat[seat[:, 2] > 0.8][:, 1].mean() > 0.3  # the back is behind, seen from -y
 
 
-def test_scenes_have_the_same_cameras_and_other_pictures(lamps):
+def test_scenes_have_the_same_cameras_and_other_images(lamps):
     assert lamps.signal_shape == (1, 3, 16, 16)
     assert [scene.name for scene in lamps.train_set.scenes] == list(LAMPS["train"])
     assert (len(lamps.train_set), len(lamps.val_set), len(lamps.test_set)) == (4, 1, 2)
     one, other = lamps.train_set.scenes
     assert torch.equal(one.poses, other.poses)
     assert len(one.poses) == 4
-    assert one.pictures[0].read_bytes() != other.pictures[0].read_bytes()
-    with Image.open(one.pictures[0]) as image:
+    assert one.images[0].read_bytes() != other.images[0].read_bytes()
+    with Image.open(one.images[0]) as image:
         assert (image.mode, image.size) == ("RGBA", (16, 16))
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from coordinates import pixel_rays
 from PIL import Image
-from scene_folders import cameras, describe, save_picture, write_scene
+from scene_folders import cameras, describe, save_image, write_scene
 
-from datamodules.batch import PosedPictures
+from datamodules.batch import PosedImages
 from datamodules.loading import Addressed
 from datamodules.scenes import base as scene_sets
 from datamodules.scenes.base import SceneSet
@@ -101,7 +101,7 @@ def test_evaluation_has_all_rays_and_the_colours_that_they_see(shared):
             assert torch.equal(values[instance, view, row, column], seen / 255)
 
 
-def test_poses_and_pictures_stay_together(shared):
+def test_poses_and_images_stay_together(shared):
     data = ready(shared, views=3, query_views=4)
     for item in [*trained_on(data), *data.val_set]:
         chosen = frames_of(item)
@@ -113,7 +113,7 @@ def _rows(batch, raw, views):
     """Return the pixel of every training ray, ``(B, Q, R)``, found by its direction, after its values were compared."""
     support = len(raw.images[0]) - views
     count = batch.query.coords.shape[1] // views
-    full = PosedPictures(raw.images[:, support:], raw.poses[:, support:], raw.focals[:, support:], raw.name, raw.seed)
+    full = PosedImages(raw.images[:, support:], raw.poses[:, support:], raw.focals[:, support:], raw.name, raw.seed)
     rays = pixel_rays(full.poses, full.focals, (SIZE, SIZE))  # (B, Q, H W, 6)
     coords = batch.query.coords[..., :6].view(len(rays), views, count, 6)
     distance = (coords[:, :, :, None] - rays[:, :, None]).abs().sum(-1)
@@ -167,7 +167,7 @@ def _painted(count, seeds):
     images = torch.full((len(seeds), 2, 3, SIZE, SIZE), 255, dtype=torch.uint8)
     images[:, 1, 1].flatten(1)[:, 30 : 30 + count] = 254  # one channel, by one level
     poses = cameras(2).float().expand(len(seeds), 2, 3, 4)
-    return PosedPictures(images, poses, torch.full((len(seeds), 2, 2), 9.0), ["x"] * len(seeds), torch.tensor(seeds))
+    return PosedImages(images, poses, torch.full((len(seeds), 2, 2), 9.0), ["x"] * len(seeds), torch.tensor(seeds))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 25, 64])
@@ -305,14 +305,14 @@ def test_every_frame_is_drawn_equally_often():
 
 def test_broken_scenes_are_left_out_and_told(folder, capsys):
     write_scene(folder / "c", 4, SIZE)
-    (folder / "a" / "r_2.png").write_text("no picture")
+    (folder / "a" / "r_2.png").write_text("no image")
     data = ready(folder)
     assert [item.name for item in data.val_set] == ["b", "c"]
     assert list(data.skipped) == [str(folder / "a")]
-    assert "r_2.png is no picture" in data.skipped[str(folder / "a")]
+    assert "r_2.png is no image" in data.skipped[str(folder / "a")]
     assert f"Left out, for they cannot be read: 1 scenes ({folder / 'a'})" in capsys.readouterr().err
     with pytest.raises(
-        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is no picture"
+        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is no image"
     ) as told:
         ready(folder, on_bad_scene="raise")
     assert str(told.value).endswith("leave them out: --data.init_args.on_bad_scene skip.")
@@ -326,7 +326,7 @@ def test_only_broken_scenes_are_refused(folder):
     with pytest.raises(ValueError, match="9 of 9 scenes of the split train cannot be used:\n") as told:
         ready(folder)
     assert len(str(told.value).splitlines()) == 8
-    assert "and 4 more\nMend them. If scenes are missing, name another folder" in str(told.value)
+    assert "and 4 more\nFix them. If scenes are missing, name another folder" in str(told.value)
 
 
 def test_no_scenes_are_refused(tmp_path):
@@ -337,7 +337,7 @@ def test_no_scenes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"size": 64}, "The pictures of a have 8 x 8 pixels, size is 64: resize them"),
+        ({"size": 64}, "The images of a have 8 x 8 pixels, size is 64: resize them"),
         ({"views": 3, "query_views": 2}, "a has 4 frames for training, 5 are needed: lower views"),
         ({"views": 2, "query_views": 2, "train_frames": 3}, "a has 3 frames for training, 4 are needed"),
     ],
@@ -374,7 +374,7 @@ def test_depths_have_to_reach_the_object(folder, near, far, seen):
         ready(folder, near=near, far=far)
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_met(folder):
+def test_a_image_that_cannot_be_decoded_is_named_when_it_is_met(folder):
     noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 4), np.uint8)
     for path in (folder / "a").glob("*.png"):
         Image.fromarray(noise).save(path)
@@ -387,18 +387,18 @@ def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_met(folder):
             meet()
 
 
-def test_a_picture_that_changed_since_is_named(folder):
+def test_a_image_that_changed_since_is_named(folder):
     data = ready(folder)
     for path in (folder / "a").glob("*.png"):
-        save_picture(path, 0, size=16)
+        save_image(path, 0, size=16)
     with pytest.raises(ValueError, match=r"r_\d\.png has 16 x 16 pixels, when its scene was first read it had 8 x 8"):
         trained_on(data)
 
 
-def test_pictures_without_transparency_are_noted(folder):
+def test_images_without_transparency_are_noted(folder):
     assert "background" not in ready(folder).notes
     write_scene(folder / "a", 4, SIZE, mode="RGB")
-    assert "pictures without transparency are taken as they are" in ready(folder).notes["background"]
+    assert "images without transparency are taken as they are" in ready(folder).notes["background"]
 
 
 def test_items_of_random_numbers(shared):
@@ -494,5 +494,5 @@ def test_the_check_of_nothing(tmp_path, capsys):
 def test_scenes_may_have_several_numbers_of_frames(folder):
     write_scene(folder / "long", 9, SIZE)
     data = ready(folder)
-    assert {len(read_transforms(path).pictures) for path in data.scenes("train")} == {4, 9}
+    assert {len(read_transforms(path).images) for path in data.scenes("train")} == {4, 9}
     assert next(iter(data.train_dataloader())).images.shape == (2, 2, 3, SIZE, SIZE)

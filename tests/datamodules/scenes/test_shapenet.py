@@ -193,7 +193,7 @@ def test_a_folder_of_scenes_without_splits_is_drawn(tmp_path, scene):
     assert "drawn with split_seed 0" in data.notes["split"]
 
 
-def test_folders_with_pictures_but_no_description_are_broken_scenes(tmp_path, scene):
+def test_folders_with_images_but_no_description_are_broken_scenes(tmp_path, scene):
     for name in "abc":
         shutil.copytree(scene, tmp_path / "train" / name)
     shutil.copytree(scene, tmp_path / "val" / "d")

@@ -24,17 +24,17 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def _picture(frame, size=8):
-    """Return the RGBA picture of a frame ``(size, size, 4)``: squares of its own colours, the lower half transparent."""
+def _image(frame, size=8):
+    """Return the RGBA image of a frame ``(size, size, 4)``: squares of its own colours, the lower half transparent."""
     values = np.random.default_rng(frame).integers(0, 256, (4, 4, 4), dtype=np.uint8)
     values[:2, :, 3], values[2:, :, 3] = 255, 0
     return values.repeat(size // 4, 0).repeat(size // 4, 1)
 
 
-def _over_white(picture):
-    """Return a picture as the model sees it, ``(3, H, W)`` in [0, 1]."""
-    alpha = picture[..., 3:] / 255
-    return torch.from_numpy(picture[..., :3] / 255 * alpha + 1 - alpha).permute(2, 0, 1).float()
+def _over_white(image):
+    """Return an image as the model sees it, ``(3, H, W)`` in [0, 1]."""
+    alpha = image[..., 3:] / 255
+    return torch.from_numpy(image[..., :3] / 255 * alpha + 1 - alpha).permute(2, 0, 1).float()
 
 
 def _write(folder, frames=5, size=8, radius=4.0):
@@ -44,7 +44,7 @@ def _write(folder, frames=5, size=8, radius=4.0):
     poses = orbit(frames, radius, 20.0)
     entries = []
     for frame, pose in enumerate(poses):
-        Image.fromarray(_picture(frame, size)).save(folder / f"r_{frame}.png")
+        Image.fromarray(_image(frame, size)).save(folder / f"r_{frame}.png")
         matrix = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
         entries.append({"file_path": f"./train/r_{frame}", "transform_matrix": matrix})
     (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": entries}))
@@ -59,7 +59,7 @@ def _write_srn(folder, frames=3, size=8, focal=10.0):
     (folder / "intrinsics.txt").write_text(f"{focal} {size / 2} {size / 2} 0.\n0. 0. 0.\n1.\n{size} {size}\n")
     poses = orbit(frames, 1.3, 40.0)
     for frame, pose in enumerate(poses):
-        Image.fromarray(_picture(frame, size)).save(folder / "rgb" / f"{frame:06d}.png")
+        Image.fromarray(_image(frame, size)).save(folder / "rgb" / f"{frame:06d}.png")
         square = torch.cat([pose, torch.tensor([[0.0, 0, 0, 1]])]) @ torch.diag(torch.tensor([1.0, -1, -1, 1]))
         (folder / "pose" / f"{frame:06d}.txt").write_text(
             " ".join(f"{number:.8f}" for number in square.flatten().tolist())
@@ -91,14 +91,14 @@ def test_some_frames_are_looked_at_and_others_compared():
     views = batch.observation.signal
     assert isinstance(views, Views)
     assert (batch.names, batch.shape, data.notes) == (["chair"], (2, 8, 8), {"chair": ""})
-    _close(views.images[0, 0], _over_white(_picture(1)))
+    _close(views.images[0, 0], _over_white(_image(1)))
     _close(views.poses[0, 0], poses[1])
     focal = 4 / math.tan(ANGLE / 2)
     _close(views.focals, torch.full((1, 1, 2), focal))
     _close(batch.observation.samples.coords[0], pixel_rays(poses[1], torch.full((2,), focal), (8, 8)))
     for place, frame in enumerate((4, 0)):
         part = slice(64 * place, 64 * place + 64)
-        _close(batch.query.values[0, part], _over_white(_picture(frame)).flatten(1).mT)
+        _close(batch.query.values[0, part], _over_white(_image(frame)).flatten(1).mT)
         _close(batch.query.coords[0, part], pixel_rays(poses[frame], torch.full((2,), focal), (8, 8)))
 
 
@@ -126,14 +126,14 @@ def test_which_frames_are_compared(frames, support, query, wanted):
     }
 
 
-def test_pictures_of_another_size_are_resized_and_lenses_with_them():
+def test_images_of_another_size_are_resized_and_lenses_with_them():
     _write("small")
     _write("large", size=32)
     small, large = (_batches(_data(name))[0] for name in ("small", "large"))
     assert _data("large").notes == {"large": "32 x 32 made 8 x 8"}
     _close(large.observation.samples.coords, small.observation.samples.coords)
     _close(large.query.coords, small.query.coords)
-    mean = _over_white(_picture(0, 32)).unflatten(2, (8, 4)).mean(-1).unflatten(1, (8, 4)).mean(2)
+    mean = _over_white(_image(0, 32)).unflatten(2, (8, 4)).mean(-1).unflatten(1, (8, 4)).mean(2)
     inner = large.observation.signal.images[0, 0][
         :, 1::2, 1::2
     ]  # in the middles of squares no filter sees the next one
@@ -171,17 +171,17 @@ def test_scenes_of_scene_representation_networks():
     [batch] = _batches(_data("car", near=0.8, far=1.8, query="rest"))
     _close(batch.observation.signal.poses[0, 0], poses[0])
     assert batch.observation.signal.focals[0, 0].tolist() == [10.0, 10.0]
-    wanted = torch.from_numpy(_picture(2)[..., :3] / 255).float().flatten(0, 1)
+    wanted = torch.from_numpy(_image(2)[..., :3] / 255).float().flatten(0, 1)
     _close(batch.query.values[0, 64:], wanted)  # whatever its transparency
 
 
-def test_pictures_without_transparency_are_noted():
+def test_images_without_transparency_are_noted():
     _write("chair", frames=2)
     for frame in range(2):
         Image.open(f"chair/r_{frame}.png").convert("RGB").save(f"chair/r_{frame}.png")
     data = _data("chair")
     assert data.notes == {"chair": "background taken as it is"}
-    wanted = torch.from_numpy(_picture(1)[..., :3] / 255).float().flatten(0, 1)
+    wanted = torch.from_numpy(_image(1)[..., :3] / 255).float().flatten(0, 1)
     _close(_batches(data)[0].query.values[0], wanted)
 
 

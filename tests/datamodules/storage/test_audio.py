@@ -12,14 +12,14 @@ import torch
 
 from datamodules.storage import audio as sound
 from datamodules.storage.audio import (
-    ClipFacts,
-    clip_facts,
+    RecordingFacts,
+    audio_files,
     in_channels,
-    read_clip,
+    read_recording,
     read_resampled,
+    recording_facts,
     resampled,
     resampled_frames,
-    sound_files,
 )
 from datamodules.storage.torchaudio import import_torchaudio
 
@@ -55,10 +55,10 @@ def asked(monkeypatch):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_piece_is_a_slice_of_the_whole(tmp_path, kind, channels):
     path = write(tmp_path / f"a.{kind}", chirp(40000, channels=channels))
-    whole = read_clip(path)
+    whole = read_recording(path)
     assert whole.rate == RATE
     assert whole.values.dtype == torch.float32
-    assert clip_facts(path) == ClipFacts(whole.values.shape[1], RATE, channels)
+    assert recording_facts(path) == RecordingFacts(whole.values.shape[1], RATE, channels)
     raw, _ = soundfile.read(path, dtype="float32", always_2d=True)
     assert np.array_equal(whole.values.T.numpy(), raw)
     assert whole.values[:, :29000].T.numpy() == pytest.approx(chirp(29000, channels=channels), abs=0.1)
@@ -72,7 +72,7 @@ def test_a_piece_is_a_slice_of_the_whole(tmp_path, kind, channels):
         (25001, 9000),
         (40000, 0),
     ):
-        piece = read_clip(path, start, frames).values
+        piece = read_recording(path, start, frames).values
         wanted = whole.values[:, start:] if frames < 0 else whole.values[:, start : start + frames]
         assert piece.shape == wanted.shape
         torch.testing.assert_close(piece, wanted, atol=1e-6, rtol=0)
@@ -81,22 +81,22 @@ def test_a_piece_is_a_slice_of_the_whole(tmp_path, kind, channels):
 def test_whole_numbers_become_parts_of_one_exactly(tmp_path):
     levels = np.array([-32768, -16384, 0, 1, 32767], dtype=np.int16)
     for kind in ("wav", "flac"):
-        values = read_clip(write(tmp_path / f"a.{kind}", levels)).values
+        values = read_recording(write(tmp_path / f"a.{kind}", levels)).values
         assert values.tolist() == [[-1.0, -0.5, 0.0, 1 / 32768, 32767 / 32768]]
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
 def test_no_more_is_decoded_than_is_wanted(tmp_path, asked, kind):
     path = write(tmp_path / f"a.{kind}", chirp(200_000))
-    read_clip(path, 100_000, 500)
+    read_recording(path, 100_000, 500)
     assert asked == [500]
-    clip_facts(path)
+    recording_facts(path)
     assert asked == [500]
 
 
 def test_of_an_mp3_a_second_more_is_decoded(tmp_path, asked):
     path = write(tmp_path / "a.mp3", chirp(200_000))
-    read_clip(path, 100_000, 500)
+    read_recording(path, 100_000, 500)
     assert asked == [500 + 16384]
 
 
@@ -104,7 +104,7 @@ def test_of_an_mp3_a_second_more_is_decoded(tmp_path, asked):
 def test_a_piece_that_is_not_there_is_refused(tmp_path, start, frames):
     path = write(tmp_path / "a.wav", chirp(100))
     with pytest.raises(ValueError, match=r"a\.wav has 100 samples, not those from"):
-        read_clip(path, start, frames)
+        read_recording(path, start, frames)
 
 
 def _changed(path, **places):
@@ -186,7 +186,7 @@ def test_damage_is_told_in_one_line_that_names_the_file(tmp_path, case):
     make, message = BAD[case]
     path = make(tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
-        read_clip(path)
+        read_recording(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -199,28 +199,28 @@ def test_a_file_without_permission_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(path), "open", refuse)
     with pytest.raises(ValueError, match=r"a\.wav cannot be read: Permission denied\."):
-        clip_facts(path)
+        recording_facts(path)
 
 
 def test_damage_elsewhere_does_no_harm_to_a_piece(tmp_path):
     path = write(tmp_path / "a.flac", _noise(200_000))
-    whole = read_clip(path).values
+    whole = read_recording(path).values
     _cut(path, 0.6)
-    assert torch.equal(read_clip(path, 20_000, 16_000).values, whole[:, 20_000:36_000])
+    assert torch.equal(read_recording(path, 20_000, 16_000).values, whole[:, 20_000:36_000])
     with pytest.raises(ValueError, match="cut off"):
-        read_clip(path, 150_000, 16_000)
+        read_recording(path, 150_000, 16_000)
 
 
 def test_a_wav_from_a_pipe_is_read_to_its_end(tmp_path):
     path = write(tmp_path / "a.wav", chirp(1000))
-    whole = read_clip(path).values
+    whole = read_recording(path).values
     _changed(path, at_40=b"\xff\xff\xff\xff")
-    assert torch.equal(read_clip(path).values, whole)
+    assert torch.equal(read_recording(path).values, whole)
 
 
 def test_what_overshoots_a_little_is_cut(tmp_path):
     path = write(tmp_path / "a.wav", np.array([0.5, 1.25, -1.5]), subtype="FLOAT")
-    assert read_clip(path).values.tolist() == [[0.5, 1.0, -1.0]]
+    assert read_recording(path).values.tolist() == [[0.5, 1.0, -1.0]]
 
 
 def test_without_soundfile_it_says_what_to_install(tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ def test_without_soundfile_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)  # what Python raises ImportError for
     sound._library.cache_clear()
     with pytest.raises(ValueError, match=r"soundfile, which cannot be imported .* pip install"):
-        read_clip(path)
+        read_recording(path)
 
 
 def test_files_are_those_with_the_endings_of_sound(tmp_path):
@@ -237,11 +237,11 @@ def test_files_are_those_with_the_endings_of_sound(tmp_path):
         (tmp_path / place).write_bytes(b"")
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "old" / "predictions.csv").write_text("")
-    found = sound_files(tmp_path)
+    found = audio_files(tmp_path)
     assert [place.as_posix() for _, place in found] == ["a/x.WAV", "a/y.mp3", "a/z.m4a", "b.flac", "c.ogg"]
     assert all(tmp_path / place == path for path, place in found)
-    assert [place.name for _, place in sound_files(tmp_path / "old")] == ["g.wav"]
-    assert sound_files(tmp_path / "n.txt") == [(tmp_path / "n.txt", (tmp_path / "n.txt").relative_to(tmp_path))]
+    assert [place.name for _, place in audio_files(tmp_path / "old")] == ["g.wav"]
+    assert audio_files(tmp_path / "n.txt") == [(tmp_path / "n.txt", (tmp_path / "n.txt").relative_to(tmp_path))]
 
 
 def _tone(rate, seconds=0.5, hertz=440.0):
@@ -264,8 +264,8 @@ def test_resampling_stays_in_range():
 @pytest.mark.parametrize("rate", [44100, 22050, 48000, 8000, 11025, 16000])
 def test_a_piece_of_a_resampled_file_is_a_piece_of_the_whole_resampled(tmp_path, asked, rate):
     path = write(tmp_path / "a.wav", 0.3 * np.random.default_rng(1).uniform(-1, 1, (2 * rate + 17, 2)), rate)
-    whole = import_torchaudio().transforms.Resample(rate, RATE)(read_clip(path).values)
-    facts = clip_facts(path)
+    whole = import_torchaudio().transforms.Resample(rate, RATE)(read_recording(path).values)
+    facts = recording_facts(path)
     total = resampled_frames(facts.frames, rate, RATE)
     assert whole.shape == (2, total)
     for start, frames in (
@@ -288,7 +288,7 @@ def test_a_piece_of_a_resampled_file_is_a_piece_of_the_whole_resampled(tmp_path,
 def test_rates_without_a_common_divisor_are_refused_with_the_file(tmp_path):
     path = write(tmp_path / "a.wav", chirp(50, 44101), 44101)
     with pytest.raises(ValueError, match=r"a\.wav: 44,101 samples a second cannot be made 16,000") as caught:
-        read_resampled(path, clip_facts(path), 0, 5, RATE)
+        read_resampled(path, recording_facts(path), 0, 5, RATE)
     assert "--data.init_args.rate" in str(caught.value)
 
 
@@ -305,4 +305,4 @@ def test_channels_are_mixed_down_or_kept():
 def test_names_need_no_latin_letters(tmp_path):
     path = write(tmp_path / "a.flac", chirp(100))
     other = shutil.copy(path, tmp_path / "Grüße 語.flac")
-    assert torch.equal(read_clip(other).values, read_clip(path).values)
+    assert torch.equal(read_recording(other).values, read_recording(path).values)

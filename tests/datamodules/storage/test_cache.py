@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from datamodules.storage import cache as module
 from datamodules.storage.cache import cached
 from datamodules.storage.folders import NamedFile
-from datamodules.storage.images import Preparation, read_picture
+from datamodules.storage.images import Preparation, read_image
 
 AS_IT_IS = Preparation()
 SQUARE = Preparation(short_side=9, crop=8)
@@ -34,7 +34,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def files(tmp_path):
-    """Return 12 pictures of six modes and 12 sizes, of which all have more than one name part."""
+    """Return 12 images of six modes and 12 sizes, of which all have more than one name part."""
     generator = np.random.default_rng(0)
     (tmp_path / "source").mkdir()
     made = []
@@ -43,7 +43,7 @@ def files(tmp_path):
         path = tmp_path / "source" / f"{index}.{'tif' if mode == 'CMYK' else 'png'}"
         levels = generator.integers(0, 256, (9 + index, 31 - 2 * index, 4), dtype=np.uint8)
         Image.fromarray(levels, "RGBA").convert("RGB" if mode == "CMYK" else mode).convert(mode).save(path)
-        made.append(NamedFile(f"class{index % 3}/picture{11 - index}", path))
+        made.append(NamedFile(f"class{index % 3}/image{11 - index}", path))
     return made
 
 
@@ -59,7 +59,7 @@ def reads(monkeypatch):
 
 
 def _watch(monkeypatch, before=lambda number: None):
-    """Note every picture that is read, and do something before, given how many there were."""
+    """Note every image that is read, and do something before, given how many there were."""
     paths, lock = [], threading.Lock()
 
     def read(path):
@@ -67,21 +67,21 @@ def _watch(monkeypatch, before=lambda number: None):
             number = len(paths)
             paths.append(path)
         before(number)
-        return read_picture(path)
+        return read_image(path)
 
-    monkeypatch.setattr(module, "read_picture", read)
+    monkeypatch.setattr(module, "read_image", read)
     return paths
 
 
 def _interrupt_at(monkeypatch, path):
-    """Press Ctrl-C when a picture is read."""
+    """Press Ctrl-C when an image is read."""
 
     def read(wanted):
         if wanted == path:
             raise KeyboardInterrupt
-        return read_picture(wanted)
+        return read_image(wanted)
 
-    monkeypatch.setattr(module, "read_picture", read)
+    monkeypatch.setattr(module, "read_image", read)
 
 
 def _caches(folder):
@@ -93,14 +93,14 @@ def _only(folder):
     return found
 
 
-def _check(pictures, files, preparation=AS_IT_IS):
+def _check(images, files, preparation=AS_IT_IS):
     """Compare a cache of readable files with reading them."""
-    assert len(pictures) == len(files)
-    assert pictures.names == [file.name for file in files]
-    for file, (values, name, seed, _) in zip(files, pictures, strict=True):
+    assert len(images) == len(files)
+    assert images.names == [file.name for file in files]
+    for file, (values, name, seed, _) in zip(files, images, strict=True):
         assert (name, seed) == (file.name, 0)
         assert values.dtype == torch.uint8
-        assert torch.equal(values, preparation(read_picture(file.path).pixels))
+        assert torch.equal(values, preparation(read_image(file.path).pixels))
 
 
 def _refusal(*arguments):
@@ -121,12 +121,12 @@ def _flip(path, position=100):
 
 @pytest.mark.parametrize("preparation", [AS_IT_IS, Preparation(smallest=15), SQUARE], ids=["as-is", "smallest", "crop"])
 def test_values_are_those_of_reading(files, folder, preparation):
-    pictures = cached(files, preparation, folder, "mine-train")
-    _check(pictures, files, preparation)
-    assert pictures.skipped == {}
-    expected = {file.name: "; ".join(read_picture(file.path).notes) for file in files}
-    assert pictures.notes == {name: note for name, note in expected.items() if note}
-    assert set(pictures.notes.values()) == {"transparency laid over white", "CMYK converted"}
+    images = cached(files, preparation, folder, "mine-train")
+    _check(images, files, preparation)
+    assert images.skipped == {}
+    expected = {file.name: "; ".join(read_image(file.path).notes) for file in files}
+    assert images.notes == {name: note for name, note in expected.items() if note}
+    assert set(images.notes.values()) == {"transparency laid over white", "CMYK converted"}
     assert _only(folder).name.startswith("mine-train-")
     assert sorted(path.name for path in _only(folder).iterdir()) == ["index.json", "pixels.bin", "verified.json"]
     assert not [path for path in folder.iterdir() if path.is_file()]
@@ -134,28 +134,28 @@ def test_values_are_those_of_reading(files, folder, preparation):
 
 def test_pixels_lie_back_to_back(files, folder):
     cached(files, AS_IT_IS, folder, "a")
-    expected = b"".join(read_picture(file.path).pixels.numpy().tobytes() for file in files)
+    expected = b"".join(read_image(file.path).pixels.numpy().tobytes() for file in files)
     assert (_only(folder) / "pixels.bin").read_bytes() == expected
 
 
 def test_indices_out_of_range(files, folder):
-    pictures = cached(files, AS_IT_IS, folder, "a")
+    images = cached(files, AS_IT_IS, folder, "a")
     for index in (-1, 12, 10**20):
         with pytest.raises(IndexError):
-            pictures[index]
+            images[index]
 
 
 def test_values_are_views_that_leave_the_file_alone(files, folder):
-    pictures = cached(files, AS_IT_IS, folder, "a")
+    images = cached(files, AS_IT_IS, folder, "a")
     before = (_only(folder) / "pixels.bin").read_bytes()
-    pictures[3].values.fill_(77)
-    assert (pictures[3].values == 77).all()
-    assert pictures[4].values.data_ptr() - pictures[3].values.data_ptr() == pictures[3].values.numel()
+    images[3].values.fill_(77)
+    assert (images[3].values == 77).all()
+    assert images[4].values.data_ptr() - images[3].values.data_ptr() == images[3].values.numel()
     assert (_only(folder) / "pixels.bin").read_bytes() == before
     _check(cached(files, AS_IT_IS, folder, "a"), files)
 
 
-def test_a_picture_takes_no_more_to_send_than_its_own_pixels(files, folder):
+def test_a_image_takes_no_more_to_send_than_its_own_pixels(files, folder):
     values = cached(files, AS_IT_IS, folder, "a")[3].values
     assert values.untyped_storage().nbytes() == values.numel()
 
@@ -168,7 +168,7 @@ def test_a_cache_may_be_larger_than_the_memory(tmp_path):
     except OSError:
         pytest.skip("no sparse files of 1 TiB here")
     shapes = np.array([[1 << 19, 1 << 19], [4, 5]])
-    assert module.CachedPictures(path, shapes, ["large", "small"], {}, {})[1].values.sum() == 0
+    assert module.CachedImages(path, shapes, ["large", "small"], {}, {})[1].values.sum() == 0
 
 
 def test_nothing_is_decoded_twice(files, folder, reads):
@@ -178,16 +178,16 @@ def test_nothing_is_decoded_twice(files, folder, reads):
     assert len(reads) == 12
 
 
-def test_a_moved_folder_of_pictures_has_the_same_cache(files, folder, tmp_path, reads):
-    files[5].path.write_bytes(b"no picture")
+def test_a_moved_folder_of_images_has_the_same_cache(files, folder, tmp_path, reads):
+    files[5].path.write_bytes(b"no image")
     cached(files, AS_IT_IS, folder, "a")
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     moved = [file._replace(path=tmp_path / "elsewhere" / file.path.name) for file in files]
-    pictures = cached(moved, AS_IT_IS, folder, "a")
+    images = cached(moved, AS_IT_IS, folder, "a")
     assert len(reads) == 12
-    [(path, reason)] = pictures.skipped.items()
+    [(path, reason)] = images.skipped.items()
     assert path == str(moved[5].path)
-    assert reason.startswith(f"{path} is no picture")
+    assert reason.startswith(f"{path} is no image")
 
 
 def _changed_date(files):
@@ -222,51 +222,51 @@ def test_whatever_changes_makes_another_cache(files, folder, change):
     assert len(_caches(folder)) == 2
 
 
-def test_a_missing_picture_is_tried_again_when_it_is_there(files, folder, tmp_path):
+def test_a_missing_image_is_tried_again_when_it_is_there(files, folder, tmp_path):
     files[2].path.rename(tmp_path / "away")
     assert cached(files, AS_IT_IS, folder, "a").skipped.keys() == {str(files[2].path)}
     (tmp_path / "away").rename(files[2].path)
     _check(cached(files, AS_IT_IS, folder, "a"), files)
 
 
-def test_unreadable_pictures_are_told_and_left_out(files, folder, reads):
+def test_unreadable_images_are_told_and_left_out(files, folder, reads):
     files[0].path.write_bytes(b"")
     files[6].path.write_bytes(files[6].path.read_bytes()[:60])
     good = [file for index, file in enumerate(files) if index not in (0, 6)]
     for _ in range(2):
-        pictures = cached(files, AS_IT_IS, folder, "a")
-        _check(pictures, good)
-        assert list(pictures.skipped) == [str(files[0].path), str(files[6].path)]
-        for path, reason in pictures.skipped.items():
+        images = cached(files, AS_IT_IS, folder, "a")
+        _check(images, good)
+        assert list(images.skipped) == [str(files[0].path), str(files[6].path)]
+        for path, reason in images.skipped.items():
             with pytest.raises(ValueError, match=" ") as caught:
-                read_picture(path)
+                read_image(path)
             assert reason == str(caught.value)
     assert len(reads) == 12
 
 
-def test_no_picture_can_be_read(files, folder):
+def test_no_image_can_be_read(files, folder):
     for file in files:
         file.path.write_bytes(b"<html>")
     for _ in range(2):
-        pictures = cached(files, SQUARE, folder, "a")
-        assert (len(pictures), list(pictures), pictures.names, len(pictures.skipped)) == (0, [], [], 12)
+        images = cached(files, SQUARE, folder, "a")
+        assert (len(images), list(images), images.names, len(images.skipped)) == (0, [], [], 12)
 
 
-def test_a_picture_that_cannot_be_resized_is_left_out(files, folder, monkeypatch):
-    def resize(picture, short_side):
-        raise MemoryError if picture.shape[1] == 12 else ValueError("too\nlong")
+def test_a_image_that_cannot_be_resized_is_left_out(files, folder, monkeypatch):
+    def resize(image, short_side):
+        raise MemoryError if image.shape[1] == 12 else ValueError("too\nlong")
 
     monkeypatch.setattr("datamodules.storage.images.resize_short_side", resize)
-    pictures = cached(files, Preparation(smallest=13), folder, "a")
-    small = [file for file in files if min(read_picture(file.path).pixels.shape[1:]) < 13]
-    assert list(pictures.skipped) == [str(file.path) for file in small]
-    told = list(pictures.skipped.values())
+    images = cached(files, Preparation(smallest=13), folder, "a")
+    small = [file for file in files if min(read_image(file.path).pixels.shape[1:]) < 13]
+    assert list(images.skipped) == [str(file.path) for file in small]
+    told = list(images.skipped.values())
     assert told[0] == f"{files[0].path} cannot be resized (too long): leave it out, or cut it."
     assert told[3] == f"{files[3].path} cannot be resized (MemoryError): leave it out, or cut it."
 
 
 def test_no_files(folder):
-    with pytest.raises(ValueError, match="no pictures to decode for mine"):
+    with pytest.raises(ValueError, match="no images to decode for mine"):
         cached([], AS_IT_IS, folder, "mine")
     assert not folder.exists()
 
@@ -288,7 +288,7 @@ def test_an_interrupted_call_is_continued(files, folder, monkeypatch, stop):
 
 
 def _interrupted(files, folder, monkeypatch, stop):
-    """Write the first pictures of a cache, and return its folder."""
+    """Write the first images of a cache, and return its folder."""
     with monkeypatch.context() as patch:
         _interrupt_at(patch, files[stop].path)
         with pytest.raises(KeyboardInterrupt):
@@ -301,7 +301,7 @@ def _interrupted(files, folder, monkeypatch, stop):
 def test_a_torn_end_is_dropped(files, folder, monkeypatch, name, share):
     place = _interrupted(files, folder, monkeypatch, 9)
     ends = {
-        "pixels.bin": np.cumsum([read_picture(file.path).pixels.numel() for file in files[:9]]),
+        "pixels.bin": np.cumsum([read_image(file.path).pixels.numel() for file in files[:9]]),
         "journal.txt": np.cumsum([len(line) for line in (place / "journal.txt").read_bytes().splitlines(True)]),
     }[name]
     position = int(ends[-1] * share)
@@ -359,7 +359,7 @@ def test_killed_before_the_index(files, folder, monkeypatch, reads):
 
 
 def _slowly(files, folder, monkeypatch, pause, told):
-    """Make a cache with a pause before each picture, and tell how many were read."""
+    """Make a cache with a pause before each image, and tell how many were read."""
     reads = _watch(monkeypatch, lambda number: time.sleep(pause))
     cached(files, AS_IT_IS, folder, "a")
     told.put(len(reads))
@@ -411,7 +411,7 @@ def test_a_bit_that_flipped_is_noticed_and_mended(files, folder, lines, reads):
     _flip(_only(folder) / "pixels.bin")
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert len(reads) == 24
-    assert lines()[2] == f"The cache {_only(folder)} has damaged pixels, the first in picture 1: it is made anew."
+    assert lines()[2] == f"The cache {_only(folder)} has damaged pixels, the first in image 1: it is made anew."
     assert len(lines()) == 5
 
 
@@ -448,13 +448,13 @@ def _swap(columns):
 
 
 def _shorten(place, files):
-    """Leave out the last picture, in the index and in the pixels."""
-    last = read_picture(files[-1].path).pixels.numel()
+    """Leave out the last image, in the index and in the pixels."""
+    last = read_image(files[-1].path).pixels.numel()
     os.truncate(place / "pixels.bin", (place / "pixels.bin").stat().st_size - last)
     _indexed(place, lambda columns: [column.pop() for column in columns.values()])
 
 
-def test_a_cache_of_fewer_pictures_is_made_anew(files, folder, lines):
+def test_a_cache_of_fewer_images_is_made_anew(files, folder, lines):
     cached(files, AS_IT_IS, folder, "a")
     _shorten(_only(folder), files)
     _check(cached(files, AS_IT_IS, folder, "a"), files)
@@ -529,7 +529,7 @@ def test_a_disk_that_reads_back_something_else(files, folder, monkeypatch):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_becomes_full_is_left_free(files, folder, monkeypatch, code):
     class Full:
-        """Writes some pixels, then half a picture."""
+        """Writes some pixels, then half an image."""
 
         def __init__(self, file):
             self.file, self.left = file, 5000
@@ -591,9 +591,9 @@ def test_what_is_there_needs_no_more_room(files, folder, monkeypatch):
     assert len(reads) == 8
 
 
-def test_room_for_other_sizes_is_estimated_from_the_first_pictures(files, folder, monkeypatch):
+def test_room_for_other_sizes_is_estimated_from_the_first_images(files, folder, monkeypatch):
     many = [NamedFile(f"{turn}-{file.name}", file.path) for turn in range(10) for file in files]  # 120
-    sizes = [read_picture(file.path).pixels.numel() for file in many]
+    sizes = [read_image(file.path).pixels.numel() for file in many]
     rest = sum(sizes[:32]) / 32 * 88
     _free(monkeypatch, rest - 1)
     message = _refusal(many, AS_IT_IS, folder, "a")
@@ -642,28 +642,28 @@ def test_a_whole_cache_that_cannot_be_written_is_used(files, folder, monkeypatch
 
 
 def test_copies_for_other_processes_are_small(files, folder):
-    pictures = cached(files, AS_IT_IS, folder, "a")
-    _check(pictures, files)
-    sent = pickle.dumps(pictures)
+    images = cached(files, AS_IT_IS, folder, "a")
+    _check(images, files)
+    sent = pickle.dumps(images)
     assert len(sent) < 2000 < (_only(folder) / "pixels.bin").stat().st_size
     _check(pickle.loads(sent), files)
 
 
 def test_a_cache_that_was_removed_while_in_use(files, folder):
-    pictures = pickle.loads(pickle.dumps(cached(files, AS_IT_IS, folder, "a")))
+    images = pickle.loads(pickle.dumps(cached(files, AS_IT_IS, folder, "a")))
     os.truncate(_only(folder) / "pixels.bin", 10)
     with pytest.raises(ValueError, match=r"pixels\.bin cannot be read any more"):
-        pictures[0]
+        images[0]
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match=r"pixels\.bin cannot be read any more"):
-        pictures[0]
+        images[0]
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_loader_workers(files, folder, start):
-    pictures = cached(files, SQUARE, folder, "a")
-    batches = list(DataLoader(pictures, batch_size=4, num_workers=2, multiprocessing_context=start))
-    expected = torch.stack([SQUARE(read_picture(file.path).pixels) for file in files])
+    images = cached(files, SQUARE, folder, "a")
+    batches = list(DataLoader(images, batch_size=4, num_workers=2, multiprocessing_context=start))
+    expected = torch.stack([SQUARE(read_image(file.path).pixels) for file in files])
     assert torch.equal(torch.cat([batch.values for batch in batches]), expected)
     assert [name for batch in batches for name in batch.name] == [file.name for file in files]
 
@@ -672,8 +672,8 @@ def test_two_lines_without_a_terminal(files, folder, lines, monkeypatch):
     files[1].path.write_bytes(b"")
     cached(files, SQUARE, folder, "a[b]")
     assert lines() == [
-        f"Decoding 12 pictures into {_only(folder)} (about 0.0 MB).",
-        "Decoded 11 pictures (0.0 MB); 1 could not be read.",
+        f"Decoding 12 images into {_only(folder)} (about 0.0 MB).",
+        "Decoded 11 images (0.0 MB); 1 could not be read.",
     ]
     cached(files, SQUARE, folder, "a[b]")
     assert len(lines()) == 2

@@ -84,9 +84,9 @@ def test_a_link_in_the_place_of_a_temporary_file_is_never_written_through(tmp_pa
     victim.write_text("mine")
     (tmp_path / planted).symlink_to(victim)
     with written_whole(tmp_path / "face.png") as part:
-        part.write_text("picture")
+        part.write_text("image")
     assert victim.read_text() == "mine"
-    assert (tmp_path / "face.png").read_text() == "picture"
+    assert (tmp_path / "face.png").read_text() == "image"
     assert not (tmp_path / "face.png").is_symlink()
     assert (tmp_path / planted).is_symlink()
 

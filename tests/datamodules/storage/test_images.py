@@ -1,4 +1,4 @@
-"""Reading of pictures: every kind that people have, exact colours, and refusals that name the file."""
+"""Reading of images: every kind that people have, exact colours, and refusals that name the file."""
 
 import os
 import random
@@ -14,8 +14,8 @@ from datamodules.storage.images import (
     Preparation,
     center_crop,
     cut,
-    read_picture,
-    resize_picture,
+    read_image,
+    resize_image,
     resize_short_side,
 )
 from datamodules.tiles import whole
@@ -25,14 +25,14 @@ WHITE = 255
 
 @pytest.fixture
 def colours():
-    """Return a random picture ``(9, 13, 3)`` uint8."""
+    """Return a random image ``(9, 13, 3)`` uint8."""
     return np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 
 
 def _read(image, path, **options):
-    """Write a picture and return what is read as ``(H, W, 3)``, and the notes."""
+    """Write an image and return what is read as ``(H, W, 3)``, and the notes."""
     image.save(path, **options)
-    pixels, notes = read_picture(path)
+    pixels, notes = read_image(path)
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
     return pixels.permute(1, 2, 0).numpy(), notes
@@ -41,7 +41,7 @@ def _read(image, path, **options):
 def _refusal(path):
     """Return the reason for which a file is refused, after checking that it is one line that names the file."""
     with pytest.raises(ValueError, match=re.escape(str(path))) as refused:
-        read_picture(path)
+        read_image(path)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -114,7 +114,7 @@ def test_sixteen_bits_of_colour(tmp_path):
         PngImagePlugin.putchunk(file, b"IHDR", np.array([3, 2], ">u4").tobytes(), bytes([16, 2, 0, 0, 0]))
         PngImagePlugin.putchunk(file, b"IDAT", zlib.compress(rows))
         PngImagePlugin.putchunk(file, b"IEND", b"")
-    assert np.array_equal(read_picture(tmp_path / "a.png").pixels.permute(1, 2, 0).numpy(), found)
+    assert np.array_equal(read_image(tmp_path / "a.png").pixels.permute(1, 2, 0).numpy(), found)
 
 
 def test_whole_numbers_of_32_bits_and_floating_point(tmp_path):
@@ -180,7 +180,7 @@ _UPRIGHT = {  # what a viewer does with the stored pixels, by the orientation of
 
 @pytest.mark.parametrize("orientation", _UPRIGHT)
 @pytest.mark.parametrize("ending", ["png", "webp", "tif", "jpg"])
-def test_pictures_are_turned_upright(colours, orientation, ending, tmp_path):
+def test_images_are_turned_upright(colours, orientation, ending, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = colours if ending != "jpg" else np.full((16, 32, 3), 20, np.uint8)
@@ -204,29 +204,29 @@ def test_progressive_jpeg_and_wrong_endings(tmp_path):
     found, _ = _read(Image.fromarray(ramp), tmp_path / "a.jpg", progressive=True, quality=95)
     assert np.abs(found.astype(int) - ramp).max() <= 4
     Image.fromarray(ramp).save(tmp_path / "misnamed.jpg", format="PNG")
-    assert np.array_equal(read_picture(tmp_path / "misnamed.jpg").pixels.permute(1, 2, 0).numpy(), ramp)
+    assert np.array_equal(read_image(tmp_path / "misnamed.jpg").pixels.permute(1, 2, 0).numpy(), ramp)
     Image.fromarray(ramp).save(tmp_path / "without", format="PNG")
-    assert read_picture(str(tmp_path / "without")).pixels.shape == (3, 48, 64)
+    assert read_image(str(tmp_path / "without")).pixels.shape == (3, 48, 64)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-def test_thin_pictures(size, tmp_path):
+def test_thin_images(size, tmp_path):
     found, _ = _read(Image.new("RGB", size, (9, 8, 7)), tmp_path / "a.png")
     assert found.shape == (size[1], size[0], 3)
     squeezed = cut(torch.from_numpy(found).permute(2, 0, 1), whole(found.shape[:2]), 16)
     assert torch.equal(squeezed, torch.tensor([9, 8, 7], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_no_images(tmp_path):
     (tmp_path / "empty.png").touch()
     assert "is empty" in _refusal(tmp_path / "empty.png")
     (tmp_path / "text.jpg").write_text("hello")
-    assert "no picture of a kind that can be read" in _refusal(tmp_path / "text.jpg")
+    assert "no image of a kind that can be read" in _refusal(tmp_path / "text.jpg")
     (tmp_path / "folder.jpg").mkdir()
     assert "Is a directory" in _refusal(tmp_path / "folder.jpg")
-    assert "There is no picture" in _refusal(tmp_path / "missing.jpg")
+    assert "There is no image" in _refusal(tmp_path / "missing.jpg")
     (tmp_path / "broken.png").symlink_to(tmp_path / "missing.jpg")
-    assert "There is no picture" in _refusal(tmp_path / "broken.png")
+    assert "There is no image" in _refusal(tmp_path / "broken.png")
     assert "too long" in _refusal(tmp_path / f"{'x' * 300}.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert "is empty" in _refusal(tmp_path / "pipe.png")  # and no waiting for what nobody writes
@@ -271,7 +271,7 @@ def test_damage_is_refused_or_survived(colours, ending, tmp_path):
     for content in _damaged(path.read_bytes(), random.Random(0)):
         path.write_bytes(content)
         try:
-            read_picture(path)
+            read_image(path)
         except ValueError as error:
             refused.append(str(error))
     assert len(refused) >= 10
@@ -283,7 +283,7 @@ def test_half_a_file_is_refused(ending, tmp_path):
     path = tmp_path / f"a.{ending}"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "cut off" in _refusal(path) or "no picture" in _refusal(path)
+    assert "cut off" in _refusal(path) or "no image" in _refusal(path)
 
 
 def test_a_cut_is_the_part_itself(colours):
@@ -291,13 +291,13 @@ def test_a_cut_is_the_part_itself(colours):
     assert torch.equal(cut(pixels, ((2, 8), (4, 10)), 6), pixels[:, 2:8, 4:10])
 
 
-def test_large_pictures_are_averaged_before_they_are_squeezed():
+def test_large_images_are_averaged_before_they_are_squeezed():
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)  # 16 x 4 pixels
     large = blocks.repeat_interleave(3, 1).repeat_interleave(5, 2)
-    assert torch.equal(cut(large, whole(large.shape[1:]), 4), resize_picture(blocks, 4, 4))
+    assert torch.equal(cut(large, whole(large.shape[1:]), 4), resize_image(blocks, 4, 4))
     small = blocks[:, :, :60]  # no larger than 16 x: as it was trained on
-    assert torch.equal(cut(small, whole((64, 60)), 4), resize_picture(small, 4, 4))
+    assert torch.equal(cut(small, whole((64, 60)), 4), resize_image(small, 4, 4))
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_a_hundred_megapixels(tmp_path):
     pixels = np.zeros((10000, 10000, 3), np.uint8)
     pixels[:, 5000:] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
-    squeezed = cut(read_picture(tmp_path / "a.png").pixels, whole((10000, 10000)), 64)
+    squeezed = cut(read_image(tmp_path / "a.png").pixels, whole((10000, 10000)), 64)
     assert (squeezed[..., :28] == 0).all()
     assert (squeezed[..., 36:] == 255).all()
 
@@ -350,7 +350,7 @@ def test_the_square_in_the_middle_begins_where_published_preprocessing_says(exte
     ],
     ids=str,
 )
-def test_pictures_are_prepared_as_said(preparation, shape):
+def test_images_are_prepared_as_said(preparation, shape):
     pixels = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = preparation(pixels)
     assert found.shape == (3, *shape)

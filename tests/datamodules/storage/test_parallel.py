@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules.storage import parallel, progress
-from datamodules.storage.images import quiet, read_picture
+from datamodules.storage.images import quiet, read_image
 from datamodules.storage.parallel import in_order, processors
 from datamodules.storage.progress import counting
 
@@ -67,13 +67,13 @@ def test_the_bar_is_for_one_process_at_a_terminal(monkeypatch, rank, terminal, s
     assert bool(written.getvalue()) == shown
 
 
-def test_pictures_read_by_threads_leave_the_filters_of_warnings_alone(tmp_path, monkeypatch):
+def test_images_read_by_threads_leave_the_filters_of_warnings_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "processors", lambda: 4)
     for number in range(40):
         Image.new("RGB", (30 + number, 30)).save(tmp_path / f"{number}.png")
     before = list(warnings.filters)
     for _ in range(5):
-        assert len(list(in_order(read_picture, sorted(tmp_path.iterdir())))) == 40
+        assert len(list(in_order(read_image, sorted(tmp_path.iterdir())))) == 40
         assert warnings.filters == before
 
 

@@ -1,4 +1,4 @@
-"""Scenes as they are read: poses, focal lengths and pictures of both layouts, and every kind of damage, told by name."""
+"""Scenes as they are read: poses, focal lengths and images of both layouts, and every kind of damage, told by name."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from coordinates import pixel_rays
 from PIL import Image
-from scene_folders import ANGLE, cameras, describe, save_picture, write_scene, write_srn
+from scene_folders import ANGLE, cameras, describe, save_image, write_scene, write_srn
 
 from datamodules.storage import views as scenes
 from datamodules.storage.views import is_opaque, read_srn, read_transforms, read_view
@@ -18,7 +18,7 @@ def test_a_scene_of_transforms(tmp_path):
     scene = read_transforms(write_scene(tmp_path / "chair"))
     assert scene.name == "chair"
     assert scene.shape == (8, 8)
-    assert [path.name for path in scene.pictures] == [f"r_{frame}.png" for frame in range(6)]
+    assert [path.name for path in scene.images] == [f"r_{frame}.png" for frame in range(6)]
     assert scene.poses.dtype == scene.focals.dtype == torch.float32
     torch.testing.assert_close(scene.poses, cameras(6).float())
     torch.testing.assert_close(scene.focals, torch.full((6, 2), 4 / math.tan(ANGLE / 2)))
@@ -29,7 +29,7 @@ def test_frames_keep_their_order(tmp_path):
     frames = json.loads((folder / "transforms.json").read_text())["frames"]
     describe(folder, frames=frames[::-1])
     scene = read_transforms(folder)
-    assert [path.name for path in scene.pictures] == [f"r_{frame}.png" for frame in (5, 4, 3, 2, 1, 0)]
+    assert [path.name for path in scene.images] == [f"r_{frame}.png" for frame in (5, 4, 3, 2, 1, 0)]
     torch.testing.assert_close(scene.poses, cameras(6).float().flip(0))
 
 
@@ -48,20 +48,20 @@ def test_frames_keep_their_order(tmp_path):
         ("r_1.front", "r_1.front.png"),
     ],
 )
-def test_where_the_picture_of_a_frame_lies(tmp_path, named, place):
+def test_where_the_image_of_a_frame_lies(tmp_path, named, place):
     folder = write_scene(tmp_path, frames=1)
     frames = json.loads((folder / "transforms.json").read_text())["frames"]
     describe(folder, frames=[frames[0] | {"file_path": named}])
-    save_picture(folder / place, 1, mode="RGB")
+    save_image(folder / place, 1, mode="RGB")
     scene = read_transforms(folder)
-    assert scene.pictures == (folder / place,)
-    assert read_view(scene.pictures[0])[0, 4, 4] == 11
+    assert scene.images == (folder / place,)
+    assert read_view(scene.images[0])[0, 4, 4] == 11
 
 
-def test_a_picture_in_the_folder_itself_comes_first(tmp_path):
+def test_a_image_in_the_folder_itself_comes_first(tmp_path):
     folder = write_scene(tmp_path, frames=1)
-    save_picture(folder / "elsewhere" / "r_0.png", 7)
-    assert read_transforms(folder).pictures == (folder / "r_0.png",)
+    save_image(folder / "elsewhere" / "r_0.png", 7)
+    assert read_transforms(folder).images == (folder / "r_0.png",)
 
 
 def test_focal_lengths_in_pixels_and_matrices_of_three_rows(tmp_path):
@@ -74,7 +74,7 @@ def test_focal_lengths_in_pixels_and_matrices_of_three_rows(tmp_path):
     torch.testing.assert_close(scene.poses, cameras(2).float())
 
 
-def test_a_wide_picture_has_square_pixels(tmp_path):
+def test_a_wide_image_has_square_pixels(tmp_path):
     folder = write_scene(tmp_path, frames=1)
     Image.new("RGB", (12, 6), "white").save(folder / "r_0.png")
     scene = read_transforms(folder)
@@ -104,7 +104,7 @@ def test_the_axes_of_scene_representation_networks_are_turned(tmp_path):
 def test_a_scene_of_scene_representation_networks(tmp_path):
     scene = read_srn(write_srn(tmp_path / "car"))
     assert (scene.name, scene.shape) == ("car", (8, 8))
-    assert [path.name for path in scene.pictures] == [f"{frame:06d}.png" for frame in range(6)]
+    assert [path.name for path in scene.images] == [f"{frame:06d}.png" for frame in range(6)]
     torch.testing.assert_close(scene.poses, cameras(6, 1.3).float())
     torch.testing.assert_close(scene.focals, torch.full((6, 2), 8.8))
 
@@ -114,7 +114,7 @@ def test_a_scene_of_scene_representation_networks(tmp_path):
     [("9", (9, 9)), ("9 3 4 0", (9, 9)), ("36 16 8 0\n0 0 0\n1\n16 32", (9, 18))],
     ids=["focal", "short", "another-size"],
 )
-def test_focal_lengths_are_scaled_to_the_pictures(tmp_path, stated, wanted):
+def test_focal_lengths_are_scaled_to_the_images(tmp_path, stated, wanted):
     folder = write_srn(tmp_path / "car")
     (folder / "intrinsics.txt").write_text(stated)
     assert read_srn(folder).focals.tolist() == [list(wanted)] * 6
@@ -123,9 +123,9 @@ def test_focal_lengths_are_scaled_to_the_pictures(tmp_path, stated, wanted):
 @pytest.mark.parametrize("read", [read_transforms, read_srn])
 def test_reading_a_scene_decodes_nothing(tmp_path, monkeypatch, read):
     folder = (write_scene if read is read_transforms else write_srn)(tmp_path / "a")
-    monkeypatch.setattr(scenes, "read_picture", None)
+    monkeypatch.setattr(scenes, "read_image", None)
     monkeypatch.setattr(Image, "open", None)
-    assert len(read(folder).pictures) == 6
+    assert len(read(folder).images) == 6
 
 
 def _frame(folder, **changes):
@@ -181,7 +181,7 @@ def _size(folder):
     Image.new("RGB", (9, 8)).save(folder / "r_3.png")
 
 
-def _empty_picture(folder):
+def _empty_image(folder):
     content = bytearray((folder / "r_3.png").read_bytes())
     content[16:20] = bytes(4)
     (folder / "r_3.png").write_bytes(content)
@@ -200,16 +200,16 @@ BROKEN = {
     "odd frames": (lambda folder: describe(folder, frames=[1]), r"transforms\.json has no frames"),
     "missing": (
         lambda folder: (folder / "r_3.png").unlink(),
-        r"transforms\.json: 1 of 6 pictures are missing in .*, the first with file_path '\./elsewhere/r_3'",
+        r"transforms\.json: 1 of 6 images are missing in .*, the first with file_path '\./elsewhere/r_3'",
     ),
     "long": (
         lambda folder: _frame(folder, file_path="x" * 4000),
-        r"1 of 6 pictures are missing in .* file_path 'x{99}\. Put",
+        r"1 of 6 images are missing in .* file_path 'x{99}\. Put",
     ),
-    "unnamed": (lambda folder: _frame(folder, file_path=None), r"1 of 6 pictures are missing .* file_path None"),
-    "size": (_size, r"r_3\.png has 8 x 9 pixels, r_0\.png has 8 x 8: the pictures of a scene have one size"),
-    "no size": (_empty_picture, r"r_3\.png has 8 x 0 pixels: take it from its source again"),
-    "no picture": (_text("r_3.png", "a text"), r"r_3\.png is no picture of a kind that can be read"),
+    "unnamed": (lambda folder: _frame(folder, file_path=None), r"1 of 6 images are missing .* file_path None"),
+    "size": (_size, r"r_3\.png has 8 x 9 pixels, r_0\.png has 8 x 8: the images of a scene have one size"),
+    "no size": (_empty_image, r"r_3\.png has 8 x 0 pixels: take it from its source again"),
+    "no image": (_text("r_3.png", "a text"), r"r_3\.png is no image of a kind that can be read"),
     "empty": (_text("r_3.png", ""), r"r_3\.png is empty: take it from its source again"),
     "no angle": (lambda folder: describe(folder, camera_angle_x=None), "camera_angle_x, .* is missing: .* radians"),
     "degrees": (
@@ -231,7 +231,7 @@ BROKEN = {
         lambda folder: describe(folder, camera_angle_x=1e-300),
         r"frame 0: the focal length of camera_angle_x 1e-300 is 7\.9+e\+300; it is a number of pixels",
     ),
-    "width": (lambda folder: describe(folder, fl_x=90, w=80), r"frame 0: w is 80, the pictures have 8 x 8 pixels"),
+    "width": (lambda folder: describe(folder, fl_x=90, w=80), r"frame 0: w is 80, the images have 8 x 8 pixels"),
     "centre": (lambda folder: describe(folder, cx=3), r"frame 0: cx is 3 where w is 8: the optical axis"),
     "no matrix": (
         lambda folder: _frame(folder, transform_matrix=None),
@@ -272,7 +272,7 @@ BROKEN_SRN = {
         lambda folder: (folder / "pose" / "000003.txt").unlink(),
         "has 5 pose/.* and 6 rgb/.*; 000003 is in one",
     ),
-    "no picture": (lambda folder: (folder / "rgb" / "000002.png").unlink(), "6 pose/.* and 5 rgb/.*; 000002 is in one"),
+    "no image": (lambda folder: (folder / "rgb" / "000002.png").unlink(), "6 pose/.* and 5 rgb/.*; 000002 is in one"),
     "nothing": (lambda folder: [path.unlink() for path in folder.glob("*/*")], r"0 pose/\*\.txt and 0 rgb"),
     "short": (_text("pose/000001.txt", "1 0 0"), r"000001\.txt has 3 numbers: a pose has 16"),
     "words": (_text("pose/000001.txt", "one"), r"000001\.txt holds other things than numbers"),
@@ -297,18 +297,18 @@ def test_broken_scenes_of_the_other_layout_are_refused_by_name(tmp_path, kind):
     assert str(folder) in str(caught.value)
 
 
-def test_a_picture_that_is_cut_off_anywhere_is_found(tmp_path):
+def test_a_image_that_is_cut_off_anywhere_is_found(tmp_path):
     folder = write_scene(tmp_path / "chair")
     noise = np.random.default_rng(0).integers(0, 255, (8, 8, 4), np.uint8)
     Image.fromarray(noise).save(folder / "r_3.png")
     content = (folder / "r_3.png").read_bytes()
     for kept in (1, 8, 20, 33, 50, len(content) // 2, len(content) - 30):
         (folder / "r_3.png").write_bytes(content[:kept])
-        with pytest.raises(ValueError, match=r"r_3\.png is (no picture|damaged or cut off)"):
+        with pytest.raises(ValueError, match=r"r_3\.png is (no image|damaged or cut off)"):
             read_transforms(folder)
 
 
-def test_bytes_after_the_end_of_a_picture_do_no_harm(tmp_path):
+def test_bytes_after_the_end_of_a_image_do_no_harm(tmp_path):
     folder = write_scene(tmp_path / "chair")
     with (folder / "r_3.png").open("ab") as file:
         file.write(b"more")
@@ -330,13 +330,13 @@ def test_colours_lie_on_white(tmp_path):
     assert not is_opaque(tmp_path / "a.png")
 
 
-def test_pictures_without_transparency_are_taken_as_they_are(tmp_path):
+def test_images_without_transparency_are_taken_as_they_are(tmp_path):
     levels = np.random.default_rng(0).integers(0, 256, (8, 6, 3), np.uint8)
     Image.fromarray(levels).save(tmp_path / "a.png")
     for drop_alpha in (False, True):
         assert (read_view(tmp_path / "a.png", drop_alpha).permute(1, 2, 0).numpy() == levels).all()
     assert is_opaque(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no picture")
+    (tmp_path / "b.png").write_text("no image")
     assert not is_opaque(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"b\.png is no picture"):
+    with pytest.raises(ValueError, match=r"b\.png is no image"):
         read_view(tmp_path / "b.png", drop_alpha=True)

@@ -1,4 +1,4 @@
-"""The sheet of codes: their first two principal components, and how much each component explains."""
+"""The figure of codes: their first two principal components, and how much each component explains."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _NAMES_IN_A_ROW = 5
 _SHOWN_COMPONENTS = 10
 
 
-def code_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Components], owners: Sequence[int]) -> Page:
-    """Return the sheet.
+def code_figure(images: Mapping[str, Tensor], models: Mapping[str, Components], owners: Sequence[int]) -> Page:
+    """Return the figure.
 
     Args:
-        pictures: Whole pictures ``(3, H, W)`` uint8 by name.
-        models: By name, the components of codes: first those of the pictures, then those of their crops.
-        owners: For every code, which picture it is or was cut from.
+        images: Whole images ``(3, H, W)`` uint8 by name.
+        models: By name, the components of codes: first those of the images, then those of their crops.
+        owners: For every code, which image it is or was cut from.
     """
     side = min((WIDTH - 1.9 - 0.65 * len(models)) / len(models), 3.2)
-    rows = math.ceil(len(pictures) / _NAMES_IN_A_ROW) if len(pictures) <= _MOST_NAMES else 0
+    rows = math.ceil(len(images) / _NAMES_IN_A_ROW) if len(images) <= _MOST_NAMES else 0
     page = Page(side + 1.0 + 0.14 * rows)
-    colours = _colours(len(pictures))
+    colours = _colours(len(images))
     for index, (name, components) in enumerate(models.items()):
         left = 0.55 + index * (side + 0.65)
         page.text(left, 0.08, name, weight="bold", color=COLOURS[index])
@@ -41,37 +41,37 @@ def code_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Components],
             f"component {number + 1} ({share:.0%})" for number, share in enumerate(components.shares[:2].tolist())
         ]
         axes = page.plot_axes(left, 0.3, side, side, *labels)
-        _draw_codes(axes, pictures, components.scores.numpy(), owners, colours)
+        _draw_codes(axes, images, components.scores.numpy(), owners, colours)
     left = 0.55 + len(models) * (side + 0.65)
     _draw_shares(page.plot_axes(left, 0.3, WIDTH - left - 0.1, side, "component", "variance explained [%]"), models)
-    if len(owners) > len(pictures):
-        kind = "Framed" if len(pictures) <= _MOST_THUMBNAILS else "Outlined in black"
-        page.text(0.55, side + 0.78, f"{kind}: whole pictures. Points: their crops.", fontsize=SMALL)
+    if len(owners) > len(images):
+        kind = "Framed" if len(images) <= _MOST_THUMBNAILS else "Outlined in black"
+        page.text(0.55, side + 0.78, f"{kind}: whole images. Points: their crops.", fontsize=SMALL)
     if rows:
-        _draw_names(page, [short(name) for name in pictures], colours, side + 0.94)
+        _draw_names(page, [short(name) for name in images], colours, side + 0.94)
     return page
 
 
 def _colours(number: int) -> np.ndarray:
-    """Return a colour for each picture: distinct ones for a few, shades for many."""
+    """Return a colour for each image: distinct ones for a few, shades for many."""
     if number <= _MOST_NAMES:
         return mpl.colormaps["tab10"](range(number))
     return mpl.colormaps["viridis"](np.linspace(0, 0.95, number))
 
 
 def _draw_codes(
-    axes: Axes, pictures: Mapping[str, Tensor], scores: np.ndarray, owners: Sequence[int], colours: np.ndarray
+    axes: Axes, images: Mapping[str, Tensor], scores: np.ndarray, owners: Sequence[int], colours: np.ndarray
 ) -> None:
-    """Draw codes of crops as points, and those of whole pictures as framed thumbnails or, where many, as larger points."""
-    crops = slice(len(pictures), None)
+    """Draw codes of crops as points, and those of whole images as framed thumbnails or, where many, as larger points."""
+    crops = slice(len(images), None)
     x, y = scores[:, 0], scores[:, 1]
     axes.axhline(0, color="0.85", linewidth=0.5, zorder=0)
     axes.axvline(0, color="0.85", linewidth=0.5, zorder=0)
     axes.scatter(x[crops], y[crops], s=11, c=colours[list(owners)[crops]], edgecolors="white", linewidths=0.3, zorder=4)
-    axes.scatter(x[: len(pictures)], y[: len(pictures)], s=36, c=colours, edgecolors="black", linewidths=0.5)
+    axes.scatter(x[: len(images)], y[: len(images)], s=36, c=colours, edgecolors="black", linewidths=0.5)
     axes.margins(0.12)
-    if len(pictures) <= _MOST_THUMBNAILS:
-        for index, pixels in enumerate(pictures.values()):
+    if len(images) <= _MOST_THUMBNAILS:
+        for index, pixels in enumerate(images.values()):
             box = OffsetImage(pixels.permute(1, 2, 0).numpy(), zoom=_THUMBNAIL / max(pixels.shape[1:]))
             frame = {"edgecolor": colours[index], "linewidth": 1.5}
             axes.add_artist(AnnotationBbox(box, (x[index], y[index]), pad=0.1, bboxprops=frame))
@@ -90,7 +90,7 @@ def _draw_shares(axes: Axes, models: Mapping[str, Components]) -> None:
 
 
 def _draw_names(page: Page, names: Sequence[str], colours: np.ndarray, top: float) -> None:
-    """Write the names of the pictures in their colours, in columns."""
+    """Write the names of the images in their colours, in columns."""
     for index, name in enumerate(names):
         row, column = divmod(index, _NAMES_IN_A_ROW)
         page.text(0.55 + 1.28 * column, top + 0.14 * row, f"● {name}", fontsize=SMALL, color=colours[index])

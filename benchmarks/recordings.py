@@ -1,4 +1,4 @@
-"""Pieces of sound a second from FLAC files, decoded where they lie: ``python -m benchmarks.clips``."""
+"""Pieces of audio a second from FLAC files, decoded where they lie: ``python -m benchmarks.recordings``."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from rich.table import Table
 
 from datamodules import AudioFolder
 from datamodules.loading import AddressSampler
-from datamodules.storage.audio import clip_facts
+from datamodules.storage.audio import recording_facts
 
 
 @dataclass(frozen=True)
-class ClipsSettings:
+class RecordingsSettings:
     """Load random pieces of generated FLAC files as long as utterances of LibriSpeech until they are batches of coordinates.
 
     Args:
-        count: Clips; an epoch has one piece of each.
-        clip_seconds: Their length in the mean; they vary by a half.
+        count: Recordings; an epoch has one piece of each.
+        recording_seconds: Their length in the mean; they vary by a half.
         seconds: Of a piece.
-        rate: Samples a second of the clips.
+        rate: Samples a second of the recordings.
         wanted_rate: The same of pieces; another makes resampling part of the measurement.
         batch_size: Pieces of a batch.
         epochs: That are measured, after one that is not.
         workers: Numbers of loading processes to measure; 0 loads in the main process.
-        folder: Where clips are made, kept and found again; a temporary folder if None.
+        folder: Where recordings are made, kept and found again; a temporary folder if None.
         csv: File that gets one row per measurement, made if missing; none if None.
 
     Raises:
@@ -44,7 +44,7 @@ class ClipsSettings:
     """
 
     count: int = 1000
-    clip_seconds: float = 12.0
+    recording_seconds: float = 12.0
     seconds: float = 1.0
     rate: int = 16000
     wanted_rate: int = 16000
@@ -56,25 +56,25 @@ class ClipsSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if self.count < 2 * self.batch_size or min(self.batch_size, self.epochs) < 1 or self.clip_seconds <= 0:
+        if self.count < 2 * self.batch_size or min(self.batch_size, self.epochs) < 1 or self.recording_seconds <= 0:
             raise ValueError(
-                f"count is {self.count}, batch_size {self.batch_size}, epochs {self.epochs}, clip_seconds "
-                f"{self.clip_seconds}: give positive numbers, and clips for two batches at least."
+                f"count is {self.count}, batch_size {self.batch_size}, epochs {self.epochs}, recording_seconds "
+                f"{self.recording_seconds}: give positive numbers, and recordings for two batches at least."
             )
 
 
-def generate(settings: ClipsSettings, folder: Path) -> None:
-    """Write clips, the same every time; those that are there stay."""
+def generate(settings: RecordingsSettings, folder: Path) -> None:
+    """Write recordings, the same every time; those that are there stay."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(settings.count) if not (folder / f"{number:06d}.flac").exists()]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda number: _write(settings, folder / f"{number:06d}.flac", number), missing))
 
 
-def _write(settings: ClipsSettings, path: Path, number: int) -> None:
-    """Write one clip."""
+def _write(settings: RecordingsSettings, path: Path, number: int) -> None:
+    """Write one recording."""
     random = np.random.default_rng(number)
-    count = round(settings.rate * settings.clip_seconds * random.uniform(0.5, 1.5))
+    count = round(settings.rate * settings.recording_seconds * random.uniform(0.5, 1.5))
     soundfile.write(path, speech_like(count, settings.rate, random), settings.rate, subtype="PCM_16")
 
 
@@ -94,8 +94,8 @@ def speech_like(count: int, rate: int, random: np.random.Generator) -> NDArray[n
     return np.asarray((0.1 * coloured / coloured.std() * syllables + quiet).clip(-1, 1))
 
 
-def data_of(settings: ClipsSettings, folder: Path, workers: int) -> AudioFolder:
-    """Return random pieces of the clips as a data module that is set up for training."""
+def data_of(settings: RecordingsSettings, folder: Path, workers: int) -> AudioFolder:
+    """Return random pieces of the recordings as a data module that is set up for training."""
     data = AudioFolder(
         str(folder),
         seconds=settings.seconds,
@@ -122,7 +122,7 @@ def rates(data: AudioFolder, count: int) -> list[float]:
     return found
 
 
-def measure(settings: ClipsSettings, folder: Path) -> list[list[str]]:
+def measure(settings: RecordingsSettings, folder: Path) -> list[list[str]]:
     """Return a line per number of workers: pieces a second in the slowest and in the fastest epoch."""
     generate(settings, folder)
     lines = []
@@ -132,17 +132,17 @@ def measure(settings: ClipsSettings, folder: Path) -> list[list[str]]:
     return lines
 
 
-def share(settings: ClipsSettings, folder: Path) -> float:
-    """Return the bytes of the clips as a part of those that they would have as 16-bit PCM."""
+def share(settings: RecordingsSettings, folder: Path) -> float:
+    """Return the bytes of the recordings as a part of those that they would have as 16-bit PCM."""
     files = sorted(folder.glob("*.flac"))[: settings.count]
-    return sum(file.stat().st_size for file in files) / sum(2 * clip_facts(file).frames for file in files)
+    return sum(file.stat().st_size for file in files) / sum(2 * recording_facts(file).frames for file in files)
 
 
-def report(settings: ClipsSettings, folder: Path, lines: list[list[str]]) -> None:
+def report(settings: RecordingsSettings, folder: Path, lines: list[list[str]]) -> None:
     """Print a table, and append it to the CSV."""
     headings = ("workers", "a second, slowest epoch", "fastest")
     title = (
-        f"{settings.count:,} FLAC of about {settings.clip_seconds:g} s, {share(settings, folder):.0%} of PCM; pieces of "
+        f"{settings.count:,} FLAC of about {settings.recording_seconds:g} s, {share(settings, folder):.0%} of PCM; pieces of "
         f"{settings.seconds:g} s, {torch.get_num_threads()} threads"
     )
     table = Table(title=title, title_justify="left")
@@ -161,7 +161,7 @@ def report(settings: ClipsSettings, folder: Path, lines: list[list[str]]) -> Non
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line."""
-    settings = auto_cli(ClipsSettings, args=args)
+    settings = auto_cli(RecordingsSettings, args=args)
     try:
         if settings.folder is not None:
             report(settings, settings.folder, measure(settings, settings.folder))

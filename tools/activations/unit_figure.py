@@ -1,4 +1,4 @@
-"""The sheet of units: what each is worth, and what the costliest ones look like."""
+"""The figure of units: what each is worth, and what the costliest ones look like."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tools.activations.units import UnitCosts
 _CURVE = 2.75
 
 
-def unit_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, UnitCosts], layer: int) -> Page:
-    """Return the sheet: costs by rank with the quartiles over pictures, and maps of the costliest units.
+def unit_figure(images: Mapping[str, Tensor], models: Mapping[str, UnitCosts], layer: int) -> Page:
+    """Return the figure: costs by rank with the quartiles over images, and maps of the costliest units.
 
     Args:
-        pictures: Square ones, the first, ``(3, H, W)`` uint8 by name.
+        images: Square ones, the first, ``(3, H, W)`` uint8 by name.
         models: By name, with as many maps each.
         layer: That of the units.
     """
@@ -26,7 +26,7 @@ def unit_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, UnitCosts], 
         UnitGroup(name, f"layer {layer}", _labels(units), units.maps, colour)
         for (name, units), colour in zip(models.items(), COLOURS, strict=False)
     ]
-    rows = MapRows(pictures, groups)
+    rows = MapRows(images, groups)
     page = Page(_CURVE + rows.height + FOOT)
     _draw_curves(page, models, layer)
     colour_bar(page, rows.draw(page, _CURVE))
@@ -50,4 +50,4 @@ def _draw_curves(page: Page, models: Mapping[str, UnitCosts], layer: int) -> Non
         axes.fill_between(ranks, *np.quantile(costs, [0.25, 0.75], axis=0), color=colour, alpha=0.2, linewidth=0)
         axes.plot(ranks, costs.mean(0), style, color=colour, linewidth=1.2, label=f"{name}, layer {layer}")
     axes.margins(x=0.01)
-    axes.legend(fontsize=SMALL + 0.5, frameon=False, title="mean and quartiles over pictures", title_fontsize=SMALL)
+    axes.legend(fontsize=SMALL + 0.5, frameon=False, title="mean and quartiles over images", title_fontsize=SMALL)

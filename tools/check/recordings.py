@@ -1,4 +1,4 @@
-"""What is wrong with the clips of a data set: all are counted, and each is listened to."""
+"""What is wrong with the recordings of a data set: all are counted, and each is listened to."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from datamodules.audio.base import ClipSet
+from datamodules.audio.base import RecordingSet
 from datamodules.storage.audio import (
-    ClipFacts,
-    clip_facts,
+    RecordingFacts,
+    audio_files,
     in_channels,
-    read_clip,
+    read_recording,
+    recording_facts,
     resampled,
     resampled_frames,
-    sound_files,
 )
 from datamodules.storage.folders import Split
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
-from tools.check.pictures import Findings, Problem, ProblemGroup, SplitFindings, merged, miscounted
+from tools.check.images import Findings, Problem, ProblemGroup, SplitFindings, merged, miscounted
 
 _BLOCK = 1 << 22  # samples that are decoded at a time
-_SILENT = 1e-3  # what a clip that can be heard exceeds somewhere: 60 dB below the loudest
+_SILENT = 1e-3  # what a recording that can be heard exceeds somewhere: 60 dB below the loudest
 
 
 class Sounding(NamedTuple):
-    """Something that is wrong with a clip, or worth knowing of it.
+    """Something that is wrong with a recording, or worth knowing of it.
 
     Attributes:
         kind: ``unreadable``; ``silent``; ``short``, shorter than a piece; of another ``rate``; or of more ``channels``.
@@ -42,16 +42,16 @@ class Sounding(NamedTuple):
     detail: str
 
 
-def check_clips(data: ClipSet, *, decode: bool = True) -> Findings:
-    """Count the clips of a data set and look at each, whatever ``partial`` and ``on_bad_file`` let training bear.
+def check_recordings(data: RecordingSet, *, decode: bool = True) -> Findings:
+    """Count the recordings of a data set and look at each, whatever ``partial`` and ``on_bad_file`` let training bear.
 
     Args:
         data: The data set.
-        decode: Whether every clip is decoded from its start to its end, by all processors that this process may use, or only
-            its header is read, which tells neither silence nor most damage.
+        decode: Whether every recording is decoded from its start to its end, by all processors that this process may use, or
+            only its header is read, which tells neither silence nor most damage.
 
     Raises:
-        ValueError: If there are no clips, with the way to get them.
+        ValueError: If there are no recordings, with the way to get them.
     """
     groups = merged([_group(data, split) for split in get_args(Split)])
     files = {file.path for group in groups for file in group.files}
@@ -60,7 +60,7 @@ def check_clips(data: ClipSet, *, decode: bool = True) -> Findings:
     folder = Path(os.path.commonpath([path.parent for path in files]))
     unused = [
         Problem("", "unused", str(path), f"{path} belongs to no split.")
-        for path, _ in sound_files(folder)
+        for path, _ in audio_files(folder)
         if path not in files
     ]
     rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
@@ -69,13 +69,13 @@ def check_clips(data: ClipSet, *, decode: bool = True) -> Findings:
     return Findings(rows, [*counted, *_heard(data, groups, decode), *unused], folder)
 
 
-def soundings(data: ClipSet, paths: Sequence[Path], *, decode: bool = True) -> Iterator[list[Sounding]]:
-    """Yield what is wrong with every clip or worth knowing of it, in order; nothing if it is as it should be.
+def soundings(data: RecordingSet, paths: Sequence[Path], *, decode: bool = True) -> Iterator[list[Sounding]]:
+    """Yield what is wrong with every recording or worth knowing of it, in order; nothing if it is as it should be.
 
     Args:
         data: Whose rate, channels and length of a piece count.
-        paths: The clips.
-        decode: Whether clips are decoded, or only their headers are read.
+        paths: The recordings.
+        decode: Whether recordings are decoded, or only their headers are read.
     """
     look = partial(_soundings, data=data, decode=decode)
     label = "decoding" if decode else "reading headers"
@@ -85,20 +85,20 @@ def soundings(data: ClipSet, paths: Sequence[Path], *, decode: bool = True) -> I
             show(done)
 
 
-def _group(data: ClipSet, split: Split) -> ProblemGroup:
-    """Return a split; one without clips is refused, as training does."""
+def _group(data: RecordingSet, split: Split) -> ProblemGroup:
+    """Return a split; one without recordings is refused, as training does."""
     wanted = data.count(split)
     try:
         files = data.files(split)
     except ValueError as error:
         return ProblemGroup(split, [], None, wanted, str(error))
     return ProblemGroup(
-        split, files, None, wanted, "" if files else f"There are no clips of the split {split} in {data.root}."
+        split, files, None, wanted, "" if files else f"There are no recordings of the split {split} in {data.root}."
     )
 
 
-def _heard(data: ClipSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
-    """Return what there is to say of single clips."""
+def _heard(data: RecordingSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
+    """Return what there is to say of single recordings."""
     places = [(group.splits, file.path) for group in groups for file in group.files]
     found = soundings(data, [path for _, path in places], decode=decode)
     return [
@@ -108,10 +108,10 @@ def _heard(data: ClipSet, groups: Sequence[ProblemGroup], decode: bool) -> list[
     ]
 
 
-def _soundings(path: Path, data: ClipSet, decode: bool) -> list[Sounding]:
-    """Return what there is to say of a clip."""
+def _soundings(path: Path, data: RecordingSet, decode: bool) -> list[Sounding]:
+    """Return what there is to say of a recording."""
     try:
-        facts = clip_facts(path)
+        facts = recording_facts(path)
         _check_use(path, facts, data)
         peak = _peak(path, facts) if decode else 1.0
     except ValueError as error:
@@ -122,7 +122,7 @@ def _soundings(path: Path, data: ClipSet, decode: bool) -> list[Sounding]:
     return found
 
 
-def _check_use(path: Path, facts: ClipFacts, data: ClipSet) -> None:
+def _check_use(path: Path, facts: RecordingFacts, data: RecordingSet) -> None:
     """Refuse channels and rates that cannot become those of a piece."""
     moment = in_channels(torch.zeros(facts.channels, 1), data.channels, path)
     try:
@@ -131,15 +131,15 @@ def _check_use(path: Path, facts: ClipFacts, data: ClipSet) -> None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _peak(path: Path, facts: ClipFacts) -> float:
-    """Return the largest sample of a clip, all of which is decoded, a block at a time."""
+def _peak(path: Path, facts: RecordingFacts) -> float:
+    """Return the largest sample of a recording, all of which is decoded, a block at a time."""
     starts = range(0, facts.frames, _BLOCK)
-    blocks = (read_clip(path, start, min(_BLOCK, facts.frames - start)).values for start in starts)
+    blocks = (read_recording(path, start, min(_BLOCK, facts.frames - start)).values for start in starts)
     return max(float(block.abs().max()) for block in blocks)
 
 
-def _notes(path: Path, facts: ClipFacts, data: ClipSet) -> list[Sounding]:
-    """Return what is done to a clip that can be read."""
+def _notes(path: Path, facts: RecordingFacts, data: RecordingSet) -> list[Sounding]:
+    """Return what is done to a recording that can be read."""
     found = []
     left = resampled_frames(facts.frames, facts.rate, data.rate) - (data.rate if data.excerpt.released else 0)
     if left < data.samples:

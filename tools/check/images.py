@@ -1,4 +1,4 @@
-"""What is wrong with the pictures of a data set: all are counted, and each is looked at."""
+"""What is wrong with the images of a data set: all are counted, and each is looked at."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from datamodules.images.base import PictureSet
+from datamodules.images.base import ImageSet
 from datamodules.storage.folders import NamedFile, Split
-from datamodules.storage.images import picture_files
+from datamodules.storage.images import image_files
 from tools.check.single import faults
 
 Kind = Literal[
@@ -30,36 +30,36 @@ _WARNINGS = ("unused", "small", "silent", "short", "rate", "channels")
 
 
 class Problem(NamedTuple):
-    """Something that is wrong with a picture, a clip or an archive.
+    """Something that is wrong with an image, a recording or an archive.
 
     Attributes:
         splits: Where it belongs, as in ``val, test``; empty if to none.
         kind: ``missing``; ``extra``, more than were published; ``unreadable``; ``wrong size``, another than was published; or
             ``archive``, whose checksum is wrong. Only warnings are ``unused``, of no split, and ``small``, which is enlarged;
-            of clips ``silent``, ``short``, of another ``rate``, and ``channels`` that are mixed.
-        path: The file; of a missing picture the name; empty where only a number is known.
+            of recordings ``silent``, ``short``, of another ``rate``, and ``channels`` that are mixed.
+        path: The file; of a missing image the name; empty where only a number is known.
         detail: What is wrong, in words that name the path.
-        pictures: How many it stands for.
+        images: How many it stands for.
     """
 
     splits: str
     kind: Kind
     path: str
     detail: str
-    pictures: int = 1
+    images: int = 1
 
 
 class SplitFindings(NamedTuple):
-    """A split, or several that have the same pictures or clips.
+    """A split, or several that have the same images or recordings.
 
     Attributes:
         splits: As in ``train`` or ``val, test``; empty for what is of no split.
-        pictures: How many were found.
+        images: How many were found.
         wanted: How many were published; None if nobody says.
     """
 
     splits: str
-    pictures: int
+    images: int
     wanted: int | None
 
 
@@ -78,7 +78,7 @@ class Findings(NamedTuple):
 
     def number(self, kind: Kind, splits: str | None = None) -> int:
         """Return how many have a problem of a kind, in one row or all."""
-        return sum(one.pictures for one in self.problems if one.kind == kind and splits in (None, one.splits))
+        return sum(one.images for one in self.problems if one.kind == kind and splits in (None, one.splits))
 
     @property
     def all_right(self) -> bool:
@@ -104,25 +104,25 @@ class ProblemGroup(NamedTuple):
     refusal: str = ""
 
 
-def check_pictures(data: PictureSet, *, decode: bool = True) -> Findings:
-    """Count the pictures of a data set and look at each, whatever ``partial`` and ``on_bad_file`` let training bear.
+def check_images(data: ImageSet, *, decode: bool = True) -> Findings:
+    """Count the images of a data set and look at each, whatever ``partial`` and ``on_bad_file`` let training bear.
 
     Args:
         data: The data set.
-        decode: Whether every picture is decoded, by all processors that this process may use, or only its header is read.
+        decode: Whether every image is decoded, by all processors that this process may use, or only its header is read.
 
     Raises:
-        ValueError: If there are no pictures, with the way to get them.
+        ValueError: If there are no images, with the way to get them.
     """
     groups = merged([_group(data, split) for split in get_args(Split)])
     files = {file.path for group in groups for file in group.files}
     if not files:
         refusals = [group.refusal for group in groups if group.refusal]
-        raise ValueError(refusals[0] if refusals else f"{type(data).__name__} has no pictures in {data.root}.")
+        raise ValueError(refusals[0] if refusals else f"{type(data).__name__} has no images in {data.root}.")
     folder = Path(os.path.commonpath([path.parent for path in files]))
     unused = [
         Problem("", "unused", str(path), f"{path} belongs to no split.")
-        for path, _ in picture_files(folder)
+        for path, _ in image_files(folder)
         if path not in files
     ]
     rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
@@ -149,7 +149,7 @@ def _alike(old: ProblemGroup, new: ProblemGroup) -> bool:
     return bool(known) and new.wanted in (None, old.wanted) and new.names == old.names and new.files == old.files
 
 
-def _group(data: PictureSet, split: Split) -> ProblemGroup:
+def _group(data: ImageSet, split: Split) -> ProblemGroup:
     """Return a split."""
     names = data.expected(split)
     wanted = data.count(split)
@@ -177,8 +177,8 @@ def miscounted(group: ProblemGroup) -> list[Problem]:
     return [Problem(group.splits, "extra" if beyond > 0 else "missing", "", detail, abs(beyond))]
 
 
-def _faults(data: PictureSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
-    """Return what is wrong with single pictures."""
+def _faults(data: ImageSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
+    """Return what is wrong with single images."""
     places = [(group.splits, file.path) for group in groups for file in group.files]
     found = faults([path for _, path in places], data.size, data.shape, decode=decode)
     return [

@@ -1,4 +1,4 @@
-"""The sheet of activation maps: the layers before, at and after the modulated one, for several pictures."""
+"""The figure of activation maps: the layers before, at and after the modulated one, for several images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tools.activations.page import Page
 _TITLE = 0.27
 
 
-def activation_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Sequence[LayerMaps]]) -> Page:
-    """Return the sheet: a row for every picture, a group of columns for every layer, one model under the other.
+def activation_figure(images: Mapping[str, Tensor], models: Mapping[str, Sequence[LayerMaps]]) -> Page:
+    """Return the figure: a row for every image, a group of columns for every layer, one model under the other.
 
     Args:
-        pictures: Square ones, ``(3, H, W)`` uint8 by name.
+        images: Square ones, ``(3, H, W)`` uint8 by name.
         models: Layers of every model, by its name.
     """
-    blocks = [MapRows(pictures, [_group(layer) for layer in layers], boxed=True) for layers in models.values()]
+    blocks = [MapRows(images, [_group(layer) for layer in layers], boxed=True) for layers in models.values()]
     page = Page(sum(_TITLE + block.height for block in blocks) + FOOT)
     top, scales = 0.0, []
     for name, block in zip(models, blocks, strict=True):
@@ -33,6 +33,6 @@ def activation_sheet(pictures: Mapping[str, Tensor], models: Mapping[str, Sequen
 
 def _group(layer: LayerMaps) -> UnitGroup:
     """Return the maps of a layer with what is said of it."""
-    kind = "modulated per picture" if layer.modulated else "common to all pictures"
-    detail = "" if layer.share is None else f"{layer.share:.1%} of variance between pictures"
+    kind = "modulated per image" if layer.modulated else "common to all images"
+    detail = "" if layer.share is None else f"{layer.share:.1%} of variance between images"
     return UnitGroup(f"Layer {layer.layer}, {kind}", detail, [str(unit) for unit in layer.units], layer.maps)
