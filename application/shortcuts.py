@@ -12,7 +12,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 from jsonargparse.util import import_object
 
-from application.sizes import stated_argument
+from application.sizes import encodes, stated_argument
 from callbacks.predictions import PredictionWriter
 from composers.checkpoint import read, stated_rate
 from datamodules.spec import Modality
@@ -226,11 +226,12 @@ def _serves(name: str, is_there: bool, class_path: str | None) -> None:
 
 def _place_of_steps(model: Namespace, steps: int) -> tuple[Namespace, str]:
     """Return the arguments that hold the steps of prediction, with defaults where a model leaves them out, and their name."""
-    if "inner_loop" in model and steps < 1:
-        raise ValueError(f"--steps is {steps}: of a meta-learned model these are its inner steps, at least 1.")
+    adapts = model.get("inner") is not None and model.get("refinement") is None
+    if adapts and steps < 1:
+        raise ValueError(f"--steps is {steps}; of a model with an inner loop these are its inner steps, at least 1.")
     part, kind, name = (
-        ("inner_loop", "composers.InnerLoop", "test_steps")
-        if "inner_loop" in model
+        ("inner", "composers.GradientSteps", "test_steps")
+        if adapts
         else ("refinement", "composers.Refinement", "steps")
     )
     if model.get(part) is None:
@@ -253,7 +254,7 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         if name in data.init_args and data.init_args[name] is None:
             data.init_args[name] = stated_argument(model, name)
     shape = data.init_args.get("signal_shape")
-    if shape is not None and "support" in data.init_args and "inner_loop" in model.init_args:
+    if shape is not None and "support" in data.init_args and not encodes(model):
         data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]
     if path not in (None, "last") and "rate" in data.init_args and data.init_args.rate is None:
         data.init_args.rate = stated_rate(read(path))

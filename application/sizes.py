@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from composers.base import Composer
+from composers.encoders import Encoder
 from composers.rendering import PointRenderer, Renderer
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
@@ -55,6 +56,11 @@ def stated_argument(model: Namespace, name: str) -> Any:
             if value is not None:
                 return value
     return None
+
+
+def encodes(model: Namespace) -> bool:
+    """Return whether a part of a model encodes signals; other models adapt to samples only."""
+    return any(issubclass(pkgutil.resolve_name(part.class_path), Encoder) for part in _parts(model))
 
 
 def _fill_all(value: Any, spec: DataSpec) -> None:

@@ -32,7 +32,7 @@ from benchmarks.speed import device_name, duration
 from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference import Hypernetwork
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents
 from datamodules.audio.base import RecordingSet
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from composers.meta_learned import MetaLearned
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +40,6 @@ from benchmarks.speed import (
     relative_difference,
 )
 from composers import Functa, InnerLoop, LearnedInit, MetaIPC
-from composers.meta_learned import MetaLearned
 from composers.networks import CoordinateMLP, FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid
@@ -311,8 +311,8 @@ def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) ->
     seen = make_images(settings, batch_size)
     with torch.no_grad():
         modulations = loops[0].modulate(Observation(samples=seen))
-        sides = {"forward": partial(loops[0].inr, seen.coords, modulations)} | {
-            f"{loop.inner_loop.test_steps}": partial(loop.encode, Observation(samples=seen)) for loop in loops
+        sides = {"forward": partial(loops[0].network, seen.coords, modulations)} | {
+            f"{loop.inner.test_steps}": partial(loop.encode, Observation(samples=seen)) for loop in loops
         }
         seconds = alternate(sides, settings)
     forward, one, three = seconds.values()
@@ -387,7 +387,7 @@ def differentiate(side: torch.nn.Module, seen: Samples) -> tuple[Tensor, dict[st
 
 def _name(name: str) -> str:
     """Return what the parameter of a plain formulation is called in the composer."""
-    return name.replace("inr.inr.", "inr.").replace("start_weights.", "weights.")
+    return name.replace("inr.network.", "inr.").replace("start_weights.", "weights.")
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], settings: InnerLoopSettings) -> dict[str, list[float]]:

@@ -46,14 +46,14 @@ class PlainComposer(nn.Module, ABC):
     def __init__(self, composer: TransformerIPC | TransINR) -> None:
         super().__init__()
         self.hypernet = PlainHypernetwork(composer.hypernet)
-        self.inr = PlainCoordinateMLP(composer.inr)
+        self.network = PlainCoordinateMLP(composer.network)
         self.base_weights = composer.base_weights
 
     def forward(self, observation: Observation, coords: Tensor) -> Tensor:
         """Return values ``(B, N, C)`` of the observed images at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
         columns = self.hypernet(observation.signal)
         weights = {layer: self.weight(str(layer), part) for layer, part in columns.items()}
-        values: Tensor = self.inr(coords, weights)
+        values: Tensor = self.network(coords, weights)
         return values
 
     @abstractmethod
@@ -122,13 +122,18 @@ class PlainMetaLearned(nn.Module, ABC):
 
     def __init__(self, composer: MetaIPC | LearnedInit, history: bool) -> None:
         super().__init__()
-        loop = composer.inner_loop
-        if loop.learned_lr or loop.first_order or loop.samples_per_step != "all" or not composer.inr.normalize_weights:
+        loop = composer.inner
+        if (
+            loop.learned_lr
+            or loop.first_order
+            or loop.samples_per_step != "all"
+            or not composer.network.normalize_weights
+        ):
             raise ValueError(
                 "The plain formulation knows the published inner loop only: learned_lr [], first_order false, "
                 "samples_per_step all and normalize_weights true."
             )
-        self.inr = PlainCoordinateMLP(composer.inr)
+        self.network = PlainCoordinateMLP(composer.network)
         self.steps, self.lr = loop.steps, loop.lr
         self.keeps_history = history
         self.history: list[tuple[Tensor, dict[str, Tensor]]] = []
@@ -137,7 +142,7 @@ class PlainMetaLearned(nn.Module, ABC):
     def forward(self, observation: Observation, coords: Tensor) -> Tensor:
         """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``, after the inner loop."""
         factors = self.adapted(observation)
-        values: Tensor = self.inr(coords, self.weights(factors))
+        values: Tensor = self.network(coords, self.weights(factors))
         return values
 
     def adapted(self, observation: Observation) -> dict[str, Tensor]:
@@ -157,7 +162,7 @@ class PlainMetaLearned(nn.Module, ABC):
         with torch.enable_grad():
             if not self.training:
                 factors = {layer: factor.detach().requires_grad_() for layer, factor in factors.items()}
-            values = self.inr(coords, self.weights(factors))
+            values = self.network(coords, self.weights(factors))
             loss = (values - target).square().mean((1, 2)).sum()
             gradients = torch.autograd.grad(loss, list(factors.values()), create_graph=self.training)
         moved = {}
@@ -243,19 +248,19 @@ class PlainCoordinateMLP(nn.Module):
                 f"The network has {type(inr.encoding).__name__} and {type(inr.activation).__name__}; "
                 "the plain formulation knows FourierFeatures and ReLU only."
             )
-        self.inr = inr
+        self.network = inr
         self.encoding = inr.encoding
 
     def forward(self, coords: Tensor, weights: Mapping[int, Tensor]) -> Tensor:
         """Return values ``(B, N, C)`` at ``coords``, given the weights ``(B, I, O)`` of the modulated layers."""
         size = len(next(iter(weights.values())))
         hidden = self._encode(coords.expand(size, -1, -1))  # (B, N, F)
-        for layer in range(self.inr.num_layers):
-            weight = weights[layer] if layer in weights else _repeat(self.inr.weights[str(layer)], size)
-            hidden = self._linear(hidden, weight, _repeat(self.inr.biases[str(layer)], size))
-            if layer < self.inr.num_layers - 1:
+        for layer in range(self.network.num_layers):
+            weight = weights[layer] if layer in weights else _repeat(self.network.weights[str(layer)], size)
+            hidden = self._linear(hidden, weight, _repeat(self.network.biases[str(layer)], size))
+            if layer < self.network.num_layers - 1:
                 hidden = functional.relu(hidden)
-        return hidden + self.inr.output_offset
+        return hidden + self.network.output_offset
 
     def _encode(self, coords: Tensor) -> Tensor:
         """Return the Fourier features ``(B, N, F)`` of ``coords (B, N, D)``, computed for every instance."""
@@ -265,7 +270,7 @@ class PlainCoordinateMLP(nn.Module):
 
     def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Append ones to ``hidden (B, N, I)`` and ``bias (B, O)`` as a row to ``weight (B, I, O)``, and multiply."""
-        if self.inr.normalize_weights:
+        if self.network.normalize_weights:
             weight = functional.normalize(weight, dim=1)
         extended = torch.cat((hidden, torch.ones_like(hidden[..., :1])), dim=2)  # (B, N, I + 1)
         return torch.bmm(extended, torch.cat((weight, bias.unsqueeze(1)), dim=1))

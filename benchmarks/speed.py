@@ -182,8 +182,8 @@ def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Con
     with torch.no_grad():
         modulations = composer.modulate(observation)
     weights = {layer: weight.requires_grad_() for layer, (weight, _) in modulations.items() if weight is not None}
-    network = [*composer.inr.parameters(), *weights.values()]
-    ours = partial(composer.inr, coords, {layer: (weight, None) for layer, weight in weights.items()})
+    network = [*composer.network.parameters(), *weights.values()]
+    ours = partial(composer.network, coords, {layer: (weight, None) for layer, weight in weights.items()})
     return [
         Contest(
             "whole model",
@@ -192,7 +192,7 @@ def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Con
             list(composer.parameters()),
             target,
         ),
-        Contest("coordinate network", ours, partial(reference.inr, coords, weights), network, target),
+        Contest("coordinate network", ours, partial(reference.network, coords, weights), network, target),
     ]
 
 

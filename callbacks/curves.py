@@ -24,7 +24,7 @@ from callbacks.results import (
     main_metric,
 )
 from composers.base import Composer
-from composers.inference.inner_settings import InnerLoop
+from composers.inference import GradientSteps
 from composers.inference.refinement import CURVES, INNER, NETWORK
 from datamodules.spec import Headline, Modality
 
@@ -113,7 +113,7 @@ class RefinementPlot(InstanceRows):
             writer = csv.writer(file)
             writer.writerow(["metric", "start", "step", "mean", "lower quartile", "upper quartile", "instances"])
             writer.writerows([metric, *point] for point in points)
-        loop = pl_module.inner_loop if isinstance(pl_module, Composer) else None
+        loop = pl_module.inner if isinstance(pl_module, Composer) else None
         loop = loop if loop is not None and loop.report else None
         draw(points, metric, loop, headline).savefig(path)
         Console(soft_wrap=True).print(f"{'Curves' if loop else 'Refinement curves'}: {relative_path(path)}")
@@ -132,7 +132,7 @@ def curve(rows: Mapping[str, InstanceRow], metric: str) -> list[Point]:
 
 
 def draw(
-    points: Sequence[Point], metric: str, loop: InnerLoop | None = None, headline: Headline = Modality.headline
+    points: Sequence[Point], metric: str, loop: GradientSteps | None = None, headline: Headline = Modality.headline
 ) -> Figure:
     """Return the curves, 720 x 450 pixels: a line of means with a band of quartiles for every start.
 
@@ -166,7 +166,7 @@ def _placed(points: Sequence[Point], stopped: int) -> list[Point]:
     return [point._replace(step=point.step + stopped * (point.start in later)) for point in points]
 
 
-def _draw_curve(axes: Axes, points: Sequence[Point], loop: InnerLoop | None) -> None:
+def _draw_curve(axes: Axes, points: Sequence[Point], loop: GradientSteps | None) -> None:
     """Draw the curve of one start, the prediction above the others; where it has one point only, as a ring."""
     label, colour, marker, line = _STYLES[points[0].start]
     label = label if loop is None else _inner_labels(loop, len(points)).get(points[0].start, label)
@@ -183,7 +183,7 @@ def _draw_curve(axes: Axes, points: Sequence[Point], loop: InnerLoop | None) -> 
     )
 
 
-def _inner_labels(loop: InnerLoop, points: int) -> dict[str, str]:
+def _inner_labels(loop: GradientSteps, points: int) -> dict[str, str]:
     """Return what the legend calls what follows an inner loop."""
     stopped = inner_steps(loop.test_steps)
     return {
@@ -202,7 +202,7 @@ def _finite(number: float) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _mark(axes: Axes, points: Sequence[Point], loop: InnerLoop, less_is_better: bool) -> None:
+def _mark(axes: Axes, points: Sequence[Point], loop: GradientSteps, less_is_better: bool) -> None:
     """Mark the steps of training, name the axis of the steps, and say what of the inner loop is not shown."""
     trained = f"trained with {inner_steps(loop.steps)}"
     axes.axvline(loop.steps, color="#555555", linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label=trained)

@@ -17,9 +17,10 @@ from callbacks.tables import log_table, table_loggers
 from composers.base import Composer
 from composers.checkpoint import load
 from composers.evaluation import Evaluation
-from composers.inference.inner_loop import Latents
-from composers.inference.inner_settings import InnerLoop
+from composers.inference import GradientSteps
+from composers.latents import Latents, Layout
 from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Cell, CoordinateBatch, Instance, Samples, instance_of, observation_of
 from datamodules.spec import Modality
@@ -132,7 +133,7 @@ class Gallery(Callback):
         for index in range(len(batch.names)):
             if len(self.rows) < self.num_instances:
                 self._add(composer, outputs, batch, index, data)
-        if batch_idx == 0 and self.beside is None and composer.inner_loop is not None:
+        if batch_idx == 0 and self.beside is None and composer.inner is not None:
             with trainer.precision_plugin.test_step_context():
                 self.inner_rows = inner_rows(composer, batch, data, self.num_inner, self.max_memory)
 
@@ -164,7 +165,7 @@ class Gallery(Callback):
         shown = self._modality.shown(instance)
         if shown is None or shown.name in self.rows or shown.query.values is None:
             return
-        modulations = _modulations(composer, evaluation["latents"][last], index)
+        modulations = _modulations(composer, evaluation["latents"][last], evaluation["layout"], index)
         cells = self._modality.context(instance)
         cells.append(Cell("original" if cells else "", shown.query.values, shown.shape, shown.domain))
         cells[0] = cells[0]._replace(label=shown.name)
@@ -192,11 +193,12 @@ class Gallery(Callback):
         observation = observation_of(batch, [index])
         with torch.no_grad():
             curve = {0: composer.encode(observation)}
+        layout = composer.layout(observation)
         if observation.samples is not None:
-            curve = composer.refine(curve[0], observation.samples)
+            curve = composer.refine(curve[0], observation.samples, layout=layout)
         values: dict[int, Tensor] = {}
         for step in sorted({0, max(curve)}):
-            modulations = _modulations(composer, curve[step], 0)
+            modulations = _modulations(composer, curve[step], layout, 0)
             values[step] = self._modality.values_at(composer, modulations, instance.query.coords, self.max_memory)
         shown = self._modality.shown(instance._replace(values=values))
         assert shown is not None, "it was shown a moment ago"
@@ -215,7 +217,7 @@ def inner_rows(
         number: Of rows, at most.
         max_memory: MB that rendering may take above the model and what is shown.
     """
-    loop, modality = composer.inner_loop, data.spec.modality
+    loop, modality = composer.inner, data.spec.modality
     if loop is None or not loop.report:
         return []
     chosen: dict[str, tuple[int, Instance]] = {}
@@ -227,9 +229,11 @@ def inner_rows(
             chosen.setdefault(shown.name, (index, shown))
     indices, instances = zip(*chosen.values(), strict=True)
     rows = [InnerRow(shown.name, [None], [_itself(shown)], [None]) for shown in instances]
-    for step, latents in composer.trajectory(observation_of(batch, indices), loop.report):
+    observation = observation_of(batch, indices)
+    layout = composer.layout(observation)
+    for step, latents in composer.trajectory(observation, loop.report).items():
         for place, (row, shown) in enumerate(zip(rows, instances, strict=True)):
-            modulations = _modulations(composer, latents, place)
+            modulations = _modulations(composer, latents, layout, place)
             values = modality.values_at(composer, modulations, shown.query.coords, max_memory)
             value = headline_value(modality, values, shown)
             row.steps.append(step)
@@ -244,13 +248,13 @@ def headline_value(modality: Modality, values: Tensor, shown: Instance) -> float
     assert true is not None, "there is nothing to compare with"
     query = Samples(coords, true[None], None if mask is None else mask[None])
     metric = modality.metrics()[modality.headline.metric]
-    return float(metric.measure(values[None], query, shown.shape))
+    return float(metric.measure(Reconstruction.of_values(values[None]), query, shown.shape))
 
 
-def _modulations(composer: Composer, latents: Latents, index: int) -> Modulations:
+def _modulations(composer: Composer, latents: Latents, layout: Layout, index: int) -> Any:
     """Return the modulations of one instance of a batch of latents."""
     with torch.no_grad():
-        return composer.compose({name: latent[index : index + 1] for name, latent in latents.items()})
+        return composer.compose({name: latent[index : index + 1] for name, latent in latents.items()}, layout)
 
 
 def _itself(shown: Instance) -> Cell:
@@ -259,7 +263,7 @@ def _itself(shown: Instance) -> Cell:
     return Cell(shown.name, shown.query.values, shown.shape, shown.domain)
 
 
-def _inner_label(step: int, number: float, loop: InnerLoop, modality: Modality) -> str:
+def _inner_label(step: int, number: float, loop: GradientSteps, modality: Modality) -> str:
     """Return what stands above a cell after some inner steps."""
     note = {loop.test_steps: ", tested", loop.steps: ", trained", 0: ", start"}.get(step, "")
     label = f"{step} step{'' if step == 1 else 's'}{note}"

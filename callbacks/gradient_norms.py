@@ -9,7 +9,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from composers.base import Composer
-from composers.inference.inner_settings import InnerLoop
+from composers.inference import DifferentiableSGD, Rule
 
 
 class GradientNorms(Callback):
@@ -68,27 +68,29 @@ class LearnedStepSizes(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the factors, where Lightning puts what it validates."""
-        loop = pl_module.inner_loop if isinstance(pl_module, Composer) else None
-        if trainer.sanity_checking or not trainer.is_global_zero or loop is None:
+        inner = pl_module.inner if isinstance(pl_module, Composer) else None
+        if trainer.sanity_checking or not trainer.is_global_zero or inner is None:
             return
-        factors = mean_factors(loop)
+        factors = mean_factors(inner.rule)
         if factors:
             for logger in trainer.loggers:
                 logger.log_metrics(factors, step=max(trainer.global_step - 1, 0))
 
 
-def mean_factors(loop: InnerLoop) -> dict[str, float]:
+def mean_factors(rule: Rule) -> dict[str, float]:
     """Return the mean learned factor of the step size of every latent, and every step, as `LearnedStepSizes` names them.
 
     Example:
-        >>> loop = InnerLoop(steps=2, learned_lr=["step"])
-        >>> loop.learn_step_sizes({"latent": torch.zeros(5)})
-        >>> mean_factors(loop)
+        >>> rule = DifferentiableSGD(learned_lr=["step"])
+        >>> rule.connect({"latent": TensorSpec((5,), torch.zeros)}, steps=2)
+        >>> mean_factors(rule)
         {'inner_lr_factor/latent/step_1': 1.0, 'inner_lr_factor/latent/step_2': 1.0}
     """
     found: dict[str, float] = {}
-    for latent, factors in loop.factors.items():
+    if not isinstance(rule, DifferentiableSGD):
+        return found
+    for latent, factors in rule.factors.items():
         means = factors.detach().float().flatten(1).mean(1).tolist()
-        names = [f"/step_{step}" for step in range(1, len(means) + 1)] if "step" in loop.learned_lr else [""]
+        names = [f"/step_{step}" for step in range(1, len(means) + 1)] if "step" in rule.learned_lr else [""]
         found |= {f"inner_lr_factor/{latent}{name}": mean for name, mean in zip(names, means, strict=True)}
     return found

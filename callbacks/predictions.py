@@ -19,13 +19,13 @@ from callbacks.results import gathered
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, steps_taken
 from composers.evaluation import Evaluation
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of
 from datamodules.domain import Domain
 from datamodules.storage.text import printable
 from datamodules.tiles import whole
-from modalities.writing import Reconstruction, Row, Writer
+from modalities.writing import Prediction, Row, Writer
 
 _SHOWN = 20  # rows of the printed table
 
@@ -171,7 +171,7 @@ class PredictionWriter(Callback):
         data, name = _data(trainer), tiles[0].piece.name
         code = self._code(tiles, pl_module, data)
         original = None if tiles[0].instance is not None else data.original(name)
-        reconstruction = Reconstruction(pl_module, code, tiles[0].instance, original, data.source_of(name))
+        reconstruction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
         row = self.writer.write(reconstruction, self.folder / name)
         self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 

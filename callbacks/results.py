@@ -19,7 +19,7 @@ from callbacks.folders import output_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
 from composers.base import Composer
 from composers.evaluation import Evaluation
-from composers.inference.inner_settings import InnerLoop
+from composers.inference import GradientSteps
 from composers.inference.refinement import INNER, NETWORK
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
@@ -174,7 +174,7 @@ class ResultsTable(InstanceRows):
         if folder is not None:
             _write_rows(rows, folder / self.filename)
         console = Console(soft_wrap=True)
-        loop, headline = pl_module.inner_loop if isinstance(pl_module, Composer) else None, headline_of(trainer)
+        loop, headline = pl_module.inner if isinstance(pl_module, Composer) else None, headline_of(trainer)
         console.print(results_table(rows, loop, headline))
         if loop and loop.report:
             console.print(inner_table(rows, loop, headline))
@@ -193,7 +193,7 @@ def _write_rows(rows: Mapping[str, InstanceRow], path: Path) -> None:
 
 
 def results_table(
-    rows: Mapping[str, InstanceRow], loop: InnerLoop | None = None, headline: Headline = Modality.headline
+    rows: Mapping[str, InstanceRow], loop: GradientSteps | None = None, headline: Headline = Modality.headline
 ) -> Table:
     """Return the mean over instances of every metric, one line per refinement step; of other starts, the main metric.
 
@@ -218,7 +218,7 @@ def results_table(
     return table
 
 
-def inner_table(rows: Mapping[str, InstanceRow], loop: InnerLoop, headline: Headline = Modality.headline) -> Table:
+def inner_table(rows: Mapping[str, InstanceRow], loop: GradientSteps, headline: Headline = Modality.headline) -> Table:
     """Return the mean over instances of every metric, one line per reported number of inner steps.
 
     Args:
@@ -238,7 +238,7 @@ def inner_table(rows: Mapping[str, InstanceRow], loop: InnerLoop, headline: Head
     return table
 
 
-def _inner_label(step: int, loop: InnerLoop) -> str:
+def _inner_label(step: int, loop: GradientSteps) -> str:
     """Return a number of inner steps, and what it is."""
     numbers = {"trained": loop.steps, "tested": loop.test_steps}
     uses = " and ".join(use for use, number in numbers.items() if number == step)

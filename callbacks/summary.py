@@ -11,7 +11,6 @@ from torch.utils.data import default_collate
 from callbacks.folders import planned_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
 from composers.base import Composer
-from composers.inference import Hypernetwork
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -48,9 +47,6 @@ class StartSummary(Callback):
     def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
         """Return what the summary says."""
         facts = {"parameters": f"{sum(parameter.numel() for parameter in composer.parameters()):,}"}
-        for module in composer.modules():
-            if isinstance(module, Hypernetwork):
-                facts["tokens"] = "{} data + {} weight".format(*module.num_tokens)
         facts |= composer.facts()
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):

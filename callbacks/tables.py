@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from callbacks.results import heading
 from composers.base import Composer
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents, Layout
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Samples, instance_of
 from datamodules.domain import Domain
@@ -124,16 +124,17 @@ def sample_rows(
         refinement_steps: At most so many; the composer's own if None.
         frames: Of the animation of an instance; 0 for none.
     """
-    latents = composer.encode(batch.observation)
-    values = {0: composer.render(composer.compose(latents), batch.query.coords)}
+    latents, layout = composer.encode(batch.observation), composer.layout(batch.observation)
+    reconstructions = {0: composer.reconstruct(composer.compose(latents, layout), batch.query.coords)}
     if composer.refinement.steps and batch.observation.samples is not None:
-        latents, step = _refined(composer, latents, batch.observation.samples, refinement_steps)
-        values[step] = composer.render(composer.compose(latents), batch.query.coords)
+        latents, step = _refined(composer, latents, layout, batch.observation.samples, refinement_steps)
+        reconstructions[step] = composer.reconstruct(composer.compose(latents, layout), batch.query.coords)
+    values = {step: reconstruction.values for step, reconstruction in reconstructions.items()}
     label = heading(modality.headline.metric, unit="")
     metric = modality.metrics().get(modality.headline.metric) or composer.measures[modality.headline.metric]
     numbers = {
         f"refined {label}" if step else label: metric.measure(reconstruction, batch.query, batch.shape).tolist()
-        for step, reconstruction in values.items()
+        for step, reconstruction in reconstructions.items()
     }
     rows: list[dict[str, Medium]] = []
     for index, name in enumerate(batch.names):
@@ -141,7 +142,7 @@ def sample_rows(
         if batch.shape is not None and batch.query.values is not None:
             instance = instance_of(batch, index, domain, values)
             row |= modality.media(instance)
-            modulations = composer.compose({key: latent[index : index + 1] for key, latent in latents.items()})
+            modulations = composer.compose({key: latent[index : index + 1] for key, latent in latents.items()}, layout)
             animation = modality.animation(composer, modulations, instance, frames) if frames else None
             if animation is not None:
                 row["orbit"] = animation
@@ -149,11 +150,13 @@ def sample_rows(
     return rows
 
 
-def _refined(composer: Composer, latents: Latents, samples: Samples, steps: int | None) -> tuple[Latents, int]:
+def _refined(
+    composer: Composer, latents: Latents, layout: Layout, samples: Samples, steps: int | None
+) -> tuple[Latents, int]:
     """Return latents after the composer's own refinement, or its first steps, and how many these are."""
     own = composer.refinement
     refinement = own.with_steps(min(own.steps, steps or own.steps))
-    return composer.refine(latents, samples, refinement)[refinement.steps], refinement.steps
+    return composer.refine(latents, samples, refinement, layout)[refinement.steps], refinement.steps
 
 
 def _medium(medium: Medium) -> Any:

@@ -4,8 +4,7 @@ from composers.base import Composer
 from composers.checkpoint import build, load, save
 from composers.evaluation import Evaluation
 from composers.functa import Functa
-from composers.inference.inner_settings import InnerLoop
-from composers.inference.refinement import Refinement
+from composers.inference import GradientSteps, Refinement
 from composers.learned_init import LearnedInit
 from composers.meta_ipc import MetaIPC
 from composers.transformer_ipc import TransformerIPC
@@ -15,7 +14,7 @@ __all__ = [
     "Composer",
     "Evaluation",
     "Functa",
-    "InnerLoop",
+    "GradientSteps",
     "LearnedInit",
     "MetaIPC",
     "Refinement",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from composers.evaluation import CodeStatistics, Evaluation, measure_training_codes, other_starts
-from composers.inference.inner_loop import Latents
-from composers.inference.inner_settings import InnerLoop
-from composers.inference.refinement import NETWORK, Refinement, outside_inference
+from composers.inference import GradientSteps, Refinement, Start, Trajectory
+from composers.inference.adapt import DivergenceError
+from composers.inference.refinement import INNER, NETWORK
+from composers.latents import Latents, Layout, Parametrization
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
-from composers.networks import CoordinateMLP, Field, Modulations, UnfoldedMLP
-from composers.rendering import PointRenderer, Renderer
+from composers.networks import CoordinateNetwork, Field
+from composers.rendering import PointRenderer, Reconstruction, Renderer
 from composers.training import resume
 from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
@@ -28,56 +29,60 @@ from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
 from datamodules.spec import DataSpec, Headline, Modality, agrees, declared
 
+FieldOf = Callable[[Latents], Field]
 
-class Composer(LightningModule, ABC):
-    """Base of all generalizable INRs: the steps, the optimizer and the refinement are here, the method in two functions.
 
-    A subclass says how latents are found (`encode`) and how they become modulations of the network (`compose`).
+class Composer(LightningModule):
+    """A generalizable INR: latents of an instance, found in named steps, modulate a shared coordinate network.
 
-    Attributes:
-        inner_loop: The inner loop that finds latents; None where there is none.
+    What is adapted per instance is the ``parametrization``. How it is found are three slots: a ``start``, an optional ``inner``
+    loop of gradient steps that training differentiates through, and a ``refinement`` that only evaluation makes. The
+    *prediction* is the result of start and inner loop. Any combination of parts is a configuration; published methods are the
+    presets beside this class.
 
     Args:
-        inr: The coordinate network.
+        network: The coordinate network.
+        parametrization: Which latents there are, and how they modulate the network.
+        start: The latents before any gradient step: predicted by a hypernetwork, or learned.
+        inner: Gradient steps on the latents in training and evaluation; none if None.
+        refinement: Gradient steps on the latents in evaluation; none if None.
         renderer: Evaluates the field where the data was measured; at points if None.
         loss: Compares per instance; the mean squared error if None.
         metrics: What validation and test report, by name; the PSNR if None.
-        optimizer: Makes the optimizer of all parameters; Adam with a learning rate of 1e-4 if None.
-        scheduler: Makes the schedule of the learning rate, advanced every step; constant if None.
-        refinement: Gradient steps on the latents in evaluation; none if None.
+        optimizer: Create the optimizer of all parameters; Adam with ``lr`` 1e-4 if None.
+        scheduler: Create the schedule of the learning rate, advanced every step; constant if None.
 
     Raises:
-        ValueError: If the network takes weights where biases are composed, or the other way round.
+        ValueError: If the parts do not fit each other.
     """
 
-    modulates: ClassVar[Literal["weights", "biases"]] = "weights"
     of_field: ClassVar[tuple[str, ...]] = (
-        "inr",
+        "network",
     )  # arguments whose parts see the field behind the renderer, not the data
 
     def __init__(
         self,
-        inr: CoordinateMLP,
+        network: CoordinateNetwork[Any],
+        parametrization: Parametrization[Any],
+        start: Start,
+        inner: GradientSteps | None = None,
+        refinement: Refinement | None = None,
         renderer: Renderer | None = None,
         loss: Loss | None = None,
         metrics: Mapping[str, InstanceMetric] | None = None,
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
-        refinement: Refinement | None = None,
     ) -> None:
         super().__init__()
-        if inr.modulates != self.modulates:
-            raise ValueError(
-                f"{type(self).__name__} composes the {self.modulates} of modulated layers; this network has modulates "
-                f"{inr.modulates}: give its inr modulates {self.modulates}."
-            )
-        self.inr = inr
+        self.network = network
+        self.parametrization = parametrization
+        self.start = start
+        self.inner = inner
+        self.refinement = refinement or Refinement(steps=0)
         self.renderer = renderer or PointRenderer()
         self.loss = loss or MeanSquaredError()
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.refinement = refinement or Refinement(steps=0)
-        self.inner_loop: InnerLoop | None = None
         self.measures = dict(metrics or {"psnr": PSNR()})
         self.means = nn.ModuleDict(
             {
@@ -86,91 +91,197 @@ class Composer(LightningModule, ABC):
                 for name in ("loss", *self.measures, *(f"refined_{name}" for name in self.measures))
             }
         )
+        self._connect()
         self.config: dict[str, Any] | None = None
         self.training_codes: CodeStatistics | None = None
         self._settings: dict[str, Any] | None = None  # of the optimizer and its schedule
         self._resumed: dict[str, Any] | None = None  # the checkpoint that is about to be restored
         self.instance_losses: Tensor | None = None  # of the last training step
 
-    @abstractmethod
+    def _connect(self) -> None:
+        """Connect the parts, and refuse latents or parameters that training would not reach."""
+        self.parametrization.connect(self.network)
+        self.start.connect(self.parametrization.latents)
+        if self.inner is None:
+            return
+        if not self.inner.rule.differentiable:
+            raise ValueError(
+                f"The rule of inner is {type(self.inner.rule).__name__}, which training cannot differentiate through: use "
+                "DifferentiableSGD, or give it to refinement."
+            )
+        self.inner.connect(self.parametrization.latents)
+        self._check_dependence()
+        trained = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
+        if getattr(self.inner.rule, "outer", None) == "reptile" and trained != {
+            id(own) for own in self.start.parameters()
+        }:
+            raise ValueError(
+                "Reptile learns only what the inner loop adapts: set modulates to both, modulated_layers to all and learned_lr "
+                "to []."
+            )
+
+    def _check_dependence(self) -> None:
+        """Refuse latents on which the field does not depend, so that their gradients would not exist."""
+        if any(-1 in spec.shape for spec in self.parametrization.latents.values()):
+            return  # their shape depends on a signal
+        latents = {name: spec.initial()[None].requires_grad_() for name, spec in self.parametrization.latents.items()}
+        with torch.enable_grad():
+            values = self.bind(latents, Layout())(torch.zeros(1, self.network.coord_dim))
+            gradients = torch.autograd.grad(values.sum(), list(latents.values()), allow_unused=True)
+        if unused := [name for name, gradient in zip(latents, gradients, strict=True) if gradient is None]:
+            raise ValueError(
+                f"The modulations that {type(self.parametrization).__name__} composes do not depend on {', '.join(unused)}: "
+                "compose modulations of all latents, or remove these."
+            )
+
+    def layout(self, observation: Observation) -> Layout:
+        """Return the layout of the latents of an observation, from its shapes alone."""
+        return self.start.layout(observation)
+
     def encode(self, observation: Observation) -> Latents:
-        """Return the instance codes, tensors ``(B, ...)`` by name, of what was observed."""
+        """Return the predicted latents ``(B, ...)`` by name: the start, then the inner loop if there is one.
 
-    @abstractmethod
-    def compose(self, latents: Latents) -> Modulations:
-        """Return the modulations that these instance codes make."""
+        In training they are differentiable; in evaluation the inner loop keeps no graph.
 
-    def modulate(self, observation: Observation) -> Modulations:
-        """Return the modulations of what was observed: `encode`, then `compose`."""
-        return self.compose(self.encode(observation))
+        Raises:
+            ValueError: If something that the parts read was not observed, or the inner loop diverged.
+        """
+        return self._infer(observation)[1]
 
-    def render(self, modulations: Modulations, coords: Tensor) -> Tensor:
+    def _infer(self, observation: Observation) -> tuple[Latents, Latents]:
+        """Return the latents of the start and those after the inner loop."""
+        start = self.start(observation, self.layout(observation))
+        if self.inner is None:
+            return start, start
+        return start, self._adapt(observation, start, training=self.training).last
+
+    def _adapt(
+        self,
+        observation: Observation,
+        start: Latents,
+        *,
+        training: bool = False,
+        steps: int | None = None,
+        report: Sequence[int] = (),
+    ) -> Trajectory:
+        """Take the steps of the inner loop."""
+        assert self.inner is not None
+        if observation.samples is None or observation.samples.values is None:
+            raise ValueError(
+                "An inner loop adapts to samples: pass an Observation whose samples have coords and values."
+            )
+        training = training and torch.is_grad_enabled()
+        return self._take(
+            self.inner,
+            partial(self.bind, layout=self.layout(observation)),
+            start,
+            observation.samples,
+            training=training,
+            steps=steps,
+            report=report,
+            address=(self.global_step,) if training else (),
+        )
+
+    def _take(
+        self, gradient_steps: GradientSteps, field_of: FieldOf, latents: Latents, samples: Samples, **options: Any
+    ) -> Trajectory:
+        """Take gradient steps on whatever latents make a field."""
+
+        def reconstruct(moved: Latents, coords: Tensor) -> Reconstruction:
+            return self.renderer.reconstruct(field_of(moved), coords)
+
+        trajectory: Trajectory = gradient_steps(
+            latents, samples, reconstruct, self.loss, self.parametrization.step_scales, **options
+        )
+        return trajectory
+
+    def compose(self, latents: Latents, layout: Layout | None = None) -> Any:
+        """Return the modulations of latents ``(B, ...)``.
+
+        Args:
+            latents: By name.
+            layout: Of the latents; the empty layout if None, for latents whose shape does not depend on the signal.
+        """
+        return self.parametrization.compose(latents, layout or Layout())
+
+    def bind(self, latents: Latents, layout: Layout | None = None) -> Field:
+        """Return the field of latents ``(B, ...)``: `compose`, then bind the network."""
+        return self.network.bind(self.compose(latents, layout))
+
+    def modulate(self, observation: Observation) -> Any:
+        """Return the modulations of an observation: `encode`, then `compose`."""
+        return self.compose(self.encode(observation), self.layout(observation))
+
+    def reconstruct(self, modulations: Any, coords: Tensor) -> Reconstruction:
+        """Return the reconstruction of modulations at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        return self.renderer.reconstruct(self.network.bind(modulations), coords)
+
+    def render(self, modulations: Any, coords: Tensor) -> Tensor:
         """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
-        values: Tensor = self.renderer(self.inr.bind(modulations), coords)
-        return values
+        return self.reconstruct(modulations, coords).values
 
     def forward(self, observation: Observation, coords: Tensor) -> Tensor:
-        """Return values ``(B, N, C)`` at ``coords`` of what was observed."""
+        """Return values ``(B, N, C)`` of an observation at ``coords``."""
         return self.render(self.modulate(observation), coords)
 
-    def refine(self, latents: Latents, samples: Samples, refinement: Refinement | None = None) -> dict[int, Latents]:
+    def refine(
+        self, latents: Latents, samples: Samples, refinement: Refinement | None = None, layout: Layout | None = None
+    ) -> dict[int, Latents]:
         """Fit latents to samples of their instances by gradient steps.
 
         Args:
-            latents: Where to start, left as they are.
+            latents: Where to begin, left unchanged.
             samples: Coordinates and values of the same instances.
-            refinement: Optimizer, rate and steps; the composer's own if None.
+            refinement: The composer's own if None.
+            layout: Of the latents, as for `compose`.
 
         Returns:
-            The latents after every reported step, 0 being where they started.
+            The latents after every reported step; 0 are those it began with.
         """
-        return self._fit(
-            lambda moved: self.inr.bind(self.compose(moved)), latents, samples, refinement or self.refinement
-        )
+        return self._refine(partial(self.bind, layout=layout), latents, samples, refinement or self.refinement)
 
-    def _fit(
-        self, field_of: Callable[[Latents], Field], latents: Latents, samples: Samples, refinement: Refinement
+    def _refine(
+        self, field_of: FieldOf, latents: Latents, samples: Samples, refinement: Refinement
     ) -> dict[int, Latents]:
-        """Fit whatever numbers make a field to samples, and return them after every reported step."""
-        fitted = outside_inference(samples)
+        """Refine whatever latents make a field."""
+        return self._take(refinement, field_of, latents, samples, report=refinement.report).latents
 
-        def losses(moved: Latents, step: int) -> Tensor:
-            seen = refinement.seen(fitted, step)
-            found: Tensor = self.loss(self.renderer(field_of(moved), seen.coords), seen)
-            return found
+    def trajectory(self, observation: Observation, steps: Sequence[int]) -> dict[int, Latents]:
+        """Return the latents after some numbers of steps of the inner loop, with its settings of evaluation.
 
-        return refinement(losses, latents)
-
-    def trajectory(self, observation: Observation, steps: Sequence[int]) -> Iterator[tuple[int, Latents]]:
-        """Yield the latents after some numbers of steps of an inner loop; nothing where there is none."""
-        yield from ()
+        Args:
+            observation: With samples and their values.
+            steps: Numbers of steps; 0 is the start. Empty, or without an inner loop, nothing is returned.
+        """
+        if self.inner is None or not steps:
+            return {}
+        start = self.start(observation, self.layout(observation))
+        kept = self._adapt(observation, start, steps=max(steps), report=steps).latents
+        return {step: kept[step] for step in sorted(steps)}
 
     def facts(self) -> dict[str, str]:
-        """Return what a summary of a run says of this method, by name."""
-        return {}
+        """Return what the summary of a run states about this method, by name."""
+        return self.start.facts() | ({} if self.inner is None else {"inner loop": self.inner.describe()})
 
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch."""
         evaluation = self._evaluate(batch, "train")
-        losses = self.training_losses(evaluation)
+        losses = evaluation["losses"]
+        assert losses is not None, "training needs a query with values"
         self.instance_losses = losses.detach()
         loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(batch.names))
         headline = self._headline.metric
-        values = evaluation["values"][0].detach()
-        if headline == "psnr":  # of all samples there are, be they whole signals or not
-            numbers = psnr_of_mse(instance_mse(values, batch.query))
+        reconstruction = evaluation["reconstructions"][0]
+        if headline == "psnr":  # of the samples of this step, which need not be whole signals
+            metric = psnr_of_mse(instance_mse(reconstruction.values.detach(), batch.query))
         elif headline in self.measures:
-            numbers = self._measure(batch, values)[headline]
+            with torch.no_grad():
+                metric = self._measure(batch, reconstruction)[headline]
         else:
             return loss
-        self.log(f"train/{headline}", numbers.mean(), batch_size=len(batch.names), prog_bar=True)
+        self.log(f"train/{headline}", metric.mean(), batch_size=len(batch.names), prog_bar=True)
         return loss
-
-    def training_losses(self, evaluation: Evaluation) -> Tensor:
-        """Return ``(B,)``, whose mean training minimises: the losses, unless a subclass knows better."""
-        assert evaluation["losses"] is not None, "training needs a query with values"
-        return evaluation["losses"]
 
     def validation_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
         """Evaluate a batch, with refinement where ``val`` is one of its stages."""
@@ -186,9 +297,8 @@ class Composer(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, with its schedule advanced every step."""
-        optimizer = (
-            self.optimizer(self.parameters()) if self.optimizer else torch.optim.Adam(self.parameters(), lr=1e-4)
-        )
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(trained) if self.optimizer else torch.optim.Adam(trained, lr=1e-4)
         scheduler = self.scheduler(optimizer) if self.scheduler else None
         self._settings = resume.settings(optimizer, scheduler)
         if scheduler is None:
@@ -200,7 +310,16 @@ class Composer(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        """Refuse data whose sizes do not fit this model."""
+        """Refuse data whose sizes do not fit this model, and a precision in which inner loops fail.
+
+        Raises:
+            ValueError: If they do.
+        """
+        if self.inner is not None and str(self.trainer.precision).startswith("16"):
+            raise ValueError(
+                f"precision is {self.trainer.precision}: the gradients of inner loops are not scaled, and many are too small "
+                "for float16. Train in bf16-mixed or 32-true."
+            )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
             self.check_sizes(data)
@@ -235,45 +354,75 @@ class Composer(LightningModule, ABC):
 
     def _evaluate(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Encode, refine where this stage does, render and measure."""
-        predicted = self.encode(batch.observation)
-        samples = batch.observation.samples
+        try:
+            start, predicted = self._infer(batch.observation)
+        except DivergenceError as error:
+            raise self._diverged(batch.names[error.instance], error.step) from error
+        samples, layout = batch.observation.samples, self.layout(batch.observation)
+        latents = {0: predicted}
         refined = stage in self.refinement.stages and samples is not None and samples.values is not None
-        latents = self.refine(predicted, samples) if refined and samples is not None else {0: predicted}
-        values = {step: self.render(self.compose(found), batch.query.coords) for step, found in latents.items()}
-        losses: Tensor | None = None if batch.query.values is None else self.loss(values[0], batch.query)
+        if refined and samples is not None:
+            latents = self.refine(predicted, samples, layout=layout)
+        reconstructions = {
+            step: self.reconstruct(self.compose(some, layout), batch.query.coords) for step, some in latents.items()
+        }
+        losses: Tensor | None = None if batch.query.values is None else self.loss(reconstructions[0], batch.query)
+        if stage == "train" and losses is not None and self.inner is not None:
+            losses = self.inner.outer_losses(losses, start, predicted)
         measured = stage != "train" and losses is not None
-        metrics = {step: self._measure(batch, found) for step, found in values.items() if measured}
-        starts = self._curves(batch, predicted, refined) if stage == "test" and measured else {}
-        return Evaluation(losses=losses, latents=latents, values=values, metrics=metrics, starts=starts)
+        return Evaluation(
+            losses=losses,
+            latents=latents,
+            layout=layout,
+            reconstructions=reconstructions,
+            values={step: reconstruction.values for step, reconstruction in reconstructions.items()},
+            metrics={step: self._measure(batch, some) for step, some in reconstructions.items() if measured},
+            starts=self._curves(batch, predicted, layout, refined) if stage == "test" and measured else {},
+        )
+
+    def _diverged(self, name: str, step: int) -> ValueError:
+        """Return the error of an inner loop that diverged on an instance."""
+        lr = getattr(self.inner.rule if self.inner else None, "lr", float("nan"))
+        return ValueError(
+            f"The inner loop diverged on {name}: after {step} steps its loss is not finite. Lower the lr of inner.rule "
+            f"({lr:g}), or that of the optimizer if training went well before."
+        )
 
     def _curves(
-        self, batch: CoordinateBatch, predicted: Latents, refined: bool
+        self, batch: CoordinateBatch, predicted: Latents, layout: Layout, refined: bool
     ) -> dict[str, dict[int, dict[str, Tensor]]]:
         """Refine in every other way, one after the other to bound memory, and return its metrics by step."""
         curves: dict[str, dict[int, dict[str, Tensor]]] = {}
-        if not refined:
-            return curves
-        assert batch.observation.samples is not None
-        codes = self.training_codes
-        starts = other_starts(self.refinement.starts, codes, predicted, batch.names) if codes else {}
-        for start, latents in starts.items():
-            curves[start] = {
-                step: self._measure(batch, self.render(self.compose(found), batch.query.coords))
-                for step, found in self.refine(latents, batch.observation.samples).items()
-            }
-        if self.refinement.network is not None:
-            network = UnfoldedMLP(self.inr, self.compose(predicted))
-            found = self._fit(network.field, network.latents, batch.observation.samples, self.refinement.network)
-            curves[NETWORK] = {
-                step: self._measure(batch, self.renderer(network.field(numbers), batch.query.coords))
-                for step, numbers in found.items()
-            }
+        bind = partial(self.bind, layout=layout)
+        if refined:
+            assert batch.observation.samples is not None
+            samples, codes = batch.observation.samples, self.training_codes
+            starts = other_starts(self.refinement.starts, codes, predicted, batch.names) if codes else {}
+            for name, latents in starts.items():
+                curves[name] = self._curve(batch, bind, self._refine(bind, latents, samples, self.refinement))
+            if self.refinement.network is not None:
+                free = self.network.free(self.compose(predicted, layout))
+                fitted = self._refine(free.field, free.latents, samples, self.refinement.network)
+                curves[NETWORK] = self._curve(batch, free.field, fitted)
+        if self.inner is not None and self.inner.report:
+            curves[INNER] = self._curve(batch, bind, self.trajectory(batch.observation, self.inner.report))
         return curves
 
-    def _measure(self, batch: CoordinateBatch, values: Tensor) -> dict[str, Tensor]:
-        """Return every metric of every instance ``(B,)``, without autocast: filters of bfloat16 make another SSIM."""
+    def _curve(
+        self, batch: CoordinateBatch, field_of: FieldOf, latents: Mapping[int, Latents]
+    ) -> dict[int, dict[str, Tensor]]:
+        """Return every metric by step."""
+        return {
+            step: self._measure(batch, self.renderer.reconstruct(field_of(some), batch.query.coords))
+            for step, some in latents.items()
+        }
+
+    def _measure(self, batch: CoordinateBatch, reconstruction: Reconstruction) -> dict[str, Tensor]:
+        """Return every metric of every instance ``(B,)``, without autocast: filters in bfloat16 change the SSIM."""
         with torch.autocast(self.device.type, enabled=False):
-            return {name: metric.measure(values, batch.query, batch.shape) for name, metric in self.measures.items()}
+            return {
+                name: metric.measure(reconstruction, batch.query, batch.shape) for name, metric in self.measures.items()
+            }
 
     def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step.

@@ -39,7 +39,7 @@ def build(config: Mapping[str, Any]) -> Composer:
     Raises:
         ValueError: If the config names no composer of this version, or arguments that it does not take.
     """
-    composer = instantiate(Composer, config)  # type: ignore[type-abstract]
+    composer = instantiate(Composer, config)
     composer.config = copy.deepcopy(dict(config))
     return composer
 
@@ -259,7 +259,7 @@ def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: 
 def stated_domain(composer: Composer) -> Domain:
     """Return the domain that a loaded composer was trained on; ``[-1, 1]`` along every axis if its checkpoint does not say."""
     stated = _stated_data({"data": vars(composer).get(_TRAINED_ON)})
-    return Grid.unit(composer.inr.coord_dim) if stated is None else stated.domain
+    return Grid.unit(composer.network.coord_dim) if stated is None else stated.domain
 
 
 def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:

@@ -15,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents, Layout
+from composers.rendering import Reconstruction
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation
 from datamodules.randomness import generator_at, global_seed
@@ -53,7 +54,9 @@ class Evaluation(TypedDict):
     Attributes:
         losses: ``(B,)``, the loss of every prediction; None where nothing was measured.
         latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
-        values: Reconstructions ``(B, N, C)`` of the query after the same steps.
+        layout: Of the latents.
+        reconstructions: Of the query, after the same steps.
+        values: ``(B, N, C)``, those of the reconstructions.
         metrics: By step, then by metric, one number per instance ``(B,)``.
         starts: The same metrics of other curves: of refinement from elsewhere, ``mean`` and ``random``, of all weights and
             biases instead of the latents, ``network``, and of an inner loop from its learned start, ``inner``; empty outside
@@ -62,6 +65,8 @@ class Evaluation(TypedDict):
 
     losses: Tensor | None
     latents: dict[int, Latents]
+    layout: Layout
+    reconstructions: dict[int, Reconstruction]
     values: dict[int, Tensor]
     metrics: dict[int, dict[str, Tensor]]
     starts: dict[str, dict[int, dict[str, Tensor]]]

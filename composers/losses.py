@@ -1,4 +1,4 @@
-"""What training and refinement minimise: one number per instance, so that instances never mix."""
+"""Losses of training and gradient steps: one number per instance, so that instances never mix."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from composers.metrics import instance_mse
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
 
 class Loss(nn.Module, ABC):
-    """Compares a prediction with what was measured."""
+    """Compares a reconstruction with measured values."""
 
     @abstractmethod
-    def forward(self, prediction: Tensor, target: Samples) -> Tensor:
-        """Return ``(B,)`` for a prediction ``(B, N, C)`` at the target's places."""
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return ``(B,)`` for a reconstruction at the coordinates of the target; it may evaluate the field elsewhere."""
 
 
 class MeanSquaredError(Loss):
     """Mean over an instance's unmasked samples and channels of the squared error, the loss of all published settings."""
 
-    def forward(self, prediction: Tensor, target: Samples) -> Tensor:
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return the mean squared error of every instance, in float32."""
-        return instance_mse(prediction, target)
+        return instance_mse(reconstruction.values, target)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from datamodules.domain import exact
 
@@ -79,11 +80,11 @@ class InstanceMetric(ABC):
     """Measures one number per instance; who averages them (a torchmetrics mean) never pools their errors."""
 
     @abstractmethod
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return one number per instance.
 
         Args:
-            prediction: ``(B, N, C)``.
+            reconstruction: At the same ``N`` coordinates.
             target: What was measured at the same ``N`` places.
             shape: How ``N`` unflattens, or None.
 
@@ -93,20 +94,20 @@ class InstanceMetric(ABC):
 
 
 class PSNR(InstanceMetric):
-    """Peak signal-to-noise ratio in dB, peak 1, of the unclamped prediction (paper section 4)."""
+    """Peak signal-to-noise ratio in dB, peak 1, of the unclamped values (paper section 4)."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of every instance."""
-        return psnr_of_mse(instance_mse(prediction, target))
+        return psnr_of_mse(instance_mse(reconstruction.values, target))
 
 
 class Gain(InstanceMetric):
     """PSNR in dB over the constant signal of the instance's own mean value: for images, over the mean-colour image."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the gain of every instance."""
         constant = psnr_of_mse(instance_mse(instance_mean(target), target))
-        return psnr_of_mse(instance_mse(prediction, target)) - constant
+        return psnr_of_mse(instance_mse(reconstruction.values, target)) - constant
 
 
 class SSIM(InstanceMetric):
@@ -115,12 +116,12 @@ class SSIM(InstanceMetric):
     Borders are mirrored and counted, as in torchmetrics; other programs average inner windows only.
     """
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SSIM of every instance."""
         assert target.values is not None
         if shape is None or len(shape) != 2 or min(shape) < 11:
-            return prediction.new_full((len(prediction),), float("nan"))
-        seen, true = (values.float().mT.unflatten(-1, shape) for values in (prediction, target.values))
+            return reconstruction.values.new_full((len(reconstruction.values),), float("nan"))
+        seen, true = (values.float().mT.unflatten(-1, shape) for values in (reconstruction.values, target.values))
         similarity = structural_similarity_index_measure(seen, true, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
         return similarity

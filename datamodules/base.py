@@ -195,7 +195,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
                 coords, values, shape = coords[..., chosen, :], values[:, chosen], None
                 mask = None if mask is None else mask[:, chosen]
         samples = Samples(coords, values, mask)
-        return CoordinateBatch(Observation(signal, samples), samples, shape, list(batch.name))
+        index = torch.as_tensor(batch.instance, device=signal.device) if training else None
+        return CoordinateBatch(Observation(signal, samples, index), samples, shape, list(batch.name))
 
     def _add_noise(self, coords: Tensor, cell: tuple[float, ...], batch: Signal, step: int) -> Tensor:
         """Move coordinates within their cells: ``(N, D)`` if nothing or a shared draw is added, else ``(B, N, D)``."""
@@ -235,7 +236,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         if not training:
             return DataLoader(Addressed(dataset, None, seed), **options)
         return ResumingLoader(
-            Addressed(dataset, self.augmentation, seed), self._batches_done, drop_last=True, **options
+            Addressed(dataset, self.augmentation, seed, training=True), self._batches_done, drop_last=True, **options
         )
 
 

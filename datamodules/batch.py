@@ -48,10 +48,30 @@ class Observation(NamedTuple):
     Attributes:
         signal: For tokenizers: ``(B, C, *shape)``, a point set ``(B, P, C)``, or `Views`.
         samples: For inner loops and refinement: the pixels of the instance, the rays of the support views.
+        index: ``(B,)``, the training instance, for codes learned per instance; None outside training.
     """
 
     signal: Tensor | Views | None = None
     samples: Samples | None = None
+    index: Tensor | None = None  # type: ignore[assignment]
+
+    @property
+    def reference(self) -> Tensor:
+        """Return a tensor of the observation, for the number of instances, the device and the precision.
+
+        Raises:
+            ValueError: If nothing was observed.
+        """
+        if self.samples is not None and self.samples.values is not None:
+            return self.samples.values
+        if self.signal is not None:
+            return self.signal if isinstance(self.signal, Tensor) else self.signal.images
+        raise ValueError("The observation is empty: pass a signal, or samples with values.")
+
+    @property
+    def num_instances(self) -> int:
+        """Return ``B``."""
+        return len(self.reference)
 
 
 class Piece(NamedTuple):
@@ -77,6 +97,7 @@ class PosedImages(NamedTuple):
         focals: ``(V, 2)`` focal lengths in pixels, along columns and rows.
         name: Names the item in tables and files.
         seed: Where the random draws of this item in this epoch come from; set by the loader.
+        instance: Index of the item in the training set; set by the loader, -1 outside training.
     """
 
     images: Tensor
@@ -84,6 +105,7 @@ class PosedImages(NamedTuple):
     focals: Tensor
     name: str
     seed: int = 0
+    instance: int = -1
 
 
 class CoordinateBatch(NamedTuple):
@@ -113,12 +135,14 @@ class Signal(NamedTuple):
         seed: Where the random draws of this item in this epoch come from; set by the loader.
         length: Samples along the last axis that were measured, from its start; what follows is padding and counts nowhere.
             -1 for all.
+        instance: Index of the item in the training set; set by the loader, -1 outside training.
     """
 
     values: Tensor
     name: str
     seed: int = 0
     length: int = -1
+    instance: int = -1
 
 
 class Instance(NamedTuple):
@@ -188,11 +212,12 @@ def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observatio
         signal = signal[places]
     elif signal is not None:
         signal = Views(*(part[places] for part in signal))
+    index = None if batch.observation.index is None else batch.observation.index[places]
     if samples is None:
-        return Observation(signal)
+        return Observation(signal, index=index)
     coords = samples.coords if samples.coords.dim() == 2 else samples.coords[places]
     true, mask = (None if part is None else part[places] for part in (samples.values, samples.mask))
-    return Observation(signal, Samples(coords, true, mask))
+    return Observation(signal, Samples(coords, true, mask), index)
 
 
 def _first(signal: Tensor | Views | None) -> Tensor | Views | None:

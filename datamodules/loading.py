@@ -76,12 +76,16 @@ class Addressed(Dataset[Signal]):
         dataset: The raw items, by index.
         augmentation: Applied with the item's own generator; None leaves items as they are.
         seed: Seed of the run.
+        training: Whether the items are training instances, which get their index.
     """
 
-    def __init__(self, dataset: Dataset[Signal], augmentation: Augmentation | None, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Signal], augmentation: Augmentation | None, seed: int, training: bool = False
+    ) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
+        self.training = training
 
     def __getitem__(self, address: Address) -> Signal:
         """Return the item at an address."""
@@ -89,7 +93,7 @@ class Addressed(Dataset[Signal]):
         item = self.dataset[index]
         if self.augmentation is not None:
             item = self.augmentation(item, generator_at(self.seed, "augmentation", epoch, index))
-        return item._replace(seed=seed_at(self.seed, "item", epoch, index))
+        return item._replace(seed=seed_at(self.seed, "item", epoch, index), instance=index if self.training else -1)
 
 
 class ResumingLoader(DataLoader[Signal]):

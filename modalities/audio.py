@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import MEASURED, Axis, InstanceCode, decode_at, encoded, fingerprint, stated_shape, steps_taken
+from composers.codes import MEASURED, Axis, InstanceCode, decode_at, encoded, fingerprint, steps_taken
 from composers.inference.refinement import Refinement
 from composers.metrics import PSNR, InstanceMetric, psnr_of_mse
 from composers.networks import Modulations
@@ -28,7 +28,7 @@ from datamodules.tiles import Box
 from modalities.decoding import values_at
 from modalities.drawing import Waveform
 from modalities.spectrogram import draw, figure_image, save_figure
-from modalities.writing import Reconstruction, Row, Writer
+from modalities.writing import Prediction, Row, Writer
 
 _PANEL, _COMPACT = (4.2, 2.2), (2.4, 1.8)  # hundreds of pixels of a spectrogram in a figure
 _LARGEST_WAV = 2**32 - 64  # bytes of samples; its header counts them in 32 bits
@@ -101,7 +101,7 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
     seen = code_rate(code)
     axis = Axis(_count(code, wanted), Fraction(seen, wanted), Fraction(wanted, 2 * seen))
     try:
-        values = torch.empty(composer.inr.value_dim, axis.number)
+        values = torch.empty(composer.network.value_dim, axis.number)
     except RuntimeError as error:
         raise ValueError(f"{axis.number:,} samples do not fit into memory: ask for a lower rate.") from error
     done = 0
@@ -191,10 +191,10 @@ def input_shape(composer: Composer) -> tuple[int, int]:
     Raises:
         ValueError: If it takes something else, or does not say.
     """
-    found = stated_shape(composer)
+    found = composer.start.signal_shape
     if found is None:
         raise ValueError(
-            f"This {type(composer).__name__} does not say which sound it takes: it has no tokenizer and no signal_shape."
+            f"This {type(composer).__name__} does not say which sound it takes: its start states no signal_shape."
         )
     if len(found) != 2 or min(found) < 1:
         raise ValueError(f"This model takes signals of shape {found}, not sound of a known length.")
@@ -253,7 +253,7 @@ class AudioWriter(Writer):
             raise ValueError(f"rate is {self.rate}; it must be at least 1.")
         check_bits(self.bits)
 
-    def write(self, reconstruction: Reconstruction, path: Path) -> Row:
+    def write(self, reconstruction: Prediction, path: Path) -> Row:
         """Write the reconstruction, the spectrograms and the code of a file of audio."""
         composer, (true, rate) = reconstruction.composer, _original(reconstruction)
         code = replace(reconstruction.code, facts=reconstruction.code.facts | own_facts(rate, true.shape[1]))
@@ -392,7 +392,7 @@ class Audio(Modality):
         return len(code.shape) == 1
 
 
-def _original(reconstruction: Reconstruction) -> tuple[Tensor, int]:
+def _original(reconstruction: Prediction) -> tuple[Tensor, int]:
     """Return the audio itself ``(C, n)`` and its sampling rate."""
     code, instance = reconstruction.code, reconstruction.instance
     if reconstruction.original is not None:

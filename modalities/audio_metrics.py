@@ -13,6 +13,7 @@ from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_qual
 from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
 
 from composers.metrics import InstanceMetric, instance_mse, psnr_of_mse
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
 _LARGEST_RATIO = (
@@ -29,10 +30,10 @@ class SISDR(InstanceMetric):
     A silent channel has none and is left out; NaN where all are silent. Any samples will do, in any order.
     """
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SI-SDR of every instance."""
         assert target.values is not None
-        seen, true = (_to_peak(_measured(values, target.mask)) for values in (prediction, target.values))
+        seen, true = (_to_peak(_measured(values, target.mask)) for values in (reconstruction.values, target.values))
         energy = true.square().sum(-1)  # (B, C), of a peak of 1: 0 for silence, else at least 1
         gain = (seen * true).sum(-1) / energy.clamp(min=1)
         rest = (seen - gain.unsqueeze(-1) * true).square().sum(-1)
@@ -68,12 +69,12 @@ class LogSpectralDistance(InstanceMetric):
         self.hop = hop
         self.floor = floor
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the log-spectral distance of every instance."""
         assert target.values is not None
         if not _whole(shape):
-            return _undefined(prediction)
-        seen, true = (self._levels(_measured(values, target.mask)) for values in (prediction, target.values))
+            return _undefined(reconstruction.values)
+        seen, true = (self._levels(_measured(values, target.mask)) for values in (reconstruction.values, target.values))
         distance = (seen - true).square().mean(-2).sqrt().mean(1)  # (B, frames)
         if target.mask is None:
             return distance.mean(-1)
@@ -95,17 +96,17 @@ class LogSpectralDistance(InstanceMetric):
 class Silence(InstanceMetric):
     """PSNR in dB of predicting zeros: what an instance gives away for nothing, to be read beside its PSNR."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of silence for every instance; the prediction plays no part."""
-        return psnr_of_mse(instance_mse(torch.zeros_like(prediction), target))
+        return psnr_of_mse(instance_mse(torch.zeros_like(reconstruction.values), target))
 
 
 class OverSilence(Silence):
     """PSNR in dB over that of silence: over predicting zeros."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
-        return psnr_of_mse(instance_mse(prediction, target)) - super().measure(prediction, target, shape)
+        return psnr_of_mse(instance_mse(reconstruction.values, target)) - super().measure(reconstruction, target, shape)
 
 
 class _Listener(InstanceMetric):
@@ -114,18 +115,18 @@ class _Listener(InstanceMetric):
     NaN where it gives no number: for silence, recordings that are too short, and anything but whole recordings.
     """
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the measure of every instance."""
         assert target.values is not None
         if not _whole(shape):
-            return _undefined(prediction)
-        pairs = torch.stack((prediction.float(), target.values.float()), -1).cpu()  # (B, N, C, 2)
+            return _undefined(reconstruction.values)
+        pairs = torch.stack((reconstruction.values.float(), target.values.float()), -1).cpu()  # (B, N, C, 2)
         masks = [slice(None)] * len(pairs) if target.mask is None else target.mask.cpu()
         numbers = [
             [self._listen(*channel.mT) for channel in pair[mask].transpose(0, 1)]
             for pair, mask in zip(pairs, masks, strict=True)
         ]
-        return torch.tensor(numbers, device=prediction.device).nanmean(-1)
+        return torch.tensor(numbers, device=reconstruction.values.device).nanmean(-1)
 
     def _listen(self, seen: Tensor, true: Tensor) -> float:
         """Return what is heard in two signals ``(N,)``; NaN where there is nothing to hear."""

@@ -13,8 +13,7 @@ _LARGEST_CHUNK = {"cpu": 1 << 16}  # points at a time; more would not be faster
 
 def chunk_of_points(composer: Composer, max_memory: float) -> int:
     """Return how many points of a field can be evaluated at a time within a memory in MB."""
-    widest = max(max(sizes) for sizes in composer.inr.layer_sizes)
-    points = int(max_memory * 1e6 / (16 * widest))  # four arrays as wide as the widest layer
+    points = int(max_memory * 1e6 / (4 * composer.network.floats_per_coord))
     return min(points, _LARGEST_CHUNK.get(composer.device.type, 1 << 20))
 
 

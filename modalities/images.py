@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import InstanceCode, decode, encoded, fingerprint, stated_shape, steps_taken
+from composers.codes import InstanceCode, decode, encoded, fingerprint, steps_taken
 from composers.encoders import Patches
-from composers.inference.inner_loop import Latents
 from composers.inference.refinement import Refinement
+from composers.latents import Latents
 from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
 from composers.networks import Modulations
 from datamodules.batch import Cell, Instance, Observation, Samples
@@ -28,7 +28,7 @@ from datamodules.storage.images import cut, read_image
 from datamodules.tiles import cover, whole
 from modalities.decoding import values_at
 from modalities.drawing import compacted, enlarged, image_grid
-from modalities.writing import Reconstruction, Row, Writer
+from modalities.writing import Prediction, Row, Writer
 
 Size = int | tuple[int, int] | None
 _ERROR_GAIN = 5
@@ -186,10 +186,10 @@ def input_size(composer: Composer) -> int:
     Raises:
         ValueError: If it takes something else, or does not say.
     """
-    found = stated_shape(composer)
+    found = composer.start.signal_shape
     if found is None:
         raise ValueError(
-            f"This {type(composer).__name__} does not say which images it takes: it has no tokenizer and no signal_shape."
+            f"This {type(composer).__name__} does not say which images it takes: its start states no signal_shape."
         )
     channels, *shape = found
     if channels == 3 and len(shape) == 2 and shape[0] == shape[1] > 0:
@@ -241,7 +241,7 @@ class ImageWriter(Writer):
             object.__setattr__(self, "size", tuple(self.size))
         image_size((1, 1), self.size, self.scale)
 
-    def write(self, reconstruction: Reconstruction, path: Path) -> Row:
+    def write(self, reconstruction: Prediction, path: Path) -> Row:
         """Write the reconstruction, its error and the code of an image."""
         composer, code = reconstruction.composer, reconstruction.code
         code.save(f"{path}.safetensors")
@@ -352,7 +352,7 @@ class Images(Modality):
         return len(code.shape) == 2
 
 
-def _original(reconstruction: Reconstruction) -> Image.Image:
+def _original(reconstruction: Prediction) -> Image.Image:
     """Return the image itself, made smaller if it is very large."""
     if reconstruction.original is not None:
         image = Image.fromarray(reconstruction.original.permute(1, 2, 0).contiguous().numpy())

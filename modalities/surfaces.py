@@ -99,7 +99,7 @@ def surface(
     chunk, wanted = chunk_of_points(composer, max_memory), half_opaque(renderer) if level is None else level
     if chunk < 1:
         raise ValueError(f"max_memory is {max_memory:g} MB, too little for one point of the field: raise it.")
-    field = composer.inr.bind(modulations)
+    field = composer.network.bind(modulations)
     volume = _densities(renderer, field, Volume(bound), resolution, chunk, composer.device)
     low, high = float(volume.min()), float(volume.max())
     if not high > wanted:

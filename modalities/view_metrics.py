@@ -16,6 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from composers.metrics import InstanceMetric, instance_mse, psnr_of_mse
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
 _SSIM_WINDOW = 11  # pixels
@@ -50,25 +51,29 @@ def view_psnr(prediction: Tensor, target: Samples, shape: tuple[int, ...]) -> Te
 class ViewPSNR(InstanceMetric):
     """PSNR in dB of every view, then the mean over the views of a scene; NaN for anything but whole views."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean PSNR of every instance."""
-        return view_psnr(prediction, target, shape).mean(-1) if _views(shape) else _undefined(prediction)
+        return (
+            view_psnr(reconstruction.values, target, shape).mean(-1)
+            if _views(shape)
+            else _undefined(reconstruction.values)
+        )
 
 
 class WhiteView(InstanceMetric):
     """PSNR in dB of white images, per view, then their mean: what a scene gives away for nothing."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of white for every instance; the prediction plays no part."""
-        return ViewPSNR().measure(torch.ones_like(prediction), target, shape)
+        return ViewPSNR().measure(reconstruction._replace(values=torch.ones_like(reconstruction.values)), target, shape)
 
 
 class OverWhite(WhiteView):
     """PSNR in dB over that of white images, per view, then the mean: objects on white are mostly white."""
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
-        return ViewPSNR().measure(prediction, target, shape) - super().measure(prediction, target, shape)
+        return ViewPSNR().measure(reconstruction, target, shape) - super().measure(reconstruction, target, shape)
 
 
 class ViewSSIM(InstanceMetric):
@@ -77,12 +82,12 @@ class ViewSSIM(InstanceMetric):
     NaN for anything but whole views of at least 11 pixels along each side.
     """
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean SSIM of every instance."""
         assert target.values is not None
         if not _views(shape, _SSIM_WINDOW):
-            return _undefined(prediction)
-        pairs = zip(_images(prediction, shape), _images(target.values, shape), strict=True)
+            return _undefined(reconstruction.values)
+        pairs = zip(_images(reconstruction.values, shape), _images(target.values, shape), strict=True)
         return torch.stack([_ssim(seen, true) for seen, true in pairs])  # scene by scene, for memory
 
 
@@ -108,13 +113,13 @@ class LPIPS(InstanceMetric):
         else:
             warnings.warn(f"LPIPS is NaN: {missing}, or leave LPIPS out.", stacklevel=2)
 
-    def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
+    def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean LPIPS of every instance."""
         assert target.values is not None
         if self.distance is None or not _views(shape, _LPIPS_LEAST):
-            return _undefined(prediction)
-        distance = self.distance.net.to(prediction.device)
-        pairs = zip(_images(prediction, shape), _images(target.values, shape), strict=True)
+            return _undefined(reconstruction.values)
+        distance = self.distance.net.to(reconstruction.values.device)
+        pairs = zip(_images(reconstruction.values, shape), _images(target.values, shape), strict=True)
         with torch.no_grad():
             return torch.stack([distance(seen.clamp(0, 1), true, normalize=True).mean() for seen, true in pairs])
 

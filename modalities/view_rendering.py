@@ -12,7 +12,7 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.networks import Modulations
-from composers.rendering import RayRenderer, Rendered, VolumeRenderer
+from composers.rendering import RayRenderer, Rendered
 from datamodules.batch import Views
 from modalities.decoding import chunk_of_points
 from modalities.images import to_image
@@ -34,10 +34,7 @@ class Seen(NamedTuple):
 
 def depth_range(composer: Composer) -> tuple[float, float] | None:
     """Return the nearest and the farthest depth that a model's renderer looks at; None if it knows no depth."""
-    renderer = composer.renderer
-    if not isinstance(renderer, VolumeRenderer) or renderer.near is None or renderer.far is None:
-        return None
-    return renderer.near, renderer.far
+    return composer.renderer.depth_range
 
 
 @torch.no_grad()
@@ -53,7 +50,7 @@ def look(composer: Composer, modulations: Modulations, rays: Tensor, max_memory:
     Raises:
         ValueError: If the renderer takes no rays, or one ray needs more memory.
     """
-    renderer, field = composer.renderer, composer.inr.bind(modulations)
+    renderer, field = composer.renderer, composer.network.bind(modulations)
     if not isinstance(renderer, RayRenderer):
         raise ValueError(
             f"{type(renderer).__name__} renders no views: scenes need VolumeRenderer or LightFieldRenderer."
@@ -125,9 +122,7 @@ def support_images(support: Views) -> list[Image.Image]:
 
 def _rays_at_a_time(composer: Composer, max_memory: float) -> int:
     """Return how many rays can be rendered at a time within a memory in MB."""
-    renderer, samples = composer.renderer, 1
-    if isinstance(renderer, VolumeRenderer):
-        samples = renderer.samples_per_ray + renderer.importance_samples
+    samples = composer.renderer.points_per_coord
     rays = chunk_of_points(composer, max_memory) // samples
     if rays < 1:
         raise ValueError(f"max_memory is {max_memory:g} MB, too little for the {samples} points of a ray: raise it.")
@@ -136,7 +131,7 @@ def _rays_at_a_time(composer: Composer, max_memory: float) -> int:
 
 def _seen(found: Rendered, ends: tuple[float, float] | None) -> Seen:
     """Return what was rendered of one instance, the depth without the share of a ray that goes on to the far end."""
-    values, depth, opacity = (None if part is None else part[0].float().cpu() for part in found)
+    values, depth, opacity = (None if part is None else part[0].float().cpu() for part in found[:3])
     assert values is not None
     if depth is None or opacity is None or ends is None:
         return Seen(values, None, None)

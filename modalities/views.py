@@ -16,9 +16,10 @@ from rich.console import Console
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import InstanceCode, stated_shape
+from composers.codes import InstanceCode
 from composers.metrics import InstanceMetric
 from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Samples, Views
 from datamodules.spec import Headline, Modality
 from datamodules.storage.views import read_srn, read_transforms, read_view
@@ -38,7 +39,7 @@ from modalities.view_rendering import (
     support_images,
     view_images,
 )
-from modalities.writing import Reconstruction, Row, Writer
+from modalities.writing import Prediction, Row, Writer
 
 _LEAST = 128  # pixels of the longer side of a view in a figure
 _ELEVATION, _SECONDS, _FRAMES = 30.0, 4.0, 24  # of turntable videos in a gallery
@@ -119,7 +120,7 @@ class ViewWriter(Writer):
             return [f"No MP4, for there is no encoder; GIFs are written: {HOW_TO_MP4}."]
         return []
 
-    def write(self, reconstruction: Reconstruction, path: Path) -> Row:
+    def write(self, reconstruction: Prediction, path: Path) -> Row:
         """Write the turntable video, the views, the code and the mesh of a scene."""
         composer, code, instance = reconstruction.composer, reconstruction.code, reconstruction.instance
         assert instance is not None, "scenes are not cut into tiles"
@@ -129,7 +130,9 @@ class ViewWriter(Writer):
         code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts | measured)
         code.save(f"{path}.safetensors")
         with torch.no_grad():
-            modulations = composer.compose({key: some.to(composer.device) for key, some in code.latents.items()})
+            modulations = composer.compose(
+                {key: some.to(composer.device) for key, some in code.latents.items()}, code.layout
+            )
         save_image(_page(composer, modulations, instance, self.max_memory), Path(f"{path}.png"))
         self._turntable(composer, modulations, support, path)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(instance.shape[0])}
@@ -189,7 +192,7 @@ class PosedViews(Modality):
 
     def input_shape(self, composer: Composer) -> tuple[int, ...] | None:
         """Return ``(V, 3, H, W)`` of the views that a model takes; None if it does not say."""
-        return stated_shape(composer)
+        return composer.start.signal_shape
 
     def shown(self, instance: Instance) -> Instance:
         """Return the middle query view, under the name of the object of which the instance is one draw."""
@@ -306,8 +309,11 @@ def _numbers(instance: Instance) -> Row:
     if instance.query.values is None:
         return dict.fromkeys(keys, str(math.nan))
     target = Samples(instance.query.coords, instance.query.values[None])
-    numbers = [ViewPSNR().measure(values[None], target, instance.shape) for values in (instance.values[0], last)]
-    numbers.append(WhiteView().measure(last[None], target, instance.shape))
+    numbers = [
+        ViewPSNR().measure(Reconstruction.of_values(values[None]), target, instance.shape)
+        for values in (instance.values[0], last)
+    ]
+    numbers.append(WhiteView().measure(Reconstruction.of_values(last[None]), target, instance.shape))
     return {key: f"{number.item():.3f}" for key, number in zip(keys, numbers, strict=True)}
 
 

@@ -19,7 +19,7 @@ from datamodules.batch import Instance, Samples
 Row = dict[str, str]
 
 
-class Reconstruction(NamedTuple):
+class Prediction(NamedTuple):
     """A signal and what a model makes of it.
 
     Attributes:
@@ -55,7 +55,7 @@ class Writer(ABC):
     numbers: ClassVar[Mapping[str, str]]
 
     @abstractmethod
-    def write(self, reconstruction: Reconstruction, path: Path) -> Row:
+    def write(self, reconstruction: Prediction, path: Path) -> Row:
         """Write the files of one signal.
 
         Args:

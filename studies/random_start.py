@@ -80,7 +80,7 @@ def measure(composer: Composer, data: CoordinateDataModule, settings: RandomStar
 
 def free_network(composer: Composer) -> LearnedInit:
     """Return the network of a composer with random numbers, all weights and biases of which belong to the instance."""
-    inr = composer.inr
+    inr = composer.network
     own = CoordinateMLP(
         inr.coord_dim,
         inr.value_dim,

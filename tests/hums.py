@@ -57,6 +57,6 @@ def build_ipc(**changes):
     """Return a tiny untrained model with disturbed biases."""
     torch.manual_seed(0)
     composer = build(ipc_config(**changes)).eval()
-    for bias in composer.inr.biases.values():
+    for bias in composer.network.biases.values():
         torch.nn.init.normal_(bias, std=0.3)
     return composer

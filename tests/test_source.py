@@ -123,7 +123,7 @@ def test_the_rule_refuses(source):
     [
         "x = isinstance(module, Composer)",
         "if len(first.shape) == len(last.shape): pass",
-        "if composer.inner_loop is None: pass",
+        "if composer.inner is None: pass",
     ],
 )
 def test_the_rule_allows(source):

@@ -2,7 +2,7 @@
 
 from composers.codes.code import MEASURED, InstanceCode, fingerprint, interpolate, read_code
 from composers.codes.decoding import Axis, decode, decode_at
-from composers.codes.encoding import encoded, stated_shape, steps_taken
+from composers.codes.encoding import encoded, steps_taken
 
 __all__ = [
     "MEASURED",
@@ -14,6 +14,5 @@ __all__ = [
     "fingerprint",
     "interpolate",
     "read_code",
-    "stated_shape",
     "steps_taken",
 ]

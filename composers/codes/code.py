@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from composers.base import Composer
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents, Layout
 from datamodules.domain import Domain, Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
@@ -37,6 +37,7 @@ class InstanceCode:
         name: Of the signal.
         facts: What else is worth knowing: refinement steps, PSNR, of audio the rate that it had.
         domain: Of a tile: the coordinates that the model was trained with.
+        layout: Of the latents of a tile.
     """
 
     latents: Latents
@@ -46,6 +47,7 @@ class InstanceCode:
     name: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     domain: Domain = field(kw_only=True)
+    layout: Layout = field(kw_only=True, default=Layout())
 
     @property
     def numel(self) -> int:
@@ -68,7 +70,7 @@ class InstanceCode:
         """Write the code as safetensors, whole or not at all."""
         told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
         told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
-        told |= {"domain": json.dumps(self.domain.config())}
+        told |= {"domain": json.dumps(self.domain.config()), "layout": json.dumps(self.layout.config())}
         with written_whole(Path(path)) as part:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, told))
 
@@ -97,7 +99,14 @@ def read_code(path: str | Path) -> InstanceCode:
     boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(told["boxes"])]
     shape, facts = tuple(json.loads(told["shape"])), json.loads(told["facts"])
     return InstanceCode(
-        latents, boxes, shape, told["model"], told["name"], facts, domain=_domain(told, len(shape), path)
+        latents,
+        boxes,
+        shape,
+        told["model"],
+        told["name"],
+        facts,
+        domain=_domain(told, len(shape), path),
+        layout=Layout.from_config(json.loads(told.get("layout", "{}"))),
     )
 
 

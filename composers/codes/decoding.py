@@ -96,10 +96,10 @@ def decode_at(
 def _sizes(composer: Composer, wanted: tuple[int, ...], max_memory: float) -> tuple[int, int]:
     """Return the rows of a band and the coordinates of a chunk that stay within a memory in MB."""
     row = math.prod(wanted[1:])
-    per_sample = 12 * (composer.inr.value_dim + composer.inr.coord_dim + 1)  # bytes; coordinates in double precision
-    per_coordinate = 16 * max(
-        max(sizes) for sizes in composer.inr.layer_sizes
-    )  # four arrays as wide as the widest layer
+    per_sample = 12 * (
+        composer.network.value_dim + composer.network.coord_dim + 1
+    )  # bytes; coordinates in double precision
+    per_coordinate = 4 * composer.network.floats_per_coord
     rows, chunk = int(max_memory * 0.5e6 / (per_sample * row)), int(max_memory * 0.5e6 / per_coordinate)
     if rows < 1 or chunk < 1:
         needed = 2e-6 * max(per_sample * row, per_coordinate)
@@ -110,7 +110,7 @@ def _sizes(composer: Composer, wanted: tuple[int, ...], max_memory: float) -> tu
 def _band(composer: Composer, code: InstanceCode, axes: Sequence[Axis], rows: tuple[int, int], chunk: int) -> Tensor:
     """Return one band: the mean of its tiles, weighted where they overlap."""
     shape = (rows[1] - rows[0], *(axis.number for axis in axes[1:]))
-    total, weights = torch.zeros(*shape, composer.inr.value_dim), torch.zeros(*shape, 1)
+    total, weights = torch.zeros(*shape, composer.network.value_dim), torch.zeros(*shape, 1)
     for index, box in enumerate(code.boxes):
         ranges = [axis.within(span, own) for axis, span, own in zip(axes, box, code.shape, strict=True)]
         ranges[0] = (max(ranges[0][0], rows[0]), min(ranges[0][1], rows[1]))
@@ -147,6 +147,6 @@ def _overlap(code: InstanceCode, axis: int) -> int:
 def _render(composer: Composer, code: InstanceCode, index: int, coords: Tensor, chunk: int) -> Tensor:
     """Return the values ``(N, C)`` of one tile, a chunk of coordinates at a time."""
     latents = {name: latent[index : index + 1].to(composer.device) for name, latent in code.latents.items()}
-    modulations = composer.compose(latents)
+    modulations = composer.compose(latents, code.layout)
     parts = [composer.render(modulations, part.to(composer.device))[0].cpu() for part in coords.split(chunk)]
     return torch.cat(parts)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from composers.base import Composer
-from composers.inference.inner_loop import Latents
 from composers.inference.refinement import Refinement
+from composers.latents import Latents
 from datamodules.batch import Observation
-from datamodules.spec import declared
 
 
 def encoded(composer: Composer, observations: Iterable[Observation], refinement: Refinement | None = None) -> Latents:
@@ -30,23 +28,12 @@ def encoded(composer: Composer, observations: Iterable[Observation], refinement:
         assert observation.samples is not None
         with torch.no_grad():
             predicted = composer.encode(observation)
-        parts.append(composer.refine(predicted, observation.samples, steps)[steps.steps])
+        layout = composer.layout(observation)
+        parts.append(composer.refine(predicted, observation.samples, steps, layout)[steps.steps])
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def stated_shape(composer: Composer) -> tuple[int, ...] | None:
-    """Return ``(C, *shape)`` of the signals that a model takes; None if it states none.
-
-    That is what its tokenizer was built for, or of a model without one, which looks at samples of any signal, the signals of
-    its training. An axis that is open is -1.
-    """
-    parts: list[Any] = [*(module for child in composer.children() for module in child.modules()), composer]
-    shapes = [part.signal_shape for part in parts if "signal_shape" in declared(part)]
-    return next((tuple(shape) for shape in shapes if shape is not None), None)
 
 
 def steps_taken(composer: Composer, refinement: int) -> dict[str, str]:
     """Return the steps behind a code as facts of it: of the inner loop where a model has one, and of the refinement."""
-    loop = composer.inner_loop
-    inner = {} if loop is None else {"inner steps": str(loop.test_steps)}
+    inner = {} if composer.inner is None else {"inner steps": str(composer.inner.test_steps)}
     return inner | {"refinement steps": str(refinement)}

@@ -1,7 +1,18 @@
-"""Encoders: a signal to tokens and features."""
+"""Encoders, a signal to features; readouts, features to latents."""
 
-from composers.encoders.patches import Patches, Tokenizer
+from composers.encoders.encoder import Encoder, Features
+from composers.encoders.patches import Patches
+from composers.encoders.readouts import PerToken, Readout, WeightTokens
 from composers.encoders.transformer import Transformer
 from composers.encoders.views import ViewPatches
 
-__all__ = ["Patches", "Tokenizer", "Transformer", "ViewPatches"]
+__all__ = [
+    "Encoder",
+    "Features",
+    "Patches",
+    "PerToken",
+    "Readout",
+    "Transformer",
+    "ViewPatches",
+    "WeightTokens",
+]

@@ -1,37 +1,22 @@
-"""From a signal to tokens of raw numbers. Tokenizers own no parameter: embedding and positions are the transformer's."""
+"""Patches of a signal as tokens of raw numbers; embedding and positions belong to the readout."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from composers.encoders.encoder import Encoder
+from composers.latents import Layout
 from datamodules.batch import Views
 from datamodules.spec import FromData, agrees, signal_shape
 
 
-class Tokenizer(nn.Module, ABC):
-    """Cuts a signal into tokens.
-
-    Attributes:
-        num_tokens: ``T``, how many tokens a signal gives.
-        token_dim: Numbers in a token.
-    """
-
-    num_tokens: int
-    token_dim: int
-
-    @abstractmethod
-    def forward(self, signal: Tensor | Views) -> Tensor:
-        """Return tokens ``(B, T, token_dim)`` of a signal ``(B, C, *shape)``, or of posed views."""
-
-
-class Patches(Tokenizer):
+class Patches(Encoder):
     """Non-overlapping patches of a signal with any number of axes, flattened channel by channel (paper section 3).
 
     Args:
@@ -62,7 +47,7 @@ class Patches(Tokenizer):
                 f"signal_shape is {signal_shape}: under the command line the data module states it, "
                 "in Python pass (channels, *shape), for an image (3, height, width)."
             )
-        self.signal_shape = tuple(signal_shape)
+        self.signal_shape: tuple[int, ...] = tuple(signal_shape)
         self.patch_size = _per_axis("patch_size", patch_size, len(signal_shape) - 1)
         self.padding = _per_axis("padding", padding, len(signal_shape) - 1)
         if min(self.patch_size) < 1 or min(self.padding) < 0:
@@ -70,8 +55,8 @@ class Patches(Tokenizer):
                 f"patch_size is {patch_size} and padding {padding}; they must be at least 1 and at least 0."
             )
         self.remainder = remainder
-        self.token_dim = self.signal_shape[0] * math.prod(self.patch_size)
-        self.num_tokens = self._count(num_tokens)
+        self.embed_dim = self.signal_shape[0] * math.prod(self.patch_size)
+        self.num_tokens: int = self._count(num_tokens)
 
     def _count(self, stated: int | None) -> int:
         """Return the number of tokens, from the shape or as stated."""
@@ -110,11 +95,17 @@ class Patches(Tokenizer):
             )
         return math.ceil(padded / patch)
 
-    def forward(self, signal: Tensor | Views) -> Tensor:
-        """Return patches ``(B, T, token_dim)`` of a signal ``(B, C, *shape)``, first axis slowest."""
+    def layout(self, signal: Tensor | Views) -> Layout:
+        """Return the number of patches along every axis of a signal ``(B, C, *shape)``, and the samples they cover."""
+        if isinstance(signal, Views):
+            return Layout()
+        return Layout(tuple(self._counts(signal.shape[2:])), tuple(signal.shape[2:]))
+
+    def tokens(self, signal: Tensor | Views) -> Tensor:
+        """Return patches ``(B, T, embed_dim)`` of a signal ``(B, C, *shape)``, first axis slowest."""
         if isinstance(signal, Views):
             raise ValueError(
-                "Patches cuts signals (B, C, *shape), and was given posed views: choose tokenizer ViewPatches."
+                "Patches cuts signals (B, C, *shape), and was given posed views: choose encoder ViewPatches."
             )
         found = tuple(signal.shape[1:])
         if len(found) != len(self.signal_shape):

@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from composers.encoders.patches import Tokenizer, cut
+from composers.encoders.encoder import Encoder
+from composers.encoders.patches import cut
 from datamodules.batch import Views
 from datamodules.domain import Rays, exact
 from datamodules.spec import FromData, signal_shape
 
 
-class ViewPatches(Tokenizer):
+class ViewPatches(Encoder):
     """Non-overlapping patches of views with nine channels: red, green, blue, ray origin, ray direction (paper section 4.3).
 
     Patches are flattened channel by channel, and the tokens of the views follow one another.
@@ -48,10 +49,10 @@ class ViewPatches(Tokenizer):
             )
         if patch_size < 1:
             raise ValueError(f"patch_size is {patch_size}; it must be at least 1.")
-        self.signal_shape = tuple(signal_shape)
+        self.signal_shape: tuple[int, ...] = tuple(signal_shape)
         self.patch_size = patch_size
-        self.token_dim = 9 * patch_size**2
-        self.num_tokens = self._stated(num_tokens)
+        self.embed_dim = 9 * patch_size**2
+        self.num_tokens: int = self._stated(num_tokens)
 
     def _stated(self, num_tokens: int | None) -> int:
         """Return the number of tokens, from the shape or as stated."""
@@ -79,12 +80,12 @@ class ViewPatches(Tokenizer):
             )
         return views * math.prod(size // self.patch_size for size in sizes)
 
-    def forward(self, signal: Tensor | Views) -> Tensor:
+    def tokens(self, signal: Tensor | Views) -> Tensor:
         """Return tokens ``(B, V * (H / p) * (W / p), 9 * p * p)`` of posed views, row by row of each, in float32."""
         if not isinstance(signal, Views):
             raise ValueError(
                 f"ViewPatches takes posed views (Views), and was given {type(signal).__name__}: choose data of scenes, or "
-                "tokenizer Patches."
+                "encoder Patches."
             )
         self._check(tuple(signal.images.shape[1:]))
         views, _, *sizes = signal.images.shape[1:]
@@ -93,7 +94,7 @@ class ViewPatches(Tokenizer):
             rays = Rays().coords((views, *sizes), cameras=cameras).unflatten(-2, (views, *sizes))  # (B, V, H, W, 6)
         channels = torch.cat((exact(signal.images), rays.movedim(-1, 2)), dim=2)  # (B, V, 9, H, W)
         patches = cut(channels.flatten(0, 1), [size // self.patch_size for size in sizes], [self.patch_size] * 2)
-        return patches.reshape(channels.shape[0], self.num_tokens, self.token_dim)
+        return patches.reshape(channels.shape[0], self.num_tokens, self.embed_dim)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         """Refuse views ``(V, 3, H, W)`` of another number or size than stated."""

@@ -1,5 +1,20 @@
-"""How latents are found: predicted by a hypernetwork, or by gradient steps."""
+"""How latents are found: a start, an optional inner loop, an optional refinement."""
 
-from composers.inference.hypernetwork import Columns, Hypernetwork
+from composers.inference.gradient_steps import GradientSteps
+from composers.inference.refinement import Refinement
+from composers.inference.rules import DifferentiableSGD, Rule, TorchOptimizer, Trajectory
+from composers.inference.starts import Hypernetwork, LearnedCode, LearnedStart, Start, ZeroStart
 
-__all__ = ["Columns", "Hypernetwork"]
+__all__ = [
+    "DifferentiableSGD",
+    "GradientSteps",
+    "Hypernetwork",
+    "LearnedCode",
+    "LearnedStart",
+    "Refinement",
+    "Rule",
+    "Start",
+    "TorchOptimizer",
+    "Trajectory",
+    "ZeroStart",
+]

@@ -1,24 +1,26 @@
-"""Coordinate networks, which know nothing of Lightning or of data sets."""
+"""Coordinate networks, which know neither Lightning nor data sets."""
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, ReLU, Sine
-from composers.networks.coordinate_mlp import CoordinateMLP, Field, Modulations, num_instances
+from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import Encoding, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
-from composers.networks.unfolded import UnfoldedMLP
+from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, TensorSpec
 
 __all__ = [
     "FINER",
     "WIRE",
     "Activation",
     "CoordinateMLP",
+    "CoordinateNetwork",
     "Encoding",
     "Field",
     "FourierFeatures",
+    "FreeNetwork",
     "Gaussian",
     "GaussianFourierFeatures",
     "IdentityEncoding",
     "Modulations",
     "ReLU",
     "Sine",
-    "UnfoldedMLP",
+    "TensorSpec",
     "num_instances",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import ClassVar, Literal
@@ -13,36 +13,39 @@ from torch.nn import functional
 
 from composers.networks.activations import Activation, ReLU
 from composers.networks.encodings import Encoding, FourierFeatures, IdentityEncoding
+from composers.networks.network import CoordinateNetwork, FreeNetwork, TensorSpec
 from datamodules.domain import exact
 from datamodules.spec import FromData, coord_dim, value_dim
 
-Modulations = Mapping[int, tuple[Tensor | None, Tensor | None]]
-Field = Callable[[Tensor], Tensor]
+Modulations = Mapping[str, Tensor]
+"""Tensors by name: ``weight.<layer> (B, I, O)``, ``bias.<layer> (B, O)`` and ``shift.<layer> (B, O)``, which is added to a bias."""
+
+_SLOTS = {"weights": ("weight",), "biases": ("bias",), "both": ("weight", "bias"), "shifts": ("shift",)}
 
 
-class CoordinateMLP(nn.Module):
-    """Coordinates to values by an MLP, known elsewhere as hyponet or functional representation.
+class CoordinateMLP(CoordinateNetwork[Modulations]):
+    """An MLP from coordinates to values (paper section 3), also called hyponetwork or functional representation.
 
-    A layer computes ``h @ normalise(W) + b`` with ``W (I, O)``, where `normalise` divides every column by its L2 norm.
-    The weights of the modulated layers are no parameters of this network: a composer gives them with every call, one
-    per instance. All other weights and all biases are shared between instances.
+    A layer computes ``h @ normalize(W) + b`` with ``W (I, O)``, where `normalize` divides every column by its L2 norm.
+    What ``modulates`` names is passed per instance for the ``modulated_layers``; all other weights and biases are parameters
+    shared between instances.
 
-    Whatever comes before the first modulated layer depends on coordinates alone. With shared coordinates ``(N, D)`` it is
-    computed once for the whole batch; the modulated layer is then one matrix product over all instances.
+    Everything before the first modulated layer depends on coordinates only. With shared coordinates ``(N, D)`` it is computed
+    once per batch; the modulated layer is then one matrix product over all instances.
 
     Args:
-        coord_dim: ``D``, dimensions of a coordinate; under the command line, what the renderer asks of a field for this data.
-        value_dim: ``C``, channels of a value; stated likewise.
+        coord_dim: ``D``, dimensions of a coordinate; the command line sets it from the data and the renderer.
+        value_dim: ``C``, channels of a value; set likewise.
         hidden_dim: Width of the hidden layers, or one width for each of the ``num_layers - 1``.
         num_layers: Layers including the last, at least 1.
-        modulated_layers: Indices of the layers whose weights a composer gives, counted from 0; ``all`` for every layer,
-            ``hidden`` for all but the last.
+        modulated_layers: Indices of the modulated layers, counted from 0; ``all`` for every layer, ``hidden`` for all but the
+            last.
         encoding: From coordinates to features; the published Fourier features if None.
         activation: After every layer but the last; ReLU if None.
         normalize_weights: Whether every column of every weight is divided by its L2 norm.
-        output_offset: Added to the output: 0.5 for images in [0, 1], 0 for audio and scenes.
-        modulates: What a composer gives for the modulated layers: ``weights``, or only ``biases``, the weights then being the
-            network's own.
+        output_offset: Added to the output: 0.5 for images in [0, 1], 0 for audio and views.
+        modulates: What is passed for the modulated layers: ``weights``, ``biases``, ``both``, or ``shifts``, which are added to
+            the biases of the network.
 
     Raises:
         ValueError: If sizes are missing, out of range or do not fit each other.
@@ -61,7 +64,7 @@ class CoordinateMLP(nn.Module):
         activation: Activation | None = None,
         normalize_weights: bool = True,
         output_offset: float = 0.5,
-        modulates: Literal["weights", "biases"] = "weights",
+        modulates: Literal["weights", "biases", "both", "shifts"] = "weights",
     ) -> None:
         super().__init__()
         self.coord_dim = _positive("coord_dim", coord_dim)
@@ -75,61 +78,132 @@ class CoordinateMLP(nn.Module):
         inputs = [self.encoding.width(self.coord_dim), *widths]
         self.layer_sizes = list(zip(inputs, [*widths, self.value_dim], strict=True))
         self.modulated_layers = _layer_indices(modulated_layers, num_layers)
-        if modulates not in ("weights", "biases"):
-            raise ValueError(f"modulates is {modulates}; allowed are weights and biases.")
+        if modulates not in _SLOTS:
+            raise ValueError(f"modulates is {modulates}; allowed are {', '.join(_SLOTS)}.")
         self.modulates = modulates
+        self.slots = {
+            f"{kind}.{layer}": self._slot(kind, layer) for layer in self.modulated_layers for kind in _SLOTS[modulates]
+        }
         self.weights = nn.ParameterDict()
         self.biases = nn.ParameterDict()
-        for layer, (fan_in, fan_out) in enumerate(self.layer_sizes):
-            if layer not in self.modulated_layers or modulates == "biases":
+        for layer in range(num_layers):
+            if f"weight.{layer}" not in self.slots:
                 self.weights[str(layer)] = nn.Parameter(self.initial_weight(layer))
-            self.biases[str(layer)] = nn.Parameter(self.activation.init_bias_(torch.empty(fan_out), fan_in, layer))
+            if f"bias.{layer}" not in self.slots:
+                self.biases[str(layer)] = nn.Parameter(self.initial_bias(layer))
+
+    def _slot(self, kind: str, layer: int) -> TensorSpec:
+        """Return the specification of a modulation."""
+        fan_in, fan_out = self.layer_sizes[layer]
+        if kind == "weight":
+            return TensorSpec((fan_in, fan_out), partial(self.initial_weight, layer), self.normalize_weights)
+        return TensorSpec(
+            (fan_out,), partial(self.initial_bias, layer) if kind == "bias" else partial(torch.zeros, fan_out)
+        )
 
     @property
     def num_layers(self) -> int:
         """Layers including the last."""
         return len(self.layer_sizes)
 
+    @property
+    def floats_per_coord(self) -> int:
+        """Return four arrays as wide as the widest layer."""
+        return 4 * max(max(sizes) for sizes in self.layer_sizes)
+
     def initial_weight(self, layer: int) -> Tensor:
-        """Return a freshly initialised weight ``(I, O)`` of a layer, for this network or for a composer that owns it."""
+        """Return a new weight ``(I, O)`` of a layer, initialised as the activation requires."""
         return self.activation.init_weight_(torch.empty(self.layer_sizes[layer]), layer)
 
-    def bind(self, modulations: Modulations) -> Field:
-        """Return the field of these modulations: a function of coordinates alone."""
-        return partial(self.forward, modulations=modulations)
+    def initial_bias(self, layer: int) -> Tensor:
+        """Return a new bias ``(O,)`` of a layer, initialised as the activation requires."""
+        fan_in, fan_out = self.layer_sizes[layer]
+        return self.activation.init_bias_(torch.empty(fan_out), fan_in, layer)
 
     def forward(self, coords: Tensor, modulations: Modulations) -> Tensor:
         """Evaluate the field of every instance.
 
         Args:
             coords: ``(N, D)`` shared by all instances, or ``(B, N, D)``.
-            modulations: For every modulated layer its weight ``(B, I, O)`` and bias ``(B, O)``; None means the layer's own.
+            modulations: A tensor for every one of ``slots``.
 
         Returns:
             Values ``(B, N, C)``, in float32 at least.
 
         Raises:
-            ValueError: If a modulated layer is missing, an unmodulated one is given, or ``coords`` has another ``D``.
+            ValueError: If ``modulations`` are not those of ``slots``, or ``coords`` has another ``D``.
         """
         self._check(coords, modulations)
-        precision = torch.promote_types(
-            coords.dtype, self.biases["0"].dtype
-        )  # a grid is float32, the network may be finer
-        hidden: Tensor = self.encoding(coords.to(precision))  # (N, F) or (B, N, F)
+        hidden = self._encode(coords)
         for layer in range(self.num_layers):
             hidden = self.apply_layer(layer, hidden, modulations)
         return hidden if hidden.dim() == 3 else hidden.expand(num_instances(modulations), -1, -1)
 
+    def activations(self, modulations: Modulations, coords: Tensor) -> dict[int, Tensor]:
+        """Return the activations of the hidden layers: ``(N, O)`` before the first modulated layer, then ``(B, N, O)``."""
+        hidden, layers = self._encode(coords), {}
+        for layer in range(self.num_layers - 1):
+            layers[layer] = hidden = self.apply_layer(layer, hidden, modulations)
+        return layers
+
+    def values_without(self, modulations: Modulations, coords: Tensor, layer: int, units: Tensor) -> Tensor:
+        """Return values ``(U, N, C)`` of one instance, each with one unit of a hidden layer set to zero."""
+        hidden, values = self.activations(modulations, coords)[layer], []
+        for unit in units:
+            ablated = hidden.index_fill(-1, unit, 0.0)
+            for later in range(layer + 1, self.num_layers):
+                ablated = self.apply_layer(later, ablated, modulations)
+            values.append(ablated.reshape(1, *ablated.shape[-2:]))
+        return torch.cat(values)
+
+    def free(self, modulations: Modulations) -> FreeNetwork:
+        """Return a network without normalisation all of whose weights and biases belong to single instances.
+
+        Its latents are ``weight.<layer> (B, I, O)``, normalised where this network normalises, and ``bias.<layer> (B, O)``.
+
+        Raises:
+            ValueError: If no layer is modulated, so that the number of instances is unknown.
+        """
+        if not modulations:
+            raise ValueError("The network has no modulated_layers: its weights are the same for all instances.")
+        network = CoordinateMLP(
+            self.coord_dim,
+            self.value_dim,
+            [fan_out for _, fan_out in self.layer_sizes[:-1]],
+            self.num_layers,
+            "all",
+            self.encoding,
+            self.activation,
+            normalize_weights=False,
+            output_offset=self.output_offset,
+            modulates="both",
+        )
+        instances, latents = num_instances(modulations), {}
+        for layer in range(self.num_layers):
+            weight, bias = self.weight_and_bias(layer, modulations)
+            latents[f"weight.{layer}"] = weight.expand(instances, -1, -1)
+            latents[f"bias.{layer}"] = bias.reshape(-1, bias.shape[-1]).expand(instances, -1)
+        return FreeNetwork(latents, network.bind)
+
+    def _encode(self, coords: Tensor) -> Tensor:
+        """Return the features of coordinates, in float32 at least: ``(N, F)`` or ``(B, N, F)``."""
+        precision = torch.promote_types(
+            coords.dtype, next(self.parameters(), coords).dtype
+        )  # the network may be float64
+        features: Tensor = self.encoding(coords.to(precision))
+        return features
+
     def apply_layer(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
-        """Return what one layer makes of what the layer before it made; `forward` is the encoding, then all layers in turn.
+        """Apply one layer; `forward` is the encoding followed by all layers.
 
         Args:
-            layer: Which one, counted from 0.
-            hidden: ``(N, I)``, as long as it is the same for all instances, or ``(B, N, I)``; for layer 0 the encoding.
+            layer: Counted from 0.
+            hidden: The features of layer 0 or the activations of the layer before: ``(N, I)`` while they are the same for all
+                instances, or ``(B, N, I)``.
             modulations: As for `forward`.
 
         Returns:
-            ``(N, O)`` or ``(B, N, O)``: activations, and of the last layer the values in float32 at least.
+            ``(N, O)`` or ``(B, N, O)``: activations, or of the last layer the values in float32 at least.
         """
         last = layer == self.num_layers - 1
         bare = layer == 0 and isinstance(self.encoding, IdentityEncoding)
@@ -140,20 +214,24 @@ class CoordinateMLP(nn.Module):
             return activations
 
     def weight_and_bias(self, layer: int, modulations: Modulations) -> tuple[Tensor, Tensor]:
-        """Return what a layer computes with: its weight, normalised, and its bias.
+        """Return the weight, normalised, and the bias that a layer computes with.
 
         Args:
-            layer: Which one, counted from 0.
+            layer: Counted from 0.
             modulations: As for `forward`.
 
         Returns:
-            ``(I, O)`` and ``(O,)``; of a modulated layer ``(B, I, O)``, if weights are given, and ``(B, 1, O)``, if biases are.
+            ``(I, O)`` and ``(O,)``; where they are modulated ``(B, I, O)`` and ``(B, 1, O)``.
         """
-        weight, bias = modulations.get(layer, (None, None))
+        weight, bias = modulations.get(f"weight.{layer}"), modulations.get(f"bias.{layer}")
         weight = self.weights[str(layer)] if weight is None else weight
         if self.normalize_weights:
             weight = functional.normalize(exact(weight), dim=-2, eps=1e-12)
-        return weight, self.biases[str(layer)] if bias is None else bias.unsqueeze(-2)
+        if bias is not None:
+            return weight, bias.unsqueeze(-2)
+        if (shift := modulations.get(f"shift.{layer}")) is not None:
+            return weight, (self.biases[str(layer)] + shift).unsqueeze(-2)
+        return weight, self.biases[str(layer)]
 
     @staticmethod
     def _exact(device: torch.device, exact: bool) -> AbstractContextManager[object]:
@@ -173,10 +251,10 @@ class CoordinateMLP(nn.Module):
 
     def _check(self, coords: Tensor, modulations: Modulations) -> None:
         """Refuse what does not fit this network."""
-        if set(modulations) != set(self.modulated_layers):
+        if modulations.keys() != self.slots.keys():
             raise ValueError(
-                f"Modulations are given for layers {sorted(modulations)}, this network takes them for "
-                f"{list(self.modulated_layers)}: compose them for its modulated_layers."
+                f"Modulations are {sorted(modulations)}; this network takes {sorted(self.slots)} (modulated_layers "
+                f"{list(self.modulated_layers)}, modulates {self.modulates})."
             )
         if coords.shape[-1] != self.coord_dim:
             raise ValueError(
@@ -185,8 +263,8 @@ class CoordinateMLP(nn.Module):
 
 
 def num_instances(modulations: Modulations) -> int:
-    """Return the number of instances ``B``, without modulated layers 1."""
-    return max((len(part) for parts in modulations.values() for part in parts if part is not None), default=1)
+    """Return the number of instances ``B``; 1 without modulations."""
+    return max((len(modulation) for modulation in modulations.values()), default=1)
 
 
 def _positive(name: str, number: int | None) -> int:

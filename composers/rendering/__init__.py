@@ -1,8 +1,16 @@
-"""Renderers: a field and coordinates to measured values."""
+"""Renderers: from a field and coordinates to measured values."""
 
 from composers.rendering.light_field import LightFieldRenderer
-from composers.rendering.rays import RayRenderer, Rendered
-from composers.rendering.renderer import PointRenderer, Renderer
+from composers.rendering.rays import RayRenderer
+from composers.rendering.renderer import PointRenderer, Reconstruction, Rendered, Renderer
 from composers.rendering.volume import VolumeRenderer
 
-__all__ = ["LightFieldRenderer", "PointRenderer", "RayRenderer", "Rendered", "Renderer", "VolumeRenderer"]
+__all__ = [
+    "LightFieldRenderer",
+    "PointRenderer",
+    "RayRenderer",
+    "Reconstruction",
+    "Rendered",
+    "Renderer",
+    "VolumeRenderer",
+]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from composers.networks import Field
-from composers.rendering.rays import RayRenderer, Rendered
-from composers.rendering.renderer import PointRenderer
+from composers.rendering.rays import RayRenderer
+from composers.rendering.renderer import PointRenderer, Rendered
 from datamodules.cameras import plucker
 from datamodules.domain import exact
 from datamodules.spec import DataSpec
@@ -55,4 +55,5 @@ class LightFieldRenderer(RayRenderer):
                 lines = plucker(exact(rays))
             return field(lines)
 
-        return Rendered(exact(self.points(of_rays, coords[..., :6])).sigmoid())
+        raw = exact(self.points(of_rays, coords[..., :6]))
+        return Rendered(raw.sigmoid(), raw=raw)

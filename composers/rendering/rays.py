@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 from torch import Tensor
 
 from composers.networks import Field
-from composers.rendering.renderer import Renderer
+from composers.rendering.renderer import Rendered, Renderer
 from datamodules.domain import Rays
 from datamodules.spec import DataSpec
-
-
-class Rendered(NamedTuple):
-    """What is seen along rays, and for people how far away it is and how solid.
-
-    Attributes:
-        values: ``(B, N, 3)``, what `Renderer.forward` returns.
-        depth: ``(B, N)``, the expected depth, in units of a ray's direction; None where a renderer knows none.
-        opacity: ``(B, N)``, 0 where a ray meets nothing, 1 where nothing behind is seen; None likewise.
-    """
-
-    values: Tensor
-    depth: Tensor | None = None
-    opacity: Tensor | None = None
 
 
 class RayRenderer(Renderer):
@@ -41,10 +26,6 @@ class RayRenderer(Renderer):
         Raises:
             ValueError: If ``coords`` are no rays.
         """
-
-    def forward(self, field: Field, coords: Tensor) -> Tensor:
-        """Return the colours ``(B, N, 3)`` of rays, as `rendered` does."""
-        return self.rendered(field, coords).values
 
     def _check_spec(self, spec: DataSpec) -> None:
         """Refuse data that is no colours along rays."""

@@ -1,8 +1,10 @@
-"""From a field and coordinates to what is measured there."""
+"""From a field and coordinates to measured values."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +13,94 @@ from composers.networks import Field
 from datamodules.spec import DataSpec
 
 
+class Rendered(NamedTuple):
+    """What a renderer computes at coordinates.
+
+    Attributes:
+        values: ``(B, N, C)``, the measured values.
+        depth: ``(B, N)``, the expected depth in units of the ray direction; None where there is none.
+        opacity: ``(B, N)``, 0 where a ray hits nothing and 1 where nothing behind is visible; None likewise.
+        raw: ``(B, N, ...)``, the output of the field behind ``values``, before any final nonlinearity; None where a value is
+            made of many points of the field.
+    """
+
+    values: Tensor
+    depth: Tensor | None = None
+    opacity: Tensor | None = None
+    raw: Tensor | None = None
+
+
+class Reconstruction(NamedTuple):
+    """What a model makes of a batch of instances at the query coordinates, for losses, metrics and writers.
+
+    Attributes:
+        field: The field of all instances, from coordinates ``(N, D)`` or ``(B, N, D)`` to ``(B, N, ...)``; differentiable.
+        raw: As in `Rendered`.
+        values: ``(B, N, C)`` at the query coordinates.
+        render: Render at other coordinates ``(N, D)`` or ``(B, N, D)``.
+        source: Facts of the source of the signals that writers need, such as a sampling rate.
+    """
+
+    field: Field
+    raw: Tensor | None
+    values: Tensor
+    render: Callable[[Tensor], Rendered]
+    source: Mapping[str, Any] = {}
+
+    @classmethod
+    def of_values(cls, values: Tensor) -> Self:
+        """Return a reconstruction that is known at the query coordinates only, such as the mean of a training set."""
+
+        def unknown(coords: Tensor) -> Any:
+            raise ValueError("This reconstruction holds values at the query coordinates only, and no field.")
+
+        return cls(unknown, None, values, unknown)
+
+
 class Renderer(nn.Module, ABC):
     """Evaluates a field where the data was measured."""
 
+    @property
+    def points_per_coord(self) -> int:
+        """Return the points of the field that one coordinate needs, from which chunk sizes follow."""
+        return 1
+
+    @property
+    def depth_range(self) -> tuple[float, float] | None:
+        """Return the nearest and farthest depth; None for a renderer without depth."""
+        return None
+
     @abstractmethod
     def field_spec(self, spec: DataSpec) -> DataSpec:
-        """Return what the network behind this renderer must be: the domain and the channels of its field.
+        """Return the domain and the channels of the field behind this renderer.
 
         Args:
             spec: Of the data.
 
         Raises:
-            ValueError: If the renderer cannot make such data.
+            ValueError: If the renderer cannot produce such data.
         """
 
     @abstractmethod
+    def rendered(self, field: Field, coords: Tensor) -> Rendered:
+        """Return everything computed at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+
     def forward(self, field: Field, coords: Tensor) -> Tensor:
         """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        return self.rendered(field, coords).values
+
+    def reconstruct(self, field: Field, coords: Tensor, source: Mapping[str, Any] | None = None) -> Reconstruction:
+        """Return the reconstruction of a field at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        rendered = self.rendered(field, coords)
+
+        def render(others: Tensor) -> Rendered:
+            return self.rendered(field, others)
+
+        return Reconstruction(field, rendered.raw, rendered.values, render, source or {})
 
 
 class PointRenderer(Renderer):
-    """Values are measured at points: pixels, audio samples. The field has the data's own dimensions.
+    """Values are measured at points: pixels, audio samples. The field has the dimensions of the data.
 
     Args:
         chunk_size: Coordinates evaluated at a time where no gradient is kept, which bounds memory; None for all at once.
@@ -47,11 +116,13 @@ class PointRenderer(Renderer):
         self.chunk_size = chunk_size
 
     def field_spec(self, spec: DataSpec) -> DataSpec:
-        """Return the data's own: the field is measured as it is."""
+        """Return the specification of the data."""
         return spec
 
-    def forward(self, field: Field, coords: Tensor) -> Tensor:
-        """Return the field at ``coords``."""
+    def rendered(self, field: Field, coords: Tensor) -> Rendered:
+        """Return the field at ``coords``, as values and raw."""
         if self.chunk_size is None or torch.is_grad_enabled() or coords.shape[-2] <= self.chunk_size:
-            return field(coords)
-        return torch.cat([field(chunk) for chunk in coords.split(self.chunk_size, dim=-2)], dim=-2)
+            values = field(coords)
+        else:
+            values = torch.cat([field(chunk) for chunk in coords.split(self.chunk_size, dim=-2)], dim=-2)
+        return Rendered(values, raw=values)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from composers.networks import Field
-from composers.rendering.rays import RayRenderer, Rendered
+from composers.rendering.rays import RayRenderer
+from composers.rendering.renderer import Rendered
 from datamodules.domain import Rays, Volume, exact
 from datamodules.spec import DataSpec, FromData
 
@@ -88,6 +89,16 @@ class VolumeRenderer(RayRenderer):
         self.background = background
         self.chunk_size = chunk_size
 
+    @property
+    def points_per_coord(self) -> int:
+        """Return the samples of a ray."""
+        return self.samples_per_ray + self.importance_samples
+
+    @property
+    def depth_range(self) -> tuple[float, float] | None:
+        """Return ``near`` and ``far``; None before they are known."""
+        return None if self.near is None or self.far is None else (self.near, self.far)
+
     def field_spec(self, spec: DataSpec) -> DataSpec:
         """Return a field of points in space, to colour and density.
 
@@ -114,7 +125,7 @@ class VolumeRenderer(RayRenderer):
         if torch.is_grad_enabled():
             return self._render(field, rays)
         instances = rays.shape[0] if rays.dim() == 3 else 1
-        points = instances * (self.samples_per_ray + self.importance_samples)
+        points = instances * self.points_per_coord
         chunks = rays.split(max(1, self.chunk_size // points), dim=-2)
         return _joined((self._render(field, chunk) for chunk in chunks), rays.shape[-2])
 
@@ -129,13 +140,13 @@ class VolumeRenderer(RayRenderer):
         return self._composite(self._evaluate(field, rays, depths), depths, far)
 
     def _range(self) -> tuple[float, float]:
-        """Return near and far, if they are known."""
-        if self.near is None or self.far is None:
+        """Return near and far, or refuse a renderer that was built without."""
+        if self.depth_range is None:
             raise ValueError(
-                f"near is {self.near} and far {self.far}: under the command line the data module states them, "
-                "in Python pass VolumeRenderer(near=..., far=...)."
+                f"near is {self.near} and far {self.far}: the command line sets them from the data, in Python pass "
+                "VolumeRenderer(near=..., far=...)."
             )
-        return self.near, self.far
+        return self.depth_range
 
     def _depths(self, near: float, far: float, rays: Tensor, draws: Tensor | None) -> Tensor:
         """Return depths in equal steps ``(S,)``, or moved upwards by less than a step ``(..., N, S)``."""

@@ -141,9 +141,10 @@ class SceneModule(CoordinateDataModule):
             chosen = self._drawn(query.images, seeds)[..., None]  # (B, Q, R, 1)
             rays, values, shape = rays.take_along_dim(chosen, 2), values.take_along_dim(chosen, 2), None
             rays = torch.cat((rays, _uniform(seeds, "jitter", rays.shape[1:3], rays.device)[..., None]), dim=-1)
+        index = torch.as_tensor(batch.instance, device=rays.device) if training else None
         observed = Samples(self._rays(support).flatten(1, 2), _in_unit(_pixels(support.images)).flatten(1, 2))
         return CoordinateBatch(
-            Observation(Views(_in_unit(support.images), support.poses, support.focals), observed),
+            Observation(Views(_in_unit(support.images), support.poses, support.focals), observed, index),
             Samples(rays.flatten(1, 2), _in_unit(values).flatten(1, 2)),
             shape,
             list(batch.name),

@@ -181,7 +181,7 @@ def weights(tmp_path_factory):
     """Return the checkpoint of a tiny untrained model of one view of 8 x 8, with disturbed biases."""
     torch.manual_seed(0)
     composer = build(_tiny())
-    for bias in composer.inr.biases.values():
+    for bias in composer.network.biases.values():
         torch.nn.init.normal_(bias, std=0.3)
     path = tmp_path_factory.mktemp("weights") / "views.ckpt"
     save(composer, path)

@@ -120,7 +120,7 @@ def test_a_measured_step_trains(tiny, monkeypatch):
     cost.measure(cost.CostSettings(tiny("ipc"), steps=1))
     composer = composers[0][0]
     assert composer.training
-    assert torch.all(composer.inr.biases["2"] != 0)  # zero before training
+    assert torch.all(composer.network.biases["2"] != 0)  # zero before training
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"steps": 0}], ids=["batch_size", "steps"])

@@ -75,10 +75,10 @@ def _naive(composer, values, steps):
     patterns, basis = composer.patterns["1"].detach()[None], composer.bases["1"].detach()
     for _ in range(steps):
         moved = patterns.clone().requires_grad_()
-        loss = (composer.inr.bind({1: (moved @ basis, None)})(coords)[0] - values).square().mean()
+        loss = (composer.network.bind({1: (moved @ basis, None)})(coords)[0] - values).square().mean()
         loss.backward()
         patterns = patterns - LR * float((patterns**2).sum()) * moved.grad
-    return composer.inr.bind({1: (patterns @ basis, None)})(coords)[0].detach()
+    return composer.network.bind({1: (patterns @ basis, None)})(coords)[0].detach()
 
 
 def _psnr(found, wanted):
@@ -272,7 +272,7 @@ def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_inr, tmp
     [(key, rows, step)] = logger.tables
     assert (key, step) == ("val/samples", 0)
     assert list(rows[0]) == ["name", "input", "reconstruction", "error x 5", "PSNR", "refined PSNR"]
-    factors = composer.inner_loop.factors["patterns_1"].flatten().tolist()
+    factors = composer.inner.factors["patterns_1"].flatten().tolist()
     names = [f"inner_lr_factor/patterns_1/step_{step}" for step in (1, 2)]
     assert [logger.scalars[name] for name in names] == [{0: pytest.approx(factor)} for factor in factors]
     assert factors != [1.0, 1.0]
@@ -295,7 +295,7 @@ def test_mean_factors(make_inr):
         make_inr(modulates="biases", modulated_layers="hidden", normalize_weights=False),
         InnerLoop(3, learned_lr=["parameter"]),
     )
-    assert mean_factors(shared.inner_loop) == {"inner_lr_factor/latent": 1.0}
+    assert mean_factors(shared.inner) == {"inner_lr_factor/latent": 1.0}
     assert mean_factors(InnerLoop()) == {}
 
 

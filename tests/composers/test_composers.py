@@ -73,9 +73,9 @@ def test_ipc_composes_patterns_times_basis(make_ipc, make_inr, network, switches
     composer = make_ipc(inr=make_inr(**network), **switches)
     latents = _random_latents(composer)
     modulations = composer.compose(latents)
-    assert list(modulations) == list(composer.inr.modulated_layers)
-    for layer in composer.inr.modulated_layers:
-        fan_in, fan_out = composer.inr.layer_sizes[layer]
+    assert list(modulations) == list(composer.network.modulated_layers)
+    for layer in composer.network.modulated_layers:
+        fan_in, fan_out = composer.network.layer_sizes[layer]
         patterns, basis = latents[f"patterns.{layer}"].tolist(), composer.bases[str(layer)].tolist()
         rank = switches.get("rank", fan_out)
         base = composer.base_weights[str(layer)].tolist() if "base_weight" in switches else None
@@ -117,9 +117,9 @@ def test_transinr_scales_columns_in_turn(make_transinr, make_inr, num_groups, ne
     composer = make_transinr(inr=make_inr(**network), num_groups=num_groups)
     latents = _random_latents(composer)
     modulations = composer.compose(latents)
-    assert list(modulations) == list(composer.inr.modulated_layers)
-    for layer in composer.inr.modulated_layers:
-        fan_in, fan_out = composer.inr.layer_sizes[layer]
+    assert list(modulations) == list(composer.network.modulated_layers)
+    for layer in composer.network.modulated_layers:
+        fan_in, fan_out = composer.network.layer_sizes[layer]
         groups = min(num_groups, fan_out)
         scales, base = latents[f"scales.{layer}"].tolist(), composer.base_weights[str(layer)].tolist()
         wanted = [
@@ -164,7 +164,7 @@ def test_values_equal_a_loop_over_instances(composers, naive_inr, tiny_batch):
     for composer in composers:
         modulations = composer.modulate(tiny_batch.observation)
         values = composer(tiny_batch.observation, tiny_batch.query.coords)
-        wanted = naive_inr(composer.inr, tiny_batch.query.coords, modulations, 3)
+        wanted = naive_inr(composer.network, tiny_batch.query.coords, modulations, 3)
         torch.testing.assert_close(values.double(), wanted, atol=2e-5, rtol=0)
 
 
@@ -190,7 +190,7 @@ def test_base_weight_starts_as_one_network_for_all(make_ipc, tiny_batch):
     values = composer(tiny_batch.observation, tiny_batch.query.coords)
     assert torch.equal(values[0], values[1])
     shared = {1: (composer.base_weights["1"].unsqueeze(0), None)}
-    torch.testing.assert_close(values[:1], composer.inr(tiny_batch.query.coords, shared))
+    torch.testing.assert_close(values[:1], composer.network(tiny_batch.query.coords, shared))
 
 
 def test_basis_starts_with_its_published_spread():
@@ -391,8 +391,8 @@ def _paper_count(composer):
     width, (data_tokens, weight_tokens) = 768, composer.hypernet.num_tokens
     embedding = composer.hypernet.tokenizer.token_dim * width + width + data_tokens * width
     attention, mlp, norms = 4 * (width * width + width), 2 * 4 * width * width + 5 * width, 4 * width
-    layers = list(enumerate(composer.inr.layer_sizes))
-    heads = sum(2 * width + width * i + i for layer, (i, _) in layers if layer in composer.inr.modulated_layers)
+    layers = list(enumerate(composer.network.layer_sizes))
+    heads = sum(2 * width + width * i + i for layer, (i, _) in layers if layer in composer.network.modulated_layers)
     biases = sum(o for _, (_, o) in layers)
     if isinstance(composer, TransformerIPC):
         weights = sum(i * o for layer, (i, o) in layers if layer != 1) + 256 * 256  # with the basis of layer 1

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from composers.meta_learned import MetaLearned
 
 from composers import Functa, InnerLoop, LearnedInit, MetaIPC
-from composers.meta_learned import MetaLearned
 from composers.metrics import instance_mse
 from composers.networks import FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Observation, Samples
@@ -60,13 +60,13 @@ def at_step(monkeypatch):
 
 def _disturb_factors(composer):
     """Give every learned step size another value."""
-    for factor in composer.inner_loop.factors.values():
+    for factor in composer.inner.factors.values():
         torch.nn.init.uniform_(factor, 0.5, 2)
 
 
 def _naive_layer(composer, own, layer):
     """Return what one instance computes a layer with, before normalisation."""
-    key, inr = str(layer), composer.inr
+    key, inr = str(layer), composer.network
     bias = inr.biases[key]
     if layer not in inr.modulated_layers:
         return inr.weights[key], bias
@@ -81,7 +81,7 @@ def _naive_layer(composer, own, layer):
 
 def _naive_values(composer, own, coords):
     """Return the values ``(N, C)`` of one instance."""
-    inr, hidden = composer.inr, coords
+    inr, hidden = composer.network, coords
     if isinstance(inr.encoding, FourierFeatures):
         phases = torch.stack([x * float(f) * math.pi for x in coords.T for f in inr.encoding.frequencies], dim=1)
         hidden = torch.cat((torch.cos(phases), torch.sin(phases)), dim=1)
@@ -97,11 +97,11 @@ def _naive_values(composer, own, coords):
 
 def _naive_size(composer, name, latent, step):
     """Return the step size of one latent of one instance."""
-    size = composer.inner_loop.lr
-    if composer.inr.normalize_weights and not name.startswith("bias"):
+    size = composer.inner.lr
+    if composer.network.normalize_weights and not name.startswith("bias"):
         size = size * (latent**2).sum()
-    if composer.inner_loop.learned_lr:
-        factors = composer.inner_loop.factors[name.replace(".", "_")]
+    if composer.inner.learned_lr:
+        factors = composer.inner.factors[name.replace(".", "_")]
         size = size * factors[step if step < len(factors) else -1]
     return size
 
@@ -225,11 +225,11 @@ def test_coordinates_of_every_instance_equal_shared_ones(make, batch, kind):
 def test_learned_step_sizes_start_at_one_and_have_the_shapes_that_they_say(make, batch, kind):
     plain = make(kind, steps=3)
     wanted = plain.eval().encode(batch.observation)
-    assert not plain.inner_loop.factors
+    assert not plain.inner.factors
     for learned, turns in (("step", 3), ("parameter", 1), ("both", 3)):
         composer = make(kind, steps=3, learned_lr=LEARNED[learned])
         _assert_latents(composer.eval().encode(batch.observation), wanted, atol=0)
-        factors = composer.inner_loop.factors
+        factors = composer.inner.factors
         assert len(factors) == len(composer.start())
         for name, latent in composer.start().items():
             own = tuple(latent.shape) if learned != "step" else (1,) * latent.dim()
@@ -408,7 +408,7 @@ def test_a_trajectory_passes_where_encode_ends(make, batch, kind, options):
     for name, start in composer.start().items():
         assert torch.equal(passed[0][name], start.expand(3, *start.shape))
     for steps in (1, 2, 5):
-        composer.inner_loop.test_steps = steps
+        composer.inner.test_steps = steps
         _assert_latents(passed[steps], composer.encode(batch.observation), atol=0)
         assert not any(latent.requires_grad for latent in passed[steps].values())
 

@@ -240,10 +240,10 @@ def test_of_masked_samples_the_mask_is_chosen_too():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_an_unfolded_network_is_the_same_field(make, normalize, request, tiny_batch):
     composer = request.getfixturevalue(make)().eval()
-    composer.inr.normalize_weights = normalize
+    composer.network.normalize_weights = normalize
     modulations = composer.modulate(tiny_batch.observation)
-    network = UnfoldedMLP(composer.inr, modulations)
-    assert len(network.latents) == 2 * composer.inr.num_layers
+    network = UnfoldedMLP(composer.network, modulations)
+    assert len(network.latents) == 2 * composer.network.num_layers
     found = composer.renderer(network.field(network.latents), tiny_batch.query.coords)
     torch.testing.assert_close(found, composer.render(modulations, tiny_batch.query.coords), atol=1e-5, rtol=0)
 
@@ -263,7 +263,7 @@ def test_all_weights_and_biases_are_moved_from_where_the_prediction_put_them(mak
     torch.testing.assert_close(curve[0]["psnr"], evaluation["metrics"][0]["psnr"], atol=1e-4, rtol=0)
     assert (curve[6]["psnr"] > curve[0]["psnr"]).all()
     assert not composer._evaluate(tiny_batch, "val")["starts"]
-    free = UnfoldedMLP(composer.inr, composer.modulate(tiny_batch.observation))
+    free = UnfoldedMLP(composer.network, composer.modulate(tiny_batch.observation))
     weights = {name: latent.detach().clone().requires_grad_() for name, latent in free.latents.items()}
     optimizer = torch.optim.Adam(list(weights.values()), lr=1e-3)
     for step in range(6):

@@ -40,7 +40,7 @@ def _namespaces(part):
 def test_depths_and_dimensions_come_from_the_data():
     stated = _stated(near=None, far=None, samples_per_ray=9)
     assert stated.renderer.init_args == Namespace(near=1.5, far=4.5, samples_per_ray=9)
-    assert stated.inr.init_args == Namespace(coord_dim=3, value_dim=4)
+    assert stated.network.init_args == Namespace(coord_dim=3, value_dim=4)
     assert stated.tokenizer.init_args.signal_shape == [2, 3, 8, 8]
 
 
@@ -55,7 +55,7 @@ def test_depths_that_were_given_stay(given, wanted):
 def test_light_fields_have_no_depths():
     stated = _stated(name="LightFieldRenderer", chunk_size=5)
     assert stated.renderer.init_args == Namespace(chunk_size=5)
-    assert stated.inr.init_args == Namespace(coord_dim=6, value_dim=3)
+    assert stated.network.init_args == Namespace(coord_dim=6, value_dim=3)
 
 
 class Images(CoordinateDataModule):
@@ -118,7 +118,7 @@ def test_parts_in_lists_and_dictionaries_are_found():
     )
     state_sizes(model, Namespace({"class_path": f"{__name__}.Images", "init_args": Namespace()}))
     assert model.init_args["metrics"]["a"].init_args.ends == [1.0, 1.0]
-    assert model.init_args.tokenizer.init_args.parts[0].init_args.ends == [1.0, 1.0]
+    assert model.init_args.encoder.init_args.parts[0].init_args.ends == [1.0, 1.0]
 
 
 class Plain:
@@ -134,7 +134,7 @@ def test_parts_of_the_network_see_the_field_behind_the_renderer():
             "encoding": {"class_path": "composers.networks.GaussianFourierFeatures", "init_args": {"coord_dim": None}},
         },
     }
-    found = _filled(inr=inr).inr.init_args
+    found = _filled(inr=inr).network.init_args
     assert (found.coord_dim, found.value_dim, found.encoding.init_args.coord_dim) == (2, 3, 2)
 
 
@@ -152,6 +152,6 @@ def test_parts_of_the_network_see_the_field_behind_the_renderer():
 def test_what_was_given_is_compared_by_the_same_declaration(make_ipc, part, change, words):
     composer = make_ipc(tokenizer=Patches((3, 4, 6), 2))
     composer.check_sizes(Images())
-    {"tokenizer": composer.hypernet, "inr": composer.inr}[part].add_module("ends", Ends(**change))
+    {"tokenizer": composer.hypernet, "inr": composer.network}[part].add_module("ends", Ends(**change))
     with pytest.raises(ValueError, match=words):
         composer.check_sizes(Images())

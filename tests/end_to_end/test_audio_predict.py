@@ -83,7 +83,7 @@ def _field(composer, code, naive_inr, coords, tile=0):
     """Return the values of one tile at coordinates ``(n,)``, by loops."""
     with torch.no_grad():
         modulations = composer.compose({name: latent[tile : tile + 1] for name, latent in code.latents.items()})
-    return naive_inr(composer.inr, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[0, :, 0]
+    return naive_inr(composer.network, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[0, :, 0]
 
 
 def test_one_recording(weights, composer):
@@ -155,8 +155,8 @@ def test_tiles_are_blended(composer, naive_inr):
 @pytest.mark.parametrize("rate", [400, 137, 1000])
 def test_tiles_of_a_constant_are_the_constant(composer, rate):
     with torch.no_grad():
-        composer.inr.weights["2"].zero_()
-        composer.inr.biases["2"].fill_(0.25)
+        composer.network.weights["2"].zero_()
+        composer.network.biases["2"].fill_(0.25)
     code = encode(composer, _recording(1333), RATE, refinement=Refinement(steps=0))
     assert len(code.boxes) == 5
     values = render(composer, code, rate)

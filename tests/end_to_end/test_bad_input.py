@@ -15,7 +15,7 @@ from program import COMPOSERS, NAME, SAVE_DIR, checkpoint, column, refused, run,
 import composers
 
 MODEL = "--model.init_args"
-INR = f"{MODEL}.inr.init_args"
+INR = f"{MODEL}.network.init_args"
 DATA = "--data.init_args"
 
 

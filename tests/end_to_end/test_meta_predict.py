@@ -36,7 +36,7 @@ def _config(kind, shape=(3, 8, 8), **changes):
     inr = {"coord_dim": len(shape) - 1, "value_dim": shape[0], "hidden_dim": 8, "num_layers": 3}
     inr |= {"encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": {"num_frequencies": 4}}}
     inr |= {"Functa": {"modulates": "biases"}, "LearnedInit": {"modulated_layers": "all"}}.get(kind, {})
-    loop = {"class_path": "composers.InnerLoop", "init_args": {"steps": 2, "lr": 0.01}}
+    loop = {"class_path": "composers.GradientSteps", "init_args": {"steps": 2, "lr": 0.01}}
     network = {"class_path": "composers.networks.CoordinateMLP", "init_args": inr}
     arguments = {"inr": network, "inner_loop": loop, "signal_shape": list(shape)} | changes
     return {"class_path": f"composers.{kind}", "init_args": arguments}
@@ -171,13 +171,13 @@ def _expanded(steps, **model):
 
 
 def test_steps_are_inner_steps_where_there_is_an_inner_loop():
-    loop = Namespace(class_path="composers.InnerLoop", init_args=Namespace(steps=2, test_steps=None))
+    loop = Namespace(class_path="composers.GradientSteps", init_args=Namespace(steps=2, test_steps=None))
     refinement = Namespace(class_path="composers.Refinement", init_args=Namespace(steps=9))
     found = _expanded(5, inner_loop=loop, refinement=refinement)
-    assert found.inner_loop.init_args == Namespace(steps=2, test_steps=5)
+    assert found.inner.init_args == Namespace(steps=2, test_steps=5)
     assert found.refinement.init_args.steps == 9
     found = _expanded(5, inner_loop=None, refinement=None)
-    assert found.inner_loop == Namespace(class_path="composers.InnerLoop", init_args=Namespace(test_steps=5))
+    assert found.inner == Namespace(class_path="composers.GradientSteps", init_args=Namespace(test_steps=5))
     assert found.refinement is None
     assert _expanded(0, refinement=refinement).refinement.init_args.steps == 0
     with pytest.raises(

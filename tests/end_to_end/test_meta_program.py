@@ -23,7 +23,7 @@ from modalities.images import encode
 
 METHODS = ("meta_ipc", "learned_init", "functa")
 CHECKPOINT = "runs/{}/version_0/checkpoints/{}.ckpt"
-INNER = "--model.init_args.inner_loop.init_args"
+INNER = "--model.init_args.inner.init_args"
 STEPS = {"meta_ipc": 2, "learned_init": 2, "functa": 3}
 BF16 = ("--trainer.precision", "bf16-mixed")
 
@@ -118,7 +118,7 @@ def test_prediction_takes_the_inner_steps_that_are_asked_for(photos):
         assert (seen.size, enlarged.size) == ((40, 24), (80, 48))
     composer = composers.load(path)
     for folder, steps, tile in (("whole", 5, False), ("tiles", 2, True)):
-        composer.inner_loop.test_steps = steps
+        composer.inner.test_steps = steps
         code = encode(composer, "noise.png", tile=tile)
         found = read_code(f"{folder}/noise.safetensors")
         assert found.model == code.model

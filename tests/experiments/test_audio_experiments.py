@@ -71,9 +71,9 @@ def test_the_overlay_makes_composers_of_sound(composer, samples, tokens):
     made = _overlaid(composer, samples)
     assert made.hypernet.num_tokens[0] == tokens
     assert made.hypernet.tokenizer.token_dim == 200
-    assert (made.inr.coord_dim, made.inr.value_dim, made.inr.output_offset) == (1, 1, 0.0)
-    assert made.inr.layer_sizes == [(4096, 256), *[(256, 256)] * 3, (256, 1)]
-    frequencies = made.inr.encoding.frequencies
+    assert (made.network.coord_dim, made.network.value_dim, made.network.output_offset) == (1, 1, 0.0)
+    assert made.network.layer_sizes == [(4096, 256), *[(256, 256)] * 3, (256, 1)]
+    frequencies = made.network.encoding.frequencies
     assert (frequencies[0], len(frequencies), round(float(frequencies[-1]), 2)) == (1, 2048, 1024)
     with torch.no_grad():
         values = made(Observation(torch.randn(2, 1, samples)), grid((7,)))

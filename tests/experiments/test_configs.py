@@ -20,8 +20,8 @@ HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa")  # in names of experiments
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # the others are like it, and take time
 FEW = [  # likewise
-    *("--model.init_args.inner_loop.init_args.test_samples_per_step", 8),
-    *("--model.init_args.inner_loop.init_args.test_steps", 2),
+    *("--model.init_args.inner.init_args.test_samples_per_step", 8),
+    *("--model.init_args.inner.init_args.test_steps", 2),
 ]
 
 
@@ -250,7 +250,7 @@ def test_sizes_come_from_the_data_and_a_size_that_was_given_stays():
     assert saved["model"]["init_args"]["inr"]["init_args"]["coord_dim"] is None  # as it was given
     built = _build(*tiny, "--data.init_args.size", 24)
     assert built.model.hypernet.tokenizer.signal_shape == (3, 24, 24)
-    assert (built.model.inr.coord_dim, built.model.inr.value_dim) == (2, 3)
+    assert (built.model.network.coord_dim, built.model.network.value_dim) == (2, 3)
     stated = built.model.config["init_args"]
     assert stated["tokenizer"]["init_args"]["signal_shape"] == [3, 24, 24]  # so that a checkpoint can be rebuilt
 

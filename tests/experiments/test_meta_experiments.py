@@ -175,13 +175,13 @@ def test_every_experiment_says_what_it_is_and_what_it_costs(name):
 def test_the_curve_of_a_test_stays_affordable():
     for name in [*PUBLISHED, *ORIGINAL, *OURS]:
         composer, data = _built(name)
-        report, trained = composer.inner_loop.report, composer.inner_loop.test_steps
+        report, trained = composer.inner.report, composer.inner.test_steps
         views = len(data.signal_shape) == 4
         if views and data.draws > 1:
             assert report == ()
         else:
             assert {0, trained} <= set(report)
-            assert max(report) >= 5 * composer.inner_loop.steps / 2
+            assert max(report) >= 5 * composer.inner.steps / 2
 
 
 def _objects(folder):
@@ -201,15 +201,15 @@ def test_the_original_on_views_trains_on_many_views_and_is_tested_with_one(tmp_p
     _objects(tmp_path / "data" / "shapenet")
     small = ["--data.init_args.size", 8, "--data.init_args.num_workers", 0, "--trainer.accelerator", "cpu"]
     small += [
-        "--model.init_args.inr.init_args.hidden_dim",
+        "--model.init_args.network.init_args.hidden_dim",
         4,
         "--model.init_args.renderer.init_args.samples_per_ray",
         4,
     ]
     small += [
-        "--model.init_args.inner_loop.init_args.test_steps",
+        "--model.init_args.inner.init_args.test_steps",
         3,
-        "--model.init_args.inner_loop.init_args.report",
+        "--model.init_args.inner.init_args.report",
         "[0,3]",
     ]
     short = ["--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--trainer.num_sanity_val_steps", 0]

@@ -89,14 +89,14 @@ def test_sizes_are_the_published_ones(method):
     composer, data, _ = cost.build(EXPERIMENTS / f"chairs_{method}.yaml")
     _, _, weight_tokens, numbers, parameters = METHODS[method]
     assert composer.hypernet.num_tokens == (256, weight_tokens)
-    assert (composer.inr.coord_dim, composer.inr.value_dim) == (3, 4)
+    assert (composer.network.coord_dim, composer.network.value_dim) == (3, 4)
     assert sum(parameter.numel() for parameter in composer.parameters()) == parameters
     hypernet = composer.hypernet
     columns = zip(hypernet.tokens_per_layer, hypernet.heights.values(), strict=True)  # a token predicts a column
     assert sum(tokens * height for tokens, height in columns) == numbers
     assert (composer.renderer.near, composer.renderer.far) == (data.near, data.far) == (2.0, 6.0)
     exponents = torch.linspace(0, 8, 20, dtype=torch.float64)
-    torch.testing.assert_close(composer.inr.encoding.frequencies, (2**exponents).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(composer.network.encoding.frequencies, (2**exponents).float(), rtol=1e-6, atol=0)
 
 
 def test_every_experiment_says_what_it_costs():

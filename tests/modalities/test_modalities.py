@@ -23,7 +23,7 @@ from datamodules.domain import Grid, Rays
 from datamodules.spec import Modality
 from modalities import MODALITIES, Audio, Images, PosedViews
 from modalities.audio import encode
-from modalities.writing import Reconstruction
+from modalities.writing import Prediction
 
 
 @pytest.mark.parametrize("modality", MODALITIES, ids=lambda modality: modality.name)
@@ -77,9 +77,7 @@ def test_views_are_read_with_their_cameras(tmp_path):
 def test_audio_is_written_as_its_code_sounds(tmp_path):
     composer, values = build_ipc(), torch.rand(1, 300) - 0.5
     code = encode(composer, values, 400)
-    row = Audio().write(
-        Reconstruction(composer, code, None, values, {"rate": 400}), tmp_path / "a.b", rate=800, bits=24
-    )
+    row = Audio().write(Prediction(composer, code, None, values, {"rate": 400}), tmp_path / "a.b", rate=800, bits=24)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.png", "a.b.safetensors", "a.b.wav"]
     assert soundfile.info(tmp_path / "a.b.wav").samplerate == 800
     assert (row["seconds"], row["rate"]) == ("0.750", "400")

@@ -25,7 +25,7 @@ class Round(Fields):
 
 def _composer(inr=None, **options):
     composer = Balls(VolumeRenderer(2.0, 6.0, **options))
-    composer.inr = inr or Round()
+    composer.network = inr or Round()
     return composer
 
 

@@ -59,7 +59,7 @@ def test_depth_of_what_is_half_seen_is_its_own():
             return lambda points: torch.where(points[..., 1:2].abs() < 0.1, 1.0, 0.0).expand(1, -1, 4)
 
     composer = Balls()
-    composer.inr = Veil()
+    composer.network = Veil()
     seen = look(composer, radius_of(0.1), torch.tensor([[0.0, -4.0, 0.0, 0.0, 1.0, 0.0]]))
     assert 0.05 < seen.opacity.item() < 0.5
     assert seen.depth.item() == pytest.approx(4, abs=0.1)

@@ -341,9 +341,9 @@ def test_units_shown_vary_most_and_are_the_costliest(square_ipc):
     units, seen = subject.units(), square_samples(torch.stack(list(subject.images.values())))
     mean = units.costs.mean(0)
     assert (mean[:-1] >= mean[1:]).all()
-    _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
+    _, lost = unit_costs(subject.network, 1, seen, subject.modulations)
     torch.testing.assert_close(units.costs, lost[:, units.order])
-    place = hidden_layers(subject.inr, seen.coords, subject.modulations)[1]  # maps have this grid
+    place = hidden_layers(subject.network, seen.coords, subject.modulations)[1]  # maps have this grid
     torch.testing.assert_close(units.maps.flatten(2).mT, place[:2][..., units.order[:3]])
 
 
@@ -406,7 +406,7 @@ def test_two_models_from_end_to_end(tmp_path, folder, checkpoints, capsys):
     assert sorted(int(row["unit"]) for row in rows[:6]) == list(range(6))
     subject = Subject("ipc", composers.load(ipc), read_all([str(folder)])[0], 1, StudySettings(num_units=2))
     seen = square_samples(torch.stack(list(subject.images.values())))
-    _, lost = unit_costs(subject.inr, 1, seen, subject.modulations)
+    _, lost = unit_costs(subject.network, 1, seen, subject.modulations)
     for row in rows[:6]:
         own = lost[:, int(row["unit"])].numpy()
         wanted = [own.mean(), *np.quantile(own, [0.25, 0.75])]

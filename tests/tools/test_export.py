@@ -133,7 +133,7 @@ def trained(make_ipc, tmp_path_factory):
     torch.manual_seed(0)
     transformer = Transformer(embed_dim=12, num_blocks=2, num_heads=3, mlp_ratio=2, residual_dropout=0.5)
     composer = make_ipc(transformer=transformer, renderer=PointRenderer(chunk_size=4)).train()
-    composer.inr.eval()
+    composer.network.eval()
     before = [module.training for module in composer.modules()]
     programs = {"encoder": export_encoder(composer), "decoder": export_decoder(composer)}
     after = [module.training for module in composer.modules()]
@@ -170,7 +170,7 @@ def test_decoder_equals_a_naive_network(exported, naive_inr):
     composer, shape, programs = exported
     signal, coords = _inputs(3, 7, shape)
     latents, _ = _wanted(composer, signal, coords)
-    wanted = naive_inr(composer.inr, coords, composer.compose(latents), 3)
+    wanted = naive_inr(composer.network, coords, composer.compose(latents), 3)
     torch.testing.assert_close(programs["decoder"](latents, coords).double(), wanted, atol=1e-5, rtol=0)
 
 

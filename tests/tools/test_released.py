@@ -112,7 +112,7 @@ def test_frequencies_are_those_of_the_file(ipc_image):
     arch, weights, _ = ipc_image
     stored = weights["hyponet.ff_linear"] * 1.25
     composer = from_released(weights | {"hyponet.ff_linear": stored}, arch)
-    assert torch.equal(composer.inr.encoding.frequencies, stored)
+    assert torch.equal(composer.network.encoding.frequencies, stored)
 
 
 def test_the_file_is_left_as_it_is(ipc_image):

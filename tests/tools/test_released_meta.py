@@ -86,10 +86,10 @@ def test_a_converted_file_adapts_and_renders_as_the_released_code(golden, tmp_pa
 
 def test_the_inner_loop_is_that_of_the_config(golden):
     _, arch, weights, _ = golden
-    settings = from_released(weights, _changed(arch, n_inner_step=5, inner_lr=0.25)).inner_loop
+    settings = from_released(weights, _changed(arch, n_inner_step=5, inner_lr=0.25)).inner
     assert (settings.steps, settings.test_steps, settings.lr) == (5, 5, 0.25)
     assert (settings.samples_per_step, settings.learned_lr, settings.first_order) == ("all", (), False)
-    settings = from_released(weights, _changed(arch, n_inner_step=None, inner_lr=...)).inner_loop
+    settings = from_released(weights, _changed(arch, n_inner_step=None, inner_lr=...)).inner
     assert (settings.steps, settings.lr) == (2, 0.01)  # the released defaults
 
 

@@ -95,7 +95,7 @@ def test_outputs_factors_and_outer_gradients_equal_those_of_the_released_code(go
     output = evaluation["values"][0].mT.reshape(vectors["output"].shape)
     torch.testing.assert_close(output, vectors["output"], atol=1e-5, rtol=0)
     adapted = {name: tensor for name, tensor in vectors.items() if name.startswith("adapted.")}
-    assert len(adapted) == len(evaluation["latents"][0]) == len(composer.inr.modulated_layers)
+    assert len(adapted) == len(evaluation["latents"][0]) == len(composer.network.modulated_layers)
     for name, latent in evaluation["latents"][0].items():
         wanted = adapted[f"adapted.linear_wb{name.split('.')[1]}"]
         torch.testing.assert_close(latent, wanted, atol=1e-6, rtol=0)

@@ -104,8 +104,8 @@ def test_kinds_and_frequencies(golden):
     torch.testing.assert_close(stored, 2 ** torch.linspace(0, 4, 4))
     composer = from_released(weights | {"hyponet.ff_linear": stored * 1.25}, arch)
     assert isinstance(composer, TransformerIPC if "low_rank" in arch["type"] else TransINR)
-    assert torch.equal(composer.inr.encoding.frequencies, stored * 1.25)
-    assert composer.inr.encoding.factor == 1
+    assert torch.equal(composer.network.encoding.frequencies, stored * 1.25)
+    assert composer.network.encoding.factor == 1
 
 
 @pytest.mark.parametrize(("views", "size"), [(2, 16), (1, 12)])
@@ -262,7 +262,7 @@ def test_trans_inr_of_views_goes_round(trans_inr):
 
 
 def test_trans_inr_frequencies_are_powers_of_two(trans_inr):
-    frequencies = from_trans_inr(trans_inr[1]).inr.encoding.frequencies
+    frequencies = from_trans_inr(trans_inr[1]).network.encoding.frequencies
     np.testing.assert_array_equal(frequencies.numpy(), [1, 16, 256])
 
 

@@ -69,7 +69,7 @@ def _look_inside(
     paths = [path for path in (checkpoint, compare) if path is not None]
     models = [load(path, _device(device)) for path in paths]
     found, skipped = read_all(images)
-    layer = min(models[0].inr.modulated_layers, default=0) if settings.layer is None else settings.layer
+    layer = min(models[0].network.modulated_layers, default=0) if settings.layer is None else settings.layer
     subjects = [
         Subject(name, model, found, layer, settings) for name, model in zip(_names(models), models, strict=True)
     ]

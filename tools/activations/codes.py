@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents
 
 
 class Components(NamedTuple):

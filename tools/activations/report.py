@@ -23,7 +23,7 @@ def report_activations(subjects: Sequence[Subject], folder: Path) -> list[str]:
     """Write ``activations.png`` and ``layers.csv``; return the lines to print."""
     told, rows = [], list[TableRow]()
     for subject in subjects:
-        own = subject.inr.modulated_layers
+        own = subject.network.modulated_layers
         rows += [(subject.name, layer, layer in own, share) for layer, share in enumerate(subject.shares)]
         parts = [f"layer {layer} {share:.1%}" for layer, share in enumerate(subject.shares) if share is not None]
         if parts:

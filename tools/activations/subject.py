@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composers.base import Composer
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents
 from composers.networks import Modulations
 from datamodules.domain import Grid
 from modalities.images import input_size, square_codes, square_samples
@@ -69,7 +69,7 @@ class Subject:
     ) -> None:
         self.name = name
         self.composer = composer
-        self.inr = composer.inr
+        self.network = composer.network
         self.layer = layer
         self.settings = settings
         self.size = _size(name, composer)
@@ -102,7 +102,7 @@ class Subject:
     @cached_property
     def spreads(self) -> list[Spread]:
         """How the activations of every hidden layer vary."""
-        return spreads(self.inr, self._coords, self.modulations)
+        return spreads(self.network, self._coords, self.modulations)
 
     @property
     def shares(self) -> list[float | None]:
@@ -111,7 +111,7 @@ class Subject:
 
     def layers(self) -> list[LayerMaps]:
         """Return the layer under study and its neighbours: the units that vary most, over images and places together."""
-        number, own = self.settings.num_units, self.inr.modulated_layers
+        number, own = self.settings.num_units, self.network.modulated_layers
         units = {layer: self.spreads[layer].total.topk(number).indices.tolist() for layer in self._neighbours}
         maps = self._maps(units)
         return [
@@ -121,7 +121,7 @@ class Subject:
     def units(self) -> UnitCosts:
         """Return what the units of the layer under study are worth."""
         seen = square_samples(torch.stack(list(self.images.values())).to(self.composer.device))
-        whole, lost = unit_costs(self.inr, self.layer, seen, self.modulations)
+        whole, lost = unit_costs(self.network, self.layer, seen, self.modulations)
         order = lost.mean(0).argsort(descending=True, stable=True)
         maps = self._maps({self.layer: order[: self.settings.num_units].tolist()})[self.layer]
         return UnitCosts(whole.mean().item(), order.tolist(), lost[:, order].cpu(), maps)
@@ -137,7 +137,7 @@ class Subject:
     @property
     def _neighbours(self) -> list[int]:
         """The layer under study and the hidden ones beside it."""
-        return [layer for layer in range(self.layer - 1, self.layer + 2) if 0 <= layer < self.inr.num_layers - 1]
+        return [layer for layer in range(self.layer - 1, self.layer + 2) if 0 <= layer < self.network.num_layers - 1]
 
     @property
     def _coords(self) -> Tensor:
@@ -152,17 +152,17 @@ class Subject:
     def _maps(self, units: Mapping[int, list[int]]) -> dict[int, Tensor]:
         """Return the maps ``(b, U, h, w)`` of units by layer, for the images that are shown."""
         shown = some(self.modulations, slice(self.settings.num_rows))
-        maps = activation_maps(self.inr, self._coords, shown, units)
+        maps = activation_maps(self.network, self._coords, shown, units)
         return {layer: found.mT.unflatten(-1, (self.settings.size, -1)) for layer, found in maps.items()}
 
     def _check_layers(self) -> None:
         """Refuse a layer that the model does not have, and more units than there are."""
-        last = self.inr.num_layers - 2
+        last = self.network.num_layers - 2
         if not 0 <= self.layer <= last:
             raise ValueError(
                 f"layer is {self.layer}; the hidden layers of {self.name} are 0 to {last}: choose one with --layer."
             )
-        fewest = min(self.inr.layer_sizes[layer][1] for layer in self._neighbours)
+        fewest = min(self.network.layer_sizes[layer][1] for layer in self._neighbours)
         if self.settings.num_units > fewest:
             raise ValueError(
                 f"num_units is {self.settings.num_units}; a layer of {self.name} has {fewest} units: show no more."
@@ -171,7 +171,7 @@ class Subject:
 
 def _size(name: str, composer: Composer) -> int:
     """Return the pixels along each side of the images that a model takes."""
-    if (made := (composer.inr.coord_dim, composer.inr.value_dim)) != (2, 3):
+    if (made := (composer.network.coord_dim, composer.network.value_dim)) != (2, 3):
         raise ValueError(f"{name} makes {made[1]} values at {made[0]} coordinates, not images in colour: 3 at 2.")
     try:
         return input_size(composer)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from composers.meta_learned import MetaLearned
 from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.checkpoint import load
-from composers.meta_learned import MetaLearned
 from datamodules.configuration import readable
 from tools.export.files import DESCRIPTION, export
 

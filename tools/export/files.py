@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composers.meta_learned import MetaLearned
 from torch import Tensor
 
 from composers.base import Composer
 from composers.checkpoint import stated_domain
-from composers.meta_learned import MetaLearned
 from datamodules.storage.files import flush_file, flush_folder, temporary_folder
 from tools.export.halves import Decoder, Encoder, Half
 from tools.export.onnx import check_packages, flat, read_onnx, write_onnx
@@ -116,7 +116,7 @@ def _describe(halves: Sequence[Half], differences: Mapping[str, float]) -> dict[
         "coords": "Cell centres, axes in the order of the signal's, row before column: cell i of n along an axis from low "
         "to high lies at low + (high - low) (i + 1/2) / n; the ends are the ranges of the domain.",
         "domain": stated_domain(halves[0].composer).config(),
-        "value_range": [0, 1] if halves[0].composer.inr.output_offset == 0.5 else None,
+        "value_range": [0, 1] if halves[0].composer.network.output_offset == 0.5 else None,
         "pt2": f"torch.export.load(file).module() is a function: {encoder}decoder(latents, coords) returns the values; latents "
         "are a dictionary by name.",
         "onnx": "Inputs and outputs go by name; those of the decoder are the latents one by one, and coords.",

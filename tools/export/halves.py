@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from composers.meta_learned import MetaLearned
 from torch import Tensor, nn
 
 from composers.base import Composer
 from composers.checkpoint import stated_domain
 from composers.codes import stated_shape
-from composers.inference.inner_loop import Latents
-from composers.meta_learned import MetaLearned
+from composers.latents import Latents
 from composers.rendering import PointRenderer
 from datamodules.batch import Observation
 from datamodules.domain import Domain
@@ -151,7 +151,7 @@ class Decoder(Half):
 
     def forward(self, latents: Latents, coords: Tensor) -> Tensor:
         """Return the values ``(B, N, C)`` at ``coords (N, D)``."""
-        values: Tensor = self.composer.inr(coords, self.composer.compose(latents))
+        values: Tensor = self.composer.network(coords, self.composer.compose(latents))
         return values
 
     def eager(self, latents: Latents, coords: Tensor) -> Tensor:

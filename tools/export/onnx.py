@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from composers.inference.inner_loop import Latents
+from composers.latents import Latents
 from tools.export.halves import Half, Inputs, Program, refusing
 from tools.export.programs import free_sizes
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from composers.meta_learned import MetaLearned
 from torch import Tensor
 
 from composers.base import Composer
 from composers.checkpoint import build
-from composers.meta_learned import MetaLearned
 from tools.released import ginr_ipc, meta_inr, trans_inr
 from tools.released.layout import fill, unwrap
 

@@ -25,7 +25,7 @@ def fill(composer: Composer, weights: Mapping[str, Tensor], names: Mapping[str, 
         ValueError: If a weight is missing, unknown or of another shape.
     """
     file, own = _File(weights, names), composer.state_dict()
-    found = _layers(composer.inr, file)
+    found = _layers(composer.network, file)
     found |= {name: _joined(file, name, weight.shape) for name, weight in own.items() if name not in found}
     file.finish()
     composer.load_state_dict({name: found[name] for name in own})  # IPC files hold base weights that nobody reads

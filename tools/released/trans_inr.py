@@ -71,7 +71,7 @@ def completed(weights: Mapping[str, Tensor], composer: Composer) -> dict[str, Te
     Reference: frequencies are made in float32 there, which is seen where the highest times pi x is rounded; ours are rounded
     once.
     """
-    inr, positions = composer.inr, composer.get_parameter("hypernet.positions")
+    inr, positions = composer.network, composer.get_parameter("hypernet.positions")
     highest = float(inr.encoding.get_buffer("frequencies")[-1])
     count = len(inr.encoding.get_buffer("frequencies"))
     if inr.coord_dim == 2:

@@ -18,8 +18,8 @@ from datamodules.tiles import boxes, whole
 def _code(composer, places, shape, seed=0):
     """Return a code of random latents."""
     generator = torch.Generator().manual_seed(seed)
-    layer = composer.inr.modulated_layers[0]
-    size = (len(places), composer.inr.layer_sizes[layer][0], 8)
+    layer = composer.network.modulated_layers[0]
+    size = (len(places), composer.network.layer_sizes[layer][0], 8)
     latents = {f"patterns.{layer}": torch.randn(size, generator=generator)}
     return InstanceCode(
         latents, places, shape, fingerprint(composer), "cat", {"psnr": "30.1"}, domain=Grid.unit(len(shape))

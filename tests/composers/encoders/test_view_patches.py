@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from composers.inference.hypernetwork import Columns
 
 from composers.encoders import Patches, Transformer, ViewPatches
 from composers.inference import Hypernetwork
-from composers.inference.hypernetwork import Columns
 from datamodules.batch import Views
 
 

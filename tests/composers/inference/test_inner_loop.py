@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from composers.inference.inner_loop import DivergenceError, adapt, check_finite
+from composers.inference.adapt import DivergenceError, adapt, check_finite
 
 B, N = 3, 5
 REFERENCES = ["loop", "vmap"]

@@ -325,7 +325,9 @@ def test_loading_of_recordings_is_measured(tmp_path, capsys):
     assert float(row["a second, slowest epoch"].replace(",", "")) > 0
     assert 0.3 < recordings.share(recordings.RecordingsSettings(count=8, batch_size=2), tmp_path / "recordings") < 0.7
     dates = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "recordings").iterdir()}
-    recordings.generate(recordings.RecordingsSettings(count=8, recording_seconds=0.5, batch_size=2), tmp_path / "recordings")
+    recordings.generate(
+        recordings.RecordingsSettings(count=8, recording_seconds=0.5, batch_size=2), tmp_path / "recordings"
+    )
     assert {path: path.stat().st_mtime_ns for path in Path(tmp_path, "recordings").iterdir()} == dates
     with pytest.raises(ValueError, match="recordings for two batches"):
         recordings.RecordingsSettings(count=8)

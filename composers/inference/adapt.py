@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
-Latents = dict[str, Tensor]
+from composers.latents import Latents
+
 LossFunction = Callable[[Latents, int], Tensor]
 StepSize = float | Mapping[str, Tensor] | Callable[[Latents, int], Mapping[str, Tensor]]
 

@@ -1,0 +1,60 @@
+"""What every encoder is: a signal to features, tokens with an optional grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Self
+
+from torch import Tensor, nn
+
+from composers.latents import Layout
+from datamodules.batch import Views
+
+
+class Features(NamedTuple):
+    """What an encoder makes of a batch of signals.
+
+    Attributes:
+        tokens: ``(B, T, E)``.
+        grid: Number of tokens along every axis of the signal, whose product is ``T``; None where tokens have no such order.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, ...] | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """From a signal to features.
+
+    Attributes:
+        embed_dim: ``E``, numbers of a token.
+        num_tokens: ``T``, tokens of a signal; None where it depends on the signal.
+        signal_shape: ``(C, *shape)`` of the signals it takes, -1 for an axis of any size; None where it takes any.
+    """
+
+    embed_dim: int
+    num_tokens: int | None = None
+    signal_shape: tuple[int, ...] | None = None
+    frozen: bool = False
+
+    @abstractmethod
+    def tokens(self, signal: Tensor | Views) -> Tensor:
+        """Return tokens ``(B, T, E)`` of a signal ``(B, C, *shape)``, or of posed views."""
+
+    def layout(self, signal: Tensor | Views) -> Layout:
+        """Return the grid of the tokens of a signal, from its shape alone; an empty layout if tokens have no grid."""
+        return Layout()
+
+    def forward(self, signal: Tensor | Views) -> Features:
+        """Return the features of a signal ``(B, C, *shape)``, or of posed views."""
+        return Features(self.tokens(signal), self.layout(signal).grid)
+
+    def freeze(self) -> Self:
+        """Exclude all parameters from training, and keep dropout and running statistics in evaluation mode."""
+        self.requires_grad_(False)
+        self.frozen = True
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training mode, or leave it; a frozen encoder stays in evaluation mode."""
+        return super().train(mode and not self.frozen)

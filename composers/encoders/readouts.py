@@ -1,0 +1,171 @@
+"""Readouts: from features to latents."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from composers.encoders.encoder import Encoder, Features
+from composers.encoders.transformer import Transformer
+from composers.latents import Latents, module_key
+from composers.networks import TensorSpec
+
+
+class Readout(nn.Module, ABC):
+    """From the features of an encoder to the latents of a parametrization.
+
+    Attributes:
+        num_weight_tokens: Learned tokens that are read besides those of the signal.
+    """
+
+    num_weight_tokens: int = 0
+
+    @abstractmethod
+    def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
+        """Create the parameters whose sizes depend on the encoder and on the latents.
+
+        Raises:
+            ValueError: If such latents cannot be read from such features.
+        """
+
+    @abstractmethod
+    def forward(self, features: Features) -> Latents:
+        """Return the latents ``(B, ...)`` by name."""
+
+
+class WeightTokens(Readout):
+    """Learned weight tokens gather the columns of the latents in a transformer (paper section 3; TransINR section 3).
+
+    Data tokens are embedded and get learned positions. The learned weight tokens of all latents follow them, latent by latent;
+    the output of the transformer at those goes through one LayerNorm and Linear per latent, shared by its tokens.
+    A latent ``(I, R)`` has ``R`` columns of ``I`` numbers, a latent ``(E,)`` one column.
+
+    Args:
+        transformer: Over data and weight tokens.
+        num_tokens: Weight tokens of each latent, a divisor of its columns; one per column if None.
+        zero_init: Whether the heads are initialised with zero, so that all latents are zero before training.
+
+    Raises:
+        ValueError: If ``num_tokens`` is not positive.
+    """
+
+    def __init__(
+        self, transformer: Transformer | None = None, num_tokens: int | None = None, zero_init: bool = False
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer or Transformer()
+        self.num_tokens = num_tokens
+        self.zero_init = zero_init
+
+    def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
+        """Create embedding, positions, weight tokens and heads.
+
+        Raises:
+            ValueError: If there are no latents, one depends on the size of the signal, or ``num_tokens`` does not divide the
+                columns of one.
+        """
+        if not latents:
+            raise ValueError("The network has no modulated_layers, so there is nothing to predict: name at least one.")
+        embed_dim = self.transformer.embed_dim
+        self.names, self.tokens_per_latent, self.shapes = list(latents), [], []
+        self.heads = nn.ModuleDict()
+        for name, spec in latents.items():
+            columns = spec.shape[1] if len(spec.shape) == 2 else 1
+            if -1 in spec.shape or len(spec.shape) > 2:
+                raise ValueError(
+                    f"WeightTokens predicts latents of one or two fixed axes; {name} has shape {spec.shape}: use readout PerToken."
+                )
+            count = columns if self.num_tokens is None else self.num_tokens
+            if count < 1 or columns % count:
+                raise ValueError(
+                    f"num_tokens of the weight tokens is {count}; the latent {name} has {columns} columns: choose a divisor."
+                )
+            self.tokens_per_latent.append(count)
+            self.shapes.append((spec.shape[0], len(spec.shape)))
+            self.heads[module_key(name)] = _head(embed_dim, math.prod(spec.shape) // count, self.zero_init)
+        self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
+        if encoder.num_tokens is not None:
+            self.positions = nn.Parameter(torch.randn(1, encoder.num_tokens, embed_dim))
+        self.num_weight_tokens = sum(self.tokens_per_latent)
+        self.weight_tokens = nn.Parameter(torch.randn(self.num_weight_tokens, embed_dim))
+
+    def forward(self, features: Features) -> Latents:
+        """Return the latents, each ``(B, I, R)`` or ``(B, E)``."""
+        data_tokens = self.embedding(features.tokens)  # (B, T, E)
+        if hasattr(self, "positions"):
+            data_tokens = data_tokens + self.positions
+        weight_tokens = self.weight_tokens.expand(data_tokens.shape[0], -1, -1)
+        read = self.transformer(data_tokens, weight_tokens).split(self.tokens_per_latent, dim=1)
+        latents = {}
+        for name, (height, axes), tokens in zip(self.names, self.shapes, read, strict=True):
+            columns = (
+                self.heads[module_key(name)](tokens).unflatten(-1, (-1, height)).flatten(1, 2).mT
+            )  # (B, I, columns)
+            latents[name] = columns if axes == 2 else columns.squeeze(-1)
+        return latents
+
+
+class PerToken(Readout):
+    """Every token becomes the numbers of its own place by one Linear: latents on a grid, or latents per token.
+
+    Fits latents whose shape depends on the signal: ``(C, -1, -1)``, a feature map, or ``(-1, ...)``, numbers per token.
+
+    Args:
+        zero_init: Whether the heads are initialised with zero, so that all latents are zero before training.
+    """
+
+    def __init__(self, zero_init: bool = False) -> None:
+        super().__init__()
+        self.zero_init = zero_init
+
+    def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
+        """Create a Linear for every latent.
+
+        Raises:
+            ValueError: If there are no latents, or one has no axis for the tokens.
+        """
+        if not latents or any(-1 not in spec.shape for spec in latents.values()):
+            raise ValueError(
+                f"PerToken predicts latents with an axis for the tokens (-1); this parametrization has "
+                f"{ {name: spec.shape for name, spec in latents.items()} }: use readout WeightTokens."
+            )
+        self.shapes = {name: spec.shape for name, spec in latents.items()}
+        self.heads = nn.ModuleDict()
+        for name, shape in self.shapes.items():
+            fixed = [size for size in shape if size != -1]
+            head = nn.Linear(encoder.embed_dim, math.prod(fixed))
+            self.heads[module_key(name)] = _zeroed(head) if self.zero_init else head
+
+    def forward(self, features: Features) -> Latents:
+        """Return the latents: ``(B, C, *grid)``, or ``(B, T, ...)``.
+
+        Raises:
+            ValueError: If a latent is a map and the features have no grid.
+        """
+        latents = {}
+        for name, shape in self.shapes.items():
+            values = self.heads[module_key(name)](features.tokens)  # (B, T, numbers)
+            if shape[0] == -1:
+                latents[name] = values.unflatten(-1, shape[1:])
+            elif features.grid is None:
+                raise ValueError(f"The latent {name} is a map {shape}, and the features of this encoder have no grid.")
+            else:
+                latents[name] = values.mT.unflatten(-1, features.grid)
+        return latents
+
+
+def _head(embed_dim: int, numbers: int, zero_init: bool) -> nn.Sequential:
+    """Return the LayerNorm and Linear from a token to its columns."""
+    linear = nn.Linear(embed_dim, numbers)
+    return nn.Sequential(nn.LayerNorm(embed_dim), _zeroed(linear) if zero_init else linear)
+
+
+def _zeroed(linear: nn.Linear) -> nn.Linear:
+    """Return a layer with all parameters set to zero."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,231 @@
+"""Update rules of gradient steps: differentiable SGD, or any optimizer of torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from composers.inference.adapt import LossFunction, adapt, check_finite
+from composers.latents import Latents, module_key
+from composers.networks import TensorSpec
+
+Scales = Callable[[Latents], Mapping[str, Tensor]]
+
+
+class Trajectory(NamedTuple):
+    """The course of gradient steps.
+
+    Attributes:
+        latents: The latents after each reported number of steps, and after the last.
+        losses: ``(steps + 1, B)``, before every step and after the last, detached.
+    """
+
+    latents: dict[int, Latents]
+    losses: Tensor
+
+    @property
+    def last(self) -> Latents:
+        """Return the latents after the last step."""
+        return self.latents[max(self.latents)]
+
+
+class Rule(nn.Module, ABC):
+    """How latents move against their gradients.
+
+    Attributes:
+        differentiable: Whether training can differentiate through the steps.
+    """
+
+    differentiable: ClassVar[bool] = False
+
+    def connect(self, latents: Mapping[str, TensorSpec], steps: int) -> None:
+        """Create learned factors, for latents of these shapes and so many steps in training."""
+
+    @abstractmethod
+    def take(
+        self,
+        loss_fn: LossFunction,
+        latents: Latents,
+        steps: int,
+        report: Collection[int],
+        scales: Scales,
+        training: bool,
+    ) -> Trajectory:
+        """Take gradient steps.
+
+        Args:
+            loss_fn: From latents and the step, counted from 0, to one loss per instance ``(B,)``.
+            latents: Where to begin, ``(B, ...)``.
+            steps: How many.
+            report: Numbers of steps after which latents are kept; ``steps`` always is.
+            scales: Factors of the steps on latents, see `composers.latents.Parametrization.step_scales`.
+            training: Whether to keep a graph for training.
+        """
+
+    def describe(self) -> list[str]:
+        """Return the settings in words, for the summary of a run."""
+        return []
+
+
+class DifferentiableSGD(Rule):
+    """Gradient descent that training differentiates through (MAML, Finn et al. 2017; Meta-SGD, Li et al. 2017).
+
+    A step is ``lr`` times the scale of the parametrization times a learned factor times the gradient.
+
+    Args:
+        lr: Step size before any factor, positive.
+        learned_lr: What factors are learned for: every ``step``, every ``parameter`` (Meta-SGD), or both; none if empty. They
+            start at 1; steps beyond those of training use the factor of the last.
+        outer: How training uses the steps: ``second_order`` differentiates through them exactly, ``first_order`` takes
+            gradients as constants (first-order MAML), ``reptile`` moves the start towards the adapted latents, whatever the
+            loss (Nichol et al. 2018).
+        recompute: Whether the backward pass computes steps again instead of storing them.
+
+    Raises:
+        ValueError: If a number or a name is out of range.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        lr: float = 0.003,
+        learned_lr: Sequence[Literal["step", "parameter"]] = (),
+        outer: Literal["second_order", "first_order", "reptile"] = "second_order",
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < lr < float("inf"):
+            raise ValueError(f"lr is {lr}; the step size must be positive and finite.")
+        if unknown := set(learned_lr) - {"step", "parameter"}:
+            raise ValueError(f"learned_lr names {sorted(unknown)}; allowed are step and parameter.")
+        if outer not in ("second_order", "first_order", "reptile"):
+            raise ValueError(f"outer is {outer}; allowed are second_order, first_order and reptile.")
+        self.lr = lr
+        self.learned_lr = tuple(learned_lr)
+        self.outer = outer
+        self.recompute = recompute
+        self.factors = nn.ParameterDict()
+
+    def connect(self, latents: Mapping[str, TensorSpec], steps: int) -> None:
+        """Create the learned factors, all 1."""
+        for name, spec in latents.items() if self.learned_lr else ():
+            shape = [max(size, 1) if "parameter" in self.learned_lr else 1 for size in spec.shape]
+            turns = steps if "step" in self.learned_lr else 1
+            self.factors[module_key(name)] = nn.Parameter(torch.ones(turns, *shape))
+
+    def take(
+        self,
+        loss_fn: LossFunction,
+        latents: Latents,
+        steps: int,
+        report: Collection[int],
+        scales: Scales,
+        training: bool,
+    ) -> Trajectory:
+        """Take gradient steps; see `Rule.take`.
+
+        Raises:
+            DivergenceError: If a loss is not finite.
+        """
+        second_order = training and self.outer == "second_order"
+        kept, losses, done = {0: latents}, [], 0
+        for until in sorted({*(step for step in report if 0 < step < steps), steps}):
+            latents, part = adapt(
+                lambda moved, step, done=done: loss_fn(moved, done + step),  # type: ignore[misc]
+                latents,
+                steps=until - done,
+                step_size=lambda moved, step, done=done: self.step_sizes(scales(moved), done + step),  # type: ignore[misc]
+                create_graph=second_order and torch.is_grad_enabled(),
+                recompute=self.recompute,
+            )
+            kept[until], done = latents, until
+            losses.append(part if until == steps else part[:-1])
+        trajectory = Trajectory(kept, torch.cat(losses))
+        check_finite(trajectory.losses)
+        return trajectory
+
+    def step_sizes(self, scales: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Return the step size of every latent, a tensor that broadcasts with it.
+
+        Args:
+            scales: Of every latent.
+            step: Counted from 0.
+        """
+        sizes = {}
+        for name, scale in scales.items():
+            sizes[name] = self.lr * scale
+            if self.learned_lr:
+                factors = self.factors[module_key(name)]
+                sizes[name] = sizes[name] * factors[min(step, len(factors) - 1)]
+        return sizes
+
+    def describe(self) -> list[str]:
+        """Return step size and order in words."""
+        learned = f", factors learned per {' and '.join(self.learned_lr)}" if self.learned_lr else ""
+        order = {"second_order": "second order", "first_order": "first order", "reptile": "Reptile"}[self.outer]
+        lines = [f"step size {self.lr:g}{learned}", order]
+        if self.recompute and self.outer == "second_order":
+            lines.append("recomputed in the backward pass")
+        return lines
+
+
+class TorchOptimizer(Rule):
+    """Steps of an optimizer of torch, for evaluation only: training cannot differentiate through them.
+
+    Args:
+        optimizer: Create an optimizer of latents; Adam with ``lr`` 0.01 if None. It must work element by element, as SGD and
+            Adam do, or instances would mix.
+        warmup_steps: Number of first steps over which the learning rate rises linearly; Adam's first steps are as long as
+            later ones, but their direction is less certain.
+
+    Raises:
+        ValueError: If ``warmup_steps`` is negative.
+    """
+
+    def __init__(self, optimizer: OptimizerCallable | None = None, warmup_steps: int = 0) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {warmup_steps}; it must be at least 0.")
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+
+    def take(
+        self,
+        loss_fn: LossFunction,
+        latents: Latents,
+        steps: int,
+        report: Collection[int],
+        scales: Scales,
+        training: bool,
+    ) -> Trajectory:
+        """Take gradient steps; see `Rule.take`. ``scales`` are not used."""
+        with torch.enable_grad():
+            moving = {name: latent.detach().clone().requires_grad_() for name, latent in latents.items()}
+            parameters = list(moving.values())
+            optimizer = self.optimizer(parameters) if self.optimizer else torch.optim.Adam(parameters, lr=0.01)
+            lrs = [group["lr"] for group in optimizer.param_groups]
+            kept: dict[int, Latents] = {}
+            losses = []
+            for step in range(steps + 1):
+                if step in report or step in (0, steps):
+                    kept[step] = {name: latent.detach().clone() for name, latent in moving.items()}
+                if step == steps:
+                    with torch.no_grad():
+                        losses.append(loss_fn(moving, step))
+                    break
+                instance_losses = loss_fn(moving, step)
+                losses.append(instance_losses.detach())
+                for parameter, gradient in zip(
+                    parameters, torch.autograd.grad(instance_losses.sum(), parameters), strict=True
+                ):
+                    parameter.grad = gradient
+                for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                    group["lr"] = lr * min(1.0, (step + 1) / max(1, self.warmup_steps))
+                optimizer.step()
+        return Trajectory(kept, torch.stack(losses))

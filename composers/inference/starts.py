@@ -1,0 +1,216 @@
+"""Starts: the latents before any gradient step, predicted or learned."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from composers.encoders import Encoder, Readout
+from composers.latents import Latents, Layout, module_key
+from composers.networks import TensorSpec
+from datamodules.batch import Observation
+from datamodules.spec import DataSpec, FromData, signal_shape
+
+
+class Start(nn.Module, ABC):
+    """Latents from an observation, before any gradient step.
+
+    Attributes:
+        encoder: The encoder of the signal; None where the signal is not read.
+        signal_shape: ``(C, *shape)`` of the signals this start was built for; None if it takes any.
+    """
+
+    encoder: Encoder | None
+    signal_shape: tuple[int, ...] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = None
+
+    @abstractmethod
+    def connect(self, latents: Mapping[str, TensorSpec]) -> None:
+        """Create the parameters whose sizes depend on the latents; `Composer` calls this once."""
+
+    def layout(self, observation: Observation) -> Layout:
+        """Return the layout of the latents of an observation."""
+        return Layout()
+
+    @abstractmethod
+    def forward(self, observation: Observation, layout: Layout) -> Latents:
+        """Return the latents ``(B, ...)`` by name."""
+
+    def facts(self) -> dict[str, str]:
+        """Return what the summary of a run states about this start, by name."""
+        return {}
+
+
+class Hypernetwork(Start):
+    """Predict the latents from the signal in one pass.
+
+    Args:
+        encoder: From the signal to features.
+        readout: From features to latents.
+    """
+
+    def __init__(self, encoder: Encoder, readout: Readout) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.readout = readout
+        self.signal_shape = encoder.signal_shape
+
+    @property
+    def _encoder(self) -> Encoder:
+        """Return the encoder, which every hypernetwork has."""
+        assert self.encoder is not None
+        return self.encoder
+
+    def connect(self, latents: Mapping[str, TensorSpec]) -> None:
+        """Connect the readout to the encoder and the latents."""
+        self.readout.connect(self._encoder, latents)
+
+    def layout(self, observation: Observation) -> Layout:
+        """Return the grid of the encoder's tokens."""
+        return Layout() if observation.signal is None else self._encoder.layout(observation.signal)
+
+    def forward(self, observation: Observation, layout: Layout) -> Latents:
+        """Return the latents that the readout makes of the features.
+
+        Raises:
+            ValueError: If the observation has no signal.
+        """
+        if observation.signal is None:
+            raise ValueError("A hypernetwork encodes signals: pass an Observation with a signal.")
+        latents: Latents = self.readout(self._encoder(observation.signal))
+        return latents
+
+    def facts(self) -> dict[str, str]:
+        """Return the numbers of tokens."""
+        data, weight = self._encoder.num_tokens, self.readout.num_weight_tokens
+        return {} if data is None else {"tokens": f"{data} data + {weight} weight" if weight else f"{data} data"}
+
+
+class _SignalFree(Start):
+    """A start that reads no signal, but states the signals of training, which prediction prepares likewise.
+
+    Args:
+        signal_shape: ``(C, *shape)`` of the signals of training; the command line sets it from the data. The method itself
+            takes any.
+    """
+
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
+
+    def __init__(self, signal_shape: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.signal_shape = None if signal_shape is None else tuple(signal_shape)
+
+
+class LearnedStart(_SignalFree):
+    """Learn one initialisation for all instances, from which gradient steps begin (MAML, Finn et al. 2017)."""
+
+    def connect(self, latents: Mapping[str, TensorSpec]) -> None:
+        """Create one parameter per latent."""
+        self.latents = nn.ParameterDict(
+            {module_key(name): nn.Parameter(spec.initial()) for name, spec in latents.items()}
+        )
+        self.specs = dict(latents)
+
+    def forward(self, observation: Observation, layout: Layout) -> Latents:
+        """Return the initialisation, expanded to all instances and over the layout."""
+        return {
+            name: self.latents[module_key(name)].expand(observation.num_instances, *layout.shape(spec.shape))
+            for name, spec in self.specs.items()
+        }
+
+
+class ZeroStart(_SignalFree):
+    """Begin at zero, with nothing to learn (CAVIA, Zintgraf et al. 2019; functa)."""
+
+    def connect(self, latents: Mapping[str, TensorSpec]) -> None:
+        """Keep the shapes of the latents."""
+        self.specs = dict(latents)
+
+    def forward(self, observation: Observation, layout: Layout) -> Latents:
+        """Return zeros."""
+        like = observation.reference
+        return {
+            name: like.new_zeros(observation.num_instances, *layout.shape(spec.shape))
+            for name, spec in self.specs.items()
+        }
+
+
+class LearnedCode(_SignalFree):
+    """Learn one code per training instance (auto-decoder; Park et al., DeepSDF, CVPR 2019, section 4).
+
+    In training, ``observation.index`` names the instance. Elsewhere the latents begin at the mean of the learned codes, and
+    refinement finds the code of a new instance by gradient steps: give the composer a ``refinement`` with enough steps.
+
+    Args:
+        num_instances: Training instances; the command line sets it from the data.
+        signal_shape: ``(C, *shape)`` of the signals of training; set likewise.
+        std: Standard deviation of the codes at initialisation around that of the parametrization.
+
+    Raises:
+        ValueError: If ``num_instances`` is not positive or ``std`` is negative.
+    """
+
+    from_data: ClassVar[FromData] = {
+        "signal_shape": signal_shape,
+        "num_instances": lambda spec: _count(spec),
+    }
+
+    def __init__(
+        self, num_instances: int | None = None, signal_shape: Sequence[int] | None = None, std: float = 0.01
+    ) -> None:
+        super().__init__(signal_shape)
+        if num_instances is None or num_instances < 1 or std < 0:
+            raise ValueError(
+                f"num_instances of LearnedCode is {num_instances} and std {std}; they must be at least 1 and at least 0. The "
+                "command line sets num_instances where the data module knows it before set-up; else state it."
+            )
+        self.num_instances = num_instances
+        self.std = std
+
+    def connect(self, latents: Mapping[str, TensorSpec]) -> None:
+        """Create the codes of all training instances.
+
+        Raises:
+            ValueError: If the shape of a latent depends on the signal.
+        """
+        self.specs = dict(latents)
+        self.codes = nn.ParameterDict()
+        for name, spec in latents.items():
+            noise = torch.randn(self.num_instances, *Layout().shape(spec.shape)) * self.std
+            self.codes[module_key(name)] = nn.Parameter(spec.initial() + noise)
+
+    def forward(self, observation: Observation, layout: Layout) -> Latents:
+        """Return the codes of training instances, or their mean.
+
+        Raises:
+            ValueError: If an index exceeds ``num_instances``.
+        """
+        index, latents = observation.index if self.training else None, {}
+        for name in self.specs:
+            codes = self.codes[module_key(name)]
+            if index is None:
+                latents[name] = codes.mean(0).expand(observation.num_instances, *codes.shape[1:])
+            else:
+                latents[name] = self._rows(codes, index)
+        return latents
+
+    def _rows(self, codes: Tensor, index: Tensor) -> Tensor:
+        """Return the codes of some instances."""
+        if int(index.max()) >= self.num_instances:
+            raise ValueError(
+                f"Instance {int(index.max())} has no code: num_instances of LearnedCode is {self.num_instances}, and the "
+                "training set is larger."
+            )
+        return codes[index]
+
+
+def _count(spec: DataSpec) -> int | None:
+    """Return the number of training instances."""
+    return spec.num_instances

@@ -1,0 +1,19 @@
+"""Parametrizations: which numbers are adapted per instance, and how they become modulations of the network."""
+
+from composers.latents.column_scales import ColumnScales
+from composers.latents.direct import Direct
+from composers.latents.layout import Latents, Layout, module_key
+from composers.latents.low_rank import LowRank
+from composers.latents.parametrization import Parametrization
+from composers.latents.shifts import Shifts
+
+__all__ = [
+    "ColumnScales",
+    "Direct",
+    "Latents",
+    "Layout",
+    "LowRank",
+    "Parametrization",
+    "Shifts",
+    "module_key",
+]

@@ -1,0 +1,99 @@
+"""What every coordinate network is: modulations bind it to a field, a function of coordinates alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+Field = Callable[[Tensor], Tensor]
+M = TypeVar("M")
+
+
+class TensorSpec(NamedTuple):
+    """One named tensor of an instance: a modulation that a network takes, or a latent.
+
+    Attributes:
+        shape: Without the batch dimension. An axis of -1 depends on the signal; see `composers.latents.Layout`.
+        initial: Return a new tensor of this shape, with 1 in place of -1.
+        normalized: Whether the network divides the tensor by its norm, so that its scale has no effect.
+    """
+
+    shape: tuple[int, ...]
+    initial: Callable[[], Tensor]
+    normalized: bool = False
+
+
+class FreeNetwork(NamedTuple):
+    """A network all of whose weights belong to single instances, for test-time optimisation.
+
+    Attributes:
+        latents: The weights ``(B, ...)`` by name at which the field is that of the modulations.
+        field: From such weights to their field.
+    """
+
+    latents: dict[str, Tensor]
+    field: Callable[[Mapping[str, Tensor]], Field]
+
+
+class CoordinateNetwork(nn.Module, ABC, Generic[M]):
+    """From coordinates and modulations of type ``M`` to values.
+
+    A network owns no parameter that modulations replace.
+
+    Attributes:
+        coord_dim: ``D``, dimensions of a coordinate.
+        value_dim: ``C``, channels of a value.
+        slots: The tensors that modulations hold, by name, for parametrizations that do not know the network; empty for a
+            network whose modulations are of a type of its own.
+    """
+
+    coord_dim: int
+    value_dim: int
+    slots: Mapping[str, TensorSpec]
+
+    @property
+    @abstractmethod
+    def floats_per_coord(self) -> int:
+        """Return the floats that evaluation holds per coordinate and instance, from which chunk sizes follow."""
+
+    @abstractmethod
+    def forward(self, coords: Tensor, modulations: M) -> Tensor:
+        """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` shared by all instances or ``(B, N, D)``."""
+
+    def bind(self, modulations: M) -> Field:
+        """Return the field of these modulations."""
+        return partial(self.forward, modulations=modulations)
+
+    def activations(self, modulations: M, coords: Tensor) -> Mapping[int, Tensor]:
+        """Return the activations of the hidden layers at ``coords``, by layer: ``(N, O)`` or ``(B, N, O)``.
+
+        Raises:
+            ValueError: If the network does not expose its layers.
+        """
+        raise ValueError(f"{type(self).__name__} has no hidden layers to show: implement activations.")
+
+    def values_without(self, modulations: M, coords: Tensor, layer: int, units: Tensor) -> Tensor:
+        """Return values ``(U, N, C)`` of one instance, each with one unit of a hidden layer set to zero.
+
+        Args:
+            modulations: Of one instance.
+            coords: ``(N, D)``.
+            layer: Counted from 0.
+            units: ``(U,)`` indices.
+
+        Raises:
+            ValueError: If the network does not expose its layers.
+        """
+        raise ValueError(f"{type(self).__name__} has no hidden layers to switch off: implement values_without.")
+
+    def free(self, modulations: M) -> FreeNetwork:
+        """Return the network with all weights belonging to single instances, for test-time optimisation.
+
+        Raises:
+            ValueError: If the weights of this network are always shared.
+        """
+        raise ValueError(f"The weights of {type(self).__name__} cannot be optimised per instance: implement free.")
