@@ -31,7 +31,7 @@ def _seeded(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def make_inr():
+def make_network():
     """Return a maker of tiny coordinate networks with disturbed biases; keywords replace arguments."""
 
     def make(**changes):
@@ -42,33 +42,28 @@ def make_inr():
             "num_layers": 4,
             "encoding": FourierFeatures(num_frequencies=2, max_frequency=4),
         }
-        inr = CoordinateMLP(**arguments | changes)
-        for bias in inr.biases.values():
+        network = CoordinateMLP(**arguments | changes)
+        for bias in network.biases.values():
             torch.nn.init.normal_(bias, std=0.3)
-        return inr
+        return network
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_modulations():
-    """Return a maker of random modulations of a network, with biases for the layers named."""
+    """Return a maker of random modulations of a network."""
 
-    def make(inr, num_instances, biased=(), dtype=torch.float32):
-        modulations = {}
-        for layer in inr.modulated_layers:
-            fan_in, fan_out = inr.layer_sizes[layer]
-            bias = torch.randn(num_instances, fan_out, dtype=dtype) if layer in biased else None
-            modulations[layer] = (torch.randn(num_instances, fan_in, fan_out, dtype=dtype), bias)
-        return modulations
+    def make(network, num_instances, dtype=torch.float32):
+        return {name: torch.randn(num_instances, *spec.shape, dtype=dtype) for name, spec in network.slots.items()}
 
     return make
 
 
 @pytest.fixture(scope="session")
-def naive_inr():
-    """Return `_naive_inr`."""
-    return _naive_inr
+def naive_network():
+    """Return `_naive_network`."""
+    return _naive_network
 
 
 @pytest.fixture(scope="session")
@@ -78,18 +73,18 @@ def naive_features():
 
 
 @pytest.fixture(scope="session")
-def make_ipc(make_inr):
+def make_ipc(make_network):
     """Return a maker of tiny `TransformerIPC`; keywords replace arguments."""
-    return lambda **changes: TransformerIPC(**_parts(make_inr) | changes)
+    return lambda **changes: TransformerIPC(**_parts(make_network) | changes)
 
 
 @pytest.fixture(scope="session")
-def make_transinr(make_inr):
+def make_transinr(make_network):
     """Return a maker of tiny `TransINR` with every layer modulated; keywords replace arguments."""
 
     def make(**changes):
-        parts = {"inr": make_inr(modulated_layers="all"), "num_groups": 4}
-        return TransINR(**_parts(make_inr) | parts | changes)
+        parts = {"network": make_network(modulated_layers="all"), "num_groups": 4}
+        return TransINR(**_parts(make_network) | parts | changes)
 
     return make
 
@@ -114,11 +109,11 @@ def tiny_batch():
     return CoordinateBatch(Observation(signal, samples), samples, SIGNAL_SHAPE[1:], ["a", "b", "c"])
 
 
-def _parts(make_inr):
+def _parts(make_network):
     """Return the arguments of a tiny composer."""
     return {
-        "inr": make_inr(),
-        "tokenizer": Patches(SIGNAL_SHAPE, patch_size=4),
+        "network": make_network(),
+        "encoder": Patches(SIGNAL_SHAPE, patch_size=4),
         "transformer": Transformer(embed_dim=12, num_blocks=2, num_heads=3, mlp_ratio=2),
     }
 
@@ -137,37 +132,38 @@ def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
     return np.array(rows)
 
 
-def _naive_inr(inr, coords, modulations, num_instances):
+def _naive_network(network, coords, modulations, num_instances):
     """Return the values ``(B, N, C)`` of a ReLU network by loops over instances, layers and columns, in float64.
 
-    Reads the parameters of ``inr`` and its settings, and calls none of its code.
+    Reads the parameters of ``network`` and its settings, and calls none of its code.
     """
-    if isinstance(inr.encoding, FourierFeatures):
-        count, highest = len(inr.encoding.frequencies), float(inr.encoding.frequencies[-1])
-        pi = inr.encoding.factor != 1
+    if isinstance(network.encoding, FourierFeatures):
+        count, highest = len(network.encoding.frequencies), float(network.encoding.frequencies[-1])
+        pi = network.encoding.factor != 1
     values = []
     for instance in range(num_instances):
         places = coords[instance] if coords.dim() == 3 else coords
         hidden = places.detach().double().numpy()
-        if isinstance(inr.encoding, FourierFeatures):
+        if isinstance(network.encoding, FourierFeatures):
             hidden = _naive_features(hidden, count, highest, pi)
-        for layer in range(len(inr.layer_sizes)):
-            bias = inr.biases[str(layer)]
-            if layer in modulations:
-                weight = modulations[layer][0][instance]
-                if modulations[layer][1] is not None:
-                    bias = modulations[layer][1][instance]
-            else:
-                weight = inr.weights[str(layer)]
-            weight, bias = weight.detach().double().numpy(), bias.detach().double().numpy()
+        for layer in range(len(network.layer_sizes)):
+            weight, bias = (
+                (modulations[f"{kind}.{layer}"][instance] if f"{kind}.{layer}" in modulations else shared[str(layer)])
+                .detach()
+                .double()
+                .numpy()
+                for kind, shared in (("weight", network.weights), ("bias", network.biases))
+            )
+            if f"shift.{layer}" in modulations:
+                bias = bias + modulations[f"shift.{layer}"][instance].detach().double().numpy()
             columns = []
             for j in range(weight.shape[1]):
                 column = weight[:, j]
-                if inr.normalize_weights:
+                if network.normalize_weights:
                     column = column / math.sqrt(sum(entry**2 for entry in column))
                 columns.append(hidden @ column + bias[j])
             hidden = np.stack(columns, axis=1)
-            if layer < len(inr.layer_sizes) - 1:
+            if layer < len(network.layer_sizes) - 1:
                 hidden = np.where(hidden > 0, hidden, 0)
-        values.append(hidden + inr.output_offset)
+        values.append(hidden + network.output_offset)
     return torch.from_numpy(np.stack(values))
