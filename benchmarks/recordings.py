@@ -31,8 +31,8 @@ class RecordingsSettings:
         count: Recordings; an epoch has one piece of each.
         recording_seconds: Their length in the mean; they vary by a half.
         seconds: Of a piece.
-        rate: Samples a second of the recordings.
-        wanted_rate: The same of pieces; another makes resampling part of the measurement.
+        sample_rate: Samples a second of the recordings.
+        target_sample_rate: The same of pieces; another makes resampling part of the measurement.
         batch_size: Pieces of a batch.
         epochs: That are measured, after one that is not.
         workers: Numbers of loading processes to measure; 0 loads in the main process.
@@ -46,8 +46,8 @@ class RecordingsSettings:
     count: int = 1000
     recording_seconds: float = 12.0
     seconds: float = 1.0
-    rate: int = 16000
-    wanted_rate: int = 16000
+    sample_rate: int = 16000
+    target_sample_rate: int = 16000
     batch_size: int = 16
     epochs: int = 3
     workers: tuple[int, ...] = (0, 1, 2)
@@ -74,22 +74,22 @@ def generate(settings: RecordingsSettings, folder: Path) -> None:
 def _write(settings: RecordingsSettings, path: Path, number: int) -> None:
     """Write one recording."""
     random = np.random.default_rng(number)
-    count = round(settings.rate * settings.recording_seconds * random.uniform(0.5, 1.5))
-    soundfile.write(path, speech_like(count, settings.rate, random), settings.rate, subtype="PCM_16")
+    count = round(settings.sample_rate * settings.recording_seconds * random.uniform(0.5, 1.5))
+    soundfile.write(path, speech_like(count, settings.sample_rate, random), settings.sample_rate, subtype="PCM_16")
 
 
-def speech_like(count: int, rate: int, random: np.random.Generator) -> NDArray[np.float64]:
+def speech_like(count: int, sample_rate: int, random: np.random.Generator) -> NDArray[np.float64]:
     """Return noise that falls with frequency and swells four times a second, and a noise floor: FLAC halves it, as speech.
 
     Args:
         count: Samples.
-        rate: Samples a second.
+        sample_rate: Samples a second.
         random: What the noise is drawn from.
     """
-    frequencies = np.fft.rfftfreq(count, 1 / rate)
+    frequencies = np.fft.rfftfreq(count, 1 / sample_rate)
     spectrum = np.fft.rfft(random.standard_normal(count)) / (1 + (frequencies / 500) ** 2)
     coloured = np.fft.irfft(spectrum, count)
-    syllables = np.sin(np.pi * 4 * np.arange(count) / rate + random.uniform(0, np.pi)) ** 2
+    syllables = np.sin(np.pi * 4 * np.arange(count) / sample_rate + random.uniform(0, np.pi)) ** 2
     quiet = 0.0004 * random.standard_normal(count)
     return np.asarray((0.1 * coloured / coloured.std() * syllables + quiet).clip(-1, 1))
 
@@ -99,7 +99,7 @@ def data_of(settings: RecordingsSettings, folder: Path, workers: int) -> AudioFo
     data = AudioFolder(
         str(folder),
         seconds=settings.seconds,
-        rate=settings.wanted_rate,
+        sample_rate=settings.target_sample_rate,
         val_ratio=1 / settings.count,
         batch_size=settings.batch_size,
         num_workers=workers,
@@ -108,7 +108,7 @@ def data_of(settings: RecordingsSettings, folder: Path, workers: int) -> AudioFo
     return data
 
 
-def rates(data: AudioFolder, count: int) -> list[float]:
+def throughputs(data: AudioFolder, count: int) -> list[float]:
     """Return the pieces a second of so many epochs, until their coordinate batches were made."""
     loader = data.train_dataloader()
     assert isinstance(loader.sampler, AddressSampler)
@@ -127,7 +127,7 @@ def measure(settings: RecordingsSettings, folder: Path) -> list[list[str]]:
     generate(settings, folder)
     lines = []
     for workers in settings.workers:
-        _, *found = rates(data_of(settings, folder, workers), settings.epochs + 1)
+        _, *found = throughputs(data_of(settings, folder, workers), settings.epochs + 1)
         lines.append([str(workers), f"{min(found):,.0f}", f"{max(found):,.0f}"])
     return lines
 

@@ -23,7 +23,7 @@ from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline, Modality
 from datamodules.storage.audio import read_recording
 from datamodules.storage.files import written_whole
-from datamodules.storage.recordings import cut_recording, measured, read_seen, recording_tiles
+from datamodules.storage.recordings import cut_recording, measured, prepare_recording, recording_tiles
 from datamodules.tiles import Box
 from modalities.decoding import values_at
 from modalities.drawing import Waveform
@@ -37,7 +37,7 @@ _LARGEST_WAV = 2**32 - 64  # bytes of samples; its header counts them in 32 bits
 def encode(
     composer: Composer,
     source: str | Path | Tensor,
-    rate: int = 16000,
+    sample_rate: int = 16000,
     *,
     refinement: Refinement | None = None,
     batch_size: int = 16,
@@ -46,8 +46,8 @@ def encode(
 
     Args:
         composer: A model of audio.
-        source: A file of audio, resampled and mixed as the model needs it; or ``(C, n)`` in [-1, 1] at ``rate``.
-        rate: Samples per second of the signals that the model was trained with.
+        source: A file of audio, resampled and mixed as the model needs it; or ``(C, n)`` in [-1, 1] at ``sample_rate``.
+        sample_rate: Samples per second of the signals that the model was trained with.
         refinement: Steps and rate; the model's own if None, ``Refinement(steps=0)`` for the prediction alone.
         batch_size: Tiles at a time.
 
@@ -59,15 +59,15 @@ def encode(
     """
     channels, length = input_shape(composer)
     if isinstance(source, Tensor):
-        values, facts, name = source, own_facts(rate, source.shape[-1]), ""
+        values, facts, name = source, source_facts(sample_rate, source.shape[-1]), ""
     else:
-        seen = read_seen(source, channels, rate)
-        values, facts, name = seen.values, own_facts(seen.rate, seen.samples), Path(source).stem
+        seen = prepare_recording(source, channels, sample_rate)
+        values, facts, name = seen.values, source_facts(seen.sample_rate, seen.samples), Path(source).stem
     if values.dim() != 2 or len(values) != channels or not values.shape[1]:
         raise ValueError(
             f"The recording has shape {tuple(values.shape)}: this model takes ({channels}, n), n at least 1."
         )
-    steps, domain = refinement or composer.refinement, Grid(((-length / rate, length / rate),))
+    steps, domain = refinement or composer.refinement, Grid(((-length / sample_rate, length / sample_rate),))
     places = recording_tiles(values.shape[1], length)
     parts = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
     latents = encoded(composer, (_observation(values, some, domain, composer.device) for some in parts), steps)
@@ -76,7 +76,7 @@ def encode(
     return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
 
 
-def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_memory: float = 500.0) -> Tensor:
+def render(composer: Composer, code: InstanceCode, sample_rate: int | None = None, max_memory: float = 500.0) -> Tensor:
     """Return the sound of a code at any rate, ``(C, n)`` on the CPU, unclipped.
 
     Sample 0 stands at the same time at every rate, as resampling has it: of twice the rate, every other sample is the same.
@@ -84,7 +84,7 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
     Args:
         composer: The model of the code.
         code: Of a recording.
-        rate: Samples per second; those of the recording that was encoded if None.
+        sample_rate: Samples per second; those of the recording that was encoded if None.
         max_memory: MB that decoding may take above the model and the sound.
 
     Raises:
@@ -95,10 +95,10 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
     """
     if len(code.shape) != 1:
         raise ValueError(f"This code stands for a signal of shape {code.shape}, not for sound.")
-    wanted = own_rate(code) if rate is None else rate
+    wanted = recording_sample_rate(code) if sample_rate is None else sample_rate
     if wanted < 1:
-        raise ValueError(f"rate is {wanted}; it must be at least 1.")
-    seen = code_rate(code)
+        raise ValueError(f"sample_rate is {wanted}; it must be at least 1.")
+    seen = code_sample_rate(code)
     axis = Axis(_count(code, wanted), Fraction(seen, wanted), Fraction(wanted, 2 * seen))
     try:
         values = torch.empty(composer.inr.value_dim, axis.number)
@@ -111,12 +111,12 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
     return values
 
 
-def save_wav(values: Tensor, rate: int, path: Path, bits: int = 16) -> None:
+def save_wav(values: Tensor, sample_rate: int, path: Path, bits: int = 16) -> None:
     """Write audio as an integer PCM WAV file, whole or not at all.
 
     Args:
         values: ``(C, n)``, clipped to [-1, 1].
-        rate: Samples per second.
+        sample_rate: Samples per second.
         path: The file.
         bits: Bits per sample, 16 or 24.
 
@@ -132,7 +132,7 @@ def save_wav(values: Tensor, rate: int, path: Path, bits: int = 16) -> None:
     levels = (values.detach().cpu().double() * full).round().clamp(-full, full - 1).to(torch.int32)
     content = io.BytesIO()  # a full disk is an OSError of the write below, not an error of libsndfile
     left_aligned = (levels << (32 - bits)).mT.contiguous().numpy()  # soundfile keeps the upper bits
-    soundfile.write(content, left_aligned, rate, subtype=f"PCM_{bits}", format="WAV")
+    soundfile.write(content, left_aligned, sample_rate, subtype=f"PCM_{bits}", format="WAV")
     with written_whole(path) as part:
         part.write_bytes(content.getbuffer())
 
@@ -153,20 +153,20 @@ def audio_psnr(seen: Tensor, true: Tensor) -> float:
     return psnr_of_mse((seen.clamp(-1, 1) - true).double().square().mean()).item()
 
 
-def code_rate(code: InstanceCode) -> int:
+def code_sample_rate(code: InstanceCode) -> int:
     """Return the rate of the signals that the model of a code sees."""
     [(start, stop)] = code.boxes[0]
-    return sample_rate(code.domain, stop - start)
+    return domain_sample_rate(code.domain, stop - start)
 
 
-def sample_rate(domain: Domain, samples: int) -> int:
+def domain_sample_rate(domain: Domain, samples: int) -> int:
     """Return the samples per second of audio with so many samples in a domain: two units are a second, as published.
 
     Raises:
         ValueError: If it is no interval of time.
 
     Example:
-        >>> sample_rate(Grid(((-3.0, 3.0),)), 48000)
+        >>> domain_sample_rate(Grid(((-3.0, 3.0),)), 48000)
         16000
     """
     if not isinstance(domain, Grid) or len(domain.ranges) != 1:
@@ -175,14 +175,14 @@ def sample_rate(domain: Domain, samples: int) -> int:
     return round(2 * samples / (high - low))
 
 
-def own_rate(code: InstanceCode) -> int:
+def recording_sample_rate(code: InstanceCode) -> int:
     """Return the rate of the recording that was encoded; where it is not known, that of the model."""
-    return int(code.facts.get("rate", code_rate(code)))
+    return int(code.facts.get("sample_rate", code_sample_rate(code)))
 
 
-def own_facts(rate: int, samples: int) -> dict[str, str]:
+def source_facts(sample_rate: int, samples: int) -> dict[str, str]:
     """Return what a code notes of a recording as it was before it got the rate of a model."""
-    return {"rate": str(rate), "samples": str(samples)}
+    return {"sample_rate": str(sample_rate), "samples": str(samples)}
 
 
 def input_shape(composer: Composer) -> tuple[int, int]:
@@ -210,11 +210,11 @@ def _observation(values: Tensor, places: list[Box], domain: Domain, device: torc
     return Observation(signal, samples)
 
 
-def _count(code: InstanceCode, rate: int) -> int:
+def _count(code: InstanceCode, sample_rate: int) -> int:
     """Return how many samples a recording has at a rate."""
-    own = own_rate(code)
+    own = recording_sample_rate(code)
     samples = int(code.facts.get("samples", code.shape[0]))
-    return samples if rate == own else max(1, round(Fraction(samples * rate, own)))
+    return samples if sample_rate == own else max(1, round(Fraction(samples * sample_rate, own)))
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,8 @@ class AudioWriter(Writer):
     and refined, on the samples that the model sees, of NAME.wav at the file's own sampling rate, and of silence there.
 
     Args:
-        rate: Samples per second of the reconstruction; those of the file if None. Any is possible: the model's function of
-            time has none.
+        sample_rate: Samples per second of the reconstruction; those of the file if None. Any is possible, because the
+            model is a function of continuous time.
         bits: Of a sample of NAME.wav, 16 or 24.
         max_memory: MB that decoding may take above the model and the result.
 
@@ -234,7 +234,7 @@ class AudioWriter(Writer):
         ValueError: If a number is out of range.
     """
 
-    rate: int | None = None
+    sample_rate: int | None = None
     bits: int = 16
     max_memory: float = 500.0
 
@@ -249,25 +249,30 @@ class AudioWriter(Writer):
 
     def __post_init__(self) -> None:
         """Refuse numbers that are out of range."""
-        if self.rate is not None and self.rate < 1:
-            raise ValueError(f"rate is {self.rate}; it must be at least 1.")
+        if self.sample_rate is not None and self.sample_rate < 1:
+            raise ValueError(f"sample_rate is {self.sample_rate}; it must be at least 1.")
         check_bits(self.bits)
 
     def write(self, reconstruction: Reconstruction, path: Path) -> Row:
         """Write the reconstruction, the spectrograms and the code of a file of audio."""
-        composer, (true, rate) = reconstruction.composer, _original(reconstruction)
-        code = replace(reconstruction.code, facts=reconstruction.code.facts | own_facts(rate, true.shape[1]))
+        composer, (true, sample_rate) = reconstruction.composer, _original(reconstruction)
+        code = replace(reconstruction.code, facts=reconstruction.code.facts | source_facts(sample_rate, true.shape[1]))
         code.save(f"{path}.safetensors")
-        output_rate = self.rate or rate
-        output = render(composer, code, output_rate, self.max_memory)
-        save_wav(output, output_rate, Path(f"{path}.wav"), self.bits)
-        compared = output if output_rate == rate else render(composer, code, rate, self.max_memory)
+        output_sample_rate = self.sample_rate or sample_rate
+        output = render(composer, code, output_sample_rate, self.max_memory)
+        save_wav(output, output_sample_rate, Path(f"{path}.wav"), self.bits)
+        compared = output if output_sample_rate == sample_rate else render(composer, code, sample_rate, self.max_memory)
         psnr, silence = audio_psnr(compared, true), audio_psnr(torch.zeros_like(true), true)
         label = f"reconstruction {psnr:.1f} dB"
         save_figure(
-            draw([[Waveform("original", true, rate)], [Waveform(label, output, output_rate)]]), Path(f"{path}.png")
+            draw([[Waveform("original", true, sample_rate)], [Waveform(label, output, output_sample_rate)]]),
+            Path(f"{path}.png"),
         )
-        row = {"seconds": f"{true.shape[1] / rate:.3f}", "rate": str(rate), "tiles": str(len(code.boxes))}
+        row = {
+            "seconds": f"{true.shape[1] / sample_rate:.3f}",
+            "sample_rate": str(sample_rate),
+            "tiles": str(len(code.boxes)),
+        }
         row |= {fact: text for fact, text in code.facts.items() if fact not in MEASURED}
         return row | {"psnr": f"{psnr:.3f}", "silence": f"{silence:.3f}"}
 
@@ -279,16 +284,16 @@ class AudioWriter(Writer):
         self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
     ) -> tuple[Path, str]:
         """Write the audio of codes as `Writer.decode` says."""
-        rate = self.rate or own_rate(codes[0])
-        decoded = [render(composer, code, rate, self.max_memory) for code in codes]
-        length = f"{decoded[0].shape[1] / rate:.2f} s at {rate:,} Hz"
+        sample_rate = self.sample_rate or recording_sample_rate(codes[0])
+        decoded = [render(composer, code, sample_rate, self.max_memory) for code in codes]
+        length = f"{decoded[0].shape[1] / sample_rate:.2f} s at {sample_rate:,} Hz"
         if len(codes) == 1:
-            path = path or Path(f"{stem}.{rate}.wav")
-            save_wav(decoded[0], rate, path, self.bits)
+            path = path or Path(f"{stem}.{sample_rate}.wav")
+            save_wav(decoded[0], sample_rate, path, self.bits)
             return path, length
         assert path is not None, "frames go into a folder"
         for frame, values in enumerate(decoded):
-            save_wav(values, rate, path / f"{frame:03d}.wav", self.bits)
+            save_wav(values, sample_rate, path / f"{frame:03d}.wav", self.bits)
         return path, length
 
 
@@ -300,7 +305,7 @@ class Audio(Modality):
     headline = Headline("psnr", "max", "dB")
     reader = "datamodules.audio.prediction.AudioFiles"
     writer = AudioWriter
-    decoding = ("rate",)
+    decoding = ("sample_rate",)
 
     def metrics(self) -> dict[str, InstanceMetric]:
         """Return PSNR, the PSNR of silence and over it, SI-SDR and log-spectral distance."""
@@ -315,13 +320,13 @@ class Audio(Modality):
         }
 
     def read(self, path: str | Path) -> tuple[Tensor, dict[str, Any]]:
-        """Return the samples of a file, ``(C, n)`` float32 in [-1, 1], and its sampling rate as ``rate``.
+        """Return the samples of a file, ``(C, n)`` float32 in [-1, 1], and its sampling rate as ``sample_rate``.
 
         Raises:
             ValueError: If it cannot be read; the message names it.
         """
         recording = read_recording(path)
-        return recording.values, {"rate": recording.rate}
+        return recording.values, {"sample_rate": recording.sample_rate}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...]:
         """Return the channels and samples of the signals that a model takes."""
@@ -346,7 +351,7 @@ class Audio(Modality):
     def medium(self, cell: Cell) -> Waveform:
         """Return a cell as audio that can be heard."""
         values = cell.values.nan_to_num(0, 1, 0)
-        return Waveform(cell.label, values.mT, sample_rate(cell.domain, cell.shape[0]))
+        return Waveform(cell.label, values.mT, domain_sample_rate(cell.domain, cell.shape[0]))
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
         """Return the spectrogram of values ``(n, C)`` that last a second."""
@@ -363,13 +368,13 @@ class Audio(Modality):
     ) -> bool:
         """Write the original and its reconstructions: STEM.original.wav, STEM.predicted.wav and STEM.refined.wav."""
         shown = self.shown(instance)
-        rate = sample_rate(shown.domain, shown.shape[0])
+        sample_rate = domain_sample_rate(shown.domain, shown.shape[0])
         parts = {"original": shown.query.values} | {
             "refined" if step else "predicted": values for step, values in shown.values.items()
         }
         for kind, values in parts.items():
             if values is not None:
-                save_wav(values.mT, rate, Path(f"{stem}.{kind}.wav"))
+                save_wav(values.mT, sample_rate, Path(f"{stem}.{kind}.wav"))
         return True
 
     def values_at(
@@ -396,7 +401,7 @@ def _original(reconstruction: Reconstruction) -> tuple[Tensor, int]:
     """Return the audio itself ``(C, n)`` and its sampling rate."""
     code, instance = reconstruction.code, reconstruction.instance
     if reconstruction.original is not None:
-        return reconstruction.original, reconstruction.source.get("rate", code_rate(code))
+        return reconstruction.original, reconstruction.source.get("sample_rate", code_sample_rate(code))
     assert instance is not None, "a data module of tiles knows what they are tiles of"
     assert instance.query.values is not None
-    return instance.query.values[: code.shape[0]].mT, code_rate(code)
+    return instance.query.values[: code.shape[0]].mT, code_sample_rate(code)

@@ -151,21 +151,21 @@ class STOI(_Listener):
     It needs about 0.4 s that are not silent; NaN where there are fewer, and for anything but whole recordings.
 
     Args:
-        rate: Samples per second of the data.
+        sample_rate: Samples per second of the data.
 
     Raises:
-        ValueError: If ``rate`` is not positive, or ``pystoi`` is not installed.
+        ValueError: If ``sample_rate`` is not positive, or ``pystoi`` is not installed.
     """
 
-    def __init__(self, rate: int = 16000) -> None:
-        if rate < 1:
-            raise ValueError(f"rate of STOI is {rate}; it must be positive.")
+    def __init__(self, sample_rate: int = 16000) -> None:
+        if sample_rate < 1:
+            raise ValueError(f"sample_rate of STOI is {sample_rate}; it must be positive.")
         _require("pystoi", "STOI")
-        self.rate = rate
+        self.sample_rate = sample_rate
 
     def judge(self, seen: Tensor, true: Tensor) -> float:
         """Return the STOI of a prediction ``(N,)`` of a signal ``(N,)``."""
-        return float(short_time_objective_intelligibility(seen, true, self.rate))
+        return float(short_time_objective_intelligibility(seen, true, self.sample_rate))
 
 
 class PESQ(_Listener):
@@ -175,21 +175,23 @@ class PESQ(_Listener):
     under a quarter of a second, and for anything but whole recordings.
 
     Args:
-        rate: Samples per second of the data: 16000 or 8000.
+        sample_rate: Samples per second of the data: 16000 or 8000.
 
     Raises:
-        ValueError: If ``rate`` is another, or ``pesq`` is not installed.
+        ValueError: If ``sample_rate`` is another, or ``pesq`` is not installed.
     """
 
-    def __init__(self, rate: int = 16000) -> None:
-        if rate not in _BANDS:
-            raise ValueError(f"rate of PESQ is {rate}; it is defined for {' and '.join(map(str, _BANDS))}.")
+    def __init__(self, sample_rate: int = 16000) -> None:
+        if sample_rate not in _BANDS:
+            raise ValueError(
+                f"sample_rate of PESQ is {sample_rate}; it is defined for {' and '.join(map(str, _BANDS))}."
+            )
         _require("pesq", "PESQ")
-        self.rate = rate
+        self.sample_rate = sample_rate
 
     def judge(self, seen: Tensor, true: Tensor) -> float:
         """Return the PESQ of a prediction ``(N,)`` of a signal ``(N,)``."""
-        return float(perceptual_evaluation_speech_quality(seen, true, self.rate, _BANDS[self.rate]))
+        return float(perceptual_evaluation_speech_quality(seen, true, self.sample_rate, _BANDS[self.sample_rate]))
 
 
 _BANDS = {16000: "wb", 8000: "nb"}

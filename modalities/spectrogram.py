@@ -42,15 +42,15 @@ class Levels(NamedTuple):
     step: float
 
 
-def levels(values: Tensor, rate: int) -> Levels:
+def levels(values: Tensor, sample_rate: int) -> Levels:
     """Return the spectrogram of a recording ``(C, n)``, the mean of its channels, in Hann windows of 32 ms."""
     mono = values.detach().cpu().float().mean(0)
-    size = max(2, round(_WINDOW * rate))
-    hop = max(1, round(_HOP * rate), math.ceil(len(mono) / _MOST_FRAMES))
+    size = max(2, round(_WINDOW * sample_rate))
+    hop = max(1, round(_HOP * sample_rate), math.ceil(len(mono) / _MOST_FRAMES))
     window = torch.hann_window(size)
     spectrum = torch.stft(mono, size, hop, window=window, center=True, pad_mode="constant", return_complex=True)
     power = (2 * spectrum.abs() / window.sum()).square()
-    return Levels(10 * power.clamp(min=_FLOOR).log10(), hop / rate, rate / size)
+    return Levels(10 * power.clamp(min=_FLOOR).log10(), hop / sample_rate, sample_rate / size)
 
 
 def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float = 2.2) -> Figure:
@@ -67,7 +67,7 @@ def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float =
     columns = len(rows[0])
     figure = Figure(figsize=(width * columns + 0.8, height * len(rows) + 0.4), dpi=100, layout="constrained")
     grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
-    spectra = [[levels(recording.values, recording.rate) for recording in row] for row in rows]
+    spectra = [[levels(recording.values, recording.sample_rate) for recording in row] for row in rows]
     loudest = max(float(row[0].decibels.max()) for row in spectra)
     for places, recordings, row in zip(grid, rows, spectra, strict=True):
         for axes, recording, spectrum in zip(places, recordings, row, strict=True):
@@ -120,6 +120,6 @@ def _show(axes: Axes, recording: Waveform, spectrum: Levels, loudest: float, wid
 
 def _limit(axes: Axes, recordings: Sequence[Waveform]) -> None:
     """Let the axes, which all panels share, show the longest recording and the highest frequency."""
-    axes.set_xlim(0, max(recording.values.shape[-1] / recording.rate for recording in recordings))
-    axes.set_ylim(0, max(recording.rate for recording in recordings) / 2000)
+    axes.set_xlim(0, max(recording.values.shape[-1] / recording.sample_rate for recording in recordings))
+    axes.set_ylim(0, max(recording.sample_rate for recording in recordings) / 2000)
     axes.locator_params(nbins=5, steps=[1, 2, 4, 5, 10])

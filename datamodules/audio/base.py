@@ -65,14 +65,14 @@ class Excerpt:
 
     Args:
         samples: Of a piece.
-        rate: Samples a second; recordings of other rates are resampled.
+        sample_rate: Samples a second; recordings of other rates are resampled.
         channels: Of a piece; 1 mixes all channels of a recording down.
         released: Whether the last second of a recording is left out, and zeros count as measured.
     """
 
-    def __init__(self, samples: int, rate: int, channels: int = 1, released: bool = False) -> None:
+    def __init__(self, samples: int, sample_rate: int, channels: int = 1, released: bool = False) -> None:
         self.samples = samples
-        self.rate = rate
+        self.sample_rate = sample_rate
         self.channels = channels
         self.released = released
 
@@ -91,11 +91,13 @@ class Excerpt:
     def _read(self, path: Path, generator: torch.Generator | None) -> Tensor:
         """Return what there is of a piece, ``(channels, samples)`` at most."""
         facts = recording_facts(path)
-        total = resampled_frames(facts.frames, facts.rate, self.rate) - (self.rate if self.released else 0)
+        total = resampled_frames(facts.frames, facts.sample_rate, self.sample_rate) - (
+            self.sample_rate if self.released else 0
+        )
         count = min(total, self.samples)
         if count <= 0:
             return torch.zeros(self.channels, 0)
-        values = read_resampled(path, facts, place(total, self.samples, generator), count, self.rate)
+        values = read_resampled(path, facts, place(total, self.samples, generator), count, self.sample_rate)
         return in_channels(values, self.channels, path)
 
 
@@ -144,7 +146,7 @@ class AudioModule(CoordinateDataModule):
 
     Args:
         seconds: Length of a signal.
-        rate: Samples per second; recordings at other rates are resampled.
+        sample_rate: Samples per second; recordings at other rates are resampled.
         channels: 1 mixes all channels of a recording down by their mean; 2 takes recordings of two channels only.
         kwargs: Arguments of `CoordinateDataModule`.
 
@@ -154,20 +156,23 @@ class AudioModule(CoordinateDataModule):
 
     modality = Audio()
 
-    def __init__(self, seconds: float = 1.0, rate: int = 16000, channels: Literal[1, 2] = 1, **kwargs: Any) -> None:
-        if not math.isfinite(seconds) or rate < 1 or round(seconds * rate) < 1 or channels not in (1, 2):
+    def __init__(
+        self, seconds: float = 1.0, sample_rate: int = 16000, channels: Literal[1, 2] = 1, **kwargs: Any
+    ) -> None:
+        if not math.isfinite(seconds) or sample_rate < 1 or round(seconds * sample_rate) < 1 or channels not in (1, 2):
             raise ValueError(
-                f"seconds is {seconds}, rate {rate}, channels {channels}: a signal has at least 1 sample, in 1 or 2 channels."
+                f"seconds is {seconds}, sample_rate {sample_rate}, channels {channels}: a signal has at least 1 sample, in 1 "
+                "or 2 channels."
             )
         super().__init__(**kwargs)
-        self.samples = round(seconds * rate)
-        self.rate = rate
+        self.samples = round(seconds * sample_rate)
+        self.sample_rate = sample_rate
         self.channels = channels
 
     @property
     def spec(self) -> DataSpec:
         """Audio on a grid of time: 2 units per second around 0, so that 3 seconds are ``[-3, 3]``."""
-        return audio_spec((self.channels, self.samples), self.rate, self.modality, self.num_instances)
+        return audio_spec((self.channels, self.samples), self.sample_rate, self.modality, self.num_instances)
 
 
 class RecordingSet(AudioModule):
@@ -211,7 +216,7 @@ class RecordingSet(AudioModule):
         self.root = Path(root)
         self.on_bad_file = on_bad_file
         self.partial = partial
-        self.augmentation = Excerpt(self.samples, self.rate, self.channels, cropping == "released")
+        self.augmentation = Excerpt(self.samples, self.sample_rate, self.channels, cropping == "released")
         self.excerpt = self.augmentation
 
     @abstractmethod
@@ -253,7 +258,7 @@ class RecordingSet(AudioModule):
         self._check(files, split)
         if self.on_bad_file == "raise":
             return files
-        skipped = unreadable(files, self.rate, self.channels)
+        skipped = unreadable(files, self.sample_rate, self.channels)
         if len(skipped) == len(files):
             named = "".join(f"\n  {reason}" for reason in list(skipped.values())[:_NAMED])
             raise ValueError(f"None of {len(files):,} recordings of the split {split} can be read:{named}")
@@ -277,13 +282,13 @@ class RecordingSet(AudioModule):
 
 
 def audio_spec(
-    signal_shape: tuple[int, int], rate: int, modality: Modality, num_instances: int | None = None
+    signal_shape: tuple[int, int], sample_rate: int, modality: Modality, num_instances: int | None = None
 ) -> DataSpec:
     """Return the spec of audio: time as the only axis, 2 units per second around 0, as published.
 
     Args:
         signal_shape: Channels and samples.
-        rate: Samples per second.
+        sample_rate: Samples per second.
         modality: Of audio.
         num_instances: Training instances.
 
@@ -292,26 +297,26 @@ def audio_spec(
         Grid(ranges=((-3.0, 3.0),))
     """
     channels, samples = signal_shape
-    domain = Grid(((-samples / rate, samples / rate),))
-    return DataSpec(domain, channels, (channels, samples), modality, num_instances, rate)
+    domain = Grid(((-samples / sample_rate, samples / sample_rate),))
+    return DataSpec(domain, channels, (channels, samples), modality, num_instances, sample_rate)
 
 
-def unreadable(files: Sequence[NamedFile], rate: int, channels: int) -> dict[str, str]:
+def unreadable(files: Sequence[NamedFile], sample_rate: int, channels: int) -> dict[str, str]:
     """Return why recordings cannot be read, by path, after reading all of them.
 
     Args:
         files: The recordings.
-        rate: Samples a second that they are to be resampled to.
+        sample_rate: Samples a second that they are to be resampled to.
         channels: What they are to have; 1 fits all.
     """
-    return unreadable_of(files, partial(_reason, rate=rate, channels=channels), "reading recordings")
+    return unreadable_of(files, partial(_reason, sample_rate=sample_rate, channels=channels), "reading recordings")
 
 
-def _reason(file: NamedFile, rate: int, channels: int) -> str | None:
+def _reason(file: NamedFile, sample_rate: int, channels: int) -> str | None:
     """Return why a recording cannot be read, or None."""
     try:
         facts = recording_facts(file.path)
-        in_channels(read_resampled(file.path, facts, 0, 1, rate), channels, file.path)
+        in_channels(read_resampled(file.path, facts, 0, 1, sample_rate), channels, file.path)
         for start in range(0, facts.frames, _BLOCK):
             read_recording(file.path, start, min(_BLOCK, facts.frames - start))
     except ValueError as error:

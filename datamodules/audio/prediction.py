@@ -16,7 +16,7 @@ from datamodules.batch import CoordinateBatch, Piece, Signal
 from datamodules.images.prediction import TileBatch, WholeImages, collate_tiles, unique_names
 from datamodules.spec import DataSpec
 from datamodules.storage.audio import audio_files, read_recording
-from datamodules.storage.recordings import cut_recording, in_channels_of, measured, read_seen, recording_tiles
+from datamodules.storage.recordings import cut_recording, in_channels_of, measured, prepare_recording, recording_tiles
 from datamodules.tiles import Box
 from modalities.audio import Audio
 
@@ -45,12 +45,12 @@ class RecordingTiles(Dataset[tuple[Tensor, Piece]]):
     Args:
         files: The recordings.
         channels: Those of the model.
-        rate: That of the model.
+        sample_rate: That of the model.
     """
 
-    def __init__(self, files: Sequence[AudioFile], channels: int, rate: int) -> None:
+    def __init__(self, files: Sequence[AudioFile], channels: int, sample_rate: int) -> None:
         self.channels = channels
-        self.rate = rate
+        self.sample_rate = sample_rate
         self.places = [(file, box) for file in files for box in file.tiles]
         self._last: tuple[Path, Tensor] | None = None
 
@@ -62,7 +62,7 @@ class RecordingTiles(Dataset[tuple[Tensor, Piece]]):
         """Return a tile ``(C, length)``, zeros beyond the end of its recording, and where it lies."""
         file, box = self.places[index]
         if self._last is None or self._last[0] != file.path:
-            self._last = (file.path, read_seen(file.path, self.channels, self.rate).values)
+            self._last = (file.path, prepare_recording(file.path, self.channels, self.sample_rate).values)
         return cut_recording(self._last[1], box), Piece(file.name, (file.samples,), box)
 
 
@@ -76,13 +76,13 @@ class AudioFiles(CoordinateDataModule):
     Args:
         audio: Files and folders.
         signal_shape: ``(C, samples)`` of the model; under the command line the checkpoint states it.
-        rate: Samples per second of the signals that the model was trained with; recordings of another rate are resampled. Under
-            the command line the checkpoint states it; 16,000 if it does not.
+        sample_rate: Samples per second of the signals that the model was trained with; other recordings are resampled. On the
+            command line the checkpoint states it; 16,000 if it does not.
         batch_size: Tiles per device and step.
         num_workers: Processes that load; 0 loads in the main process.
 
     Attributes:
-        rates: By name, the rates of the files, in samples per second.
+        sample_rates: By name, the rates of the files, in samples per second.
 
     Raises:
         ValueError: If a number is out of range.
@@ -94,18 +94,20 @@ class AudioFiles(CoordinateDataModule):
         self,
         audio: Sequence[str] = (),
         signal_shape: Sequence[int] | None = None,
-        rate: int | None = None,
+        sample_rate: int | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        self.rate = _RATE if rate is None else rate
-        if self.rate < 1:
-            raise ValueError(f"rate is {rate}; give the samples per second that the model was trained with.")
+        self.sample_rate = _RATE if sample_rate is None else sample_rate
+        if self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate is {sample_rate}; give the samples per second that the model was trained with."
+            )
         self.paths = [audio] if isinstance(audio, str) else list(audio)
         self._signal_shape = tuple(signal_shape or ())
         self.files: list[AudioFile] = []
-        self.rates: dict[str, int] = {}
+        self.sample_rates: dict[str, int] = {}
 
     @property
     def spec(self) -> DataSpec:
@@ -116,7 +118,7 @@ class AudioFiles(CoordinateDataModule):
                 f"signal_shape is {list(shape)}: recordings go to a model of audio, [channels, samples]. "
                 "Name a checkpoint of such a model with --ckpt_path."
             )
-        return audio_spec((shape[0], shape[1]), self.rate, self.modality)
+        return audio_spec((shape[0], shape[1]), self.sample_rate, self.modality)
 
     def setup(self, stage: str) -> None:
         """Look at every recording.
@@ -130,7 +132,7 @@ class AudioFiles(CoordinateDataModule):
         for path, place in (item for given in self.paths for item in audio_files(Path(given))):
             each.setdefault(path.absolute(), (path, place))  # named twice, taken once
         found = list(each.values())
-        self.files, self.rates, self.skipped, self.notes = [], {}, {}, {}
+        self.files, self.sample_rates, self.skipped, self.notes = [], {}, {}, {}
         for (path, place), name in zip(found, unique_names(found), strict=True):
             try:
                 self._look(path, name, renamed=name != place.with_suffix("").as_posix())
@@ -149,8 +151,8 @@ class AudioFiles(CoordinateDataModule):
         return in_channels_of(read_recording(path), self.spec.value_dim, path)[0]
 
     def source_of(self, name: str) -> dict[str, Any]:
-        """Return the sampling rate of a file as ``rate``, where it is known."""
-        return {"rate": self.rates[name]} if name in self.rates else {}
+        """Return the sampling rate of a file as ``sample_rate``, where it is known."""
+        return {"sample_rate": self.sample_rates[name]} if name in self.sample_rates else {}
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
         """Return the loader of tiles, recording by recording."""
@@ -159,7 +161,7 @@ class AudioFiles(CoordinateDataModule):
             raise ValueError(f"{len(self.files)} recording(s) for {world_size} devices: lower --trainer.devices.")
         sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
-            RecordingTiles(self.files, self.spec.value_dim, self.rate),
+            RecordingTiles(self.files, self.spec.value_dim, self.sample_rate),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -176,8 +178,8 @@ class AudioFiles(CoordinateDataModule):
 
     def _look(self, path: Path, name: str, renamed: bool) -> None:
         """Read a recording and note what is known of it."""
-        seen = read_seen(path, self.spec.value_dim, self.rate)
+        seen = prepare_recording(path, self.spec.value_dim, self.sample_rate)
         samples = seen.values.shape[1]
         self.files.append(AudioFile(name, path, samples, recording_tiles(samples, self.spec.signal_shape[-1])))
-        self.rates[name] = seen.rate
+        self.sample_rates[name] = seen.sample_rate
         self.notes[name] = "; ".join([*seen.notes, *([f"from {path}"] if renamed else [])])

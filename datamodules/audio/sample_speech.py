@@ -45,19 +45,19 @@ HELD_OUT_RECORDINGS = (
 
 
 @cache
-def read_prompt(name: str, rate: int = 16000) -> Tensor:
+def read_prompt(name: str, sample_rate: int = 16000) -> Tensor:
     """Return one of the recordings of speech as ``(1, n)`` float32 in [-1, 1].
 
     Args:
         name: Of its file, without the ending.
-        rate: Samples a second; 16,000 in the file.
+        sample_rate: Samples a second; 16,000 in the file.
 
     Example:
         >>> read_prompt("ast_en_spy-misdn").shape
         torch.Size([1, 27158])
     """
     values, original = read_recording(SPEECH / f"{name}.flac")
-    return resampled(values, original, rate)
+    return resampled(values, original, sample_rate)
 
 
 class SampleSpeech(AudioModule):
@@ -88,13 +88,13 @@ class SampleSpeech(AudioModule):
     def setup(self, stage: str) -> None:
         """Read the recordings."""
         if stage == "fit":
-            recordings = [(name, read_prompt(name, self.rate)) for name in TRAINING_RECORDINGS]
+            recordings = [(name, read_prompt(name, self.sample_rate)) for name in TRAINING_RECORDINGS]
             self.train_set = InMemory([Signal(values, name) for name, values in recordings], self.crops_per_epoch)
         self.val_set = self.test_set = InMemory([item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)])
 
     def _held_out(self, name: str) -> list[Signal]:
         """Return the pieces of a recording that fit, one at least."""
-        recording = read_prompt(name, self.rate)
+        recording = read_prompt(name, self.sample_rate)
         count = max(1, recording.shape[1] // self.samples)
         pieces = [padded(piece, self.samples) for piece in recording.split(self.samples, dim=1)[:count]]
         return [Signal(values, f"{name}-{number}", length=length) for number, (values, length) in enumerate(pieces)]

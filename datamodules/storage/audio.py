@@ -33,11 +33,11 @@ class Recording(NamedTuple):
 
     Attributes:
         values: ``(C, n)`` float32 in [-1, 1].
-        rate: Samples a second.
+        sample_rate: Samples a second.
     """
 
     values: Tensor
-    rate: int
+    sample_rate: int
 
 
 class RecordingFacts(NamedTuple):
@@ -45,12 +45,12 @@ class RecordingFacts(NamedTuple):
 
     Attributes:
         frames: Samples of every channel, at least 1.
-        rate: Samples a second.
+        sample_rate: Samples a second.
         channels: How many there are.
     """
 
     frames: int
-    rate: int
+    sample_rate: int
     channels: int
 
 
@@ -105,22 +105,22 @@ def read_recording(path: str | Path, start: int = 0, frames: int = -1) -> Record
         return Recording(_as_audio(values), sound.samplerate)
 
 
-def resampled_frames(frames: int, rate: int, wanted: int) -> int:
+def resampled_frames(frames: int, sample_rate: int, wanted: int) -> int:
     """Return how many samples `resampled` makes of so many.
 
     Example:
         >>> resampled_frames(44101, 44100, 16000)
         16001
     """
-    return -(-frames * wanted // rate)
+    return -(-frames * wanted // sample_rate)
 
 
-def resampled(values: Tensor, rate: int, wanted: int) -> Tensor:
+def resampled(values: Tensor, sample_rate: int, wanted: int) -> Tensor:
     """Return sound at another rate, by a windowed sinc filter, as torchaudio has it.
 
     Args:
         values: ``(C, n)`` in [-1, 1].
-        rate: Samples a second.
+        sample_rate: Samples a second.
         wanted: The same of the result.
 
     Returns:
@@ -129,10 +129,10 @@ def resampled(values: Tensor, rate: int, wanted: int) -> Tensor:
     Raises:
         ValueError: If the rates have hardly a divisor in common, for which the filter would take gigabytes.
     """
-    return values if rate == wanted else _resampler(rate, wanted)(values).clamp(-1, 1)
+    return values if sample_rate == wanted else _resampler(sample_rate, wanted)(values).clamp(-1, 1)
 
 
-def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: int, rate: int) -> Tensor:
+def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: int, sample_rate: int) -> Tensor:
     """Return a piece of a sound file as it is when the whole is resampled, of which only the piece and a margin are decoded.
 
     Args:
@@ -140,7 +140,7 @@ def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: 
         facts: What its header says.
         start: The first sample, counted after resampling.
         frames: Samples of every channel, after resampling; they must be there.
-        rate: Samples a second of the result.
+        sample_rate: Samples a second of the result.
 
     Returns:
         ``(C, frames)`` float32 in [-1, 1].
@@ -148,15 +148,18 @@ def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: 
     Raises:
         ValueError: As `read_recording` and `resampled` do; the message names the file.
     """
-    if facts.rate == rate:
+    if facts.sample_rate == sample_rate:
         return read_recording(path, start, frames).values
-    divisor = math.gcd(facts.rate, rate)
-    old, new = facts.rate // divisor, rate // divisor  # so many samples become so many: both grids meet there
+    divisor = math.gcd(facts.sample_rate, sample_rate)
+    old, new = (
+        facts.sample_rate // divisor,
+        sample_rate // divisor,
+    )  # so many samples become so many: both grids meet there
     margin = math.ceil(_FILTER_WIDTH / (min(old, new) * _ROLL_OFF))
     first, stop = max(0, start // new - margin), (start + frames) // new + 1 + margin
     read = read_recording(path, first * old, min(facts.frames, stop * old) - first * old)
     try:
-        values = resampled(read.values, facts.rate, rate)
+        values = resampled(read.values, facts.sample_rate, sample_rate)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return values[:, start - first * new :][:, :frames]
@@ -261,13 +264,13 @@ def _told(path: Path, error: Exception) -> str:
 
 
 @cache
-def _resampler(rate: int, wanted: int) -> Any:
+def _resampler(sample_rate: int, wanted: int) -> Any:
     """Return what resamples; its filter is computed once."""
-    divisor = math.gcd(rate, wanted)
-    old, new = rate // divisor, wanted // divisor
+    divisor = math.gcd(sample_rate, wanted)
+    old, new = sample_rate // divisor, wanted // divisor
     if new * (old + 2 * math.ceil(_FILTER_WIDTH * old / (min(old, new) * _ROLL_OFF))) > _LARGEST_FILTER:
         raise ValueError(
-            f"{rate:,} samples a second cannot be made {wanted:,}, for these numbers have hardly a divisor in common: "
-            "convert it to a usual rate, or name another with --data.init_args.rate."
+            f"{sample_rate:,} samples a second cannot be made {wanted:,}, for these numbers have hardly a divisor in common: "
+            "convert it to a usual rate, or name another with --data.init_args.sample_rate."
         )
-    return import_torchaudio().transforms.Resample(rate, wanted)
+    return import_torchaudio().transforms.Resample(sample_rate, wanted)

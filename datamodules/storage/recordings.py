@@ -12,39 +12,41 @@ from datamodules.storage.audio import Recording, read_recording, resampled
 from datamodules.tiles import Box, cover
 
 
-class SeenRecording(NamedTuple):
+class PreparedRecording(NamedTuple):
     """A recording as a model sees it, and what it was.
 
     Attributes:
         values: ``(C, n)`` float32 in [-1, 1], with the channels of the model and at its rate.
-        rate: Samples a second of the file.
+        sample_rate: Samples a second of the file.
         samples: Of every channel of the file.
         notes: What had to be decided, for people: channels that were mixed, and so on.
     """
 
     values: Tensor
-    rate: int
+    sample_rate: int
     samples: int
     notes: tuple[str, ...] = ()
 
 
-def read_seen(path: str | Path, channels: int, rate: int) -> SeenRecording:
+def prepare_recording(path: str | Path, channels: int, sample_rate: int) -> PreparedRecording:
     """Read a recording as a model sees it; sample 0 stays at the same time.
 
     Args:
         path: The file.
         channels: Those of the model, as for `in_channels_of`.
-        rate: Samples a second of the signals that the model was trained with.
+        sample_rate: Samples a second of the signals that the model was trained with.
 
     Raises:
         ValueError: If the file cannot be read, or cannot become what the model takes; the message names it.
     """
     recording = read_recording(path)
     values, notes = in_channels_of(recording, channels, path)
-    if recording.rate != rate:
-        notes += (f"{recording.rate:,} Hz made {rate:,}",)
+    if recording.sample_rate != sample_rate:
+        notes += (f"{recording.sample_rate:,} Hz made {sample_rate:,}",)
     try:
-        return SeenRecording(resampled(values, recording.rate, rate), recording.rate, values.shape[1], notes)
+        return PreparedRecording(
+            resampled(values, recording.sample_rate, sample_rate), recording.sample_rate, values.shape[1], notes
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -25,13 +25,13 @@ from datamodules.tiles import whole
 from modalities.audio import AudioWriter, audio_psnr, encode, input_shape, render, save_wav
 from tools import codes
 
-RATE = 400
+SAMPLE_RATE = 400
 HALF_LEVEL = 0.5 / 2**15 + 1e-6
 
 
 def _predict(weights, *args):
-    """Predict from recordings with a model whose rate is 400 Hz, and return what that printed."""
-    return run("predict", "--ckpt_path", weights, "--data.rate", RATE, "--audio", *args)
+    """Predict from recordings with a model whose sampling rate is 400 Hz, and return what that printed."""
+    return run("predict", "--ckpt_path", weights, "--data.sample_rate", SAMPLE_RATE, "--audio", *args)
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +54,24 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def _recording(samples=RATE, channels=1, seed=0):
+def _recording(samples=SAMPLE_RATE, channels=1, seed=0):
     """Return a recording ``(C, n)`` of a chirp and noise."""
-    times = torch.arange(samples) / RATE
+    times = torch.arange(samples) / SAMPLE_RATE
     noise = torch.randn(channels, samples, generator=torch.Generator().manual_seed(seed))
     return 0.5 * torch.sin(60 * times**2 + 20 * times) + 0.05 * noise
 
 
-def _write(path, values, rate=RATE):
+def _write(path, values, sample_rate=SAMPLE_RATE):
     """Write a recording as a WAV of floating point, and return it as it was written."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, values.T.numpy(), rate, subtype="FLOAT")
+    soundfile.write(path, values.T.numpy(), sample_rate, subtype="FLOAT")
     return values
 
 
 def _heard(path):
     """Return a sound file as ``(C, n)`` and its rate."""
-    values, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    return torch.from_numpy(values.T), rate
+    values, sample_rate = soundfile.read(path, dtype="float64", always_2d=True)
+    return torch.from_numpy(values.T), sample_rate
 
 
 def _psnr(seen, true):
@@ -92,58 +92,60 @@ def test_one_recording(weights, composer):
     found = {path.name for path in Path("predictions").iterdir()}
     assert found == {"speech.wav", "speech.png", "speech.safetensors", "predictions.csv"}
     assert soundfile.info("predictions/speech.wav").subtype == "PCM_16"
-    seen, rate = _heard("predictions/speech.wav")
-    assert (rate, seen.shape) == (RATE, (1, RATE))
-    code = encode(composer, "speech.wav", RATE)
+    seen, sample_rate = _heard("predictions/speech.wav")
+    assert (sample_rate, seen.shape) == (SAMPLE_RATE, (1, SAMPLE_RATE))
+    code = encode(composer, "speech.wav", SAMPLE_RATE)
     assert (seen - render(composer, code).clamp(-1, 1)).abs().max() <= HALF_LEVEL
     [row] = rows("predictions/predictions.csv")
-    assert list(row)[:4] == ["name", "seconds", "rate", "tiles"]
-    assert (row["name"], row["seconds"], row["rate"], row["tiles"]) == ("speech", "1.000", "400", "1")
+    assert list(row)[:4] == ["name", "seconds", "sample_rate", "tiles"]
+    assert (row["name"], row["seconds"], row["sample_rate"], row["tiles"]) == ("speech", "1.000", "400", "1")
     assert float(row["psnr"]) == pytest.approx(_psnr(seen, true), abs=2e-3)
     assert float(row["silence"]) == pytest.approx(_psnr(0 * true, true), abs=6e-4)
     for key, steps in (("psnr predicted", 0), ("psnr refined", 2)):
-        found = encode(composer, "speech.wav", RATE, refinement=composer.refinement.with_steps(steps))
+        found = encode(composer, "speech.wav", SAMPLE_RATE, refinement=composer.refinement.with_steps(steps))
         assert float(row[key]) == pytest.approx(_psnr(render(composer, found), true), abs=2e-3)
     assert float(row["psnr refined"]) > float(row["psnr predicted"])
     written = read_code("predictions/speech.safetensors")
     assert torch.allclose(written.latents["patterns.1"], code.latents["patterns.1"], atol=1e-5)
-    assert (written.facts["rate"], written.facts["samples"], written.domain) == ("400", "400", Grid.unit(1))
+    assert (written.facts["sample_rate"], written.facts["samples"], written.domain) == ("400", "400", Grid.unit(1))
     assert "PSNR in dB of 1 file(s)" in printed
 
 
 def test_every_rate_is_the_same_function(composer, naive_inr):
-    code = encode(composer, _recording(), RATE)
-    own, double = render(composer, code), render(composer, code, 2 * RATE)
-    assert (own.shape, double.shape) == ((1, RATE), (1, 2 * RATE))
+    code = encode(composer, _recording(), SAMPLE_RATE)
+    own, double = render(composer, code), render(composer, code, 2 * SAMPLE_RATE)
+    assert (own.shape, double.shape) == ((1, SAMPLE_RATE), (1, 2 * SAMPLE_RATE))
     assert torch.allclose(double[:, ::2], own, atol=1e-6)
-    for rate, values in ((RATE, own), (2 * RATE, double), (300, render(composer, code, 300))):
-        times = np.arange(values.shape[1]) / rate + 0.5 / RATE  # sample 0 stays where the model saw sample 0
+    for sample_rate, values in ((SAMPLE_RATE, own), (2 * SAMPLE_RATE, double), (300, render(composer, code, 300))):
+        times = (
+            np.arange(values.shape[1]) / sample_rate + 0.5 / SAMPLE_RATE
+        )  # sample 0 stays where the model saw sample 0
         assert np.abs(values[0].numpy() - _field(composer, code, naive_inr, 2 * times - 1).numpy()).max() < 1e-5
     with torch.no_grad():
-        seen = composer.render(composer.compose(code.latents), grid((RATE,)))
+        seen = composer.render(composer.compose(code.latents), grid((SAMPLE_RATE,)))
     assert torch.allclose(own, seen[0].mT, atol=1e-6)
 
 
 def test_three_seconds_have_coordinates_of_three(naive_inr):
     composer = build_ipc(signal_shape=(1, 1200))
-    code = encode(composer, _recording(1200), RATE)
+    code = encode(composer, _recording(1200), SAMPLE_RATE)
     assert code.domain == Grid(((-3.0, 3.0),))
     code.save("long.safetensors")
     again = read_code("long.safetensors")
     assert again.domain == code.domain
     values = render(composer, again, 100)
-    times = np.arange(300) / 100 + 0.5 / RATE
+    times = np.arange(300) / 100 + 0.5 / SAMPLE_RATE
     assert np.abs(values[0].numpy() - _field(composer, code, naive_inr, 2 * times - 3).numpy()).max() < 5e-5
     assert render(composer, again).shape == (1, 1200)
 
 
 def test_tiles_are_blended(composer, naive_inr):
-    code = encode(composer, _recording(550), RATE)
+    code = encode(composer, _recording(550), SAMPLE_RATE)
     assert code.boxes == [((0, 400),), ((150, 550),)]
-    for rate in (RATE, 1000):
-        values = render(composer, code, rate)[0].numpy()
-        assert len(values) == 550 * rate // RATE
-        places = np.arange(len(values)) * RATE / rate + 0.5
+    for sample_rate in (SAMPLE_RATE, 1000):
+        values = render(composer, code, sample_rate)[0].numpy()
+        assert len(values) == 550 * sample_rate // SAMPLE_RATE
+        places = np.arange(len(values)) * SAMPLE_RATE / sample_rate + 0.5
         left, right = (_field(composer, code, naive_inr, 2 * (places - start) / 400 - 1, tile).numpy()
                        for tile, start in enumerate((0, 150)))  # fmt: skip
         ramp = ((places - 150) / 250).clip(0, 1)
@@ -152,20 +154,20 @@ def test_tiles_are_blended(composer, naive_inr):
         assert np.abs(values - ((1 - share) * left + share * right)).max() < 1e-5
 
 
-@pytest.mark.parametrize("rate", [400, 137, 1000])
-def test_tiles_of_a_constant_are_the_constant(composer, rate):
+@pytest.mark.parametrize("sample_rate", [400, 137, 1000])
+def test_tiles_of_a_constant_are_the_constant(composer, sample_rate):
     with torch.no_grad():
         composer.inr.weights["2"].zero_()
         composer.inr.biases["2"].fill_(0.25)
-    code = encode(composer, _recording(1333), RATE, refinement=Refinement(steps=0))
+    code = encode(composer, _recording(1333), SAMPLE_RATE, refinement=Refinement(steps=0))
     assert len(code.boxes) == 5
-    values = render(composer, code, rate)
-    assert values.shape == (1, round(1333 * rate / 400))
+    values = render(composer, code, sample_rate)
+    assert values.shape == (1, round(1333 * sample_rate / 400))
     assert (values - 0.25).abs().max() < 1e-6
 
 
 def test_a_long_recording_does_not_need_memory(composer):
-    code = encode(composer, _recording(900), RATE)
+    code = encode(composer, _recording(900), SAMPLE_RATE)
     assert torch.allclose(render(composer, code, max_memory=0.01), render(composer, code), atol=1e-6)
     with pytest.raises(ValueError, match="max_memory is 1e-05 MB"):
         render(composer, code, max_memory=1e-5)
@@ -173,7 +175,7 @@ def test_a_long_recording_does_not_need_memory(composer):
 
 def test_padding_counts_nowhere(composer):
     true = _recording(250)
-    code = encode(composer, true, RATE)
+    code = encode(composer, true, SAMPLE_RATE)
     assert (code.shape, code.boxes) == ((250,), [((0, 400),)])
     assert render(composer, code).shape == (1, 250)
     signal = torch.cat([true, torch.zeros(1, 150)], dim=1)[None]
@@ -184,7 +186,7 @@ def test_padding_counts_nowhere(composer):
     padded = composer.refine(predicted, Samples(grid((400,)), signal.mT))[2]
     assert not torch.allclose(code.latents["patterns.1"], padded["patterns.1"], atol=1e-3)
     _write("short.wav", true)
-    data = AudioFiles(["short.wav"], (1, 400), RATE)
+    data = AudioFiles(["short.wav"], (1, 400), SAMPLE_RATE)
     data.setup("predict")
     [batch] = [data.to_coordinates(batch) for batch in data.predict_dataloader()]
     with torch.no_grad():
@@ -193,26 +195,26 @@ def test_padding_counts_nowhere(composer):
 
 
 def test_a_folder_of_all_kinds_at_another_rate(weights, composer):
-    _write("in/sub/stereo.wav", _recording(801, channels=2), 2 * RATE)
+    _write("in/sub/stereo.wav", _recording(801, channels=2), 2 * SAMPLE_RATE)
     true = _write("in/long.wav", _recording(1000))
-    soundfile.write("in/long.flac", _recording(300)[0].numpy(), RATE)
+    soundfile.write("in/long.flac", _recording(300)[0].numpy(), SAMPLE_RATE)
     Path("in/text.wav").write_text("hello")
     Path("in/empty.wav").touch()
     _write("in/out/long.wav", _recording(100))  # of an earlier prediction
     Path("in/out/predictions.csv").touch()
-    given = ["--output", "in/out", "--steps", 0, "--rate", 1200, "--bits", 24]
+    given = ["--output", "in/out", "--steps", 0, "--sample_rate", 1200, "--bits", 24]
     printed = _predict(weights, "in", *given)
     table = {row["name"]: row for row in rows("in/out/predictions.csv")}
     assert list(table) == ["long_flac", "long_wav", "sub/stereo"]
     assert [row["tiles"] for row in table.values()] == ["1", "3", "2"]
-    assert [row["rate"] for row in table.values()] == ["400", "400", "800"]
+    assert [row["sample_rate"] for row in table.values()] == ["400", "400", "800"]
     assert table["sub/stereo"]["notes"] == "2 channels mixed to one; 800 Hz made 400"
     assert table["long_wav"]["notes"] == "from in/long.wav"
     for name, samples in (("sub/stereo", 1202), ("long_wav", 3000), ("long_flac", 900)):
         assert soundfile.info(f"in/out/{name}.wav").subtype == "PCM_24"
-        values, rate = _heard(f"in/out/{name}.wav")
-        assert (rate, tuple(values.shape)) == (1200, (1, samples))
-    code = encode(composer, "in/long.wav", RATE, refinement=Refinement(steps=0))
+        values, sample_rate = _heard(f"in/out/{name}.wav")
+        assert (sample_rate, tuple(values.shape)) == (1200, (1, samples))
+    code = encode(composer, "in/long.wav", SAMPLE_RATE, refinement=Refinement(steps=0))
     values, _ = _heard("in/out/long_wav.wav")
     assert (values - render(composer, code, 1200).clamp(-1, 1)).abs().max() <= 0.5 / 2**23 + 1e-6
     row = table["long_wav"]
@@ -227,7 +229,7 @@ def test_the_rate_of_the_model_is_the_users():
     _write("speech.wav", _recording(500))
     data = AudioFiles("speech.wav", (1, 400), 200)
     data.setup("predict")
-    assert (data.spec.domain, data.rates) == (Grid(((-2.0, 2.0),)), {"speech": 400})
+    assert (data.spec.domain, data.sample_rates) == (Grid(((-2.0, 2.0),)), {"speech": 400})
     [batch] = [data.to_coordinates(batch) for batch in data.predict_dataloader()]
     assert torch.equal(batch.query.coords, grid((400,), -2, 2))
     assert batch.query.mask.sum().item() == 250
@@ -255,8 +257,8 @@ def test_the_recordings_of_a_data_set_are_predicted_too(tmp_path):
     Path("hums.yaml").write_text(f"data: {{class_path: {Hums.__module__}.Hums}}\n")
     run("predict", "--ckpt_path", "half.ckpt", "--config", "hums.yaml")
     first, second = rows("predictions/predictions.csv")
-    assert (first["name"], first["seconds"], first["rate"]) == ("hum0", "0.500", "400")
-    assert (second["name"], second["seconds"], second["rate"]) == ("hum1", "0.375", "400")
+    assert (first["name"], first["seconds"], first["sample_rate"]) == ("hum0", "0.500", "400")
+    assert (second["name"], second["seconds"], second["sample_rate"]) == ("hum1", "0.375", "400")
     assert float(second["silence"]) == pytest.approx(_psnr(0, HumItems()[1].values[:, :150]), abs=1e-3)
     assert _heard("predictions/hum1.wav")[0].shape == (1, 150)
 
@@ -265,7 +267,7 @@ def test_the_recordings_of_a_data_set_are_predicted_too(tmp_path):
 def test_two_processes_predict_the_same(weights, tmp_path):
     for index in range(3):
         _write(f"in/{index}.wav", _recording(300 + 400 * index, seed=index))
-    given = ["--audio", "in", "--ckpt_path", weights, "--data.batch_size", 2, "--data.rate", RATE]
+    given = ["--audio", "in", "--ckpt_path", weights, "--data.batch_size", 2, "--data.sample_rate", SAMPLE_RATE]
     run("predict", *given, "--output", "one")
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
     printed = run_process("predict", *given, "--output", "two", *two, cwd=tmp_path)
@@ -290,16 +292,19 @@ def test_mistakes_with_recordings(weights):
         ({"audio": ["a.wav"], "size": 9}, "--size is of images, and this predicts from audio: leave it out."),
         ({"audio": ["a.wav"], "tile": True}, "--tile is of images, and this predicts from audio: leave it out."),
         ({"audio": ["a.wav"], "images": ["a.png"]}, "--images is of images"),
-        ({"images": ["a.png"], "rate": 8000}, "--rate is of audio, and this predicts from images: leave it out."),
+        (
+            {"images": ["a.png"], "sample_rate": 8000},
+            "--sample_rate is of audio, and this predicts from images: leave it out.",
+        ),
         (
             {"audio": ["a.wav"]},
             "--audio serves datamodules.audio.prediction.AudioFiles, which this --config replaces",
         ),
     ],
-    ids=["size", "tile", "images", "rate", "replaced"],
+    ids=["size", "tile", "images", "sample_rate", "replaced"],
 )
 def test_options_of_the_other_kind(options, message):
-    names = ("images", "size", "scale", "tile", "tile_size", "audio", "rate", "output", "steps")
+    names = ("images", "size", "scale", "tile", "tile_size", "audio", "sample_rate", "output", "steps")
     config = Namespace(dict.fromkeys(names) | options)
     config.trainer, config.model = Namespace(callbacks=[]), Namespace(init_args=Namespace())
     config.data = Namespace(class_path="datamodules.SamplePhotos", init_args=Namespace())
@@ -308,10 +313,12 @@ def test_options_of_the_other_kind(options, message):
 
 
 def test_numbers_out_of_range():
-    with pytest.raises(ValueError, match="rate is 0; give the samples per second that the model was trained with"):
-        AudioFiles(rate=0)
-    with pytest.raises(ValueError, match="rate is 0; it must be at least 1"):
-        AudioWriter(rate=0)
+    with pytest.raises(
+        ValueError, match="sample_rate is 0; give the samples per second that the model was trained with"
+    ):
+        AudioFiles(sample_rate=0)
+    with pytest.raises(ValueError, match="sample_rate is 0; it must be at least 1"):
+        AudioWriter(sample_rate=0)
     with pytest.raises(ValueError, match="bits is 8; a WAV is written with 16 or 24"):
         AudioWriter(bits=8)
 
@@ -320,10 +327,10 @@ def test_recordings_need_a_model_of_sound():
     with pytest.raises(ValueError, match=r"signal_shape is \[3, 64, 64\]: recordings go to a model of audio"):
         AudioFiles(signal_shape=[3, 64, 64]).signal_shape  # noqa: B018 - it is a property
     with pytest.raises(ValueError, match="takes signals of shape"):
-        encode(build(ipc_config((3, 100, 100))), _recording(), RATE)
+        encode(build(ipc_config((3, 100, 100))), _recording(), SAMPLE_RATE)
     assert input_shape(build_ipc()) == (1, 400)
     with pytest.raises(ValueError, match="There is no sound file none"):
-        encode(build_ipc(), "none.wav", RATE)
+        encode(build_ipc(), "none.wav", SAMPLE_RATE)
 
 
 def test_channels(composer):
@@ -331,16 +338,16 @@ def test_channels(composer):
     _write("mono.wav", _recording())
     _write("three.wav", _recording(channels=3))
     both = _write("both.wav", _recording(channels=2))
-    data = AudioFiles(["both.wav", "mono.wav", "three.wav"], (2, 400), RATE)
+    data = AudioFiles(["both.wav", "mono.wav", "three.wav"], (2, 400), SAMPLE_RATE)
     data.setup("predict")
     assert data.notes == {"both": "", "mono": "one channel repeated 2 times"}
     assert "three.wav has 3 channels, the model takes 2" in data.skipped["three.wav"]
     assert torch.equal(data.original("both"), both)
-    values = render(stereo, encode(stereo, "both.wav", RATE))
-    save_wav(values, RATE, Path("out.wav"))
+    values = render(stereo, encode(stereo, "both.wav", SAMPLE_RATE))
+    save_wav(values, SAMPLE_RATE, Path("out.wav"))
     assert (_heard("out.wav")[0] - values.clamp(-1, 1)).abs().max() <= HALF_LEVEL
     with pytest.raises(ValueError, match=r"The recording has shape \(2, 400\): this model takes \(1, n\)"):
-        encode(composer, both, RATE)
+        encode(composer, both, SAMPLE_RATE)
     with pytest.raises(ValueError, match="AudioFiles serves prediction, not fit"):
         data.setup("fit")
 
@@ -350,8 +357,8 @@ def test_a_wav_is_what_was_written(bits, subtype):
     values = torch.rand(2, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
     values[:, :4] = torch.tensor([[1.5, -1.5, 0.0, -1.0], [1.0, 1e-9, -1e-9, 0.5]])
     save_wav(values, 44100, Path("new/out.wav"), bits)
-    seen, rate = _heard("new/out.wav")
-    assert (rate, soundfile.info("new/out.wav").subtype) == (44100, subtype)
+    seen, sample_rate = _heard("new/out.wav")
+    assert (sample_rate, soundfile.info("new/out.wav").subtype) == (44100, subtype)
     full = 2 ** (bits - 1)
     assert (seen - values.clamp(-1, 1 - 1 / full)).abs().max() <= 0.5 / full
     assert [path.name for path in Path("new").iterdir()] == ["out.wav"]
@@ -382,26 +389,26 @@ def _codes_refused(*args):
 
 
 def test_codes_are_rendered_without_their_recording(weights, composer, capsys):
-    _write("speech.wav", _recording(801), 2 * RATE)
-    code = encode(composer, "speech.wav", RATE)
+    _write("speech.wav", _recording(801), 2 * SAMPLE_RATE)
+    code = encode(composer, "speech.wav", SAMPLE_RATE)
     code.save("speech.safetensors")
     given = ["speech.safetensors", "--checkpoint", weights]
     assert "Wrote speech.800.wav: 1.00 s at 800 Hz" in _codes(capsys, "render", *given)
-    for rate, frames in ((800, 801), (1200, 1202)):
-        _codes(capsys, "render", *given, "--rate", rate, "--output", f"out/{rate}.wav")
-        seen, found = _heard(f"out/{rate}.wav")
-        assert (found, seen.shape[1]) == (rate, frames)
-        assert (seen - render(composer, code, rate).clamp(-1, 1)).abs().max() <= HALF_LEVEL
+    for sample_rate, frames in ((800, 801), (1200, 1202)):
+        _codes(capsys, "render", *given, "--sample_rate", sample_rate, "--output", f"out/{sample_rate}.wav")
+        seen, found = _heard(f"out/{sample_rate}.wav")
+        assert (found, seen.shape[1]) == (sample_rate, frames)
+        assert (seen - render(composer, code, sample_rate).clamp(-1, 1)).abs().max() <= HALF_LEVEL
     printed = _codes(capsys, "info", *given)
-    for line in ("shape:             401\n", "rate:              800\n", "samples:           801", "that of"):
+    for line in ("shape:             401\n", "sample_rate:       800\n", "samples:           801", "that of"):
         assert line in printed
 
 
 def test_frames_between_two_sounds(weights, composer, capsys):
-    ends = [encode(composer, _recording(seed=seed), RATE) for seed in range(2)]
+    ends = [encode(composer, _recording(seed=seed), SAMPLE_RATE) for seed in range(2)]
     for name, code in zip("ab", ends, strict=True):
         code.save(f"{name}.safetensors")
-    given = ["a.safetensors", "b.safetensors", "--checkpoint", weights, "--frames", 3, "--rate", 800]
+    given = ["a.safetensors", "b.safetensors", "--checkpoint", weights, "--frames", 3, "--sample_rate", 800]
     assert "Wrote 3 frames of 1.00 s at 800 Hz into interpolation." in _codes(capsys, "interpolate", *given)
     assert sorted(path.name for path in Path("interpolation").iterdir()) == ["000.wav", "001.wav", "002.wav"]
     halfway = {name: (latent + ends[1].latents[name]) / 2 for name, latent in ends[0].latents.items()}
@@ -411,29 +418,29 @@ def test_frames_between_two_sounds(weights, composer, capsys):
         ends[1],
     ]
     for frame, code in enumerate(wanted):
-        seen, rate = _heard(f"interpolation/{frame:03d}.wav")
-        assert rate == 800
+        seen, sample_rate = _heard(f"interpolation/{frame:03d}.wav")
+        assert sample_rate == 800
         assert (seen - render(composer, code, 800).clamp(-1, 1)).abs().max() <= HALF_LEVEL + 1e-5
 
 
 def test_mistakes_with_codes_of_sound(weights, composer, capsys):
-    code = encode(composer, _recording(), RATE)
+    code = encode(composer, _recording(), SAMPLE_RATE)
     code.save("a.safetensors")
     given = ["render", "a.safetensors", "--checkpoint", weights]
-    assert "This code is a code of audio, which has no --size: give --rate, or nothing." in _codes_refused(
+    assert "This code is a code of audio, which has no --size: give --sample_rate, or nothing." in _codes_refused(
         *given, "--size", 9
     )
-    for rate, message in ((0, "rate is 0; it must be at least 1"), (10**15, "do not fit into memory")):
+    for sample_rate, message in ((0, "sample_rate is 0; it must be at least 1"), (10**15, "do not fit into memory")):
         with pytest.raises(ValueError, match=message):
-            render(composer, code, rate)
+            render(composer, code, sample_rate)
     images = build(ipc_config((3, 100, 100)))
     save(images, "images.ckpt")
     latents = {"patterns.1": torch.zeros(1, *code.latents["patterns.1"].shape[1:])}
     image = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(images), "cat", domain=Grid.unit(2))
     image.save("p.safetensors")
     given = ["render", "p.safetensors", "--checkpoint", "images.ckpt"]
-    assert "cat is a code of images, which has no --rate: give --size or --scale, or nothing." in _codes_refused(
-        *given, "--rate", 8000
+    assert "cat is a code of images, which has no --sample_rate: give --size or --scale, or nothing." in _codes_refused(
+        *given, "--sample_rate", 8000
     )
     with pytest.raises(ValueError, match="not for sound"):
         render(images, image)

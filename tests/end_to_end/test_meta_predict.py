@@ -99,7 +99,7 @@ def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
 
 def test_padding_of_a_recording_is_not_adapted_to():
     composer, values = _build(shape=(1, 40)), torch.rand(1, 25)
-    code = sound.encode(composer, values, rate=20)
+    code = sound.encode(composer, values, sample_rate=20)
     assert code.facts["inner steps"] == "2"
     seen = Samples(grid((40,), -2.0, 2.0)[:25], values.mT[None])
     wanted = composer.encode(Observation(None, seen))["patterns.1"]

@@ -38,7 +38,7 @@ def test_fit_validate_test_and_predict(tmp_path):
         assert set(METRICS) == {key.partition("@")[0] for key in row} - {"name"}
     assert (tmp_path / "runs/unnamed/version_2/gallery.png").stat().st_size > 10_000
     recording = SPEECH / f"{HELD_OUT_RECORDINGS[0]}.flac"
-    run("predict", *weights, "--audio", recording, "--rate", 8000)
+    run("predict", *weights, "--audio", recording, "--sample_rate", 8000)
     written = soundfile.info(f"predictions/{HELD_OUT_RECORDINGS[0]}.wav")
     assert written.samplerate == 8000
     assert abs(written.frames - soundfile.info(recording).frames / 2) <= 1

@@ -230,9 +230,15 @@ def _odd(seen, true):
 @pytest.fixture
 def listeners(monkeypatch):
     """Return STOI and PESQ with stubs for their packages."""
-    _stub(monkeypatch, "pystoi", lambda true, seen, rate, extended: _odd(seen, true) + rate * (1 + extended))
-    _stub(monkeypatch, "pesq", lambda rate, true, seen, mode: _odd(seen, true) + rate + 1000 * (mode == "nb"))
-    return [STOI(rate=12000), PESQ(), PESQ(rate=8000)]
+    _stub(
+        monkeypatch, "pystoi", lambda true, seen, sample_rate, extended: _odd(seen, true) + sample_rate * (1 + extended)
+    )
+    _stub(
+        monkeypatch,
+        "pesq",
+        lambda sample_rate, true, seen, mode: _odd(seen, true) + sample_rate + 1000 * (mode == "nb"),
+    )
+    return [STOI(sample_rate=12000), PESQ(), PESQ(sample_rate=8000)]
 
 
 @pytest.mark.parametrize("lengths", [None, [40, 31, 5]])
@@ -256,7 +262,7 @@ def test_silence_and_what_cannot_be_heard_have_no_number(monkeypatch):
     for function in (too_short, warned):
         _stub(monkeypatch, "pesq", function)
         assert _measure(PESQ(), prediction, target).isnan().tolist() == [True] * 3
-    _stub(monkeypatch, "pesq", lambda rate, true, seen, mode: 1.0)
+    _stub(monkeypatch, "pesq", lambda sample_rate, true, seen, mode: 1.0)
     target.values[0], target.values[1, :, 0] = 0, 0
     _assert_close(_measure(PESQ(), prediction, target), [math.nan, 1.0, 1.0])
 
@@ -272,10 +278,10 @@ def test_a_missing_package_is_named_at_construction(metric, package, monkeypatch
 
 
 def test_rates_that_cannot_be_are_refused(listeners):
-    with pytest.raises(ValueError, match=r"rate of PESQ is 22050; it is defined for 16000 and 8000\."):
-        PESQ(rate=22050)
-    with pytest.raises(ValueError, match=r"rate of STOI is 0"):
-        STOI(rate=0)
+    with pytest.raises(ValueError, match=r"sample_rate of PESQ is 22050; it is defined for 16000 and 8000\."):
+        PESQ(sample_rate=22050)
+    with pytest.raises(ValueError, match=r"sample_rate of STOI is 0"):
+        STOI(sample_rate=0)
 
 
 def _voice():

@@ -10,18 +10,20 @@ from modalities.drawing import Waveform
 from modalities.spectrogram import draw, figure_image, levels
 
 
-def _tone(hertz, rate=8000, seconds=0.5, amplitude=0.5):
+def _tone(hertz, sample_rate=8000, seconds=0.5, amplitude=0.5):
     """Return a sine ``(1, n)``."""
-    return amplitude * torch.sin(2 * math.pi * hertz * torch.arange(round(rate * seconds)) / rate).unsqueeze(0)
+    return amplitude * torch.sin(
+        2 * math.pi * hertz * torch.arange(round(sample_rate * seconds)) / sample_rate
+    ).unsqueeze(0)
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_a_sine_has_its_level_at_its_frequency(rate):
-    found = levels(_tone(1000, rate), rate)
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
+def test_a_sine_has_its_level_at_its_frequency(sample_rate):
+    found = levels(_tone(1000, sample_rate), sample_rate)
     middle = found.decibels[:, found.decibels.shape[1] // 2]
     assert int(middle.argmax()) * found.step == pytest.approx(1000, abs=found.step / 2)
     assert float(middle.max()) == pytest.approx(20 * math.log10(0.5), abs=0.1)
-    assert found.decibels.shape[0] == round(0.032 * rate) // 2 + 1
+    assert found.decibels.shape[0] == round(0.032 * sample_rate) // 2 + 1
     assert float(middle[: round(800 / found.step)].max()) < -60
 
 

@@ -15,8 +15,8 @@ from tools.check import recordings as looking
 from tools.check.__main__ import main
 from tools.check.recordings import check_recordings, soundings
 
-RATE = 1000
-FOLDER = ("--data", "datamodules.AudioFolder", "--data.root", "sound", "--data.rate", RATE)
+SAMPLE_RATE = 1000
+FOLDER = ("--data", "datamodules.AudioFolder", "--data.root", "sound", "--data.sample_rate", SAMPLE_RATE)
 
 
 class Numbered(RecordingSet):
@@ -39,12 +39,12 @@ def _part(split):
     return "train" if split == "train" else "held"
 
 
-def recording(path, samples=2000, rate=RATE, channels=1, loudness=0.5, **options):
+def recording(path, samples=2000, sample_rate=SAMPLE_RATE, channels=1, loudness=0.5, **options):
     """Write a recording of noise whose loudest sample is ``loudness``, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(samples).uniform(-1, 1, (samples, channels))
-    soundfile.write(path, loudness * values / np.abs(values).max(), rate, **options)
+    soundfile.write(path, loudness * values / np.abs(values).max(), sample_rate, **options)
     return path
 
 
@@ -99,10 +99,10 @@ def spoil():
     tail.write_bytes(tail.read_bytes()[:-500])
     values = np.zeros(2000)
     values[1999] = np.nan
-    soundfile.write("sound/val/nan.wav", values, RATE, subtype="FLOAT")
+    soundfile.write("sound/val/nan.wav", values, SAMPLE_RATE, subtype="FLOAT")
     Path("sound/train/empty.wav").touch()
     Path("sound/train/text.flac").write_text("no sound")
-    recording("sound/train/rate.flac", 4000, 2 * RATE)
+    recording("sound/train/rate.flac", 4000, 2 * SAMPLE_RATE)
     recording("sound/train/pair.wav", 2000, channels=2)
     recording("sound/train/short.wav", 999)
     recording("sound/val/quiet.wav", loudness=0.0009, subtype="FLOAT")
@@ -126,13 +126,13 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
     spoil()
     broken = {("train", "unreadable", name, 1) for name in ("cut.flac", "tail.wav", "empty.wav", "text.flac")}
     broken |= {("val, test", "unreadable", "nan.wav", 1)}
-    notes = {("train", kind, name, 1) for kind, name in (("rate", "rate.flac"), ("channels", "pair.wav"))}
+    notes = {("train", kind, name, 1) for kind, name in (("sample_rate", "rate.flac"), ("channels", "pair.wav"))}
     notes |= {
         ("train", "short", "short.wav", 1),
         ("val, test", "silent", "quiet.wav", 1),
         ("", "unused", "lost.flac", 1),
     }
-    assert found(AudioFolder("sound", rate=RATE)) == broken | notes
+    assert found(AudioFolder("sound", sample_rate=SAMPLE_RATE)) == broken | notes
     printed = checked(*FOLDER, "--csv", "all.csv", status=1)
     assert row(printed, "train") == ["10", "-", "0", "0", "4", "1", "0"]
     assert row(printed, "val, test") == ["3", "-", "0", "0", "1", "0", "1"]
@@ -173,10 +173,14 @@ def test_warnings_and_notes_are_no_failure(checked):
 
 def test_headers_alone_do_not_tell_what_is_inside(checked):
     spoil()
-    told = {name for _, kind, name, _ in found(AudioFolder("sound", rate=RATE), decode=False) if kind == "unreadable"}
+    told = {
+        name
+        for _, kind, name, _ in found(AudioFolder("sound", sample_rate=SAMPLE_RATE), decode=False)
+        if kind == "unreadable"
+    }
     assert told == {"tail.wav", "empty.wav", "text.flac"}
-    kinds = {kind for _, kind, _, _ in found(AudioFolder("sound", rate=RATE), decode=False)}
-    assert kinds == {"unreadable", "short", "rate", "channels", "unused"}
+    kinds = {kind for _, kind, _, _ in found(AudioFolder("sound", sample_rate=SAMPLE_RATE), decode=False)}
+    assert kinds == {"unreadable", "short", "sample_rate", "channels", "unused"}
     for name in told:
         Path("sound/train", name).unlink()
     assert "All right: 10 files, by their headers" in checked(*FOLDER, "--decode", "false")
@@ -189,8 +193,8 @@ def test_all_of_a_recording_is_listened_to_a_block_at_a_time(monkeypatch):
     values = np.zeros(1000)
     values[950] = -0.5
     Path("sound").mkdir()
-    soundfile.write("sound/a.wav", values, RATE)
-    assert list(soundings(AudioFolder("sound", rate=RATE), [Path("sound/a.wav")])) == [[]]
+    soundfile.write("sound/a.wav", values, SAMPLE_RATE)
+    assert list(soundings(AudioFolder("sound", sample_rate=SAMPLE_RATE), [Path("sound/a.wav")])) == [[]]
     assert asked == [(0, 300), (300, 300), (600, 300), (900, 100)]
 
 
@@ -205,23 +209,23 @@ def test_all_of_a_recording_is_listened_to_a_block_at_a_time(monkeypatch):
     ],
 )
 def test_what_is_shorter_than_a_piece_depends_on_the_cropping(samples, cropping, told):
-    data = Numbered(seconds=3.0, rate=RATE, cropping=cropping)
+    data = Numbered(seconds=3.0, sample_rate=SAMPLE_RATE, cropping=cropping)
     [only] = soundings(data, [recording("a.flac", samples)])
     assert [(one.kind, one.detail) for one in only] == ([] if told is None else [("short", f"a.flac {told}")])
 
 
 def test_recordings_that_cannot_become_pieces_are_broken():
-    pair = Numbered(rate=RATE, channels=2)
+    pair = Numbered(sample_rate=SAMPLE_RATE, channels=2)
     [single] = soundings(pair, [recording("a.wav")], decode=False)
     assert [one.kind for one in single] == ["unreadable"]
     assert "a.wav has 1 channel(s), not 2: convert it" in single[0].detail
-    [odd] = soundings(Numbered(rate=16000), [recording("b.wav", 9000, 96001)])
+    [odd] = soundings(Numbered(sample_rate=16000), [recording("b.wav", 9000, 96001)])
     assert [one.kind for one in odd] == ["unreadable"]
     assert odd[0].detail.startswith("b.wav: 96,001 samples a second cannot be made 16,000")
 
 
 def test_numbers_are_compared_with_what_was_published(checked):
-    data = ("--data", "test_check_audio.Numbered", "--data.rate", RATE, "--data.root", "data")
+    data = ("--data", "test_check_audio.Numbered", "--data.sample_rate", SAMPLE_RATE, "--data.root", "data")
     printed = checked(*data, status=1)
     assert printed.startswith("error: There are no recordings of the split train in data.\n")
     fix = f"python -m tools.check {' '.join(map(str, data))} --fetch true"

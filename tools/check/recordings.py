@@ -34,11 +34,11 @@ class Sounding(NamedTuple):
     """Something that is wrong with a recording, or worth knowing of it.
 
     Attributes:
-        kind: ``unreadable``; ``silent``; ``short``, shorter than a piece; of another ``rate``; or of more ``channels``.
+        kind: ``unreadable``; ``silent``; ``short``, shorter than a piece; of another ``sample_rate``; or of more ``channels``.
         detail: In words that name the file.
     """
 
-    kind: Literal["unreadable", "silent", "short", "rate", "channels"]
+    kind: Literal["unreadable", "silent", "short", "sample_rate", "channels"]
     detail: str
 
 
@@ -126,7 +126,7 @@ def _check_use(path: Path, facts: RecordingFacts, data: RecordingSet) -> None:
     """Refuse channels and rates that cannot become those of a piece."""
     moment = in_channels(torch.zeros(facts.channels, 1), data.channels, path)
     try:
-        resampled(moment, facts.rate, data.rate)
+        resampled(moment, facts.sample_rate, data.sample_rate)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -141,13 +141,19 @@ def _peak(path: Path, facts: RecordingFacts) -> float:
 def _notes(path: Path, facts: RecordingFacts, data: RecordingSet) -> list[Sounding]:
     """Return what is done to a recording that can be read."""
     found = []
-    left = resampled_frames(facts.frames, facts.rate, data.rate) - (data.rate if data.excerpt.released else 0)
+    left = resampled_frames(facts.frames, facts.sample_rate, data.sample_rate) - (
+        data.sample_rate if data.excerpt.released else 0
+    )
     if left < data.samples:
         told = " without its last second" if data.excerpt.released else ""
         samples = f"{max(left, 0):,} of the {data.samples:,} samples of a piece"
         found.append(Sounding("short", f"{path} has {samples}{told}: zeros follow."))
-    if facts.rate != data.rate:
-        found.append(Sounding("rate", f"{path} has {facts.rate:,} samples a second, which become {data.rate:,}."))
+    if facts.sample_rate != data.sample_rate:
+        found.append(
+            Sounding(
+                "sample_rate", f"{path} has {facts.sample_rate:,} samples a second, which become {data.sample_rate:,}."
+            )
+        )
     if facts.channels != data.channels:
         found.append(Sounding("channels", f"{path} has {facts.channels} channels, which are mixed to one."))
     return found

@@ -10,13 +10,13 @@ from datamodules import AudioFolder
 from datamodules.loading import Addressed
 
 
-def fill(folder, count, kind="wav", rate=16000, channels=1, seconds=0.2):
+def fill(folder, count, kind="wav", sample_rate=16000, channels=1, seconds=0.2):
     """Write tones, each of its own pitch."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        time = np.arange(round(rate * seconds))[:, None] / rate
+        time = np.arange(round(sample_rate * seconds))[:, None] / sample_rate
         tone = 0.5 * np.sin(2 * np.pi * (200 + 20 * number + 100 * np.arange(channels)) * time)
-        soundfile.write(folder / f"{number:03d}.{kind}", tone, rate)
+        soundfile.write(folder / f"{number:03d}.{kind}", tone, sample_rate)
     return folder
 
 
@@ -81,10 +81,12 @@ def test_a_folder_train_alone_is_no_split(tmp_path):
     assert data.notes["split"] == f"drawn with split_seed 0, for {tmp_path} has no folders train and val"
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("wav", 16000), ("flac", 44100), ("ogg", 22050), ("mp3", 48000)])
+@pytest.mark.parametrize(("kind", "sample_rate"), [("wav", 16000), ("flac", 44100), ("ogg", 22050), ("mp3", 48000)])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_every_kind_rate_and_number_of_channels_becomes_pieces_of_one_shape(tmp_path, kind, rate, channels):
-    data = AudioFolder(str(fill(tmp_path, 4, kind, rate, channels)), seconds=0.1, batch_size=2, channels=channels)
+def test_every_kind_rate_and_number_of_channels_becomes_pieces_of_one_shape(tmp_path, kind, sample_rate, channels):
+    data = AudioFolder(
+        str(fill(tmp_path, 4, kind, sample_rate, channels)), seconds=0.1, batch_size=2, channels=channels
+    )
     data.setup("fit")
     batch = data.to_coordinates(next(iter(data.train_dataloader())))
     assert batch.observation.signal.shape == (2, channels, 1600)

@@ -15,7 +15,7 @@ from datamodules.loading import Addressed
 from datamodules.storage.audio import read_recording
 from datamodules.storage.folders import NamedFile
 
-RATE = 100  # samples a second, so that samples can be counted
+SAMPLE_RATE = 100  # samples a second, so that samples can be counted
 LENGTHS = (50, 99, 100, 101, 129, 200, 250, 517)
 
 
@@ -26,10 +26,10 @@ class Recordings(RecordingSet):
         return [NamedFile(path.name, path) for path in sorted(self.root.iterdir())]
 
 
-def ramp(path, length, rate=RATE, channels=1):
+def ramp(path, length, sample_rate=SAMPLE_RATE, channels=1):
     """Write a recording whose samples say where they are: sample ``i`` of channel ``c`` is ``(i + 1) / 32768 + c / 2``."""
     places = np.arange(1, length + 1, dtype=np.int16)[:, None] + 16384 * np.arange(channels, dtype=np.int16)
-    soundfile.write(path, places, rate)
+    soundfile.write(path, places, sample_rate)
     return path
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def ready(folder, stage="fit", **arguments):
     """Return the recordings of a folder after what the trainer calls."""
-    data = Recordings(**{"rate": RATE, "root": str(folder), "batch_size": 2} | arguments)
+    data = Recordings(**{"sample_rate": SAMPLE_RATE, "root": str(folder), "batch_size": 2} | arguments)
     data.prepare_data()
     data.setup(stage)
     return data
@@ -65,7 +65,7 @@ def trained_on(data, epoch=0, seed=0):
 @pytest.mark.parametrize(("seconds", "ends"), [(1, 1.0), (3.0, 3.0), (0.5, 0.5), (0.014, 0.01)])
 def test_coordinates_have_two_units_per_second(folder, seconds, ends):
     data = ready(folder, seconds=seconds)
-    count = round(seconds * RATE)
+    count = round(seconds * SAMPLE_RATE)
     assert data.signal_shape == (1, count)
     assert (data.spec.domain.coord_dim, data.spec.value_dim) == (1, 1)
     assert data.spec.domain == Grid(((-ends, ends),))
@@ -135,9 +135,9 @@ def test_a_subset_of_coordinates_takes_its_masks_along(folder):
     assert 0 < (~batch.query.mask).sum() < 60
 
 
-def _released(recording, count, rate, start):
+def _released(recording, count, sample_rate, start):
     """Return a piece as published code cuts it, sample by sample; ``start`` is what it draws, if it is long."""
-    left = recording[: max(0, len(recording) - rate)]
+    left = recording[: max(0, len(recording) - sample_rate)]
     if len(left) > count:
         return left[start : start + count]
     return left + [0] * (count - len(left))
@@ -146,17 +146,17 @@ def _released(recording, count, rate, start):
 @pytest.mark.parametrize("seconds", [0.5, 1, 3])
 def test_released_cropping_loses_the_last_second_and_masks_nothing(folder, seconds):
     data = ready(folder, seconds=seconds, cropping="released", eval_batch_size=len(LENGTHS))
-    count = round(seconds * RATE)
+    count = round(seconds * SAMPLE_RATE)
     batch = data.to_coordinates(next(iter(data.val_dataloader())))
     assert batch.query.mask is None
     for row, length in enumerate(LENGTHS):
         recording = list(range(1, length + 1))
-        assert numbers(batch.query.values[row, :, 0]) == _released(recording, count, RATE, 0)
+        assert numbers(batch.query.values[row, :, 0]) == _released(recording, count, SAMPLE_RATE, 0)
     last = 0
     for epoch in range(40):
         for name, item in trained_on(data, epoch).items():
             found = numbers(item.values[0])
-            assert found == _released(list(range(1, int(name[:3]) + 1)), count, RATE, max(0, found[0] - 1))
+            assert found == _released(list(range(1, int(name[:3]) + 1)), count, SAMPLE_RATE, max(0, found[0] - 1))
             assert item.length == -1
             last = max(last, *found)
     assert last > 380  # of 417 that are left of the longest
@@ -164,14 +164,14 @@ def test_released_cropping_loses_the_last_second_and_masks_nothing(folder, secon
 
 def test_the_published_example_of_released_cropping(tmp_path):
     ramp(tmp_path / "a.flac", 20560, 16000)  # 1.285 s
-    values = ready(tmp_path, rate=16000, cropping="released").val_set[0].values
+    values = ready(tmp_path, sample_rate=16000, cropping="released").val_set[0].values
     assert int((values != 0).sum()) == 4560
-    assert int((ready(tmp_path, rate=16000).val_set[0].values != 0).sum()) == 16000
+    assert int((ready(tmp_path, sample_rate=16000).val_set[0].values != 0).sum()) == 16000
 
 
 def test_released_cropping_counts_a_second_at_the_rate_of_the_pieces(tmp_path):
-    ramp(tmp_path / "a.flac", 400, 4 * RATE)  # a second, of which nothing is left
-    ramp(tmp_path / "b.flac", 480, 4 * RATE)
+    ramp(tmp_path / "a.flac", 400, 4 * SAMPLE_RATE)  # a second, of which nothing is left
+    ramp(tmp_path / "b.flac", 480, 4 * SAMPLE_RATE)
     left = [int((item.values != 0).sum()) for item in ready(tmp_path, cropping="released").val_set]
     assert left == [0, 20]
 
@@ -196,8 +196,8 @@ def test_no_more_is_decoded_than_is_seen(folder, monkeypatch):
 def test_pieces_of_resampled_recordings_are_slices_of_the_whole_resampled(tmp_path):
     random = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", 0.3 * random.uniform(-1, 1, 3 * 44100), 44100)
-    whole = ready(tmp_path, seconds=3, rate=16000).val_set[0].values[0]
-    data = ready(tmp_path, seconds=0.25, rate=16000)
+    whole = ready(tmp_path, seconds=3, sample_rate=16000).val_set[0].values[0]
+    data = ready(tmp_path, seconds=0.25, sample_rate=16000)
     for epoch in range(5):
         piece = trained_on(data, epoch)["a.wav"].values[0]
         start = int((whole.unfold(0, 8, 1) - piece[:8]).abs().amax(1).argmin())
@@ -238,7 +238,7 @@ def test_training_batches_are_augmented_and_at_the_coordinates_of_evaluation(fol
 def _spoil(folder):
     """Cut one recording off after a third, and make another text."""
     path = folder / "517.flac"
-    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(20000), RATE)
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(20000), SAMPLE_RATE)
     path.write_bytes(path.read_bytes()[:12000])
     (folder / "101.flac").write_text("no sound")
     return {str(folder / "101.flac"), str(path)}
@@ -279,7 +279,7 @@ def test_a_split_without_recordings_is_refused(tmp_path):
 
 
 def test_silence_is_kept(tmp_path):
-    soundfile.write(tmp_path / "a.flac", np.zeros(300, np.int16), RATE)
+    soundfile.write(tmp_path / "a.flac", np.zeros(300, np.int16), SAMPLE_RATE)
     item = trained_on(ready(tmp_path))["a.flac"]
     assert item.length == -1
     assert not item.values.any()
@@ -287,7 +287,14 @@ def test_silence_is_kept(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"seconds": 0}, {"seconds": -1.0}, {"seconds": float("inf")}, {"seconds": 1e-9}, {"rate": 0}, {"channels": 3}],
+    [
+        {"seconds": 0},
+        {"seconds": -1.0},
+        {"seconds": float("inf")},
+        {"seconds": 1e-9},
+        {"sample_rate": 0},
+        {"channels": 3},
+    ],
     ids=str,
 )
 def test_numbers_out_of_range_are_refused(arguments):
@@ -299,7 +306,7 @@ def test_numbers_out_of_range_are_refused(arguments):
 def test_pieces_in_memory_are_cut_like_those_in_files(folder):
     crop = RandomPiece(100)
     for length in LENGTHS:
-        item = ready(folder, seconds=length / RATE).val_set[LENGTHS.index(length)]
+        item = ready(folder, seconds=length / SAMPLE_RATE).val_set[LENGTHS.index(length)]
         cut = crop(item, torch.Generator().manual_seed(length))
         found = numbers(cut.values[0])
         measured = min(length, 100)
@@ -325,7 +332,9 @@ def test_loading_of_recordings_is_measured(tmp_path, capsys):
     assert float(row["a second, slowest epoch"].replace(",", "")) > 0
     assert 0.3 < recordings.share(recordings.RecordingsSettings(count=8, batch_size=2), tmp_path / "recordings") < 0.7
     dates = {path: path.stat().st_mtime_ns for path in Path(tmp_path, "recordings").iterdir()}
-    recordings.generate(recordings.RecordingsSettings(count=8, recording_seconds=0.5, batch_size=2), tmp_path / "recordings")
+    recordings.generate(
+        recordings.RecordingsSettings(count=8, recording_seconds=0.5, batch_size=2), tmp_path / "recordings"
+    )
     assert {path: path.stat().st_mtime_ns for path in Path(tmp_path, "recordings").iterdir()} == dates
     with pytest.raises(ValueError, match="recordings for two batches"):
         recordings.RecordingsSettings(count=8)

@@ -16,7 +16,7 @@ from datamodules.domain import Grid
 from datamodules.loading import Addressed
 from datamodules.storage.audio import read_recording, recording_facts
 
-RATE = 16000
+SAMPLE_RATE = 16000
 
 
 def _items(dataset):
@@ -52,8 +52,8 @@ def test_the_recordings_are_those_of_the_manifest_and_their_licence_is_with_them
     assert {path.stem for path in SPEECH.glob("*.flac")} == set(manifest)
     for name, row in manifest.items():
         facts = recording_facts(SPEECH / f"{name}.flac")
-        assert facts[1:] == (RATE, 1)
-        assert facts.frames / RATE == pytest.approx(float(row["seconds"]), abs=0.006)
+        assert facts[1:] == (SAMPLE_RATE, 1)
+        assert facts.frames / SAMPLE_RATE == pytest.approx(float(row["seconds"]), abs=0.006)
         assert row["licence"] == "CC-BY-SA-3.0"
     words = (SPEECH / "LICENSES.md").read_text() + (SPEECH / "ATTRIBUTION.txt").read_text()
     for told in ("Allison Smith", "June Wallack", "https://creativecommons.org/licenses/by-sa/3.0/", "Changes made"):
@@ -81,8 +81,8 @@ def test_held_out_are_the_pieces_that_fit_one_after_the_other(speech):
     wanted = []
     for name in HELD_OUT_RECORDINGS:
         recording = read_prompt(name)[0].tolist()
-        starts = range(0, len(recording) - RATE + 1, RATE)
-        wanted += [(f"{name}-{number}", recording[start : start + RATE]) for number, start in enumerate(starts)]
+        starts = range(0, len(recording) - SAMPLE_RATE + 1, SAMPLE_RATE)
+        wanted += [(f"{name}-{number}", recording[start : start + SAMPLE_RATE]) for number, start in enumerate(starts)]
     items = _items(speech.val_set)
     assert [(item.name, item.values[0].tolist()) for item in items] == wanted
     assert len(items) == len({item.name for item in items}) == 12
@@ -101,7 +101,7 @@ def test_training_sees_random_pieces_of_all_recordings(speech):
             recording = read_prompt(piece.name)[0]
             windows = recording.unfold(0, 64, 1)
             [start, *_] = (windows == piece.values[0, :64]).all(1).nonzero().flatten().tolist()
-            assert torch.equal(piece.values[0], recording[start : start + RATE])
+            assert torch.equal(piece.values[0], recording[start : start + SAMPLE_RATE])
             assert piece.length == -1
             starts.add((index, start))
     assert len(starts) == 36
@@ -124,10 +124,10 @@ def test_longer_pieces_are_padded_and_masked():
 
 
 def test_other_rates_are_resampled():
-    data = SampleSpeech(rate=8000)
+    data = SampleSpeech(sample_rate=8000)
     data.setup("test")
     assert data.signal_shape == (1, 8000)
-    found, wanted = data.test_set[0].values[0], read_prompt(HELD_OUT_RECORDINGS[0])[0, :RATE]
+    found, wanted = data.test_set[0].values[0], read_prompt(HELD_OUT_RECORDINGS[0])[0, :SAMPLE_RATE]
     low = torch.fft.rfft(wanted)[:3000] / 2, torch.fft.rfft(found)[:3000]
     assert (low[0] - low[1]).abs().max() < 0.05 * low[0].abs().max()
 
@@ -138,7 +138,7 @@ def test_iterating_ends(speech):
         speech.val_set[12]
 
 
-@pytest.mark.parametrize("arguments", [{"crops_per_epoch": 0}, {"seconds": 0.0}, {"rate": 0}], ids=str)
+@pytest.mark.parametrize("arguments", [{"crops_per_epoch": 0}, {"seconds": 0.0}, {"sample_rate": 0}], ids=str)
 def test_numbers_out_of_range_are_refused(arguments):
     [(name, value)] = arguments.items()
     with pytest.raises(ValueError, match=rf"{name} (is )?{value}"):
@@ -175,5 +175,7 @@ def test_the_program_trains_on_them(tmp_path, monkeypatch):
 def _silent():
     """Return the PSNR of silence in every held-out second."""
     recordings = (read_recording(SPEECH / f"{name}.flac").values[0] for name in HELD_OUT_RECORDINGS)
-    seconds = (second for recording in recordings for second in recording.split(RATE) if len(second) == RATE)
+    seconds = (
+        second for recording in recordings for second in recording.split(SAMPLE_RATE) if len(second) == SAMPLE_RATE
+    )
     return [-10 * math.log10(float(second.square().mean())) for second in seconds]

@@ -23,18 +23,18 @@ from datamodules.storage.audio import (
 )
 from datamodules.storage.torchaudio import import_torchaudio
 
-RATE = 16000
+SAMPLE_RATE = 16000
 
 
-def chirp(frames, rate=RATE, channels=1):
+def chirp(frames, sample_rate=SAMPLE_RATE, channels=1):
     """Return tones that rise, one of another pitch in every channel, ``(frames, channels)`` within 0.5."""
-    time = np.arange(frames) / rate
+    time = np.arange(frames) / sample_rate
     return np.stack([0.5 * np.sin(2 * np.pi * (200 + 300 * k + 400 * time) * time) for k in range(channels)], axis=1)
 
 
-def write(path, values, rate=RATE, **options):
+def write(path, values, sample_rate=SAMPLE_RATE, **options):
     """Write a sound file and return its path."""
-    soundfile.write(path, values, rate, **options)
+    soundfile.write(path, values, sample_rate, **options)
     return path
 
 
@@ -56,9 +56,9 @@ def asked(monkeypatch):
 def test_a_piece_is_a_slice_of_the_whole(tmp_path, kind, channels):
     path = write(tmp_path / f"a.{kind}", chirp(40000, channels=channels))
     whole = read_recording(path)
-    assert whole.rate == RATE
+    assert whole.sample_rate == SAMPLE_RATE
     assert whole.values.dtype == torch.float32
-    assert recording_facts(path) == RecordingFacts(whole.values.shape[1], RATE, channels)
+    assert recording_facts(path) == RecordingFacts(whole.values.shape[1], SAMPLE_RATE, channels)
     raw, _ = soundfile.read(path, dtype="float32", always_2d=True)
     assert np.array_equal(whole.values.T.numpy(), raw)
     assert whole.values[:, :29000].T.numpy() == pytest.approx(chirp(29000, channels=channels), abs=0.1)
@@ -244,14 +244,14 @@ def test_files_are_those_with_the_endings_of_sound(tmp_path):
     assert audio_files(tmp_path / "n.txt") == [(tmp_path / "n.txt", (tmp_path / "n.txt").relative_to(tmp_path))]
 
 
-def _tone(rate, seconds=0.5, hertz=440.0):
-    return 0.8 * torch.sin(2 * math.pi * hertz * torch.arange(round(rate * seconds)) / rate)[None]
+def _tone(sample_rate, seconds=0.5, hertz=440.0):
+    return 0.8 * torch.sin(2 * math.pi * hertz * torch.arange(round(sample_rate * seconds)) / sample_rate)[None]
 
 
-@pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (8000, 16000), (48000, 22050), (16000, 16000)])
-def test_a_tone_keeps_its_pitch(rate, wanted):
-    found = resampled(_tone(rate), rate, wanted)
-    assert found.shape == (1, resampled_frames(rate // 2, rate, wanted)) == (1, wanted // 2)
+@pytest.mark.parametrize(("sample_rate", "wanted"), [(44100, 16000), (8000, 16000), (48000, 22050), (16000, 16000)])
+def test_a_tone_keeps_its_pitch(sample_rate, wanted):
+    found = resampled(_tone(sample_rate), sample_rate, wanted)
+    assert found.shape == (1, resampled_frames(sample_rate // 2, sample_rate, wanted)) == (1, wanted // 2)
     assert (found - _tone(wanted))[:, 300:-300].abs().max() < 2e-3
 
 
@@ -261,12 +261,14 @@ def test_resampling_stays_in_range():
     assert resampled(steps, 16000, 44100).abs().max() == 1
 
 
-@pytest.mark.parametrize("rate", [44100, 22050, 48000, 8000, 11025, 16000])
-def test_a_piece_of_a_resampled_file_is_a_piece_of_the_whole_resampled(tmp_path, asked, rate):
-    path = write(tmp_path / "a.wav", 0.3 * np.random.default_rng(1).uniform(-1, 1, (2 * rate + 17, 2)), rate)
-    whole = import_torchaudio().transforms.Resample(rate, RATE)(read_recording(path).values)
+@pytest.mark.parametrize("sample_rate", [44100, 22050, 48000, 8000, 11025, 16000])
+def test_a_piece_of_a_resampled_file_is_a_piece_of_the_whole_resampled(tmp_path, asked, sample_rate):
+    path = write(
+        tmp_path / "a.wav", 0.3 * np.random.default_rng(1).uniform(-1, 1, (2 * sample_rate + 17, 2)), sample_rate
+    )
+    whole = import_torchaudio().transforms.Resample(sample_rate, SAMPLE_RATE)(read_recording(path).values)
     facts = recording_facts(path)
-    total = resampled_frames(facts.frames, rate, RATE)
+    total = resampled_frames(facts.frames, sample_rate, SAMPLE_RATE)
     assert whole.shape == (2, total)
     for start, frames in (
         (0, 1),
@@ -278,18 +280,21 @@ def test_a_piece_of_a_resampled_file_is_a_piece_of_the_whole_resampled(tmp_path,
         (0, total),
     ):
         asked.clear()
-        piece = read_resampled(path, facts, start, frames, RATE)
+        piece = read_resampled(path, facts, start, frames, SAMPLE_RATE)
         assert piece.shape == (2, frames)
         torch.testing.assert_close(piece, whole[:, start : start + frames], atol=1e-5, rtol=0)
         [decoded] = asked
-        assert decoded <= min(facts.frames, frames * rate / RATE + 8 * rate // math.gcd(rate, RATE) + 60)
+        assert decoded <= min(
+            facts.frames,
+            frames * sample_rate / SAMPLE_RATE + 8 * sample_rate // math.gcd(sample_rate, SAMPLE_RATE) + 60,
+        )
 
 
 def test_rates_without_a_common_divisor_are_refused_with_the_file(tmp_path):
     path = write(tmp_path / "a.wav", chirp(50, 44101), 44101)
     with pytest.raises(ValueError, match=r"a\.wav: 44,101 samples a second cannot be made 16,000") as caught:
-        read_resampled(path, recording_facts(path), 0, 5, RATE)
-    assert "--data.init_args.rate" in str(caught.value)
+        read_resampled(path, recording_facts(path), 0, 5, SAMPLE_RATE)
+    assert "--data.init_args.sample_rate" in str(caught.value)
 
 
 def test_channels_are_mixed_down_or_kept():

@@ -24,8 +24,8 @@ torchaudio = import_torchaudio()
 assert import_torchaudio() is torchaudio is sys.modules["torchaudio"]
 
 
-def tone(rate, seconds=1.0, hertz=440.0):
-    return torch.sin(2 * math.pi * hertz * torch.arange(round(rate * seconds)) / rate)
+def tone(sample_rate, seconds=1.0, hertz=440.0):
+    return torch.sin(2 * math.pi * hertz * torch.arange(round(sample_rate * seconds)) / sample_rate)
 
 
 resampled = torchaudio.functional.resample(tone(44100), 44100, 16000)
