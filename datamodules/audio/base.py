@@ -43,7 +43,7 @@ def pad_to(values: Tensor, length: int) -> tuple[Tensor, int]:
     return (pad(values, (0, missing)), values.shape[-1]) if missing else (values, -1)
 
 
-class RandomCrop:
+class RandomAudioCrop:
     """Random crop of a recording in memory; a shorter recording is zero-padded.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.audio.base import AudioModule, RandomCrop, pad_to
+from datamodules.audio.base import AudioModule, RandomAudioCrop, pad_to
 from datamodules.batch import Signal
 from datamodules.loading import InMemory
 from datamodules.storage.audio import read_recording, resampled
@@ -84,7 +84,7 @@ class SampleSpeech(AudioModule):
             raise ValueError(f"crops_per_epoch is {crops_per_epoch}; it must be at least 1.")
         super().__init__(channels=1, **kwargs)
         self.crops_per_epoch = crops_per_epoch
-        self.augmentation = RandomCrop(self.samples)
+        self.augmentation = RandomAudioCrop(self.samples)
 
     def setup(self, stage: str) -> None:
         """Read the recordings."""

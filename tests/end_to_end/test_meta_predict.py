@@ -145,9 +145,9 @@ def test_a_tokenizer_states_the_size_first(tiny_ipc):
     [
         ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour images"),
         ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour images"),
-        ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not sound of a known length"),
+        ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not audio of a known length"),
         (None, input_size, "MetaIPC does not say which images it takes: it has no tokenizer and no signal_shape"),
-        (None, sound.input_shape, "MetaIPC does not say which sound it takes"),
+        (None, sound.input_shape, "MetaIPC does not state the shape of its signals"),
     ],
 )
 def test_other_signals_are_refused(shape, asked_for, message):
