@@ -228,8 +228,8 @@ class AudioWriter(Writer):
     """Write the reconstruction of a recording, spectrograms of the recording and the reconstruction, and the instance code.
 
     The outputs for a file NAME are NAME.wav, NAME.png, NAME.safetensors and a row of the table. The row holds the PSNR of the
-    predicted and the refined reconstruction at the sampling rate of the model, that of NAME.wav at the sampling rate of the
-    file, and that of silence at the latter.
+    predicted and the refined reconstruction at the sampling rate of the model, that of the code decoded at the sampling rate
+    of the file, and that of silence.
 
     Args:
         sample_rate: Samples per second of the reconstruction; those of the file if None. Any is possible, because the
@@ -250,7 +250,7 @@ class AudioWriter(Writer):
     numbers: ClassVar[Mapping[str, str]] = {
         "psnr predicted": "predicted",
         "psnr refined": "refined",
-        "psnr": "written file",
+        "psnr": "decoded",
         "silence": "silence",
     }
 

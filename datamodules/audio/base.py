@@ -193,7 +193,7 @@ class RecordingSet(AudioModule):
         root: Folder of the data.
         cropping: ``whole`` crops from whole recordings; ``released`` leaves out their last second and counts the padding of
             short ones, for comparison with the published code.
-        on_bad_file: ``raise`` stops with an error when an unreadable recording is met; ``skip`` reads all recordings at
+        on_bad_file: ``raise`` stops with an error when an unreadable recording is encountered; ``skip`` reads all recordings at
             set-up, leaves out the unreadable ones and reports them.
         partial: Whether a split may have fewer or more recordings than were published.
         kwargs: Arguments of `AudioModule`.

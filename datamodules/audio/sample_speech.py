@@ -64,9 +64,8 @@ class SampleSpeech(AudioModule):
     """Bundled voice prompts by two speakers in English and French, a minute in total; nothing is downloaded.
 
     Training takes random crops of 18 recordings. Validation and test use six others, four in English and two in French, cut
-    into consecutive crops from the start; an incomplete last crop is dropped. Crops are named such as
-    ``ast_en_agent-pass-0``. Recordings shorter than a crop, of which there are none at one second, are zero-padded, and the
-    padding is masked.
+    into consecutive crops from the start; an incomplete last crop is dropped. A crop has a name such
+    as ``ast_en_agent-pass-0``. Recordings shorter than a crop (none at one second) are zero-padded, and the padding is masked.
 
     The recordings are from Asterisk's core sounds by Allison Smith and June Wallack, CC BY-SA 3.0; credits and conditions are
     in ``samples/speech/LICENSES.md``. They are too few to replace LibriSpeech in an evaluation.

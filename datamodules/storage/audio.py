@@ -17,24 +17,10 @@ from torch import Tensor
 from datamodules.storage.folders import files_below
 from datamodules.storage.torchaudio import import_torchaudio
 
-_SUPPORTED = {
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".mp3",
-    ".aif",
-    ".aiff",
-    ".aifc",
-    ".au",
-    ".caf",
-    ".w64",
-    ".rf64",
-}
-_UNSUPPORTED = {".m4a", ".m4b", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka"}  # listed, so that reading reports them
+_FORMATS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
+_UNSUPPORTED_FORMATS = {".m4a", ".m4b", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka"}  # found, and reported
 _UNKNOWN_LENGTH = 1 << 62  # frames; libsndfile reports this many or more when a header states no length
-_STREAMED = 0x7F000000  # bytes; a WAV header stating this many or more was written by a program that streamed
+_STREAMED = 0x7F000000  # bytes; a WAV header states this many or more if it was written to a pipe
 _MP3_PREROLL = 1 << 14  # samples decoded before an MP3 segment, because its frames depend on earlier ones
 _MAX_PEAK = 2.0  # lossy codecs overshoot 1; a larger peak means that samples are not scaled to [-1, 1]
 _FILTER_WIDTH, _ROLL_OFF = 6, 0.99  # defaults of torchaudio's Resample
@@ -77,7 +63,7 @@ def audio_files(path: Path) -> list[tuple[Path, Path]]:
     Args:
         path: A folder; or a file, which is returned whatever its extension.
     """
-    return files_below(path, _SUPPORTED | _UNSUPPORTED)
+    return files_below(path, _FORMATS | _UNSUPPORTED_FORMATS)
 
 
 def recording_facts(path: str | Path) -> RecordingFacts:
@@ -173,10 +159,8 @@ def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: 
     if facts.sample_rate == sample_rate:
         return read_recording(path, start, frames).values
     divisor = math.gcd(facts.sample_rate, sample_rate)
-    old, new = (
-        facts.sample_rate // divisor,
-        sample_rate // divisor,
-    )  # every block of `old` samples becomes `new` samples
+    # Every block of `old` samples becomes `new` samples; segments are read in whole blocks.
+    old, new = facts.sample_rate // divisor, sample_rate // divisor
     margin = math.ceil(_FILTER_WIDTH / (min(old, new) * _ROLL_OFF))  # blocks
     first, stop = max(0, start // new - margin), (start + frames) // new + 1 + margin
     segment = read_recording(path, first * old, min(facts.frames, stop * old) - first * old)
@@ -273,9 +257,8 @@ def _error_message(path: Path, error: Exception) -> str:
         return f"The audio file {path} does not exist: name another file or folder."
     if isinstance(error, OSError) and error.strerror:
         return f"{path} cannot be read: {error.strerror}."
-    if (
-        isinstance(error, TypeError) or getattr(error, "code", None) == _UNRECOGNISED_FORMAT
-    ):  # TypeError: headerless .raw
+    # soundfile raises a TypeError for .raw, which has no header.
+    if isinstance(error, TypeError) or getattr(error, "code", None) == _UNRECOGNISED_FORMAT:
         return f"{path} is not an audio file of a supported format: convert it to FLAC or WAV."
     reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".") or type(error).__name__
     return f"{path} is corrupt or truncated ({reason}): obtain a new copy, or convert it to FLAC."

@@ -196,12 +196,12 @@ def test_only_the_crop_is_decoded(folder, monkeypatch):
 def test_crops_equal_slices_of_the_resampled_recording(tmp_path):
     random = np.random.default_rng(0)
     soundfile.write(tmp_path / "a.wav", 0.3 * random.uniform(-1, 1, 3 * 44100), 44100)
-    whole = ready(tmp_path, seconds=3, sample_rate=16000).val_set[0].values[0]
+    recording = ready(tmp_path, seconds=3, sample_rate=16000).val_set[0].values[0]
     data = ready(tmp_path, seconds=0.25, sample_rate=16000)
     for epoch in range(5):
         crop = training_items(data, epoch)["a.wav"].values[0]
-        start = int((whole.unfold(0, 8, 1) - crop[:8]).abs().amax(1).argmin())
-        assert (whole[start : start + 4000] - crop).abs().max() < 1e-5
+        start = int((recording.unfold(0, 8, 1) - crop[:8]).abs().amax(1).argmin())
+        assert (recording[start : start + 4000] - crop).abs().max() < 1e-5
 
 
 def test_two_channels_are_kept_or_mixed_down(tmp_path):

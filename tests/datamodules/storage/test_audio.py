@@ -55,13 +55,13 @@ def decoded(monkeypatch):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_segment_is_a_slice_of_the_recording(tmp_path, kind, channels):
     path = write(tmp_path / f"a.{kind}", chirp(40000, channels=channels))
-    whole = read_recording(path)
-    assert whole.sample_rate == SAMPLE_RATE
-    assert whole.values.dtype == torch.float32
-    assert recording_facts(path) == RecordingFacts(whole.values.shape[1], SAMPLE_RATE, channels)
+    recording = read_recording(path)
+    assert recording.sample_rate == SAMPLE_RATE
+    assert recording.values.dtype == torch.float32
+    assert recording_facts(path) == RecordingFacts(recording.values.shape[1], SAMPLE_RATE, channels)
     raw, _ = soundfile.read(path, dtype="float32", always_2d=True)
-    assert np.array_equal(whole.values.T.numpy(), raw)
-    assert whole.values[:, :29000].T.numpy() == pytest.approx(chirp(29000, channels=channels), abs=0.1)
+    assert np.array_equal(recording.values.T.numpy(), raw)
+    assert recording.values[:, :29000].T.numpy() == pytest.approx(chirp(29000, channels=channels), abs=0.1)
     for start, frames in (
         (0, 1),
         (0, 16000),
@@ -73,7 +73,7 @@ def test_segment_is_a_slice_of_the_recording(tmp_path, kind, channels):
         (40000, 0),
     ):
         segment = read_recording(path, start, frames).values
-        expected = whole.values[:, start:] if frames < 0 else whole.values[:, start : start + frames]
+        expected = recording.values[:, start:] if frames < 0 else recording.values[:, start : start + frames]
         assert segment.shape == expected.shape
         torch.testing.assert_close(segment, expected, atol=1e-6, rtol=0)
 
@@ -213,18 +213,18 @@ def test_file_without_read_permission_raises(tmp_path, monkeypatch):
 
 def test_segment_before_the_corruption_is_readable(tmp_path):
     path = write(tmp_path / "a.flac", _noise(200_000))
-    whole = read_recording(path).values
+    recording = read_recording(path).values
     _truncated(path, 0.6)
-    assert torch.equal(read_recording(path, 20_000, 16_000).values, whole[:, 20_000:36_000])
+    assert torch.equal(read_recording(path, 20_000, 16_000).values, recording[:, 20_000:36_000])
     with pytest.raises(ValueError, match="truncated"):
         read_recording(path, 150_000, 16_000)
 
 
 def test_streamed_wav_without_length_is_read_to_the_end(tmp_path):
     path = write(tmp_path / "a.wav", chirp(1000))
-    whole = read_recording(path).values
+    expected = read_recording(path).values
     _patched(path, at_40=b"\xff\xff\xff\xff")
-    assert torch.equal(read_recording(path).values, whole)
+    assert torch.equal(read_recording(path).values, expected)
 
 
 def test_small_overshoot_is_clipped(tmp_path):
@@ -281,10 +281,10 @@ def test_resampled_segment_equals_slice_of_resampled_recording(tmp_path, decoded
     path = write(
         tmp_path / "a.wav", 0.3 * np.random.default_rng(1).uniform(-1, 1, (2 * sample_rate + 17, 2)), sample_rate
     )
-    whole = import_torchaudio().transforms.Resample(sample_rate, SAMPLE_RATE)(read_recording(path).values)
+    recording = import_torchaudio().transforms.Resample(sample_rate, SAMPLE_RATE)(read_recording(path).values)
     facts = recording_facts(path)
     total = resampled_frames(facts.frames, sample_rate, SAMPLE_RATE)
-    assert whole.shape == (2, total)
+    assert recording.shape == (2, total)
     for start, frames in (
         (0, 1),
         (0, 4000),
@@ -297,7 +297,7 @@ def test_resampled_segment_equals_slice_of_resampled_recording(tmp_path, decoded
         decoded.clear()
         segment = read_resampled(path, facts, start, frames, SAMPLE_RATE)
         assert segment.shape == (2, frames)
-        torch.testing.assert_close(segment, whole[:, start : start + frames], atol=1e-5, rtol=0)
+        torch.testing.assert_close(segment, recording[:, start : start + frames], atol=1e-5, rtol=0)
         [count] = decoded
         assert count <= min(
             facts.frames,
