@@ -168,7 +168,7 @@ def _medium(medium: Medium) -> Any:
     if isinstance(medium, Animation):
         return wandb.Video(BytesIO(medium.gif), format="gif")
     if isinstance(medium, Waveform):
-        return wandb.Audio(medium.values.clamp(-1, 1).mT.numpy(), sample_rate=medium.rate, caption=medium.label)
+        return wandb.Audio(medium.values.clamp(-1, 1).mT.numpy(), sample_rate=medium.sample_rate, caption=medium.label)
     return medium
 
 

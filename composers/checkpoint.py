@@ -245,10 +245,11 @@ def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: 
         return
     found = _Stated(spec.domain, spec.signal_shape, spec.sample_rate)
     way_out = "take data with the coordinates of training"
-    if (rate := stated.sample_rate) is not None:
-        seconds = f"{stated.signal_shape[-1] / rate:g}"
+    if (sample_rate := stated.sample_rate) is not None:
+        seconds = f"{stated.signal_shape[-1] / sample_rate:g}"
         way_out = (
-            f"give the rate and length of training, --data.init_args.rate {rate}, of a data set seconds {seconds} too"
+            f"give the sampling rate and length of training, --data.init_args.sample_rate {sample_rate}, of a data set seconds "
+            f"{seconds} too"
         )
     raise ValueError(
         f"{path} was trained with {stated.describe()}; this {type(data).__name__} has {found.describe()}: {way_out}, or take "
@@ -262,11 +263,11 @@ def stated_domain(composer: Composer) -> Domain:
     return Grid.unit(composer.network.coord_dim) if stated is None else stated.domain
 
 
-def stated_rate(checkpoint: Mapping[str, Any]) -> int | None:
+def stated_sample_rate(checkpoint: Mapping[str, Any]) -> int | None:
     """Return the samples per second of the sound that a model was trained with; None if its checkpoint does not say.
 
     Example:
-        >>> stated_rate({"data": {"coord_range": [-3.0, 3.0], "signal_shape": [1, 48000]}})
+        >>> stated_sample_rate({"data": {"coord_range": [-3.0, 3.0], "signal_shape": [1, 48000]}})
         16000
     """
     stated = _stated_data(checkpoint)

@@ -22,12 +22,12 @@ class Waveform(NamedTuple):
     Attributes:
         label: What stands above it.
         values: ``(C, n)`` in [-1, 1].
-        rate: Samples per second.
+        sample_rate: Samples per second.
     """
 
     label: str
     values: Tensor
-    rate: int
+    sample_rate: int
 
 
 class Animation(NamedTuple):

@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
         code: Of all tiles of the signal, with the facts of refinement and headline metric.
         instance: The signal as the model saw it and its reconstructions; None where it was cut into tiles.
         original: ``(C, *shape)``, the signal itself where the model saw it in tiles or at another size; else None.
-        source: Facts of the file: of audio, the sampling rate ``rate``.
+        source: Facts of the file: of audio, the sampling rate ``sample_rate``.
     """
 
     composer: Composer

@@ -42,7 +42,7 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="PNG or WAV to write; by default CODE with .ROWSxCOLUMNS.png or .RATE.wav for its ending",
+        help="PNG or WAV to write; by default CODE with .ROWSxCOLUMNS.png or .SAMPLE_RATE.wav for its ending",
     )
     parser.set_defaults(run=_render)
 
@@ -75,7 +75,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", type=_size, help="pixels of the longer side, or ROWSxCOLUMNS")
     sizes.add_argument("--scale", type=float, help="pixels per pixel of the image, along each side (default: 1)")
-    sizes.add_argument("--rate", type=int, help="samples per second of audio (default: those of the file)")
+    sizes.add_argument("--sample_rate", type=int, help="samples per second of audio (default: those of the file)")
     parser.add_argument(
         "--max_memory", type=float, default=500.0, help="MB that decoding may take beside the result (default: 500)"
     )

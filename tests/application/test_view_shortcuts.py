@@ -29,7 +29,7 @@ NAMES = (
     "tile",
     "tile_size",
     "audio",
-    "rate",
+    "sample_rate",
     "views",
     "support",
     "frames",
@@ -95,14 +95,17 @@ def test_options_that_were_not_given_change_nothing():
             {"views": ["a"], "images": ["a.png"]},
             "--images is of images, and this predicts from views: leave it out.",
         ),
-        ({"views": ["a"], "rate": 8000}, "--rate is of audio, and this predicts from views: leave it out."),
+        (
+            {"views": ["a"], "sample_rate": 8000},
+            "--sample_rate is of audio, and this predicts from views: leave it out.",
+        ),
         ({"audio": ["a.wav"], "mesh": True}, "--mesh is of views, and this predicts from audio: leave it out."),
         ({"audio": ["a.wav"], "views": ["a"]}, "--audio is of audio, and this predicts from views: leave it out."),
         ({"images": ["a.png"], "mp4": True}, "--mp4 is of views, and this predicts from images: leave it out."),
         ({"images": ["a.png"], "frames": 3}, "--frames is of views, and this predicts from images: leave it out."),
         ({"views": ["a"], "size": (9, 12)}, "size is [9, 12]: of views give the pixels of the longer side"),
     ],
-    ids=["scale", "tile", "images", "rate", "mesh", "recordings", "mp4", "frames", "two-sizes"],
+    ids=["scale", "tile", "images", "sample_rate", "mesh", "recordings", "mp4", "frames", "two-sizes"],
 )
 def test_options_of_another_kind(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -139,9 +142,9 @@ def test_a_model_that_states_no_depths_leaves_them_open():
     data = Namespace(init_args=Namespace(signal_shape=None, near=None, far=None, views=["a"]))
     state_signal(_model(chunk_size=64), data)
     assert data.init_args.as_dict() == {"signal_shape": [2, 3, 8, 8], "near": None, "far": None, "views": ["a"]}
-    other = Namespace(init_args=Namespace(rate=16000))
+    other = Namespace(init_args=Namespace(sample_rate=16000))
     state_signal(_model(near=2.0, far=6.0), other)
-    assert other.init_args.as_dict() == {"rate": 16000}
+    assert other.init_args.as_dict() == {"sample_rate": 16000}
 
 
 def test_a_config_of_data_says_what_is_predicted_from():

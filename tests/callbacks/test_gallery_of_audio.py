@@ -64,8 +64,8 @@ def test_the_gallery_of_a_test(tmp_path, capsys, steps, kinds):
     values["refined"] = evaluation["values"][steps]
     for index, length in ((0, 200), (1, 150)):
         for kind in kinds:
-            seen, rate = soundfile.read(tmp_path / "gallery" / f"hum{index}.{kind}.wav", always_2d=True)
-            assert (rate, seen.shape) == (400, (length, 1))
+            seen, sample_rate = soundfile.read(tmp_path / "gallery" / f"hum{index}.{kind}.wav", always_2d=True)
+            assert (sample_rate, seen.shape) == (400, (length, 1))
             wanted = values[kind][index, :length].clamp(-1, 1).numpy()
             assert np.abs(seen - wanted).max() <= 0.5 / 2**15 + 1e-6
     assert [[cell.label.split()[0] for cell in row] for row in gallery.rows.values()] == [
@@ -103,7 +103,7 @@ def test_the_table_has_sound():
         predicted = composer(batch.observation, batch.query.coords)
     for index, length in ((0, 200), (1, 150)):
         row = found[index]
-        assert (row["input"].rate, row["reconstruction"].rate) == (400, 400)
+        assert (row["input"].sample_rate, row["reconstruction"].sample_rate) == (400, 400)
         assert torch.equal(row["input"].values, batch.query.values[index, :length].T)
         assert torch.allclose(row["reconstruction"].values, predicted[index, :length].T, atol=1e-6)
         assert row["spectrograms"].size == (500, 480)
@@ -135,6 +135,6 @@ def test_wandb_gets_what_can_be_heard(tmp_path_factory):
     wanted = [row[column].values.clamp(-1, 1) for row in found for column in ("input", "reconstruction")]
     for values in wanted:
         assert any(
-            rate == 400 and seen.shape == values.T.shape and np.abs(seen - values.T.numpy()).max() < 1e-4
-            for seen, rate in sounds
+            sample_rate == 400 and seen.shape == values.T.shape and np.abs(seen - values.T.numpy()).max() < 1e-4
+            for seen, sample_rate in sounds
         )

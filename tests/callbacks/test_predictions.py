@@ -195,7 +195,7 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
     assert "signal:            scene" in told
     monkeypatch.setattr(codes.composers, "load", lambda checkpoint: composer)
     for command in (["render", str(path)], ["interpolate", str(path), str(path)]):
-        for option in ([], ["--size", "20"], ["--rate", "20"]):
+        for option in ([], ["--size", "20"], ["--sample_rate", "20"]):
             with pytest.raises(SystemExit) as ended:
                 codes.main([*command, "--checkpoint", "any", *option])
             assert re.match(

@@ -15,8 +15,12 @@ STATED = [
     (datamodules.SamplePhotos, {"size": 32}, (Grid.unit(2), 3, (3, 32, 32))),
     (datamodules.ImageFolder, {"size": 16}, (Grid.unit(2), 3, (3, 16, 16))),
     (ImageFiles, {"signal_shape": [3, 8, 8]}, (Grid.unit(2), 3, (3, 8, 8))),
-    (datamodules.AudioFolder, {"seconds": 2.0, "rate": 500, "channels": 2}, (Grid(((-2.0, 2.0),)), 2, (2, 1000))),
-    (AudioFiles, {"signal_shape": [1, 400], "rate": 200}, (Grid(((-2.0, 2.0),)), 1, (1, 400))),
+    (
+        datamodules.AudioFolder,
+        {"seconds": 2.0, "sample_rate": 500, "channels": 2},
+        (Grid(((-2.0, 2.0),)), 2, (2, 1000)),
+    ),
+    (AudioFiles, {"signal_shape": [1, 400], "sample_rate": 200}, (Grid(((-2.0, 2.0),)), 1, (1, 400))),
     (datamodules.SceneFolder, {"views": 2, "size": 8, "near": 1.0, "far": 3.0}, (Rays(1.0, 3.0), 3, (2, 3, 8, 8))),
     (SceneFiles, {"signal_shape": [1, 3, 8, 4], "near": 2.0, "far": 6.0}, (Rays(2.0, 6.0), 3, (1, 3, 8, 4))),
     (SceneFiles, {"signal_shape": [1, 3, 8, 4]}, (Rays(), 3, (1, 3, 8, 4))),
@@ -28,7 +32,7 @@ def test_data_modules_state_their_signals_before_set_up(module, arguments, state
     spec = module(**arguments).spec
     assert (spec.domain, spec.value_dim, spec.signal_shape) == stated
     assert spec.num_instances is None
-    assert spec.sample_rate == arguments.get("rate")
+    assert spec.sample_rate == arguments.get("sample_rate")
 
 
 def test_training_instances_are_counted_after_set_up():

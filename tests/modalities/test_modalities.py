@@ -58,7 +58,7 @@ def test_an_image_is_read_as_its_pixels(tmp_path):
 def test_audio_is_read_with_its_sampling_rate(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.linspace(-0.5, 0.5, 30).reshape(15, 2), 8000, subtype="FLOAT")
     values, source = Audio().read(tmp_path / "a.wav")
-    assert (tuple(values.shape), source) == ((2, 15), {"rate": 8000})
+    assert (tuple(values.shape), source) == ((2, 15), {"sample_rate": 8000})
 
 
 def test_views_are_read_with_their_cameras(tmp_path):
@@ -77,10 +77,12 @@ def test_views_are_read_with_their_cameras(tmp_path):
 def test_audio_is_written_as_its_code_sounds(tmp_path):
     composer, values = build_ipc(), torch.rand(1, 300) - 0.5
     code = encode(composer, values, 400)
-    row = Audio().write(Prediction(composer, code, None, values, {"rate": 400}), tmp_path / "a.b", rate=800, bits=24)
+    row = Audio().write(
+        Prediction(composer, code, None, values, {"sample_rate": 400}), tmp_path / "a.b", sample_rate=800, bits=24
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.png", "a.b.safetensors", "a.b.wav"]
     assert soundfile.info(tmp_path / "a.b.wav").samplerate == 800
-    assert (row["seconds"], row["rate"]) == ("0.750", "400")
+    assert (row["seconds"], row["sample_rate"]) == ("0.750", "400")
 
 
 def test_panels_and_figures():

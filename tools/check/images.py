@@ -22,11 +22,11 @@ Kind = Literal[
     "small",
     "silent",
     "short",
-    "rate",
+    "sample_rate",
     "channels",
 ]
 
-_WARNINGS = ("unused", "small", "silent", "short", "rate", "channels")
+_WARNINGS = ("unused", "small", "silent", "short", "sample_rate", "channels")
 
 
 class Problem(NamedTuple):
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
         splits: Where it belongs, as in ``val, test``; empty if to none.
         kind: ``missing``; ``extra``, more than were published; ``unreadable``; ``wrong size``, another than was published; or
             ``archive``, whose checksum is wrong. Only warnings are ``unused``, of no split, and ``small``, which is enlarged;
-            of recordings ``silent``, ``short``, of another ``rate``, and ``channels`` that are mixed.
+            of recordings ``silent``, ``short``, of another ``sample_rate``, and ``channels`` that are mixed.
         path: The file; of a missing image the name; empty where only a number is known.
         detail: What is wrong, in words that name the path.
         images: How many it stands for.

@@ -28,7 +28,7 @@ _MEANINGS: dict[Kind, str] = {
     "small": "Small, which blurs them but is no error",
     "silent": "Silent, which is no error",
     "short": "Shorter than a piece, which is no error",
-    "rate": "Of another rate, which are resampled",
+    "sample_rate": "Of another rate, which are resampled",
     "channels": "Of several channels, which are mixed",
 }
 
