@@ -1,4 +1,4 @@
-"""The check of a data set of audio finds every kind of problem, counts and names it exactly, and says what fixes it."""
+"""The check of audio data sets: every kind of problem is counted and reported with a fix."""
 
 import csv
 from pathlib import Path
@@ -20,7 +20,7 @@ FOLDER = ("--data", "datamodules.AudioFolder", "--data.root", "sound", "--data.r
 
 
 class Numbered(RecordingSet):
-    """Three recordings for training and two for the others, as published; `fetch` writes them."""
+    """Three published recordings for training and two for each other split; `fetch` writes them."""
 
     def files(self, split):
         return [NamedFile(path.name, path) for path in sorted(self.root.glob(f"part/{_part(split)}/*.wav"))]
@@ -49,46 +49,45 @@ def recording(path, samples=2000, rate=RATE, channels=1, loudness=0.5, **options
 
 
 def check(*args, status=0, capsys):
-    """Run the check, and return what it printed, the errors last."""
-    found = 0
+    """Run the check, and return its output followed by its errors."""
+    actual = 0
     try:
         main([str(argument) for argument in args])
-    except SystemExit as ended:
-        found = ended.code
+    except SystemExit as exited:
+        actual = exited.code
     printed = capsys.readouterr()
-    assert found == status, printed
+    assert actual == status, printed
     assert (printed.err != "") == printed.err.startswith("error: ")
     return printed.out + printed.err
 
 
 def row(printed, name):
-    """Return the cells of the row of a split."""
+    """Return the cells of a row of the printed table."""
     [line] = [line for line in printed.splitlines() if line.startswith(f"{name}  ")]
     return line.removeprefix(name).split()
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder, on a terminal of 80 columns."""
+    """Work in an empty folder and a terminal of 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
 
 @pytest.fixture
 def checked(capsys):
-    """Return `check`, which reads what was printed."""
+    """Return `check` with captured output."""
     return lambda *args, status=0: check(*args, status=status, capsys=capsys)
 
 
 def found(data, **options):
-    """Return the splits, kind, name and number of every problem."""
-    return {
-        (one.splits, one.kind, Path(one.path).name, one.images) for one in check_recordings(data, **options).problems
-    }
+    """Return splits, kind, file name and number of files of every problem."""
+    findings = check_recordings(data, **options)
+    return {(problem.splits, problem.kind, Path(problem.path).name, problem.images) for problem in findings.problems}
 
 
 def spoil():
-    """Write a folder of two splits with one recording of every fault."""
+    """Write a folder with two splits and one recording for every kind of problem."""
     for number in range(3):
         recording(f"sound/train/{number}.flac")
     recording("sound/val/a.wav")
@@ -108,7 +107,7 @@ def spoil():
     recording("sound/val/quiet.wav", loudness=0.0009, subtype="FLOAT")
 
 
-def test_a_set_that_is_all_right(checked):
+def test_a_complete_data_set_passes(checked):
     for number in range(3):
         recording(f"sound/train/{number}.flac", 1000)
     recording("sound/val/a.wav", 1000, loudness=0.002)
@@ -117,12 +116,12 @@ def test_a_set_that_is_all_right(checked):
     assert row(printed, "train") == ["3", "-", "0", "0", "0", "0", "0"]
     assert row(printed, "val, test") == ["1", "-", "0", "0", "0", "0", "0"]
     assert "split: by folders: sound/train and sound/val\n" in printed
-    assert printed.endswith("All right: 4 files, all could be read.\n")
+    assert printed.endswith("No problems: 4 files, all decoded.\n")
     assert "Fix" not in printed
     assert len(printed.splitlines()) == 7
 
 
-def test_every_kind_of_problem_is_counted_and_named(checked):
+def test_every_kind_of_problem_is_counted_and_reported(checked):
     spoil()
     broken = {("train", "unreadable", name, 1) for name in ("cut.flac", "tail.wav", "empty.wav", "text.flac")}
     broken |= {("val, test", "unreadable", "nan.wav", 1)}
@@ -148,30 +147,30 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
         "  sound/train/rate.flac has 2,000 samples a second, which become 1,000.",
         "  sound/train/pair.wav has 2 channels, which are mixed to one.",
         "  sound/lost.flac belongs to no split.",
-        "Fix: take these files from their source again, or delete them.",
-        "Or leave out what is unreadable: --data.init_args.on_bad_file skip",
+        "Fix: obtain new copies of these files, or delete them.",
+        "Or skip unreadable files: --data.init_args.on_bad_file skip",
     ):
         assert line in printed.splitlines()
-    assert "All right" not in printed
+    assert "No problems" not in printed
     assert "partial" not in printed
     with Path("all.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     assert head == ["split", "path", "problem", "files", "detail"]
-    assert {(one[0], one[2], Path(one[1]).name, int(one[3])) for one in rows} == broken | notes
-    assert all(one[4].startswith(one[1]) for one in rows)
+    assert {(splits, kind, Path(path).name, int(number)) for splits, path, kind, number, _ in rows} == broken | notes
+    assert all(detail.startswith(path) for _, path, _, _, detail in rows)
 
 
-def test_warnings_and_notes_are_no_failure(checked):
+def test_warnings_do_not_fail_the_check(checked):
     spoil()
     for name in ("train/cut.flac", "train/tail.wav", "train/empty.wav", "train/text.flac", "val/nan.wav"):
         Path("sound", name).unlink()
     printed = checked(*FOLDER)
-    assert "Silent, which is no error: 1\n" in printed
+    assert "Silent (warning): 1\n" in printed
     assert "Fix" not in printed
-    assert printed.endswith("All right: 8 files, all could be read.\n")
+    assert printed.endswith("No problems: 8 files, all decoded.\n")
 
 
-def test_headers_alone_do_not_tell_what_is_inside(checked):
+def test_headers_do_not_reveal_silence_and_most_damage(checked):
     spoil()
     told = {name for _, kind, name, _ in found(AudioFolder("sound", rate=RATE), decode=False) if kind == "unreadable"}
     assert told == {"tail.wav", "empty.wav", "text.flac"}
@@ -179,10 +178,10 @@ def test_headers_alone_do_not_tell_what_is_inside(checked):
     assert kinds == {"unreadable", "short", "rate", "channels", "unused"}
     for name in told:
         Path("sound/train", name).unlink()
-    assert "All right: 10 files, by their headers" in checked(*FOLDER, "--decode", "false")
+    assert "No problems: 10 files, only headers read" in checked(*FOLDER, "--decode", "false")
 
 
-def test_all_of_a_recording_is_listened_to_a_block_at_a_time(monkeypatch):
+def test_recordings_are_decoded_completely_in_blocks(monkeypatch):
     monkeypatch.setattr(looking, "_BLOCK", 300)
     asked = []
     monkeypatch.setattr(looking, "read_recording", lambda *place: asked.append(place[1:]) or read_recording(*place))
@@ -204,13 +203,13 @@ def test_all_of_a_recording_is_listened_to_a_block_at_a_time(monkeypatch):
         (800, "released", "has 0 of the 3,000 samples of a piece without its last second: zeros follow."),
     ],
 )
-def test_what_is_shorter_than_a_piece_depends_on_the_cropping(samples, cropping, told):
+def test_short_recordings_depend_on_the_cropping(samples, cropping, told):
     data = Numbered(seconds=3.0, rate=RATE, cropping=cropping)
     [only] = soundings(data, [recording("a.flac", samples)])
     assert [(one.kind, one.detail) for one in only] == ([] if told is None else [("short", f"a.flac {told}")])
 
 
-def test_recordings_that_cannot_become_pieces_are_broken():
+def test_recordings_that_cannot_be_converted_are_unreadable():
     pair = Numbered(rate=RATE, channels=2)
     [single] = soundings(pair, [recording("a.wav")], decode=False)
     assert [one.kind for one in single] == ["unreadable"]
@@ -220,22 +219,22 @@ def test_recordings_that_cannot_become_pieces_are_broken():
     assert odd[0].detail.startswith("b.wav: 96,001 samples a second cannot be made 16,000")
 
 
-def test_numbers_are_compared_with_what_was_published(checked):
+def test_counts_are_compared_with_published_ones(checked):
     data = ("--data", "test_check_audio.Numbered", "--data.rate", RATE, "--data.root", "data")
     printed = checked(*data, status=1)
     assert printed.startswith("error: There are no recordings of the split train in data.\n")
     fix = f"python -m tools.check {' '.join(map(str, data))} --fetch true"
     assert printed.endswith(f"\nFix: {fix}\n")
-    assert "All right: 5 files" in checked(*data, "--fetch", "true")
+    assert "No problems: 5 files" in checked(*data, "--fetch", "true")
     Path("data/part/held/1.wav").unlink()
     printed = checked(*data, "--data.partial", "true", status=1)
     assert row(printed, "val, test") == ["1", "2", "1", "0", "0", "0", "0"]
-    assert "\nMissing: 1\n  1 of the split val, test: which ones is not known" in printed
+    assert "\nMissing: 1\n  1 in split val, test. Only the number of files was published" in printed
     assert "\nFix: mv data/part data/part.old && python -m tools.check" in printed
-    assert "\nOr take what is there: --data.init_args.partial true\n" in printed
+    assert "\nOr use the existing files only: --data.init_args.partial true\n" in printed
 
 
-def test_librispeech_is_counted_and_listened_to(monkeypatch):
+def test_librispeech_is_counted_and_decoded(monkeypatch):
     for number, subset in enumerate(("train-clean-100", "train-clean-100", "test-clean")):
         recording(f"data/librispeech/{subset}/19/198/19-198-{number:04}.flac", 16000, 16000)
     monkeypatch.setattr(LibriSpeech, "published", {"train-clean-100": 2, "test-clean": 1})
@@ -246,12 +245,12 @@ def test_librispeech_is_counted_and_listened_to(monkeypatch):
     assert found(LibriSpeech(on_bad_file="skip", partial=True)) == {("train", "unreadable", "19-198-0000.flac", 1)}
 
 
-def test_a_split_without_recordings_is_broken(checked):
+def test_a_split_without_recordings_is_reported(checked):
     recording("sound/train/a.wav")
     Path("sound/val").mkdir()
     printed = checked(*FOLDER, status=1)
     assert "  There are no recordings of the split val in sound.\n" in printed
-    assert "All right" not in printed
+    assert "No problems" not in printed
     Path("sound/train/a.wav").unlink()
     assert checked(*FOLDER, status=1) == "error: There are no recordings of the split train in sound.\n"
     assert "error: There is no folder nowhere" in checked(*FOLDER[:3], "nowhere", status=1)
