@@ -213,8 +213,8 @@ def test_progressive_jpeg_and_wrong_extensions_are_read(tmp_path):
 def test_images_one_pixel_wide_are_read_and_resized(size, tmp_path):
     actual, _ = _read(Image.new("RGB", size, (9, 8, 7)), tmp_path / "a.png")
     assert actual.shape == (size[1], size[0], 3)
-    squeezed = cut(torch.from_numpy(actual).permute(2, 0, 1), whole(actual.shape[:2]), 16)
-    assert torch.equal(squeezed, torch.tensor([9, 8, 7], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
+    resized = cut(torch.from_numpy(actual).permute(2, 0, 1), whole(actual.shape[:2]), 16)
+    assert torch.equal(resized, torch.tensor([9, 8, 7], dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16))
 
 
 def test_files_that_are_not_images_raise_an_error(tmp_path):
@@ -305,9 +305,9 @@ def test_an_image_of_100_megapixels_is_resized(tmp_path):
     pixels = np.zeros((10000, 10000, 3), np.uint8)
     pixels[:, 5000:] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
-    squeezed = cut(read_image(tmp_path / "a.png").pixels, whole((10000, 10000)), 64)
-    assert (squeezed[..., :28] == 0).all()
-    assert (squeezed[..., 36:] == 255).all()
+    resized = cut(read_image(tmp_path / "a.png").pixels, whole((10000, 10000)), 64)
+    assert (resized[..., :28] == 0).all()
+    assert (resized[..., 36:] == 255).all()
 
 
 @pytest.mark.parametrize(
