@@ -170,9 +170,9 @@ def render(
             f"An image of {rows} x {columns} pixels does not fit into memory: pass a smaller size."
         ) from error
     start = 0
-    for rows_of_pixels in decode(composer, code, (rows, columns), max_memory):
-        stop = start + len(rows_of_pixels)
-        pixels[start:stop] = _to_uint8(rows_of_pixels)
+    for band in decode(composer, code, (rows, columns), max_memory):
+        stop = start + len(band)
+        pixels[start:stop] = _to_uint8(band)
         start = stop
     return Image.fromarray(pixels.numpy())
 

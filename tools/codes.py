@@ -112,23 +112,22 @@ def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output:
     writer = _writer(ends[0], options)
     codes = [interpolate(*ends, frame / (frames - 1)) for frame in range(frames)]
     _, size = writer.decode(composer, codes, output, first.with_suffix(""))
-    print(f"Wrote {frames} frames of {size} to {output}.")
+    print(f"Wrote {frames} frames of {size} into {output}.")
 
 
 def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
     """Return the writer for the modality of a code; raise an error for options of other modalities."""
-    name = code.name or "The code"
     modality = next((modality for modality in MODALITIES if modality.decodes(code)), Modality())
     if modality.writer is None or not modality.decoding:
         raise ValueError(
-            f"{name} is a code of a {modality.noun} of shape {code.shape}, which cannot be decoded on its own: run cli.py "
-            "predict on the original files instead."
+            f"{code.name or 'The code'} encodes a {modality.noun} of shape {code.shape}, which cannot be decoded on its own: "
+            "run cli.py predict on the original files instead."
         )
     arguments = {option: value for option, value in options.items() if value is not None}
     if unsupported := [option for option in arguments if option not in (*modality.decoding, "max_memory")]:
         supported = " or ".join(f"--{option}" for option in modality.decoding)
         raise ValueError(
-            f"{name} is a code of {modality.name}, which does not support --{unsupported[0]}: pass {supported} or neither."
+            f"--{unsupported[0]} does not apply to codes of {modality.name}: pass {supported}, or omit the option."
         )
     writer: Writer = modality.writer(**arguments)
     return writer

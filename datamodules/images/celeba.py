@@ -22,7 +22,7 @@ class CelebA(ImageSet):
     The published split by number is used: 1 to 162,770 for training, 162,771 to 182,637 for validation, and 182,638 to
     202,599 for testing. The data set is available for non-commercial research only.
 
-    The images, ``000001.jpg`` and so on, are searched in ``celeba/img_align_celeba``, ``img_align_celeba/img_align_celeba``
+    The images, ``000001.jpg`` and so on, are searched for in ``celeba/img_align_celeba``, ``img_align_celeba/img_align_celeba``
     (the layout of Kaggle), ``img_align_celeba``, ``CelebA_aligned`` and ``celeba`` below ``root``.
 
     Args:

@@ -27,7 +27,7 @@ class FFHQ(ImageSet):
     with those lists. ``notes`` records the split in use. The data set is licensed under CC BY-NC-SA 4.0, and the licences of
     individual images differ.
 
-    The images, ``00000.png`` and so on, are searched in ``ffhq/images1024x1024``, ``ffhq`` and ``images1024x1024`` below
+    The images, ``00000.png`` and so on, are searched for in ``ffhq/images1024x1024``, ``ffhq`` and ``images1024x1024`` below
     ``root``, directly or in subfolders of a thousand images.
 
     Args:

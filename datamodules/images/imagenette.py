@@ -21,7 +21,7 @@ class ImageNette(ImageSet):
     than in training at the published 178 pixels. ``evaluation: matched`` takes the central square at the original
     resolution; its results are not comparable with published ones.
 
-    The images are searched in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` below ``root``, and in
+    The images are searched for in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` below ``root``, and in
     ``root`` itself. The folder must contain ``train`` and ``val`` with one subfolder per class.
 
     Args:

@@ -114,7 +114,7 @@ class ImageFiles(CoordinateDataModule):
         signal_shape: Input shape ``(3, S, S)`` of the model. On the command line it is read from the checkpoint.
         tile: Whether to split images into overlapping tiles, which keeps details, instead of resizing each to a square.
         tile_size: Pixels of the image along each side of a tile; ``S`` if None.
-        detail: Pixels along each axis for refinement and PSNR, per input pixel of the model.
+        detail: Resolution of refinement and PSNR: pixels along each axis per input pixel of the model.
         batch_size: Number of tiles, or of untiled images, per device and step.
         num_workers: Number of loader processes; 0 loads in the main process.
 

@@ -18,17 +18,8 @@ from datamodules.storage.folders import files_below
 from datamodules.tiles import Box
 
 _MAX_REDUCTION = 16  # input pixels per output pixel along each side; beyond it antialiasing would take minutes
-_UNSUPPORTED = {
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".svg",
-    ".arw",
-    ".cr2",
-    ".cr3",
-    ".dng",
-    ".nef",
-}  # listed, to report the reason
+# Listed by image_files nevertheless, so that reading them reports the reason.
+_UNSUPPORTED = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}
 
 
 class LoadedImage(NamedTuple):

@@ -420,7 +420,7 @@ def test_mistakes_with_codes_of_sound(weights, composer, capsys):
     code = encode(composer, _recording(), RATE)
     code.save("a.safetensors")
     given = ["render", "a.safetensors", "--checkpoint", weights]
-    assert "This code is a code of audio, which has no --size: give --rate, or nothing." in _codes_refused(
+    assert "--size does not apply to codes of audio: pass --rate, or omit the option." in _codes_refused(
         *given, "--size", 9
     )
     for rate, message in ((0, "rate is 0; it must be at least 1"), (10**15, "do not fit into memory")):
@@ -432,7 +432,7 @@ def test_mistakes_with_codes_of_sound(weights, composer, capsys):
     image = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(images), "cat", domain=Grid.unit(2))
     image.save("p.safetensors")
     given = ["render", "p.safetensors", "--checkpoint", "images.ckpt"]
-    assert "cat is a code of images, which has no --rate: give --size or --scale, or nothing." in _codes_refused(
+    assert "--rate does not apply to codes of images: pass --size or --scale, or omit the option." in _codes_refused(
         *given, "--rate", 8000
     )
     with pytest.raises(ValueError, match="not for sound"):
