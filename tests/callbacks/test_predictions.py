@@ -199,7 +199,7 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
             with pytest.raises(SystemExit) as ended:
                 codes.main([*command, "--checkpoint", "any", *option])
             assert re.match(
-                r"error: ball\.000 stands for a scene of shape \(2, 16, 16\), which no code", ended.value.code
+                r"error: ball\.000 encodes a scene of shape \(2, 16, 16\), which cannot be decoded", ended.value.code
             )
 
 

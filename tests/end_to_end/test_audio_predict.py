@@ -423,7 +423,7 @@ def test_codes_of_audio_with_wrong_options_raise(weights, composer, capsys):
     code = encode(composer, _recording(), SAMPLE_RATE)
     code.save("a.safetensors")
     options = ["render", "a.safetensors", "--checkpoint", weights]
-    assert "This code is a code of audio, which has no --size: give --sample_rate, or nothing." in _codes_error(
+    assert "--size does not apply to codes of audio: pass --sample_rate, or omit the option." in _codes_error(
         *options, "--size", 9
     )
     for sample_rate, message in ((0, "sample_rate is 0; it must be at least 1"), (10**15, "do not fit into memory")):
@@ -435,7 +435,7 @@ def test_codes_of_audio_with_wrong_options_raise(weights, composer, capsys):
     image = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(images), "cat", domain=Grid.unit(2))
     image.save("cat.safetensors")
     options = ["render", "cat.safetensors", "--checkpoint", "images.ckpt"]
-    assert "cat is a code of images, which has no --sample_rate: give --size or --scale, or nothing." in _codes_error(
+    assert "--sample_rate does not apply to codes of images: pass --size or --scale, or omit the option." in _codes_error(
         *options, "--sample_rate", 8000
     )
     with pytest.raises(ValueError, match="not of audio"):

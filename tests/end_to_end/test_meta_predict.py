@@ -146,7 +146,7 @@ def test_a_tokenizer_states_the_size_first(tiny_ipc):
         ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour images"),
         ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour images"),
         ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not audio of a known length"),
-        (None, input_size, "MetaIPC does not say which images it takes: it has no tokenizer and no signal_shape"),
+        (None, input_size, "MetaIPC does not declare the size of its input images"),
         (None, sound.input_shape, "MetaIPC does not state the shape of its signals"),
     ],
 )

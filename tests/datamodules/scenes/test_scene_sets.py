@@ -309,10 +309,10 @@ def test_broken_scenes_are_left_out_and_told(folder, capsys):
     data = ready(folder)
     assert [item.name for item in data.val_set] == ["b", "c"]
     assert list(data.skipped) == [str(folder / "a")]
-    assert "r_2.png is no image" in data.skipped[str(folder / "a")]
+    assert "r_2.png is not an image" in data.skipped[str(folder / "a")]
     assert f"Left out, for they cannot be read: 1 scenes ({folder / 'a'})" in capsys.readouterr().err
     with pytest.raises(
-        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is no image"
+        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is not an image"
     ) as told:
         ready(folder, on_bad_scene="raise")
     assert str(told.value).endswith("leave them out: --data.init_args.on_bad_scene skip.")
@@ -383,7 +383,7 @@ def test_a_image_that_cannot_be_decoded_is_named_when_it_is_met(folder):
         path.write_bytes(content)
     data = ready(folder)
     for meet in (lambda: trained_on(data), lambda: data.val_set[0]):
-        with pytest.raises(ValueError, match=r"a/r_\d\.png is damaged or cut off"):
+        with pytest.raises(ValueError, match=r"a/r_\d\.png is corrupt or truncated"):
             meet()
 
 
@@ -461,8 +461,8 @@ def test_the_check_counts_scenes_and_names_the_broken(folder, tmp_path, capsys):
     assert status == 0
     assert printed.splitlines() == [
         f"Scenes in {folder}",
-        "train: 2 scenes, all of use",
-        "val, test: 2 scenes, all of use",
+        "train: 2 scenes, all readable",
+        "val, test: 2 scenes, all readable",
     ]
     describe(folder / "a", camera_angle_x=40)
     path = folder / "b" / "r_3.png"
@@ -472,13 +472,13 @@ def test_the_check_counts_scenes_and_names_the_broken(folder, tmp_path, capsys):
     path.write_bytes(content[:60] + bytes(60) + content[120:])
     status, printed = _checked(capsys, root, "--decode=false")
     assert status == 1
-    assert "train: 2 scenes, 1 of them broken\nval, test: 2 scenes, 1 of them broken\nUnreadable: 2\n" in printed
+    assert "train: 2 scenes, 1 unreadable\nval, test: 2 scenes, 1 unreadable\nUnreadable: 2\n" in printed
     assert "frame 0: camera_angle_x, the horizontal field of view, is 40" in printed
     assert "r_3.png" not in printed
     status, printed = _checked(capsys, root, f"--csv={tmp_path / 'all.csv'}")
     assert status == 1
-    assert "train: 2 scenes, 2 of them broken" in printed
-    assert f"  {path} is damaged or cut off" in printed
+    assert "train: 2 scenes, 2 unreadable" in printed
+    assert f"  {path} is corrupt or truncated" in printed
     lines = (tmp_path / "all.csv").read_text().splitlines()
     assert lines[0] == "split,path,problem,scenes,detail"
     assert [line.split(",")[0] for line in lines[1:]] == ["train", "train", '"val', '"val']

@@ -126,7 +126,7 @@ def test_values_are_those_of_reading(files, folder, preparation):
     assert images.skipped == {}
     expected = {file.name: "; ".join(read_image(file.path).notes) for file in files}
     assert images.notes == {name: note for name, note in expected.items() if note}
-    assert set(images.notes.values()) == {"transparency laid over white", "CMYK converted"}
+    assert set(images.notes.values()) == {"transparency composited over white", "CMYK converted"}
     assert _only(folder).name.startswith("mine-train-")
     assert sorted(path.name for path in _only(folder).iterdir()) == ["index.json", "pixels.bin", "verified.json"]
     assert not [path for path in folder.iterdir() if path.is_file()]
@@ -187,7 +187,7 @@ def test_a_moved_folder_of_images_has_the_same_cache(files, folder, tmp_path, re
     assert len(reads) == 12
     [(path, reason)] = images.skipped.items()
     assert path == str(moved[5].path)
-    assert reason.startswith(f"{path} is no image")
+    assert reason.startswith(f"{path} is not an image")
 
 
 def _changed_date(files):
