@@ -23,7 +23,7 @@ class RenderedRays(NamedTuple):
 
     Attributes:
         colours: ``(N, 3)``.
-        depth: ``(N,)``, expected depth of the points that a ray hits; None if the renderer has no depth.
+        depth: ``(N,)``, expected depth of the hits; None if the renderer has no depth.
         opacity: ``(N,)`` in [0, 1], probability of a hit; None if the renderer has no depth.
     """
 

@@ -113,8 +113,8 @@ class SceneSet(SceneModule):
         """Create the data sets of the splits that a stage needs.
 
         Raises:
-            ValueError: If there are no scenes, if all are broken or some are and ``on_bad_scene`` is ``raise``, or if no camera
-                can see an object between ``near`` and ``far``.
+            ValueError: If there are no scenes, if all are broken, if some are broken and ``on_bad_scene`` is ``raise``, or if
+                no camera of a scene can see an object between ``near`` and ``far``.
         """
         for split in splits_of(stage):
             scenes = self._usable(split)

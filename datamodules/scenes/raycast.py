@@ -88,7 +88,7 @@ class Caster:
         colours, covered = self._shade(rays.numpy())
         blocks = torch.from_numpy(np.concatenate((colours, covered[:, None]), axis=1)).T.unflatten(1, tuple(fine))
         mean = torch.nn.functional.avg_pool2d(blocks, samples)
-        colour = mean[:3] / mean[3:].clamp_min(0.5 / samples**2)  # avoids division by zero without changing one ray
+        colour = mean[:3] / mean[3:].clamp_min(0.5 / samples**2)  # the minimum only prevents 0 / 0
         colour = torch.where(mean[3:] > 0, colour * 255, torch.full((), float(_WHITE)))
         return torch.cat((colour, mean[3:] * 255)).round().clamp(0, 255).to(torch.uint8)
 

@@ -129,7 +129,7 @@ class SceneModule(CoordinateDataModule):
             batch: ``images (B, V + Q, 3, H, W)`` uint8, of which the first ``V`` are support views, ``poses``, ``focals``,
                 names and seeds.
             training: Whether to draw a subset of the rays of the query views instead of using all.
-            step: Unused; addresses draws that are shared by a batch, and there are none.
+            step: Unused, because a batch shares no draws.
 
         Returns:
             Rays of the support views ``(B, V * H * W, 6)``, and of the query views ``(B, Q * H * W, 6)``, or in training

@@ -44,9 +44,9 @@ def _dates(root):
 
 def _refused(*args):
     """Return the error message of an invalid command."""
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main([str(arg) for arg in args])
-    message = ended.value.code
+    message = exit_info.value.code
     assert isinstance(message, str)
     assert message.startswith("error: ")
     return message
@@ -61,10 +61,10 @@ def test_output_has_the_layout_of_learnit_and_images_match_the_cameras(meshes, t
     assert list(splits) == ["train", "val", "test"]
     assert sorted(name for names in splits.values() for name in names) == ["box", "cone", "ring", "tall"]
     assert all(splits.values())
-    described = json.loads((out / "chairs/ring/transforms.json").read_text())
-    assert described["camera_angle_x"] == math.radians(50)
-    assert [frame["file_path"] for frame in described["frames"]] == ["./000", "./001", "./002"]
-    matrices = torch.tensor([frame["transform_matrix"] for frame in described["frames"]])
+    transforms = json.loads((out / "chairs/ring/transforms.json").read_text())
+    assert transforms["camera_angle_x"] == math.radians(50)
+    assert [frame["file_path"] for frame in transforms["frames"]] == ["./000", "./001", "./002"]
+    matrices = torch.tensor([frame["transform_matrix"] for frame in transforms["frames"]])
     assert matrices[:, 3].tolist() == [[0, 0, 0, 1]] * 3
     assert torch.allclose(matrices[:, :3, 3].norm(dim=1), torch.tensor(3.9))
     focal = 0.5 * 12 / math.tan(math.radians(25))
@@ -126,14 +126,14 @@ def test_only_new_and_changed_meshes_are_rendered(meshes, tmp_path):
 def test_an_interrupted_run_is_resumed(meshes, tmp_path, monkeypatch):
     out, files, written = tmp_path / "out", mesh_files([meshes]), []
 
-    def stop(path, content):
+    def interrupt(path, content):
         if path.name == "transforms.json" and len(written) == 2:
             raise KeyboardInterrupt
         written.append(path) if path.name == "transforms.json" else None
         write(path, content)
 
     write = rendering._write_json
-    monkeypatch.setattr(rendering, "_write_json", stop)
+    monkeypatch.setattr(rendering, "_write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         render_folder(files, out, "chairs", TINY)
     assert sorted(path.name for path in (out / "chairs").iterdir()) == [".ring.part", "box", "cone"]

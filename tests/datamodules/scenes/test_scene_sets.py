@@ -271,10 +271,10 @@ def test_evaluation_views_depend_on_name_and_repetition_only(shared, monkeypatch
 
 def test_query_views_do_not_depend_on_the_number_of_support_views(shared):
     chosen = [[frames_of(item) for item in ready(shared, views=views, query_views=2).val_set] for views in (1, 2, 5)]
-    for one, two, five in zip(*chosen, strict=True):
-        assert one[1:] == two[2:] == five[5:]
-        assert one[:1] == two[:1] == five[:1]
-        assert two[:2] == five[:2]
+    for views_1, views_2, views_5 in zip(*chosen, strict=True):
+        assert views_1[1:] == views_2[2:] == views_5[5:]
+        assert views_1[:1] == views_2[:1] == views_5[:1]
+        assert views_2[:2] == views_5[:2]
 
 
 def test_halves_draws_support_from_the_first_frames_and_queries_from_the_others(shared):
@@ -449,8 +449,8 @@ def _checked(capsys, *args):
     status = 0
     try:
         main(["--data", "test_scene_sets.Scenes", f"--data.init_args.size={SIZE}", *args])
-    except SystemExit as ended:
-        status = ended.code
+    except SystemExit as error:
+        status = error.code
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 

@@ -138,11 +138,11 @@ def _frame(folder, **changes):
 def _matrix(change):
     """Return a function that changes the pose of the third frame of a scene."""
 
-    def spoil(folder):
+    def damage(folder):
         frames = json.loads((folder / "transforms.json").read_text())["frames"]
         _frame(folder, transform_matrix=change(np.array(frames[2]["transform_matrix"])).tolist())
 
-    return spoil
+    return damage
 
 
 def _scaled(matrix):
@@ -261,9 +261,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_errors_of_broken_scenes_name_the_file(tmp_path, kind):
-    spoil, message = BROKEN[kind]
+    damage, message = BROKEN[kind]
     folder = write_scene(tmp_path / "chair")
-    spoil(folder)
+    damage(folder)
     with pytest.raises(ValueError, match=message) as error:
         read_transforms(folder)
     assert "\n" not in str(error.value)
@@ -309,9 +309,9 @@ BROKEN_SRN = {
 
 @pytest.mark.parametrize("kind", BROKEN_SRN)
 def test_errors_of_broken_srn_scenes_name_the_file(tmp_path, kind):
-    spoil, message = BROKEN_SRN[kind]
+    damage, message = BROKEN_SRN[kind]
     folder = write_srn(tmp_path / "car")
-    spoil(folder)
+    damage(folder)
     with pytest.raises(ValueError, match=message) as error:
         read_srn(folder)
     assert "\n" not in str(error.value)
