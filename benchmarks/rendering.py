@@ -1,6 +1,6 @@
-"""Time and memory of rendering views of one scene: ``python -m benchmarks.rendering``.
+"""Measure time and memory of rendering views of one scene: ``python -m benchmarks.rendering``.
 
-Every measurement is a process of its own, so that none inherits the memory of another.
+Every measurement runs in a separate process, so that none inherits the memory of another.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class RenderingSettings:
-    """Render all pixels of square views in one call, through a coordinate network of the published size with random weights.
+    """Render all pixels of square views in one call, with a randomly initialised coordinate network of the published size.
 
     Args:
-        size: Pixels along each side of a view.
-        samples_per_ray: Points of every ray.
-        views: Numbers of views, each measured in a process of its own.
+        size: Height and width of a view in pixels.
+        samples_per_ray: Number of samples per ray.
+        views: Numbers of views, each measured in a separate process.
         hidden_dim: Width of the six layers.
-        chunk_size: Points that the renderer evaluates at a time.
+        chunk_size: Number of points that the renderer evaluates at once.
 
     Raises:
         ValueError: If a number is not positive.
@@ -49,20 +49,20 @@ class RenderingSettings:
     chunk_size: int = 131072
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raise a ``ValueError`` if a number is out of range."""
         if not self.views or min(self.size, self.hidden_dim, *self.views) < 1:
             raise ValueError(
-                f"size is {self.size}, hidden_dim {self.hidden_dim}, views {self.views}: give positive numbers."
+                f"size is {self.size}, hidden_dim {self.hidden_dim}, views {self.views}: each must be positive."
             )
 
 
 @dataclass(frozen=True)
 class RenderingMeasurement:
-    """One rendering.
+    """Time and memory of one rendering.
 
     Attributes:
-        seconds: From rays to colours.
-        peak_mb: Largest memory of the process above what it took with network and rays loaded, in 10^6 bytes.
+        seconds: Time from rays to colours.
+        peak_mb: Peak memory of the process in 10^6 bytes, in addition to the memory with network and rays loaded.
     """
 
     seconds: float
@@ -70,61 +70,61 @@ class RenderingMeasurement:
 
 
 def measure(settings: RenderingSettings, views: int) -> RenderingMeasurement:
-    """Render once in this process, after a small rendering that loads what is loaded once."""
+    """Measure one rendering in the current process, after a small warm-up rendering."""
     field = scene(settings.hidden_dim)
     renderer = VolumeRenderer(2.0, 6.0, settings.samples_per_ray, chunk_size=settings.chunk_size)
     rays = _rays(views, settings.size)
     with torch.inference_mode():
         renderer.rendered(field, _rays(1, 4))
-        _CLEAR.write_text("5")  # the peak starts again from here
+        _CLEAR.write_text("5")  # resets the peak
         before, start = memory("VmRSS"), time.perf_counter()
         renderer.rendered(field, rays)
     return RenderingMeasurement(time.perf_counter() - start, memory("VmHWM") - before)
 
 
 def scene(hidden_dim: int) -> Field:
-    """Return the field of random weights of the second layer."""
+    """Return a field with random weights, including the modulated second layer."""
     inr = CoordinateMLP(3, 4, hidden_dim, 6, (1,), FourierFeatures(20, 2.0**8, use_pi=False), output_offset=0.0)
     return inr.bind({1: (torch.randn(1, *inr.layer_sizes[1]), None)})
 
 
 def _rays(views: int, size: int) -> Tensor:
-    """Return all rays of views around the origin, ``(V * size * size, 6)``."""
+    """Return all rays ``(V * size * size, 6)`` of views around the origin."""
     focals = torch.full((views, 2), focal_length(0.7, size))
     return Rays().coords((views, size, size), cameras=(orbit(views), focals))
 
 
 def run(settings: RenderingSettings) -> dict[int, RenderingMeasurement]:
-    """Return the measurement of every number of views."""
-    found = {}
+    """Return the measurement for every number of views, each from a separate process."""
+    measurements = {}
     for views in settings.views:
         command = [sys.executable, "-m", "benchmarks.rendering", "--once", str(views)]
         command += [f"--{name}={value}" for name, value in vars(settings).items() if name != "views"]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - ourselves
-        found[views] = RenderingMeasurement(**json.loads(printed.splitlines()[-1]))
-    return found
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - this program
+        measurements[views] = RenderingMeasurement(**json.loads(output.splitlines()[-1]))
+    return measurements
 
 
-def report(settings: RenderingSettings, found: dict[int, RenderingMeasurement]) -> None:
+def report(settings: RenderingSettings, measurements: dict[int, RenderingMeasurement]) -> None:
     """Print a table."""
-    title = f"{settings.size} x {settings.size} pixels, {settings.samples_per_ray} samples a ray"
+    title = f"{settings.size} x {settings.size} pixels, {settings.samples_per_ray} samples per ray"
     table = Table(title=f"{title}, {torch.get_num_threads()} threads", title_justify="left")
-    for heading in ("views", "peak [MB]", "seconds a view"):
+    for heading in ("views", "peak [MB]", "seconds per view"):
         table.add_column(heading, justify="right")
-    for views, one in found.items():
-        table.add_row(str(views), f"{one.peak_mb:.0f}", f"{one.seconds / views:.1f}")
+    for views, measurement in measurements.items():
+        table.add_row(str(views), f"{measurement.peak_mb:.0f}", f"{measurement.seconds / views:.1f}")
     Console().print(table)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line: measure in processes of their own, or one of them here, with ``--once VIEWS``."""
-    given = sys.argv[1:] if args is None else args
-    if "--once" in given:
-        place = given.index("--once")
-        settings = auto_cli(RenderingSettings, args=given[:place] + given[place + 2 :])
-        print(json.dumps(vars(measure(settings, int(given[place + 1])))))
+    """Run the command line: measure in separate processes, or with ``--once VIEWS`` in the current one."""
+    args = sys.argv[1:] if args is None else args
+    if "--once" in args:
+        position = args.index("--once")
+        settings = auto_cli(RenderingSettings, args=args[:position] + args[position + 2 :])
+        print(json.dumps(vars(measure(settings, int(args[position + 1])))))
         return
-    settings = auto_cli(RenderingSettings, args=given)
+    settings = auto_cli(RenderingSettings, args=args)
     report(settings, run(settings))
 
 

@@ -144,12 +144,12 @@ def test_a_mesh_where_asked_for(tmp_path, capsys):
     assert _rows(tmp_path)["veil"]["mesh"].startswith("none: There is no surface of density 346.4 within 1.5")
     assert not (tmp_path / "out" / "veil.ply").exists()
     told = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"No veil\.ply: There is .* Give a level .* Set the level with --mesh_level\.", told)
+    assert re.search(r"No veil\.ply: There is .* choose a level .* Set the level with --mesh_level\.", told)
     _predicted(
         tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16, mesh_level=1
     )
     assert (tmp_path / "out" / "veil.ply").exists()
-    with pytest.raises(ValueError, match=r"LightFieldRenderer knows no density.*: leave the mesh out"):
+    with pytest.raises(ValueError, match=r"LightFieldRenderer has no density.*: do not request a mesh"):
         _predicted(tmp_path, [], Balls(LightFieldRenderer()), mesh=True)
 
 
@@ -157,7 +157,7 @@ def test_an_mp4_where_possible(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(turntable, "encoder", lambda: None)
     _predicted(tmp_path, [scene_batch(size=4)], mp4=True)
     assert (
-        "No MP4, for there is no encoder; GIFs are written: for MP4, pip install imageio-ffmpeg"
+        "No encoder is installed, so only GIFs are written: to write MP4, pip install imageio-ffmpeg"
         in capsys.readouterr().out
     )
     assert not list((tmp_path / "out").glob("*.mp4"))
@@ -206,10 +206,10 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 1}, "frames is 1, mesh_resolution 128, size None: at least 2, 2 and 1"),
+        ({"frames": 1}, "frames is 1, mesh_resolution 128, size None: they must be at least 2, 2 and 1"),
         ({"mesh_resolution": 1}, "mesh_resolution 1"),
         ({"size": 0}, "size 0"),
-        ({"size": (9, 12)}, "size is [9, 12]: of views give the pixels of the longer side"),
+        ({"size": (9, 12)}, "size is [9, 12]: for views, pass the longer side in pixels"),
         ({"mesh_level": 0.0}, "mesh_level is 0.0; it must be positive"),
         ({"seconds": 0.0}, "seconds is 0.0"),
         ({"elevation": 91.0}, "elevation 91.0"),
