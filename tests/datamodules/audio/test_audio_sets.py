@@ -262,7 +262,7 @@ def test_unreadable_recordings_are_left_out_on_request(folder, capsys):
     assert set(data.skipped) == spoilt
     assert len(data.train_set) == len(data.val_set) == len(LENGTHS) - 2
     assert len(trained_on(data)) == len(LENGTHS) - 2
-    assert "Left out, for they cannot be read: 2 recordings" in capsys.readouterr().err
+    assert "Skipped 2 unreadable recordings" in capsys.readouterr().err
 
 
 def test_only_unreadable_recordings_are_refused(tmp_path):

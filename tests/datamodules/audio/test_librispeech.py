@@ -230,7 +230,7 @@ def test_an_archive_that_was_put_there_is_unpacked_without_a_download(site):
 
 def test_without_network_it_says_what_to_fetch_by_hand():
     message = _refusal(ConnectionError)
-    for told in ("cannot be reached", LibriSpeech.sources[TRAIN].url, f"put it at data/{TRAIN}.tar.gz"):
+    for told in ("cannot be reached", LibriSpeech.sources[TRAIN].url, f"as data/{TRAIN}.tar.gz"):
         assert told in message
 
 

@@ -175,7 +175,7 @@ def test_unreadable_images_are_left_out_and_counted(shelf, tmp_path, capsys, cac
     assert set(data.skipped) == {str(shelf / "train" / f"{number}.png") for number in (1, 4)}
     assert set(crops_of(data)) <= {"0", "2", "3", "5", "6"}
     told = capsys.readouterr().err
-    assert re.search(r"Left out, for they cannot be read: 2 images \(.*1\.png, .*4\.png\)", told)
+    assert re.search(r"Skipped 2 unreadable images \(.*1\.png, .*4\.png\)", told)
 
 
 def test_a_split_of_which_nothing_can_be_read_is_refused(shelf):

@@ -213,7 +213,7 @@ def test_a_hostile_archive_leaves_nothing(monkeypatch, tmp_path):
 
 def test_without_network_it_says_what_to_fetch_by_hand():
     message = _refusal(ConnectionError)
-    for told in ("127.0.0.1 cannot be reached", ImageNette.source.url, "put it at data/imagenette2-320.tgz"):
+    for told in ("127.0.0.1 cannot be reached", ImageNette.source.url, "as data/imagenette2-320.tgz"):
         assert told in message
 
 

@@ -79,7 +79,7 @@ def test_objects_that_are_listed_and_not_there_are_left_out(tmp_path, scene, cap
     assert (names(data.train_set), names(data.test_set)) == (["a"], ["e"])
     assert set(data.skipped) == {str(tmp_path / "chairs" / name) for name in "bc"}
     assert all("transforms.json" in reason for reason in data.skipped.values())
-    assert "Left out, for they cannot be read: 1 scenes" in capsys.readouterr().err
+    assert "Skipped 1 unreadable scenes" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"1 of 2 scenes of the split train cannot be used:\n  There is no .*transforms\.json"
     ):
@@ -190,7 +190,7 @@ def test_a_folder_of_scenes_without_splits_is_drawn(tmp_path, scene):
     assert sorted(name for part in parts for name in part) == [str(number) for number in range(10)]
     other = ready(SceneFolder(str(tmp_path), draws=1, val_ratio=0.2, test_ratio=0.1, split_seed=1, **COMMON))
     assert names(other.val_set) != parts[1]
-    assert "drawn with split_seed 0" in data.notes["split"]
+    assert "at random with split_seed 0" in data.notes["split"]
 
 
 def test_folders_with_images_but_no_description_are_broken_scenes(tmp_path, scene):
@@ -204,7 +204,7 @@ def test_folders_with_images_but_no_description_are_broken_scenes(tmp_path, scen
 
 
 def test_a_folder_without_scenes_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no scenes: name another with --data\.init_args\.root"):
+    with pytest.raises(ValueError, match=r"contains no scenes: set --data\.init_args\.root"):
         ready(SceneFolder(str(tmp_path)))
     with pytest.raises(ValueError, match="There is no folder"):
         ready(SceneFolder(str(tmp_path / "nowhere")))
