@@ -91,8 +91,8 @@ def download(
         problem = f"{path} cannot be read or written: {files.one_line(error)}. Make its folder writable or choose another one."
         if error.errno in files.DISK_FULL:
             transfer.discard()
-            problem = f"The disk of {path.parent} became full while {source.filename} was downloaded, and the incomplete file was "
-            problem += "removed. Free some space or choose another folder."
+            problem = f"The disk of {path.parent} became full while {source.filename} was downloaded, and the incomplete file "
+            problem += "was removed. Free some space or choose another folder."
         raise ValueError(problem) from error
     return path
 

@@ -59,8 +59,8 @@ class RandomSplit:
         """Check the ratios."""
         if not (0 < self.val_ratio < 1 and 0 <= self.test_ratio < 1 and self.val_ratio + self.test_ratio < 1):
             raise ValueError(
-                f"val_ratio is {self.val_ratio}, test_ratio {self.test_ratio}: val_ratio must be in (0, 1), test_ratio in [0, 1), "
-                "and their sum below 1 to leave files for training."
+                f"val_ratio is {self.val_ratio}, test_ratio {self.test_ratio}: val_ratio must be in (0, 1), test_ratio in "
+                "[0, 1), and their sum below 1 to leave files for training."
             )
 
     def names(self, split: Split, names: Sequence[str]) -> set[str]:

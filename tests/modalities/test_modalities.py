@@ -123,7 +123,7 @@ def test_an_instance_is_taken_out_of_its_batch():
     found = instance_of(shared, 1, Rays(2.0, 6.0), values)
     assert torch.equal(found.query.coords, batch.query.coords[1])
     assert found.query.values is None
-    with pytest.raises(ValueError, match="an instance needs whole signals"):
+    with pytest.raises(ValueError, match="not complete signals"):
         instance_of(batch._replace(shape=None), 0, Rays(2.0, 6.0), values)
 
 
