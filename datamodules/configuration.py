@@ -35,7 +35,7 @@ def load_layers(text: str) -> Any:
 
 
 def _merge_bases(top: dict[str, Any], folder: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return a mapping merged over the files in its ``_base_``, first one lowest; ``above`` are the files that led to it."""
+    """Merge a mapping over the files in its ``_base_``, the first one lowest; ``above`` are the files that include it."""
     bases = top.pop("_base_")
     merged: dict[str, Any] = {}
     for name in [bases] if isinstance(bases, str) else bases:

@@ -156,7 +156,7 @@ class Grid(Domain):
         except (TypeError, ValueError) as error:
             raise ValueError(f"ranges is {self.ranges!r}: pass a lower and an upper bound for every axis.") from error
         if not ranges or not all(math.isfinite(high - low) and low < high for low, high in ranges):
-            raise ValueError(f"ranges is {ranges}: bounds must be finite, the lower one first.")
+            raise ValueError(f"ranges is {ranges}: bounds must be finite and in ascending order.")
         object.__setattr__(self, "ranges", ranges)
 
     @classmethod
@@ -315,7 +315,7 @@ class Rays(Domain):
         return rays.flatten(-3, -2) if views else rays
 
     def agrees(self, other: Domain) -> bool:
-        """Return whether the other domain is `Rays`, too; renderers that use the depths compare them."""
+        """Return whether the other domain is also `Rays`; renderers that use the depths compare them."""
         return isinstance(other, Rays)
 
     def describe(self) -> str:

@@ -57,7 +57,7 @@ class AddressSampler(DistributedSampler[Address]):
 class FixedSampler(AddressSampler, SequentialSampler):  # type: ignore[misc]
     """Sampler that returns the same addresses in order in every epoch, for ``overfit_batches`` of the trainer.
 
-    All epochs are epoch 0, so that augmentation and noise stay the same, too. The trainer does not replace a
+    All epochs are epoch 0, so that augmentation and noise do not change either. The trainer does not replace a
     `SequentialSampler`. Every process has the same number of items.
     """
 
@@ -133,5 +133,5 @@ class InMemory(Dataset[Signal]):
     def __getitem__(self, index: int) -> Signal:
         """Return signal ``index`` modulo the number of signals."""
         if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is out of range for {self.length} items")  # ends iteration, too
+            raise IndexError(f"index {index} is out of range for {self.length} items")  # also ends iteration
         return self.items[index % len(self.items)]

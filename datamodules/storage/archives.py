@@ -237,7 +237,7 @@ def _read_zip(file: IO[bytes]) -> Iterator[_Member]:
 
 
 def _read_tar(stream: IO[bytes], limit: int) -> Iterator[_Member]:
-    """Yield the members of a tar file; check them with Python's ``data`` filter, too."""
+    """Yield the members of a tar file, which Python's ``data`` filter also checks."""
     limited = _LimitedStream(stream)
     with tarfile.open(fileobj=cast(IO[bytes], limited), mode="r:", tarinfo=_StrictTarInfo) as tar:
         while (info := tar.next()) is not None:

@@ -74,7 +74,7 @@ class CachedImages(Dataset[Signal]):
     def __getitem__(self, index: int) -> Signal:
         """Return image ``index``, ``(3, H, W)`` uint8."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} images")  # ends iteration, too
+            raise IndexError(f"index {index} is out of range for {len(self)} images")  # also ends iteration
         if self._pixels is None:
             self._pixels = _memory_map(self.path, int(self._stops[-1]))
         height, width = self._shapes[index].tolist()

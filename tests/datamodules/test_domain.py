@@ -207,7 +207,7 @@ def test_volume_is_a_cube():
         (lambda: Grid.unit(1).coords((3,), [(0, 1), (0, 1)]), "box is .* has 1 axes"),
         (
             lambda: Grid(((1.0, -1.0),)),
-            r"ranges is \(\(1.0, -1.0\),\): bounds must be finite, the lower one first",
+            r"ranges is \(\(1.0, -1.0\),\): bounds must be finite and in ascending order",
         ),
         (lambda: Grid(((0.0, math.inf),)), "bounds must be finite"),
         (lambda: Grid(()), "ranges is"),

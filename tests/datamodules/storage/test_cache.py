@@ -1,4 +1,4 @@
-"""A cache equals reading and preparing the images, after interruptions, damage and full disks, too."""
+"""A cache equals reading and preparing the images, even after interruptions, damage and full disks."""
 
 import errno
 import io
