@@ -350,8 +350,11 @@ def test_trailing_bytes_are_discarded(files, folder, monkeypatch):
 
 
 def test_call_interrupted_before_the_index_is_resumed(files, folder, monkeypatch, reads):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Path, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cached(files, AS_IT_IS, folder, "a")
     _check(cached(files, AS_IT_IS, folder, "a"), files)
