@@ -94,7 +94,7 @@ def test_an_invalid_command_line_raises_an_error(arguments, expected):
         ("ipc", [f"{MODEL}.transformer.init_args.num_heads", 5], ["num_heads 5", "embed_dim 12", "divisor"]),
         ("transinr", [f"{MODEL}.num_groups", 3], ["num_groups 3", "8 outputs", "divisor"]),
         ("ipc", [f"{MODEL}.refinement.init_args.stages", "[vall]"], ["['vall']", "val, test and predict"]),
-        ("ipc", [f"{DATA}.batch_size", 25], ["batch_size 25", "24 training items", "lower it"]),
+        ("ipc", [f"{DATA}.batch_size", 25], ["batch_size 25", "24 training items", "reduce it"]),
         ("ipc", [f"{DATA}.batch_size", 0], ["batch_size is 0", "at least 1"]),
         ("ipc", [f"{DATA}.scales", "[0.5]"], ["scales [0.5]", "1"]),
     ],
@@ -114,10 +114,10 @@ def test_a_missing_base_config_raises_an_error():
     message = refused("fit", "--config", "child.yaml")
     assert "_base_ names nowhere.yaml" in message
     assert str(Path("nowhere.yaml").resolve()) in message
-    assert "relative to the file that names them" in message
+    assert "relative to the file that contains _base_" in message
 
 
-@pytest.mark.parametrize(("text", "expected"), [("- 1\n", "holds no mapping but list"), ("a: [1,\n", "YAML")])
+@pytest.mark.parametrize(("text", "expected"), [("- 1\n", "must contain a mapping, not list"), ("a: [1,\n", "YAML")])
 def test_an_invalid_base_config_raises_an_error(text, expected):
     Path("base.yaml").write_text(text)
     Path("child.yaml").write_text("_base_: base.yaml\n")

@@ -68,7 +68,7 @@ def test_scene_folders_can_be_trained_on(tmp_path, capsys):
     printed = run("fit", *TINY, *layers, NAME, "folder")
     assert "SceneFolder (1, 3, 16, 16)" in printed
     printed = capsys.readouterr().err
-    assert "Left out" in printed
+    assert "Skipped" in printed
     assert str(broken) in printed
     assert column("runs/folder/version_0/metrics.csv", "val/psnr")[0] > 0
 

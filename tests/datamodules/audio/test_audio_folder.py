@@ -78,7 +78,7 @@ def test_train_subfolder_alone_is_no_split(tmp_path):
     data = AudioFolder(str(tmp_path))
     assert len(names(data, "train")) == 9
     assert names(data, "val")[0].startswith("train/")
-    assert data.notes["split"] == f"drawn with split_seed 0, for {tmp_path} has no folders train and val"
+    assert data.notes["split"] == f"at random with split_seed 0, because {tmp_path} has no folders train and val"
 
 
 @pytest.mark.parametrize(("kind", "sample_rate"), [("wav", 16000), ("flac", 44100), ("ogg", 22050), ("mp3", 48000)])
@@ -128,10 +128,10 @@ def test_arguments_out_of_range_raise(options, message):
 
 
 def test_missing_or_empty_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no folder .*nowhere: name yours with --data\.init_args\.root"):
+    with pytest.raises(ValueError, match=r"There is no folder .*nowhere: set --data\.init_args\.root"):
         AudioFolder(str(tmp_path / "nowhere")).setup("fit")
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="holds no audio files"):
+    with pytest.raises(ValueError, match="contains no audio files"):
         AudioFolder(str(tmp_path)).setup("fit")
 
 

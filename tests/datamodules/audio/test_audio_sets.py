@@ -262,7 +262,7 @@ def test_unreadable_recordings_are_skipped_on_request(folder, capsys):
     assert set(data.skipped) == corrupt
     assert len(data.train_set) == len(data.val_set) == len(LENGTHS) - 2
     assert len(training_items(data)) == len(LENGTHS) - 2
-    assert "Left out, for they cannot be read: 2 recordings" in capsys.readouterr().err
+    assert "Skipped 2 unreadable recordings" in capsys.readouterr().err
 
 
 def test_split_of_unreadable_recordings_raises(tmp_path):

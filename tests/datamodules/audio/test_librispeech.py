@@ -230,7 +230,7 @@ def test_existing_archive_is_extracted_without_download(site):
 
 def test_error_without_network_describes_manual_download():
     message = _error(ConnectionError)
-    for text in ("cannot be reached", LibriSpeech.sources[TRAIN].url, f"put it at data/{TRAIN}.tar.gz"):
+    for text in ("cannot be reached", LibriSpeech.sources[TRAIN].url, f"as data/{TRAIN}.tar.gz"):
         assert text in message
 
 

@@ -129,9 +129,9 @@ def test_arguments_out_of_range_raise_an_error(options, message):
 
 
 def test_a_missing_or_empty_folder_raises_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no folder .*nowhere: name yours with --data\.init_args\.root"):
+    with pytest.raises(ValueError, match=r"There is no folder .*nowhere: set --data\.init_args\.root"):
         ImageFolder(str(tmp_path / "nowhere")).setup("fit")
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="contains no images"):
         ImageFolder(str(tmp_path)).setup("fit")
 
 
@@ -147,7 +147,7 @@ def test_the_command_line_trains_and_tests_on_a_folder(tmp_path, monkeypatch):
     args = [*tiny("ipc"), *data, "--data.crop=random", "--data.cache=cache", "--data.num_workers=1"]
     printed = run("fit", *args)
     assert "ImageFolder (3, 8, 8), 9 training and 1 validation items" in printed
-    assert "drawn with split_seed 0" in printed
+    assert "at random with split_seed 0" in printed
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert "Mean over 1 instances" in run("test", *args, "--ckpt_path", "last")
 

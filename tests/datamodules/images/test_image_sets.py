@@ -175,7 +175,7 @@ def test_unreadable_images_are_skipped_and_logged(folder, tmp_path, capsys, cach
     assert set(data.skipped) == {str(folder / "train" / f"{number}.png") for number in (1, 4)}
     assert set(crops_of(data)) <= {"0", "2", "3", "5", "6"}
     log = capsys.readouterr().err
-    assert re.search(r"Left out, for they cannot be read: 2 images \(.*1\.png, .*4\.png\)", log)
+    assert re.search(r"Skipped 2 unreadable images \(.*1\.png, .*4\.png\)", log)
 
 
 def test_a_split_without_readable_images_raises_an_error(folder):

@@ -214,7 +214,7 @@ def test_a_malicious_archive_is_not_unpacked(monkeypatch, tmp_path):
 
 def test_a_failing_download_raises_an_error_with_the_source():
     message = _setup_error(ConnectionError)
-    for part in ("127.0.0.1 cannot be reached", ImageNette.source.url, "put it at data/imagenette2-320.tgz"):
+    for part in ("127.0.0.1 cannot be reached", ImageNette.source.url, "as data/imagenette2-320.tgz"):
         assert part in message
 
 

@@ -310,7 +310,7 @@ def test_broken_scenes_are_skipped_and_reported(folder, capsys):
     assert [item.name for item in data.val_set] == ["b", "c"]
     assert list(data.skipped) == [str(folder / "a")]
     assert "r_2.png is not an image" in data.skipped[str(folder / "a")]
-    assert f"Left out, for they cannot be read: 1 scenes ({folder / 'a'})" in capsys.readouterr().err
+    assert f"Skipped 1 unreadable scenes ({folder / 'a'})" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is not an image"
     ) as error:

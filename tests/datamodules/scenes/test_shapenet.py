@@ -79,7 +79,7 @@ def test_listed_objects_without_a_folder_are_skipped(tmp_path, scene, capsys):
     assert (names(data.train_set), names(data.test_set)) == (["a"], ["e"])
     assert set(data.skipped) == {str(tmp_path / "chairs" / name) for name in "bc"}
     assert all("transforms.json" in reason for reason in data.skipped.values())
-    assert "Left out, for they cannot be read: 1 scenes" in capsys.readouterr().err
+    assert "Skipped 1 unreadable scenes" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"1 of 2 scenes of the split train cannot be used:\n  There is no .*transforms\.json"
     ):
@@ -192,7 +192,7 @@ def test_splits_are_drawn_without_split_folders(tmp_path, scene):
     assert sorted(name for part in parts for name in part) == [str(number) for number in range(10)]
     other = ready(SceneFolder(str(tmp_path), draws=1, val_ratio=0.2, test_ratio=0.1, split_seed=1, **COMMON))
     assert names(other.val_set) != parts[1]
-    assert "drawn with split_seed 0" in data.notes["split"]
+    assert "at random with split_seed 0" in data.notes["split"]
 
 
 def test_folders_with_images_but_without_transforms_are_broken_scenes(tmp_path, scene):
@@ -206,7 +206,7 @@ def test_folders_with_images_but_without_transforms_are_broken_scenes(tmp_path, 
 
 
 def test_folders_without_scenes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no scenes: name another with --data\.init_args\.root"):
+    with pytest.raises(ValueError, match=r"contains no scenes: set --data\.init_args\.root"):
         ready(SceneFolder(str(tmp_path)))
     with pytest.raises(ValueError, match="There is no folder"):
         ready(SceneFolder(str(tmp_path / "nowhere")))
