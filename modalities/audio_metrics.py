@@ -73,7 +73,9 @@ class LogSpectralDistance(InstanceMetric):
         assert target.values is not None
         if not _whole(shape):
             return _undefined(reconstruction.values)
-        predicted, true = (self._levels(_signal(values, target.mask)) for values in (reconstruction.values, target.values))
+        predicted, true = (
+            self._levels(_signal(values, target.mask)) for values in (reconstruction.values, target.values)
+        )
         distance = (predicted - true).square().mean(-2).sqrt().mean(1)  # (B, frames)
         if target.mask is None:
             return distance.mean(-1)

@@ -195,8 +195,7 @@ def input_size(composer: Composer) -> int:
     signal_shape = composer.start.signal_shape
     if signal_shape is None:
         raise ValueError(
-            f"{type(composer).__name__} does not declare the size of its input images: its start has no "
-            "signal_shape."
+            f"{type(composer).__name__} does not declare the size of its input images: its start has no signal_shape."
         )
     channels, *shape = signal_shape
     if channels == 3 and len(shape) == 2 and shape[0] == shape[1] > 0:

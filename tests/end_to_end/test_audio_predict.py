@@ -83,7 +83,9 @@ def _field(composer, code, naive_network, coords, tile=0):
     """Return the values of one tile at coordinates ``(n,)``, computed by loops."""
     with torch.no_grad():
         modulations = composer.compose({name: latent[tile : tile + 1] for name, latent in code.latents.items()})
-    return naive_network(composer.network, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[0, :, 0]
+    return naive_network(composer.network, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[
+        0, :, 0
+    ]
 
 
 def test_outputs_of_one_recording(weights, composer):
@@ -435,8 +437,9 @@ def test_codes_of_audio_with_wrong_options_raise(weights, composer, capsys):
     image = InstanceCode(latents, [whole((9, 9))], (9, 9), fingerprint(images), "cat", domain=Grid.unit(2))
     image.save("cat.safetensors")
     options = ["render", "cat.safetensors", "--checkpoint", "images.ckpt"]
-    assert "--sample_rate does not apply to codes of images: pass --size or --scale, or omit the option." in _codes_error(
-        *options, "--sample_rate", 8000
+    assert (
+        "--sample_rate does not apply to codes of images: pass --size or --scale, or omit the option."
+        in _codes_error(*options, "--sample_rate", 8000)
     )
     with pytest.raises(ValueError, match="not of audio"):
         render(images, image)

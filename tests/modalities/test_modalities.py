@@ -123,7 +123,7 @@ def test_instance_of_extracts_one_instance_from_a_batch():
     instance = instance_of(shared, 1, Rays(2.0, 6.0), values)
     assert torch.equal(instance.query.coords, batch.query.coords[1])
     assert instance.query.values is None
-    with pytest.raises(ValueError, match="an instance needs whole signals"):
+    with pytest.raises(ValueError, match="not complete signals"):
         instance_of(batch._replace(shape=None), 0, Rays(2.0, 6.0), values)
 
 
