@@ -29,6 +29,9 @@ class SISDR(InstanceMetric):
     A silent channel has none and is left out; NaN where all are silent. Any samples will do, in any order.
     """
 
+    heading = "SI-SDR"
+    unit = "dB"
+
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SI-SDR of every instance."""
         assert target.values is not None
@@ -57,6 +60,9 @@ class LogSpectralDistance(InstanceMetric):
     Raises:
         ValueError: If a number is out of range.
     """
+
+    heading = "log-spectral distance"
+    unit = "dB"
 
     def __init__(self, window: int = 512, hop: int = 128, floor: float = 1e-10) -> None:
         if not (window >= 2 and 1 <= hop <= window and floor > 0):
@@ -95,6 +101,9 @@ class LogSpectralDistance(InstanceMetric):
 class Silence(InstanceMetric):
     """PSNR in dB of predicting zeros: what an instance gives away for nothing, to be read beside its PSNR."""
 
+    heading = "PSNR of silence"
+    unit = "dB"
+
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of silence for every instance; the prediction plays no part."""
         return psnr_of_mse(instance_mse(torch.zeros_like(prediction), target))
@@ -102,6 +111,8 @@ class Silence(InstanceMetric):
 
 class OverSilence(Silence):
     """PSNR in dB over that of silence: over predicting zeros."""
+
+    heading = "over silence"
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
@@ -157,6 +168,8 @@ class STOI(_Listener):
         ValueError: If ``rate`` is not positive, or ``pystoi`` is not installed.
     """
 
+    heading = "STOI"
+
     def __init__(self, rate: int = 16000) -> None:
         if rate < 1:
             raise ValueError(f"rate of STOI is {rate}; it must be positive.")
@@ -180,6 +193,8 @@ class PESQ(_Listener):
     Raises:
         ValueError: If ``rate`` is another, or ``pesq`` is not installed.
     """
+
+    heading = "PESQ"
 
     def __init__(self, rate: int = 16000) -> None:
         if rate not in _BANDS:

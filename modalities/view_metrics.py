@@ -50,6 +50,9 @@ def view_psnr(prediction: Tensor, target: Samples, shape: tuple[int, ...]) -> Te
 class ViewPSNR(InstanceMetric):
     """PSNR in dB of every view, then the mean over the views of a scene; NaN for anything but whole views."""
 
+    heading = "PSNR"
+    unit = "dB"
+
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean PSNR of every instance."""
         return view_psnr(prediction, target, shape).mean(-1) if _views(shape) else _undefined(prediction)
@@ -58,6 +61,9 @@ class ViewPSNR(InstanceMetric):
 class WhiteView(InstanceMetric):
     """PSNR in dB of white images, per view, then their mean: what a scene gives away for nothing."""
 
+    heading = "PSNR of white"
+    unit = "dB"
+
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of white for every instance; the prediction plays no part."""
         return ViewPSNR().measure(torch.ones_like(prediction), target, shape)
@@ -65,6 +71,8 @@ class WhiteView(InstanceMetric):
 
 class OverWhite(WhiteView):
     """PSNR in dB over that of white images, per view, then the mean: objects on white are mostly white."""
+
+    heading = "over white"
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
@@ -76,6 +84,8 @@ class ViewSSIM(InstanceMetric):
 
     NaN for anything but whole views of at least 11 pixels along each side.
     """
+
+    heading = "SSIM"
 
     def measure(self, prediction: Tensor, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean SSIM of every instance."""
@@ -98,6 +108,8 @@ class LPIPS(InstanceMetric):
     Raises:
         ValueError: If there is no such network.
     """
+
+    heading = "LPIPS"
 
     def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
         if network not in _BACKBONES:

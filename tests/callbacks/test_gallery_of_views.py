@@ -48,7 +48,7 @@ def test_objects_differ(tmp_path, capsys):
     truth = gallery.rows["table/b"][1].values.view(16, 16, 3).numpy()
     assert np.abs(truth - batches[1].query.values[1].view(2, 16, 16, 3)[1].numpy()).max() < 0.003
     told = capsys.readouterr().out
-    assert "gallery.png; video and sound: " in told
+    assert "gallery.png; video and audio: " in told
     few, _ = _tested(tmp_path / "few", batches, num_instances=2)
     assert list(few.rows) == ["chair", "table/b"]
     assert _files(tmp_path / "few") == ["run/gallery.png", "run/gallery/chair.gif", "run/gallery/table/b.gif"]
@@ -102,5 +102,5 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"num_instances": 0}, {"num_inner": 0}, {"max_memory": 0.0}], ids=str)
 def test_numbers_out_of_range(changes):
-    with pytest.raises(ValueError, match="at least 1, 1, and above 0"):
+    with pytest.raises(ValueError, match="both must be at least 1; max_memory is"):
         Gallery(**changes)

@@ -221,5 +221,5 @@ def test_validation_sends_images_and_films(tmp_path):
 
 
 def test_films_of_fewer_than_no_frames():
-    with pytest.raises(ValueError, match="orbit_frames, which is -1, at least 0"):
+    with pytest.raises(ValueError, match="orbit_frames is -1: it must be at least 0"):
         ValidationTable(orbit_frames=-1)
