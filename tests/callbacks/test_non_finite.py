@@ -39,7 +39,7 @@ def test_training_stops_before_the_update():
 
 def test_an_update_is_left_out():
     printed = run("fit", *tiny("ipc"), POISONED, NAME, "skipped", "--non_finite.action", "skip")
-    assert "is not finite at step 2, epoch 0: the update is left out (1 so far)." in printed
+    assert "is not finite at step 2, epoch 0: the update is skipped (1 so far)." in printed
     saved = checkpoint("runs/skipped/version_0")
     assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
     steps = {int(state["step"]) for state in saved["optimizer_states"][0]["state"].values()}

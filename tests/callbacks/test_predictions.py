@@ -230,9 +230,11 @@ class _Unspecified(Scenes):
 
 def test_what_cannot_be_written_is_refused_before_the_folder_is_made(tmp_path):
     trainer = SimpleNamespace(datamodule=Scenes(), is_global_zero=True)
-    with pytest.raises(ValueError, match="options of PredictionWriter has scale; views have frames, size, elevation"):
+    with pytest.raises(
+        ValueError, match="`options` of PredictionWriter contains scale; views take frames, size, elevation"
+    ):
         PredictionWriter(str(tmp_path / "out"), {"scale": 2}).on_predict_start(trainer, Balls())
     trainer.datamodule = _Unspecified()
-    with pytest.raises(ValueError, match="_Unspecified states no modality whose predictions are written"):
+    with pytest.raises(ValueError, match="_Unspecified has no modality whose predictions can be written"):
         PredictionWriter(str(tmp_path / "out")).on_predict_start(trainer, Balls())
     assert not (tmp_path / "out").exists()

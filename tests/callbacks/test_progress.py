@@ -87,9 +87,9 @@ def test_one_of_two_processes_tells(tmp_path):
 
 def test_one_process_tells(capsys):
     bar = ProgressBar()
-    bar._tell("first")
+    bar._print("first")
     bar.disable()  # as the trainer does on all processes but the first
-    bar._tell("second")
+    bar._print("second")
     assert capsys.readouterr().out == "first\n"
 
 

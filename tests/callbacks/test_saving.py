@@ -304,8 +304,8 @@ def test_the_best_is_kept_across_runs(tmp_path, monkeypatch, capsys, state):
         assert told == []
     else:
         assert told == [
-            "The earlier best checkpoint, runs/unnamed/version_0/checkpoints/best.ckpt (epoch 0), no longer exists, was "
-            "replaced by a later one or cannot be read: the best is chosen anew from here on."
+            "The earlier best checkpoint, runs/unnamed/version_0/checkpoints/best.ckpt (epoch 0), no longer exists, "
+            "was replaced by a later one or cannot be read: the best checkpoint is selected from the resumed run only."
         ]
 
 

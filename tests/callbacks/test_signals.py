@@ -131,7 +131,7 @@ def test_a_second_signal_ends_the_program_at_once(monkeypatch):
     stopper.handle(signal.SIGTERM, None)
     stopper.handle(signal.SIGTERM, None)  # the same one, sent to the group too
     assert not ended
-    stopper._at -= 1
+    stopper._received_at -= 1
     stopper.handle(signal.SIGTERM, None)
     assert ended == [143]
 

@@ -164,7 +164,7 @@ def test_mistakes_with_images(trained):
 
 def test_mistakes_with_folders(trained):
     given = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
-    assert "The folder . holds other things" in refused("predict", *given, ".")
+    assert "The folder . is not empty" in refused("predict", *given, ".")
     assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *given, "tall.png")
     message = refused("predict", *given, "tall.png/in")
     assert "The output folder tall.png/in cannot be written: it is a file" in message
@@ -175,7 +175,7 @@ def test_mistakes_with_folders(trained):
 def test_mistakes_with_checkpoints(trained):
     given = ["--images", "wide.png", "--ckpt_path"]
     assert "There is no checkpoint no.ckpt" in refused("predict", *given, "no.ckpt")
-    assert "wide.png is cut off or no checkpoint" in refused("predict", *given, "wide.png")
+    assert "wide.png is truncated or not a checkpoint" in refused("predict", *given, "wide.png")
     content = torch.load(trained["ipc"], weights_only=True)
     del content["composer"]
     torch.save(content, "bare.ckpt")
