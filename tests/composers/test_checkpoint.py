@@ -123,7 +123,7 @@ def test_weights_go_where_they_are_wanted(trained):
 
 
 def test_a_composer_made_in_python_cannot_be_saved(make_ipc, tmp_path):
-    with pytest.raises(ValueError, match=r"made in Python and knows no config: make it with composers\.build"):
+    with pytest.raises(ValueError, match=r"created in Python and has no config: create it with `composers\.build"):
         composers.save(make_ipc(), tmp_path / "model.ckpt")
     assert not (tmp_path / "model.ckpt").exists()
 
@@ -148,7 +148,7 @@ def test_configs_that_describe_no_composer(change, message):
 def test_a_checkpoint_without_config(trained, tmp_path):
     content = torch.load(trained, weights_only=True)
     torch.save(content | {"composer": None}, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"bare\.ckpt does not say how its model is built: .*tools\.released"):
+    with pytest.raises(ValueError, match=r"bare\.ckpt has no config of its model: .*tools\.released"):
         composers.load(tmp_path / "bare.ckpt")
 
 
@@ -193,13 +193,13 @@ def test_files_that_cannot_be_read(tmp_path):
         good[: len(good) // 2],
     ):
         (tmp_path / "bad.ckpt").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.ckpt is cut off or no checkpoint"):
+        with pytest.raises(ValueError, match=r"bad\.ckpt is truncated or not a checkpoint"):
             read(tmp_path / "bad.ckpt")
     torch.save({"state_dict": {}, "path": Path()}, tmp_path / "object.ckpt")
     with pytest.raises(ValueError, match=r"object\.ckpt holds an object, pathlib\.\w+, which could run code"):
         read(tmp_path / "object.ckpt")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt is no checkpoint of this software: it has no state_dict"):
+    with pytest.raises(ValueError, match=r"other\.ckpt is not a checkpoint of this software: it has no `state_dict`"):
         read(tmp_path / "other.ckpt")
 
 

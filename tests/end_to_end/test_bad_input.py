@@ -175,7 +175,7 @@ def test_a_checkpoint_that_holds_an_object(trained):
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(2)}, [1, 2]], ids=["a dictionary", "a list"])
 def test_a_file_of_other_software(content):
     torch.save(content, "other.ckpt")
-    assert "other.ckpt is no checkpoint of this software: it has no state_dict" in refused(
+    assert "other.ckpt is not a checkpoint of this software: it has no `state_dict`" in refused(
         "test", *tiny("ipc"), "--ckpt_path", "other.ckpt"
     )
 
@@ -218,7 +218,7 @@ def test_an_evaluation_without_a_checkpoint(command):
 def test_last_without_runs():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "last", NAME, "never")
     assert "There is no */checkpoints/last.ckpt in runs/never" in message
-    assert "train first, or give the path" in message
+    assert "train first, or pass the path" in message
 
 
 def test_last_without_a_logger():

@@ -56,7 +56,7 @@ def test_a_flipped_bit_in_a_tensor_is_refused(runs, way):
     readers[way](runs)
     record = damage(runs)
     assert torch.load(runs, weights_only=True)  # which does not look
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its record {record} differs .* name another file"):
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its record {record} differs .* use another file"):
         readers[way](runs)
 
 
@@ -80,7 +80,7 @@ def test_a_file_is_compared_with_its_checksums_once(runs, monkeypatch):
         done.append(archive.filename)
         return testzip(archive)
 
-    monkeypatch.setattr(checkpoints, "_whole", set())
+    monkeypatch.setattr(checkpoints, "_verified", set())
     monkeypatch.setattr(zipfile.ZipFile, "testzip", counted)
     run("validate", *tiny("ipc"), "--ckpt_path", "last")
     assert len(done) == 1
