@@ -133,15 +133,15 @@ def _cut(content):
 def test_a_checkpoint_that_is_missing():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "nowhere.ckpt")
     assert "There is no checkpoint nowhere.ckpt" in message
-    assert "train one with cli.py fit" in message
+    assert "train one with `cli.py fit`" in message
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (_cut, "cut off"),
-        (lambda content: b"hello world, this is text", "no checkpoint"),
+        (_cut, "truncated"),
+        (lambda content: b"hello world, this is text", "not a checkpoint"),
         (lambda content: content[:200] + b"\x55" * 3000 + content[3200:], "damaged"),
     ],
     ids=["half", "text", "overwritten"],
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_damaged(trained, damage, told):
     message = refused("test", *tiny("ipc"), "--ckpt_path", "bad.ckpt")
     assert "bad.ckpt is " in message
     assert told in message
-    assert "from its source again" in message
+    assert "copy or download it again" in message
     assert "weights_only" not in message  # no advice to load it all the same
 
 

@@ -144,7 +144,7 @@ def test_an_evaluation_needs_weights_alone(runs):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"state_dict": {"a": 1}}, "a in its state_dict is no tensor"),
+        ({"state_dict": {"a": 1}}, "a in its `state_dict` is not a tensor"),
         ({"data": {"coord_range": [0.0, 1.0]}}, "without a domain and a signal_shape"),
         ({"data": {"domain": {"class_path": "os.system"}, "signal_shape": [3, 16, 16]}}, "'os.system' is unknown"),
         ({"data": {"coord_range": 3, "signal_shape": [3, 16, 16]}}, "without a domain and a signal_shape"),
