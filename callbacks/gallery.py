@@ -47,7 +47,7 @@ class Gallery(Callback):
 
     The modality of the data adds to the figure and writes further files. Images are also decoded at a larger scale. Views
     come with the support views, the depth of the middle query view, and a turntable video. Audio is drawn as spectrograms
-    and written as WAV files. Every row shows another object; of an object with several test items the first one is drawn.
+    and written as WAV files. Every row shows a different object; of several test items of an object, the first is drawn.
 
     For a model with an inner loop, a second figure has a column per reported number of inner steps, from 0 (the learned
     start, the same for all instances); the numbers of steps of training and test are marked. Its rows, from the first
@@ -58,8 +58,9 @@ class Gallery(Callback):
     Args:
         filename: Name of the figure in the run folder. Videos and WAV files go to a folder with this name, without suffix.
         num_instances: Number of rows, for the first instances of the test set.
-        beside: Second model to compare with: path of a checkpoint or name of bundled weights; None for no comparison. Without
-            a figure if this model expects signals of another shape. The second figure, videos and WAV files leave it out.
+        beside: Second model to compare with: path of a checkpoint or name of bundled weights; None for no comparison. With a
+            second model, the figure of inner steps, videos and WAV files are not written; if it takes signals of another
+            shape, no figure is drawn.
         inner_filename: Name of the second figure.
         num_inner: Maximum number of rows of the second figure.
         max_memory: Memory in MB that rendering may use in addition to the model and the result.

@@ -99,7 +99,7 @@ class StopOnSignal(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save and stop after an epoch and its validation."""
-        if self._agree():  # checkpoint callbacks run last: save the epoch before it is stopped
+        if self._agree():  # checkpoint callbacks run last: let them save the epoch first
             for callback in trainer.checkpoint_callbacks:
                 callback.on_train_epoch_end(trainer, pl_module)
             self._stop_training(trainer, saved=True)
@@ -119,17 +119,17 @@ class StopOnSignal(Callback):
             self._stop_training(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the batches that every process has."""
-        self._share(trainer.num_test_batches)
+        """Store the number of batches that every process has."""
+        self._count_shared_batches(trainer.num_test_batches)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the batches that every process has."""
+        """Store the number of batches that every process has."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._share(trainer.num_val_batches)
+            self._count_shared_batches(trainer.num_val_batches)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the batches that every process has."""
-        self._share(trainer.num_predict_batches)
+        """Store the number of batches that every process has."""
+        self._count_shared_batches(trainer.num_predict_batches)
 
     def on_test_batch_start(self, *arguments: Any, **named: Any) -> None:
         """Stop after a batch from now on, not immediately."""
@@ -176,7 +176,7 @@ class StopOnSignal(Callback):
         """Write the table so far and stop."""
         self._stop_evaluation(trainer, pl_module, batch_idx)
 
-    def _share(self, batches: list[int | float]) -> None:
+    def _count_shared_batches(self, batches: list[int | float]) -> None:
         """Store the smallest number of batches of any process."""
         count = torch.tensor(min(sum(batches), 2**31))
         if self._group is not None:

@@ -63,7 +63,7 @@ def refined(make_ipc):
 
 
 @pytest.fixture
-def tested(tmp_path, capsys):
+def run_test(tmp_path, capsys):
     """Return a function that tests a composer in ``tmp_path`` and returns the printed text."""
 
     def run_test(composer, data, *callbacks):
@@ -244,9 +244,9 @@ def test_validation_and_prediction_refine_from_the_prediction_only(refined, tiny
             assert evaluation["starts"] == {}
 
 
-def test_results_table_has_every_start(make_ipc, tested, tmp_path):
+def test_results_table_has_every_start(make_ipc, run_test, tmp_path):
     composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()})
-    printed = tested(composer, FlatData(eval_batch_size=2))
+    printed = run_test(composer, FlatData(eval_batch_size=2))
     rows = _table(tmp_path / "test_instances.csv")
     columns = [f"{metric}@{step}" for step in STEPS for metric in ("gain", "psnr")]
     other_starts = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
@@ -263,9 +263,9 @@ def test_results_table_has_every_start(make_ipc, tested, tmp_path):
     assert "PSNR [dB]" in printed
 
 
-def test_refinement_plot_writes_curves_and_values(make_ipc, tested, tmp_path):
+def test_refinement_plot_writes_curves_and_values(make_ipc, run_test, tmp_path):
     composer = make_ipc(refinement=Refinement(4, report=(1,)), metrics={"gain": Gain(), "psnr": PSNR()})
-    printed = tested(
+    printed = run_test(
         composer, FlatData(eval_batch_size=2), ResultsTable(), RefinementPlot(), RefinementPlot("gain.svg", "gain")
     )
     rows = _table(tmp_path / "test_instances.csv")
@@ -286,9 +286,9 @@ def test_refinement_plot_writes_curves_and_values(make_ipc, tested, tmp_path):
     assert (tmp_path / "gain.svg").read_text().count("<svg") == 1
 
 
-def test_curves_from_training_codes_are_skipped_without_training_data(make_ipc, tested, tmp_path):
+def test_curves_from_training_codes_are_skipped_without_training_data(make_ipc, run_test, tmp_path):
     composer = make_ipc(refinement=Refinement(4, report=(1,)))
-    printed = tested(composer, _WithoutTraining(eval_batch_size=2))
+    printed = run_test(composer, _WithoutTraining(eval_batch_size=2))
     [line] = [line for line in printed.splitlines() if "training data is not at hand" in line]
     assert line.endswith("There is no folder photos/train.")
     assert list(_table(tmp_path / "test_instances.csv")[0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
@@ -296,22 +296,22 @@ def test_curves_from_training_codes_are_skipped_without_training_data(make_ipc, 
     assert "from the" not in printed.replace(line, "")
 
 
-def test_curve_from_the_prediction_needs_no_training_data(make_ipc, tested, tmp_path):
+def test_curve_from_the_prediction_needs_no_training_data(make_ipc, run_test, tmp_path):
     weights = make_ipc().state_dict()
     tables = []
     for starts, data in ((["prediction"], _WithoutTraining), (STARTS, FlatData)):
         composer = make_ipc(refinement=Refinement(4, report=(1,), starts=starts))
         composer.load_state_dict(weights)
-        assert "not at hand" not in tested(composer, data(eval_batch_size=2))
+        assert "not at hand" not in run_test(composer, data(eval_batch_size=2))
         tables.append(_table(tmp_path / "test_instances.csv"))
     assert list(tables[0][0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
     assert tables[0] == [{key: row[key] for key in tables[0][0]} for row in tables[1]]
 
 
-def test_no_plot_without_refinement(make_ipc, tested, tmp_path, monkeypatch):
+def test_no_plot_without_refinement(make_ipc, run_test, tmp_path, monkeypatch):
     monkeypatch.setattr(FlatData, "training_batches", lambda self: pytest.fail("training data was read"))
     for refinement in (Refinement(0), Refinement(4, stages=("val",))):
-        assert "Refinement curves" not in tested(make_ipc(refinement=refinement), FlatData())
+        assert "Refinement curves" not in run_test(make_ipc(refinement=refinement), FlatData())
         assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
 
 
@@ -358,9 +358,9 @@ def test_results_table_compares_the_starts_by_the_main_metric(metrics, expected)
     assert float(cells["from a random code"]) == -0.5
 
 
-def test_refinement_plot_of_an_unknown_metric_raises(make_ipc, tested):
+def test_refinement_plot_of_an_unknown_metric_raises(make_ipc, run_test):
     with pytest.raises(ValueError, match=r"metric of RefinementPlot is psnrr; this model measures psnr\."):
-        tested(make_ipc(), FlatData(), RefinementPlot(metric="psnrr"))
+        run_test(make_ipc(), FlatData(), RefinementPlot(metric="psnrr"))
 
 
 @pytest.mark.parametrize("filename", ["refinement.csv", "refinement", "curve.txt"])
@@ -375,8 +375,8 @@ def _meta(make_inr, refinement=None, **settings):
     return MetaIPC(make_inr(), InnerLoop(**settings), refinement=refinement)
 
 
-def test_meta_learned_model_writes_the_curve_of_its_inner_loop(make_inr, tested, tmp_path):
-    printed = tested(_meta(make_inr), FlatData(eval_batch_size=2))
+def test_meta_learned_model_writes_the_curve_of_its_inner_loop(make_inr, run_test, tmp_path):
+    printed = run_test(_meta(make_inr), FlatData(eval_batch_size=2))
     rows = _table(tmp_path / "test_instances.csv")
     assert list(rows[0]) == ["name", "psnr@0", *(f"psnr@{step} of the inner loop" for step in (0, 1, 2, 3, 6))]
     for row in rows:  # the result is that of the inner loop after the steps of the test
@@ -398,8 +398,8 @@ def test_meta_learned_model_writes_the_curve_of_its_inner_loop(make_inr, tested,
     assert "predicted" not in printed
 
 
-def test_inner_loop_without_report_writes_the_result_only(make_inr, tested, tmp_path):
-    printed = tested(_meta(make_inr, report=()), FlatData(eval_batch_size=5))
+def test_inner_loop_without_report_writes_the_result_only(make_inr, run_test, tmp_path):
+    printed = run_test(_meta(make_inr, report=()), FlatData(eval_batch_size=5))
     assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
     assert "The inner loop" not in printed
 
@@ -463,11 +463,11 @@ def test_axis_is_cut_only_if_the_inner_loop_diverges(last, expected):
     assert shown(points, 30) is None  # never for steps of training or test
 
 
-def test_values_that_are_not_finite_are_written(make_inr, tested, tmp_path):
+def test_values_that_are_not_finite_are_written(make_inr, run_test, tmp_path):
     composer = _meta(make_inr, report=(0, 3, 40), test_steps=2, lr=0.05)
     composer.step_scales = lambda latents: {name: 1e25 * latent.square() for name, latent in latents.items()}
     composer.encode = lambda observation: composer._starts(observation.samples)
-    printed = tested(composer, FlatData(eval_batch_size=2))
+    printed = run_test(composer, FlatData(eval_batch_size=2))
     points = _table(tmp_path / "refinement.csv")
     assert [math.isfinite(float(point["mean"])) for point in points] == [True, True, False, False]
     assert (tmp_path / "refinement.png").stat().st_size > 0
