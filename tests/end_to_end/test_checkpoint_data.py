@@ -42,15 +42,14 @@ def told(data, content):
 @pytest.mark.parametrize(
     ("sample_rate", "found"),
     [
-        (8000, "coordinates from -2 to 2 (pieces of 2 s at 8,000 samples a second)"),
-        (44100, "coordinates from -0.362812 to 0.362812 (pieces of 0.362812 s at 44,100 samples a second)"),
+        (8000, "coordinates from -2 to 2 (2 s at 8,000 Hz)"),
+        (44100, "coordinates from -0.362812 to 0.362812 (0.362812 s at 44,100 Hz)"),
     ],
 )
 def test_recordings_at_another_rate_than_in_training_are_refused(sample_rate, found):
     assert told(AudioFiles("a.wav", (1, 16000), sample_rate), SECOND) == (
-        f"coordinates from -1 to 1 (pieces of 1 s at 16,000 samples a second); this AudioFiles has {found}: give the sampling "
-        "rate and length of training, --data.init_args.sample_rate 16000, of a data set seconds 1 too, or take another "
-        "checkpoint."
+        f"coordinates from -1 to 1 (1 s at 16,000 Hz); this AudioFiles has {found}: use `--data.init_args.sample_rate 16000` "
+        "and, for a data set, `--data.init_args.seconds 1` as in training, or use another checkpoint."
     )
 
 
@@ -59,8 +58,8 @@ def test_what_the_message_names_is_accepted():
     data = AudioFolder("sound", seconds=3.0, sample_rate=4000, channels=2)
     assert data.signal_shape == (2, 12000)  # the sizes alone do not tell
     message = told(data, content)
-    assert "--data.init_args.sample_rate 8000, of a data set seconds 1.5 too" in message
-    assert "coordinates from -3 to 3 (pieces of 3 s at 4,000 samples a second)" in message
+    assert "`--data.init_args.sample_rate 8000` and, for a data set, `--data.init_args.seconds 1.5`" in message
+    assert "coordinates from -3 to 3 (3 s at 4,000 Hz)" in message
     check_data(AudioFolder("sound", seconds=1.5, sample_rate=8000, channels=2), content, "model.ckpt")
     check_data(AudioFiles("a.wav", (2, 12000), 8000), content, "model.ckpt")
 
@@ -82,8 +81,8 @@ def test_images_of_other_coordinates_are_refused():
     check_data(ImageFiles(("a.png",), (3, 8, 8)), content, "model.ckpt")
     check_data(ImageFiles(("a.png",), (3, 16, 16)), content, "model.ckpt")  # sizes are compared elsewhere
     assert told(Wide(), content) == (
-        "coordinates from -1 to 1; this Wide has coordinates from 0 to 2: take data with the coordinates of training, or "
-        "take another checkpoint."
+        "coordinates from -1 to 1; this Wide has coordinates from 0 to 2: use data with the coordinates of the training "
+        "data, or use another checkpoint."
     )
 
 
@@ -118,7 +117,7 @@ def test_the_program_takes_the_rate_of_training_and_refuses_another(tmp_path, mo
     run("predict", "--ckpt_path", path, *recordings, "given", "--data.sample_rate", 500)
     assert Path("stated/0.wav").read_bytes() == Path("given/0.wav").read_bytes()
     message = refused("predict", "--ckpt_path", path, *recordings, "wrong", "--data.sample_rate", 250)
-    assert "pieces of 0.4 s at 500 samples a second" in message
+    assert "0.4 s at 500 Hz" in message
     assert not Path("wrong").exists()
     torch.save({key: value for key, value in content.items() if key != "data"}, "old.ckpt")
     run("predict", "--ckpt_path", "old.ckpt", *recordings, "old", "--data.sample_rate", 250)

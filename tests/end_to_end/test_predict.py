@@ -164,7 +164,7 @@ def test_invalid_image_options_raise_one_line_errors(trained):
 
 def test_unusable_output_folders_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
-    assert "The folder . holds other things" in refused("predict", *args, ".")
+    assert "The folder . is not empty" in refused("predict", *args, ".")
     assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *args, "tall.png")
     message = refused("predict", *args, "tall.png/in")
     assert "The output folder tall.png/in cannot be written: it is a file" in message
@@ -175,7 +175,7 @@ def test_unusable_output_folders_raise_one_line_errors(trained):
 def test_unusable_checkpoints_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path"]
     assert "There is no checkpoint no.ckpt" in refused("predict", *args, "no.ckpt")
-    assert "wide.png is cut off or no checkpoint" in refused("predict", *args, "wide.png")
+    assert "wide.png is truncated or not a checkpoint" in refused("predict", *args, "wide.png")
     content = torch.load(trained["ipc"], weights_only=True)
     del content["composer"]
     torch.save(content, "bare.ckpt")
