@@ -260,7 +260,10 @@ def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: 
     fix = "use data with the coordinates of the training data"
     if (sample_rate := stated.sample_rate) is not None:
         seconds = f"{stated.signal_shape[-1] / sample_rate:g}"
-        fix = f"use `--data.init_args.sample_rate {sample_rate}` and, for a data set, `--data.init_args.seconds {seconds}` as in training"
+        fix = (
+            f"use `--data.init_args.sample_rate {sample_rate}` and, for a data set, `--data.init_args.seconds {seconds}` as in "
+            "training"
+        )
     raise ValueError(
         f"{path} was trained with {stated.describe()}; this {type(data).__name__} has {actual.describe()}: {fix}, or use "
         "another checkpoint."

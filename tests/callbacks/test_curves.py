@@ -10,6 +10,7 @@ import pytest
 import torch
 from coordinates import grid
 from flat_images import SHAPE, FlatData, FlatImages
+from inner_loops import inner_loop
 from lightning import Trainer
 from PIL import Image
 from rich.console import Console
@@ -17,7 +18,7 @@ from rich.console import Console
 from callbacks.curves import Point, RefinementPlot, curve, draw, shown
 from callbacks.results import Column, ResultsTable, inner_table, results_table
 from callbacks.summary import StartSummary
-from composers import InnerLoop, LearnedInit, MetaIPC, Refinement
+from composers import GradientSteps, LearnedInit, MetaIPC, Refinement
 from composers.evaluation import CodeStatistics, mean_start, measure_codes, random_start
 from composers.metrics import PSNR, SSIM, Gain
 from datamodules.batch import CoordinateBatch, Observation, Samples
@@ -372,7 +373,7 @@ def test_refinement_plot_with_an_unknown_suffix_raises(filename):
 def _meta(make_network, refinement=None, **settings):
     """Return a tiny MetaIPC, trained with two inner steps and tested with three."""
     settings = {"steps": 2, "test_steps": 3, "lr": 0.05, "report": (0, 1, 2, 3, 6)} | settings
-    return MetaIPC(make_network(), InnerLoop(**settings), refinement=refinement)
+    return MetaIPC(make_network(), inner_loop(**settings), refinement=refinement)
 
 
 def test_meta_learned_model_writes_the_curve_of_its_inner_loop(make_network, run_test, tmp_path):
@@ -417,7 +418,7 @@ def _lines(figure):
 
 def test_result_is_drawn_at_the_last_inner_step_of_the_test():
     points = _points("prediction", {0: 22.0}) + _points("inner", {0: 10.0, 2: 20.0, 30: 25.0})
-    figure = draw(points, "psnr", InnerLoop(2, test_steps=4))
+    figure = draw(points, "psnr", GradientSteps(2, test_steps=4))
     lines = _lines(figure)
     assert lines == {
         "result of the test, after 4 inner steps": ([4], [22.0]),
@@ -430,7 +431,7 @@ def test_result_is_drawn_at_the_last_inner_step_of_the_test():
 def test_refinement_is_drawn_after_the_inner_steps_of_the_test():
     points = _points("prediction", {0: 20.0, 10: 24.0}) + _points("mean", {0: 9.0, 10: 19.0})
     points += _points("network", {0: 20.0, 5: 30.0}) + _points("inner", {0: 10.0, 1: 20.0})
-    figure = draw(points, "psnr", InnerLoop(1))
+    figure = draw(points, "psnr", GradientSteps(1))
     lines = _lines(figure)
     assert lines["refined, after 1 inner step"] == ([1, 11], [20.0, 24.0])
     assert lines["all weights, after 1 inner step"] == ([1, 6], [20.0, 30.0])
@@ -443,7 +444,7 @@ def test_refinement_is_drawn_after_the_inner_steps_of_the_test():
 def test_divergence_beyond_the_steps_of_training_does_not_flatten_the_plot():
     inner = {0: 10.0, 2: 20.0, 10: 25.0, 30: -70.0, 100: math.nan, 300: -math.inf}
     points = _points("prediction", {0: 20.0}) + _points("inner", inner)
-    figure = draw(points, "psnr", InnerLoop(2))
+    figure = draw(points, "psnr", GradientSteps(2))
     figure.savefig(io.BytesIO())
     bottom, top = figure.axes[0].get_ylim()
     assert (bottom, top) == pytest.approx(
@@ -480,7 +481,7 @@ def _cells(table):
 
 
 def test_tables_of_an_inner_loop():
-    loop = InnerLoop(1)
+    loop = GradientSteps(1)
     rows = {
         name: {
             Column("psnr", 0): 20.0 + offset,
@@ -505,7 +506,7 @@ def test_tables_of_an_inner_loop():
     [
         ({}, "2 inner steps; step size 0.003; second order; all samples per step"),
         (
-            {"steps": 1, "test_steps": 5, "first_order": True, "recompute": True},
+            {"steps": 1, "test_steps": 5, "outer": "first_order", "recompute": True},
             "1 inner step in training, 5 at test; step size 0.003; first order; all samples per step",
         ),
         (
@@ -515,21 +516,21 @@ def test_tables_of_an_inner_loop():
         ),
         (
             {"samples_per_step": 7, "choose": "error", "recompute": True},
-            "2 inner steps; step size 0.003; second order; the 7 samples of largest error per step; recomputed in the "
-            "backward pass",
+            "2 inner steps; step size 0.003; second order; recomputed in the backward pass; the 7 samples of largest error "
+            "per step",
         ),
     ],
     ids=["plain", "first_order", "learned", "by_error"],
 )
 def test_summary_describes_the_inner_loop(make_network, settings, expected):
-    composer = MetaIPC(make_network(), InnerLoop(**settings))
+    composer = MetaIPC(make_network(), inner_loop(**settings))
     facts = _summary(composer, Trainer(logger=False, max_steps=1, accelerator="cpu"))
     assert facts["inner loop"] == expected
 
 
 def test_summary_of_reptile_has_no_order(make_network):
-    network = make_network(modulated_layers="all", normalize_weights=False)
-    composer = LearnedInit(network, adapt_biases=True, outer="reptile")
+    network = make_network(modulated_layers="all", modulates="both", normalize_weights=False)
+    composer = LearnedInit(network, inner_loop(outer="reptile"))
     facts = _summary(composer, Trainer(logger=False, max_steps=1, accelerator="cpu"))
     assert facts["inner loop"] == "2 inner steps; step size 0.003; Reptile; all samples per step"
 

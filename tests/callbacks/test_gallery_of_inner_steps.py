@@ -10,6 +10,7 @@ import torch
 import wandb
 from coordinates import grid
 from flat_images import FlatData, FlatImages
+from inner_loops import inner_loop
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import Precision
@@ -18,7 +19,7 @@ from PIL import Image
 from callbacks.gallery import Gallery, inner_rows
 from callbacks.gradient_norms import LearnedStepSizes, mean_factors
 from callbacks.tables import ValidationTable
-from composers import Functa, InnerLoop, MetaIPC, Refinement
+from composers import Functa, MetaIPC, Refinement
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
 from datamodules.batch import CoordinateBatch, Observation, PosedImages, Samples
@@ -53,7 +54,7 @@ class _Recorder(CSVLogger):
 def _meta(network, **settings):
     """Return a tiny MetaIPC with two inner steps in training, and a report beyond them."""
     common = {name: settings.pop(name) for name in ("renderer", "refinement", "optimizer") if name in settings}
-    return MetaIPC(network, InnerLoop(**{"steps": 2, "lr": LR, "report": REPORT} | settings), **common).eval()
+    return MetaIPC(network, inner_loop(**{"steps": 2, "lr": LR, "report": REPORT} | settings), **common).eval()
 
 
 def _trainer(folder, *callbacks, logger=False, **options):
@@ -274,7 +275,7 @@ def test_validation_logs_adapted_samples_and_learned_step_sizes(make_network, tm
     [(key, rows, step)] = logger.tables
     assert (key, step) == ("val/samples", 0)
     assert list(rows[0]) == ["name", "input", "reconstruction", "error x 5", "PSNR", "refined PSNR"]
-    factors = composer.inner.factors["patterns_1"].flatten().tolist()
+    factors = composer.inner.rule.factors["patterns_1"].flatten().tolist()
     names = [f"inner_lr_factor/patterns_1/step_{step}" for step in (1, 2)]
     assert [logger.scalars[name] for name in names] == [{0: pytest.approx(factor)} for factor in factors]
     assert factors != [1.0, 1.0]
@@ -287,18 +288,18 @@ def test_validation_logs_adapted_samples_and_learned_step_sizes(make_network, tm
 
 
 def test_mean_factors_per_latent_and_step(make_network):
-    loop = InnerLoop(2, learned_lr=["step", "parameter"])
-    loop.learn_step_sizes({"a": torch.zeros(2), "b.1": torch.zeros(1, 2)})
+    rule = DifferentiableSGD(learned_lr=["step", "parameter"])
+    rule.connect({"a": TensorSpec((2,), torch.zeros), "b.1": TensorSpec((1, 2), torch.zeros)}, steps=2)
     with torch.no_grad():
-        loop.factors["a"].copy_(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
+        rule.factors["a"].copy_(torch.tensor([[1.0, 3.0], [0.5, 1.0]]))
     expected = {"a/step_1": 2.0, "a/step_2": 0.75, "b_1/step_1": 1.0, "b_1/step_2": 1.0}
-    assert mean_factors(loop) == {f"inner_lr_factor/{name}": mean for name, mean in expected.items()}
+    assert mean_factors(rule) == {f"inner_lr_factor/{name}": mean for name, mean in expected.items()}
     shared = Functa(
-        make_network(modulates="biases", modulated_layers="hidden", normalize_weights=False),
-        InnerLoop(3, learned_lr=["parameter"]),
+        make_network(modulates="shifts", modulated_layers="hidden", normalize_weights=False),
+        inner_loop(steps=3, learned_lr=["parameter"]),
     )
-    assert mean_factors(shared.inner) == {"inner_lr_factor/latent": 1.0}
-    assert mean_factors(InnerLoop()) == {}
+    assert mean_factors(shared.inner.rule) == {"inner_lr_factor/latent": 1.0}
+    assert mean_factors(DifferentiableSGD()) == {}
 
 
 @pytest.mark.parametrize("name", META)

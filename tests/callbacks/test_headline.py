@@ -24,8 +24,8 @@ from modalities import MODALITIES
 class Distance(InstanceMetric):
     """Root mean squared error, without a heading and a unit."""
 
-    def measure(self, prediction, target, shape):
-        return instance_mse(prediction, target).sqrt()
+    def measure(self, reconstruction, target, shape):
+        return instance_mse(reconstruction.values, target).sqrt()
 
 
 class LargestError(InstanceMetric):
@@ -34,8 +34,8 @@ class LargestError(InstanceMetric):
     heading = "largest error"
     unit = "nm"
 
-    def measure(self, prediction, target, shape):
-        return (prediction - target.values).abs().amax((1, 2))
+    def measure(self, reconstruction, target, shape):
+        return (reconstruction.values - target.values).abs().amax((1, 2))
 
 
 class Shapes(Modality):

@@ -18,6 +18,7 @@ from application.wandb_logger import BoundedWandbLogger, WandbSettings
 from callbacks.tables import ValidationTable, sample_rows
 from composers import Refinement, TransformerIPC
 from composers.encoders import Transformer, ViewPatches
+from composers.inference import TorchOptimizer
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, PosedImages, Samples
@@ -55,7 +56,9 @@ def _composer(steps=2, views=1, samples=6):
     network = CoordinateMLP(3, 4, hidden_dim=8, num_layers=3, output_offset=0.0)
     for bias in network.biases.values():
         torch.nn.init.normal_(bias, std=0.3)
-    refinement = Refinement(steps, lambda latents: torch.optim.Adam(latents, lr=0.05), report=(), stages=())
+    refinement = Refinement(
+        steps, TorchOptimizer(lambda latents: torch.optim.Adam(latents, lr=0.05)), report=(), stages=()
+    )
     return TransformerIPC(
         network,
         ViewPatches((views, 3, SIZE, SIZE), patch_size=4),
