@@ -223,7 +223,7 @@ def test_last_without_runs():
 
 def test_last_without_a_logger():
     message = refused("test", *tiny("ipc"), "--ckpt_path", "last", "--trainer.logger", "false")
-    assert "give the path" in message
+    assert "pass the path" in message
 
 
 def test_an_output_folder_that_is_a_file():
@@ -273,7 +273,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(composer, monkeypatc
     assert len(written) == 3
     assert "The disk is full" in message
     assert "No space left on device" in message
-    assert "Earlier checkpoints are as they were" in message
+    assert "Earlier checkpoints are intact" in message
     folder = Path("runs/unnamed/version_0")
     assert checkpoint(folder)["epoch"] == 0
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

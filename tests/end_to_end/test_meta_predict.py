@@ -181,10 +181,10 @@ def test_steps_are_inner_steps_where_there_is_an_inner_loop():
     assert found.refinement is None
     assert _expanded(0, refinement=refinement).refinement.init_args.steps == 0
     with pytest.raises(
-        ValueError, match=r"^--steps is 0: of a meta-learned model these are its inner steps, at least 1\.$"
+        ValueError, match=r"^--steps is 0; for a meta-learned model it is the number of inner steps, at least 1\.$"
     ):
         _expanded(0, inner_loop=loop)
-    assert "inner steps of a meta-learned model" in " ".join(asked("predict", "--help").split())
+    assert "inner steps for a meta-learned model" in " ".join(asked("predict", "--help").split())
 
 
 def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
