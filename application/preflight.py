@@ -1,4 +1,4 @@
-"""Checks before a run: whether results can be written. Also turns exceptions into messages for users."""
+"""Checks of the output folder before a run, and messages for exceptions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from datamodules.configuration import readable
 
 _CHECKPOINTS_ON_DISK = 3  # the best, the last, and the one being written
 _VALUES_PER_PARAMETER = 3  # the weight and two moments of Adam
-_WORKER_ERROR = (
-    "in DataLoader worker process"  # such a message contains the traceback of the worker, and ends with the error
-)
+# A message with this text contains the traceback of a data loader worker, and ends with the error.
+_WORKER_ERROR = "in DataLoader worker process"
 
 
 def check_output_folder(folder: Path, composer: Composer, command: str) -> None:

@@ -89,7 +89,7 @@ class BoundedWandbLogger(WandbLogger):
         resumed: Checkpoint that a fit resumes.
 
     Raises:
-        ValueError: If wandb is not installed, ``WANDB_MODE`` is unknown, or ``log_model`` is set in another mode than online.
+        ValueError: If wandb is not installed, ``WANDB_MODE`` is unknown, or ``log_model`` is set and the mode is not online.
     """
 
     def __init__(
@@ -149,9 +149,8 @@ class BoundedWandbLogger(WandbLogger):
 
         if self._experiment is not None:
             return cast("Run", self._experiment)
-        _ = (
-            self._local.experiment
-        )  # creates the folder, which it expects to be empty; without the folder W&B uses another one
+        # creates the run folder, which has to be empty; without it, W&B would use another folder
+        _ = self._local.experiment
         try:
             run = cast("Run", super().experiment)
         except wandb.Error as error:
