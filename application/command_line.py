@@ -89,7 +89,7 @@ class CLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callback that is part of every run, whatever ``trainer.callbacks`` lists."""
+        """Add the callback that every run has, independently of ``trainer.callbacks``."""
         parser.add_lightning_class_args(NonFinite, "non_finite")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

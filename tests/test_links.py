@@ -15,7 +15,7 @@ EXTERNAL = re.compile(r"^(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)  # a scheme,
 
 
 def _documents():
-    """Return the Markdown files at the root, in ``docs`` and beside benchmarks and weights."""
+    """Return the Markdown files at the root, in ``docs``, and in the folders of benchmarks, samples and weights."""
     patterns = ("*.md", "docs/**/*.md", "benchmarks/*.md", "weights/**/*.md", "samples/**/*.md")
     return sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
 

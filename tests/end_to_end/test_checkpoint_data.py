@@ -55,18 +55,18 @@ def test_recordings_with_another_sampling_rate_raise(rate, received):
 
 def test_suggested_arguments_are_accepted():
     content = checkpoint(-1.5, 1.5, 2, 12000)
-    data = AudioFolder("sound", seconds=3.0, rate=4000, channels=2)
+    data = AudioFolder("audio", seconds=3.0, rate=4000, channels=2)
     assert data.signal_shape == (2, 12000)  # the sizes alone are equal
     message = error_message(data, content)
     assert "--data.init_args.rate 8000, of a data set seconds 1.5 too" in message
     assert "coordinates from -3 to 3 (pieces of 3 s at 4,000 samples a second)" in message
-    check_data(AudioFolder("sound", seconds=1.5, rate=8000, channels=2), content, "model.ckpt")
+    check_data(AudioFolder("audio", seconds=1.5, rate=8000, channels=2), content, "model.ckpt")
     check_data(AudioFiles("a.wav", (2, 12000), 8000), content, "model.ckpt")
 
 
 @pytest.mark.parametrize(("seconds", "rate"), [(1.0, 16000), (3.0, 16000), (0.7, 44100), (0.1, 22050), (1 / 3, 11025)])
 def test_sampling_rate_is_read_from_the_checkpoint(seconds, rate):
-    trained = AudioFolder("sound", seconds=seconds, rate=rate)
+    trained = AudioFolder("audio", seconds=seconds, rate=rate)
     content = {"data": trained.spec.facts()}
     assert stated_rate(content) == rate
     check_data(AudioFiles("a.wav", trained.signal_shape, stated_rate(content)), content, "model.ckpt")
@@ -94,10 +94,10 @@ def test_checkpoint_without_coordinates_is_accepted(content):
 def test_program_uses_the_sampling_rate_of_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 4), ("val", 1)):
-        Path("sound", split).mkdir(parents=True)
+        Path("audio", split).mkdir(parents=True)
         for number in range(count):
-            soundfile.write(f"sound/{split}/{number}.wav", 0.3 * np.sin(np.arange(1600) * (number + 2) / 20), 1000)
-    data = ["--data=datamodules.AudioFolder", "--data.root=sound", "--data.seconds=0.4", "--data.rate=500"]
+            soundfile.write(f"audio/{split}/{number}.wav", 0.3 * np.sin(np.arange(1600) * (number + 2) / 20), 1000)
+    data = ["--data=datamodules.AudioFolder", "--data.root=audio", "--data.seconds=0.4", "--data.rate=500"]
     small = ["--model.tokenizer.patch_size=50", "--trainer.max_steps=2", SAVE_DIR, "out", NAME, "a"]
     run("fit", *tiny("ipc"), *data, *small, "--data.batch_size=2")
     [path] = Path("out").rglob("last.ckpt")
@@ -110,7 +110,7 @@ def test_program_uses_the_sampling_rate_of_training(tmp_path, monkeypatch):
         "num_instances": 4,
         "sample_rate": 500,
     }
-    recordings = ["--audio", "sound/val", "--output"]
+    recordings = ["--audio", "audio/val", "--output"]
     run("predict", "--ckpt_path", path, *recordings, "stated")
     run("predict", "--ckpt_path", path, *recordings, "given", "--data.rate", 500)
     assert Path("stated/0.wav").read_bytes() == Path("given/0.wav").read_bytes()

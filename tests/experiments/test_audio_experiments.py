@@ -100,7 +100,7 @@ def test_metric_without_its_package_is_one_message(metric, package, monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     Path("more.yaml").write_text(
         f"_base_: {EXPERIMENTS / 'librispeech1_ipc.yaml'}\n"
-        f"model: {{init_args: {{metrics: {{heard: {{class_path: modalities.audio_metrics.{metric}}}}}}}}}"
+        f"model: {{init_args: {{metrics: {{intelligibility: {{class_path: modalities.audio_metrics.{metric}}}}}}}}}"
     )
     message = refused("fit", "--config", "more.yaml", "--model.init_args.transformer.init_args.num_blocks", 1)
     assert f"{metric} needs the package {package}, which is not installed: pip install {package}," in message
