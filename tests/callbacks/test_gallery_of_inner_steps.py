@@ -20,7 +20,8 @@ from callbacks.gallery import Gallery, inner_rows
 from callbacks.gradient_norms import LearnedStepSizes, mean_factors
 from callbacks.tables import ValidationTable
 from composers import Functa, MetaIPC, Refinement
-from composers.networks import CoordinateMLP
+from composers.inference import DifferentiableSGD
+from composers.networks import CoordinateMLP, TensorSpec
 from composers.rendering import VolumeRenderer
 from datamodules.batch import CoordinateBatch, Observation, PosedImages, Samples
 from datamodules.cameras import orbit

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
         ("modle: {rank: 4}", ["modle.rank"]),
         ("trainer: {max_epoch: 1}", ["trainer.max_epoch"]),
         ("model: {init_args: {rnk: 4}}", ["model", "composers.TransformerIPC", "'rnk' is not accepted"]),
-        ("model: {init_args: {inr: {init_args: {hiden_dim: 4}}}}", ["inr", "CoordinateMLP", "'hiden_dim'"]),
+        ("model: {init_args: {network: {init_args: {hiden_dim: 4}}}}", ["network", "CoordinateMLP", "'hiden_dim'"]),
         ("model: {init_args: {rank: many}}", ["rank", "int", "many"]),
         ("data: {init_args: {size: 8.5}}", ["data", "size", "int", "8.5"]),
         ("trainer: {precision: 15}", ["trainer.precision", "bf16-mixed", "15"]),
@@ -223,7 +223,7 @@ def test_last_without_runs_raises_an_error():
 
 def test_last_without_a_logger_raises_an_error():
     message = refused("test", *tiny("ipc"), "--ckpt_path", "last", "--trainer.logger", "false")
-    assert "give the path" in message
+    assert "pass the path" in message
 
 
 def test_an_output_folder_that_is_a_file_raises_an_error():
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(composer, monkeypatch):
     assert len(written) == 3
     assert "The disk is full" in message
     assert "No space left on device" in message
-    assert "Earlier checkpoints are as they were" in message
+    assert "Earlier checkpoints are intact" in message
     folder = Path("runs/unnamed/version_0")
     assert checkpoint(folder)["epoch"] == 0
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -160,7 +160,7 @@ def test_last_is_resolved_with_several_loggers(runs):
     folder = folder_of_runs([True, Namespace(init_args=Namespace(save_dir="a", name=None)), _logger("b", "c")])
     assert folder == Path("b/c")
     message = refused("validate", *tiny("ipc"), "--trainer.logger", "false", "--ckpt_path", "last")
-    assert "none of trainer.logger has save_dir and name: give the path" in message
+    assert "a logger with save_dir and name in trainer.logger: add one, or pass the path" in message
     printed = run("validate", *tiny("ipc"), "--trainer.logger", loggers, "--ckpt_path", "last")
     assert "psnr" in printed.lower()
 
