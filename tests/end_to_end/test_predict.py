@@ -71,7 +71,7 @@ def test_predict_writes_image_error_code_and_table(trained, kind):
     assert (row["name"], row["rows"], row["columns"], row["tiles"]) == ("wide", "18", "40", "1")
     resized = cut(read_image("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
     for key, steps in (("psnr predicted", 0), ("psnr refined", 3)):
-        code = encode(composer, "wide.png", refinement=Refinement(steps, composer.refinement.optimizer))
+        code = encode(composer, "wide.png", refinement=composer.refinement.with_steps(steps))
         field = torch.cat(list(decode(composer, code, (16, 16)))).double().numpy()
         assert float(row[key]) == pytest.approx(_psnr(field, resized, peak=1), abs=2e-3)
     assert "18 x 40" in printed
