@@ -1,4 +1,4 @@
-"""What several test files share: tiny composers, and a naive coordinate network that has no code in common with ours."""
+"""Shared fixtures: tiny composers, and a naive coordinate network that shares no code with the implementation."""
 
 import math
 import os
@@ -14,25 +14,25 @@ from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
 
-torch.set_num_threads(1)  # threads of tests side by side contend; bit-equal runs need as many in every process
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+torch.set_num_threads(1)  # parallel tests compete for cores; bit-equal runs need the same number in every process
+os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses
 
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-SIGNAL_SHAPE = (3, 8, 12)  # not square on purpose: six patches of 4 x 4
+SIGNAL_SHAPE = (3, 8, 12)  # deliberately not square: six patches of 4 x 4
 
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
-    """Start every test from the same seeds, whatever ran before it."""
+    """Seed every test independently of the tests before it."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def make_inr():
-    """Return a maker of tiny coordinate networks with disturbed biases; keywords replace arguments."""
+    """Return a function that creates tiny coordinate networks with random biases; keywords override arguments."""
 
     def make(**changes):
         arguments = {
@@ -42,25 +42,20 @@ def make_inr():
             "num_layers": 4,
             "encoding": FourierFeatures(num_frequencies=2, max_frequency=4),
         }
-        inr = CoordinateMLP(**arguments | changes)
-        for bias in inr.biases.values():
+        network = CoordinateMLP(**arguments | changes)
+        for bias in network.biases.values():
             torch.nn.init.normal_(bias, std=0.3)
-        return inr
+        return network
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_modulations():
-    """Return a maker of random modulations of a network, with biases for the layers named."""
+    """Return a function that creates random modulations for all slots of a network."""
 
-    def make(inr, num_instances, biased=(), dtype=torch.float32):
-        modulations = {}
-        for layer in inr.modulated_layers:
-            fan_in, fan_out = inr.layer_sizes[layer]
-            bias = torch.randn(num_instances, fan_out, dtype=dtype) if layer in biased else None
-            modulations[layer] = (torch.randn(num_instances, fan_in, fan_out, dtype=dtype), bias)
-        return modulations
+    def make(network, num_instances, dtype=torch.float32):
+        return {name: torch.randn(num_instances, *spec.shape, dtype=dtype) for name, spec in network.slots.items()}
 
     return make
 
@@ -79,16 +74,16 @@ def naive_features():
 
 @pytest.fixture(scope="session")
 def make_ipc(make_inr):
-    """Return a maker of tiny `TransformerIPC`; keywords replace arguments."""
+    """Return a function that creates a tiny `TransformerIPC`; keywords override arguments."""
     return lambda **changes: TransformerIPC(**_parts(make_inr) | changes)
 
 
 @pytest.fixture(scope="session")
 def make_transinr(make_inr):
-    """Return a maker of tiny `TransINR` with every layer modulated; keywords replace arguments."""
+    """Return a function that creates a tiny `TransINR` with all layers modulated; keywords override arguments."""
 
     def make(**changes):
-        parts = {"inr": make_inr(modulated_layers="all"), "num_groups": 4}
+        parts = {"network": make_inr(modulated_layers="all"), "num_groups": 4}
         return TransINR(**_parts(make_inr) | parts | changes)
 
     return make
@@ -117,19 +112,19 @@ def tiny_batch():
 def _parts(make_inr):
     """Return the arguments of a tiny composer."""
     return {
-        "inr": make_inr(),
-        "tokenizer": Patches(SIGNAL_SHAPE, patch_size=4),
+        "network": make_inr(),
+        "encoder": Patches(SIGNAL_SHAPE, patch_size=4),
         "transformer": Transformer(embed_dim=12, num_blocks=2, num_heads=3, mlp_ratio=2),
     }
 
 
 def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
-    """Return Fourier features ``(N, 2 K D)`` by a loop over coordinates, axes and frequencies, in float64."""
+    """Return Fourier features ``(N, 2 K D)``, computed with loops over coordinates, axes and frequencies in float64."""
     last = max(num_frequencies - 1, 1)
     rows = []
-    for place in np.asarray(coords, dtype=np.float64):
+    for position in np.asarray(coords, dtype=np.float64):
         phases = []
-        for coordinate in place:
+        for coordinate in position:
             for k in range(num_frequencies):
                 frequency = math.exp(k / last * math.log(max_frequency))
                 phases.append(coordinate * frequency * (math.pi if use_pi else 1))
@@ -137,37 +132,34 @@ def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
     return np.array(rows)
 
 
-def _naive_inr(inr, coords, modulations, num_instances):
-    """Return the values ``(B, N, C)`` of a ReLU network by loops over instances, layers and columns, in float64.
+def _naive_inr(network, coords, modulations, num_instances):
+    """Return the values ``(B, N, C)`` of a ReLU network, computed with loops over instances, layers and columns in float64.
 
-    Reads the parameters of ``inr`` and its settings, and calls none of its code.
+    Reads the parameters and settings of ``network``, but calls none of its code.
     """
-    if isinstance(inr.encoding, FourierFeatures):
-        count, highest = len(inr.encoding.frequencies), float(inr.encoding.frequencies[-1])
-        pi = inr.encoding.factor != 1
     values = []
     for instance in range(num_instances):
-        places = coords[instance] if coords.dim() == 3 else coords
-        hidden = places.detach().double().numpy()
-        if isinstance(inr.encoding, FourierFeatures):
-            hidden = _naive_features(hidden, count, highest, pi)
-        for layer in range(len(inr.layer_sizes)):
-            bias = inr.biases[str(layer)]
-            if layer in modulations:
-                weight = modulations[layer][0][instance]
-                if modulations[layer][1] is not None:
-                    bias = modulations[layer][1][instance]
-            else:
-                weight = inr.weights[str(layer)]
+        instance_coords = coords[instance] if coords.dim() == 3 else coords
+        hidden = instance_coords.detach().double().numpy()
+        if isinstance(network.encoding, FourierFeatures):
+            frequencies = network.encoding.frequencies
+            hidden = _naive_features(hidden, len(frequencies), float(frequencies[-1]), network.encoding.factor != 1)
+        for layer in range(len(network.layer_sizes)):
+            weight, bias = (
+                modulations[f"{kind}.{layer}"][instance] if f"{kind}.{layer}" in modulations else shared[str(layer)]
+                for kind, shared in (("weight", network.weights), ("bias", network.biases))
+            )
             weight, bias = weight.detach().double().numpy(), bias.detach().double().numpy()
+            if f"shift.{layer}" in modulations:
+                bias = bias + modulations[f"shift.{layer}"][instance].detach().double().numpy()
             columns = []
             for j in range(weight.shape[1]):
                 column = weight[:, j]
-                if inr.normalize_weights:
+                if network.normalize_weights:
                     column = column / math.sqrt(sum(entry**2 for entry in column))
                 columns.append(hidden @ column + bias[j])
             hidden = np.stack(columns, axis=1)
-            if layer < len(inr.layer_sizes) - 1:
+            if layer < len(network.layer_sizes) - 1:
                 hidden = np.where(hidden > 0, hidden, 0)
-        values.append(hidden + inr.output_offset)
+        values.append(hidden + network.output_offset)
     return torch.from_numpy(np.stack(values))
