@@ -147,7 +147,7 @@ def test_base_weight_of_a_modulated_layer_is_unused(ipc_image):
 
 
 def _naive_network(arch, weights, layer_weights, coords):
-    """Return values ``(N, C)`` of one instance from released weights and options, in float64 and without code of this software."""
+    """Return values ``(N, C)`` of one instance from released weights, in float64 and without code of this software."""
     options = arch["hyponet"]
     coords, frequencies = coords.double().numpy(), weights["hyponet.ff_linear"].double().numpy()
     phases = np.concatenate([coords[:, axis : axis + 1] * frequencies for axis in range(coords.shape[1])], axis=1)
