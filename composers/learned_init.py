@@ -1,4 +1,4 @@
-"""LearnedInit: all weights adapted from a meta-learned initialisation (Tancik et al., CVPR 2021; as compared in the IPC paper)."""
+"""LearnedInit: all weights adapted from a meta-learned initialisation (Tancik et al., CVPR 2021)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from composers.networks import CoordinateMLP
 
 
 class TransformerIPC(Composer):
-    """Adapt one early layer by instance patterns that a transformer predicts; everything else is a rule common to all instances.
+    """Adapt one early layer by instance patterns that a transformer predicts; all instances share everything else.
 
     Args:
         network: The coordinate network; its ``modulated_layers`` are adapted, as published the second.

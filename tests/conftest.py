@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny composers, and a naive coordinate network that shares no code with the implementation."""
+"""What several test files share: tiny composers, and a naive coordinate network that has no code in common with ours."""
 
 import math
 import os
@@ -14,25 +14,25 @@ from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
 
-torch.set_num_threads(1)  # parallel tests compete for cores; bit-equal runs need the same number in every process
-os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses
+torch.set_num_threads(1)  # threads of tests side by side contend; bit-equal runs need as many in every process
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-SIGNAL_SHAPE = (3, 8, 12)  # deliberately not square: six patches of 4 x 4
+SIGNAL_SHAPE = (3, 8, 12)  # not square on purpose: six patches of 4 x 4
 
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
-    """Seed every test independently of the tests before it."""
+    """Start every test from the same seeds, whatever ran before it."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
-def make_inr():
-    """Return a function that creates tiny coordinate networks with random biases; keywords override arguments."""
+def make_network():
+    """Return a maker of tiny coordinate networks with disturbed biases; keywords replace arguments."""
 
     def make(**changes):
         arguments = {
@@ -52,7 +52,7 @@ def make_inr():
 
 @pytest.fixture(scope="session")
 def make_modulations():
-    """Return a function that creates random modulations for all slots of a network."""
+    """Return a maker of random modulations of a network."""
 
     def make(network, num_instances, dtype=torch.float32):
         return {name: torch.randn(num_instances, *spec.shape, dtype=dtype) for name, spec in network.slots.items()}
@@ -61,9 +61,9 @@ def make_modulations():
 
 
 @pytest.fixture(scope="session")
-def naive_inr():
-    """Return `_naive_inr`."""
-    return _naive_inr
+def naive_network():
+    """Return `_naive_network`."""
+    return _naive_network
 
 
 @pytest.fixture(scope="session")
@@ -73,18 +73,18 @@ def naive_features():
 
 
 @pytest.fixture(scope="session")
-def make_ipc(make_inr):
-    """Return a function that creates a tiny `TransformerIPC`; keywords override arguments."""
-    return lambda **changes: TransformerIPC(**_parts(make_inr) | changes)
+def make_ipc(make_network):
+    """Return a maker of tiny `TransformerIPC`; keywords replace arguments."""
+    return lambda **changes: TransformerIPC(**_parts(make_network) | changes)
 
 
 @pytest.fixture(scope="session")
-def make_transinr(make_inr):
-    """Return a function that creates a tiny `TransINR` with all layers modulated; keywords override arguments."""
+def make_transinr(make_network):
+    """Return a maker of tiny `TransINR` with every layer modulated; keywords replace arguments."""
 
     def make(**changes):
-        parts = {"network": make_inr(modulated_layers="all"), "num_groups": 4}
-        return TransINR(**_parts(make_inr) | parts | changes)
+        parts = {"network": make_network(modulated_layers="all"), "num_groups": 4}
+        return TransINR(**_parts(make_network) | parts | changes)
 
     return make
 
@@ -109,22 +109,22 @@ def tiny_batch():
     return CoordinateBatch(Observation(signal, samples), samples, SIGNAL_SHAPE[1:], ["a", "b", "c"])
 
 
-def _parts(make_inr):
+def _parts(make_network):
     """Return the arguments of a tiny composer."""
     return {
-        "network": make_inr(),
+        "network": make_network(),
         "encoder": Patches(SIGNAL_SHAPE, patch_size=4),
         "transformer": Transformer(embed_dim=12, num_blocks=2, num_heads=3, mlp_ratio=2),
     }
 
 
 def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
-    """Return Fourier features ``(N, 2 K D)``, computed with loops over coordinates, axes and frequencies in float64."""
+    """Return Fourier features ``(N, 2 K D)`` by a loop over coordinates, axes and frequencies, in float64."""
     last = max(num_frequencies - 1, 1)
     rows = []
-    for position in np.asarray(coords, dtype=np.float64):
+    for place in np.asarray(coords, dtype=np.float64):
         phases = []
-        for coordinate in position:
+        for coordinate in place:
             for k in range(num_frequencies):
                 frequency = math.exp(k / last * math.log(max_frequency))
                 phases.append(coordinate * frequency * (math.pi if use_pi else 1))
@@ -132,24 +132,28 @@ def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
     return np.array(rows)
 
 
-def _naive_inr(network, coords, modulations, num_instances):
-    """Return the values ``(B, N, C)`` of a ReLU network, computed with loops over instances, layers and columns in float64.
+def _naive_network(network, coords, modulations, num_instances):
+    """Return the values ``(B, N, C)`` of a ReLU network by loops over instances, layers and columns, in float64.
 
-    Reads the parameters and settings of ``network``, but calls none of its code.
+    Reads the parameters of ``network`` and its settings, and calls none of its code.
     """
+    if isinstance(network.encoding, FourierFeatures):
+        count, highest = len(network.encoding.frequencies), float(network.encoding.frequencies[-1])
+        pi = network.encoding.factor != 1
     values = []
     for instance in range(num_instances):
-        instance_coords = coords[instance] if coords.dim() == 3 else coords
-        hidden = instance_coords.detach().double().numpy()
+        places = coords[instance] if coords.dim() == 3 else coords
+        hidden = places.detach().double().numpy()
         if isinstance(network.encoding, FourierFeatures):
-            frequencies = network.encoding.frequencies
-            hidden = _naive_features(hidden, len(frequencies), float(frequencies[-1]), network.encoding.factor != 1)
+            hidden = _naive_features(hidden, count, highest, pi)
         for layer in range(len(network.layer_sizes)):
             weight, bias = (
-                modulations[f"{kind}.{layer}"][instance] if f"{kind}.{layer}" in modulations else shared[str(layer)]
+                (modulations[f"{kind}.{layer}"][instance] if f"{kind}.{layer}" in modulations else shared[str(layer)])
+                .detach()
+                .double()
+                .numpy()
                 for kind, shared in (("weight", network.weights), ("bias", network.biases))
             )
-            weight, bias = weight.detach().double().numpy(), bias.detach().double().numpy()
             if f"shift.{layer}" in modulations:
                 bias = bias + modulations[f"shift.{layer}"][instance].detach().double().numpy()
             columns = []

@@ -77,7 +77,7 @@ class WeightTokens(Readout):
             columns = spec.shape[1] if len(spec.shape) == 2 else 1
             if -1 in spec.shape or len(spec.shape) > 2:
                 raise ValueError(
-                    f"WeightTokens predicts latents of one or two fixed axes; {name} has shape {spec.shape}: use readout PerToken."
+                    f"WeightTokens predicts latents of one or two fixed axes; {name} has shape {spec.shape}: use PerToken."
                 )
             count = columns if self.num_tokens is None else self.num_tokens
             if count < 1 or columns % count:

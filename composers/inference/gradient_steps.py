@@ -70,8 +70,8 @@ class GradientSteps(nn.Module):
             and getattr(self.rule, "outer", "") != "second_order"
         ):
             raise ValueError(
-                f"{type(loss).__name__} has parameters, which only exact gradients of second order train: set outer of the rule "
-                "to second_order."
+                f"{type(loss).__name__} has parameters, which only gradients of second order train: set outer of the rule to "
+                "second_order."
             )
         self.steps = steps
         self.test_steps = test_steps or steps

@@ -31,8 +31,8 @@ class Direct(Parametrization[Modulations]):
         """
         if not network.slots:
             raise ValueError(
-                f"{type(self).__name__} adapts the modulations of its network, and this {type(network).__name__} has none: name "
-                "its modulated_layers."
+                f"{type(self).__name__} adapts the modulations of a network; this {type(network).__name__} has none: name its "
+                "modulated_layers."
             )
         self.latents = {
             name: spec._replace(initial=partial(_unit_columns, spec)) if spec.normalized else spec

@@ -1,4 +1,4 @@
-"""The coordinate network: an MLP in which some layers take their weights from a composer (paper section 3)."""
+"""The coordinate MLP, some of whose layers are modulated per instance (paper section 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datamodules.domain import exact
 from datamodules.spec import FromData, coord_dim, value_dim
 
 Modulations = Mapping[str, Tensor]
-"""Tensors by name: ``weight.<layer> (B, I, O)``, ``bias.<layer> (B, O)`` and ``shift.<layer> (B, O)``, which is added to a bias."""
+"""Tensors by name: ``weight.<layer> (B, I, O)``, ``bias.<layer> (B, O)``, and ``shift.<layer> (B, O)`` to add to a bias."""
 
 _SLOTS = {"weights": ("weight",), "biases": ("bias",), "both": ("weight", "bias"), "shifts": ("shift",)}
 

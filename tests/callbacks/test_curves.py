@@ -369,14 +369,14 @@ def test_a_plot_of_an_unknown_kind_is_refused(filename):
         RefinementPlot(filename)
 
 
-def _meta(make_inr, refinement=None, **settings):
+def _meta(make_network, refinement=None, **settings):
     """Return a tiny MetaIPC, trained with two inner steps and tested with three."""
     settings = {"steps": 2, "test_steps": 3, "lr": 0.05, "report": (0, 1, 2, 3, 6)} | settings
-    return MetaIPC(make_inr(), InnerLoop(**settings), refinement=refinement)
+    return MetaIPC(make_network(), InnerLoop(**settings), refinement=refinement)
 
 
-def test_a_test_of_a_meta_learned_model_writes_its_inner_loop(make_inr, tested, tmp_path):
-    printed = tested(_meta(make_inr), FlatData(eval_batch_size=2))
+def test_a_test_of_a_meta_learned_model_writes_its_inner_loop(make_network, tested, tmp_path):
+    printed = tested(_meta(make_network), FlatData(eval_batch_size=2))
     rows = _table(tmp_path / "test_instances.csv")
     assert list(rows[0]) == ["name", "psnr@0", *(f"psnr@{step} of the inner loop" for step in (0, 1, 2, 3, 6))]
     for row in rows:  # the result is what the inner loop found after the steps of the test
@@ -398,8 +398,8 @@ def test_a_test_of_a_meta_learned_model_writes_its_inner_loop(make_inr, tested, 
     assert "predicted" not in printed
 
 
-def test_without_a_report_only_the_result_is_written(make_inr, tested, tmp_path):
-    printed = tested(_meta(make_inr, report=()), FlatData(eval_batch_size=5))
+def test_without_a_report_only_the_result_is_written(make_network, tested, tmp_path):
+    printed = tested(_meta(make_network, report=()), FlatData(eval_batch_size=5))
     assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
     assert "The inner loop" not in printed
 
@@ -461,8 +461,8 @@ def test_only_what_falls_far_is_cut(later, wanted):
     assert shown(points, 30) is None  # steps that are used are seen
 
 
-def test_numbers_that_are_none_are_written(make_inr, tested, tmp_path):
-    composer = _meta(make_inr, report=(0, 3, 40), test_steps=2, lr=0.05)
+def test_numbers_that_are_none_are_written(make_network, tested, tmp_path):
+    composer = _meta(make_network, report=(0, 3, 40), test_steps=2, lr=0.05)
     composer.step_scales = lambda latents: {name: 1e25 * latent.square() for name, latent in latents.items()}
     composer.encode = lambda observation: composer._starts(observation.samples)
     printed = tested(composer, FlatData(eval_batch_size=2))
@@ -514,17 +514,17 @@ def test_the_tables_of_an_inner_loop():
     ],
     ids=["plain", "first_order", "learned", "by_error"],
 )
-def test_the_summary_says_the_inner_loop_in_words(make_inr, settings, wanted):
+def test_the_summary_says_the_inner_loop_in_words(make_network, settings, wanted):
     composer, trainer = (
-        MetaIPC(make_inr(), InnerLoop(**settings)),
+        MetaIPC(make_network(), InnerLoop(**settings)),
         Trainer(logger=False, max_steps=1, accelerator="cpu"),
     )
     facts = _summary(composer, trainer)
     assert facts["inner loop"] == wanted
 
 
-def test_the_summary_of_reptile_has_no_order(make_inr):
-    inr = make_inr(modulated_layers="all", normalize_weights=False)
+def test_the_summary_of_reptile_has_no_order(make_network):
+    inr = make_network(modulated_layers="all", normalize_weights=False)
     composer = LearnedInit(inr, adapt_biases=True, outer="reptile")
     facts = _summary(composer, Trainer(logger=False, max_steps=1, accelerator="cpu"))
     assert facts["inner loop"] == "2 inner steps; step size 0.003; Reptile; all samples per step"

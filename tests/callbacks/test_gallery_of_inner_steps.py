@@ -85,8 +85,8 @@ def _psnr(found, wanted):
     return -10 * math.log10((found - wanted).square().mean().item())
 
 
-def test_a_test_draws_the_first_images_step_by_step(make_inr, tmp_path, capsys):
-    composer, gallery = _meta(make_inr()), Gallery(num_inner=2)
+def test_a_test_draws_the_first_images_step_by_step(make_network, tmp_path, capsys):
+    composer, gallery = _meta(make_network()), Gallery(num_inner=2)
     _trainer(tmp_path, gallery).test(composer, datamodule=FlatData(eval_batch_size=3), verbose=False)
     assert "Inner steps: " in capsys.readouterr().out
     images = FlatImages(5, seed=2)
@@ -110,8 +110,8 @@ def test_a_test_draws_the_first_images_step_by_step(make_inr, tmp_path, capsys):
         assert numbers[2] > numbers[0]
 
 
-def test_other_models_have_no_gallery(make_ipc, make_inr, tmp_path, capsys):
-    for composer in (make_ipc(), _meta(make_inr(), report=())):
+def test_other_models_have_no_gallery(make_ipc, make_network, tmp_path, capsys):
+    for composer in (make_ipc(), _meta(make_network(), report=())):
         _trainer(tmp_path, Gallery()).test(composer, datamodule=FlatData(), verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == ["gallery.png"]
     assert "Inner steps" not in capsys.readouterr().out
@@ -124,16 +124,16 @@ def _batch(shape, channels=3, mask=None, number=2):
     return CoordinateBatch(Observation(None, samples), samples, shape, [f"signal {index}" for index in range(number)])
 
 
-def test_not_more_rows_than_the_first_batch_has(make_inr):
-    composer, batch = _meta(make_inr()), _batch((8, 12), number=3)
+def test_not_more_rows_than_the_first_batch_has(make_network):
+    composer, batch = _meta(make_network()), _batch((8, 12), number=3)
     assert [row.name for row in inner_rows(composer, batch, FlatData(), 7)] == ["signal 0", "signal 1", "signal 2"]
     [alone] = inner_rows(composer, batch, FlatData(), 1)
     together = inner_rows(composer, batch, FlatData(), 3)[0]
     assert alone.numbers[1:] == pytest.approx(together.numbers[1:], abs=1e-4)
 
 
-def test_a_part_at_a_time_makes_the_same(make_inr):
-    composer, batch = _meta(make_inr()), _batch((8, 12))
+def test_a_part_at_a_time_makes_the_same(make_network):
+    composer, batch = _meta(make_network()), _batch((8, 12))
     little = 16 * 8 * 7 / 1e6  # seven places of a network eight wide
     data = FlatData()
     parts, whole = (inner_rows(composer, batch, data, 2, memory) for memory in (little, 500.0))
@@ -142,8 +142,8 @@ def test_a_part_at_a_time_makes_the_same(make_inr):
             torch.testing.assert_close(frame.values, wanted.values)
 
 
-def test_the_steps_of_the_test_are_marked_where_they_are_others(make_inr):
-    [row] = inner_rows(_meta(make_inr(), test_steps=5), _batch((8, 12)), FlatData(), 1)
+def test_the_steps_of_the_test_are_marked_where_they_are_others(make_network):
+    [row] = inner_rows(_meta(make_network(), test_steps=5), _batch((8, 12)), FlatData(), 1)
     uses = [cell.label.split(" ")[2] for cell in row.cells[1:]]
     assert [uses[0], uses[2], uses[3]] == ["start", "trained", "tested"]
 
@@ -173,8 +173,8 @@ def _drawn(tmp_path, composer, batch, data, gallery=None):
     return gallery, Image.open(path).convert("RGB") if path.exists() else None
 
 
-def test_what_diverged_says_so(make_inr, tmp_path):
-    composer = _meta(make_inr(), lr=1e30)
+def test_what_diverged_says_so(make_network, tmp_path):
+    composer = _meta(make_network(), lr=1e30)
     gallery, page = _drawn(tmp_path, composer, _batch((8, 12)), FlatData(), Gallery(num_inner=1))
     labels = [cell.label for cell in gallery.inner_rows[0].cells]
     assert labels[3:] == ["2 steps, trained, diverged", "5 steps, diverged"]
@@ -241,10 +241,10 @@ def test_signals_of_another_kind_are_left_out(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_gallery_is_sent_to_wandb(make_inr, tmp_path):
+def test_the_gallery_is_sent_to_wandb(make_network, tmp_path):
     logger, gallery = _Recorder(tmp_path), Gallery(num_inner=2)
     _trainer(tmp_path, gallery, logger=logger).test(
-        _meta(make_inr()), datamodule=FlatData(eval_batch_size=5), verbose=False
+        _meta(make_network()), datamodule=FlatData(eval_batch_size=5), verbose=False
     )
     [(key, rows, step)] = logger.tables
     assert (key, step) == ("test/inner_steps", 0)
@@ -256,9 +256,9 @@ def test_the_gallery_is_sent_to_wandb(make_inr, tmp_path):
         assert [row[f"PSNR@{step}"] for step in REPORT] == shown.numbers[1:]
 
 
-def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_inr, tmp_path):
+def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_network, tmp_path):
     composer = _meta(
-        make_inr(),
+        make_network(),
         learned_lr=["step"],
         refinement=Refinement(1, stages=()),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=10.0),
@@ -284,7 +284,7 @@ def test_a_validation_sends_adapted_samples_and_learned_step_sizes(make_inr, tmp
         assert row["PSNR"] == pytest.approx(_psnr(found, samples.values), abs=1e-3)
 
 
-def test_mean_factors(make_inr):
+def test_mean_factors(make_network):
     loop = InnerLoop(2, learned_lr=["step", "parameter"])
     loop.learn_step_sizes({"one": torch.zeros(2), "two.1": torch.zeros(1, 2)})
     with torch.no_grad():
@@ -292,7 +292,7 @@ def test_mean_factors(make_inr):
     found = {"one/step_1": 2.0, "one/step_2": 0.75, "two_1/step_1": 1.0, "two_1/step_2": 1.0}
     assert mean_factors(loop) == {f"inner_lr_factor/{name}": mean for name, mean in found.items()}
     shared = Functa(
-        make_inr(modulates="biases", modulated_layers="hidden", normalize_weights=False),
+        make_network(modulates="biases", modulated_layers="hidden", normalize_weights=False),
         InnerLoop(3, learned_lr=["parameter"]),
     )
     assert mean_factors(shared.inner) == {"inner_lr_factor/latent": 1.0}

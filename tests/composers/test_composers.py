@@ -69,8 +69,8 @@ def _assert_weights(modulations, layer, wanted):
 @torch.no_grad()
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 @pytest.mark.parametrize("switches", [{}, {"rank": 3}, {"rank": 3, "base_weight": True}], ids=str)
-def test_ipc_composes_patterns_times_basis(make_ipc, make_inr, network, switches):
-    composer = make_ipc(inr=make_inr(**network), **switches)
+def test_ipc_composes_patterns_times_basis(make_ipc, make_network, network, switches):
+    composer = make_ipc(inr=make_network(**network), **switches)
     latents = _random_latents(composer)
     modulations = composer.compose(latents)
     assert list(modulations) == list(composer.network.modulated_layers)
@@ -113,8 +113,8 @@ def test_ipc_without_factors_predicts_the_weight_itself(make_ipc, base_weight):
     ],
     ids=str,
 )
-def test_transinr_scales_columns_in_turn(make_transinr, make_inr, num_groups, network):
-    composer = make_transinr(inr=make_inr(**network), num_groups=num_groups)
+def test_transinr_scales_columns_in_turn(make_transinr, make_network, num_groups, network):
+    composer = make_transinr(inr=make_network(**network), num_groups=num_groups)
     latents = _random_latents(composer)
     modulations = composer.compose(latents)
     assert list(modulations) == list(composer.network.modulated_layers)
@@ -128,13 +128,16 @@ def test_transinr_scales_columns_in_turn(make_transinr, make_inr, num_groups, ne
         _assert_weights(modulations, layer, wanted)
 
 
-def test_latents_have_the_shapes_of_the_contract(make_ipc, make_transinr, make_inr, tiny_batch):
+def test_latents_have_the_shapes_of_the_contract(make_ipc, make_transinr, make_network, tiny_batch):
     def shapes(composer):
         return {name: tuple(latent.shape) for name, latent in composer.encode(tiny_batch.observation).items()}
 
     assert shapes(make_ipc()) == {"patterns.1": (3, 8, 8)}
     assert shapes(make_ipc(rank=5)) == {"patterns.1": (3, 8, 5)}
-    assert shapes(make_ipc(inr=make_inr(modulated_layers=(0, 3)))) == {"patterns.0": (3, 8, 8), "patterns.3": (3, 8, 3)}
+    assert shapes(make_ipc(inr=make_network(modulated_layers=(0, 3)))) == {
+        "patterns.0": (3, 8, 8),
+        "patterns.3": (3, 8, 3),
+    }
     assert shapes(make_transinr(num_groups=8)) == {
         "scales.0": (3, 8, 8),
         "scales.1": (3, 8, 8),
@@ -160,11 +163,11 @@ def _deaf_transformer():
     return transformer
 
 
-def test_values_equal_a_loop_over_instances(composers, naive_inr, tiny_batch):
+def test_values_equal_a_loop_over_instances(composers, naive_network, tiny_batch):
     for composer in composers:
         modulations = composer.modulate(tiny_batch.observation)
         values = composer(tiny_batch.observation, tiny_batch.query.coords)
-        wanted = naive_inr(composer.network, tiny_batch.query.coords, modulations, 3)
+        wanted = naive_network(composer.network, tiny_batch.query.coords, modulations, 3)
         torch.testing.assert_close(values.double(), wanted, atol=2e-5, rtol=0)
 
 
@@ -230,10 +233,10 @@ def test_training_ipc_reaches_every_parameter(make_ipc, tiny_batch, logged, swit
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_training_reaches_every_parameter_of_every_network(
-    make_ipc, make_transinr, make_inr, tiny_batch, logged, network
+    make_ipc, make_transinr, make_network, tiny_batch, logged, network
 ):
     for make in (make_ipc, lambda **parts: make_transinr(num_groups=1, **parts)):
-        composer = make(inr=make_inr(**network)).train()
+        composer = make(inr=make_network(**network)).train()
         _train(composer, tiny_batch, 2)
         _assert_all_reached(composer)
 
@@ -480,8 +483,8 @@ def test_signals_of_another_size_are_refused_at_set_up(make_ipc, size, changes, 
     ],
     ids=str,
 )
-def test_networks_of_other_dimensions_are_refused_at_set_up(make_ipc, make_inr, network, message):
-    composer = make_ipc(inr=make_inr(**network), tokenizer=Patches((3, 8, 8), 4))
+def test_networks_of_other_dimensions_are_refused_at_set_up(make_ipc, make_network, network, message):
+    composer = make_ipc(inr=make_network(**network), tokenizer=Patches((3, 8, 8), 4))
     with pytest.raises(ValueError, match=message):
         _set_up(composer, SamplePhotos(size=8))
 
@@ -491,10 +494,10 @@ def test_what_fits_is_set_up(make_ipc):
         _set_up(make_ipc(tokenizer=Patches(shape, 4, num_tokens=tokens)), SamplePhotos(size=8))
 
 
-def test_a_network_without_modulated_layers_is_refused(make_ipc, make_transinr, make_inr):
+def test_a_network_without_modulated_layers_is_refused(make_ipc, make_transinr, make_network):
     for make in (make_ipc, make_transinr):
         with pytest.raises(ValueError, match="modulated_layers"):
-            make(inr=make_inr(modulated_layers=()))
+            make(inr=make_network(modulated_layers=()))
 
 
 def test_no_weight_tokens_at_all_are_refused(make_ipc):

@@ -26,14 +26,14 @@ LEARNED = {"none": (), "step": ("step",), "parameter": ("parameter",), "both": (
 
 
 @pytest.fixture
-def make(make_inr):
+def make(make_network):
     """Return a maker of tiny meta-learned composers by kind; keywords are those of the inner loop."""
 
     def made(kind, network=None, arguments=None, **inner):
         torch.manual_seed(1)
         method, own_network, own_arguments, lr = KINDS[kind]
         loop = InnerLoop(**{"lr": lr} | inner)
-        return method(make_inr(**own_network | (network or {})), loop, **own_arguments | (arguments or {}))
+        return method(make_network(**own_network | (network or {})), loop, **own_arguments | (arguments or {}))
 
     return made
 
@@ -567,13 +567,13 @@ def test_composers_refuse_what_cannot_adapt(make, kind, network, arguments, mess
         make(kind, network, arguments)
 
 
-def test_a_latent_that_nothing_depends_on_is_refused_at_construction(make_inr):
+def test_a_latent_that_nothing_depends_on_is_refused_at_construction(make_network):
     class Forgetful(MetaIPC):
         def start(self):
             return super().start() | {"style": torch.zeros(4)}
 
     with pytest.raises(ValueError, match=r"Forgetful starts .* from style too, .* or leave these out of start"):
-        Forgetful(make_inr())
+        Forgetful(make_network())
 
 
 @pytest.mark.parametrize("samples", [None, Samples(torch.zeros(4, 2))], ids=["none", "no_values"])

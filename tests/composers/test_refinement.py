@@ -87,8 +87,8 @@ def test_it_works_where_nothing_is_differentiated(tiny_ipc, tiny_batch, mode, au
     assert _largest_difference(results[1], latents) > 1e-3
 
 
-def test_samples_made_in_inference_mode_may_be_needed_for_gradients(make_ipc, make_inr):
-    composer = make_ipc(inr=make_inr(encoding=IdentityEncoding())).eval()
+def test_samples_made_in_inference_mode_may_be_needed_for_gradients(make_ipc, make_network):
+    composer = make_ipc(inr=make_network(encoding=IdentityEncoding())).eval()
     with torch.inference_mode():
         latents = composer.encode(Observation(torch.rand(2, 3, 8, 12)))
         samples = Samples(torch.rand(5, 2), torch.rand(2, 5, 3), torch.rand(2, 5) < 0.5)

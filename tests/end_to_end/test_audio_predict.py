@@ -79,11 +79,13 @@ def _psnr(seen, true):
     return -10 * math.log10(np.mean((np.asarray(seen, np.float64) - np.asarray(true, np.float64)) ** 2))
 
 
-def _field(composer, code, naive_inr, coords, tile=0):
+def _field(composer, code, naive_network, coords, tile=0):
     """Return the values of one tile at coordinates ``(n,)``, by loops."""
     with torch.no_grad():
         modulations = composer.compose({name: latent[tile : tile + 1] for name, latent in code.latents.items()})
-    return naive_inr(composer.network, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[0, :, 0]
+    return naive_network(composer.network, torch.as_tensor(coords, dtype=torch.float64)[:, None], modulations, 1)[
+        0, :, 0
+    ]
 
 
 def test_one_recording(weights, composer):
@@ -111,20 +113,20 @@ def test_one_recording(weights, composer):
     assert "PSNR in dB of 1 file(s)" in printed
 
 
-def test_every_rate_is_the_same_function(composer, naive_inr):
+def test_every_rate_is_the_same_function(composer, naive_network):
     code = encode(composer, _recording(), RATE)
     own, double = render(composer, code), render(composer, code, 2 * RATE)
     assert (own.shape, double.shape) == ((1, RATE), (1, 2 * RATE))
     assert torch.allclose(double[:, ::2], own, atol=1e-6)
     for rate, values in ((RATE, own), (2 * RATE, double), (300, render(composer, code, 300))):
         times = np.arange(values.shape[1]) / rate + 0.5 / RATE  # sample 0 stays where the model saw sample 0
-        assert np.abs(values[0].numpy() - _field(composer, code, naive_inr, 2 * times - 1).numpy()).max() < 1e-5
+        assert np.abs(values[0].numpy() - _field(composer, code, naive_network, 2 * times - 1).numpy()).max() < 1e-5
     with torch.no_grad():
         seen = composer.render(composer.compose(code.latents), grid((RATE,)))
     assert torch.allclose(own, seen[0].mT, atol=1e-6)
 
 
-def test_three_seconds_have_coordinates_of_three(naive_inr):
+def test_three_seconds_have_coordinates_of_three(naive_network):
     composer = build_ipc(signal_shape=(1, 1200))
     code = encode(composer, _recording(1200), RATE)
     assert code.domain == Grid(((-3.0, 3.0),))
@@ -133,18 +135,18 @@ def test_three_seconds_have_coordinates_of_three(naive_inr):
     assert again.domain == code.domain
     values = render(composer, again, 100)
     times = np.arange(300) / 100 + 0.5 / RATE
-    assert np.abs(values[0].numpy() - _field(composer, code, naive_inr, 2 * times - 3).numpy()).max() < 5e-5
+    assert np.abs(values[0].numpy() - _field(composer, code, naive_network, 2 * times - 3).numpy()).max() < 5e-5
     assert render(composer, again).shape == (1, 1200)
 
 
-def test_tiles_are_blended(composer, naive_inr):
+def test_tiles_are_blended(composer, naive_network):
     code = encode(composer, _recording(550), RATE)
     assert code.boxes == [((0, 400),), ((150, 550),)]
     for rate in (RATE, 1000):
         values = render(composer, code, rate)[0].numpy()
         assert len(values) == 550 * rate // RATE
         places = np.arange(len(values)) * RATE / rate + 0.5
-        left, right = (_field(composer, code, naive_inr, 2 * (places - start) / 400 - 1, tile).numpy()
+        left, right = (_field(composer, code, naive_network, 2 * (places - start) / 400 - 1, tile).numpy()
                        for tile, start in enumerate((0, 150)))  # fmt: skip
         ramp = ((places - 150) / 250).clip(0, 1)
         share = ramp**2 * (3 - 2 * ramp)

@@ -80,8 +80,8 @@ def test_memory_bounds_bands_and_changes_nothing(tiny_ipc):
         list(decode(tiny_ipc, code, (64, 64), max_memory=1e-6))
 
 
-def test_signals_of_one_axis_are_decoded_too(make_ipc, make_inr):
-    composer = make_ipc(inr=make_inr(coord_dim=1, value_dim=1)).eval()
+def test_signals_of_one_axis_are_decoded_too(make_ipc, make_network):
+    composer = make_ipc(inr=make_network(coord_dim=1, value_dim=1)).eval()
     code = _code(composer, boxes((50,), 16, 4), (50,))
     assert torch.cat(list(decode(composer, code, (100,)))).shape == (100, 1)
     with pytest.raises(ValueError, match=r"A code of \(50,\) cannot be decoded as \(10, 10\): give 1 extents"):
@@ -201,8 +201,8 @@ def test_other_files_are_refused(tmp_path, tiny_ipc):
         read_code(cut)
 
 
-def test_cells_shrink_when_a_code_is_decoded_larger(make_ipc, make_inr):
-    composer = make_ipc(inr=make_inr(coord_dim=4)).eval()
+def test_cells_shrink_when_a_code_is_decoded_larger(make_ipc, make_network):
+    composer = make_ipc(inr=make_network(coord_dim=4)).eval()
     domain = CellGrid(((-1.0, 1.0), (0.0, 3.0)))
     code = replace(_code(composer, [whole((8, 12))], (8, 12)), domain=domain)
     for shape in ((8, 12), (5, 30)):

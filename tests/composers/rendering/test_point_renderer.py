@@ -11,8 +11,8 @@ from datamodules.spec import DataSpec, Modality
 
 
 @given(st.integers(1, 12), st.integers(1, 10), st.booleans())
-def test_chunked_equals_unchunked(make_inr, make_modulations, chunk_size, num_coords, shared):
-    inr = make_inr()
+def test_chunked_equals_unchunked(make_network, make_modulations, chunk_size, num_coords, shared):
+    inr = make_network()
     field = inr.bind(make_modulations(inr, 3))
     coords = torch.rand(num_coords, 2) if shared else torch.rand(3, num_coords, 2)
     with torch.no_grad():
