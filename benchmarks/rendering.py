@@ -1,6 +1,6 @@
 """Time and memory of rendering views of one scene: ``python -m benchmarks.rendering``.
 
-Every measurement is a process of its own, so that none inherits the memory of another.
+Every measurement runs in a new process, so that none inherits the memory of another.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class RenderingSettings:
-    """Render all pixels of square views in one call, through a coordinate network of the published size with random weights.
+    """Render all pixels of square views in one call, with random weights of the published size.
 
     Args:
-        size: Pixels along each side of a view.
-        samples_per_ray: Points of every ray.
-        views: Numbers of views, each measured in a process of its own.
-        hidden_dim: Width of the six layers.
-        chunk_size: Points that the renderer evaluates at a time.
+        size: Height and width of a view in pixels.
+        samples_per_ray: Number of points on every ray.
+        views: Numbers of views, each measured in a new process.
+        hidden_dim: Width of the coordinate network, which has six layers.
+        chunk_size: Maximum number of points that the renderer evaluates at a time.
 
     Raises:
         ValueError: If a number is not positive.
@@ -49,20 +49,21 @@ class RenderingSettings:
     chunk_size: int = 131072
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raise if an argument is out of range."""
         if not self.views or min(self.size, self.hidden_dim, *self.views) < 1:
             raise ValueError(
-                f"size is {self.size}, hidden_dim {self.hidden_dim}, views {self.views}: give positive numbers."
+                f"size is {self.size}, hidden_dim is {self.hidden_dim} and views is {self.views}; all must be positive, and "
+                "views must not be empty."
             )
 
 
 @dataclass(frozen=True)
 class RenderingMeasurement:
-    """One rendering.
+    """Measurement of one rendering.
 
     Attributes:
-        seconds: From rays to colours.
-        peak_mb: Largest memory of the process above what it took with network and rays loaded, in 10^6 bytes.
+        seconds: Time from rays to colours.
+        peak_mb: Peak memory in MB (10^6 bytes) above that of the process with the network and the rays loaded.
     """
 
     seconds: float
@@ -70,22 +71,22 @@ class RenderingMeasurement:
 
 
 def measure(settings: RenderingSettings, views: int) -> RenderingMeasurement:
-    """Render once in this process, after a small rendering that loads what is loaded once."""
+    """Render once in this process, after a small warm-up rendering."""
     field = scene(settings.hidden_dim)
     renderer = VolumeRenderer(2.0, 6.0, settings.samples_per_ray, chunk_size=settings.chunk_size)
     rays = _rays(views, settings.size)
     with torch.inference_mode():
         renderer.rendered(field, _rays(1, 4))
-        _CLEAR.write_text("5")  # the peak starts again from here
+        _CLEAR.write_text("5")  # resets the peak
         before, start = memory("VmRSS"), time.perf_counter()
         renderer.rendered(field, rays)
     return RenderingMeasurement(time.perf_counter() - start, memory("VmHWM") - before)
 
 
 def scene(hidden_dim: int) -> Field:
-    """Return the field of random weights of the second layer."""
-    inr = CoordinateMLP(3, 4, hidden_dim, 6, (1,), FourierFeatures(20, 2.0**8, use_pi=False), output_offset=0.0)
-    return inr.bind({1: (torch.randn(1, *inr.layer_sizes[1]), None)})
+    """Return the field of random weights; the second layer is modulated."""
+    network = CoordinateMLP(3, 4, hidden_dim, 6, (1,), FourierFeatures(20, 2.0**8, use_pi=False), output_offset=0.0)
+    return network.bind({"weight.1": torch.randn(1, *network.layer_sizes[1])})
 
 
 def _rays(views: int, size: int) -> Tensor:
@@ -95,36 +96,36 @@ def _rays(views: int, size: int) -> Tensor:
 
 
 def run(settings: RenderingSettings) -> dict[int, RenderingMeasurement]:
-    """Return the measurement of every number of views."""
-    found = {}
+    """Return the measurements by number of views."""
+    measurements = {}
     for views in settings.views:
         command = [sys.executable, "-m", "benchmarks.rendering", "--once", str(views)]
         command += [f"--{name}={value}" for name, value in vars(settings).items() if name != "views"]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - ourselves
-        found[views] = RenderingMeasurement(**json.loads(printed.splitlines()[-1]))
-    return found
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - this module
+        measurements[views] = RenderingMeasurement(**json.loads(printed.splitlines()[-1]))
+    return measurements
 
 
-def report(settings: RenderingSettings, found: dict[int, RenderingMeasurement]) -> None:
+def report(settings: RenderingSettings, measurements: dict[int, RenderingMeasurement]) -> None:
     """Print a table."""
-    title = f"{settings.size} x {settings.size} pixels, {settings.samples_per_ray} samples a ray"
+    title = f"{settings.size} x {settings.size} pixels, {settings.samples_per_ray} samples per ray"
     table = Table(title=f"{title}, {torch.get_num_threads()} threads", title_justify="left")
-    for heading in ("views", "peak [MB]", "seconds a view"):
+    for heading in ("views", "peak [MB]", "seconds per view"):
         table.add_column(heading, justify="right")
-    for views, one in found.items():
-        table.add_row(str(views), f"{one.peak_mb:.0f}", f"{one.seconds / views:.1f}")
+    for views, measurement in measurements.items():
+        table.add_row(str(views), f"{measurement.peak_mb:.0f}", f"{measurement.seconds / views:.1f}")
     Console().print(table)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line: measure in processes of their own, or one of them here, with ``--once VIEWS``."""
-    given = sys.argv[1:] if args is None else args
-    if "--once" in given:
-        place = given.index("--once")
-        settings = auto_cli(RenderingSettings, args=given[:place] + given[place + 2 :])
-        print(json.dumps(vars(measure(settings, int(given[place + 1])))))
+    """Run the benchmark; with ``--once VIEWS``, measure one rendering in this process and print the result as JSON."""
+    arguments = sys.argv[1:] if args is None else args
+    if "--once" in arguments:
+        index = arguments.index("--once")
+        settings = auto_cli(RenderingSettings, args=arguments[:index] + arguments[index + 2 :])
+        print(json.dumps(vars(measure(settings, int(arguments[index + 1])))))
         return
-    settings = auto_cli(RenderingSettings, args=given)
+    settings = auto_cli(RenderingSettings, args=arguments)
     report(settings, run(settings))
 
 
