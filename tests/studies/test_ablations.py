@@ -15,7 +15,7 @@ MEASURED = REPOSITORY / "docs" / "ablations.csv"
 TINY = [
     *("--data.init_args.size=8", "--data.init_args.crops_per_epoch=16", "--data.init_args.batch_size=8"),
     *("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"),
-    *("--model.init_args.tokenizer.init_args.patch_size=4", "--model.init_args.refinement.init_args.steps=1"),
+    *("--model.init_args.encoder.init_args.patch_size=4", "--model.init_args.refinement.init_args.steps=1"),
 ]
 
 
