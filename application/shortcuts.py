@@ -14,7 +14,7 @@ from jsonargparse.util import import_object
 
 from application.sizes import encodes, stated_argument
 from callbacks.predictions import PredictionWriter
-from composers.checkpoint import read, stated_rate
+from composers.checkpoint import read, stated_sample_rate
 from datamodules.spec import Modality
 from modalities import MODALITIES
 
@@ -256,8 +256,8 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
     shape = data.init_args.get("signal_shape")
     if shape is not None and "support" in data.init_args and not encodes(model):
         data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]
-    if path not in (None, "last") and "rate" in data.init_args and data.init_args.rate is None:
-        data.init_args.rate = stated_rate(read(path))
+    if path not in (None, "last") and "sample_rate" in data.init_args and data.init_args.sample_rate is None:
+        data.init_args.sample_rate = stated_sample_rate(read(path))
 
 
 def stated_model(args: Sequence[str] | None, default: str | None, option: str = "--ckpt_path") -> dict[str, Any] | None:

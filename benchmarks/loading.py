@@ -1,4 +1,4 @@
-"""Images a second from files, with the cache and without, and memory over epochs: ``python -m benchmarks.loading``."""
+"""Benchmark of image loading with and without the cache, and of its memory: ``python -m benchmarks.loading``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ from rich.table import Table
 
 from benchmarks.memory import memory
 from datamodules import ImageFolder
-from datamodules.batch import Signal
 from datamodules.loading import AddressSampler
 
 
 @dataclass(frozen=True)
 class LoadingSettings:
-    """Load random crops of generated JPEGs of the sizes of ImageNette, epoch after epoch, until the crops are batches.
+    """Load batches of random crops of synthetic JPEGs with the sizes of ImageNette, including the coordinates.
 
     Args:
-        count: Images; ImageNette has 13,394.
-        short_side: Pixels of their shorter side; the longer one has up to half as many more.
-        size: Pixels along each side of a crop.
-        batch_size: Crops of a batch.
-        epochs: Epochs with the cache, after one that is not counted.
-        uncached: Images that are loaded without the cache.
-        workers: Numbers of loading processes to measure; 0 loads in the main process.
-        folder: Where images and cache are made, kept and found again; a temporary folder if None.
-        csv: File that gets one row per measurement, made if missing; none if None.
+        count: Number of images; ImageNette has 13,394.
+        short_side: Shorter side of the images in pixels; the longer side is up to 1.5 times as long.
+        size: Side of the crops in pixels.
+        batch_size: Crops per batch.
+        epochs: Measured epochs with the cache, after one warm-up epoch.
+        uncached: Number of images to load without the cache.
+        workers: Numbers of worker processes to measure; 0 loads in the main process.
+        folder: Folder of the images and the cache, which are reused if they exist; a temporary folder if None.
+        csv: CSV file to append the measurements to; None to only print them.
 
     Raises:
         ValueError: If a number is out of range.
@@ -54,30 +53,30 @@ class LoadingSettings:
     csv: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Check the arguments."""
         if min(self.count, self.uncached) < 2 * self.batch_size or min(self.size, self.epochs, self.batch_size) < 1:
             raise ValueError(
                 f"count is {self.count}, uncached {self.uncached}, size {self.size}, epochs {self.epochs}, "
-                f"batch_size {self.batch_size}: give positive numbers, and images for two batches at least."
+                f"batch_size {self.batch_size}: use positive numbers, and enough images for two batches."
             )
 
 
 class Epoch(NamedTuple):
-    """What one epoch took.
+    """The measurements of one epoch.
 
     Attributes:
-        rate: Crops a second.
-        own_mb: Memory of this process at the end that is its own, in 10^6 bytes.
-        resident_mb: The same with the pages of the cache that the system keeps for it.
+        speed: Crops per second.
+        anonymous_mb: Anonymous memory of this process at the end, in 10^6 bytes.
+        resident_mb: Resident memory of this process at the end, including pages of the cache, in 10^6 bytes.
     """
 
-    rate: float
-    own_mb: float
+    speed: float
+    anonymous_mb: float
     resident_mb: float
 
 
 def generate(settings: LoadingSettings, folder: Path) -> None:
-    """Write JPEGs with shapes and a little noise, the same every time; those that are there stay."""
+    """Write deterministic synthetic JPEGs that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(settings.count) if not (folder / f"{number:06d}.jpg").exists()]
     with ThreadPoolExecutor(2) as pool:
@@ -85,7 +84,7 @@ def generate(settings: LoadingSettings, folder: Path) -> None:
 
 
 def _write(settings: LoadingSettings, path: Path, number: int) -> None:
-    """Write one image."""
+    """Write one JPEG: smooth colours with noise."""
     random = np.random.default_rng(number)
     sides = [settings.short_side, settings.short_side + int(random.integers(settings.short_side // 2 + 1))]
     random.shuffle(sides)
@@ -96,7 +95,7 @@ def _write(settings: LoadingSettings, path: Path, number: int) -> None:
 
 
 def data_of(settings: LoadingSettings, folder: Path, cache: Path | None, workers: int) -> ImageFolder:
-    """Return random crops of the images as a data module that is set up for training."""
+    """Return a data module of random crops of the images, set up for training."""
     data = ImageFolder(
         str(folder),
         size=settings.size,
@@ -112,71 +111,62 @@ def data_of(settings: LoadingSettings, folder: Path, cache: Path | None, workers
     return data
 
 
-def epochs(data: ImageFolder, count: int, most: int | None = None) -> list[Epoch]:
-    """Return what epochs took until the coordinate batches were made, each of ``most`` crops if that is less."""
+def epochs(data: ImageFolder, count: int, max_crops: int | None = None) -> list[Epoch]:
+    """Measure epochs of coordinate batches, each of at most ``max_crops`` crops."""
     loader = data.train_dataloader()
     assert isinstance(loader.sampler, AddressSampler)
-    found = []
+    measured = []
     for epoch in range(count):
         loader.sampler.set_epoch(epoch)
         done, start = 0, time.perf_counter()
         for batch in loader:
-            done += len(_crops(data, batch))
-            if most is not None and done >= most:
+            done += len(data.to_coordinates(batch, training=True).names)
+            if max_crops is not None and done >= max_crops:
                 break
-        found.append(Epoch(done / (time.perf_counter() - start), memory("RssAnon"), memory("VmRSS")))
-    return found
-
-
-def _crops(data: ImageFolder, batch: Signal) -> torch.Tensor:
-    """Return the images of a batch as the composer sees them, ``(B, 3, size, size)`` in [0, 1]."""
-    signal = data.to_coordinates(batch, training=True).observation.signal
-    assert isinstance(signal, torch.Tensor)
-    return signal
+        measured.append(Epoch(done / (time.perf_counter() - start), memory("RssAnon"), memory("VmRSS")))
+    return measured
 
 
 def measure(settings: LoadingSettings, folder: Path) -> list[list[str]]:
-    """Return a line per measurement: what was loaded how, crops a second, and memory after the first and the last epoch."""
+    """Return one row per measurement: source, workers, crops per second, and memory after the first and the last epoch."""
     images, cache = folder / "images", folder / "cache"
     generate(settings, images)
     start = time.perf_counter()
     data_of(settings, images, cache, 0)
-    lines = [
-        ["making the cache, or verifying it", "", f"{settings.count / (time.perf_counter() - start):,.0f}", "", ""]
-    ]
+    rows = [["building or verifying the cache", "", f"{settings.count / (time.perf_counter() - start):,.0f}", "", ""]]
     for workers in settings.workers:
         _, first, *rest = epochs(data_of(settings, images, cache, workers), settings.epochs + 1)
-        lines.append(_line("with the cache", workers, [first, *rest]))
-    lines += [
-        _line("without", workers, epochs(data_of(settings, images, None, workers), 1, settings.uncached))
+        rows.append(_row("with the cache", workers, [first, *rest]))
+    rows += [
+        _row("without the cache", workers, epochs(data_of(settings, images, None, workers), 1, settings.uncached))
         for workers in settings.workers
     ]
-    return lines
+    return rows
 
 
-def _line(what: str, workers: int, found: list[Epoch]) -> list[str]:
-    """Return the line of a loader: the slowest epoch counts."""
-    slowest = min(epoch.rate for epoch in found)
-    own = f"{found[0].own_mb:.0f} -> {found[-1].own_mb:.0f}"
-    resident = f"{found[0].resident_mb:.0f} -> {found[-1].resident_mb:.0f}"
-    return [what, str(workers), f"{slowest:,.0f}", own, resident]
+def _row(source: str, workers: int, measured: list[Epoch]) -> list[str]:
+    """Return the row of a loader, with the speed of the slowest epoch."""
+    slowest = min(epoch.speed for epoch in measured)
+    anonymous = f"{measured[0].anonymous_mb:.0f} -> {measured[-1].anonymous_mb:.0f}"
+    resident = f"{measured[0].resident_mb:.0f} -> {measured[-1].resident_mb:.0f}"
+    return [source, str(workers), f"{slowest:,.0f}", anonymous, resident]
 
 
-def report(settings: LoadingSettings, lines: list[list[str]]) -> None:
-    """Print a table, and append it to the CSV."""
-    headings = ("images", "workers", "a second", "own memory [MB]", "resident [MB]")
+def report(settings: LoadingSettings, rows: list[list[str]]) -> None:
+    """Print a table, and append it to the CSV file."""
+    headings = ("images", "workers", "images/s", "anonymous memory [MB]", "resident memory [MB]")
     title = f"{settings.count:,} JPEGs, crops of {settings.size} pixels, {torch.get_num_threads()} threads"
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading.replace("[", r"\["), justify="left" if heading == "images" else "right")
-    for line in lines:
-        table.add_row(*line)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
     if settings.csv is not None:
-        fresh = not settings.csv.exists()
+        is_new = not settings.csv.exists()
         with settings.csv.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(
-                ([["count", *headings]] if fresh else []) + [[settings.count, *line] for line in lines]
+                ([["count", *headings]] if is_new else []) + [[settings.count, *row] for row in rows]
             )
 
 

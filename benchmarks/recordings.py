@@ -1,4 +1,4 @@
-"""Pieces of audio a second from FLAC files, decoded where they lie: ``python -m benchmarks.recordings``."""
+"""Measure how many random crops per second are decoded from FLAC files: ``python -m benchmarks.recordings``."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from datamodules.storage.audio import recording_facts
 
 @dataclass(frozen=True)
 class RecordingsSettings:
-    """Load random pieces of generated FLAC files as long as utterances of LibriSpeech until they are batches of coordinates.
+    """Load random crops of generated FLAC files, as long as utterances of LibriSpeech, up to coordinate batches.
 
     Args:
-        count: Recordings; an epoch has one piece of each.
-        recording_seconds: Their length in the mean; they vary by a half.
-        seconds: Of a piece.
-        rate: Samples a second of the recordings.
-        wanted_rate: The same of pieces; another makes resampling part of the measurement.
-        batch_size: Pieces of a batch.
-        epochs: That are measured, after one that is not.
-        workers: Numbers of loading processes to measure; 0 loads in the main process.
-        folder: Where recordings are made, kept and found again; a temporary folder if None.
-        csv: File that gets one row per measurement, made if missing; none if None.
+        count: Number of recordings; an epoch has one crop of each.
+        recording_seconds: Mean length of the recordings, which vary by half of it.
+        seconds: Length of a crop.
+        sample_rate: Samples per second of the recordings.
+        target_sample_rate: Samples per second of the crops; if different, resampling is part of the measurement.
+        batch_size: Crops per batch.
+        epochs: Number of measured epochs, after one for warm-up.
+        workers: Numbers of worker processes to measure; 0 loads in the main process.
+        folder: Folder in which recordings are generated and reused; a temporary folder if None.
+        csv: File to which one row per measurement is appended; none if None.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     count: int = 1000
     recording_seconds: float = 12.0
     seconds: float = 1.0
-    rate: int = 16000
-    wanted_rate: int = 16000
+    sample_rate: int = 16000
+    target_sample_rate: int = 16000
     batch_size: int = 16
     epochs: int = 3
     workers: tuple[int, ...] = (0, 1, 2)
@@ -55,16 +55,16 @@ class RecordingsSettings:
     csv: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Check the arguments."""
         if self.count < 2 * self.batch_size or min(self.batch_size, self.epochs) < 1 or self.recording_seconds <= 0:
             raise ValueError(
                 f"count is {self.count}, batch_size {self.batch_size}, epochs {self.epochs}, recording_seconds "
-                f"{self.recording_seconds}: give positive numbers, and recordings for two batches at least."
+                f"{self.recording_seconds}: all must be positive, and count at least two batches."
             )
 
 
 def generate(settings: RecordingsSettings, folder: Path) -> None:
-    """Write recordings, the same every time; those that are there stay."""
+    """Write missing recordings; their content depends only on the settings."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(settings.count) if not (folder / f"{number:06d}.flac").exists()]
     with ThreadPoolExecutor(2) as pool:
@@ -74,32 +74,32 @@ def generate(settings: RecordingsSettings, folder: Path) -> None:
 def _write(settings: RecordingsSettings, path: Path, number: int) -> None:
     """Write one recording."""
     random = np.random.default_rng(number)
-    count = round(settings.rate * settings.recording_seconds * random.uniform(0.5, 1.5))
-    soundfile.write(path, speech_like(count, settings.rate, random), settings.rate, subtype="PCM_16")
+    count = round(settings.sample_rate * settings.recording_seconds * random.uniform(0.5, 1.5))
+    soundfile.write(path, speech_like(count, settings.sample_rate, random), settings.sample_rate, subtype="PCM_16")
 
 
-def speech_like(count: int, rate: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Return noise that falls with frequency and swells four times a second, and a noise floor: FLAC halves it, as speech.
+def speech_like(count: int, sample_rate: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Return low-pass noise with syllables at 4 Hz and a noise floor; FLAC compresses it to about half, as it does speech.
 
     Args:
-        count: Samples.
-        rate: Samples a second.
-        random: What the noise is drawn from.
+        count: Number of samples.
+        sample_rate: Samples per second.
+        random: Generator of the noise.
     """
-    frequencies = np.fft.rfftfreq(count, 1 / rate)
+    frequencies = np.fft.rfftfreq(count, 1 / sample_rate)
     spectrum = np.fft.rfft(random.standard_normal(count)) / (1 + (frequencies / 500) ** 2)
     coloured = np.fft.irfft(spectrum, count)
-    syllables = np.sin(np.pi * 4 * np.arange(count) / rate + random.uniform(0, np.pi)) ** 2
-    quiet = 0.0004 * random.standard_normal(count)
-    return np.asarray((0.1 * coloured / coloured.std() * syllables + quiet).clip(-1, 1))
+    syllables = np.sin(np.pi * 4 * np.arange(count) / sample_rate + random.uniform(0, np.pi)) ** 2
+    noise_floor = 0.0004 * random.standard_normal(count)
+    return np.asarray((0.1 * coloured / coloured.std() * syllables + noise_floor).clip(-1, 1))
 
 
 def data_of(settings: RecordingsSettings, folder: Path, workers: int) -> AudioFolder:
-    """Return random pieces of the recordings as a data module that is set up for training."""
+    """Return a data module of the recordings, set up for training."""
     data = AudioFolder(
         str(folder),
         seconds=settings.seconds,
-        rate=settings.wanted_rate,
+        sample_rate=settings.target_sample_rate,
         val_ratio=1 / settings.count,
         batch_size=settings.batch_size,
         num_workers=workers,
@@ -108,54 +108,54 @@ def data_of(settings: RecordingsSettings, folder: Path, workers: int) -> AudioFo
     return data
 
 
-def rates(data: AudioFolder, count: int) -> list[float]:
-    """Return the pieces a second of so many epochs, until their coordinate batches were made."""
+def throughputs(data: AudioFolder, epochs: int) -> list[float]:
+    """Return the crops per second of every epoch, including the conversion to coordinate batches."""
     loader = data.train_dataloader()
     assert isinstance(loader.sampler, AddressSampler)
-    found = []
-    for epoch in range(count):
+    results = []
+    for epoch in range(epochs):
         loader.sampler.set_epoch(epoch)
-        done, start = 0, time.perf_counter()
+        count, start = 0, time.perf_counter()
         for batch in loader:
-            done += len(data.to_coordinates(batch, training=True).names)
-        found.append(done / (time.perf_counter() - start))
-    return found
+            count += len(data.to_coordinates(batch, training=True).names)
+        results.append(count / (time.perf_counter() - start))
+    return results
 
 
 def measure(settings: RecordingsSettings, folder: Path) -> list[list[str]]:
-    """Return a line per number of workers: pieces a second in the slowest and in the fastest epoch."""
+    """Return a row per number of workers: crops per second in the slowest and in the fastest epoch."""
     generate(settings, folder)
-    lines = []
+    rows = []
     for workers in settings.workers:
-        _, *found = rates(data_of(settings, folder, workers), settings.epochs + 1)
-        lines.append([str(workers), f"{min(found):,.0f}", f"{max(found):,.0f}"])
-    return lines
+        _, *results = throughputs(data_of(settings, folder, workers), settings.epochs + 1)
+        rows.append([str(workers), f"{min(results):,.0f}", f"{max(results):,.0f}"])
+    return rows
 
 
-def share(settings: RecordingsSettings, folder: Path) -> float:
-    """Return the bytes of the recordings as a part of those that they would have as 16-bit PCM."""
+def compression(settings: RecordingsSettings, folder: Path) -> float:
+    """Return the size of the recordings relative to 16-bit PCM."""
     files = sorted(folder.glob("*.flac"))[: settings.count]
     return sum(file.stat().st_size for file in files) / sum(2 * recording_facts(file).frames for file in files)
 
 
-def report(settings: RecordingsSettings, folder: Path, lines: list[list[str]]) -> None:
-    """Print a table, and append it to the CSV."""
-    headings = ("workers", "a second, slowest epoch", "fastest")
+def report(settings: RecordingsSettings, folder: Path, rows: list[list[str]]) -> None:
+    """Print a table, and append its rows to the CSV file."""
+    headings = ("workers", "crops per second, slowest epoch", "fastest")
     title = (
-        f"{settings.count:,} FLAC of about {settings.recording_seconds:g} s, {share(settings, folder):.0%} of PCM; pieces of "
-        f"{settings.seconds:g} s, {torch.get_num_threads()} threads"
+        f"{settings.count:,} FLAC of about {settings.recording_seconds:g} s, {compression(settings, folder):.0%} of PCM; crops "
+        f"of {settings.seconds:g} s, {torch.get_num_threads()} threads"
     )
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for line in lines:
-        table.add_row(*line)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
     if settings.csv is not None:
-        fresh = not settings.csv.exists()
+        is_new = not settings.csv.exists()
         with settings.csv.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(
-                ([["count", *headings]] if fresh else []) + [[settings.count, *line] for line in lines]
+                ([["count", *headings]] if is_new else []) + [[settings.count, *row] for row in rows]
             )
 
 

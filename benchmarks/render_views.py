@@ -1,4 +1,4 @@
-"""Views a second of meshes, rendered and written as PNG: ``python -m benchmarks.render_views``."""
+"""Measure the throughput of rendering meshes and writing PNG: ``python -m benchmarks.render_views``."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from datamodules.storage.meshes import mesh_files
 
 @dataclass(frozen=True)
 class RenderViewsSettings:
-    """Render objects to a temporary folder, on several numbers of processes.
+    """Render objects to a temporary folder with different numbers of processes.
 
     Args:
-        meshes: Files and folders; rumpled balls are generated if empty.
-        objects: Generated meshes; processes take an object at a time.
-        faces: Of a generated mesh, at least.
-        views: Images of an object.
-        size: Pixels along each side of an image.
+        meshes: Mesh files and folders; if empty, wavy spheres are generated.
+        objects: Number of generated meshes; each process renders one object at a time.
+        faces: Minimum number of faces of a generated mesh.
+        views: Number of images per object.
+        size: Height and width of the images in pixels.
         workers: Numbers of processes to measure; 1 renders in the main process.
-        repeats: Times that each is measured.
-        csv: File that gets one row per measurement, made if missing; none if None.
+        repeats: Number of repetitions of each measurement.
+        csv: CSV file to append one row per measurement to; created if missing. Nothing is written if None.
 
     Raises:
         ValueError: If a number is out of range.
@@ -49,61 +49,59 @@ class RenderViewsSettings:
     csv: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raise a ``ValueError`` if a number is out of range."""
         if min(self.objects, self.faces, self.views, self.size, self.repeats, *self.workers) < 1:
             raise ValueError(
                 f"objects is {self.objects}, faces {self.faces}, views {self.views}, size {self.size}, repeats "
-                f"{self.repeats}, workers {', '.join(map(str, self.workers))}: each is at least 1."
+                f"{self.repeats}, workers {', '.join(map(str, self.workers))}: each must be at least 1."
             )
 
 
 def generate(settings: RenderViewsSettings, folder: Path) -> list[NamedFile]:
-    """Write rumpled balls of enough faces, the same every time."""
+    """Write wavy spheres with the requested number of faces; the result is deterministic."""
     side = max(3, math.ceil((settings.faces / 4 + 1) ** 0.5))
-    for number in range(settings.objects):
-        ball = trimesh.creation.uv_sphere(count=(side, side))
-        generator = torch.Generator().manual_seed(number)
+    for index in range(settings.objects):
+        sphere = trimesh.creation.uv_sphere(count=(side, side))
+        generator = torch.Generator().manual_seed(index)
         waves = 3 + 6 * torch.rand(3, generator=generator).double().numpy()
-        ball.vertices *= 1 + 0.2 * torch.from_numpy(ball.vertices * waves).sin().prod(1, keepdim=True).numpy()
-        ball.export(folder / f"ball_{number:03d}.ply")
+        sphere.vertices *= 1 + 0.2 * torch.from_numpy(sphere.vertices * waves).sin().prod(1, keepdim=True).numpy()
+        sphere.export(folder / f"sphere_{index:03d}.ply")
     return mesh_files([folder])
 
 
 def measure(settings: RenderViewsSettings, folder: Path) -> list[list[str]]:
-    """Return a line per number of processes: views a second, slowest and fastest, the start of processes included."""
+    """Return a row per number of processes: lowest and highest views per second, including the start of the processes."""
     (folder / "meshes").mkdir()
     meshes = mesh_files(settings.meshes) if settings.meshes else generate(settings, folder / "meshes")
     rendering = RenderSettings(views=settings.views, size=settings.size)
-    lines = []
+    rows = []
     for workers in settings.workers:
-        rates = []
+        throughputs = []
         for _ in range(settings.repeats):
             start = time.perf_counter()
-            found = render_folder(meshes, folder / "views", "objects", rendering, workers, overwrite=True)
-            rates.append(len(found.made) * settings.views / (time.perf_counter() - start))
-        lines.append([str(workers), f"{min(rates):,.1f}", f"{max(rates):,.1f}"])
-    return lines
+            result = render_folder(meshes, folder / "views", "objects", rendering, workers, overwrite=True)
+            throughputs.append(len(result.rendered) * settings.views / (time.perf_counter() - start))
+        rows.append([str(workers), f"{min(throughputs):,.1f}", f"{max(throughputs):,.1f}"])
+    return rows
 
 
-def report(settings: RenderViewsSettings, lines: list[list[str]]) -> None:
-    """Print a table, and append it to the CSV."""
-    headings = ("workers", "views a second, slowest", "fastest")
-    what = "meshes named" if settings.meshes else f"{settings.objects} meshes of {settings.faces:,} faces"
+def report(settings: RenderViewsSettings, rows: list[list[str]]) -> None:
+    """Print a table, and append it to the CSV file."""
+    headings = ("workers", "views per second, min", "max")
+    meshes = "given meshes" if settings.meshes else f"{settings.objects} meshes of {settings.faces:,} faces"
     title = (
-        f"{what}, {settings.views} views of {settings.size} x {settings.size} each, {torch.get_num_threads()} threads"
+        f"{meshes}, {settings.views} views of {settings.size} x {settings.size} each, {torch.get_num_threads()} threads"
     )
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for line in lines:
-        table.add_row(*line)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
     if settings.csv is not None:
-        fresh = not settings.csv.exists()
+        header = [] if settings.csv.exists() else [["size", *headings]]
         with settings.csv.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                ([["size", *headings]] if fresh else []) + [[settings.size, *line] for line in lines]
-            )
+            csv.writer(file).writerows(header + [[str(settings.size), *row] for row in rows])
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Time and memory of rendering views of one scene: ``python -m benchmarks.rendering``.
+"""Measure time and memory of rendering views of one scene: ``python -m benchmarks.rendering``.
 
-Every measurement runs in a new process, so that none inherits the memory of another.
+Every measurement runs in a separate process, so that none inherits the memory of another.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class RenderingSettings:
-    """Render all pixels of square views in one call, with random weights of the published size.
+    """Render all pixels of square views in one call, with a randomly initialised coordinate network of the published size.
 
     Args:
         size: Height and width of a view in pixels.
-        samples_per_ray: Number of points on every ray.
-        views: Numbers of views, each measured in a new process.
-        hidden_dim: Width of the coordinate network, which has six layers.
-        chunk_size: Maximum number of points that the renderer evaluates at a time.
+        samples_per_ray: Number of samples per ray.
+        views: Numbers of views, each measured in a separate process.
+        hidden_dim: Width of the six layers.
+        chunk_size: Number of points that the renderer evaluates at once.
 
     Raises:
         ValueError: If a number is not positive.
@@ -49,21 +49,20 @@ class RenderingSettings:
     chunk_size: int = 131072
 
     def __post_init__(self) -> None:
-        """Raise if an argument is out of range."""
+        """Raise a ``ValueError`` if a number is out of range."""
         if not self.views or min(self.size, self.hidden_dim, *self.views) < 1:
             raise ValueError(
-                f"size is {self.size}, hidden_dim is {self.hidden_dim} and views is {self.views}; all must be positive, and "
-                "views must not be empty."
+                f"size is {self.size}, hidden_dim {self.hidden_dim}, views {self.views}: each must be positive."
             )
 
 
 @dataclass(frozen=True)
 class RenderingMeasurement:
-    """Measurement of one rendering.
+    """Time and memory of one rendering.
 
     Attributes:
         seconds: Time from rays to colours.
-        peak_mb: Peak memory in MB (10^6 bytes) above that of the process with the network and the rays loaded.
+        peak_mb: Peak memory of the process in 10^6 bytes, in addition to the memory with network and rays loaded.
     """
 
     seconds: float
@@ -71,7 +70,7 @@ class RenderingMeasurement:
 
 
 def measure(settings: RenderingSettings, views: int) -> RenderingMeasurement:
-    """Render once in this process, after a small warm-up rendering."""
+    """Measure one rendering in the current process, after a small warm-up rendering."""
     field = scene(settings.hidden_dim)
     renderer = VolumeRenderer(2.0, 6.0, settings.samples_per_ray, chunk_size=settings.chunk_size)
     rays = _rays(views, settings.size)
@@ -84,25 +83,25 @@ def measure(settings: RenderingSettings, views: int) -> RenderingMeasurement:
 
 
 def scene(hidden_dim: int) -> Field:
-    """Return the field of random weights; the second layer is modulated."""
+    """Return a field with random weights, including the modulated second layer."""
     network = CoordinateMLP(3, 4, hidden_dim, 6, (1,), FourierFeatures(20, 2.0**8, use_pi=False), output_offset=0.0)
     return network.bind({"weight.1": torch.randn(1, *network.layer_sizes[1])})
 
 
 def _rays(views: int, size: int) -> Tensor:
-    """Return all rays of views around the origin, ``(V * size * size, 6)``."""
+    """Return all rays ``(V * size * size, 6)`` of views around the origin."""
     focals = torch.full((views, 2), focal_length(0.7, size))
     return Rays().coords((views, size, size), cameras=(orbit(views), focals))
 
 
 def run(settings: RenderingSettings) -> dict[int, RenderingMeasurement]:
-    """Return the measurements by number of views."""
+    """Return the measurement for every number of views, each from a separate process."""
     measurements = {}
     for views in settings.views:
         command = [sys.executable, "-m", "benchmarks.rendering", "--once", str(views)]
         command += [f"--{name}={value}" for name, value in vars(settings).items() if name != "views"]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - this module
-        measurements[views] = RenderingMeasurement(**json.loads(printed.splitlines()[-1]))
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - this program
+        measurements[views] = RenderingMeasurement(**json.loads(output.splitlines()[-1]))
     return measurements
 
 
@@ -118,14 +117,14 @@ def report(settings: RenderingSettings, measurements: dict[int, RenderingMeasure
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the benchmark; with ``--once VIEWS``, measure one rendering in this process and print the result as JSON."""
-    arguments = sys.argv[1:] if args is None else args
-    if "--once" in arguments:
-        index = arguments.index("--once")
-        settings = auto_cli(RenderingSettings, args=arguments[:index] + arguments[index + 2 :])
-        print(json.dumps(vars(measure(settings, int(arguments[index + 1])))))
+    """Run the command line: measure in separate processes, or with ``--once VIEWS`` in the current one."""
+    args = sys.argv[1:] if args is None else args
+    if "--once" in args:
+        position = args.index("--once")
+        settings = auto_cli(RenderingSettings, args=args[:position] + args[position + 2 :])
+        print(json.dumps(vars(measure(settings, int(args[position + 1])))))
         return
-    settings = auto_cli(RenderingSettings, args=arguments)
+    settings = auto_cli(RenderingSettings, args=args)
     report(settings, run(settings))
 
 

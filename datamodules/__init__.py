@@ -1,6 +1,7 @@
-"""Data as batches of coordinates: one LightningDataModule per data set.
+"""Data modules: one LightningDataModule per data set, which returns batches of coordinates.
 
-A data set is imported where it is first asked for: it knows its modality, which knows composers, which know `datamodules.base`.
+Data sets are imported on first access, which avoids an import cycle: a data set imports its modality, a modality imports
+composers, and composers import `datamodules.base`.
 """
 
 from importlib import import_module
@@ -58,12 +59,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return a data set by its name."""
+    """Import and return a data set by name."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"datamodules.{_MODULES[name]}"), name)
 
 
 def data_sets() -> list[type["CoordinateDataModule"]]:
-    """Import and return every data set, so that a config can name one without its module."""
+    """Import and return every data set, so that configs can use class names without their modules."""
     return [__getattr__(name) for name in __all__]

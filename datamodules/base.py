@@ -1,4 +1,4 @@
-"""Base of the data modules: loaders, and the step on the device from raw signals to a batch of coordinates."""
+"""Base class of data modules: data loaders, and the conversion of raw signals to coordinate batches on the device."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from datamodules.spec import DataSpec, Modality
 
 
 class CoordinateDataModule(LightningDataModule, ABC):
-    """Raw signals on regular grids, of any number of axes, as batches of coordinates and values.
+    """Base class of data modules for signals on regular grids with any number of axes.
 
-    A subclass states `spec` and fills ``train_set``, ``val_set``, ``test_set`` in `setup` with data sets
-    of `Signal`; what else it draws at random in training is its ``augmentation``. Items become a batch by ``collate``, in the
-    process that loads; where they do not stack, it makes a batch of another type, which `to_coordinates` knows. What the
-    subclass had to leave out, and what it had to decide, it says in ``skipped``, reasons by file, and ``notes``, by name.
+    A subclass defines `spec`, and assigns data sets of `Signal` to ``train_set``, ``val_set`` and ``test_set`` in `setup`. It
+    may define ``augmentation``, random changes of training items. ``collate`` combines items into a batch in the loading
+    process; if items cannot be stacked, it returns another type, and the subclass overrides `to_coordinates`. ``skipped`` lists
+    the reasons why files are skipped, by path, and ``notes`` lists remarks on the data, by name.
 
     Args:
         batch_size: Instances per device and step.
         eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
-        num_workers: Processes that load; 0 loads in the main process.
-        coordinate_noise: In training, moves coordinates uniformly within their cell: ``per_instance`` as published,
-            ``shared`` by the batch, which keeps the layers before the first modulated one shared, or ``none``.
-        coordinate_subset: In training, coordinates per step, drawn anew for every batch: a ratio below 1, a count, or
-            all if None.
+        num_workers: Number of worker processes; 0 loads in the main process.
+        coordinate_noise: Uniform noise within the cell of each coordinate in training: ``per_instance`` as published,
+            ``shared`` by the batch, so that the layers before the first modulated one stay shared, or ``none``.
+        coordinate_subset: Coordinates per training step, sampled anew for every batch: a ratio up to 1.0, a count, or all if
+            None.
 
     Raises:
         ValueError: If a number is out of range.
@@ -58,13 +58,13 @@ class CoordinateDataModule(LightningDataModule, ABC):
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1) or num_workers < 0:
             raise ValueError(
                 f"batch_size is {batch_size}, eval_batch_size {eval_batch_size}, num_workers {num_workers}: "
-                "batches hold at least 1 item, workers may be 0."
+                "batch sizes must be at least 1, num_workers at least 0."
             )
         if coordinate_subset is not None and (
             coordinate_subset <= 0 or (isinstance(coordinate_subset, float) and coordinate_subset > 1)
         ):
             raise ValueError(
-                f"coordinate_subset is {coordinate_subset}; give a ratio in (0, 1], a count of at least 1, or null for all."
+                f"coordinate_subset is {coordinate_subset}: use a ratio in (0, 1], a count of at least 1, or null for all."
             )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -77,13 +77,13 @@ class CoordinateDataModule(LightningDataModule, ABC):
     @property
     @abstractmethod
     def spec(self) -> DataSpec:
-        """All that this data module states of its signals, before set-up already."""
+        """Specification of the signals; available before `setup`."""
 
     @property
     def num_instances(self) -> int | None:
-        """Training instances, for `spec`; None before the set-up of training."""
-        items = getattr(self, "train_set", None)
-        return None if items is None else len(cast(Sized, items))
+        """Number of training instances, for `spec`; None before `setup`."""
+        train_set = getattr(self, "train_set", None)
+        return None if train_set is None else len(cast(Sized, train_set))
 
     @property
     def signal_shape(self) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         return self.spec.domain.coord_dim
 
     def train_dataloader(self) -> DataLoader[Signal]:
-        """Return the loader of training items, in a new order every epoch, from where an interrupted epoch stopped."""
+        """Return the loader of training items, shuffled every epoch; it resumes an interrupted epoch."""
         return self._loader(self.train_set, self.batch_size, training=True)
 
     def val_dataloader(self) -> DataLoader[Signal]:
@@ -113,15 +113,15 @@ class CoordinateDataModule(LightningDataModule, ABC):
         return self._loader(self.test_set, self.eval_batch_size)
 
     def training_batches(self, count: int = 256) -> Iterator[CoordinateBatch]:
-        """Yield the first training items of epoch 0, in its order and augmented, at the coordinates of evaluation.
+        """Yield the first training items of epoch 0, shuffled and augmented, at the coordinates of evaluation.
 
-        They are the same on every process and for every number of processes.
+        They are the same on every process and for any number of processes.
 
         Args:
-            count: Items, or all if there are fewer.
+            count: Maximum number of items.
 
         Yields:
-            Batches of ``eval_batch_size`` items at most, on the CPU.
+            Batches of at most ``eval_batch_size`` items, on the CPU.
 
         Raises:
             ValueError: If there are no training items.
@@ -138,47 +138,43 @@ class CoordinateDataModule(LightningDataModule, ABC):
             yield self.to_coordinates(collated)
 
     def random_items(self, count: int) -> Any:
-        """Return collated raw items of random numbers, for whoever needs a batch and no data: what a step costs, say.
+        """Return a collated batch of random values, for benchmarks and tests that need no data.
 
         Args:
-            count: Items.
+            count: Number of items.
         """
         names = [f"random-{index}" for index in range(count)]
         items = Signal(torch.rand(count, *self.spec.signal_shape), "random")
         return items._replace(name=names, seed=torch.arange(count))  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of what is predicted: the test items, unless a subclass knows better."""
+        """Return the loader of the items to predict, by default the test items."""
         return self.test_dataloader()
 
     def original(self, name: str) -> Tensor | None:
-        """Return the signal ``(C, *shape)`` of which batches hold pieces under this name; None where they hold it whole."""
+        """Return the complete signal ``(C, *shape)`` if batches contain its tiles under this name, else None."""
         return None
 
     def source_of(self, name: str) -> dict[str, Any]:
-        """Return the facts of the file of a signal that a writer needs, such as the sampling rate of audio."""
+        """Return the properties of the file of a signal that a writer needs, such as the sampling rate of audio."""
         return {}
 
     def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
-        """Make coordinates on the device."""
+        """Convert raw signals to coordinates on the device."""
         training = self.trainer is not None and self.trainer.training
         step = self.trainer.fit_loop.total_batch_idx if training and self.trainer is not None else 0
-        return self._converted(self.to_coordinates(batch, training=training, step=step))
-
-    def _converted(self, batch: CoordinateBatch) -> CoordinateBatch:
-        """Return a batch in the precision of the trainer: float64 for ``64-true``."""
-        if self.trainer is None:
-            return batch
-        converted: CoordinateBatch = self.trainer.precision_plugin.convert_input(batch)
-        return converted
+        coordinates = self.to_coordinates(batch, training=training, step=step)
+        if self.trainer is not None:
+            coordinates = self.trainer.precision_plugin.convert_input(coordinates)  # to float64 for ``64-true``
+        return coordinates
 
     def to_coordinates(self, batch: Signal, *, training: bool = False, step: int = 0) -> CoordinateBatch:
-        """Return the coordinate batch of collated raw signals.
+        """Convert collated raw signals to a coordinate batch.
 
         Args:
             batch: ``values (B, C, *shape)``, and names, seeds and lengths of the instances.
             training: Whether to apply coordinate noise and subsets.
-            step: The address of draws that the whole batch shares.
+            step: Training step, which seeds random numbers that the batch shares.
         """
         signal = batch.values.float().div_(255) if batch.values.dtype == torch.uint8 else batch.values
         shape: tuple[int, ...] | None = tuple(signal.shape[2:])
@@ -186,20 +182,20 @@ class CoordinateDataModule(LightningDataModule, ABC):
         domain = self.spec.domain
         coords = domain.coords(shape, device=signal.device)  # (N, D)
         values = signal.flatten(2).mT  # (B, N, C)
-        mask = _measured(batch.length, signal)
+        mask = _measured_mask(batch.length, signal)
         if training:
             coords = self._add_noise(coords, domain.cell(shape), batch, step)
             if self.coordinate_subset is not None:
                 generator = generator_at(global_seed(), "subset", step, device=signal.device)
-                chosen = subset(values.shape[1], self.coordinate_subset, generator)
-                coords, values, shape = coords[..., chosen, :], values[:, chosen], None
-                mask = None if mask is None else mask[:, chosen]
+                indices = subset(values.shape[1], self.coordinate_subset, generator)
+                coords, values, shape = coords[..., indices, :], values[:, indices], None
+                mask = None if mask is None else mask[:, indices]
         samples = Samples(coords, values, mask)
         index = torch.as_tensor(batch.instance, device=signal.device) if training else None
         return CoordinateBatch(Observation(signal, samples, index), samples, shape, list(batch.name))
 
     def _add_noise(self, coords: Tensor, cell: tuple[float, ...], batch: Signal, step: int) -> Tensor:
-        """Move coordinates within their cells: ``(N, D)`` if nothing or a shared draw is added, else ``(B, N, D)``."""
+        """Return coordinates with noise: ``(B, N, D)`` if the noise is per instance, else ``(N, D)``."""
         if self.coordinate_noise == "none":
             return coords
         if self.coordinate_noise == "shared":
@@ -208,11 +204,11 @@ class CoordinateDataModule(LightningDataModule, ABC):
         return torch.stack([jitter(coords, cell, generator_at(seed, "noise", device=coords.device)) for seed in seeds])
 
     def _batches_done(self) -> int:
-        """Return the training batches of this epoch that are done."""
+        """Return the number of training batches of this epoch that are done."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if self.trainer else 0
 
     def _loader(self, dataset: Dataset[Signal], batch_size: int, training: bool = False) -> DataLoader[Signal]:
-        """Return a loader whose order and draws are addressed."""
+        """Return a loader with addressed order and random numbers."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         seed = global_seed()
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
@@ -222,8 +218,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
         )
         if training and len(sampler) < batch_size:
             raise ValueError(
-                f"batch_size {batch_size} on {world_size} device(s) is more than the {sampler.size} training items: "
-                "lower it."
+                f"batch_size {batch_size} on {world_size} device(s) exceeds the {sampler.size} training items: "
+                "reduce it."
             )
         options: dict[str, Any] = {
             "batch_size": batch_size,
@@ -240,8 +236,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
         )
 
 
-def _measured(lengths: Any, signal: Tensor) -> Tensor | None:
-    """Return which samples of a signal ``(B, C, *shape)`` were measured, ``(B, N)``; None if all of all instances were."""
+def _measured_mask(lengths: Any, signal: Tensor) -> Tensor | None:
+    """Return the mask ``(B, N)`` of samples of a signal ``(B, C, *shape)`` that are not padding; None without padding."""
     counts = torch.as_tensor(lengths, device=signal.device).reshape(-1, 1)
     if not signal.shape[-1] or bool((counts < 0).all()):
         return None

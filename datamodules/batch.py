@@ -1,6 +1,6 @@
-"""What travels from data to composers, as NamedTuples that Lightning moves between devices untouched.
+"""Batches of signals and coordinates, as NamedTuples, which Lightning collates and moves between devices.
 
-Shape letters, here and everywhere: ``B`` instances, ``N`` query coordinates, ``D`` coordinate dimensions, ``C`` channels,
+Shape letters, used in all files: ``B`` instances, ``N`` query coordinates, ``D`` coordinate dimensions, ``C`` channels,
 ``V`` views, ``S`` samples per ray, ``T`` tokens, ``E`` embedding, ``R`` rank, ``I``/``O`` inputs/outputs of a layer.
 """
 
@@ -15,12 +15,12 @@ from datamodules.domain import Domain
 
 
 class Samples(NamedTuple):
-    """Places and what was measured there.
+    """Coordinates and the values measured there.
 
     Attributes:
-        coords: ``(N, D)`` when all instances share them, else ``(B, N, D)``.
-        values: ``(B, N, C)``, or None where nothing was measured.
-        mask: ``(B, N)`` booleans, False where a sample is padding and counts nowhere; None if all count.
+        coords: ``(N, D)`` if all instances share them, else ``(B, N, D)``.
+        values: ``(B, N, C)``, or None if there are no measurements.
+        mask: ``(B, N)`` booleans, False for padding, which losses and metrics ignore; None if there is no padding.
     """
 
     coords: Tensor
@@ -43,12 +43,12 @@ class Views(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """All that a composer may look at; either part may be None.
+    """The input of a composer; either part may be None.
 
     Attributes:
-        signal: For tokenizers: ``(B, C, *shape)``, a point set ``(B, P, C)``, or `Views`.
-        samples: For inner loops and refinement: the pixels of the instance, the rays of the support views.
-        index: ``(B,)``, the training instance, for codes learned per instance; None outside training.
+        signal: Input of encoders: ``(B, C, *shape)``, a point set ``(B, P, C)``, or `Views`.
+        samples: Input of inner loops and refinement: the pixels of an image, or the rays of the support views.
+        index: ``(B,)``, the training instances, for codes learned per instance; None outside training.
     """
 
     signal: Tensor | Views | None = None
@@ -75,11 +75,11 @@ class Observation(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Where an instance lies in a larger signal, of which it is one tile, or the whole in another size.
+    """The position of an instance in a larger signal: a tile of it, or all of it at another resolution.
 
     Attributes:
-        name: Of the signal; its tiles follow one another in the order of the data.
-        shape: Extents of the signal, in its own samples.
+        name: Name of the signal; its tiles are consecutive in the data.
+        shape: Shape of the signal in samples.
         box: Start and stop of the instance along every axis.
     """
 
@@ -89,14 +89,14 @@ class Piece(NamedTuple):
 
 
 class PosedImages(NamedTuple):
-    """One raw item of a data set of scenes, or a collated batch of them: support views first, query views after them.
+    """A raw item of a data set of scenes, or a collated batch of them: support views, then query views.
 
     Attributes:
         images: ``(V, 3, H, W)`` uint8, support and query together.
         poses: ``(V, 3, 4)`` camera-to-world: axes right, up, backwards in columns, then the position.
         focals: ``(V, 2)`` focal lengths in pixels, along columns and rows.
-        name: Names the item in tables and files.
-        seed: Where the random draws of this item in this epoch come from; set by the loader.
+        name: Name of the item in tables and files.
+        seed: Seed of the random numbers of this item in this epoch; set by the loader.
         instance: Index of the item in the training set; set by the loader, -1 outside training.
     """
 
@@ -109,14 +109,14 @@ class PosedImages(NamedTuple):
 
 
 class CoordinateBatch(NamedTuple):
-    """One batch: what may be looked at, and where the loss is taken.
+    """A batch: the input of a composer, and the samples to reconstruct.
 
     Attributes:
-        observation: All that a composer may look at.
-        query: The samples whose values are to be reproduced.
-        shape: How ``N`` unflattens into an image, recording or views; None when subsampled.
-        names: One string per instance, for tables, files and seeded draws.
-        pieces: Of which signal an instance is which part; None where each is a signal of its own.
+        observation: The input of the composer.
+        query: The samples to reconstruct.
+        shape: Shape of an image, recording or views that ``N`` unflattens to; None for a subset of the samples.
+        names: Names of the instances in tables and files.
+        pieces: Positions of the instances in larger signals; None if every instance is a complete signal.
     """
 
     observation: Observation
@@ -127,14 +127,14 @@ class CoordinateBatch(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """One raw item of a data set, or a collated batch of them, before coordinates are made.
+    """A raw item of a data set, or a collated batch of them.
 
     Attributes:
-        values: ``(C, *shape)``: uint8 stands for [0, 1] in 255 steps, floating point for itself.
-        name: Names the item in tables and files.
-        seed: Where the random draws of this item in this epoch come from; set by the loader.
-        length: Samples along the last axis that were measured, from its start; what follows is padding and counts nowhere.
-            -1 for all.
+        values: ``(C, *shape)``, uint8 (0 to 255 represent [0, 1]) or floating point.
+        name: Name of the item in tables and files.
+        seed: Seed of the random numbers of this item in this epoch; set by the loader.
+        length: Number of measured samples along the last axis; the rest is padding, which losses and metrics ignore. -1 if
+            there is no padding.
         instance: Index of the item in the training set; set by the loader, -1 outside training.
     """
 
@@ -146,14 +146,14 @@ class Signal(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """One instance, on the CPU, and its reconstructions.
+    """An instance and its reconstructions, on the CPU.
 
     Attributes:
-        name: Of the instance.
-        signal: What an encoder saw: ``(C, *shape)``, `Views` of ``images (V, 3, H, W)``, or None.
-        query: What is to be reproduced: ``coords (N, D)``, ``values (N, C)`` or None, ``mask (N,)`` or None.
-        shape: How ``N`` unflattens.
-        domain: Where the samples of ``query`` lie.
+        name: Name of the instance.
+        signal: Input of the encoder: ``(C, *shape)``, `Views` of ``images (V, 3, H, W)``, or None.
+        query: Samples to reconstruct: ``coords (N, D)``, ``values (N, C)`` or None, ``mask (N,)`` or None.
+        shape: Shape that ``N`` unflattens to.
+        domain: Domain of ``query``.
         values: Reconstructions ``(N, C)`` by number of refinement steps; 0 is the prediction.
     """
 
@@ -166,13 +166,13 @@ class Instance(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One labelled cell of a figure.
+    """A labelled cell of a figure.
 
     Attributes:
-        label: What stands above it.
+        label: Title of the cell.
         values: ``(N, C)``.
-        shape: How ``N`` unflattens.
-        domain: Where the samples lie.
+        shape: Shape that ``N`` unflattens to.
+        domain: Domain of the values.
     """
 
     label: str
@@ -182,19 +182,21 @@ class Cell(NamedTuple):
 
 
 def instance_of(batch: CoordinateBatch, index: int, domain: Domain, values: Mapping[int, Tensor]) -> Instance:
-    """Return one instance of a batch of whole signals.
+    """Return one instance of a batch of complete signals.
 
     Args:
-        batch: On any device.
-        index: Of the instance.
-        domain: Of the signals.
+        batch: The batch, on any device.
+        index: Index of the instance in the batch.
+        domain: Domain of the signals.
         values: Reconstructions of the batch, ``(B, N, C)`` by number of refinement steps.
 
     Raises:
-        ValueError: If the batch holds no whole signals.
+        ValueError: If the batch contains subsets of the samples.
     """
     if batch.shape is None:
-        raise ValueError("This batch holds some samples of every signal: an instance needs whole signals.")
+        raise ValueError(
+            "The batch contains subsets of the samples, not complete signals: use a batch without coordinate_subset."
+        )
     observation = observation_of(batch, [index])
     query = batch.query
     coords = query.coords if query.coords.dim() == 2 else query.coords[index]
@@ -205,7 +207,7 @@ def instance_of(batch: CoordinateBatch, index: int, domain: Domain, values: Mapp
 
 
 def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observation:
-    """Return what may be looked at of some instances of a batch, where the batch lies."""
+    """Return the observation of some instances of a batch, on the device of the batch."""
     places, samples = list(indices), batch.observation.samples
     signal: Tensor | Views | None = batch.observation.signal
     if isinstance(signal, Tensor):
@@ -221,7 +223,7 @@ def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observatio
 
 
 def _first(signal: Tensor | Views | None) -> Tensor | Views | None:
-    """Return the only instance of a signal, without its batch dimension, on the CPU."""
+    """Return the first instance of a signal without the batch dimension, on the CPU."""
     if signal is None:
         return None
     if isinstance(signal, Tensor):

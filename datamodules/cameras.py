@@ -1,7 +1,7 @@
-"""Pinhole cameras: poses, lines, and paths around an object. Pure functions; the rays of pixels are `domain.Rays`.
+"""Pinhole cameras: focal lengths, poses and Pluecker coordinates. Pure functions; the rays of pixels are `domain.Rays`.
 
-A pose is ``(3, 4)``, camera to world: the camera's axes right, up and backwards in columns, then its position. The camera looks
-along its third axis, backwards; the world's third axis points up. A ray is ``(origin, direction)``, six numbers in world units.
+A pose is ``(3, 4)``, camera to world: the camera's axes right, up and backwards as columns, then its position. The camera looks
+along its negative third axis; the world's third axis points up. A ray is ``(origin, direction)``, six numbers in world units.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def plucker(rays: Tensor) -> Tensor:
-    """Return the Pluecker coordinates of rays: unit direction and moment, the same for every origin on the line.
+    """Return the Pluecker coordinates of rays: unit direction and moment, which are equal for all origins on a line.
 
     Args:
         rays: ``(..., 6)``, origin and direction.
@@ -42,11 +42,13 @@ def focal_length(field_of_view: float, width: int) -> float:
 
 
 def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
-    """Return the poses of upright cameras that look at a point; above or below it, an image's top is the second axis.
+    """Return the poses of upright cameras that look at a point.
+
+    For cameras directly above or below the target, the world's second axis points up in the image.
 
     Args:
-        positions: ``(..., 3)`` of the cameras, away from the target.
-        target: Where they look.
+        positions: ``(..., 3)``, positions of the cameras, different from the target.
+        target: Point to look at.
 
     Returns:
         ``(..., 3, 4)``.
@@ -65,13 +67,13 @@ def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Ten
 def orbit(
     count: int, radius: float = 4.0, elevation: float = 30.0, target: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> Tensor:
-    """Return the poses of a camera that goes once around a point at one height.
+    """Return the poses of a camera that orbits a point once at constant elevation.
 
     Args:
-        count: Poses, equally far from each other.
+        count: Number of equally spaced poses.
         radius: Distance to the target in world units.
         elevation: Degrees above the horizontal plane through the target.
-        target: Where the camera looks.
+        target: Point to look at.
 
     Returns:
         ``(count, 3, 4)``.

@@ -1,4 +1,4 @@
-"""Domains: where signals are defined, the one maker of coordinates; and what is drawn of coordinates. Leaf: torch only."""
+"""Domains, which create all coordinates, and random noise and subsets of coordinates. Depends on torch only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Cameras = tuple[Tensor, Tensor]
 
 
 class Domain(ABC):
-    """Where signals of one kind are defined, and the maker of their coordinates.
+    """The domain of signals of one kind, which creates their coordinates.
 
-    A subclass is a frozen dataclass of plain numbers, so that equal domains compare equal, and files store a domain by its
-    class and its fields (`config`, `from_config`).
+    A subclass is a frozen dataclass of plain numbers, so that equal domains compare equal, and files can store a domain by its
+    class and fields (`config`, `from_config`).
     """
 
     @property
     @abstractmethod
     def coord_dim(self) -> int:
-        """``D``, dimensions of a coordinate."""
+        """``D``, the number of coordinate dimensions."""
 
     @abstractmethod
     def coords(
@@ -36,44 +36,44 @@ class Domain(ABC):
         *,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Return the coordinates of a signal that is sampled regularly.
+        """Return the coordinates of a regularly sampled signal.
 
         Args:
-            shape: Samples along each axis of the signal, in array order (rows before columns).
-            box: Start and stop of the samples along each axis; all if None. The coordinates are those of the whole signal, so
-                that a large signal can be made band by band.
-            cameras: Poses and focal lengths, where the signal is made of views; other domains ignore them.
-            device: Where the coordinates are made.
+            shape: Number of samples along each axis, in array order (rows before columns).
+            box: Start and stop of the samples to return along each axis; all if None. Coordinates do not depend on the box, so
+                that a large signal can be rendered in bands.
+            cameras: Poses and focal lengths of views; other domains ignore them.
+            device: Device of the coordinates.
 
         Returns:
             ``(N, D)`` float32, last axis fastest.
 
         Raises:
-            ValueError: If the shape does not fit the domain.
+            ValueError: If the shape is not compatible with the domain.
         """
 
     def at(self, places: Sequence[Tensor], shape: Sequence[int], steps: Sequence[float] | None = None) -> Tensor:
-        """Return coordinates between the samples of a signal.
+        """Return the coordinates of a grid of arbitrary positions.
 
         Args:
-            places: For each axis ``(n,)`` places in double precision, in samples of the signal: the centre of sample ``i`` is
-                at ``i + 0.5``.
-            shape: Samples of the signal along each axis.
-            steps: Distance of neighbouring places along each axis, in samples of the signal; 1 if None.
+            places: For each axis, ``(n,)`` positions in float64, in samples of the signal: the centre of sample ``i`` is at
+                ``i + 0.5``.
+            shape: Number of samples of the signal along each axis.
+            steps: Distance between neighbouring positions along each axis, in samples of the signal; 1 if None.
 
         Returns:
-            ``(N, D)`` float32 where the places of all axes cross, last axis fastest.
+            ``(N, D)`` float32, the Cartesian product of the positions, last axis fastest.
 
         Raises:
-            ValueError: If the domain has no coordinates between samples, or the axes differ in number.
+            ValueError: If the domain has no coordinates between samples, or the number of axes is wrong.
         """
         raise ValueError(f"{type(self).__name__} has no coordinates between samples.")
 
     def cell(self, shape: Sequence[int]) -> tuple[float, ...]:
-        """Return how far each number of a coordinate reaches within its cell, for `jitter`; 0 where it must not move.
+        """Return the size of a cell along each coordinate dimension, for `jitter`; 0 for dimensions without noise.
 
         Args:
-            shape: Samples along each axis of the signal.
+            shape: Number of samples along each axis of the signal.
 
         Returns:
             ``D`` edge lengths.
@@ -82,10 +82,10 @@ class Domain(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Return the domain in words, for error messages."""
+        """Describe the domain for error messages."""
 
     def agrees(self, other: Domain) -> bool:
-        """Return whether a model that was trained on this domain can be used on another, up to rounding.
+        """Return whether a model trained on this domain can be used on another: equality up to rounding by default.
 
         Example:
             >>> Grid.unit(2).agrees(Grid.unit(1)), Grid.unit(1).agrees(Grid(((-1.0, 1.0 + 1e-12),)))
@@ -95,7 +95,7 @@ class Domain(ABC):
         return type(self) is type(other) and len(first) == len(second) and all(map(_close, first, second))
 
     def config(self) -> dict[str, Any]:
-        """Return the domain as ``class_path`` and ``init_args``, plain data that JSON holds.
+        """Return the domain as ``class_path`` and ``init_args``, JSON-compatible.
 
         Example:
             >>> Volume(1.5).config()
@@ -108,36 +108,36 @@ class Domain(ABC):
     def from_config(config: Any) -> Domain:
         """Return the domain of a `config`.
 
-        Only classes that are imported already are found, so that reading a file runs no foreign code.
+        Only classes that are already imported are accepted, so that reading a file never imports code.
 
         Raises:
-            ValueError: If the config names no domain, or its arguments do not fit.
+            ValueError: If the class is unknown or does not accept the arguments.
 
         Example:
             >>> Domain.from_config({"class_path": "datamodules.domain.Grid", "init_args": {"ranges": [[-1, 1]]}})
             Grid(ranges=((-1.0, 1.0),))
         """
         if not isinstance(config, Mapping) or not isinstance(config.get("init_args", {}), Mapping):
-            raise ValueError(f"A domain is stored as class_path and init_args, found: {config!r}.")
+            raise ValueError(f"A domain must have class_path and init_args, received: {config!r}.")
         known = {_path(domain): domain for domain in _subclasses(Domain)}  # type: ignore[type-abstract]
         if (domain := known.get(str(config.get("class_path")))) is None:
             raise ValueError(
-                f"The domain {config.get('class_path')!r} is unknown; known are {', '.join(sorted(known))}: import the module "
-                "that defines it first."
+                f"The domain {config.get('class_path')!r} is unknown: use one of {', '.join(sorted(known))}, or import the "
+                "module that defines it."
             )
         try:
-            made: Domain = domain(**config.get("init_args", {}))
+            instance: Domain = domain(**config.get("init_args", {}))
         except TypeError as error:
-            raise ValueError(f"The domain {config['class_path']} cannot be made: {error}") from error
-        return made
+            raise ValueError(f"The domain {config['class_path']} cannot be created: {error}") from error
+        return instance
 
 
 @dataclass(frozen=True)
 class Grid(Domain):
-    """A box whose regular samples are the centres of equal cells.
+    """An axis-aligned box, divided into equal cells; coordinates are the centres of the cells.
 
     Args:
-        ranges: Lower and upper end of every axis.
+        ranges: Lower and upper bound of every axis.
 
     Raises:
         ValueError: If a range is not two finite numbers in ascending order.
@@ -150,23 +150,23 @@ class Grid(Domain):
     ranges: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        """Make tuples of what files store as lists, and check them."""
+        """Convert lists, as stored in files, to tuples, and check the ranges."""
         try:
             ranges = tuple((float(low), float(high)) for low, high in self.ranges)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"ranges is {self.ranges!r}: give a lower and an upper end for every axis.") from error
+            raise ValueError(f"ranges is {self.ranges!r}: pass a lower and an upper bound for every axis.") from error
         if not ranges or not all(math.isfinite(high - low) and low < high for low, high in ranges):
-            raise ValueError(f"ranges is {ranges}: the ends of an axis are finite, the lower one first.")
+            raise ValueError(f"ranges is {ranges}: bounds must be finite and in ascending order.")
         object.__setattr__(self, "ranges", ranges)
 
     @classmethod
     def unit(cls, axes: int) -> Grid:
-        """Return ``[-1, 1]`` along so many axes."""
+        """Return the domain ``[-1, 1]`` along each axis."""
         return cls(((-1.0, 1.0),) * axes)
 
     @property
     def coord_dim(self) -> int:
-        """As many as there are axes."""
+        """The number of axes."""
         return len(self.ranges)
 
     def coords(
@@ -177,22 +177,24 @@ class Grid(Domain):
         *,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Return the centres of the cells that divide every axis into ``shape`` parts; see `Domain.coords`."""
+        """Return the centres of ``shape`` equal cells; see `Domain.coords`."""
         places = [
             torch.arange(start, stop, dtype=torch.float64, device=device) + 0.5 for start, stop in _spans(shape, box)
         ]
         return self.at(places, shape)
 
     def at(self, places: Sequence[Tensor], shape: Sequence[int], steps: Sequence[float] | None = None) -> Tensor:
-        """Return the positions of places between samples; see `Domain.at`.
+        """Return the coordinates of a grid of positions; see `Domain.at`.
 
         Example:
             >>> Grid.unit(1).at([torch.tensor([0.0, 0.5, 4.0])], (4,)).flatten().tolist()
             [-1.0, -0.75, 1.0]
         """
         if not len(places) == len(shape) == len(self.ranges):
-            raise ValueError(f"shape is {tuple(shape)}; this domain has {len(self.ranges)} axes, {self.ranges}.")
-        axes = [low + (high - low) * at / n for (low, high), at, n in zip(self.ranges, places, shape, strict=True)]
+            raise ValueError(f"shape is {tuple(shape)}, but the domain has {len(self.ranges)} axes: {self.ranges}.")
+        axes = [
+            low + (high - low) * place / n for (low, high), place, n in zip(self.ranges, places, shape, strict=True)
+        ]
         return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).reshape(-1, len(axes)).float()
 
     def cell(self, shape: Sequence[int]) -> tuple[float, ...]:
@@ -205,20 +207,19 @@ class Grid(Domain):
         return tuple((high - low) / n for (low, high), n in zip(self.ranges, shape, strict=True))
 
     def describe(self) -> str:
-        """Return the ends of the axes in words, once where all are the same."""
-        ends = dict.fromkeys(f"from {low:g} to {high:g}" for low, high in self.ranges)
-        shown = ends if len(ends) == 1 else [f"from {low:g} to {high:g}" for low, high in self.ranges]
-        return f"coordinates {', '.join(shown)}"
+        """Describe the ranges of the axes, once if all are the same."""
+        ranges = [f"from {low:g} to {high:g}" for low, high in self.ranges]
+        return f"coordinates {', '.join(ranges[:1] if len(set(ranges)) == 1 else ranges)}"
 
 
 @dataclass(frozen=True)
 class CellGrid(Grid):
-    """A grid whose coordinates hold the position, then the size of the cell (Chen et al. 2021, LIIF, section 3).
+    """A grid whose coordinates are positions and cell sizes (Chen et al. 2021, LIIF, section 3).
 
-    A model that sees the size of a cell can render it as the mean over the cell, at any resolution.
+    With the size as an input, a model can render the mean over a cell at any resolution.
 
     Args:
-        ranges: Lower and upper end of every axis.
+        ranges: Lower and upper bound of every axis.
 
     Example:
         >>> CellGrid.unit(2).coords((2, 4))[5].tolist()
@@ -227,28 +228,28 @@ class CellGrid(Grid):
 
     @property
     def coord_dim(self) -> int:
-        """Two for each axis: a position and the edge length of a cell."""
+        """Two per axis: the position and the edge length of the cell."""
         return 2 * len(self.ranges)
 
     def at(self, places: Sequence[Tensor], shape: Sequence[int], steps: Sequence[float] | None = None) -> Tensor:
-        """Return positions, and cells as large as the distance of neighbouring places; see `Domain.at`."""
+        """Return positions, and the distance between neighbours as the cell sizes; see `Domain.at`."""
         positions = super().at(places, shape)
         factors = [1.0] * len(shape) if steps is None else [float(step) for step in steps]
         sizes = [edge * factor for edge, factor in zip(super().cell(shape), factors, strict=True)]
         return torch.cat((positions, positions.new_tensor(sizes).expand_as(positions)), dim=-1)
 
     def cell(self, shape: Sequence[int]) -> tuple[float, ...]:
-        """Return the edge lengths of one cell, and zeros for the sizes, which do not move."""
+        """Return the edge lengths of one cell, and zeros for the cell sizes, which get no noise."""
         return super().cell(shape) + (0.0,) * len(self.ranges)
 
 
 @dataclass(frozen=True)
 class Rays(Domain):
-    """Rays of posed views: origin and direction in world units, six numbers.
+    """Rays of posed views, with origin and direction in world units.
 
     Args:
-        near: Depth at which rendering starts, in world units from the plane of the camera; None where it is not known.
-        far: Depth at which it ends; likewise.
+        near: Depth at which rendering starts, in world units from the camera plane; None if unknown.
+        far: Depth at which rendering ends; None if unknown.
     """
 
     near: float | None = None
@@ -256,7 +257,7 @@ class Rays(Domain):
 
     @property
     def coord_dim(self) -> int:
-        """6: a ray is an origin and a direction."""
+        """6, for origin and direction."""
         return 6
 
     def coords(
@@ -269,21 +270,21 @@ class Rays(Domain):
     ) -> Tensor:
         """Return the rays through the centres of the pixels of views (paper section 4.3, novel view synthesis).
 
-        Reference: as in the released code, directions are not normalised: they reach one unit along the optical axis, so that
-        a depth is a distance from the plane of the camera, not from the camera.
+        Reference: as in the released code, directions are not normalised: they have length one along the optical axis, so
+        that a depth is a distance from the camera plane, not from the camera.
 
         Args:
-            shape: ``(V, H, W)``, or ``(H, W)`` of one view.
+            shape: ``(V, H, W)``, or ``(H, W)`` for one view.
             box: Start and stop along each of these axes; all if None.
             cameras: Poses ``(..., V, 3, 4)`` and focal lengths ``(..., V, 2)`` in pixels, along columns and rows; without ``V``
-                where ``shape`` has none.
-            device: Where the rays are made; with the cameras if None.
+                if ``shape`` has none.
+            device: Device of the rays; that of the cameras if None.
 
         Returns:
-            ``(..., V * H * W, 6)``, view by view and row by row, in the precision of the cameras.
+            ``(..., V * H * W, 6)``, last axis of ``shape`` fastest, in the data type of the cameras.
 
         Raises:
-            ValueError: If there are no cameras, or not as many as views.
+            ValueError: If cameras are missing, or their number is not the number of views.
 
         Example:
             >>> cameras = (torch.eye(4)[:3], torch.tensor([1.0, 1.0]))
@@ -292,14 +293,14 @@ class Rays(Domain):
         """
         if cameras is None or not 2 <= len(shape) <= 3:
             raise ValueError(
-                f"Rays have coordinates of views (V, H, W) with cameras: shape is {tuple(shape)}, cameras are "
-                f"{'missing' if cameras is None else 'given'}."
+                f"Rays require cameras and a shape (V, H, W) or (H, W): shape is {tuple(shape)}, cameras are "
+                f"{'missing' if cameras is None else 'present'}."
             )
         (*views, rows, columns), (height, width) = _spans(shape, box), shape[-2:]
-        poses, focals = (numbers.to(device) for numbers in cameras)
+        poses, focals = (tensor.to(device) for tensor in cameras)
         if views:
             if poses.shape[-3] != shape[0]:
-                raise ValueError(f"shape is {tuple(shape)}, and there are cameras of {poses.shape[-3]} views.")
+                raise ValueError(f"shape is {tuple(shape)}, but there are cameras for {poses.shape[-3]} views.")
             poses, focals = poses[..., slice(*views[0]), :, :], focals[..., slice(*views[0]), :]
         row, column = torch.meshgrid(
             torch.arange(*rows, device=poses.device) + 0.5,
@@ -308,26 +309,26 @@ class Rays(Domain):
         )
         right = (column.flatten() - width / 2) / focals[..., :1]  # (..., H W)
         up = (height / 2 - row.flatten()) / focals[..., 1:]
-        inside = torch.stack((right, up, -torch.ones_like(up)), dim=-1)  # (..., H W, 3)
-        directions = inside @ poses[..., :3].mT
+        in_camera = torch.stack((right, up, -torch.ones_like(up)), dim=-1)  # (..., H W, 3)
+        directions = in_camera @ poses[..., :3].mT
         rays = torch.cat((poses[..., None, :, 3].expand_as(directions), directions), dim=-1)
         return rays.flatten(-3, -2) if views else rays
 
     def agrees(self, other: Domain) -> bool:
-        """Return whether the other domain has rays too; depths are compared by the renderer that uses them."""
+        """Return whether the other domain is also `Rays`; renderers that use the depths compare them."""
         return isinstance(other, Rays)
 
     def describe(self) -> str:
-        """Return the depths in words."""
+        """Describe the rays with their depths."""
         return "rays" if self.near is None or self.far is None else f"rays at depths from {self.near:g} to {self.far:g}"
 
 
 @dataclass(frozen=True)
 class Volume(Domain):
-    """Points of space that lie anywhere in a cube around the origin, as samples of surfaces and along rays do.
+    """Points in a cube around the origin, such as samples of surfaces and along rays.
 
     Args:
-        bound: The cube reaches from ``-bound`` to ``bound`` along every axis.
+        bound: The cube extends from ``-bound`` to ``bound`` along every axis.
 
     Raises:
         ValueError: If ``bound`` is not positive and finite.
@@ -342,11 +343,11 @@ class Volume(Domain):
     def __post_init__(self) -> None:
         """Check the bound."""
         if not 0 < self.bound < math.inf:
-            raise ValueError(f"bound is {self.bound}; it must be positive and finite.")
+            raise ValueError(f"bound is {self.bound}: it must be positive and finite.")
 
     @property
     def coord_dim(self) -> int:
-        """3: x, y and z."""
+        """3, for x, y and z."""
         return 3
 
     def coords(
@@ -357,11 +358,11 @@ class Volume(Domain):
         *,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Return the centres of the cells that divide the cube, for marching cubes; see `Domain.coords`."""
+        """Return the centres of ``shape`` equal cells, for marching cubes; see `Domain.coords`."""
         return self._grid.coords(shape, box, device=device)
 
     def at(self, places: Sequence[Tensor], shape: Sequence[int], steps: Sequence[float] | None = None) -> Tensor:
-        """Return positions between the centres of cells; see `Domain.at`."""
+        """Return the coordinates of a grid of positions; see `Domain.at`."""
         return self._grid.at(places, shape)
 
     def cell(self, shape: Sequence[int]) -> tuple[float, ...]:
@@ -369,8 +370,8 @@ class Volume(Domain):
         return self._grid.cell(shape)
 
     def describe(self) -> str:
-        """Return the cube in words."""
-        return f"points of space within {self.bound:g} of the origin"
+        """Describe the cube."""
+        return f"points in a cube from {-self.bound:g} to {self.bound:g}"
 
     @property
     def _grid(self) -> Grid:
@@ -379,7 +380,7 @@ class Volume(Domain):
 
 
 def exact(numbers: Tensor) -> Tensor:
-    """Return numbers in float32, or in float64 if that is what they are; bfloat16 and float16 are converted.
+    """Convert bfloat16 and float16 to float32; keep float32 and float64.
 
     Example:
         >>> [exact(torch.zeros(1, dtype=dtype)).dtype for dtype in (torch.bfloat16, torch.float64)]
@@ -389,14 +390,14 @@ def exact(numbers: Tensor) -> Tensor:
 
 
 def jitter(coords: Tensor, cell: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Move every coordinate uniformly within its cell (paper section 4, coordinate noise).
+    """Add uniform noise within the cell of each coordinate (paper section 4, coordinate noise).
 
-    Reference: the released code scales both axes by the first one's cell; here each axis has its own.
+    Reference: the released code scales both axes by the cell of the first axis; here each axis uses its own.
 
     Args:
         coords: ``(..., D)`` cell centres.
-        cell: Edge lengths of a cell, one per axis, as `Domain.cell` returns them.
-        generator: Where the draw comes from; on the device of ``coords``.
+        cell: Edge lengths of a cell, one per dimension, as returned by `Domain.cell`.
+        generator: Random number generator on the device of ``coords``.
 
     Returns:
         Coordinates of the same shape, at most half a cell away.
@@ -405,55 +406,55 @@ def jitter(coords: Tensor, cell: Sequence[float], generator: torch.Generator) ->
     return coords + noise * coords.new_tensor(cell)
 
 
-def subset(total: int, wanted: float | int, generator: torch.Generator) -> Tensor:
-    """Draw a random subset of ``range(total)``.
+def subset(total: int, size: float | int, generator: torch.Generator) -> Tensor:
+    """Return a random subset of ``range(total)``.
 
     Args:
-        total: How many there are.
-        wanted: A ratio in (0, 1] if a float, a count of at least 1 if an integer; more than all means all.
-        generator: Where the draw comes from; the indices lie on its device.
+        total: Number of elements.
+        size: A ratio in (0, 1] if a float, a count of at least 1 if an integer; counts above ``total`` select all elements.
+        generator: Random number generator, whose device is that of the indices.
 
     Returns:
-        Distinct indices in ascending order.
+        Distinct indices in ascending order, at least one.
 
     Example:
         >>> subset(4, 1.0, torch.Generator()).tolist()
         [0, 1, 2, 3]
     """
-    count = round(total * wanted) if isinstance(wanted, float) else wanted
+    count = round(total * size) if isinstance(size, float) else size
     count = max(1, min(total, count))
     order = torch.randperm(total, generator=generator, device=generator.device)
     return order[:count].sort().values
 
 
 def _spans(shape: Sequence[int], box: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
-    """Return start and stop along each axis; all of it if there is no box."""
+    """Return start and stop along each axis; those of the complete signal if there is no box."""
     if box is None:
         return [(0, extent) for extent in shape]
     if len(box) != len(shape):
-        raise ValueError(f"box is {tuple(box)}; a signal of shape {tuple(shape)} has {len(shape)} axes.")
+        raise ValueError(f"box is {tuple(box)}, but a signal of shape {tuple(shape)} has {len(shape)} axes.")
     return [(start, stop) for start, stop in box]
 
 
 def _subclasses(parent: type[Domain]) -> Iterator[type[Domain]]:
-    """Yield all classes derived from one."""
+    """Yield all subclasses recursively."""
     for child in parent.__subclasses__():
         yield child
         yield from _subclasses(child)
 
 
 def _path(domain: type[Domain]) -> str:
-    """Return the dotted name of a class."""
+    """Return the class path of a domain."""
     return f"{domain.__module__}.{domain.__qualname__}"
 
 
 def _plain(value: Any) -> Any:
-    """Return a field with lists in the place of tuples."""
+    """Convert nested tuples to lists."""
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    """Yield what nested tuples hold."""
+    """Yield the elements of nested tuples and lists."""
     if isinstance(value, (tuple, list)):
         for item in value:
             yield from _flat(item)
@@ -462,7 +463,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _close(first: Any, second: Any) -> bool:
-    """Return whether two fields are equal, numbers up to rounding."""
+    """Return whether two values are equal, numbers up to rounding."""
     if isinstance(first, (int, float)) and isinstance(second, (int, float)):
         return math.isclose(first, second)
     return bool(first == second)

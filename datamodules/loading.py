@@ -1,4 +1,4 @@
-"""Which items are loaded when: an order and random draws that depend on (seed, epoch, index) and on nothing else."""
+"""Samplers and loaders whose order and random numbers depend only on seed, epoch and index."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Augmentation = Callable[[Signal, torch.Generator], Signal]
 
 
 class AddressSampler(DistributedSampler[Address]):
-    """Yields (epoch, index) for the items of one process, so that any number of processes see the same global batches.
+    """Distributed sampler of (epoch, index) whose global batches do not depend on the number of processes.
 
     Batch ``t`` of all processes together is the same set of items for any split of the same total batch size. Shuffled
-    epochs drop what does not divide evenly; unshuffled ones neither drop nor repeat an item.
+    epochs drop the items that do not divide evenly; unshuffled ones neither drop nor repeat an item.
 
     Args:
-        size: Items of the data set.
-        shuffle: Whether to draw a new order every epoch.
-        seed: Seed of the orders.
-        rank: This process, from 0.
+        size: Number of items of the data set.
+        shuffle: Whether to shuffle the items every epoch.
+        seed: Seed of the shuffling.
+        rank: Rank of this process.
         world_size: Number of processes.
-        skip: Items to leave out at the start of the first epoch, to go on where an interrupted run stopped.
+        skip: Number of items to skip at the start of the first epoch, to resume an interrupted run.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AddressSampler(DistributedSampler[Address]):
         return iter([(self.epoch, index) for index in self._indices()[skip:]])
 
     def __len__(self) -> int:
-        """Return the number of items of this process in a whole epoch."""
+        """Return the number of items of this process in a complete epoch."""
         return len(self._indices())
 
     def _indices(self) -> list[int]:
@@ -55,10 +55,10 @@ class AddressSampler(DistributedSampler[Address]):
 
 
 class FixedSampler(AddressSampler, SequentialSampler):  # type: ignore[misc]
-    """Yields the same addresses in every epoch, in order, for ``overfit_batches`` of the trainer.
+    """Sampler that returns the same addresses in order in every epoch, for ``overfit_batches`` of the trainer.
 
-    Items are those of epoch 0, so that their augmentation and noise stay the same too. The trainer takes a `SequentialSampler`
-    as it is. Every process has as many items.
+    All epochs are epoch 0, so that augmentation and noise do not change either. The trainer does not replace a
+    `SequentialSampler`. Every process has the same number of items.
     """
 
     def _indices(self) -> list[int]:
@@ -70,11 +70,11 @@ class FixedSampler(AddressSampler, SequentialSampler):  # type: ignore[misc]
 
 
 class Addressed(Dataset[Signal]):
-    """A data set read by (epoch, index): each item gets its seed and, in training, its augmentation.
+    """A data set indexed by (epoch, index), which adds the seed of an item and applies the augmentation.
 
     Args:
         dataset: The raw items, by index.
-        augmentation: Applied with the item's own generator; None leaves items as they are.
+        augmentation: Function of an item and its generator; None for no augmentation.
         seed: Seed of the run.
         training: Whether the items are training instances, which get their index.
     """
@@ -97,15 +97,15 @@ class Addressed(Dataset[Signal]):
 
 
 class ResumingLoader(DataLoader[Signal]):
-    """A loader of training items that goes on where an interrupted epoch stopped.
+    """A loader of training items that resumes an interrupted epoch.
 
-    Where that was, and which epoch it is, it asks when the first batch is wanted: the trainer makes loaders, and iterators
-    that prefetch, before it has restored its progress.
+    The number of batches to skip is determined when the first batch is requested, because the trainer creates loaders and
+    prefetching iterators before it restores its progress.
 
     Args:
-        dataset: What `AddressSampler` addresses.
-        done: Returns the batches of this epoch that are done already.
-        options: Of `DataLoader`, its sampler an `AddressSampler`.
+        dataset: A data set indexed by the addresses of an `AddressSampler`.
+        done: Function that returns the number of batches of this epoch that are done.
+        options: Arguments of `DataLoader`; its sampler must be an `AddressSampler`.
     """
 
     def __init__(self, dataset: Dataset[Signal], done: Callable[[], int], **options: Any) -> None:
@@ -113,7 +113,7 @@ class ResumingLoader(DataLoader[Signal]):
         self.done = done
 
     def __iter__(self) -> Iterator[Signal]:  # type: ignore[override]
-        """Yield the batches that are left."""
+        """Yield the remaining batches of the epoch."""
         cast(AddressSampler, self.sampler).skip = self.done() * cast(int, self.batch_size)
         yield from super().__iter__()
 
@@ -123,7 +123,7 @@ class InMemory(Dataset[Signal]):
 
     Args:
         items: The signals.
-        length: Items of an epoch; the number of signals if None.
+        length: Number of items of an epoch; the number of signals if None.
     """
 
     def __init__(self, items: Sequence[Signal], length: int | None = None) -> None:
@@ -131,11 +131,11 @@ class InMemory(Dataset[Signal]):
         self.length = length or len(self.items)
 
     def __len__(self) -> int:
-        """Return the items of an epoch."""
+        """Return the number of items of an epoch."""
         return self.length
 
     def __getitem__(self, index: int) -> Signal:
-        """Return signal ``index``, counted round and round."""
+        """Return signal ``index`` modulo the number of signals."""
         if not 0 <= index < self.length:
-            raise IndexError(f"index {index} is not in an epoch of {self.length} items")  # which also ends iteration
+            raise IndexError(f"index {index} is out of range for {self.length} items")  # also ends iteration
         return self.items[index % len(self.items)]

@@ -1,4 +1,4 @@
-"""Randomness with an address: every draw is a function of what it is for, never of process, worker or device count."""
+"""Addressed random numbers: functions of seed, epoch, instance and step, never of processes, workers or devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def global_seed() -> int:
-    """Return the seed of this run: what ``seed_everything`` was given, or 0."""
+    """Return the seed set by ``seed_everything``, 0 by default."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
@@ -25,5 +25,5 @@ def seed_at(*address: int | str) -> int:
 
 
 def generator_at(*address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a generator on ``device`` that starts at an address."""
+    """Return a generator on ``device``, seeded with an address."""
     return torch.Generator(device).manual_seed(seed_at(*address))

@@ -1,4 +1,4 @@
-"""What a data module states once, and what a kind of signal has to know of itself."""
+"""Specification of the data: `DataSpec`, and the base class of modalities."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from datamodules.domain import Domain
 
 
 class Headline(NamedTuple):
-    """The metric that stands for all: shown while training, monitored by checkpoints, first in tables.
+    """The main metric: shown in the progress bar, monitored by checkpoints, first in tables.
 
     Attributes:
-        metric: Its name, as in ``metrics`` of a composer.
-        direction: Whether more or less of it is better.
-        unit: Printed after it; empty if it has none.
+        metric: Name of the metric, as in ``metrics`` of a composer.
+        direction: Whether larger (``max``) or smaller (``min``) values are better.
+        unit: Unit that is printed after the value; empty if there is none.
     """
 
     metric: str
@@ -27,20 +27,21 @@ class Headline(NamedTuple):
 
 
 class Modality:
-    """A kind of signal: how it is read, written, drawn and measured. The classes are in `modalities`.
+    """Base class of modalities: how signals of one kind are read, written, drawn and measured. See `modalities`.
 
-    This one stands for signals of no particular kind: they are trained on and measured by the PSNR, but not drawn or written.
-    A subclass says what differs; figures, predictions, W&B media and ``tools.codes`` ask these methods and nothing else.
+    This class itself is used for signals of no particular kind: training and PSNR work, drawing and writing do not. Figures,
+    predictions, W&B media and ``tools.codes`` call only the methods of this interface.
 
     Attributes:
-        name: Of the option of ``cli.py predict`` that reads such signals.
-        noun: What one signal is called in messages and tables.
-        headline: The metric that stands for all.
+        name: Name of the option of ``cli.py predict`` for such signals.
+        noun: Noun for a signal in messages and tables.
+        headline: The main metric.
         reader: Class path of the data module that reads files for prediction.
-        reading: Arguments of ``reader`` that are options of ``cli.py predict``, besides the paths themselves.
-        writer: What writes a prediction: a frozen dataclass derived from `modalities.writing.Writer`, whose fields are options
-            of ``cli.py predict``; None if such signals are not written.
-        decoding: Fields of ``writer`` that are options of ``python -m tools.codes``; empty if a code cannot be decoded alone.
+        reading: Arguments of ``reader`` that are options of ``cli.py predict``, in addition to the paths.
+        writer: Class that writes predictions: a frozen dataclass derived from `modalities.writing.Writer`, whose fields are
+            options of ``cli.py predict``; None if such signals cannot be written.
+        decoding: Fields of ``writer`` that are options of ``python -m tools.codes``; empty if codes cannot be decoded on their
+            own.
     """
 
     name: ClassVar[str] = "signals"
@@ -52,30 +53,30 @@ class Modality:
     decoding: ClassVar[tuple[str, ...]] = ()
 
     def metrics(self) -> Mapping[str, Any]:
-        """Return the metrics by name, each a `composers.metrics.InstanceMetric`; the headline is one of them."""
+        """Return the metrics by name, each a `composers.metrics.InstanceMetric`, including the headline."""
         return {}
 
     def read(self, path: str | Path) -> tuple[Any, dict[str, Any]]:
-        """Return the signal in a file or folder, and facts that a writer needs.
+        """Return the signal in a file or folder, and the properties of the file that a writer needs.
 
         Raises:
-            ValueError: If it cannot be read; the message names the file.
+            ValueError: If the file cannot be read; the message contains its path.
         """
         raise ValueError(f"{path} cannot be read: {type(self).__name__} reads no files.")
 
     def write(self, reconstruction: Any, path: str | Path, **options: Any) -> dict[str, str]:
-        """Write what a model makes of a signal.
+        """Write a prediction.
 
         Args:
             reconstruction: A `modalities.writing.Reconstruction`.
-            path: Of the files, without their endings.
+            path: Path of the files without suffixes.
             options: Fields of ``writer``.
 
         Returns:
             The row of the table of predictions.
 
         Raises:
-            ValueError: If an option is out of range, or such signals are not written.
+            ValueError: If an option is out of range, or such signals cannot be written.
         """
         if self.writer is None:
             raise ValueError(f"{path} cannot be written: {type(self).__name__} writes no files.")
@@ -83,88 +84,88 @@ class Modality:
         return row
 
     def input_shape(self, composer: Any) -> tuple[int, ...] | None:
-        """Return the shape of the signals that a model takes; None if it does not say.
+        """Return the shape of the input signals of a model, None if unknown.
 
         Raises:
-            ValueError: If it takes signals of another kind.
+            ValueError: If the model is for signals of another kind.
         """
         return None
 
     def shown(self, instance: Instance) -> Instance | None:
-        """Return what of an instance a figure shows; None if such signals are not drawn."""
+        """Return the part of an instance that a figure shows; None if such signals cannot be drawn."""
         return None
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Any:
-        """Return values ``(N, C)`` as a PIL image; ``N`` unflattens as ``shape``."""
+        """Return values ``(N, C)`` as a PIL image; ``N`` unflattens to ``shape``."""
         raise ValueError(f"{type(self).__name__} draws nothing.")
 
     def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Any:
-        """Return cells in rows and columns as one PIL image, as many in every row; smaller ones if ``compact``."""
+        """Return a PIL image of rows of equally many cells, drawn smaller if ``compact``."""
         raise ValueError(f"{type(self).__name__} draws nothing.")
 
     def context(self, instance: Instance) -> list[Cell]:
-        """Return the cells of a row before the instance itself: what a model looked at, where that is something else."""
+        """Return the cells that precede an instance in a row: the input of the model, if it differs from the target."""
         return []
 
     def extras(self, composer: Any, modulations: Any, shown: Instance, max_memory: float = 500.0) -> list[Cell]:
-        """Return further cells of a row: what else a model makes of an instance.
+        """Return additional cells of a row, such as the depth of a view.
 
         Args:
             composer: The model.
-            modulations: Of one instance, on the device of the model.
-            shown: What `shown` returned of the instance.
-            max_memory: MB that rendering may take above the model and the result.
+            modulations: Modulations of one instance, on the device of the model.
+            shown: Result of `shown` for the instance.
+            max_memory: Memory for rendering in MB, in addition to the model and the result.
         """
         return []
 
     def save_media(
         self, composer: Any, modulations: Any, instance: Instance, stem: Path, max_memory: float = 500.0
     ) -> bool:
-        """Write what a figure cannot show: sound, or a turntable video.
+        """Write files that complement a figure: audio, or a turntable video.
 
         Args:
             composer: The model.
-            modulations: Of one instance, on the device of the model.
-            instance: With its reconstructions.
-            stem: Of the files, without their endings.
-            max_memory: MB that rendering may take above the model and the result.
+            modulations: Modulations of one instance, on the device of the model.
+            instance: The instance with its reconstructions.
+            stem: Path of the files without suffixes.
+            max_memory: Memory for rendering in MB, in addition to the model and the result.
 
         Returns:
-            Whether anything was written.
+            Whether files were written.
         """
         return False
 
     def values_at(self, composer: Any, modulations: Any, coords: Tensor, max_memory: float = 500.0) -> Tensor:
-        """Return values ``(N, C)`` of one instance at ``coords (N, D)``, on the CPU, rendered a part at a time."""
+        """Return the values ``(N, C)`` of one instance at ``coords (N, D)``, rendered in chunks, on the CPU."""
         raise ValueError(f"{type(self).__name__} draws nothing.")
 
     def medium(self, cell: Cell) -> Any:
-        """Return a cell as loggers show it: a PIL image, or one of the media of `modalities.drawing`."""
+        """Return a cell for loggers: a PIL image, or one of the media of `modalities.drawing`."""
         return self.panel(cell.values, cell.shape)
 
     def media(self, instance: Instance) -> dict[str, Any]:
-        """Return what loggers show of an instance and its reconstructions, by column of a table."""
+        """Return media of an instance and its reconstructions for loggers, by column of a table."""
         return {}
 
     def animation(self, composer: Any, modulations: Any, instance: Instance, frames: int) -> Any:
-        """Return a small `modalities.drawing.Animation` of an instance for loggers; None where nothing moves."""
+        """Return a small `modalities.drawing.Animation` of an instance for loggers; None if there is none."""
         return None
 
     def decodes(self, code: Any) -> bool:
-        """Return whether a `composers.codes.InstanceCode` stands for such a signal."""
+        """Return whether a `composers.codes.InstanceCode` represents such a signal."""
         return False
 
 
 class DataSpec(NamedTuple):
-    """What a data module states of its signals, once.
+    """Specification of the signals of a data module.
 
     Attributes:
-        domain: Where they are defined, the maker of their coordinates.
+        domain: Domain of the signals, which creates their coordinates.
         value_dim: ``C``, channels of a value.
-        signal_shape: Of the signal that an encoder takes: ``(C, *shape)`` on a grid, ``(V, 3, H, W)`` of views.
-        modality: What kind of signal they are, for whoever reads, writes, draws or measures them.
-        num_instances: Training instances; None where they cannot be counted, as before set-up.
-        sample_rate: Samples per second of audio; None of signals that are not sampled in time.
+        signal_shape: Shape of the input of an encoder: ``(C, *shape)`` on a grid, ``(V, 3, H, W)`` for views.
+        modality: Modality of the signals, which reads, writes, draws and measures them.
+        num_instances: Number of training instances; None if unknown, for example before `setup`.
+        sample_rate: Sampling rate of audio in Hz; None for other signals.
     """
 
     domain: Domain
@@ -175,7 +176,7 @@ class DataSpec(NamedTuple):
     sample_rate: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Return all of it as plain data, for checkpoints; the modality by its name."""
+        """Return the specification as plain data for checkpoints, with the name of the modality."""
         return self._asdict() | {
             "domain": self.domain.config(),
             "signal_shape": list(self.signal_shape),
@@ -184,26 +185,26 @@ class DataSpec(NamedTuple):
 
 
 FromData = Mapping[str, Callable[[DataSpec], Any]]
-"""What a part of a model takes from the data: a function of the `DataSpec` by the name of the constructor's argument.
+"""Arguments that a part of a model takes from the data: functions of the `DataSpec` by the name of the argument.
 
-A part declares it as the class attribute ``from_data`` and keeps the value under the name of the argument. Where a config
-leaves such an argument None, the command line fills it in; where it was given, it is compared at set-up.
+A part declares them as the class attribute ``from_data`` and stores each value in the attribute of the same name. If a config
+sets such an argument to None, the command line fills it in; other values are compared with the data at set-up.
 """
 
 
 def declared(part: Any) -> FromData:
-    """Return what a part, or its class, declares to take from the data; nothing if it declares nothing."""
+    """Return ``from_data`` of a part or its class, empty if there is none."""
     found: FromData = getattr(part, "from_data", None) or {}
     return found
 
 
 def coord_dim(spec: DataSpec) -> int:
-    """Return the dimensions of a coordinate, for ``from_data``."""
+    """Return the number of coordinate dimensions, for ``from_data``."""
     return spec.domain.coord_dim
 
 
 def value_dim(spec: DataSpec) -> int:
-    """Return the channels of a value, for ``from_data``."""
+    """Return the number of channels of a value, for ``from_data``."""
     return spec.value_dim
 
 
@@ -213,7 +214,7 @@ def signal_shape(spec: DataSpec) -> tuple[int, ...]:
 
 
 def agrees(given: Any, stated: Any) -> bool:
-    """Return whether an argument that was given fits what the data states; an axis of -1 is open, and None is no statement.
+    """Return whether an argument is compatible with the data; an axis of -1 and None are compatible with everything.
 
     Example:
         >>> agrees((3, -1, 8), (3, 16, 8)), agrees((3, 16), (3, 16, 8)), agrees(2.0, 2), agrees(2, None)

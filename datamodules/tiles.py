@@ -1,4 +1,4 @@
-"""Tiles: boxes that cover a signal with overlap, and the weights that blend them without seams. Pure functions."""
+"""Overlapping tiles that cover a signal, and weights that blend them without seams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Box = tuple[tuple[int, int], ...]
 
 
 def whole(shape: Sequence[int]) -> Box:
-    """Return the box that is all of a signal.
+    """Return the box of a complete signal.
 
     Example:
         >>> whole((480, 640))
@@ -23,32 +23,30 @@ def whole(shape: Sequence[int]) -> Box:
 
 
 def boxes(shape: Sequence[int], size: int, overlap: int) -> list[Box]:
-    """Return boxes of one size that cover a signal, evenly spaced, neighbours overlapping by at least ``overlap``.
+    """Return evenly spaced boxes of one size that cover a signal; neighbours overlap by at least ``overlap``.
 
     Args:
-        shape: Extents of the signal.
-        size: Extent of a box along every axis; an axis that is not longer has one box, as long as the axis.
-        overlap: Samples that neighbours share at least, in ``[0, size)``.
+        shape: Shape of the signal.
+        size: Size of a box along every axis; shorter axes have one box of their own size.
+        overlap: Minimum number of samples that neighbours share, in ``[0, size)``.
 
     Returns:
-        For every box its start and stop along every axis, last axis fastest.
+        Start and stop of every box along every axis, last axis fastest.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If ``size`` or ``overlap`` is out of range.
 
     Example:
         >>> boxes((10, 4), size=6, overlap=2)
         [((0, 6), (0, 4)), ((4, 10), (0, 4))]
     """
     if size < 1 or not 0 <= overlap < size:
-        raise ValueError(
-            f"Tiles of {size} samples with an overlap of {overlap}: the size is at least 1, the overlap less."
-        )
+        raise ValueError(f"size is {size}, overlap {overlap}: size must be at least 1, overlap in [0, size).")
     return list(itertools.product(*(_spans(extent, size, overlap) for extent in shape)))
 
 
 def cover(shape: Sequence[int], size: int) -> list[Box]:
-    """Return the tiles of an image: `boxes` whose neighbours share a quarter of their size.
+    """Return the tiles of an image: `boxes` that overlap by a quarter of their size.
 
     Example:
         >>> len(cover((400, 600), 64))
@@ -58,11 +56,11 @@ def cover(shape: Sequence[int], size: int) -> list[Box]:
 
 
 def bands(shape: Sequence[int], largest: int) -> Iterator[Box]:
-    """Yield boxes that cover a signal one after the other, in the order of its samples (last axis fastest).
+    """Yield disjoint boxes that cover a signal in the order of its samples (last axis fastest).
 
     Args:
-        shape: Extents of the signal.
-        largest: Samples of a box at most, at least 1.
+        shape: Shape of the signal.
+        largest: Maximum number of samples of a box, at least 1.
 
     Example:
         >>> list(bands((3, 4), 8)), list(bands((2, 3), 2))[:2]
@@ -90,16 +88,16 @@ def _spans(extent: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def blend_weight(places: Tensor, span: tuple[int, int], extent: int, overlap: float) -> Tensor:
-    """Return how much a box counts along one axis: 1 inside, falling smoothly to 0 at ends that are not the signal's own.
+    """Return the weight of a box along one axis: 1 inside, with a smooth transition to 0 at ends within the signal.
 
     Args:
-        places: ``(n,)`` places within the span, in samples of the signal.
+        places: ``(n,)`` positions within the span, in samples of the signal.
         span: Start and stop of the box.
-        extent: Of the signal.
-        overlap: Samples over which the weight falls.
+        extent: Size of the signal.
+        overlap: Width of the transition in samples.
 
     Returns:
-        ``(n,)`` above 0, so that a mean weighted with it is defined wherever there is one box.
+        ``(n,)`` positive weights, so that a weighted mean is defined where only one box lies.
 
     Example:
         >>> blend_weight(torch.tensor([0.0, 4.0, 5.0, 6.0]), (0, 6), 10, overlap=2).round(decimals=2).tolist()

@@ -1,4 +1,4 @@
-"""Kinds of signals as people touch them: read, written, drawn, measured."""
+"""Modalities: reading, writing, drawing and measuring each kind of signal."""
 
 from datamodules.spec import Modality
 from modalities.audio import Audio

@@ -1,4 +1,4 @@
-"""Audio: read, encoded, decoded at any sampling rate, written, drawn and measured."""
+"""Audio: reading, encoding, decoding at any sampling rate, writing, drawing and metrics."""
 
 from __future__ import annotations
 
@@ -23,87 +23,93 @@ from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline, Modality
 from datamodules.storage.audio import read_recording
 from datamodules.storage.files import written_whole
-from datamodules.storage.recordings import cut_recording, measured, read_seen, recording_tiles
+from datamodules.storage.recordings import cut_recording, prepare_recording, recording_tiles, samples_in_tile
 from datamodules.tiles import Box
 from modalities.decoding import values_at
 from modalities.drawing import Waveform
 from modalities.spectrogram import draw, figure_image, save_figure
 from modalities.writing import Prediction, Row, Writer
 
-_PANEL, _COMPACT = (4.2, 2.2), (2.4, 1.8)  # hundreds of pixels of a spectrogram in a figure
-_LARGEST_WAV = 2**32 - 64  # bytes of samples; its header counts them in 32 bits
+_PANEL, _COMPACT = (4.2, 2.2), (2.4, 1.8)  # width and height of a spectrogram in hundreds of pixels
+_MAX_WAV_SIZE = 2**32 - 64  # bytes of samples, which the header counts in 32 bits
 
 
 def encode(
     composer: Composer,
     source: str | Path | Tensor,
-    rate: int = 16000,
+    sample_rate: int = 16000,
     *,
     refinement: Refinement | None = None,
     batch_size: int = 16,
 ) -> InstanceCode:
-    """Return the code of a recording: predicted, then refined, in overlapping tiles if it is longer than the model's signals.
+    """Encode a recording: predict its latents, then refine them; long recordings are cut into overlapping tiles.
 
     Args:
         composer: A model of audio.
-        source: A file of audio, resampled and mixed as the model needs it; or ``(C, n)`` in [-1, 1] at ``rate``.
-        rate: Samples per second of the signals that the model was trained with.
-        refinement: Steps and rate; the model's own if None, ``Refinement(steps=0)`` for the prediction alone.
-        batch_size: Tiles at a time.
+        source: An audio file, which is resampled and mixed for the model; or ``(C, n)`` in [-1, 1] at ``sample_rate``.
+        sample_rate: Samples per second of the signals that the model was trained with.
+        refinement: Steps and learning rate; those of the model if None, ``Refinement(steps=0)`` for the prediction alone.
+        batch_size: Number of tiles encoded at a time.
 
     Raises:
-        ValueError: If the recording cannot be read, or the model takes no sound.
+        ValueError: If the recording cannot be read, or the model is not a model of audio.
 
     Example:
         ``code = encode(composer, "speech.wav")``
     """
     channels, length = input_shape(composer)
     if isinstance(source, Tensor):
-        values, facts, name = source, own_facts(rate, source.shape[-1]), ""
+        values, facts, name = source, source_facts(sample_rate, source.shape[-1]), ""
     else:
-        seen = read_seen(source, channels, rate)
-        values, facts, name = seen.values, own_facts(seen.rate, seen.samples), Path(source).stem
+        recording = prepare_recording(source, channels, sample_rate)
+        values, name = recording.values, Path(source).stem
+        facts = source_facts(recording.original_sample_rate, recording.original_samples)
     if values.dim() != 2 or len(values) != channels or not values.shape[1]:
         raise ValueError(
-            f"The recording has shape {tuple(values.shape)}: this model takes ({channels}, n), n at least 1."
+            f"The recording has shape {tuple(values.shape)}; this model takes ({channels}, n) with n at least 1."
         )
-    steps, domain = refinement or composer.refinement, Grid(((-length / rate, length / rate),))
-    places = recording_tiles(values.shape[1], length)
-    parts = (places[start : start + batch_size] for start in range(0, len(places), batch_size))
-    latents = encoded(composer, (_observation(values, some, domain, composer.device) for some in parts), steps)
+    steps, domain = refinement or composer.refinement, Grid(((-length / sample_rate, length / sample_rate),))
+    boxes = recording_tiles(values.shape[1], length)
+    batches = (boxes[start : start + batch_size] for start in range(0, len(boxes), batch_size))
+    latents = encoded(composer, (_observation(values, batch, domain, composer.device) for batch in batches), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
     facts |= steps_taken(composer, steps.steps)
-    return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
+    return InstanceCode(latents, boxes, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
 
 
-def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_memory: float = 500.0) -> Tensor:
-    """Return the sound of a code at any rate, ``(C, n)`` on the CPU, unclipped.
+def render(composer: Composer, code: InstanceCode, sample_rate: int | None = None, max_memory: float = 500.0) -> Tensor:
+    """Decode a code to audio ``(C, n)`` on the CPU at any sampling rate; values are not clipped.
 
-    Sample 0 stands at the same time at every rate, as resampling has it: of twice the rate, every other sample is the same.
+    Sample 0 has the same time at every sampling rate, as in resampling: at twice the sampling rate, every other sample is the
+    same.
 
     Args:
         composer: The model of the code.
-        code: Of a recording.
-        rate: Samples per second; those of the recording that was encoded if None.
-        max_memory: MB that decoding may take above the model and the sound.
+        code: Code of a recording.
+        sample_rate: Samples per second; those of the encoded recording if None.
+        max_memory: Memory in MB for decoding, besides the model and the result.
 
     Raises:
-        ValueError: If the code is of another model or no sound, or the rate is out of range.
+        ValueError: If the code is of another model or not of audio, or the sampling rate is out of range.
 
     Example:
         ``save_wav(render(composer, code, 48000), 48000, Path("speech.wav"))``
     """
     if len(code.shape) != 1:
-        raise ValueError(f"This code stands for a signal of shape {code.shape}, not for sound.")
-    wanted = own_rate(code) if rate is None else rate
-    if wanted < 1:
-        raise ValueError(f"rate is {wanted}; it must be at least 1.")
-    seen = code_rate(code)
-    axis = Axis(_count(code, wanted), Fraction(seen, wanted), Fraction(wanted, 2 * seen))
+        raise ValueError(f"This code is of a signal of shape {code.shape}, not of audio.")
+    sample_rate = recording_sample_rate(code) if sample_rate is None else sample_rate
+    if sample_rate < 1:
+        raise ValueError(f"sample_rate is {sample_rate}; it must be at least 1.")
+    model_sample_rate = code_sample_rate(code)
+    axis = Axis(
+        _num_samples(code, sample_rate),
+        Fraction(model_sample_rate, sample_rate),
+        Fraction(sample_rate, 2 * model_sample_rate),
+    )
     try:
         values = torch.empty(composer.network.value_dim, axis.number)
     except RuntimeError as error:
-        raise ValueError(f"{axis.number:,} samples do not fit into memory: ask for a lower rate.") from error
+        raise ValueError(f"{axis.number:,} samples do not fit into memory: choose a lower sample_rate.") from error
     done = 0
     for band in decode_at(composer, code, [axis], max_memory):
         values[:, done : done + len(band)] = band.mT
@@ -111,130 +117,131 @@ def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_
     return values
 
 
-def save_wav(values: Tensor, rate: int, path: Path, bits: int = 16) -> None:
-    """Write audio as an integer PCM WAV file, whole or not at all.
+def save_wav(values: Tensor, sample_rate: int, path: Path, bits: int = 16) -> None:
+    """Write audio as an integer PCM WAV file, atomically.
 
     Args:
         values: ``(C, n)``, clipped to [-1, 1].
-        rate: Samples per second.
+        sample_rate: Samples per second.
         path: The file.
         bits: Bits per sample, 16 or 24.
 
     Raises:
-        ValueError: If the audio is longer than a WAV file can be, or ``bits`` is another number.
+        ValueError: If the audio exceeds the size limit of WAV files, or ``bits`` is neither 16 nor 24.
     """
     import soundfile  # here, because images and scenes do not need it
 
     check_bits(bits)
-    if values.numel() * bits // 8 > _LARGEST_WAV:
-        raise ValueError(f"{path} would be longer than a WAV can be, 4 GB: ask for a lower rate.")
+    if values.numel() * bits // 8 > _MAX_WAV_SIZE:
+        raise ValueError(f"{path} would exceed 4 GB, the size limit of WAV files: choose a lower sample_rate.")
     full = 2 ** (bits - 1)
     levels = (values.detach().cpu().double() * full).round().clamp(-full, full - 1).to(torch.int32)
-    content = io.BytesIO()  # a full disk is an OSError of the write below, not an error of libsndfile
-    left_aligned = (levels << (32 - bits)).mT.contiguous().numpy()  # soundfile keeps the upper bits
-    soundfile.write(content, left_aligned, rate, subtype=f"PCM_{bits}", format="WAV")
+    content = io.BytesIO()  # so that a full disk raises an OSError below, and not an error of libsndfile
+    left_aligned = (levels << (32 - bits)).mT.contiguous().numpy()  # soundfile writes the upper bits
+    soundfile.write(content, left_aligned, sample_rate, subtype=f"PCM_{bits}", format="WAV")
     with written_whole(path) as part:
         part.write_bytes(content.getbuffer())
 
 
 def check_bits(bits: int) -> None:
-    """Refuse bits of a sample that no WAV is written with."""
+    """Raise a ``ValueError`` if ``bits`` per sample is neither 16 nor 24."""
     if bits not in (16, 24):
-        raise ValueError(f"bits is {bits}; a WAV is written with 16 or 24.")
+        raise ValueError(f"bits is {bits}; it must be 16 or 24.")
 
 
-def audio_psnr(seen: Tensor, true: Tensor) -> float:
-    """Return the PSNR in dB, peak 1, of audio ``(C, n)`` as a WAV has it, clipped to [-1, 1].
+def audio_psnr(prediction: Tensor, target: Tensor) -> float:
+    """Return the PSNR in dB, at peak 1, of a prediction ``(C, n)`` clipped to [-1, 1] as in a WAV file.
 
     Example:
         >>> round(audio_psnr(torch.tensor([[3.0, 0.2]]), torch.tensor([[1.0, 0.0]])), 2)
         16.99
     """
-    return psnr_of_mse((seen.clamp(-1, 1) - true).double().square().mean()).item()
+    return psnr_of_mse((prediction.clamp(-1, 1) - target).double().square().mean()).item()
 
 
-def code_rate(code: InstanceCode) -> int:
-    """Return the rate of the signals that the model of a code sees."""
+def code_sample_rate(code: InstanceCode) -> int:
+    """Return the sampling rate of the signals that the model of a code takes."""
     [(start, stop)] = code.boxes[0]
-    return sample_rate(code.domain, stop - start)
+    return domain_sample_rate(code.domain, stop - start)
 
 
-def sample_rate(domain: Domain, samples: int) -> int:
-    """Return the samples per second of audio with so many samples in a domain: two units are a second, as published.
+def domain_sample_rate(domain: Domain, samples: int) -> int:
+    """Return the samples per second of audio with ``samples`` samples in a domain; a second is two units, as published.
 
     Raises:
-        ValueError: If it is no interval of time.
+        ValueError: If the domain is not a grid of one axis.
 
     Example:
-        >>> sample_rate(Grid(((-3.0, 3.0),)), 48000)
+        >>> domain_sample_rate(Grid(((-3.0, 3.0),)), 48000)
         16000
     """
     if not isinstance(domain, Grid) or len(domain.ranges) != 1:
-        raise ValueError(f"{domain} is no interval of time: audio lies on a grid of one axis.")
+        raise ValueError(f"{domain} is not a domain of audio, which is a grid of one axis.")
     [(low, high)] = domain.ranges
     return round(2 * samples / (high - low))
 
 
-def own_rate(code: InstanceCode) -> int:
-    """Return the rate of the recording that was encoded; where it is not known, that of the model."""
-    return int(code.facts.get("rate", code_rate(code)))
+def recording_sample_rate(code: InstanceCode) -> int:
+    """Return the sampling rate of the encoded recording; that of the model if unknown."""
+    return int(code.facts.get("sample_rate", code_sample_rate(code)))
 
 
-def own_facts(rate: int, samples: int) -> dict[str, str]:
-    """Return what a code notes of a recording as it was before it got the rate of a model."""
-    return {"rate": str(rate), "samples": str(samples)}
+def source_facts(sample_rate: int, samples: int) -> dict[str, str]:
+    """Return the facts of a code about a recording before it was resampled for a model."""
+    return {"sample_rate": str(sample_rate), "samples": str(samples)}
 
 
 def input_shape(composer: Composer) -> tuple[int, int]:
-    """Return the channels and samples of the signals that a model takes; of a meta-learned model, those of its training.
+    """Return the channels and samples of the signals that a model takes; for a meta-learned model, those of its training.
 
     Raises:
-        ValueError: If it takes something else, or does not say.
+        ValueError: If the model does not state them, or takes other signals.
     """
-    found = composer.start.signal_shape
-    if found is None:
+    shape = composer.start.signal_shape
+    if shape is None:
         raise ValueError(
-            f"This {type(composer).__name__} does not say which sound it takes: its start states no signal_shape."
+            f"This {type(composer).__name__} does not state the shape of its signals: its start has no signal_shape."
         )
-    if len(found) != 2 or min(found) < 1:
-        raise ValueError(f"This model takes signals of shape {found}, not sound of a known length.")
-    return found[0], found[1]
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"This model takes signals of shape {shape}, not audio of a known length.")
+    return shape[0], shape[1]
 
 
-def _observation(values: Tensor, places: list[Box], domain: Domain, device: torch.device) -> Observation:
-    """Return tiles of a recording ``(C, n)`` as a model sees them, with their padding masked."""
-    signal = torch.stack([cut_recording(values, box) for box in places]).to(device)  # (B, C, length)
-    lengths = torch.tensor([[measured(box, values.shape[1])] for box in places], device=device)
+def _observation(values: Tensor, boxes: list[Box], domain: Domain, device: torch.device) -> Observation:
+    """Return tiles of a recording ``(C, n)`` as the observation of a model, with their padding masked."""
+    signal = torch.stack([cut_recording(values, box) for box in boxes]).to(device)  # (B, C, length)
+    lengths = torch.tensor([[samples_in_tile(box, values.shape[1])] for box in boxes], device=device)
     mask = torch.arange(signal.shape[-1], device=device) < lengths
     samples = Samples(domain.coords(signal.shape[2:], device=device), signal.mT, None if bool(mask.all()) else mask)
     return Observation(signal, samples)
 
 
-def _count(code: InstanceCode, rate: int) -> int:
-    """Return how many samples a recording has at a rate."""
-    own = own_rate(code)
+def _num_samples(code: InstanceCode, sample_rate: int) -> int:
+    """Return the number of samples of a recording at a sampling rate."""
+    original = recording_sample_rate(code)
     samples = int(code.facts.get("samples", code.shape[0]))
-    return samples if rate == own else max(1, round(Fraction(samples * rate, own)))
+    return samples if sample_rate == original else max(1, round(Fraction(samples * sample_rate, original)))
 
 
 @dataclass(frozen=True)
 class AudioWriter(Writer):
-    """Writes what a model makes of audio: its reconstruction, spectrograms of both, and its instance code.
+    """Write the reconstruction of a recording, spectrograms of the recording and the reconstruction, and the instance code.
 
-    For a file called NAME these are NAME.wav, NAME.png, NAME.safetensors and a row of the table: the PSNR of what was predicted
-    and refined, on the samples that the model sees, of NAME.wav at the file's own sampling rate, and of silence there.
+    The outputs for a file NAME are NAME.wav, NAME.png, NAME.safetensors and a row of the table. The row holds the PSNR of the
+    predicted and the refined reconstruction at the sampling rate of the model, that of the code decoded at the sampling rate
+    of the file, and that of silence.
 
     Args:
-        rate: Samples per second of the reconstruction; those of the file if None. Any is possible: the model's function of
-            time has none.
-        bits: Of a sample of NAME.wav, 16 or 24.
-        max_memory: MB that decoding may take above the model and the result.
+        sample_rate: Samples per second of the reconstruction; those of the file if None. Any is possible, because the
+            model is a function of continuous time.
+        bits: Bits per sample of NAME.wav, 16 or 24.
+        max_memory: Memory in MB for decoding, besides the model and the result.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
-    rate: int | None = None
+    sample_rate: int | None = None
     bits: int = 16
     max_memory: float = 500.0
 
@@ -243,68 +250,75 @@ class AudioWriter(Writer):
     numbers: ClassVar[Mapping[str, str]] = {
         "psnr predicted": "predicted",
         "psnr refined": "refined",
-        "psnr": "at own rate",
+        "psnr": "decoded",
         "silence": "silence",
     }
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are out of range."""
-        if self.rate is not None and self.rate < 1:
-            raise ValueError(f"rate is {self.rate}; it must be at least 1.")
+        """Check the arguments."""
+        if self.sample_rate is not None and self.sample_rate < 1:
+            raise ValueError(f"sample_rate is {self.sample_rate}; it must be at least 1.")
         check_bits(self.bits)
 
     def write(self, reconstruction: Prediction, path: Path) -> Row:
-        """Write the reconstruction, the spectrograms and the code of a file of audio."""
-        composer, (true, rate) = reconstruction.composer, _original(reconstruction)
-        code = replace(reconstruction.code, facts=reconstruction.code.facts | own_facts(rate, true.shape[1]))
+        """Write the reconstruction, the spectrograms and the code of a recording."""
+        composer, (original, sample_rate) = reconstruction.composer, _original(reconstruction)
+        code = replace(
+            reconstruction.code, facts=reconstruction.code.facts | source_facts(sample_rate, original.shape[1])
+        )
         code.save(f"{path}.safetensors")
-        output_rate = self.rate or rate
-        output = render(composer, code, output_rate, self.max_memory)
-        save_wav(output, output_rate, Path(f"{path}.wav"), self.bits)
-        compared = output if output_rate == rate else render(composer, code, rate, self.max_memory)
-        psnr, silence = audio_psnr(compared, true), audio_psnr(torch.zeros_like(true), true)
+        output_sample_rate = self.sample_rate or sample_rate
+        output = render(composer, code, output_sample_rate, self.max_memory)
+        save_wav(output, output_sample_rate, Path(f"{path}.wav"), self.bits)
+        compared = output if output_sample_rate == sample_rate else render(composer, code, sample_rate, self.max_memory)
+        psnr, silence = audio_psnr(compared, original), audio_psnr(torch.zeros_like(original), original)
         label = f"reconstruction {psnr:.1f} dB"
         save_figure(
-            draw([[Waveform("original", true, rate)], [Waveform(label, output, output_rate)]]), Path(f"{path}.png")
+            draw([[Waveform("original", original, sample_rate)], [Waveform(label, output, output_sample_rate)]]),
+            Path(f"{path}.png"),
         )
-        row = {"seconds": f"{true.shape[1] / rate:.3f}", "rate": str(rate), "tiles": str(len(code.boxes))}
+        row = {
+            "seconds": f"{original.shape[1] / sample_rate:.3f}",
+            "sample_rate": str(sample_rate),
+            "tiles": str(len(code.boxes)),
+        }
         row |= {fact: text for fact, text in code.facts.items() if fact not in MEASURED}
         return row | {"psnr": f"{psnr:.3f}", "silence": f"{silence:.3f}"}
 
     def size_of(self, row: Row) -> str:
-        """Return the seconds of audio."""
+        """Return the length in seconds."""
         return f"{float(row['seconds']):.2f}"
 
     def decode(
         self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
     ) -> tuple[Path, str]:
-        """Write the audio of codes as `Writer.decode` says."""
-        rate = self.rate or own_rate(codes[0])
-        decoded = [render(composer, code, rate, self.max_memory) for code in codes]
-        length = f"{decoded[0].shape[1] / rate:.2f} s at {rate:,} Hz"
+        """Write the audio of codes, as described in `Writer.decode`."""
+        sample_rate = self.sample_rate or recording_sample_rate(codes[0])
+        decoded = [render(composer, code, sample_rate, self.max_memory) for code in codes]
+        length = f"{decoded[0].shape[1] / sample_rate:.2f} s at {sample_rate:,} Hz"
         if len(codes) == 1:
-            path = path or Path(f"{stem}.{rate}.wav")
-            save_wav(decoded[0], rate, path, self.bits)
+            path = path or Path(f"{stem}.{sample_rate}.wav")
+            save_wav(decoded[0], sample_rate, path, self.bits)
             return path, length
-        assert path is not None, "frames go into a folder"
+        assert path is not None, "several frames are written into a folder"
         for frame, values in enumerate(decoded):
-            save_wav(values, rate, path / f"{frame:03d}.wav", self.bits)
+            save_wav(values, sample_rate, path / f"{frame:03d}.wav", self.bits)
         return path, length
 
 
 class Audio(Modality):
-    """Audio: samples in time, of any number of channels in [-1, 1]; two units of the domain are a second."""
+    """Audio: samples in time, with any number of channels, in [-1, 1]; a second is two units of the domain."""
 
     name = "audio"
     noun = "file"
     headline = Headline("psnr", "max", "dB")
     reader = "datamodules.audio.prediction.AudioFiles"
     writer = AudioWriter
-    decoding = ("rate",)
+    decoding = ("sample_rate",)
 
     def metrics(self) -> dict[str, InstanceMetric]:
-        """Return PSNR, the PSNR of silence and over it, SI-SDR and log-spectral distance."""
-        from modalities import audio_metrics  # here, because its libraries take a second to import
+        """Return PSNR, the PSNR of silence, the gain over silence, SI-SDR and log-spectral distance."""
+        from modalities import audio_metrics  # here, because torchmetrics takes a second to import
 
         return {
             "psnr": PSNR(),
@@ -315,45 +329,45 @@ class Audio(Modality):
         }
 
     def read(self, path: str | Path) -> tuple[Tensor, dict[str, Any]]:
-        """Return the samples of a file, ``(C, n)`` float32 in [-1, 1], and its sampling rate as ``rate``.
+        """Return the samples of a file, ``(C, n)`` float32 in [-1, 1], and its sampling rate as ``sample_rate``.
 
         Raises:
-            ValueError: If it cannot be read; the message names it.
+            ValueError: If the file cannot be read; the message names it.
         """
         recording = read_recording(path)
-        return recording.values, {"rate": recording.rate}
+        return recording.values, {"sample_rate": recording.sample_rate}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...]:
         """Return the channels and samples of the signals that a model takes."""
         return input_shape(composer)
 
     def shown(self, instance: Instance) -> Instance:
-        """Return the instance without its padding, in a domain that ends where it does."""
+        """Return the instance without its padding, with the domain shortened accordingly."""
         mask, domain = instance.query.mask, instance.domain
         if mask is None or bool(mask.all()):
             return instance
         [samples], length = instance.shape, int(mask.sum())
         assert isinstance(domain, Grid)
         [(low, high)] = domain.ranges
-        measured_domain = Grid(((low, low + (high - low) * length / samples),))
+        shortened = Grid(((low, low + (high - low) * length / samples),))
         coords, values = (None if part is None else part[:length] for part in instance.query[:2])
         assert coords is not None
         reconstructions = {step: values[:length] for step, values in instance.values.items()}
         return instance._replace(
-            query=Samples(coords, values), shape=(length,), domain=measured_domain, values=reconstructions
+            query=Samples(coords, values), shape=(length,), domain=shortened, values=reconstructions
         )
 
     def medium(self, cell: Cell) -> Waveform:
-        """Return a cell as audio that can be heard."""
+        """Return a cell as a playable waveform, with NaN replaced by silence."""
         values = cell.values.nan_to_num(0, 1, 0)
-        return Waveform(cell.label, values.mT, sample_rate(cell.domain, cell.shape[0]))
+        return Waveform(cell.label, values.mT, domain_sample_rate(cell.domain, cell.shape[0]))
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
-        """Return the spectrogram of values ``(n, C)`` that last a second."""
+        """Return the spectrogram of values ``(n, C)`` of one second."""
         return figure_image(draw([[Waveform("", values.mT, shape[0])]]))
 
     def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
-        """Return spectrograms of one scale in rows and columns."""
+        """Return a grid of spectrograms with a common colour scale."""
         return figure_image(
             draw([[self.medium(cell) for cell in row] for row in rows], *(_COMPACT if compact else _PANEL))
         )
@@ -361,25 +375,25 @@ class Audio(Modality):
     def save_media(
         self, composer: Composer, modulations: Modulations, instance: Instance, stem: Path, max_memory: float = 500.0
     ) -> bool:
-        """Write the original and its reconstructions: STEM.original.wav, STEM.predicted.wav and STEM.refined.wav."""
+        """Write STEM.original.wav, STEM.predicted.wav and STEM.refined.wav."""
         shown = self.shown(instance)
-        rate = sample_rate(shown.domain, shown.shape[0])
+        sample_rate = domain_sample_rate(shown.domain, shown.shape[0])
         parts = {"original": shown.query.values} | {
             "refined" if step else "predicted": values for step, values in shown.values.items()
         }
         for kind, values in parts.items():
             if values is not None:
-                save_wav(values.mT, rate, Path(f"{stem}.{kind}.wav"))
+                save_wav(values.mT, sample_rate, Path(f"{stem}.{kind}.wav"))
         return True
 
     def values_at(
         self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
     ) -> Tensor:
-        """Return values ``(n, C)`` of one instance at ``coords (n, 1)``, on the CPU."""
+        """Return the values ``(n, C)`` of one instance at ``coords (n, 1)``, on the CPU."""
         return values_at(composer, modulations, coords, max_memory)
 
     def media(self, instance: Instance) -> dict[str, Any]:
-        """Return the audio and its prediction, to be heard, and spectrograms of both."""
+        """Return the recording and its prediction as playable waveforms, and the spectrograms of both."""
         shown = self.shown(instance)
         assert shown.query.values is not None
         pair = {"input": shown.query.values, "reconstruction": shown.values[0]}
@@ -388,15 +402,15 @@ class Audio(Modality):
         return {**waveforms, "spectrograms": spectrograms}
 
     def decodes(self, code: InstanceCode) -> bool:
-        """Return whether a code stands for samples in time."""
+        """Return whether a code is of audio."""
         return len(code.shape) == 1
 
 
 def _original(reconstruction: Prediction) -> tuple[Tensor, int]:
-    """Return the audio itself ``(C, n)`` and its sampling rate."""
+    """Return the original recording ``(C, n)`` and its sampling rate."""
     code, instance = reconstruction.code, reconstruction.instance
     if reconstruction.original is not None:
-        return reconstruction.original, reconstruction.source.get("rate", code_rate(code))
-    assert instance is not None, "a data module of tiles knows what they are tiles of"
+        return reconstruction.original, reconstruction.source.get("sample_rate", code_sample_rate(code))
+    assert instance is not None, "a data module that cuts tiles must provide the original"
     assert instance.query.values is not None
-    return instance.query.values[: code.shape[0]].mT, code_rate(code)
+    return instance.query.values[: code.shape[0]].mT, code_sample_rate(code)

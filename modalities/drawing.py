@@ -1,4 +1,4 @@
-"""Labelled images in rows and columns, and what loggers show besides images."""
+"""Grids of labelled images, and media types for loggers."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-_MARGIN = 8
-_LABEL = 18
-_COMPACT = (160, 256)  # pixels of the width of a cell that has many beside it, and room for its label
+_MARGIN = 8  # pixels
+_LABEL = 18  # height of a label in pixels
+_COMPACT = (160, 256)  # minimum and maximum width of a compact image in pixels, which leaves room for its label
 
 LabelledImage = tuple[str, Image.Image]
 
 
 class Waveform(NamedTuple):
-    """Audio to be drawn or heard.
+    """Audio for figures and loggers.
 
     Attributes:
-        label: What stands above it.
+        label: Title of the figure.
         values: ``(C, n)`` in [-1, 1].
-        rate: Samples per second.
+        sample_rate: Sampling rate in Hz.
     """
 
     label: str
     values: Tensor
-    rate: int
+    sample_rate: int
 
 
 class Animation(NamedTuple):
-    """A moving image.
+    """An animation for loggers.
 
     Attributes:
-        gif: The content of a GIF.
+        gif: Content of a GIF file.
     """
 
     gif: bytes
 
 
 def image_grid(rows: Sequence[Sequence[LabelledImage]]) -> Image.Image:
-    """Return labelled images of one size in rows and columns."""
+    """Return a figure with labelled images of equal size in rows and columns."""
     width, height = rows[0][0][1].size
     step_x, step_y = width + _MARGIN, height + _MARGIN + _LABEL
-    page = Image.new("RGB", (len(rows[0]) * step_x + _MARGIN, len(rows) * step_y + _MARGIN), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    grid = Image.new("RGB", (len(rows[0]) * step_x + _MARGIN, len(rows) * step_y + _MARGIN), "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
     for row, cells in enumerate(rows):
         for column, (label, image) in enumerate(cells):
             x, y = _MARGIN + column * step_x, _MARGIN + row * step_y
             draw.text((x, y), fitted(label, width, font.getlength), fill="black", font=font)
-            page.paste(image, (x, y + _LABEL))
-    return page
+            grid.paste(image, (x, y + _LABEL))
+    return grid
 
 
 def fitted(label: str, width: float, length: Callable[[str], float]) -> str:
-    """Return a label that has room: the start of one that is too long, and three dots.
+    """Return a label, truncated with an ellipsis if it is wider than ``width``.
 
     Args:
-        label: What is to be written.
-        width: Of the room.
-        length: Returns the width of a text.
+        label: Text of the label.
+        width: Available width.
+        length: Function that returns the width of a text.
 
     Example:
         >>> fitted("a-long-name", 8, len), fitted("name", 8, len)
@@ -68,12 +68,12 @@ def fitted(label: str, width: float, length: Callable[[str], float]) -> str:
     """
     if length(label) <= width:
         return label
-    kept = next((end for end in range(len(label), 0, -1) if length(f"{label[:end]}...") <= width), 0)
-    return f"{label[:kept]}..."
+    stop = next((end for end in range(len(label), 0, -1) if length(f"{label[:end]}...") <= width), 0)
+    return f"{label[:stop]}..."
 
 
 def enlarged(image: Image.Image, least: int) -> Image.Image:
-    """Return an image whose longer side has at least so many pixels: a small one is enlarged by a whole number.
+    """Return an image enlarged by the smallest integer factor such that its longer side has at least ``least`` pixels.
 
     Example:
         >>> enlarged(Image.new("RGB", (48, 24)), 128).size, enlarged(Image.new("RGB", (128, 128)), 128).size
@@ -84,16 +84,16 @@ def enlarged(image: Image.Image, least: int) -> Image.Image:
 
 
 def compacted(image: Image.Image) -> Image.Image:
-    """Return an image of 160 to 256 columns: a small one enlarged by a whole number, a large one reduced.
+    """Return an image resized to a width of 160 to 256 pixels: enlarged by an integer factor, or reduced.
 
     Example:
         >>> [compacted(Image.new("RGB", (width, 64))).size for width in (32, 178, 512)]
         [(160, 320), (178, 64), (256, 32)]
     """
-    least, most = _COMPACT
-    scale = math.ceil(least / image.width)
+    min_width, max_width = _COMPACT
+    scale = math.ceil(min_width / image.width)
     if scale > 1:
         return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
-    if image.width <= most:
+    if image.width <= max_width:
         return image
-    return image.resize((most, max(1, round(image.height * most / image.width))), Image.Resampling.LANCZOS)
+    return image.resize((max_width, max(1, round(image.height * max_width / image.width))), Image.Resampling.LANCZOS)

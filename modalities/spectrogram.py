@@ -1,4 +1,4 @@
-"""Spectrograms of audio beside what a model makes of it."""
+"""Spectrograms of recordings and their reconstructions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 _WINDOW, _HOP = 0.032, 0.004  # seconds; at 16 kHz the window is 512 samples
-_MOST_FRAMES = 2000  # of a longer recording fewer are drawn, wider apart
-_RANGE = 80.0  # dB from the loudest place of the first panel to black
-_FLOOR = 1e-10  # the power of silence
-_LETTER = 0.09  # hundreds of pixels of a title
+_MAX_FRAMES = 2000  # longer recordings get a larger hop
+_RANGE = 80.0  # dB between the brightest and the darkest colour
+_FLOOR = 1e-10  # power that silence is raised to
+_LETTER = 0.09  # width of a letter of a title in hundreds of pixels
 
 
 class Levels(NamedTuple):
@@ -33,8 +33,8 @@ class Levels(NamedTuple):
 
     Attributes:
         decibels: ``(frequencies, frames)``; a sine of amplitude 1 has 0 dB.
-        hop: Seconds from one frame to the next; the first lies around time 0.
-        step: Hertz from one frequency to the next; the first is 0.
+        hop: Seconds between frames; the first frame is centred at time 0.
+        step: Hertz between frequencies; the first is 0.
     """
 
     decibels: Tensor
@@ -42,37 +42,39 @@ class Levels(NamedTuple):
     step: float
 
 
-def levels(values: Tensor, rate: int) -> Levels:
-    """Return the spectrogram of a recording ``(C, n)``, the mean of its channels, in Hann windows of 32 ms."""
+def levels(values: Tensor, sample_rate: int) -> Levels:
+    """Return the spectrogram of the mean channel of a recording ``(C, n)``, with Hann windows of 32 ms."""
     mono = values.detach().cpu().float().mean(0)
-    size = max(2, round(_WINDOW * rate))
-    hop = max(1, round(_HOP * rate), math.ceil(len(mono) / _MOST_FRAMES))
+    size = max(2, round(_WINDOW * sample_rate))
+    hop = max(1, round(_HOP * sample_rate), math.ceil(len(mono) / _MAX_FRAMES))
     window = torch.hann_window(size)
     spectrum = torch.stft(mono, size, hop, window=window, center=True, pad_mode="constant", return_complex=True)
     power = (2 * spectrum.abs() / window.sum()).square()
-    return Levels(10 * power.clamp(min=_FLOOR).log10(), hop / rate, rate / size)
+    return Levels(10 * power.clamp(min=_FLOOR).log10(), hop / sample_rate, sample_rate / size)
 
 
 def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float = 2.2) -> Figure:
-    """Return spectrograms of one scale: seconds to the right, kilohertz upwards, the same colours for the same levels.
+    """Draw a grid of spectrograms with common axes (seconds and kHz) and a common colour scale.
 
     Args:
-        rows: Recordings beside each other, and below; as many in every row. The loudest place of the first recording of all
-            rows is the brightest.
-        width: Of a panel, in hundreds of pixels.
-        height: Likewise.
+        rows: Rows of recordings, of equal length. The colour scale ends at the loudest point in the first column.
+        width: Width of a panel in hundreds of pixels.
+        height: Height of a panel in hundreds of pixels.
     """
-    from matplotlib.figure import Figure  # here, because most commands draw nothing and need not wait for it
+    from matplotlib.figure import Figure  # here, because most commands do not draw
 
     columns = len(rows[0])
     figure = Figure(figsize=(width * columns + 0.8, height * len(rows) + 0.4), dpi=100, layout="constrained")
     grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
-    spectra = [[levels(recording.values, recording.rate) for recording in row] for row in rows]
-    loudest = max(float(row[0].decibels.max()) for row in spectra)
-    for places, recordings, row in zip(grid, rows, spectra, strict=True):
-        for axes, recording, spectrum in zip(places, recordings, row, strict=True):
-            image = _show(axes, recording, spectrum, loudest, width)
-    _limit(grid[0, 0], [recording for row in rows for recording in row])
+    recordings = [recording for row in rows for recording in row]
+    spectra = [levels(recording.values, recording.sample_rate) for recording in recordings]
+    loudest = max(float(spectrum.decibels.max()) for spectrum in spectra[::columns])
+    for axes, recording, spectrum in zip(grid.flat, recordings, spectra, strict=True):
+        image = _show(axes, recording, spectrum, loudest, width)
+    # All panels share these limits: the longest recording and the highest Nyquist frequency.
+    grid[0, 0].set_xlim(0, max(recording.values.shape[-1] / recording.sample_rate for recording in recordings))
+    grid[0, 0].set_ylim(0, max(recording.sample_rate for recording in recordings) / 2000)
+    grid[0, 0].locator_params(nbins=5, steps=[1, 2, 4, 5, 10])
     for axes in grid[-1]:
         axes.set_xlabel("seconds", fontsize=12)
     for axes in grid[:, 0]:
@@ -82,7 +84,7 @@ def draw(rows: Sequence[Sequence[Waveform]], width: float = 7.2, height: float =
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with written_whole(path) as part:
         figure.savefig(part, format="png")
 
@@ -95,7 +97,7 @@ def figure_image(figure: Figure) -> Image.Image:
 
 
 def _show(axes: Axes, recording: Waveform, spectrum: Levels, loudest: float, width: float) -> AxesImage:
-    """Draw one spectrogram, low frequencies below, every number in the middle of its cell."""
+    """Draw one spectrogram; every value is at the centre of its cell, and frequencies increase upwards."""
     frequencies, frames = spectrum.decibels.shape
     extent = (
         -0.5 * spectrum.hop,
@@ -105,7 +107,7 @@ def _show(axes: Axes, recording: Waveform, spectrum: Levels, loudest: float, wid
     )
     axes.set_title(fitted(printable(recording.label), width, lambda text: len(text) * _LETTER), loc="left", fontsize=12)
     axes.tick_params(labelsize=11)
-    axes.set_facecolor("#bbbbbb")  # where one recording has nothing and another does, beyond its end or half its rate
+    axes.set_facecolor("#bbbbbb")  # outside the recording: after its end, or above its Nyquist frequency
     return axes.imshow(
         spectrum.decibels.numpy(),
         origin="lower",
@@ -116,10 +118,3 @@ def _show(axes: Axes, recording: Waveform, spectrum: Levels, loudest: float, wid
         vmax=loudest,
         interpolation="nearest",
     )
-
-
-def _limit(axes: Axes, recordings: Sequence[Waveform]) -> None:
-    """Let the axes, which all panels share, show the longest recording and the highest frequency."""
-    axes.set_xlim(0, max(recording.values.shape[-1] / recording.rate for recording in recordings))
-    axes.set_ylim(0, max(recording.rate for recording in recordings) / 2000)
-    axes.locator_params(nbins=5, steps=[1, 2, 4, 5, 10])

@@ -1,4 +1,4 @@
-"""Turntable videos, of a camera that goes once around an object: GIF always, MP4 where an encoder is installed."""
+"""Turntable videos of a camera that orbits an object once: GIF, and MP4 if an encoder is installed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from datamodules.cameras import orbit
 from datamodules.domain import Rays
 from datamodules.storage.files import written_whole
 from modalities.images import image_size, to_image
-from modalities.view_rendering import depth_images, look
+from modalities.view_rendering import depth_images, render_rays
 
-HOW_TO_MP4 = "for MP4, pip install imageio-ffmpeg, or install ffmpeg"
+HOW_TO_MP4 = "to write MP4, pip install imageio-ffmpeg, or install ffmpeg"
 
 
 class Camera(NamedTuple):
-    """What goes around an object.
+    """Camera of a turntable video.
 
     Attributes:
-        size: Rows and columns of its images.
+        size: Rows and columns of the frames.
         focals: Focal lengths in pixels, along columns and rows.
-        radius: Distance to the middle of the world.
+        radius: Distance to the origin.
     """
 
     size: tuple[int, int]
@@ -40,17 +40,17 @@ class Camera(NamedTuple):
 
     @classmethod
     def of(cls, views: Views, size: int | None = None) -> Camera:
-        """Return the camera of the views of one scene, at their mean distance and focal length.
+        """Return a camera with the mean distance and focal length of the views of a scene.
 
         Args:
             views: ``images (V, 3, H, W)``, ``poses (V, 3, 4)``, ``focals (V, 2)``.
-            size: Pixels of the longer side of its images; those of the views if None.
+            size: Longer side of the frames in pixels; that of the views if None.
         """
         height, width = views.images.shape[-2:]
         rows, columns = image_size((height, width), size)
-        along, across = views.focals.mean(0).tolist()
+        focal_x, focal_y = views.focals.mean(0).tolist()
         radius = float(views.poses[:, :, 3].norm(dim=-1).mean())
-        return cls((rows, columns), (along * columns / width, across * rows / height), radius)
+        return cls((rows, columns), (focal_x * columns / width, focal_y * rows / height), radius)
 
 
 def orbit_frames(
@@ -61,87 +61,87 @@ def orbit_frames(
     elevation: float = 30.0,
     max_memory: float = 500.0,
 ) -> Iterator[tuple[Image.Image, Image.Image | None]]:
-    """Render an object from all around; the depths of all frames have one scale, from the nearest place to the farthest.
+    """Render the frames of an orbit around an object; the depths of all frames share one colour scale.
 
     Args:
-        composer: The model; its renderer takes rays.
-        modulations: Of one instance, on the device of the model.
-        camera: Size and lens of the images, and the distance.
-        count: Frames of one round.
-        elevation: Degrees of the camera above the horizontal plane.
-        max_memory: MB that rendering may take above the model and the frames.
+        composer: The model; its renderer must render rays.
+        modulations: Modulations of one instance, on the device of the model.
+        camera: Size, focal lengths and distance of the camera.
+        count: Number of frames per revolution.
+        elevation: Elevation of the camera in degrees.
+        max_memory: Memory in MB for rendering, in addition to the model and the frames.
 
     Yields:
-        An image of colour and one of depth, the latter None where the renderer knows no depth.
+        A colour image and a depth image; the latter is None if the renderer has no depth.
 
     Raises:
-        ValueError: If the renderer takes no rays, or the memory is too little.
+        ValueError: If the renderer does not render rays, or if ``max_memory`` is too small.
     """
     poses, focals = orbit(count, camera.radius, elevation), torch.tensor(camera.focals)
     views = (Rays().coords(camera.size, cameras=(pose, focals)) for pose in poses)
-    frames = [look(composer, modulations, rays, max_memory) for rays in views]
-    for seen, depth in zip(frames, depth_images(frames, camera.size), strict=True):
-        yield to_image(seen.colours, camera.size), depth
+    frames = [render_rays(composer, modulations, rays, max_memory) for rays in views]
+    for rendered, depth in zip(frames, depth_images(frames, camera.size), strict=True):
+        yield to_image(rendered.colours, camera.size), depth
 
 
-def beside(frames: tuple[Image.Image, Image.Image | None]) -> Image.Image:
-    """Return colour and depth side by side; colour alone where there is no depth."""
-    colour, depth = frames
+def side_by_side(frame: tuple[Image.Image, Image.Image | None]) -> Image.Image:
+    """Return the colour and depth images of a frame side by side, or the colour image alone if there is no depth."""
+    colour, depth = frame
     if depth is None:
         return colour
-    both = Image.new("RGB", (colour.width + depth.width, colour.height), "white")
-    both.paste(colour, (0, 0))
-    both.paste(depth, (colour.width, 0))
-    return both
+    image = Image.new("RGB", (colour.width + depth.width, colour.height), "white")
+    image.paste(colour, (0, 0))
+    image.paste(depth, (colour.width, 0))
+    return image
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """Write a video as GIF that goes on for ever, whole or not at all; every frame has the 256 colours that suit it.
+    """Write a looping GIF atomically, with an adaptive palette of 256 colours per frame.
 
     Args:
-        frames: RGB, all of one size.
+        frames: RGB images of equal size.
         path: The file.
-        seconds: Of one round; GIF counts in hundredths of a second, and at most 50 frames a second.
+        seconds: Duration of one loop; GIF rounds frames to 10 ms, and 20 ms is the minimum.
     """
-    flat = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    quantized = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     duration = max(20, round(100 * seconds / len(frames)) * 10)  # ms
     with written_whole(path) as part:
-        flat[0].save(
-            part, format="GIF", save_all=True, append_images=flat[1:], duration=duration, loop=0, optimize=False
+        quantized[0].save(
+            part, format="GIF", save_all=True, append_images=quantized[1:], duration=duration, loop=0, optimize=False
         )
 
 
 def encoder() -> str | None:
-    """Return the ffmpeg of this machine, that of the package imageio-ffmpeg first; None if there is none."""
+    """Return the path of ffmpeg, preferably that of the package imageio-ffmpeg, or None if it is not installed."""
     if importlib.util.find_spec("imageio_ffmpeg") is not None:
-        found: str = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
-        return found
+        path: str = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+        return path
     return shutil.which("ffmpeg")
 
 
 def write_mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """Write a video as MP4 (H.264), whole or not at all; a white line is added where a side is odd.
+    """Write an MP4 video (H.264) atomically; odd sides are padded by one white pixel.
 
     Args:
-        frames: RGB, all of one size.
+        frames: RGB images of equal size.
         path: The file.
-        seconds: Of one round.
+        seconds: Duration of the video.
 
     Raises:
-        ValueError: If there is no encoder, or it fails.
+        ValueError: If no encoder is installed, or if it fails.
     """
-    program = encoder()
-    if program is None:
+    ffmpeg = encoder()
+    if ffmpeg is None:
         raise ValueError(f"There is no encoder to write {path}: {HOW_TO_MP4}.")
     width, height = frames[0].size
-    rate = f"{len(frames) / seconds:.6f}"
-    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
-    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white"
-    wanted = ["-vf", even, "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    fps = f"{len(frames) / seconds:.6f}"
+    input_options = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", fps, "-i", "-"]
+    pad = "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white"
+    output_options = ["-vf", pad, "-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
     raw = b"".join(frame.convert("RGB").tobytes() for frame in frames)
     with written_whole(path) as part:
-        command = [program, "-v", "error", "-y", *given, *wanted, "-f", "mp4", str(part)]
-        finished = subprocess.run(command, input=raw, capture_output=True, check=False)  # noqa: S603 - no shell
-        if finished.returncode:
-            said = finished.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-            raise ValueError(f"{program} could not write {path}: {said[-1]}. Leave MP4 out: the GIF needs no encoder.")
+        command = [ffmpeg, "-v", "error", "-y", *input_options, *output_options, "-f", "mp4", str(part)]
+        result = subprocess.run(command, input=raw, capture_output=True, check=False)  # noqa: S603 - no shell
+        if result.returncode:
+            lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+            raise ValueError(f"{ffmpeg} could not write {path}: {lines[-1]}. Disable MP4: the GIF needs no encoder.")

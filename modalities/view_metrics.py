@@ -1,4 +1,4 @@
-"""Numbers per scene: of every view its own, then their mean over the views of the scene (paper section 4.3)."""
+"""Metrics of scenes: computed per view, then averaged over the views of a scene (paper section 4.3)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
 _SSIM_WINDOW = 11  # pixels
-_LPIPS_LEAST = 32  # pixels along each side, fewer of which the networks behind it cannot halve often enough
+_LPIPS_LEAST = 32  # pixels along each side, required by the downsampling of the networks
 _BACKBONES = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 
 
 def view_psnr(prediction: Tensor, target: Samples, shape: tuple[int, ...]) -> Tensor:
-    """Return the PSNR in dB, peak 1, of every view, unclamped.
+    """Return the PSNR in dB of every view, for peak value 1 and without clamping.
 
     Args:
         prediction: ``(B, N, C)``.
         target: With ``values (B, N, C)``.
-        shape: ``(Q, H, W)``, views and their pixels.
+        shape: ``(Q, H, W)``, number and size of the views.
 
     Returns:
         ``(B, Q)``.
@@ -49,7 +49,10 @@ def view_psnr(prediction: Tensor, target: Samples, shape: tuple[int, ...]) -> Te
 
 
 class ViewPSNR(InstanceMetric):
-    """PSNR in dB of every view, then the mean over the views of a scene; NaN for anything but whole views."""
+    """Mean PSNR in dB over the views of a scene; NaN unless the samples are complete views."""
+
+    heading = "PSNR"
+    unit = "dB"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean PSNR of every instance."""
@@ -61,7 +64,10 @@ class ViewPSNR(InstanceMetric):
 
 
 class WhiteView(InstanceMetric):
-    """PSNR in dB of white images, per view, then their mean: what a scene gives away for nothing."""
+    """Mean PSNR in dB of white images over the views of a scene: a trivial baseline for objects on white."""
+
+    heading = "PSNR of white"
+    unit = "dB"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of white for every instance; the prediction plays no part."""
@@ -69,7 +75,9 @@ class WhiteView(InstanceMetric):
 
 
 class OverWhite(WhiteView):
-    """PSNR in dB over that of white images, per view, then the mean: objects on white are mostly white."""
+    """Mean PSNR in dB minus that of white images (`WhiteView`), because objects on white are mostly white."""
+
+    heading = "over white"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
@@ -77,10 +85,12 @@ class OverWhite(WhiteView):
 
 
 class ViewSSIM(InstanceMetric):
-    """Structural similarity of every view, as `composers.metrics.SSIM` has it, then the mean over the views of a scene.
+    """Mean structural similarity over the views of a scene, as defined in `composers.metrics.SSIM`.
 
-    NaN for anything but whole views of at least 11 pixels along each side.
+    NaN unless the samples are complete views of at least 11 x 11 pixels.
     """
+
+    heading = "SSIM"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean SSIM of every instance."""
@@ -92,26 +102,29 @@ class ViewSSIM(InstanceMetric):
 
 
 class LPIPS(InstanceMetric):
-    """Perceptual distance of every view, 0 at best (Zhang et al. 2018), then the mean over the views of a scene.
+    """Mean perceptual distance over the views of a scene, 0 at best (Zhang et al. 2018).
 
-    It needs torchvision and the weights of a network of its, which are never downloaded here: where one is missing, a warning
-    says so and how to get it, and the number is NaN for all. Also NaN for anything but whole views of at least 32 pixels.
+    Needs torchvision and the weights of one of its networks, which are not downloaded automatically. If one is missing, a
+    warning says how to get it, and the result is NaN. Also NaN unless the samples are complete views of at least 32 x 32
+    pixels.
 
     Args:
-        network: ``alex``, ``vgg`` or ``squeeze``: their numbers do not compare.
+        network: ``alex``, ``vgg`` or ``squeeze``; values of different networks are not comparable.
 
     Raises:
-        ValueError: If there is no such network.
+        ValueError: If the network is unknown.
     """
+
+    heading = "LPIPS"
 
     def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
         if network not in _BACKBONES:
-            raise ValueError(f"network of LPIPS is {network}; allowed are {', '.join(_BACKBONES)}.")
+            raise ValueError(f"network is {network!r}: choose one of {', '.join(_BACKBONES)}.")
         self.distance: LearnedPerceptualImagePatchSimilarity | None = None
         if (missing := _missing(network)) is None:
             self.distance = LearnedPerceptualImagePatchSimilarity(network, normalize=True)
         else:
-            warnings.warn(f"LPIPS is NaN: {missing}, or leave LPIPS out.", stacklevel=2)
+            warnings.warn(f"LPIPS is NaN: {missing}, or remove LPIPS from the metrics.", stacklevel=2)
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean LPIPS of every instance."""
@@ -125,21 +138,22 @@ class LPIPS(InstanceMetric):
 
 
 def _missing(network: str) -> str | None:
-    """Return what LPIPS lacks and the way to it; None if it has all."""
+    """Return what LPIPS needs but lacks and how to get it, or None if everything is available."""
     if importlib.util.find_spec("torchvision") is None:
         return "it needs the package torchvision, which is not installed: pip install torchvision"
     try:
-        torchvision = importlib.import_module("torchvision")  # here, because nothing else needs it
+        torchvision = importlib.import_module("torchvision")  # optional dependency
     except (ImportError, OSError, RuntimeError) as error:  # built for another torch
-        return f"the package torchvision does not fit this torch, {str(error).splitlines()[0]}: pip install it anew"
-    address = getattr(torchvision.models, _BACKBONES[network]).DEFAULT.url
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(address).path).name)
-    return None if path.is_file() else f"it needs the file {path}: get it from {address}"
+        reason = str(error).splitlines()[0]
+        return f"the package torchvision is incompatible with this torch, {reason}: pip install it again"
+    url = getattr(torchvision.models, _BACKBONES[network]).DEFAULT.url
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+    return None if path.is_file() else f"it needs the file {path}: download it from {url}"
 
 
-def _views(shape: tuple[int, ...] | None, least: int = 1) -> TypeGuard[tuple[int, ...]]:
-    """Return whether samples are whole views of so many pixels along each side, in order."""
-    return shape is not None and len(shape) == 3 and min(shape[1:]) >= least and shape[0] > 0
+def _views(shape: tuple[int, ...] | None, min_size: int = 1) -> TypeGuard[tuple[int, ...]]:
+    """Return whether ``shape`` is that of complete views, ``(Q, H, W)``, of a minimum size."""
+    return shape is not None and len(shape) == 3 and min(shape[1:]) >= min_size and shape[0] > 0
 
 
 def _undefined(prediction: Tensor) -> Tensor:
@@ -153,8 +167,8 @@ def _images(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     return images.movedim(-1, 2)
 
 
-def _ssim(seen: Tensor, true: Tensor) -> Tensor:
+def _ssim(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the mean SSIM of the views ``(Q, C, H, W)`` of one scene."""
-    similarity = structural_similarity_index_measure(seen, true, data_range=1.0)
+    similarity = structural_similarity_index_measure(prediction, target, data_range=1.0)
     assert isinstance(similarity, Tensor)
     return similarity

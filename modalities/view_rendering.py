@@ -1,4 +1,4 @@
-"""What a model makes of rays, a part at a time, and images of colour and depth of it."""
+"""Render rays in chunks of bounded memory, and convert the results to colour and depth images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from modalities.decoding import chunk_of_points
 from modalities.images import to_image
 
 
-class Seen(NamedTuple):
-    """What a model makes of rays, on the CPU.
+class RenderedRays(NamedTuple):
+    """Rendered rays, on the CPU.
 
     Attributes:
         colours: ``(N, 3)``.
-        depth: ``(N,)`` of what the ray meets, the expected one where it meets anything; None where the renderer knows none.
-        opacity: ``(N,)`` in [0, 1], how much it meets; None likewise.
+        depth: ``(N,)``, expected depth of the hits; None if the renderer has no depth.
+        opacity: ``(N,)`` in [0, 1], probability of a hit; None if the renderer has no depth.
     """
 
     colours: Tensor
@@ -33,95 +33,96 @@ class Seen(NamedTuple):
 
 
 def depth_range(composer: Composer) -> tuple[float, float] | None:
-    """Return the nearest and the farthest depth that a model's renderer looks at; None if it knows no depth."""
+    """Return the near and far depths of a model's renderer, or None if it has no depth."""
     return composer.renderer.depth_range
 
 
 @torch.no_grad()
-def look(composer: Composer, modulations: Modulations, rays: Tensor, max_memory: float = 500.0) -> Seen:
-    """Render rays, a part at a time.
+def render_rays(composer: Composer, modulations: Modulations, rays: Tensor, max_memory: float = 500.0) -> RenderedRays:
+    """Render rays in chunks.
 
     Args:
-        composer: The model; its renderer takes rays.
-        modulations: Of one instance, on the device of the model.
+        composer: The model; its renderer must render rays.
+        modulations: Modulations of one instance, on the device of the model.
         rays: ``(N, 6)``.
-        max_memory: MB that this may take above the model and the result.
+        max_memory: Memory in MB for rendering, in addition to the model and the result.
 
     Raises:
-        ValueError: If the renderer takes no rays, or one ray needs more memory.
+        ValueError: If the renderer does not render rays, or if ``max_memory`` is too small for a single ray.
     """
     renderer, field = composer.renderer, composer.network.bind(modulations)
     if not isinstance(renderer, RayRenderer):
         raise ValueError(
-            f"{type(renderer).__name__} renders no views: scenes need VolumeRenderer or LightFieldRenderer."
+            f"{type(renderer).__name__} does not render views: scenes need VolumeRenderer or LightFieldRenderer."
         )
+    ends = depth_range(composer)
     chunks = rays.split(_rays_at_a_time(composer, max_memory))
-    parts = [_seen(renderer.rendered(field, some.to(composer.device)), depth_range(composer)) for some in chunks]
+    parts = [_remove_background(renderer.rendered(field, chunk.to(composer.device)), ends) for chunk in chunks]
     colours, depths, opacities = zip(*parts, strict=True)
     if depths[0] is None:
-        return Seen(torch.cat(colours), None, None)
-    return Seen(torch.cat(colours), torch.cat(depths), torch.cat(opacities))
+        return RenderedRays(torch.cat(colours), None, None)
+    return RenderedRays(torch.cat(colours), torch.cat(depths), torch.cat(opacities))
 
 
-def depth_ends(seen: Sequence[Seen]) -> tuple[float, float]:
-    """Return the nearest and the farthest depth that is met, of images that shall have one scale.
+def depth_ends(rendered: Sequence[RenderedRays]) -> tuple[float, float]:
+    """Return the depth range of images that share a colour scale: the 1st and 99th percentile of the depths of hits.
 
-    What is hardly there does not count, nor does the outermost hundredth; (0, 1) where nothing is met.
+    A hit has an opacity above 0.5. The range is (0, 1) if there is none.
 
     Args:
-        seen: With depth.
+        rendered: Rays of the images, with depth.
     """
-    met = [one.depth[one.opacity > 0.5] for one in seen if one.depth is not None and one.opacity is not None]
-    depths = torch.cat(met).numpy()
+    hits = [rays.depth[rays.opacity > 0.5] for rays in rendered if rays.depth is not None and rays.opacity is not None]
+    depths = torch.cat(hits).numpy()
     if not len(depths):
         return 0.0, 1.0
     near, far = np.quantile(depths, (0.01, 0.99)).tolist()
     return near, max(far, near + 1e-3)
 
 
-def depth_colours(seen: Seen, ends: tuple[float, float]) -> Tensor:
-    """Return depth as colours ``(N, 3)``, from yellow, near, over green to violet, far; what meets nothing is white.
+def depth_colours(rendered: RenderedRays, ends: tuple[float, float]) -> Tensor:
+    """Return depth as colours ``(N, 3)``, from yellow (near) through green to violet (far), blended with white by opacity.
 
     Args:
-        seen: With depth, of ``N`` rays.
-        ends: The depths of the first and the last colour, as `depth_ends` finds them.
+        rendered: ``N`` rays with depth.
+        ends: Depths of the first and the last colour, see `depth_ends`.
     """
-    from matplotlib import colormaps  # here, because most commands draw nothing and need not wait for it
+    from matplotlib import colormaps  # imported here because it is slow, and most commands draw nothing
 
-    assert seen.depth is not None
-    assert seen.opacity is not None
+    assert rendered.depth is not None
+    assert rendered.opacity is not None
     near, far = ends
-    places = ((seen.depth - near) / (far - near)).clamp(0, 1).numpy()
-    colours = torch.from_numpy(np.asarray(colormaps["viridis_r"](places), np.float32)[:, :3])
-    opacity = seen.opacity.clamp(0, 1).unsqueeze(-1)
+    scaled = ((rendered.depth - near) / (far - near)).clamp(0, 1).numpy()
+    colours = torch.from_numpy(np.asarray(colormaps["viridis_r"](scaled), np.float32)[:, :3])
+    opacity = rendered.opacity.clamp(0, 1).unsqueeze(-1)
     return colours * opacity + 1 - opacity
 
 
-def depth_image(seen: Seen, shape: Sequence[int], ends: tuple[float, float]) -> Image.Image:
-    """Return depth in colours, as `depth_colours` does, as an image of ``shape``, ``(H, W)``."""
-    return to_image(depth_colours(seen, ends), shape)
+def depth_image(rendered: RenderedRays, shape: Sequence[int], ends: tuple[float, float]) -> Image.Image:
+    """Return the colours of `depth_colours` as an image of ``shape``, ``(H, W)``."""
+    return to_image(depth_colours(rendered, ends), shape)
 
 
-def depth_images(seen: Sequence[Seen], shape: Sequence[int]) -> list[Image.Image | None]:
-    """Return the depths of views of ``(H, W)`` in colours of one scale; None where the renderer knows no depth."""
-    if not seen or seen[0].depth is None:
-        return [None] * len(seen)
-    ends = depth_ends(seen)
-    return [depth_image(one, shape, ends) for one in seen]
+def depth_images(rendered: Sequence[RenderedRays], shape: Sequence[int]) -> list[Image.Image | None]:
+    """Return the depths of views of ``shape``, ``(H, W)``, on one colour scale; None if the renderer has no depth."""
+    if not rendered or rendered[0].depth is None:
+        return [None] * len(rendered)
+    ends = depth_ends(rendered)
+    return [depth_image(rays, shape, ends) for rays in rendered]
 
 
 def view_images(values: Tensor, shape: Sequence[int]) -> list[Image.Image]:
-    """Return values ``(Q * H * W, 3)`` as images of ``shape``, ``(Q, H, W)``, clipped."""
+    """Return values ``(Q * H * W, 3)`` as clipped images of ``shape``, ``(Q, H, W)``."""
     return [to_image(view, shape[1:]) for view in values.unflatten(0, (shape[0], -1))]
 
 
 def support_images(support: Views) -> list[Image.Image]:
-    """Return the images that the model looked at, ``images (V, 3, H, W)``."""
+    """Return the support views, ``images (V, 3, H, W)``, as images."""
     return [to_image(image.flatten(1).mT, image.shape[1:]) for image in support.images]
 
 
 def _rays_at_a_time(composer: Composer, max_memory: float) -> int:
-    """Return how many rays can be rendered at a time within a memory in MB."""
+    """Return the number of rays that can be rendered at once within ``max_memory`` MB."""
     samples = composer.renderer.points_per_coord
     rays = chunk_of_points(composer, max_memory) // samples
     if rays < 1:
@@ -129,10 +130,10 @@ def _rays_at_a_time(composer: Composer, max_memory: float) -> int:
     return rays
 
 
-def _seen(found: Rendered, ends: tuple[float, float] | None) -> Seen:
-    """Return what was rendered of one instance, the depth without the share of a ray that goes on to the far end."""
-    values, depth, opacity = (None if part is None else part[0].float().cpu() for part in found[:3])
+def _remove_background(rendered: Rendered, ends: tuple[float, float] | None) -> RenderedRays:
+    """Return the rays of one instance on the CPU; their depth excludes the transmitted light, which ends at the far depth."""
+    values, depth, opacity = (None if part is None else part[0].float().cpu() for part in rendered[:3])
     assert values is not None
     if depth is None or opacity is None or ends is None:
-        return Seen(values, None, None)
-    return Seen(values, (depth - (1 - opacity) * ends[1]) / opacity.clamp(min=1e-6), opacity)
+        return RenderedRays(values, None, None)
+    return RenderedRays(values, (depth - (1 - opacity) * ends[1]) / opacity.clamp(min=1e-6), opacity)

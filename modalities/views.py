@@ -1,4 +1,4 @@
-"""Posed views of scenes: read, written, drawn and measured; scenes are decoded along rays of cameras."""
+"""The modality of posed views: reading, writing, figures and metrics of scenes."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ from modalities import turntable
 from modalities.drawing import Animation, LabelledImage, compacted, enlarged, image_grid
 from modalities.images import error_image, save_image, to_image
 from modalities.surfaces import density_renderer, save_ply, surface
-from modalities.turntable import HOW_TO_MP4, Camera, beside, orbit_frames, write_gif
+from modalities.turntable import HOW_TO_MP4, Camera, orbit_frames, side_by_side, write_gif
 from modalities.view_metrics import OverWhite, ViewPSNR, ViewSSIM, WhiteView, view_psnr
 from modalities.view_rendering import (
     depth_colours,
     depth_ends,
     depth_images,
     depth_range,
-    look,
+    render_rays,
     support_images,
     view_images,
 )
 from modalities.writing import Prediction, Row, Writer
 
-_LEAST = 128  # pixels of the longer side of a view in a figure
+_MIN_SIZE = 128  # pixels of the longer side of a view in a figure
 _ELEVATION, _SECONDS, _FRAMES = 30.0, 4.0, 24  # of turntable videos in a gallery
-_ANIMATION_SIZE, _ANIMATION_SECONDS = 64, 3.0  # small, for every validation waits for it
-_MOST_VIEWS = 4  # of one instance that stand side by side for loggers
+_ANIMATION_SIZE, _ANIMATION_SECONDS = 64, 3.0  # small, because every validation renders one
+_MAX_VIEWS = 4  # views of an instance shown side by side
 
 
 @dataclass(frozen=True)
 class ViewWriter(Writer):
-    """Writes what a model makes of a scene: a turntable video, all views beside the truth, its instance code, and a mesh.
+    """Write the prediction for a scene: a turntable video, a figure of all views, the instance code, and optionally a mesh.
 
-    For a scene called NAME these are NAME.gif, colour and depth from all around; NAME.png, the support views and of every
-    query view the truth, the prediction, five times its error and the depth; NAME.safetensors; NAME.mp4 and NAME.ply where
-    asked for; and a row of the table: the PSNR of what was predicted and refined and of white views, means over the query
-    views, NaN where these have no images to compare with.
+    For a scene NAME, these are NAME.gif, colour and depth around the object; NAME.png, the support views, and for every query
+    view the truth, the prediction, five times the error, and the depth; NAME.safetensors, the code; NAME.mp4 and NAME.ply if
+    requested. The row of the table contains the PSNR of the prediction, of the refinement and of white views, averaged over
+    the query views, or NaN if these have no images.
 
     Args:
-        frames: Of the turntable video, at least 2.
-        size: Pixels of the longer side of a frame; those of the views if None.
-        elevation: Degrees of the camera above the horizontal plane, between -90 and 90.
-        seconds: Of one round of the turntable video.
-        mesh: Write the surface too, a triangle mesh in colours; only for models with a density.
-        mesh_resolution: Points along each side of the cube in which the surface is searched, at least 2.
-        mesh_level: The density at which the surface lies; where a sample of a ray is half opaque if None.
-        mp4: Write the turntable video as MP4 too; where no encoder is installed, a line says how to get one.
-        max_memory: MB that rendering may take above the model and the result.
+        frames: Number of frames of the turntable video, at least 2.
+        size: Longer side of a frame in pixels; that of the views if None.
+        elevation: Elevation of the camera in degrees, between -90 and 90.
+        seconds: Duration of one revolution of the turntable video.
+        mesh: Also write the surface as a coloured triangle mesh; only for models with a density.
+        mesh_resolution: Number of points along each side of the cube that is searched for the surface, at least 2.
+        mesh_level: Density of the surface; if None, the density at which a sample of a ray is half opaque.
+        mp4: Also write the turntable video as MP4; if no encoder is installed, a message says how to get one.
+        max_memory: Memory in MB for rendering, in addition to the model and the result.
 
     Raises:
         ValueError: If a number is out of range.
@@ -91,82 +91,83 @@ class ViewWriter(Writer):
     }
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are out of range."""
+        """Raise a ``ValueError`` if a number is out of range."""
         if self.size is not None and not isinstance(self.size, int):
             raise ValueError(
-                f"size is {list(self.size)}: of views give the pixels of the longer side, they keep their shape."
+                f"size is {list(self.size)}: for views, pass the longer side in pixels; the aspect ratio is kept."
             )
         if self.frames < 2 or self.mesh_resolution < 2 or (self.size is not None and self.size < 1):
             raise ValueError(
-                f"frames is {self.frames}, mesh_resolution {self.mesh_resolution}, size {self.size}: at least 2, 2 and 1."
+                f"frames is {self.frames}, mesh_resolution {self.mesh_resolution}, size {self.size}: they must be at least 2, "
+                "2 and 1."
             )
         if self.mesh_level is not None and self.mesh_level <= 0:
             raise ValueError(f"mesh_level is {self.mesh_level}; it must be positive.")
         if not (self.seconds > 0 and self.max_memory > 0 and -90 <= self.elevation <= 90):
             raise ValueError(
-                f"seconds is {self.seconds}, max_memory {self.max_memory}, elevation {self.elevation}: seconds and memory are "
-                "positive, the elevation is between -90 and 90 degrees."
+                f"seconds is {self.seconds}, max_memory {self.max_memory}, elevation {self.elevation}: seconds and max_memory "
+                "must be positive, and elevation must be between -90 and 90 degrees."
             )
 
     def check(self, composer: Composer) -> list[str]:
-        """Refuse a mesh of a model without a density, and say so where no MP4 can be written.
+        """Check that the requested files can be written; return a warning if there is no encoder for MP4.
 
         Raises:
-            ValueError: If the model has no density and a mesh is asked for.
+            ValueError: If a mesh is requested from a model without a density.
         """
         if self.mesh:
             density_renderer(composer)
         if self.mp4 and turntable.encoder() is None:
-            return [f"No MP4, for there is no encoder; GIFs are written: {HOW_TO_MP4}."]
+            return [f"No encoder is installed, so only GIFs are written: {HOW_TO_MP4}."]
         return []
 
     def write(self, reconstruction: Prediction, path: Path) -> Row:
-        """Write the turntable video, the views, the code and the mesh of a scene."""
+        """Write the turntable video, the figure, the code and the mesh of a scene."""
         composer, code, instance = reconstruction.composer, reconstruction.code, reconstruction.instance
-        assert instance is not None, "scenes are not cut into tiles"
-        support, numbers = _support(instance), _numbers(instance)
+        assert instance is not None, "scenes are not tiled"
+        support, scores = _support(instance), _scores(instance)
         shape = (len(support.images), *support.images.shape[-2:])
-        measured = {fact: numbers[fact] for fact in code.facts if fact in numbers}
-        code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts | measured)
+        updates = {fact: scores[fact] for fact in code.facts if fact in scores}
+        code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts | updates)
         code.save(f"{path}.safetensors")
         with torch.no_grad():
             modulations = composer.compose(
-                {key: some.to(composer.device) for key, some in code.latents.items()}, code.layout
+                {name: latent.to(composer.device) for name, latent in code.latents.items()}, code.layout
             )
-        save_image(_page(composer, modulations, instance, self.max_memory), Path(f"{path}.png"))
-        self._turntable(composer, modulations, support, path)
+        save_image(_views_figure(composer, modulations, instance, self.max_memory), Path(f"{path}.png"))
+        self._write_turntable(composer, modulations, support, path)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(instance.shape[0])}
         steps = {fact: code.facts[fact] for fact in ("inner steps", "refinement steps") if fact in code.facts}
-        row |= {"support views": str(shape[0])} | steps | numbers
-        return row | ({"mesh": self._mesh(composer, modulations, path, code.name)} if self.mesh else {})
+        row |= {"support views": str(shape[0])} | steps | scores
+        return row | ({"mesh": self._write_mesh(composer, modulations, path, code.name)} if self.mesh else {})
 
     def size_of(self, row: Row) -> str:
-        """Return the pixels of a view."""
+        """Return the size of a view in pixels."""
         return f"{row['rows']} x {row['columns']}"
 
-    def _turntable(self, composer: Composer, modulations: Modulations, support: Views, path: Path) -> None:
+    def _write_turntable(self, composer: Composer, modulations: Modulations, support: Views, path: Path) -> None:
         """Write the turntable video of a scene."""
         camera = Camera.of(support, self.size)
         pairs = orbit_frames(composer, modulations, camera, self.frames, self.elevation, self.max_memory)
-        frames = [beside(pair) for pair in pairs]
+        frames = [side_by_side(pair) for pair in pairs]
         write_gif(frames, Path(f"{path}.gif"), self.seconds)
         if self.mp4 and turntable.encoder() is not None:
             turntable.write_mp4(frames, Path(f"{path}.mp4"), self.seconds)
 
-    def _mesh(self, composer: Composer, modulations: Modulations, path: Path, name: str) -> str:
-        """Write the mesh of a scene, and return how large it is, or why there is none."""
+    def _write_mesh(self, composer: Composer, modulations: Modulations, path: Path, name: str) -> str:
+        """Write the mesh of a scene; return its number of faces, or the reason why there is none."""
         try:
             mesh = surface(composer, modulations, 1.5, self.mesh_resolution, self.mesh_level, self.max_memory)
-        except ValueError as error:  # a scene without a surface is a result: the others shall be written
-            way_out = "Set the level with --mesh_level."
-            Console(soft_wrap=True).print(f"No {name}.ply: {error} {way_out}", markup=False, highlight=False)
+        except ValueError as error:  # a scene without a surface must not stop the others
+            message = f"No {name}.ply: {error} Set the level with --mesh_level."
+            Console(soft_wrap=True).print(message, markup=False, highlight=False)
             return f"none: {error}"
         save_ply(mesh, Path(f"{path}.ply"))
         return f"{len(mesh.faces)} faces"
 
 
 class PosedViews(Modality):
-    """Scenes seen by posed cameras: a few views are looked at, others are rendered along their rays."""
+    """Posed views of scenes: a few support views are observed, query views are rendered along their rays."""
 
     name = "views"
     noun = "scene"
@@ -176,11 +177,11 @@ class PosedViews(Modality):
     writer = ViewWriter
 
     def metrics(self) -> dict[str, InstanceMetric]:
-        """Return PSNR, the PSNR of white views and over it, and SSIM, each the mean of the views of a scene."""
+        """Return PSNR, PSNR of white views, PSNR over white and SSIM, each averaged over the views of a scene."""
         return {"psnr": ViewPSNR(), "white": WhiteView(), "over_white": OverWhite(), "ssim": ViewSSIM()}
 
     def read(self, path: str | Path) -> tuple[Views, dict[str, Any]]:
-        """Return all views of a scene in a folder, ``images (V, 3, H, W)`` in [0, 1]; of ``intrinsics.txt`` or transforms.json.
+        """Read all views of a scene folder with ``intrinsics.txt`` or ``transforms.json``: ``images (V, 3, H, W)`` in [0, 1].
 
         Raises:
             ValueError: If a file cannot be read; the message names it.
@@ -191,35 +192,35 @@ class PosedViews(Modality):
         return Views(images, scene.poses, scene.focals), {}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...] | None:
-        """Return ``(V, 3, H, W)`` of the views that a model takes; None if it does not say."""
+        """Return the shape ``(V, 3, H, W)`` of the support views of a model, or None if it is unknown."""
         return composer.start.signal_shape
 
     def shown(self, instance: Instance) -> Instance:
-        """Return the middle query view, under the name of the object of which the instance is one draw."""
+        """Return the middle query view, named after the object without the number of the draw."""
         views, view = instance.shape[0], instance.shape[0] // 2
 
         def middle(values: Tensor) -> Tensor:
             return values.view(views, -1, values.shape[-1])[view]
 
-        true = instance.query.values
+        truth = instance.query.values
         return instance._replace(
             name=object_of(instance.name),
-            query=Samples(middle(instance.query.coords), None if true is None else middle(true)),
+            query=Samples(middle(instance.query.coords), None if truth is None else middle(truth)),
             shape=(1, *instance.shape[1:]),
             values={step: middle(values) for step, values in instance.values.items()},
         )
 
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
-        """Return the first views of values ``(V * H * W, 3)``, four at most, side by side, clipped; ``shape`` is (V, H, W)."""
-        views = values.nan_to_num(0, 1, 0).unflatten(0, tuple(shape))[:_MOST_VIEWS]
+        """Return up to four views of ``values (V * H * W, 3)`` side by side, clipped; ``shape`` is ``(V, H, W)``."""
+        views = values.nan_to_num(0, 1, 0).unflatten(0, tuple(shape))[:_MAX_VIEWS]
         return to_image(views.transpose(0, 1).flatten(0, 2), (shape[1], len(views) * shape[2]))
 
     def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
-        """Return cells in rows and columns; small views are enlarged to 128 pixels or a few more."""
+        """Return cells in rows and columns; small views are enlarged by an integer factor to at least 128 pixels."""
         return image_grid(
             [
                 [
-                    (cell.label, compacted(image) if compact else enlarged(image, _LEAST))
+                    (cell.label, compacted(image) if compact else enlarged(image, _MIN_SIZE))
                     for cell in row
                     for image in [self.panel(cell.values, cell.shape)]
                 ]
@@ -235,8 +236,8 @@ class PosedViews(Modality):
     def extras(
         self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
     ) -> list[Cell]:
-        """Return the depth of the view, where the renderer knows one."""
-        rendered = look(composer, modulations, shown.query.coords, max_memory)
+        """Return the depth of the view, if the renderer has depth."""
+        rendered = render_rays(composer, modulations, shown.query.coords, max_memory)
         if rendered.depth is None:
             return []
         return [Cell("depth", depth_colours(rendered, depth_ends([rendered])), shown.shape, shown.domain)]
@@ -247,21 +248,21 @@ class PosedViews(Modality):
         """Write the turntable video STEM.gif."""
         camera = Camera.of(_support(instance))
         pairs = orbit_frames(composer, modulations, camera, _FRAMES, _ELEVATION, max_memory)
-        write_gif([beside(pair) for pair in pairs], Path(f"{stem}.gif"), _SECONDS)
+        write_gif([side_by_side(pair) for pair in pairs], Path(f"{stem}.gif"), _SECONDS)
         return True
 
     def values_at(
         self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
     ) -> Tensor:
         """Return the colours ``(N, 3)`` of rays ``(N, 6)`` of one instance, on the CPU."""
-        return look(composer, modulations, coords, max_memory).colours
+        return render_rays(composer, modulations, coords, max_memory).colours
 
     def media(self, instance: Instance) -> dict[str, Any]:
-        """Return support views, query views, prediction and refinement, up to four of each side by side."""
-        support, true = _support(instance).images, instance.query.values
-        assert true is not None
+        """Return support views, query views, prediction and refinement, up to four views of each side by side."""
+        support, truth = _support(instance).images, instance.query.values
+        assert truth is not None
         pixels = support.movedim(1, -1).flatten(0, 2)
-        columns = {"query": true} | {
+        columns = {"query": truth} | {
             "refined" if step else "prediction": values for step, values in instance.values.items()
         }
         return {"support": self.panel(pixels, (len(support), *support.shape[2:]))} | {
@@ -271,7 +272,7 @@ class PosedViews(Modality):
     def animation(
         self, composer: Composer, modulations: Modulations, instance: Instance, frames: int
     ) -> Animation | None:
-        """Return a small turntable video, as far away as the support views."""
+        """Return a small turntable video at the mean distance of the support views."""
         support = _support(instance)
         camera = Camera.of(support, min(_ANIMATION_SIZE, max(support.images.shape[-2:])))
         colours = [colour for colour, _ in orbit_frames(composer, modulations, camera, frames)]
@@ -281,30 +282,30 @@ class PosedViews(Modality):
             return Animation(path.read_bytes())
 
     def decodes(self, code: InstanceCode) -> bool:
-        """Return whether a code stands for a scene."""
+        """Return whether a code is that of a scene."""
         return code.facts.get("signal") == "scene"
 
 
 def object_of(name: str) -> str:
-    """Return the object of an instance, whose name may end with the number of a draw in three digits.
+    """Return the object of an instance: its name without the three-digit number of the draw.
 
     Example:
         >>> object_of("chairs/1a6f.004"), object_of("mug.v2")
         ('chairs/1a6f', 'mug.v2')
     """
-    thing, _, draw = name.rpartition(".")
-    return thing if thing and len(draw) == 3 and draw.isdecimal() else name
+    prefix, _, draw = name.rpartition(".")
+    return prefix if prefix and len(draw) == 3 and draw.isdecimal() else name
 
 
 def _support(instance: Instance) -> Views:
     """Return the support views of a scene."""
     if not isinstance(instance.signal, Views):
-        raise ValueError(f"{instance.name} has no posed views: the modality PosedViews needs data of scenes.")
+        raise ValueError(f"{instance.name} has no posed views: the modality PosedViews needs a data set of scenes.")
     return instance.signal
 
 
-def _numbers(instance: Instance) -> Row:
-    """Return the PSNR of a scene, means over its views: predicted, refined, and of white."""
+def _scores(instance: Instance) -> Row:
+    """Return the PSNR of the prediction, of the refinement and of white views, averaged over the views of a scene."""
     keys, last = ("psnr predicted", "psnr refined", "white"), instance.values[max(instance.values)]
     if instance.query.values is None:
         return dict.fromkeys(keys, str(math.nan))
@@ -317,35 +318,35 @@ def _numbers(instance: Instance) -> Row:
     return {key: f"{number.item():.3f}" for key, number in zip(keys, numbers, strict=True)}
 
 
-def _page(composer: Composer, modulations: Modulations, instance: Instance, max_memory: float) -> Image.Image:
-    """Return the support views, and below them every query view as rows of labelled images."""
+def _views_figure(composer: Composer, modulations: Modulations, instance: Instance, max_memory: float) -> Image.Image:
+    """Return a figure with the support views on top, and below the labelled images of every query view."""
     support = [(f"support {view}", image) for view, image in enumerate(support_images(_support(instance)))]
     views = _view_cells(composer, modulations, instance, max_memory)
-    together = max(1, round(math.sqrt(len(views)) / 2))  # views beside each other, for a page that is not a ribbon
-    width = together * len(views[0]) if views else len(support)
+    views_per_row = max(1, round(math.sqrt(len(views)) / 2))  # for an aspect ratio near 1
+    width = views_per_row * len(views[0]) if views else len(support)
     rows = [support[start : start + width] for start in range(0, len(support), width)]
-    rows += [[*chain(*views[start : start + together])] for start in range(0, len(views), together)]
+    rows += [[*chain(*views[start : start + views_per_row])] for start in range(0, len(views), views_per_row)]
     blank = Image.new("RGB", support[0][1].size, "white")
     padded = [[*row, *[("", blank)] * (width - len(row))] for row in rows]
-    return image_grid([[(label, enlarged(image, _LEAST)) for label, image in row] for row in padded])
+    return image_grid([[(label, enlarged(image, _MIN_SIZE)) for label, image in row] for row in padded])
 
 
 def _view_cells(
     composer: Composer, modulations: Modulations, instance: Instance, max_memory: float
 ) -> list[list[LabelledImage]]:
-    """Return of every query view the truth, the prediction, its error and the depth, as far as they are known."""
-    prediction, true, shape = instance.values[max(instance.values)], instance.query.values, instance.shape
+    """Return the truth, the prediction, its error and the depth of every query view, as far as they are available."""
+    prediction, truth, shape = instance.values[max(instance.values)], instance.query.values, instance.shape
     cells: list[list[LabelledImage]] = [
         [(f"prediction {view}", image)] for view, image in enumerate(view_images(prediction, shape))
     ]
-    if true is not None:
-        decibels = view_psnr(prediction[None], Samples(instance.query.coords, true[None]), shape)[0].tolist()
-        for view, (image, psnr) in enumerate(zip(view_images(true, shape), decibels, strict=True)):
+    if truth is not None:
+        decibels = view_psnr(prediction[None], Samples(instance.query.coords, truth[None]), shape)[0].tolist()
+        for view, (image, psnr) in enumerate(zip(view_images(truth, shape), decibels, strict=True)):
             predicted = cells[view][0][1]
             error = error_image(predicted, image)[0]
             cells[view] = [(f"truth {view}", image), (f"prediction {psnr:.1f} dB", predicted), ("5 x error", error)]
     if depth_range(composer) is None:
         return cells
     views = instance.query.coords.unflatten(0, (shape[0], -1))
-    depths = depth_images([look(composer, modulations, rays, max_memory) for rays in views], shape[1:])
+    depths = depth_images([render_rays(composer, modulations, rays, max_memory) for rays in views], shape[1:])
     return [row if depth is None else [*row, ("depth", depth)] for row, depth in zip(cells, depths, strict=True)]

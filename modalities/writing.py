@@ -1,4 +1,4 @@
-"""What the writers of predictions have in common: what they get, what they return, how they say what they wrote."""
+"""Base class of prediction writers, and the reconstruction that they write."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Row = dict[str, str]
 
 
 class Prediction(NamedTuple):
-    """A signal and what a model makes of it.
+    """A signal and its reconstruction by a model.
 
     Attributes:
         composer: The model.
-        code: Of all tiles of the signal, with the facts of refinement and headline metric.
-        instance: The signal as the model saw it and its reconstructions; None where it was cut into tiles.
-        original: ``(C, *shape)``, the signal itself where the model saw it in tiles or at another size; else None.
-        source: Facts of the file: of audio, the sampling rate ``rate``.
+        code: Instance code of all tiles of the signal, with metadata on the refinement and the headline metric.
+        instance: The model's input and its reconstructions; None if the signal was split into tiles.
+        original: ``(C, *shape)``, the signal at its original resolution if it was split into tiles or resized; else None.
+        source: Metadata of the file, such as the ``sample_rate`` of audio.
     """
 
     composer: Composer
@@ -38,14 +38,14 @@ class Prediction(NamedTuple):
 
 
 class Writer(ABC):
-    """Writes what a model makes of one signal. The fields of a subclass, a frozen dataclass, are options of prediction.
+    """Base class for writers of predictions. A subclass is a frozen dataclass, and its fields are options of prediction.
 
     Attributes:
-        results: What is written, in words.
-        measure: What the printed table holds, in words.
-        size_heading: Heading of the size of a signal in the printed table.
-        counted: The column of the table that counts what a signal has.
-        numbers: Columns of measured numbers, NaN where there was nothing to measure, and their headings.
+        results: Description of the written files.
+        measure: Title of the printed table.
+        size_heading: Heading of the signal size in the printed table.
+        counted: Column of the table that counts the parts of a signal.
+        numbers: Columns of measured values, NaN where nothing can be measured, and their headings.
     """
 
     results: ClassVar[str]
@@ -59,45 +59,49 @@ class Writer(ABC):
         """Write the files of one signal.
 
         Args:
-            reconstruction: What a model makes of it.
-            path: Of the files, without their endings.
+            reconstruction: The signal and its reconstruction.
+            path: Path of the files without extensions.
 
         Returns:
-            Its row of the table, the same columns for all.
+            The row of the table, with the same columns for all signals.
         """
 
     @abstractmethod
     def size_of(self, row: Row) -> str:
-        """Return the size of a signal, for its row of the printed table."""
+        """Return the size of a signal as text for the printed table."""
 
     def check(self, composer: Composer) -> list[str]:
-        """Refuse a model that options do not fit, before any work, and return lines that the user should read.
+        """Check that the options fit a model before prediction starts, and return messages for the user.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If the options do not fit the model.
         """
         return []
 
     def decode(
         self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
     ) -> tuple[Path, str]:
-        """Write the signals of codes, without anything else to know of them, and return where and what.
+        """Decode codes without their signals, and write the results.
 
         Args:
             composer: The model of the codes.
-            codes: One, written to ``path``; or the frames of a walk, written into the folder ``path``.
-            path: Where to; for one code ``stem`` with an ending if None.
-            stem: Of the default path.
+            codes: A single code, written to the file ``path``; or the frames of an interpolation, written to the folder
+                ``path``.
+            path: Output path; for a single code, ``stem`` with an extension if None.
+            stem: Path without extension for the default output path.
+
+        Returns:
+            The output path and a description of the results.
 
         Raises:
-            ValueError: If such codes cannot be decoded alone, or are of another model.
+            ValueError: If codes of this modality cannot be decoded on their own, or belong to another model.
         """
-        raise ValueError(f"{type(self).__name__} decodes no codes.")
+        raise ValueError(f"{type(self).__name__} does not support decoding of codes.")
 
     def errors(self, values: Tensor, query: Samples) -> list[float]:
-        """Return the error of every tile ``(B, N, C)``, such that `score` can be taken of their mean; NaN without truth."""
+        """Return the error of every tile in ``values (B, N, C)``, for averaging by `score`; NaN without ground truth."""
         return [math.nan] * len(values) if query.values is None else instance_mse(values, query).tolist()
 
     def score(self, errors: Sequence[float]) -> float:
-        """Return the headline metric of a signal, of the errors of all its tiles."""
+        """Return the headline metric of a signal from the errors of all its tiles."""
         return psnr_of_mse(torch.tensor(errors).mean()).item()

@@ -1,4 +1,4 @@
-"""Images and data of constant colour, for tests of callbacks."""
+"""A data module of small random images, for tests of callbacks."""
 
 import torch
 from torch.utils.data import Dataset
@@ -13,7 +13,7 @@ SHAPE = (3, 8, 12)
 
 
 class FlatImages(Dataset):
-    """Random images with names."""
+    """Named random images."""
 
     def __init__(self, length, seed):
         self.name = f"set {seed}"
@@ -27,7 +27,7 @@ class FlatImages(Dataset):
 
 
 class FlatData(CoordinateDataModule):
-    """Nine training images, darkened at random, and five of a test."""
+    """Nine training images, darkened at random, and five test images."""
 
     modality = Images()
     spec = DataSpec(Grid.unit(2), 3, SHAPE, modality)

@@ -1,4 +1,4 @@
-"""Scenes of simple objects, and models of them, for tests."""
+"""Scenes of simple objects, and models with closed forms, for tests."""
 
 import torch
 from coordinates import pixel_rays
@@ -14,7 +14,7 @@ from modalities import PosedViews
 
 
 class Fields(torch.nn.Module):
-    """Stands where a coordinate network does: a ball with a pole on top, red towards +x and blue towards -x."""
+    """Fake coordinate network: a ball with a pole on top, red towards +x and blue towards -x."""
 
     coord_dim, value_dim, layer_sizes, modulates = 3, 4, ((3, 16), (16, 4)), "weights"
 
@@ -33,7 +33,7 @@ class Fields(torch.nn.Module):
 
 
 class LineFields(Fields):
-    """The same for light fields: red where a ray looks upwards."""
+    """Fake coordinate network for light fields: red for rays that point upwards."""
 
     coord_dim, value_dim = 6, 3
 
@@ -42,7 +42,7 @@ class LineFields(Fields):
 
 
 class Balls(Composer):
-    """A composer whose latent is the radius of a ball; what it predicts is always half a unit."""
+    """Composer with the radius of a ball as latent; it always predicts a radius of 0.5."""
 
     def __init__(self, renderer=None, steps=0):
         renderer = renderer or VolumeRenderer(near=2.0, far=6.0, samples_per_ray=32)
@@ -61,28 +61,28 @@ class Balls(Composer):
 
 
 def radius_of(*radii):
-    """Return the modulations of balls."""
+    """Return the modulations of balls with the given radii."""
     return {0: (torch.tensor(radii).unsqueeze(-1), None)}
 
 
 def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=True):
-    """Return balls as a batch of evaluation, seen from around."""
+    """Return an evaluation batch of balls, with cameras around them."""
     poses, focals = orbit(views + queries, 4.0), torch.full((views + queries, 2), 1.2 * size)
     rays = pixel_rays(poses, focals, (size, size))  # (V, H W, 6)
     with torch.no_grad():
         values = Balls().render(radius_of(*radii), rays.flatten(0, 1))  # (B, V H W, 3)
     images = values.unflatten(1, (-1, size, size)).movedim(-1, 2)
     count = len(radii)
-    seen = Views(images[:, :views], poses[:views].expand(count, -1, -1, -1), focals[:views].expand(count, -1, -1))
+    signal = Views(images[:, :views], poses[:views].expand(count, -1, -1, -1), focals[:views].expand(count, -1, -1))
     support, query = (part.flatten(0, 1).expand(count, -1, -1) for part in (rays[:views], rays[views:]))
     edge = views * size * size
-    observation = Observation(seen, Samples(support, values[:, :edge]))
-    wanted = Samples(query, values[:, edge:] if known else None)
-    return CoordinateBatch(observation, wanted, (queries, size, size), names or [f"ball.{i:03d}" for i in range(count)])
+    observation = Observation(signal, Samples(support, values[:, :edge]))
+    target = Samples(query, values[:, edge:] if known else None)
+    return CoordinateBatch(observation, target, (queries, size, size), names or [f"ball.{i:03d}" for i in range(count)])
 
 
 class Scenes(CoordinateDataModule):
-    """A data module of scenes, as far as figures and predictions ask it."""
+    """Minimal data module of scenes for figures and predictions."""
 
     modality = PosedViews()
     spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 16, 16), modality)

@@ -1,4 +1,4 @@
-"""Folders of posed images, written for tests."""
+"""Write folders of posed images for tests."""
 
 import json
 
@@ -20,7 +20,7 @@ def cameras(count, radius=4.0):
 
 
 def save_image(path, frame, size=8, mode="RGBA"):
-    """Write an image whose colour tells its frame, with a square in its middle on transparency, or on white."""
+    """Write a square on a transparent or white background; its red channel is ``10 + frame``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((size, size, 4), (255, 255, 255, 0), np.uint8)
     pixels[size // 4 : -(size // 4), size // 4 : -(size // 4)] = (10 + frame, 20, 30, 255)
@@ -28,20 +28,20 @@ def save_image(path, frame, size=8, mode="RGBA"):
 
 
 def describe(folder, **changes):
-    """Change what ``transforms.json`` of a scene says."""
+    """Change entries of the ``transforms.json`` of a scene."""
     path = folder / "transforms.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def write_scene(folder, frames=6, size=8, radius=4.0, mode="RGBA"):
-    """Write a scene as Blender's exporters do, and return its folder."""
-    rows = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
-    described = []
+    """Write a scene in the format of Blender's exporters, and return its folder."""
+    last_row = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    frames_json = []
     for frame, pose in enumerate(cameras(frames, radius)):
         save_image(folder / f"r_{frame}.png", frame, size, mode)
-        matrix = torch.cat((pose, rows.double())).tolist()
-        described.append({"file_path": f"./elsewhere/r_{frame}", "transform_matrix": matrix})
-    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": described}))
+        matrix = torch.cat((pose, last_row.double())).tolist()
+        frames_json.append({"file_path": f"./elsewhere/r_{frame}", "transform_matrix": matrix})
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": frames_json}))
     return folder
 
 
@@ -50,8 +50,8 @@ def write_srn(folder, frames=6, size=8, radius=1.3):
     (folder / "pose").mkdir(parents=True)
     for frame, pose in enumerate(cameras(frames, radius)):
         save_image(folder / "rgb" / f"{frame:06d}.png", frame, size)
-        turned = np.vstack((pose.numpy(), (0, 0, 0, 1)))
-        turned[:, 1:3] *= -1
-        (folder / "pose" / f"{frame:06d}.txt").write_text(" ".join(map(str, turned.flatten().tolist())))
+        matrix = np.vstack((pose.numpy(), (0, 0, 0, 1)))
+        matrix[:, 1:3] *= -1
+        (folder / "pose" / f"{frame:06d}.txt").write_text(" ".join(map(str, matrix.flatten().tolist())))
     (folder / "intrinsics.txt").write_text(f"{1.1 * size} {size / 2} {size / 2} 0.\n0. 0. 0.\n1.\n{size} {size}\n")
     return folder

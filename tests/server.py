@@ -1,4 +1,4 @@
-"""A web server on this machine for tests: pages that resume, break off, lie, move or fail as told."""
+"""A local web server for tests, with configurable failures."""
 
 import re
 import socket
@@ -10,11 +10,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Page:
-    """What the server answers at an address.
+    """The response of the server at one path.
 
-    ``statuses`` are answered first, one request each; ``cuts`` are the bytes of body after which the next answers break off;
-    then all is well. ``length`` is announced instead of the true one, or nothing if it is "none". ``stall`` is waited for
-    before the body. A ``span`` replaces the Content-Range of partial answers.
+    Attributes:
+        body: The complete body.
+        ranges: Whether range requests are supported.
+        etag: ETag header.
+        modified: Last-Modified header.
+        statuses: Statuses of the first responses.
+        cuts: Numbers of bytes after which the next responses are interrupted.
+        redirect: Location to redirect to.
+        length: Content-Length instead of the actual one; no header if it is "none".
+        stall: Event to wait for after the body.
+        chunked: Whether to use chunked transfer encoding.
+        span: Content-Range of partial responses instead of the actual one.
     """
 
     body: bytes = b""
@@ -31,7 +40,7 @@ class Page:
 
 
 class Site:
-    """The pages by path, and the requests that came: (path, Range, If-Range, status)."""
+    """The pages by path, and the received requests: (path, Range, If-Range, status)."""
 
     def __init__(self, port, scheme="http"):
         self.pages = {}
@@ -39,13 +48,13 @@ class Site:
         self.root = f"{scheme}://127.0.0.1:{port}"
 
     def put(self, path, body=b"", **behaviour):
-        """Put a page and return its address."""
+        """Add a page and return its URL."""
         self.pages[path] = Page(body, **behaviour)
         return self.root + path
 
     @property
     def ranges(self):
-        """The Range of every request."""
+        """The Range headers of all requests."""
         return [request[1] for request in self.requests]
 
 
@@ -69,22 +78,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
 
     def _status(self, page):
-        """Return the status of the answer and the byte it starts at."""
+        """Return the status of a response and its first byte."""
         if page is None:
             return 404, 0
         if page.statuses:
             return page.statuses.pop(0), 0
         if page.redirect:
             return 302, 0
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        byte_range = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
         condition = self.headers["If-Range"]
-        if not page.ranges or not wanted or (condition and condition not in (page.etag, page.modified)):
+        if not page.ranges or not byte_range or (condition and condition not in (page.etag, page.modified)):
             return 200, 0
-        start = int(wanted[1])
+        start = int(byte_range[1])
         return (206, start) if start < len(page.body) else (416, 0)
 
     def _send(self, page, status, start):
-        """Send headers and body."""
+        """Send the headers and the body of a response."""
         body = page.body[start:]
         if status == 206:
             self.send_header("Content-Range", page.span or f"bytes {start}-{len(page.body) - 1}/{len(page.body)}")
@@ -106,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             if page.stall is not None:
                 page.stall.wait(10)
         except OSError:
-            pass  # the other end had enough
+            pass  # the client closed the connection
 
 
 class _Server(ThreadingHTTPServer):
@@ -119,7 +128,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serving(context=None):
-    """Serve a `Site` on 127.0.0.1, over TLS if there is a context."""
+    """Serve a `Site` on 127.0.0.1, with TLS if a context is passed."""
     server = _Server(("127.0.0.1", 0), _Handler)
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -135,7 +144,7 @@ def serving(context=None):
 
 
 def unused_port():
-    """Return a port of this machine that nobody listens to."""
+    """Return a free local port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -19,7 +19,7 @@ from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
 from datamodules.tiles import Box
 
-MEASURED = ("rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
+MEASURED = ("sample_rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
 _KIND = "instance code"
 _VERSION, _EARLIER = "2", "1"  # the earlier one states one range for all axes, coord_range
 

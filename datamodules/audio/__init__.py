@@ -1,1 +1,1 @@
-"""Data sets of audio."""
+"""Audio data sets."""

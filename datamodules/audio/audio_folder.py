@@ -1,4 +1,4 @@
-"""Anybody's sound in a folder, for training."""
+"""A folder of audio files for training."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from datamodules.storage.folders import NamedFile, RandomSplit, Split, files_of_
 
 
 class AudioFolder(RecordingSet):
-    """The sound files of a folder and of the folders in it: WAV, FLAC, OGG, MP3 and others, of any rate and length.
+    """The audio files of a folder and its subfolders: WAV, FLAC, OGG, MP3 and others, of any sampling rate and length.
 
-    If the folder has a folder ``train`` beside ``val`` or ``test``, these are the splits; where one of the latter is missing,
-    the other serves for both. If not, recordings are drawn for validation and test, and the rest is for training; the draw
-    depends on ``split_seed`` and the paths below the folder alone. Training sees a random piece of every recording, anew in
-    every epoch, evaluation its first seconds.
+    If the folder has a subfolder ``train`` beside ``val`` or ``test``, the subfolders are the splits; if ``val`` or ``test``
+    is missing, the other serves as both. Otherwise validation and test recordings are drawn at random and the rest is for
+    training; the split depends only on ``split_seed`` and the relative paths. Training takes a new random crop of every
+    recording in every epoch, evaluation takes the first seconds.
 
     Args:
         root: The folder.
-        val_ratio: Part of the recordings for validation, in (0, 1), at least one recording; unless there are folders.
-        test_ratio: The same for the test; validation recordings serve if 0.
-        split_seed: Of that draw.
+        val_ratio: Fraction of recordings for validation, in (0, 1), at least one recording; ignored if subfolders are splits.
+        test_ratio: Fraction of recordings for testing; 0 tests on the validation recordings. Ignored if subfolders are splits.
+        split_seed: Seed of the random split.
         kwargs: Arguments of `RecordingSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if recordings are missing or unreadable.
+        ValueError: If an argument is out of range; at set-up, if recordings are missing or unreadable.
     """
 
     def __init__(
@@ -41,6 +41,6 @@ class AudioFolder(RecordingSet):
         self.random_split = RandomSplit(val_ratio, test_ratio, split_seed)
 
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the recordings of a split, in alphabetical order."""
-        files, self.notes["split"] = files_of_split(self.root, split, audio_files, "sound", self.random_split)
+        """Return the recordings of a split in alphabetical order."""
+        files, self.notes["split"] = files_of_split(self.root, split, audio_files, "audio files", self.random_split)
         return files

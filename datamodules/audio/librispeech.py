@@ -1,4 +1,4 @@
-"""LibriSpeech: a thousand hours of read English, in seven subsets."""
+"""LibriSpeech: a thousand hours of read English speech in seven subsets."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ _DIGESTS = {
     "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
     "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
 }
-_SIZES = {"test-clean": 346_663_984}  # bytes, where they are known
+_SIZES = {"test-clean": 346_663_984}  # bytes, where known
 
 
 class LibriSpeech(RecordingSet):
-    """Pieces of the utterances of LibriSpeech (Panayotov et al., ICASSP 2015; CC BY 4.0), 16 kHz, one channel.
+    """Crops of the utterances of LibriSpeech (Panayotov et al., ICASSP 2015; CC BY 4.0), 16 kHz, mono.
 
-    Published are training on ``train-clean-100``, 28,539 utterances, and evaluation on the first seconds of ``test-clean``,
-    2,620. Training sees a random piece of every utterance, anew in every epoch. Utterances are shorter than 3 seconds here and
-    there: they are followed by zeros, which count nowhere unless ``cropping`` is ``released``.
+    The published protocol trains on the 28,539 utterances of ``train-clean-100`` and evaluates on the first seconds of the
+    2,620 utterances of ``test-clean``. Training takes a new random crop of every utterance in every epoch. Some utterances are
+    shorter than 3 seconds; they are zero-padded, and the padding is masked unless ``cropping`` is ``released``.
 
-    A subset is looked for in ``librispeech/SUBSET/LibriSpeech/SUBSET``, where downloads are unpacked, in
-    ``librispeech/LibriSpeech/SUBSET``, ``librispeech/SUBSET``, ``LibriSpeech/SUBSET``,
-    ``LibriSpeech/original/LibriSpeech/SUBSET`` and ``SUBSET`` of ``root``: a folder per speaker, in it one per chapter, in it
-    FLAC files.
+    The folder of a subset is the first of these in ``root`` that holds folders of speakers:
+    ``librispeech/SUBSET/LibriSpeech/SUBSET``, where downloads are extracted, ``librispeech/LibriSpeech/SUBSET``,
+    ``librispeech/SUBSET``, ``LibriSpeech/SUBSET``, ``LibriSpeech/original/LibriSpeech/SUBSET`` and ``SUBSET``. It holds
+    ``SPEAKER/CHAPTER/*.flac``.
 
     Args:
-        download: Whether to fetch the archives of the subsets into ``root``, 6.3 GB for ``train-clean-100``; one that was put
-            there by hand is unpacked anyway.
-        train_subset: What is trained on.
-        val_subset: What validation sees.
-        test_subset: What the test sees.
+        download: Whether to download the archives of the subsets into ``root``, 6.3 GB for ``train-clean-100``. An archive that
+            is already there is extracted in any case.
+        train_subset: Subset for training.
+        val_subset: Subset for validation.
+        test_subset: Subset for testing.
         kwargs: Arguments of `RecordingSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if utterances are missing or unreadable.
-        ConnectionError: If an archive cannot be fetched.
+        ValueError: If an argument is out of range; at set-up, if utterances are missing or unreadable.
+        ConnectionError: If an archive cannot be downloaded.
     """
 
     published: ClassVar[Mapping[str, int]] = {"train-clean-100": 28_539, "test-clean": 2_620}
@@ -84,10 +84,10 @@ class LibriSpeech(RecordingSet):
         self.subsets: Mapping[Split, Subset] = {"train": train_subset, "val": val_subset, "test": test_subset}
         for subset in self.subsets.values():
             if subset not in self.sources:
-                raise ValueError(f"LibriSpeech has no subset {subset}: choose of {', '.join(self.sources)}.")
+                raise ValueError(f"LibriSpeech has no subset {subset}: choose one of {', '.join(self.sources)}.")
 
     def fetch(self, splits: Sequence[Split]) -> None:
-        """Download and unpack the archives of some splits, unless their utterances are there."""
+        """Download and extract the archives of the splits whose utterances are missing."""
         for subset in dict.fromkeys(self.subsets[split] for split in splits):
             source = self.sources[subset]
             archive = self.root / source.filename
@@ -95,23 +95,23 @@ class LibriSpeech(RecordingSet):
                 extract(download(source, self.root), self.root / "librispeech" / subset)
 
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the utterances of a split, named and sorted by their ids: speaker, chapter and number."""
+        """Return the utterances of a split, named and sorted by id: speaker, chapter and number."""
         subset = self.subsets[split]
         folder = self._folder(subset)
         if folder is None:
             raise ValueError(
-                f"There is no LibriSpeech {subset} in {self.root}: none of {', '.join(map(str, self._places(subset)))} has "
-                f"the folders of speakers. Let it be downloaded, --data.init_args.download true.\n{self._by_hand(subset)}"
+                f"LibriSpeech {subset} is missing in {self.root}: none of {', '.join(map(str, self._candidates(subset)))} "
+                f"holds folders of speakers. Download it with --data.init_args.download true.\n{self._manual_download(subset)}"
             )
-        found = [path for path in folder.glob("*/*/*.flac") if not path.name.startswith(".")]
-        return sorted(NamedFile(path.stem, path) for path in found)
+        paths = [path for path in folder.glob("*/*/*.flac") if not path.name.startswith(".")]
+        return sorted(NamedFile(path.stem, path) for path in paths)
 
     def count(self, split: Split) -> int | None:
-        """Return how many utterances a split should have; None where that is not known."""
+        """Return the published number of utterances of a split; None if unknown."""
         return self.published.get(self.subsets[split])
 
-    def _places(self, subset: Subset) -> list[Path]:
-        """Return the folders that are looked for, in this order."""
+    def _candidates(self, subset: Subset) -> list[Path]:
+        """Return the possible folders of a subset, in order of precedence."""
         return [
             self.root / "librispeech" / subset / "LibriSpeech" / subset,
             self.root / "librispeech" / "LibriSpeech" / subset,
@@ -122,24 +122,24 @@ class LibriSpeech(RecordingSet):
         ]
 
     def _folder(self, subset: Subset) -> Path | None:
-        """Return the first folder that holds folders of speakers."""
-        return next((place for place in self._places(subset) if place.is_dir() and _holds_speakers(place)), None)
+        """Return the folder of a subset, the first that holds folders of speakers; None if there is none."""
+        return next((path for path in self._candidates(subset) if path.is_dir() and _holds_speakers(path)), None)
 
     def _fix(self, split: Split) -> str:
-        """Return what to do about utterances that are missing."""
+        """Return the instruction that follows the message on missing utterances."""
         subset = self.subsets[split]
-        return f"move {self._folder(subset)} away to have it fetched anew. {self._by_hand(subset)}"
+        return f"move {self._folder(subset)} away to download it again. {self._manual_download(subset)}"
 
-    def _by_hand(self, subset: Subset) -> str:
-        """Return how to get an archive without this program."""
+    def _manual_download(self, subset: Subset) -> str:
+        """Return instructions for downloading an archive by hand."""
         source = self.sources[subset]
         return (
-            f"Or fetch {source.url} ({source.checksum}) and put it at {self.root / source.filename}; it is unpacked into "
-            f"{self.root / 'librispeech' / subset}, which must not be there."
+            f"Or download {source.url} ({source.checksum}) to {self.root / source.filename}; it is extracted into "
+            f"{self.root / 'librispeech' / subset}, which must not exist."
         )
 
 
 def _holds_speakers(folder: Path) -> bool:
-    """Return whether a folder holds a folder that is named by a number."""
+    """Return whether a folder holds a folder whose name is a number."""
     with os.scandir(folder) as entries:
         return any(entry.name.isdecimal() and entry.is_dir() for entry in entries)

@@ -1,4 +1,4 @@
-"""Anybody's recordings of audio: files and folders, in tiles along time, for prediction."""
+"""Audio files and folders for prediction, cut into tiles along time."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from datamodules.batch import CoordinateBatch, Piece, Signal
 from datamodules.images.prediction import TileBatch, WholeImages, collate_tiles, unique_names
 from datamodules.spec import DataSpec
 from datamodules.storage.audio import audio_files, read_recording
-from datamodules.storage.recordings import cut_recording, in_channels_of, measured, read_seen, recording_tiles
+from datamodules.storage.recordings import (
+    cut_recording,
+    in_channels_of,
+    prepare_recording,
+    recording_tiles,
+    samples_in_tile,
+)
 from datamodules.tiles import Box
 from modalities.audio import Audio
 
-_RATE = 16000  # where nobody says
+_DEFAULT_SAMPLE_RATE = 16000
 
 
 class AudioFile(NamedTuple):
-    """A recording that can be read.
+    """A readable recording.
 
     Attributes:
-        name: Of its results: the path below the folder that was given, without its ending where that stays unique.
+        name: Name of its results: its path relative to the folder, without the extension if that is unique.
         path: The file.
-        samples: Its length, at the rate of the model.
-        tiles: Where its tiles lie.
+        samples: Samples per channel at the sampling rate of the model.
+        tiles: Boxes of its tiles.
     """
 
     name: str
@@ -40,52 +46,52 @@ class AudioFile(NamedTuple):
 
 
 class RecordingTiles(Dataset[tuple[Tensor, Piece]]):
-    """All tiles of recordings, recording by recording; the recording read last is kept.
+    """All tiles of recordings, recording by recording; the latest recording is kept in memory.
 
     Args:
         files: The recordings.
-        channels: Those of the model.
-        rate: That of the model.
+        channels: Channels of the model.
+        sample_rate: Samples per second of the model.
     """
 
-    def __init__(self, files: Sequence[AudioFile], channels: int, rate: int) -> None:
+    def __init__(self, files: Sequence[AudioFile], channels: int, sample_rate: int) -> None:
         self.channels = channels
-        self.rate = rate
-        self.places = [(file, box) for file in files for box in file.tiles]
-        self._last: tuple[Path, Tensor] | None = None
+        self.sample_rate = sample_rate
+        self.tiles = [(file, box) for file in files for box in file.tiles]
+        self._latest: tuple[Path, Tensor] | None = None
 
     def __len__(self) -> int:
-        """Return the tiles of all recordings."""
-        return len(self.places)
+        """Return the number of tiles of all recordings."""
+        return len(self.tiles)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Piece]:
-        """Return a tile ``(C, length)``, zeros beyond the end of its recording, and where it lies."""
-        file, box = self.places[index]
-        if self._last is None or self._last[0] != file.path:
-            self._last = (file.path, read_seen(file.path, self.channels, self.rate).values)
-        return cut_recording(self._last[1], box), Piece(file.name, (file.samples,), box)
+        """Return a tile ``(C, length)``, zero-padded past the end of its recording, and its position."""
+        file, box = self.tiles[index]
+        if self._latest is None or self._latest[0] != file.path:
+            self._latest = (file.path, prepare_recording(file.path, self.channels, self.sample_rate).values)
+        return cut_recording(self._latest[1], box), Piece(file.name, (file.samples,), box)
 
 
 class AudioFiles(CoordinateDataModule):
-    """Audio recordings for ``cli.py predict --audio``: as long as the signals of the model, or cut into tiles along time.
+    """Audio files for ``cli.py predict --audio``, cut into tiles of the signal length of the model.
 
-    Longer recordings are cut into tiles that overlap by a quarter; of shorter ones the padding counts nowhere. A recording
-    that cannot be read is skipped with the reason, unless it is the only one. Of a folder, all files of audio are taken, in its
-    subfolders too; not those in folders of earlier predictions. Two units of a coordinate are a second, as published.
+    Longer recordings are cut into tiles that overlap by a quarter; shorter ones are padded, and the padding is masked. An
+    unreadable recording is skipped and reported, unless no other is left. Folders are searched recursively for audio files,
+    except folders of earlier predictions. A second is two units of the coordinate, as published.
 
     Args:
         audio: Files and folders.
-        signal_shape: ``(C, samples)`` of the model; under the command line the checkpoint states it.
-        rate: Samples per second of the signals that the model was trained with; recordings of another rate are resampled. Under
-            the command line the checkpoint states it; 16,000 if it does not.
+        signal_shape: ``(C, samples)`` of the model. The command line takes it from the checkpoint.
+        sample_rate: Samples per second of the signals that the model was trained with; other recordings are resampled. The
+            command line takes it from the checkpoint; 16,000 if the checkpoint does not state it.
         batch_size: Tiles per device and step.
-        num_workers: Processes that load; 0 loads in the main process.
+        num_workers: Number of worker processes; 0 loads in the main process.
 
     Attributes:
-        rates: By name, the rates of the files, in samples per second.
+        sample_rates: Samples per second of the files, by name.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     modality = Audio()
@@ -94,72 +100,77 @@ class AudioFiles(CoordinateDataModule):
         self,
         audio: Sequence[str] = (),
         signal_shape: Sequence[int] | None = None,
-        rate: int | None = None,
+        sample_rate: int | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers)
-        self.rate = _RATE if rate is None else rate
-        if self.rate < 1:
-            raise ValueError(f"rate is {rate}; give the samples per second that the model was trained with.")
+        self.sample_rate = _DEFAULT_SAMPLE_RATE if sample_rate is None else sample_rate
+        if self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate is {sample_rate}; it must be at least 1, the samples per second that the model was trained with."
+            )
         self.paths = [audio] if isinstance(audio, str) else list(audio)
         self._signal_shape = tuple(signal_shape or ())
         self.files: list[AudioFile] = []
-        self.rates: dict[str, int] = {}
+        self.sample_rates: dict[str, int] = {}
 
     @property
     def spec(self) -> DataSpec:
-        """Audio of the length of the model's signals, two units of a coordinate being a second."""
+        """Audio of the signal length of the model; a second is two units of the coordinate."""
         shape = self._signal_shape
         if len(shape) != 2 or min(shape) < 1:
             raise ValueError(
-                f"signal_shape is {list(shape)}: recordings go to a model of audio, [channels, samples]. "
-                "Name a checkpoint of such a model with --ckpt_path."
+                f"signal_shape is {list(shape)}; a model of audio has [channels, samples]: pass the checkpoint of one with "
+                "--ckpt_path."
             )
-        return audio_spec((shape[0], shape[1]), self.rate, self.modality)
+        return audio_spec((shape[0], shape[1]), self.sample_rate, self.modality)
 
     def setup(self, stage: str) -> None:
-        """Look at every recording.
+        """Read every recording once to find its length and to skip unreadable ones.
 
         Raises:
-            ValueError: If none can be read, or ``stage`` is not predict.
+            ValueError: If no recording can be read, or ``stage`` is not ``predict``.
         """
         if stage != "predict":
-            raise ValueError(f"AudioFiles serves prediction, not {stage}: choose another data module.")
-        each: dict[Path, tuple[Path, Path]] = {}
-        for path, place in (item for given in self.paths for item in audio_files(Path(given))):
-            each.setdefault(path.absolute(), (path, place))  # named twice, taken once
-        found = list(each.values())
-        self.files, self.rates, self.skipped, self.notes = [], {}, {}, {}
-        for (path, place), name in zip(found, unique_names(found), strict=True):
+            raise ValueError(f"AudioFiles supports prediction only, not {stage}: use another data module.")
+        unique: dict[Path, tuple[Path, Path]] = {}  # a file that is named twice is read once
+        for path in self.paths:
+            for file, relative in audio_files(Path(path)):
+                unique.setdefault(file.absolute(), (file, relative))
+        files = list(unique.values())
+        self.files, self.sample_rates, self.skipped, self.notes = [], {}, {}, {}
+        for (file, relative), name in zip(files, unique_names(files), strict=True):
             try:
-                self._look(path, name, renamed=name != place.with_suffix("").as_posix())
+                self._add(file, name, renamed=name != relative.with_suffix("").as_posix())
             except ValueError as error:
-                self.skipped[str(path)] = str(error)
+                self.skipped[str(file)] = str(error)
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(
-                f"No recording to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
+                f"No readable recording in {', '.join(self.paths) or 'an empty list of paths'}: pass audio files or folders "
                 f"with --audio.{reasons}"
             )
 
     def original(self, name: str) -> Tensor | None:
-        """Return the recording of a name as it is in its file, with the channels of the model: ``(C, n)`` at its own rate."""
+        """Return a recording ``(C, n)`` at the sampling rate of its file, with the channels of the model."""
         [path] = [file.path for file in self.files if file.name == name]
         return in_channels_of(read_recording(path), self.spec.value_dim, path)[0]
 
     def source_of(self, name: str) -> dict[str, Any]:
-        """Return the sampling rate of a file as ``rate``, where it is known."""
-        return {"rate": self.rates[name]} if name in self.rates else {}
+        """Return the sampling rate of a file as ``sample_rate``, if known."""
+        return {"sample_rate": self.sample_rates[name]} if name in self.sample_rates else {}
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
         """Return the loader of tiles, recording by recording."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if len(self.files) < world_size:
-            raise ValueError(f"{len(self.files)} recording(s) for {world_size} devices: lower --trainer.devices.")
+            raise ValueError(
+                f"There are {len(self.files)} recording(s) for {world_size} devices: reduce --trainer.devices."
+            )
         sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
-            RecordingTiles(self.files, self.spec.value_dim, self.rate),
+            RecordingTiles(self.files, self.spec.value_dim, self.sample_rate),
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -167,17 +178,17 @@ class AudioFiles(CoordinateDataModule):
         )
 
     def to_coordinates(self, batch: Signal | TileBatch, *, training: bool = False, step: int = 0) -> CoordinateBatch:
-        """Return the coordinate batch of collated tiles, in which padding is masked."""
+        """Return the coordinate batch of collated tiles, with their padding masked."""
         assert isinstance(batch, TileBatch)
         names = [f"{piece.name} {piece.box}" for piece in batch.pieces]
-        lengths = torch.tensor([measured(piece.box, piece.shape[0]) for piece in batch.pieces])
+        lengths = torch.tensor([samples_in_tile(piece.box, piece.shape[0]) for piece in batch.pieces])
         collated = Signal(batch.values, names, 0, lengths)  # type: ignore[arg-type]
         return super().to_coordinates(collated)._replace(pieces=batch.pieces)
 
-    def _look(self, path: Path, name: str, renamed: bool) -> None:
-        """Read a recording and note what is known of it."""
-        seen = read_seen(path, self.spec.value_dim, self.rate)
-        samples = seen.values.shape[1]
+    def _add(self, path: Path, name: str, renamed: bool) -> None:
+        """Read a recording and add it to the files."""
+        recording = prepare_recording(path, self.spec.value_dim, self.sample_rate)
+        samples = recording.values.shape[1]
         self.files.append(AudioFile(name, path, samples, recording_tiles(samples, self.spec.signal_shape[-1])))
-        self.rates[name] = seen.rate
-        self.notes[name] = "; ".join([*seen.notes, *([f"from {path}"] if renamed else [])])
+        self.sample_rates[name] = recording.original_sample_rate
+        self.notes[name] = "; ".join([*recording.notes, *([f"from {path}"] if renamed else [])])

@@ -1,4 +1,4 @@
-"""Recorded prompts bundled with the software: audio for a first run, for tests and documentation."""
+"""Bundled recordings of speech: audio for a first run, for tests and for the documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datamodules.audio.base import AudioModule, RandomPiece, padded
+from datamodules.audio.base import AudioModule, RandomAudioCrop, pad_to
 from datamodules.batch import Signal
 from datamodules.loading import InMemory
 from datamodules.storage.audio import read_recording, resampled
@@ -45,56 +45,56 @@ HELD_OUT_RECORDINGS = (
 
 
 @cache
-def read_prompt(name: str, rate: int = 16000) -> Tensor:
-    """Return one of the recordings of speech as ``(1, n)`` float32 in [-1, 1].
+def read_prompt(name: str, sample_rate: int = 16000) -> Tensor:
+    """Return a bundled recording as ``(1, n)`` float32 in [-1, 1].
 
     Args:
-        name: Of its file, without the ending.
-        rate: Samples a second; 16,000 in the file.
+        name: Name of the file without its extension.
+        sample_rate: Samples per second of the result; those of the file are 16,000.
 
     Example:
         >>> read_prompt("ast_en_spy-misdn").shape
         torch.Size([1, 27158])
     """
-    values, original = read_recording(SPEECH / f"{name}.flac")
-    return resampled(values, original, rate)
+    recording = read_recording(SPEECH / f"{name}.flac")
+    return resampled(recording.values, recording.sample_rate, sample_rate)
 
 
 class SampleSpeech(AudioModule):
-    """Recorded prompts of two speakers, English and French, a minute together: no download.
+    """Bundled voice prompts by two speakers in English and French, a minute in total; nothing is downloaded.
 
-    Training sees pieces at random places of 18 recordings. Held out, for validation and test, are six others, four English and
-    two French, each as the pieces that follow one another from its start, as many as fit, such as ``ast_en_agent-pass-0``.
-    Recordings that are shorter than a piece, none at one second, are followed by zeros, which count nowhere.
+    Training takes random crops of 18 recordings. Validation and test use six others, four in English and two in French, cut
+    into consecutive crops from the start; an incomplete last crop is dropped. A crop has a name such
+    as ``ast_en_agent-pass-0``. Recordings shorter than a crop (none at one second) are zero-padded, and the padding is masked.
 
-    The recordings are those of Asterisk's core sounds by Allison Smith and June Wallack, CC BY-SA 3.0; credits and conditions
-    are in ``samples/speech/LICENSES.md``. They are for trying things out: too few to stand for LibriSpeech.
+    The recordings are from Asterisk's core sounds by Allison Smith and June Wallack, CC BY-SA 3.0; credits and conditions are
+    in ``samples/speech/LICENSES.md``. They are too few to replace LibriSpeech in an evaluation.
 
     Args:
-        crops_per_epoch: Training pieces of an epoch.
+        crops_per_epoch: Number of training crops per epoch.
         kwargs: Arguments of `AudioModule`.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(self, *, crops_per_epoch: int = 1024, **kwargs: Any) -> None:
         if crops_per_epoch < 1:
-            raise ValueError(f"crops_per_epoch is {crops_per_epoch}; an epoch has at least 1 piece.")
+            raise ValueError(f"crops_per_epoch is {crops_per_epoch}; it must be at least 1.")
         super().__init__(channels=1, **kwargs)
         self.crops_per_epoch = crops_per_epoch
-        self.augmentation = RandomPiece(self.samples)
+        self.augmentation = RandomAudioCrop(self.samples)
 
     def setup(self, stage: str) -> None:
         """Read the recordings."""
         if stage == "fit":
-            recordings = [(name, read_prompt(name, self.rate)) for name in TRAINING_RECORDINGS]
+            recordings = [(name, read_prompt(name, self.sample_rate)) for name in TRAINING_RECORDINGS]
             self.train_set = InMemory([Signal(values, name) for name, values in recordings], self.crops_per_epoch)
         self.val_set = self.test_set = InMemory([item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)])
 
     def _held_out(self, name: str) -> list[Signal]:
-        """Return the pieces of a recording that fit, one at least."""
-        recording = read_prompt(name, self.rate)
+        """Return the consecutive crops of a recording, at least one."""
+        recording = read_prompt(name, self.sample_rate)
         count = max(1, recording.shape[1] // self.samples)
-        pieces = [padded(piece, self.samples) for piece in recording.split(self.samples, dim=1)[:count]]
-        return [Signal(values, f"{name}-{number}", length=length) for number, (values, length) in enumerate(pieces)]
+        crops = [pad_to(crop, self.samples) for crop in recording.split(self.samples, dim=1)[:count]]
+        return [Signal(values, f"{name}-{number}", length=length) for number, (values, length) in enumerate(crops)]

@@ -1,1 +1,1 @@
-"""Data sets of images."""
+"""Image data modules."""

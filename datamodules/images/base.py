@@ -1,4 +1,4 @@
-"""What data sets of images have in common: splits of files, decoded once, cut on the device."""
+"""Base class of image data modules: files per split, decoded once, cropped on the device."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from datamodules.storage.images import Preparation, RandomCrop, quiet, read_imag
 from datamodules.storage.parallel import unreadable_of
 from modalities.images import Images
 
-_NAMED = 5  # files that a message names
+_MAX_LISTED = 5  # files listed in an error message
+_HINT = "Run python -m tools.check --config CONFIG to see what is missing and how to get it."
 
 
 class Uncut(Signal):
-    """A whole image, of any size, of which a piece is cut on the device."""
+    """An uncropped image of any size; the crop is taken on the device."""
 
 
 class UncutBatch(NamedTuple):
-    """Whole images of any sizes, one after the other.
+    """Uncropped images of different sizes, concatenated.
 
     Attributes:
-        pixels: Of all images, ``(sum of 3 H W,)`` uint8.
-        shapes: ``(3, H, W)`` of each.
-        name: Of each.
-        seed: Where the random draws of each come from.
+        pixels: Pixels of all images, ``(sum of 3 H W,)`` uint8.
+        shapes: ``(3, H, W)`` of every image.
+        name: Name of every image.
+        seed: Seed of the random draws of every image.
     """
 
     pixels: Tensor
@@ -49,11 +50,11 @@ class UncutBatch(NamedTuple):
 
 
 class DecodedImages(Dataset[Signal]):
-    """Images that are read and prepared whenever they are asked for.
+    """Images that are decoded and preprocessed at every access.
 
     Args:
-        files: The images.
-        preparation: What is done to each.
+        files: Image files.
+        preparation: Preprocessing of every image.
     """
 
     def __init__(self, files: Sequence[NamedFile], preparation: Preparation) -> None:
@@ -65,20 +66,20 @@ class DecodedImages(Dataset[Signal]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Signal:
-        """Return image ``index``, or raise a ``ValueError`` that names its file and the way out."""
+        """Return image ``index``, or raise a ``ValueError`` that names the file and the fix."""
         name, path = self.files[index]
         try:
             pixels = read_image(path).pixels
         except ValueError as error:
-            raise ValueError(f"{error} Or leave such images out: --data.init_args.on_bad_file skip.") from error
+            raise ValueError(f"{error} Pass --data.init_args.on_bad_file skip to skip such images.") from error
         return Signal(self.preparation(pixels), name)
 
 
 class UncutImages(Dataset[Signal]):
-    """The items of a data set as whole images, to be cut on the device.
+    """A data set whose images are cropped on the device.
 
     Args:
-        images: The data set.
+        images: The images.
     """
 
     def __init__(self, images: Dataset[Signal]) -> None:
@@ -94,7 +95,7 @@ class UncutImages(Dataset[Signal]):
 
 
 def collate_images(items: list[Signal]) -> Any:
-    """Return whole images one after the other as an `UncutBatch`, and any others stacked."""
+    """Collate `Uncut` images into an `UncutBatch`, and other images by stacking them."""
     if not isinstance(items[0], Uncut):
         return default_collate(items)
     pixels = torch.cat([item.values.flatten() for item in items])
@@ -103,22 +104,22 @@ def collate_images(items: list[Signal]) -> Any:
 
 
 class ImageSet(CoordinateDataModule):
-    """Images in files, cut and resized to squares.
+    """Base class for data sets of image files, resized and cropped to squares.
 
-    A subclass says which files a split has (`files`), how they are prepared (`preparation`), what is cut of them at random in
-    training (``random_crop``), and what is published of them: how many there are, and of which size. Images are decoded once
-    into a cache of uint8, memory-mapped; random crops and flips are made on the device.
+    A subclass defines the files of a split (`files`), their preprocessing (`preparation`), the random crop of training
+    images (``random_crop``), and the published number and size of images (``published``, ``shape``). Images are decoded once
+    into a memory-mapped uint8 cache. Random crops and flips run on the device.
 
     Args:
-        size: Pixels along each side of an image as it is trained and evaluated on.
+        size: Pixels along each side of the images for training and evaluation.
         root: Folder of the data sets.
-        cache: Folder that keeps decoded images; if None, they are decoded every time.
-        on_bad_file: What an unreadable image does: ``raise`` stops with its name, ``skip`` leaves it out and says so.
-        partial: Whether a split may have fewer or more images than were published.
+        cache: Folder for decoded images; if None, images are decoded at every access.
+        on_bad_file: How to handle an unreadable image: ``raise`` an error that names it, or ``skip`` it with a warning.
+        partial: Whether a split may have fewer or more images than published.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if images are missing, unreadable or of another size.
+        ValueError: If an argument is out of range; at set-up, if images are missing, unreadable or have the wrong size.
     """
 
     modality = Images()
@@ -138,7 +139,7 @@ class ImageSet(CoordinateDataModule):
         **kwargs: Any,
     ) -> None:
         if size < 1:
-            raise ValueError(f"size is {size}; an image has at least 1 pixel along each side.")
+            raise ValueError(f"size is {size}, but must be at least 1.")
         super().__init__(**kwargs)
         self.size = size
         self.root = Path(root)
@@ -148,80 +149,79 @@ class ImageSet(CoordinateDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Square images in colour, on ``[-1, 1]`` along both axes."""
+        """Square colour images with coordinates in ``[-1, 1]`` along both axes."""
         return DataSpec(Grid.unit(2), 3, (3, self.size, self.size), self.modality, self.num_instances)
 
     @abstractmethod
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the images of a split that are there, in an order that is always the same.
+        """Return the existing images of a split in a deterministic order.
 
         Raises:
-            ValueError: If their folder is missing, with the way to get it.
+            ValueError: If the folder is missing. The message says how to get the data.
         """
 
     def expected(self, split: Split) -> list[str] | None:
-        """Return the names that a split should have; None where only their number is known, or nothing."""
+        """Return the names of all images of a split; None if they are unknown."""
         return None
 
     def count(self, split: Split) -> int | None:
-        """Return how many images a split should have; None where that is not known."""
+        """Return the number of images that a split should have; None if it is unknown."""
         names = self.expected(split)
         return self.published.get(split) if names is None else len(names)
 
     def preparation(self, split: Split) -> Preparation:
-        """Return what is done to every image of a split: its short side is resized, and the square in the middle kept."""
+        """Return the preprocessing of a split: resize the shorter side to ``size``, then take the central square."""
         return Preparation(short_side=self.size, crop=self.size)
 
     def how_to_get(self) -> str:
-        """Return how to get images by hand; empty where there is nothing to say."""
+        """Return instructions for getting the images by hand; empty if there are none."""
         return ""
 
     def fetch(self) -> None:
-        """Download what can be downloaded, unless it is there."""
+        """Download the data set if it is missing and can be downloaded."""
 
     def prepare_data(self) -> None:
-        """Download and decode, on one process of every machine."""
+        """Download and decode the images, in one process per machine."""
         self.fetch()
         if self.cache is not None:
             for split in splits_of(self.trainer.state.fn if self.trainer else "fit"):
                 self.images(split)
 
     def setup(self, stage: str) -> None:
-        """Fill the splits of a stage."""
+        """Create the data sets of a stage."""
         for split in splits_of(stage):
             images = self.images(split)
-            whole = split == "train" and self.random_crop is not None
-            setattr(self, f"{split}_set", UncutImages(images) if whole else images)
+            is_cropped = split == "train" and self.random_crop is not None
+            setattr(self, f"{split}_set", UncutImages(images) if is_cropped else images)
         if self.skipped:
             tell_left_out(self.skipped, "images")
 
     def images(self, split: Split) -> Dataset[Signal]:
-        """Return the images of a split, prepared.
+        """Return the preprocessed images of a split.
 
         Raises:
-            ValueError: If there are none, not as many as published, some of another size, or, unless they are skipped, some
-                that cannot be read.
+            ValueError: If images are missing, have the wrong size, or cannot be read and are not skipped.
         """
         files, preparation = self.files(split), self.preparation(split)
-        self._check(files, split)
+        self._check_published(files, split)
         if self.cache is not None:
-            found = cached(files, preparation, self.cache, type(self).__name__.lower())
-            self._judge(found.skipped, len(files), split)
-            return found
+            images = cached(files, preparation, self.cache, type(self).__name__.lower())
+            self._handle_unreadable(images.skipped, len(files), split)
+            return images
         if self.on_bad_file == "raise":
             return DecodedImages(files, preparation)
         skipped = unreadable(files)
-        self._judge(skipped, len(files), split)
+        self._handle_unreadable(skipped, len(files), split)
         return DecodedImages([file for file in files if str(file.path) not in skipped], preparation)
 
     def to_coordinates(self, batch: Signal | UncutBatch, *, training: bool = False, step: int = 0) -> CoordinateBatch:
-        """Return the coordinate batch of collated images; of whole ones, random crops."""
+        """Return the coordinate batch of collated images; an `UncutBatch` is cropped at random first."""
         return super().to_coordinates(
-            self._cut(batch) if isinstance(batch, UncutBatch) else batch, training=training, step=step
+            self._random_crops(batch) if isinstance(batch, UncutBatch) else batch, training=training, step=step
         )
 
-    def _cut(self, batch: UncutBatch) -> Signal:
-        """Return a random crop of every image, each drawn at its own address."""
+    def _random_crops(self, batch: UncutBatch) -> Signal:
+        """Return a random crop of every image, drawn from the image's own seed."""
         assert self.random_crop is not None
         images = batch.pixels.split([math.prod(shape) for shape in batch.shapes])
         crops = [
@@ -230,57 +230,50 @@ class ImageSet(CoordinateDataModule):
         ]
         return Signal(torch.stack(crops), batch.name, batch.seed)  # type: ignore[arg-type]
 
-    def _check(self, files: Sequence[NamedFile], split: Split) -> None:
-        """Refuse a split that is not what was published."""
+    def _check_published(self, files: Sequence[NamedFile], split: Split) -> None:
+        """Raise an error if the number of images, or the size of the first one, differs from what was published."""
         name = type(self).__name__
         if not files:
-            raise ValueError(f"{name} has no images of the split {split} in {self.root}: {self._fix()}")
-        wanted = self.count(split)
-        if wanted not in (None, len(files)) and not self.partial:
-            known = "published" if split in self.published else "expected"
+            raise ValueError(f"{name} has no images for split {split} in {self.root}. {_HINT}")
+        expected = self.count(split)
+        if expected is not None and expected != len(files) and not self.partial:
             raise ValueError(
-                f"{name} has {len(files):,} images of the split {split} in {self.root}, {known} are {wanted:,}: "
-                f"{self._fix()} Or take what is there: --data.init_args.partial true."
+                f"{name} has {len(files):,} images for split {split} in {self.root}, but {expected:,} are expected. {_HINT} "
+                "Pass --data.init_args.partial true to use the images that are present."
             )
-        if self.shape is not None:
-            self._check_shape(files[0].path, self.shape)
-
-    def _check_shape(self, path: Path, shape: tuple[int, int]) -> None:
-        """Refuse images of another size than published, judged by one; whether it can be read is seen later."""
+        if self.shape is None:
+            return
+        path = files[0].path
         try:
             with quiet, Image.open(path) as image:
                 width, height = image.size
         except (OSError, ValueError, Image.DecompressionBombError):
-            return
-        if (height, width) != shape:
+            return  # unreadable images are handled when they are decoded
+        if (height, width) != self.shape:
             raise ValueError(
-                f"{path} has {height} x {width} pixels, the images of {type(self).__name__} have "
-                f"{shape[0]} x {shape[1]}: {self._fix()}"
+                f"{path} has {height} x {width} pixels, but the images of {name} have {self.shape[0]} x {self.shape[1]}. "
+                f"{_HINT}"
             )
 
-    def _fix(self) -> str:
-        """Return the command that says what is wrong and how to fix it."""
-        return "python -m tools.check --config CONFIG says what is missing and where to get it."
-
-    def _judge(self, skipped: Mapping[str, str], total: int, split: Split) -> None:
-        """Refuse unreadable images, or note them."""
-        if skipped and (self.on_bad_file == "raise" or len(skipped) == total):
-            named = "".join(f"\n  {reason}" for reason in list(skipped.values())[:_NAMED])
-            more = f"\n  and {len(skipped) - _NAMED:,} more" if len(skipped) > _NAMED else ""
+    def _handle_unreadable(self, unreadable: Mapping[str, str], total: int, split: Split) -> None:
+        """Record unreadable images as skipped, or raise an error if they must not be skipped or none is left."""
+        if unreadable and (self.on_bad_file == "raise" or len(unreadable) == total):
+            reasons = "".join(f"\n  {reason}" for reason in list(unreadable.values())[:_MAX_LISTED])
+            more = f"\n  and {len(unreadable) - _MAX_LISTED:,} more" if len(unreadable) > _MAX_LISTED else ""
             raise ValueError(
-                f"{len(skipped):,} of {total:,} images of the split {split} cannot be read:{named}{more}\n"
-                "Fix them, or leave them out: --data.init_args.on_bad_file skip."
+                f"{len(unreadable):,} of {total:,} images for split {split} cannot be read:{reasons}{more}\n"
+                "Fix these files, or pass --data.init_args.on_bad_file skip to skip them."
             )
-        self.skipped |= skipped
+        self.skipped |= unreadable
 
 
 def unreadable(files: Sequence[NamedFile]) -> dict[str, str]:
-    """Return why images cannot be read, by path, after reading all of them."""
-    return unreadable_of(files, _reason, "reading images")
+    """Read all images and return the reasons why some cannot be read, by path."""
+    return unreadable_of(files, _read_error, "reading images")
 
 
-def _reason(file: NamedFile) -> str | None:
-    """Return why an image cannot be read, or None."""
+def _read_error(file: NamedFile) -> str | None:
+    """Return why an image cannot be read; None if it can."""
     try:
         read_image(file.path)
     except ValueError as error:

@@ -17,23 +17,23 @@ OFFICIAL = "https://drive.google.com/drive/folders/0B7EVK8r0v71pTUZsaXdaSnZBZzg?
 
 
 class CelebA(ImageSet):
-    """The aligned faces of CelebA (Liu et al., ICCV 2015), resized to ``size`` and cut to their central square.
+    """The aligned faces of CelebA (Liu et al., ICCV 2015), resized to ``size`` and cropped to the central square.
 
-    They are split by their numbers, as published: 1 to 162,770 for training, to 182,637 for validation, to 202,599 for the
-    test. Use is restricted to research that is not commercial.
+    The published split by number is used: 1 to 162,770 for training, 162,771 to 182,637 for validation, and 182,638 to
+    202,599 for testing. The data set is available for non-commercial research only.
 
-    The images, ``000001.jpg`` and on, are looked for in ``celeba/img_align_celeba``, ``img_align_celeba/img_align_celeba``
-    (as Kaggle has them), ``img_align_celeba``, ``CelebA_aligned`` and ``celeba`` of ``root``.
+    The images, ``000001.jpg`` and so on, are searched for in ``celeba/img_align_celeba``, ``img_align_celeba/img_align_celeba``
+    (the layout of Kaggle), ``img_align_celeba``, ``CelebA_aligned`` and ``celeba`` below ``root``.
 
     Args:
-        download: Whether to fetch the archive (about 1.4 GB) into ``root``, from a mirror; one that was put there by hand is
-            unpacked anyway.
-        validation: Images that validation sees: ``val``, or those of the ``test``, as in the published training.
+        download: Whether to download the archive (about 1.4 GB) from a mirror into ``root``. An archive that is already in
+            ``root`` is unpacked in any case.
+        validation: Split to validate on: ``val``, or ``test`` as in the published training.
         kwargs: Arguments of `ImageSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if images are missing, unreadable or of another size.
-        ConnectionError: If the archive cannot be fetched.
+        ValueError: If an argument is out of range; at set-up, if images are missing, unreadable or have the wrong size.
+        ConnectionError: If the archive cannot be downloaded.
     """
 
     shape: ClassVar[tuple[int, int]] = (218, 178)
@@ -54,33 +54,34 @@ class CelebA(ImageSet):
         self.validation: Split = validation
 
     def fetch(self) -> None:
-        """Download and unpack the archive, unless the images are there."""
+        """Download and unpack the archive if the images are missing."""
         archive = self.root / self.source.filename
         if self._folder() is not None or not (self.download or archive.exists()):
             return
         try:
             download(self.source, self.root)
         except (ConnectionError, ValueError) as error:
-            raise type(error)(f"{error}\n{self._by_hand()}") from error
+            raise type(error)(f"{error}\n{self._manual_download()}") from error
         extract(archive, self.root / "img_align_celeba")
 
     def expected(self, split: Split) -> list[str]:
-        """Return the names that a split should have: ``000001.jpg`` and on."""
+        """Return the names of all images of a split, such as ``000001.jpg``."""
         return [f"{number:06}.jpg" for number in self.numbers[self.validation if split == "val" else split]]
 
     def files(self, split: Split) -> list[NamedFile]:
-        """Return the images of a split that are there, in the order of their numbers."""
+        """Return the existing images of a split, ordered by number."""
         folder = self._folder()
         if folder is None:
             raise ValueError(
-                f"There is no CelebA in {self.root}: none of {', '.join(map(str, self._places()))} holds 000001.jpg and on. "
-                f"Let it be downloaded, --data.init_args.download true.\n{self._by_hand()}"
+                f"CelebA was not found in {self.root}: none of {', '.join(map(str, self._candidates()))} contains images named "
+                f"000001.jpg and so on. Pass --data.init_args.download true to download it.\n{self._manual_download()}"
             )
-        there = _names(folder)
-        return [NamedFile(name, folder / name) for name in self.expected(split) if name in there]
+        with os.scandir(folder) as entries:
+            existing = {entry.name for entry in entries}
+        return [NamedFile(name, folder / name) for name in self.expected(split) if name in existing]
 
-    def _places(self) -> list[Path]:
-        """Return the folders that are looked for, in this order."""
+    def _candidates(self) -> list[Path]:
+        """Return the folders to search, in order."""
         return [
             self.root / "celeba" / "img_align_celeba",
             self.root / "img_align_celeba" / "img_align_celeba",
@@ -90,24 +91,18 @@ class CelebA(ImageSet):
         ]
 
     def _folder(self) -> Path | None:
-        """Return the first folder that holds images named by numbers."""
-        return next((place for place in self._places() if place.is_dir() and _holds_images(place)), None)
+        """Return the first candidate folder that contains numbered images; None if there is none."""
+        return next((folder for folder in self._candidates() if folder.is_dir() and _has_images(folder)), None)
 
-    def _by_hand(self) -> str:
-        """Return how to get the archive from its official place."""
+    def _manual_download(self) -> str:
+        """Return instructions for downloading the archive from its official source."""
         return (
-            f"Or take {self.source.filename} ({self.source.checksum}) from its official place, {OFFICIAL}, and put it at "
-            f"{self.root / self.source.filename}. It is unpacked into {self.root / 'img_align_celeba'}."
+            f"Alternatively, download {self.source.filename} ({self.source.checksum}) from the official source, {OFFICIAL}, "
+            f"to {self.root / self.source.filename}. It will be unpacked into {self.root / 'img_align_celeba'}."
         )
 
 
-def _holds_images(folder: Path) -> bool:
-    """Return whether a folder holds an image named by its number; not all of it is listed."""
+def _has_images(folder: Path) -> bool:
+    """Return whether a folder contains a numbered image, without listing the whole folder."""
     with os.scandir(folder) as entries:
         return any(re.fullmatch(r"\d{6}\.jpg", entry.name) for entry in entries)
-
-
-def _names(folder: Path) -> set[str]:
-    """Return the names of all that is in a folder."""
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries}

@@ -1,4 +1,4 @@
-"""Anybody's images in a folder, for training."""
+"""Training on a folder of images."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from datamodules.storage.images import Preparation, RandomCrop, image_files
 
 
 class ImageFolder(ImageSet):
-    """The images of a folder and of the folders in it.
+    """All images in a folder and its subfolders.
 
-    If the folder has a folder ``train`` beside ``val`` or ``test``, these are the splits; where one of the latter is missing,
-    the other serves for both. If not, images are drawn for validation and test, and the rest is for training; the draw
-    depends on ``split_seed`` and the paths below the folder alone. Images are resized and cut to their central square, or,
-    with ``crop: random``, training cuts squares at random places of images whose short side has ``crop_scale`` times
-    ``size`` pixels.
+    If the folder contains ``train`` and at least one of ``val`` and ``test``, these are the splits; if one of the latter is
+    missing, the other is used for both. Otherwise the images are split at random, depending only on ``split_seed`` and the
+    paths relative to the folder. Images are resized and cropped to the central square. With ``crop: random``, training takes
+    random crops of images whose shorter side is ``crop_scale`` times ``size`` pixels.
 
     Args:
-        root: The folder.
-        crop: What training sees: the ``center`` of each image, or ``random`` places.
-        crop_scale: Short side of the images from which random crops are cut, in multiples of ``size``, at least 1; as it
-            is in the file if None.
-        flip: Whether half of the training images are mirrored left to right, at random.
-        val_ratio: Part of the images for validation, in (0, 1), at least one image; unless there are folders.
-        test_ratio: The same for the test; validation images serve if 0.
-        split_seed: Of that draw.
+        root: Folder of the images.
+        crop: Training crops: the ``center`` of every image, or ``random`` positions.
+        crop_scale: Shorter side of the images that random crops are taken from, in multiples of ``size``, at least 1. If
+            None, images are not resized.
+        flip: Whether to flip training images horizontally with probability 0.5.
+        val_ratio: Fraction of the images for validation, in (0, 1), at least one image. Ignored if folders define the splits.
+        test_ratio: Fraction of the images for testing, in [0, 1). If 0, the validation images are used.
+        split_seed: Seed of the random split.
         kwargs: Arguments of `ImageSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if images are missing or unreadable.
+        ValueError: If an argument is out of range; at set-up, if images are missing or unreadable.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class ImageFolder(ImageSet):
     ) -> None:
         if crop_scale is not None and crop_scale < 1:
             raise ValueError(
-                f"crop_scale is {crop_scale}; images have to be at least as large as the crops: 1 or more."
+                f"crop_scale is {crop_scale}, but must be at least 1, so that images are at least as large as crops."
             )
         super().__init__(root=root, partial=False, **kwargs)
         self.crop = crop
@@ -61,8 +60,8 @@ class ImageFolder(ImageSet):
         return files
 
     def preparation(self, split: Split) -> Preparation:
-        """Return what is done to every image of a split."""
+        """Return the preprocessing of a split."""
         if split != "train" or self.crop == "center":
             return super().preparation(split)
-        scaled = None if self.crop_scale is None else round(self.size * self.crop_scale)
-        return Preparation(short_side=scaled, smallest=self.size)
+        short_side = None if self.crop_scale is None else round(self.size * self.crop_scale)
+        return Preparation(short_side=short_side, smallest=self.size)

@@ -14,25 +14,26 @@ from datamodules.storage.images import Preparation, RandomCrop, image_files
 
 
 class ImageNette(ImageSet):
-    """The images of ImageNette (fast.ai), prepared as published: 9,469 for training, 3,925 for validation and test alike.
+    """ImageNette (fast.ai), preprocessed as published: 9,469 images for training, 3,925 for both validation and testing.
 
-    Training sees random crops of the images as they are in their files, half of them mirrored. In published evaluation
-    images are scaled down to ``size`` first, and then cut to their central square: they are about 1.8 times smaller than
-    those of training, at the published 178 pixels. ``evaluation: matched`` cuts the central square of the images as they
-    are; its numbers are not comparable with published ones.
+    Training takes random crops, flipped with probability 0.5, of images at their original resolution. The published
+    evaluation first resizes images to ``size`` and then takes the central square, so that they are about 1.8 times smaller
+    than in training at the published 178 pixels. ``evaluation: matched`` takes the central square at the original
+    resolution; its results are not comparable with published ones.
 
-    The images are looked for in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` of ``root``, and in
-    ``root`` itself: folders ``train`` and ``val``, in which every class has a folder.
+    The images are searched for in ``imagenette/imagenette2-320``, ``imagenette`` and ``imagenette2-320`` below ``root``, and in
+    ``root`` itself. The folder must contain ``train`` and ``val`` with one subfolder per class.
 
     Args:
-        download: Whether to fetch the archive (about 340 MB) into ``root``; one that was put there by hand is unpacked anyway.
-        flip: Whether half of the training images are mirrored left to right, at random.
-        evaluation: What validation and test see: ``resized`` as published, or ``matched`` to the scale of training.
+        download: Whether to download the archive (about 340 MB) into ``root``. An archive that is already in ``root`` is
+            unpacked in any case.
+        flip: Whether to flip training images horizontally with probability 0.5.
+        evaluation: Scale of validation and test images: ``resized`` as published, or ``matched`` to training.
         kwargs: Arguments of `ImageSet`.
 
     Raises:
-        ValueError: If a number is out of range; at set-up, if images are missing or unreadable.
-        ConnectionError: If the archive cannot be fetched.
+        ValueError: If an argument is out of range; at set-up, if images are missing or unreadable.
+        ConnectionError: If the archive cannot be downloaded.
     """
 
     published: ClassVar[Mapping[Split, int]] = {"train": 9_469, "val": 3_925, "test": 3_925}
@@ -56,7 +57,7 @@ class ImageNette(ImageSet):
         self.random_crop = RandomCrop(self.size, flip)
 
     def fetch(self) -> None:
-        """Download and unpack the archive, unless the images are there."""
+        """Download and unpack the archive if the images are missing."""
         archive = self.root / self.source.filename
         if self._folder() is None and (self.download or archive.exists()):
             extract(download(self.source, self.root), self.root / "imagenette")
@@ -66,22 +67,22 @@ class ImageNette(ImageSet):
         folder = self._folder()
         if folder is None:
             raise ValueError(
-                f"There is no ImageNette in {self.root}: none of {', '.join(map(str, self._places()))} has the folders train "
-                f"and val. Let it be downloaded, --data.init_args.download true, or fetch {self.source.url} "
-                f"({self.source.checksum}) and put it at {self.root / self.source.filename}. It is unpacked into "
-                f"{self.root / 'imagenette'}; if that is there, and is something else, move it away."
+                f"ImageNette was not found in {self.root}: none of {', '.join(map(str, self._candidates()))} contains folders "
+                f"train and val. Pass --data.init_args.download true to download it, or download {self.source.url} "
+                f"({self.source.checksum}) to {self.root / self.source.filename}. It will be unpacked into "
+                f"{self.root / 'imagenette'}; if that folder exists and contains something else, move it away."
             )
-        found = image_files(folder / ("train" if split == "train" else "val"))
-        return [NamedFile(place.as_posix(), path) for path, place in found]
+        files = image_files(folder / ("train" if split == "train" else "val"))
+        return [NamedFile(relative.as_posix(), path) for path, relative in files]
 
     def preparation(self, split: Split) -> Preparation:
-        """Return what is done to every image of a split, before crops of training images."""
+        """Return the preprocessing of a split; training images are cropped later, on the device."""
         if split == "train":
             return Preparation(smallest=self.size)
         return Preparation(crop=self.size) if self.evaluation == "matched" else super().preparation(split)
 
-    def _places(self) -> list[Path]:
-        """Return the folders that are looked for, in this order."""
+    def _candidates(self) -> list[Path]:
+        """Return the folders to search, in order."""
         return [
             self.root / "imagenette" / "imagenette2-320",
             self.root / "imagenette",
@@ -90,6 +91,7 @@ class ImageNette(ImageSet):
         ]
 
     def _folder(self) -> Path | None:
-        """Return the first folder that holds training and validation images."""
-        places = self._places()
-        return next((place for place in places if (place / "train").is_dir() and (place / "val").is_dir()), None)
+        """Return the first candidate that contains ``train`` and ``val``; None if there is none."""
+        return next(
+            (folder for folder in self._candidates() if (folder / "train").is_dir() and (folder / "val").is_dir()), None
+        )

@@ -1,4 +1,4 @@
-"""Anybody's images: files and folders, whole or in tiles, for prediction."""
+"""Prediction on image files and folders, resized to a square or split into tiles."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from datamodules.storage.images import LoadedImage, cut, image_files, read_image
 from datamodules.tiles import Box, cover, whole
 from modalities.images import Images
 
-_LONGEST_NAME = 200  # bytes; a file name may have 255, with .safetensors.part and a number
+_MAX_NAME_BYTES = 200  # file systems allow 255, which must include .safetensors.part and a number
 
 
 class ImageFile(NamedTuple):
-    """An image that can be read.
+    """A readable image.
 
     Attributes:
-        name: Of its results: the path below the folder that was given, without its ending where that stays unique.
-        path: The file.
-        shape: Rows and columns, upright.
-        tiles: Where its tiles lie, one box if it is taken whole.
+        name: Name of its results: the path relative to the input folder, without the extension if that is unique.
+        path: Path of the file.
+        shape: Rows and columns of the upright image.
+        tiles: Boxes of its tiles; a single box if it is not tiled.
     """
 
     name: str
@@ -41,11 +41,11 @@ class ImageFile(NamedTuple):
 
 
 class TileBatch(NamedTuple):
-    """Tiles of images.
+    """A batch of image tiles.
 
     Attributes:
         values: ``(B, 3, size, size)`` uint8.
-        pieces: Where each lies in its image.
+        pieces: Position of every tile in its image.
     """
 
     values: Tensor
@@ -53,11 +53,11 @@ class TileBatch(NamedTuple):
 
 
 class Tiles(Dataset[tuple[Tensor, Piece]]):
-    """All tiles of images, image by image; the image read last is kept.
+    """Tiles of all images, image by image. The last image read is kept in memory.
 
     Args:
         files: The images.
-        size: Pixels along each side of a tile as it is seen.
+        size: Pixels along each side of a tile after resizing.
     """
 
     def __init__(self, files: Sequence[ImageFile], size: int) -> None:
@@ -66,11 +66,11 @@ class Tiles(Dataset[tuple[Tensor, Piece]]):
         self._last: tuple[Path, LoadedImage] | None = None
 
     def __len__(self) -> int:
-        """Return the tiles of all images."""
+        """Return the number of tiles of all images."""
         return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Piece]:
-        """Return a tile ``(3, size, size)`` and where it lies."""
+        """Return a tile ``(3, size, size)`` and its position."""
         file, box = self.places[index]
         if self._last is None or self._last[0] != file.path:
             self._last = (file.path, read_image(file.path))
@@ -79,12 +79,12 @@ class Tiles(Dataset[tuple[Tensor, Piece]]):
 
 
 class WholeImages(DistributedSampler[int]):
-    """Shares images between processes so that all tiles of one are with one process, in order.
+    """Distribute images over processes such that one process gets all tiles of an image, in order.
 
     Args:
-        counts: Tiles of every image.
-        rank: Of this process.
-        world_size: Processes.
+        counts: Number of tiles of every image.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, counts: Sequence[int], rank: int, world_size: int) -> None:
@@ -99,27 +99,27 @@ class WholeImages(DistributedSampler[int]):
         return iter(self.indices)
 
     def __len__(self) -> int:
-        """Return the tiles of this process."""
+        """Return the number of tiles of this process."""
         return len(self.indices)
 
 
 class ImageFiles(CoordinateDataModule):
-    """Anybody's images, for ``cli.py predict``: each squeezed whole into the model's square, or cut into tiles.
+    """Image files for ``cli.py predict``, each resized to the model's square input or split into tiles.
 
-    An image that cannot be read is skipped with the reason, unless it is the only one. Of a folder, all files with the
-    ending of an image are taken, in its subfolders too; not hidden ones, nor folders of earlier predictions.
+    Unreadable images are skipped and reported; it is an error if no image is readable. Folders are searched recursively for
+    files with an image extension. Hidden files and output folders of earlier predictions are ignored.
 
     Args:
-        images: Files and folders.
-        signal_shape: ``(3, S, S)`` of the model; under the command line the checkpoint states it.
-        tile: Whether images are cut into overlapping tiles, for detail, instead of being squeezed whole.
+        images: Image files and folders.
+        signal_shape: Input shape ``(3, S, S)`` of the model. On the command line it is read from the checkpoint.
+        tile: Whether to split images into overlapping tiles, which keeps details, instead of resizing each to a square.
         tile_size: Pixels of the image along each side of a tile; ``S`` if None.
-        detail: Pixels that refinement fits, and that PSNR is measured on, per pixel that the model sees, along each axis.
-        batch_size: Tiles, or whole images, per device and step.
-        num_workers: Processes that load; 0 loads in the main process.
+        detail: Resolution of refinement and PSNR: pixels along each axis per input pixel of the model.
+        batch_size: Number of tiles, or of untiled images, per device and step.
+        num_workers: Number of loader processes; 0 loads in the main process.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     modality = Images()
@@ -137,10 +137,10 @@ class ImageFiles(CoordinateDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers)
         if detail < 1 or (tile_size is not None and tile_size < 2):
             raise ValueError(
-                f"detail is {detail}, tile_size {tile_size}; detail is at least 1, a tile at least 2 pixels."
+                f"detail is {detail} and tile_size is {tile_size}, but they must be at least 1 and 2, respectively."
             )
         if tile_size is not None and not tile:
-            raise ValueError(f"tile_size is {tile_size}, but images are taken whole: add --tile.")
+            raise ValueError(f"tile_size is {tile_size}, but images are not tiled: add --tile.")
         self.paths = [images] if isinstance(images, str) else list(images)
         self._signal_shape = tuple(signal_shape or ())
         self.tile = tile
@@ -150,55 +150,57 @@ class ImageFiles(CoordinateDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Square images in colour of the size of the model, on ``[-1, 1]`` along both axes."""
+        """Square colour images of the model's input size, with coordinates in ``[-1, 1]`` along both axes."""
         shape = self._signal_shape
         if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
             raise ValueError(
-                f"signal_shape is {list(shape)}: images go to a model of square colour images, [3, S, S]. "
-                "Name a checkpoint of such a model."
+                f"signal_shape is {list(shape)}, but images require a model of square colour images, [3, S, S]: pass the "
+                "checkpoint of such a model."
             )
         return DataSpec(Grid.unit(2), 3, shape, self.modality)
 
     def setup(self, stage: str) -> None:
-        """Look at every image.
+        """Read every image once, to determine its tiles and skip unreadable ones.
 
         Raises:
-            ValueError: If none can be read, or ``stage`` is not predict.
+            ValueError: If no image can be read, or ``stage`` is not ``predict``.
         """
         if stage != "predict":
-            raise ValueError(f"ImageFiles serves prediction, not {stage}: choose another data module.")
-        each: dict[Path, tuple[Path, Path]] = {}
-        for path, place in (item for given in self.paths for item in image_files(Path(given))):
-            each.setdefault(path.absolute(), (path, place))  # named twice, taken once
-        found = list(each.values())
+            raise ValueError(f"ImageFiles supports only predict, not {stage}: use another data module.")
+        unique: dict[Path, tuple[Path, Path]] = {}
+        for root in self.paths:
+            for path, relative in image_files(Path(root)):
+                unique.setdefault(path.absolute(), (path, relative))
+        files = list(unique.values())
         self.files, self.skipped, self.notes = [], {}, {}
-        for (path, place), name in zip(found, unique_names(found), strict=True):
+        for (path, relative), name in zip(files, unique_names(files), strict=True):
             try:
                 pixels, notes = read_image(path)
             except ValueError as error:
                 self.skipped[str(path)] = str(error)
                 continue
             shape = tuple(pixels.shape[1:])
-            self.files.append(ImageFile(name, path, shape, self._tiles(shape)))
-            renamed = [] if name == place.with_suffix("").as_posix() else [f"from {path}"]
+            tiles = cover(shape, self.tile_size or self.spec.signal_shape[-1]) if self.tile else [whole(shape)]
+            self.files.append(ImageFile(name, path, shape, tiles))
+            renamed = [] if name == relative.with_suffix("").as_posix() else [f"from {path}"]
             self.notes[name] = "; ".join([*notes, *renamed])
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(
-                f"No image to predict from in {', '.join(self.paths) or 'nothing'}: name files or folders "
+                f"No readable image in {', '.join(self.paths) or 'an empty list'}: pass image files or folders "
                 f"with --images.{reasons}"
             )
 
     def original(self, name: str) -> Tensor | None:
-        """Return the image of a name as it is in its file: ``(3, H, W)`` uint8."""
+        """Return the image with a name at its original resolution: ``(3, H, W)`` uint8."""
         [path] = [file.path for file in self.files if file.name == name]
         return read_image(path).pixels
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Piece]]:
-        """Return the loader of tiles, image by image."""
+        """Return a loader of all tiles, image by image."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if len(self.files) < world_size:
-            raise ValueError(f"{len(self.files)} to_image(s) for {world_size} devices: lower --trainer.devices.")
+            raise ValueError(f"{len(self.files)} image(s) for {world_size} devices: lower --trainer.devices.")
         sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
             Tiles(self.files, self.spec.signal_shape[-1] * self.detail),
@@ -219,34 +221,32 @@ class ImageFiles(CoordinateDataModule):
             Observation(avg_pool2d(values, self.detail), samples), samples, shape, names, batch.pieces
         )
 
-    def _tiles(self, shape: tuple[int, ...]) -> list[Box]:
-        """Return the boxes of an image."""
-        return cover(shape, self.tile_size or self.spec.signal_shape[-1]) if self.tile else [whole(shape)]
-
 
 def collate_tiles(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:
-    """Return tiles as a batch."""
+    """Collate tiles into a batch."""
     return TileBatch(torch.stack([values for values, _ in tiles]), [piece for _, piece in tiles])
 
 
-def unique_names(found: Sequence[tuple[Path, Path]]) -> list[str]:
-    """Return a name for every image: without its ending where no other has the same, else numbered.
+def unique_names(files: Sequence[tuple[Path, Path]]) -> list[str]:
+    """Return a unique name for the results of every file.
 
-    Names have room for the endings of results, are UTF-8, and none is the name of another's error image.
+    The name is the relative path without its extension if that is unique, else with the extension appended and a number if
+    needed. Names are valid UTF-8, leave room for the extensions of results, and do not collide with error images.
+
+    Args:
+        files: Path and relative path of every file.
     """
-    bare = [_writable(place.with_suffix("")) for _, place in found]
-    stems, seen, unique = Counter(bare), set[str](), []
-    for (_, place), stem in zip(found, bare, strict=True):
-        alone = stems[stem] == 1 and not stem.endswith(".error")
-        wanted = stem if alone else _writable(place.with_name(place.name.replace(".", "_")))
-        numbered = (f"{wanted}_{number}" for number in itertools.count(2))
-        name = next(name for name in itertools.chain([wanted], numbered) if name not in seen)
-        seen.add(name)
-        unique.append(name)
-    return unique
+    stems = [_output_name(relative.with_suffix("")) for _, relative in files]
+    counts, names = Counter(stems), dict[str, None]()
+    for (_, relative), stem in zip(files, stems, strict=True):
+        is_unique = counts[stem] == 1 and not stem.endswith(".error")
+        base = stem if is_unique else _output_name(relative.with_name(relative.name.replace(".", "_")))
+        numbered = (f"{base}_{number}" for number in itertools.count(2))
+        names[next(name for name in itertools.chain([base], numbered) if name not in names)] = None
+    return list(names)
 
 
-def _writable(place: Path) -> str:
-    """Return a place as a name of results: its last part cut where endings would make it too long, all of it UTF-8."""
-    name = place.name.encode("utf-8", "replace")[:_LONGEST_NAME].decode("utf-8", "ignore")
-    return place.with_name(name).as_posix().encode("utf-8", "replace").decode("utf-8")
+def _output_name(relative: Path) -> str:
+    """Return a relative path as valid UTF-8, its last component truncated to leave room for extensions."""
+    name = relative.name.encode("utf-8", "replace")[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
+    return relative.with_name(name).as_posix().encode("utf-8", "replace").decode("utf-8")

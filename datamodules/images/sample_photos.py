@@ -1,4 +1,4 @@
-"""Photographs bundled with the software: images for a first run, for tests and documentation."""
+"""Photographs bundled with scikit-image, for first runs, tests and documentation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HELD_OUT_PHOTOGRAPHS = ("astronaut", "coffee")
 
 @cache
 def photograph(name: str) -> Tensor:
-    """Return one of scikit-image's photographs as ``(3, H, W)`` uint8; grey ones have three equal channels.
+    """Return a photograph of scikit-image as ``(3, H, W)`` uint8; grey ones have three equal channels.
 
     Example:
         >>> photograph("astronaut").shape
@@ -49,11 +49,11 @@ def photograph(name: str) -> Tensor:
 
 
 class Photographs(InMemory):
-    """Images in memory, repeated until an epoch has ``length`` items.
+    """Images in memory, repeated to a given epoch length.
 
     Args:
-        images: The images by name.
-        length: Items of an epoch; the number of images if None.
+        images: Names and pixels ``(3, H, W)`` uint8 of the images.
+        length: Number of items in an epoch; the number of images if None.
     """
 
     def __init__(self, images: Sequence[tuple[str, Tensor]], length: int | None = None) -> None:
@@ -62,20 +62,20 @@ class Photographs(InMemory):
 
 
 class SamplePhotos(CoordinateDataModule):
-    """The photographs of scikit-image (BSD-3; images in the public domain, CC0 or as named there): no download.
+    """Photographs of scikit-image (BSD-3; images in the public domain, CC0 or as stated there). Requires no download.
 
-    Training sees random crops, at several scales, of twelve photographs. Held out, for validation and test, are ``astronaut``
-    and ``coffee``: each whole (squeezed to a square) and as 16 fixed crops, the central squares of a 4 x 4 grid.
+    Training uses random crops of twelve photographs at several scales. Validation and testing use ``astronaut`` and
+    ``coffee``, each as the full image resized to a square and as 16 fixed crops, the central squares of a 4 x 4 grid.
 
     Args:
         size: Pixels along each side of an image.
-        crops_per_epoch: Training crops of an epoch.
-        scales: Short sides of the photographs that are cropped, in multiples of ``size``, at least 1.
-        shuffle_colors: In training, whether colour channels change places at random: more colours than twelve images have.
+        crops_per_epoch: Number of training crops in an epoch.
+        scales: Shorter sides of the photographs that crops are taken from, in multiples of ``size``, at least 1.
+        shuffle_colors: Whether to permute the colour channels of training crops at random, for more variety of colours.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     modality = Images()
@@ -91,7 +91,7 @@ class SamplePhotos(CoordinateDataModule):
         if size < 1 or crops_per_epoch < 1 or not scales or min(scales) < 1:
             raise ValueError(
                 f"size is {size}, crops_per_epoch {crops_per_epoch}, scales {list(scales)}: "
-                "sizes and counts are at least 1, and so are scales, of which there is at least one."
+                "all must be at least 1, and scales must not be empty."
             )
         super().__init__(**kwargs)
         self.size = size
@@ -101,11 +101,11 @@ class SamplePhotos(CoordinateDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Square images in colour, on ``[-1, 1]`` along both axes."""
+        """Square colour images with coordinates in ``[-1, 1]`` along both axes."""
         return DataSpec(Grid.unit(2), 3, (3, self.size, self.size), self.modality, self.num_instances)
 
     def setup(self, stage: str) -> None:
-        """Prepare the images, a second of work."""
+        """Resize the photographs, which takes about a second."""
         if stage == "fit":
             scaled = [
                 (name, _scaled(photograph(name), round(self.size * scale)))
@@ -118,7 +118,7 @@ class SamplePhotos(CoordinateDataModule):
         )
 
     def _held_out(self, name: str) -> list[tuple[str, Tensor]]:
-        """Return a photograph whole and as 16 fixed crops."""
+        """Return the full photograph and its 16 fixed crops, by name."""
         image = photograph(name)
         height, width = image.shape[1] // 4, image.shape[2] // 4
         side = min(height, width)
@@ -128,11 +128,11 @@ class SamplePhotos(CoordinateDataModule):
             for row in range(4)
             for column in range(4)
         ]
-        return [(crop, resize_image(pixels, self.size, self.size)) for crop, pixels in [(name, image), *crops]]
+        return [(label, resize_image(pixels, self.size, self.size)) for label, pixels in [(name, image), *crops]]
 
 
 def _scaled(image: Tensor, short_side: int) -> Tensor:
-    """Return an image whose shorter side has ``short_side`` pixels."""
+    """Return an image resized such that its shorter side has ``short_side`` pixels."""
     height, width = image.shape[1:]
     factor = short_side / min(height, width)
     return resize_image(image, round(height * factor), round(width * factor))

@@ -1,9 +1,9 @@
-"""What data sets of scenes in folders have in common: all are looked at before training, of which a few views are read."""
+"""Base class of the data sets of scenes in folders: all scenes are checked during set-up, a few views are read per item."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -24,29 +24,29 @@ from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene, is_opaque, read_transforms, read_view
 
-_NAMED = 5  # scenes that a message names
+_MAX_LISTED = 5  # scenes listed in an error message
 
 
 class SceneSet(SceneModule):
-    """Scenes in folders, of which a few views are read at a time.
+    """Scenes in folders, from which a few views are read at a time.
 
-    A subclass says which folders a split has (`scenes`) and how one is read (`read`). All scenes are looked at during set-up:
-    their cameras, the headers and the ends of their images. Training draws distinct support and query views among the first
-    ``train_frames`` of a scene, anew in every epoch. Evaluation draws by the name of the scene and the repetition alone, so
-    that numbers do not depend on seeds, processes or devices; instances are named ``SCENE.REPETITION``, or ``SCENE`` where
-    there is one draw.
+    A subclass defines the folders of each split (`scenes`) and how to read a folder (`read`). Set-up checks all scenes: their
+    cameras, and the headers and ends of their image files. Training draws distinct support and query views from the first
+    ``train_frames`` frames of a scene, with a new draw in every epoch. Evaluation draws depend only on the name of the scene
+    and the repetition, so metrics do not depend on seeds, processes or devices. Instances are named ``SCENE.REPETITION``, or
+    ``SCENE`` if there is a single draw.
 
     Args:
         root: Folder of the data.
-        train_frames: Frames of a scene, from the first, that training draws from.
-        repeats: Times that a scene comes in a training epoch.
-        protocol: How evaluation takes views: ``draws`` from all frames, as TransINR and IPC do; ``halves``, support from the
-            first ``train_frames`` and queries from the others, as LearnIt; ``first``, the first as support and the next 25 as
-            queries, once per scene, as nerf-meta.
-        draws: Times that a scene comes in the test, with other views; with ``first`` it comes once.
-        val_draws: The same in validation.
-        on_bad_scene: What a scene does that is broken, missing or of another ``size``: ``raise`` stops with its name,
-            ``skip`` leaves it out and reports it.
+        train_frames: Number of leading frames of a scene that training draws from.
+        repeats: Number of times that each scene occurs in a training epoch.
+        protocol: How evaluation selects views. ``draws``: all from all frames, as in TransINR and IPC. ``halves``: support from
+            the first ``train_frames`` frames and queries from the others, as in LearnIt. ``first``: the first frame as support
+            and the next 25 as queries, once per scene, as in nerf-meta.
+        draws: Number of view draws per scene in the test; always 1 with ``first``.
+        val_draws: Number of view draws per scene in validation; always 1 with ``first``.
+        on_bad_scene: What to do with a scene that is broken, missing or of another ``size``: ``raise`` an error, or ``skip``
+            and report it.
         kwargs: Arguments of `SceneModule`.
 
     Raises:
@@ -70,13 +70,14 @@ class SceneSet(SceneModule):
         super().__init__(**kwargs)
         if min(train_frames, repeats, draws, val_draws) < 1:
             raise ValueError(
-                f"train_frames is {train_frames}, repeats {repeats}, draws {draws}, val_draws {val_draws}: each is at least 1."
+                f"train_frames is {train_frames}, repeats {repeats}, draws {draws}, val_draws {val_draws}: each must be at "
+                "least 1."
             )
         if protocol not in get_args(Protocol):
-            raise ValueError(f"protocol is {protocol!r}: choose of {', '.join(get_args(Protocol))}.")
+            raise ValueError(f"protocol is {protocol!r}: choose one of {', '.join(get_args(Protocol))}.")
         if protocol == "first" and self.views != 1:
             raise ValueError(
-                f"views is {self.views}, and protocol first has one support view: set views 1, or another protocol."
+                f"views is {self.views}, but protocol first has one support view: set views to 1, or choose another protocol."
             )
         self.root = Path(root)
         self.train_frames = train_frames
@@ -90,38 +91,43 @@ class SceneSet(SceneModule):
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Path]:
-        """Return the folders of the scenes of a split, in an order that is always the same.
+        """Return the scene folders of a split in a fixed order.
 
         Raises:
-            ValueError: If their folder is missing, with the way to get it.
+            ValueError: If the data is missing; the message says how to get it.
         """
 
     def read(self, folder: Path) -> Scene:
-        """Return a scene, or raise a ``ValueError`` that says what is wrong with it."""
+        """Return the scene in a folder.
+
+        Raises:
+            ValueError: If the scene is broken.
+        """
         return read_transforms(folder)
 
     def how_to_get(self) -> str:
-        """Return how to get scenes that are missing."""
-        return "name another folder with --data.init_args.root."
+        """Return how to get missing scenes, as the end of an error message."""
+        return "pass another folder with --data.init_args.root."
 
     def setup(self, stage: str) -> None:
-        """Fill the splits of a stage.
+        """Create the data sets of the splits that a stage needs.
 
         Raises:
-            ValueError: If there are no scenes, if some or all are broken, or if nothing would be seen between near and far.
+            ValueError: If there are no scenes, if all are broken, if some are broken and ``on_bad_scene`` is ``raise``, or if
+                no camera of a scene can see an object between ``near`` and ``far``.
         """
         for split in splits_of(stage):
             scenes = self._usable(split)
             setattr(self, f"{split}_set", self._items(split, scenes))
             if not self.drop_alpha and is_opaque(scenes[0].images[0]):
                 self.notes["background"] = (
-                    f"images without transparency are taken as they are, on a white background or not ({scenes[0].name})"
+                    f"images without transparency are used as they are, whatever their background ({scenes[0].name})"
                 )
         if self.skipped:
             tell_left_out(self.skipped, "scenes")
 
     def readable(self, split: Split) -> tuple[list[Scene], dict[str, str]]:
-        """Return the scenes of a split that can be used, and why the others cannot, by folder.
+        """Return the usable scenes of a split, and the reasons why the others are not usable, by folder.
 
         Raises:
             ValueError: If there are no scenes at all.
@@ -133,39 +139,37 @@ class SceneSet(SceneModule):
             )
         scenes: list[Scene] = []
         broken: dict[str, str] = {}
+        results = in_order(partial(self._scene_or_reason, split=split), folders)
         with counting("reading scenes", len(folders)) as show:
-            for done, (folder, found) in enumerate(zip(folders, in_order(self._tried(split), folders), strict=True), 1):
-                if isinstance(found, Scene):
-                    scenes.append(found)
+            for done, (folder, result) in enumerate(zip(folders, results, strict=True), 1):
+                if isinstance(result, Scene):
+                    scenes.append(result)
                 else:
-                    broken[str(folder)] = found
+                    broken[str(folder)] = result
                 show(done)
         return scenes, broken
 
-    def _tried(self, split: Split) -> Callable[[Path], Scene | str]:
-        """Return what reads a scene of a split, or says why it is of no use."""
-
-        def tried(folder: Path) -> Scene | str:
-            try:
-                scene = self.read(folder)
-                self._check(scene, split)
-            except ValueError as error:
-                return str(error)
-            return scene
-
-        return tried
+    def _scene_or_reason(self, folder: Path, split: Split) -> Scene | str:
+        """Return the scene in a folder, or the reason why it cannot be used in a split."""
+        try:
+            scene = self.read(folder)
+            self._check(scene, split)
+        except ValueError as error:
+            return str(error)
+        return scene
 
     def _usable(self, split: Split) -> list[Scene]:
         """Return the scenes of a split without those that are skipped."""
         scenes, broken = self.readable(split)
         if broken and (self.on_bad_scene == "raise" or not scenes):
-            named = "".join(f"\n  {reason}" for reason in list(broken.values())[:_NAMED])
-            more = f"\n  and {len(broken) - _NAMED:,} more" if len(broken) > _NAMED else ""
-            leave = "Fix them, or leave them out: --data.init_args.on_bad_scene skip."
-            way_out = leave if scenes else f"Fix them. If scenes are missing, {self.how_to_get()}"
+            reasons = "".join(f"\n  {reason}" for reason in list(broken.values())[:_MAX_LISTED])
+            more = f"\n  and {len(broken) - _MAX_LISTED:,} more" if len(broken) > _MAX_LISTED else ""
+            fix = "Fix them, or skip them with --data.init_args.on_bad_scene skip."
+            if not scenes:
+                fix = f"Fix them. If scenes are missing, {self.how_to_get()}"
             raise ValueError(
-                f"{len(broken):,} of {len(scenes) + len(broken):,} scenes of the split {split} cannot be used:{named}{more}\n"
-                f"{way_out}"
+                f"{len(broken):,} of {len(scenes) + len(broken):,} scenes of the split {split} cannot be used:{reasons}{more}\n"
+                f"{fix}"
             )
         for scene in scenes:
             self.check_depths(scene.name, scene.poses)
@@ -173,7 +177,7 @@ class SceneSet(SceneModule):
         return scenes
 
     def _items(self, split: Split, scenes: Sequence[Scene]) -> Dataset[Any]:
-        """Return the items of a split."""
+        """Return the data set of a split."""
         if split == "train":
             return SceneReferences(scenes, self.repeats)
         frames = partial(
@@ -187,21 +191,21 @@ class SceneSet(SceneModule):
         return EvaluationViews(scenes, frames, repetitions, self.read_image)
 
     def _check(self, scene: Scene, split: Split) -> None:
-        """Refuse a scene whose images have another size, or that has not frames enough."""
+        """Raise a ``ValueError`` if the images of a scene have the wrong size, or if it has too few frames."""
         if scene.shape != (self.size, self.size):
             raise ValueError(
-                f"The images of {scene.name} have {scene.shape[0]} x {scene.shape[1]} pixels, size is {self.size}: resize "
-                "them, or say --data.init_args.size where they are square."
+                f"The images of {scene.name} have {scene.shape[0]} x {scene.shape[1]} pixels, but size is {self.size}: resize "
+                "them, or set --data.init_args.size if they are square."
             )
-        for frames, wanted, which in self._needed(len(scene.images), split):
-            if frames < wanted:
+        for available, required, kind in self._frame_counts(len(scene.images), split):
+            if available < required:
                 raise ValueError(
-                    f"{scene.name} has {frames} {which}, {wanted} are needed: lower views, query_views or train_frames, or "
-                    "choose another protocol."
+                    f"{scene.name} has {available} {kind}, but {required} are needed: lower views, query_views or "
+                    "train_frames, or choose another protocol."
                 )
 
-    def _needed(self, total: int, split: Split) -> list[tuple[int, int, str]]:
-        """Return, of a scene of so many frames, which there are and how many are needed of them."""
+    def _frame_counts(self, total: int, split: Split) -> list[tuple[int, int, str]]:
+        """Return the available and the required number of frames of each kind, for a scene with ``total`` frames."""
         if split == "train":
             return [(min(total, self.train_frames), self.views + self.query_views, "frames for training")]
         if self.protocol == "draws":

@@ -1,4 +1,4 @@
-"""Which views of a scene are read when: in training drawn anew in every epoch, in evaluation always the same."""
+"""Select the views of a scene: a new draw in every training epoch, the same views in every evaluation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from datamodules.batch import PosedImages
 from datamodules.randomness import generator_at
 from datamodules.storage.views import Scene, read_view
 
-QUERIES_OF_FIRST = 25  # frames after the first, which published code renders
+QUERIES_OF_FIRST = 25  # query frames after the first frame, as in the published code
 
 Protocol = Literal["draws", "halves", "first"]
 
 
 class SceneReferences(Dataset[Scene]):
-    """Scenes that are not read: the augmentation of training reads a few views of each, which it draws.
+    """Training scenes as file paths and cameras; the augmentation (`ViewDraw`) draws and reads a few views of each.
 
     Args:
         scenes: The scenes.
-        repeats: Times that each comes in an epoch.
+        repeats: Number of times that each scene occurs in an epoch.
     """
 
     def __init__(self, scenes: Sequence[Scene], repeats: int = 1) -> None:
@@ -32,22 +32,22 @@ class SceneReferences(Dataset[Scene]):
         self.repeats = repeats
 
     def __len__(self) -> int:
-        """Return the items of an epoch."""
+        """Return the number of items in an epoch."""
         return len(self.scenes) * self.repeats
 
     def __getitem__(self, index: int) -> Scene:
-        """Return scene ``index``, counted round and round."""
+        """Return scene ``index`` modulo the number of scenes."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not in an epoch of {len(self)} items")  # which also ends iteration
+            raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
         return self.scenes[index % len(self.scenes)]
 
 
 class ViewDraw:
-    """Reads distinct views of a scene, drawn from its first frames.
+    """Draw distinct views from the first frames of a scene, and read them.
 
     Args:
-        views: How many, support and query together.
-        frames: Of the scene that are drawn from, from the first.
+        views: Number of views, support and query together.
+        frames: Number of leading frames of the scene to draw from.
         read: Reads an image as ``(3, H, W)`` uint8.
     """
 
@@ -57,18 +57,22 @@ class ViewDraw:
         self.read = read
 
     def __call__(self, scene: Scene, generator: torch.Generator) -> PosedImages:
-        """Return the views, or raise a ``ValueError`` that names the image which cannot be read."""
+        """Return the drawn views.
+
+        Raises:
+            ValueError: If an image cannot be read; the message names it.
+        """
         order = torch.randperm(min(len(scene.images), self.frames), generator=generator)[: self.views]
         return posed(scene, order.tolist(), scene.name, self.read)
 
 
 class EvaluationViews(Dataset[PosedImages]):
-    """Views of scenes for evaluation, the same in every run: each scene several times, with other views.
+    """Views of scenes for evaluation, the same in every run: each scene once or several times, with different views.
 
     Args:
         scenes: The scenes.
-        frames: Returns which frames of a scene are read in which repetition, support first.
-        repetitions: How often every scene comes.
+        frames: Returns the frame indices for a scene and a repetition, support first.
+        repetitions: Number of times that each scene occurs.
         read: Reads an image as ``(3, H, W)`` uint8.
     """
 
@@ -85,36 +89,36 @@ class EvaluationViews(Dataset[PosedImages]):
         self.read = read
 
     def __len__(self) -> int:
-        """Return the number of scenes times that of repetitions."""
+        """Return the number of scenes times the number of repetitions."""
         return len(self.scenes) * self.repetitions
 
     def __getitem__(self, index: int) -> PosedImages:
         """Return repetition ``index % repetitions`` of scene ``index // repetitions``."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not in {len(self)} items")  # which also ends iteration
+            raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
         scene, repetition = self.scenes[index // self.repetitions], index % self.repetitions
         name = scene.name if self.repetitions == 1 else f"{scene.name}.{repetition:03d}"
         return posed(scene, self.frames(scene, repetition), name, self.read)
 
 
 def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path], Tensor] = read_view) -> PosedImages:
-    """Return some frames of a scene, read.
+    """Read the given frames of a scene.
 
     Args:
         scene: The scene.
-        frames: Which of its images, in this order.
-        name: Of the item.
+        frames: Indices of the frames, in the order of the result.
+        name: Name of the item.
         read: Reads an image as ``(3, H, W)`` uint8.
 
     Raises:
-        ValueError: If an image cannot be read, or has another size than its header said; the message names it.
+        ValueError: If an image cannot be read, or its size changed since set-up; the message names it.
     """
     images = [read(scene.images[frame]) for frame in frames]
     for frame, image in zip(frames, images, strict=True):
         if tuple(image.shape[1:]) != scene.shape:
             raise ValueError(
-                f"{scene.images[frame]} has {image.shape[1]} x {image.shape[2]} pixels, when its scene was first read it had "
-                f"{scene.shape[0]} x {scene.shape[1]}: take it from its source again."
+                f"{scene.images[frame]} has {image.shape[1]} x {image.shape[2]} pixels, but had {scene.shape[0]} x "
+                f"{scene.shape[1]} at set-up: get the file from its source again."
             )
     return PosedImages(torch.stack(images), scene.poses[list(frames)], scene.focals[list(frames)], name)
 
@@ -122,17 +126,17 @@ def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path],
 def drawn_frames(
     scene: Scene, repetition: int, *, views: int, query_views: int, train_frames: int, protocol: Protocol
 ) -> list[int]:
-    """Return which frames of a scene are seen in a repetition, support first; a function of its name and these numbers.
+    """Return the frame indices of a scene in a repetition, support first, from its name and these numbers alone.
 
-    The query views do not depend on how many support views there are, and fewer support views are the first of more.
+    The query views do not depend on the number of support views, and a smaller support set is a prefix of a larger one.
 
     Args:
         scene: The scene.
-        repetition: Which draw, from 0.
-        views: Support views.
-        query_views: Query views.
-        train_frames: Where ``halves`` are cut.
-        protocol: As for `SceneSet`.
+        repetition: Index of the draw.
+        views: Number of support views.
+        query_views: Number of query views.
+        train_frames: Index of the first frame of the second half in ``halves``.
+        protocol: As in `SceneSet`.
     """
     total = len(scene.images)
     if protocol == "first":

@@ -1,4 +1,4 @@
-"""Anybody's scenes: folders of posed images, a few of which are looked at, for prediction."""
+"""Folders of posed images for prediction: a few frames are observed, others are rendered and compared."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from datamodules.storage.folders import files_below
 from datamodules.storage.images import resize_image
 from datamodules.storage.views import Scene, is_opaque, read_srn, read_transforms, read_view
 
-_OF_SRN = "intrinsics.txt"
-_READERS = {"transforms.json": read_transforms, _OF_SRN: read_srn}  # by the file that makes a folder a scene
-_SPREAD = 4  # frames that are rendered and compared where none are named
+_SRN_FILE = "intrinsics.txt"
+_READERS = {"transforms.json": read_transforms, _SRN_FILE: read_srn}  # by the file that identifies a scene folder
+_DEFAULT_QUERIES = 4  # query frames if none are specified
 
 
 class ChosenViews(NamedTuple):
-    """Frames of a scene that can be read.
+    """Selected frames of a readable scene.
 
     Attributes:
-        name: Of its results: the path below the folder that was given.
+        name: Name of the results: the path below the folder that the user passed.
         scene: The scene.
-        frames: Which of its frames are taken, support first.
-        drop_alpha: Whether colours are taken as they are, whatever their transparency.
+        frames: Indices of the selected frames, support first.
+        drop_alpha: Whether to drop the alpha channel instead of compositing over white.
     """
 
     name: str
@@ -44,57 +44,63 @@ class ChosenViews(NamedTuple):
     drop_alpha: bool
 
     def read(self) -> PosedImages:
-        """Return the frames, or raise a ``ValueError`` that names the image which cannot be read."""
+        """Return the selected frames.
+
+        Raises:
+            ValueError: If an image cannot be read; the message names it.
+        """
         return posed(self.scene, self.frames, self.name, partial(read_view, drop_alpha=self.drop_alpha))
 
 
 class SceneBatches(Dataset[PosedImages]):
-    """Chosen frames of scenes in the size of the model, scene after scene; those of a batch have as many.
+    """Batches of consecutive scenes with equally many selected frames, resized to the model's image size.
 
     Args:
-        chosen: The scenes, and which frames of each.
-        shape: Rows and columns of the images that the model sees.
-        batch_size: Scenes in a batch, at most.
+        chosen: The scenes and their selected frames.
+        shape: Rows and columns of the model's images.
+        batch_size: Maximum number of scenes per batch.
     """
 
     def __init__(self, chosen: Sequence[ChosenViews], shape: tuple[int, int], batch_size: int) -> None:
         self.shape = shape
-        alike = [list(some) for _, some in itertools.groupby(chosen, key=lambda one: len(one.frames))]
-        self.batches = [some[start : start + batch_size] for some in alike for start in range(0, len(some), batch_size)]
+        groups = [list(group) for _, group in itertools.groupby(chosen, key=lambda scene: len(scene.frames))]
+        self.batches = [
+            group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
+        ]
 
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self.batches)
 
     def __getitem__(self, index: int) -> PosedImages:
-        """Return batch ``index``, read, resized and collated."""
-        batch: PosedImages = default_collate([resized(one.read(), self.shape) for one in self.batches[index]])
+        """Read, resize and collate batch ``index``."""
+        batch: PosedImages = default_collate([resized(scene.read(), self.shape) for scene in self.batches[index]])
         return batch
 
 
 class SceneFiles(SceneModule):
-    """Anybody's scenes, for ``cli.py predict --views``: some frames are looked at, others are rendered and compared.
+    """Scenes in folders, for ``cli.py predict --views``: some frames are observed, others are rendered and compared.
 
-    A scene is a folder with ``transforms.json``, or one of scene representation networks with ``intrinsics.txt``; of any other
-    folder all scenes below it are taken, but not hidden ones nor those in folders of earlier predictions. Images of another
-    size than the model's are resized, their focal lengths with them. Where a scene has no frames but those that are looked at,
-    these are compared. A scene that cannot be used is skipped with the reason, unless it is the only one.
+    A scene is a folder with ``transforms.json``, or with ``intrinsics.txt`` in the layout of scene representation networks.
+    Any other folder is searched for scenes, except for hidden folders and the results of earlier predictions. Images whose
+    size differs from the model's are resized, and their focal lengths are scaled. If a scene has no frames besides the support
+    frames, these are compared. Scenes that cannot be used are skipped and reported, unless there is only one.
 
     Args:
-        views: Folders.
-        support: Frames that are looked at, in the order of the scene, from 0: as many as the model takes.
-        query: Frames that are rendered and compared, or ``rest`` for all that are not looked at; up to 4 of these, evenly
-            spread, if None.
-        signal_shape: ``(V, 3, H, W)`` of the model; under the command line the checkpoint states it.
-        near: Depth at which the model begins to look; under the command line the checkpoint states it. Together with ``far``
-            it serves to find scenes of another scale.
-        far: Depth at which it ends.
-        eval_batch_size: Scenes per device and step.
-        num_workers: Processes that load; 0 loads in the main process.
-        on_bad_scene: What a scene that cannot be used does: ``skip`` leaves it out and says so, ``raise`` stops.
+        views: Folders of scenes.
+        support: Indices of the observed frames, from 0; as many as the model takes.
+        query: Indices of the frames to render and compare, or ``rest`` for all frames that are not observed. If None, up to 4
+            of these, evenly spaced.
+        signal_shape: ``(V, 3, H, W)`` of the model; the command line reads it from the checkpoint.
+        near: Depth at which the model starts rendering; the command line reads it from the checkpoint. Together with ``far``,
+            it is used to detect scenes of another scale.
+        far: Depth at which the model stops rendering.
+        eval_batch_size: Number of scenes per device and step.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        on_bad_scene: What to do with a scene that cannot be used: ``skip`` and report it, or ``raise`` an error.
 
     Attributes:
-        chosen: The scenes that can be used, and their frames, after set-up.
+        chosen: The usable scenes and their selected frames, after set-up.
 
     Raises:
         ValueError: If a number is out of range.
@@ -112,13 +118,13 @@ class SceneFiles(SceneModule):
         num_workers: int = 0,
         on_bad_scene: Literal["skip", "raise"] = "skip",
     ) -> None:
-        named = [*support, *(query or () if query != "rest" else ())]
-        if not support or min(named) < 0:
+        indices = [*support, *(query or () if query != "rest" else ())]
+        if not support or min(indices) < 0:
             raise ValueError(
-                f"support is {list(support)}, query {query}: name at least one frame to look at; they count from 0."
+                f"support is {list(support)}, query {query}: support needs at least one frame, and frames count from 0."
             )
         if (near is None) != (far is None):
-            raise ValueError(f"near is {near}, far {far}: give both, or leave both to the checkpoint.")
+            raise ValueError(f"near is {near}, far {far}: pass both or neither.")
         super().__init__(
             views=len(support),
             near=0.0 if near is None else near,
@@ -128,7 +134,7 @@ class SceneFiles(SceneModule):
             num_workers=num_workers,
         )
         if near is None:
-            self.near = self.far = math.nan  # nobody knows, and a model without depths need not
+            self.near = self.far = math.nan  # unknown; models without depths need neither
         self.paths = [views] if isinstance(views, str) else list(views)
         self.support = list(support)
         self.query = query if query is None or query == "rest" else list(query)
@@ -138,54 +144,65 @@ class SceneFiles(SceneModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Rays of views of the size of the model's, between its depths where they are known."""
+        """Rays of views of the model's size, between the model's depths if they are known."""
         shape = self._signal_shape
         if len(shape) != 4 or shape[1] != 3 or min(shape) < 1:
             raise ValueError(
-                f"signal_shape is {list(shape)}: scenes go to a model of posed views, [views, 3, rows, columns]. "
-                "Name a checkpoint of such a model with --ckpt_path."
+                f"signal_shape is {list(shape)}, but scenes need a model of posed views, [views, 3, rows, columns]: pass a "
+                "checkpoint of such a model with --ckpt_path."
             )
         if shape[0] != len(self.support):
             raise ValueError(
-                f"The model looks at {shape[0]} view(s), and support names {len(self.support)} frame(s), "
-                f"{self.support}: name {shape[0]} with --support."
+                f"The model takes {shape[0]} support view(s), but support has {len(self.support)} frame(s), "
+                f"{self.support}: pass {shape[0]} with --support."
             )
         known = not math.isnan(self.near)
         domain = Rays(self.near if known else None, self.far if known else None)
         return DataSpec(domain, 3, shape, self.modality)
 
     def setup(self, stage: str) -> None:
-        """Look at every scene, and read the frames that are wanted.
+        """Find and check all scenes, and select their frames.
 
         Raises:
-            ValueError: If none can be used, or ``stage`` is not predict.
+            ValueError: If no scene can be used, or ``stage`` is not ``predict``.
         """
         if stage != "predict":
-            raise ValueError(f"SceneFiles serves prediction, not {stage}: choose another data module.")
-        each: dict[Path, tuple[Path, Path]] = {}
-        for folder, place in (item for given in self.paths for item in scene_folders(Path(given))):
-            each.setdefault(folder.absolute(), (folder, place))  # named twice, taken once
-        found = list(each.values())
+            raise ValueError(f"SceneFiles supports only predict, not {stage}: choose another data module.")
+        unique: dict[Path, tuple[Path, Path]] = {}
+        for folder, relative in (item for path in self.paths for item in scene_folders(Path(path))):
+            unique.setdefault(folder.absolute(), (folder, relative))
+        folders = list(unique.values())
         self.chosen, self.skipped, self.notes = [], {}, {}
-        for (folder, place), name in zip(found, unique_names(found), strict=True):
+        for (folder, relative), name in zip(folders, unique_names(folders), strict=True):
             try:
-                self._look(folder, name, renamed=name != place.as_posix())
+                self._add(folder, name, renamed=name != relative.as_posix())
             except ValueError as error:
                 if self.on_bad_scene == "raise":
                     raise
                 self.skipped[str(folder)] = str(error)
-        if not self.chosen:
-            raise ValueError(self._none_of_use())
+        if self.chosen:
+            return
+        reasons = list(self.skipped.values())
+        if len(reasons) == 1:
+            raise ValueError(reasons[0])
+        if reasons:
+            raise ValueError(
+                f"None of {len(reasons)} scenes can be used:" + "".join(f"\n  {reason}" for reason in reasons)
+            )
+        raise ValueError(
+            f"There are no scenes in {', '.join(self.paths) or 'an empty list of folders'}: pass folders that contain "
+            f"{' or '.join(_READERS)}, or folders of such folders, with --views."
+        )
 
     def check_depths(self, name: str, poses: Tensor) -> None:
-        """Refuse a scene of another scale than the model's: one around whose origin it does not look.
+        """Raise an error if the scene has another scale than the model's, so that no camera sees the origin.
 
         Args:
-            name: Of the scene.
-            poses: ``(F, 3, 4)`` of its cameras.
+            name: Name of the scene.
+            poses: ``(F, 3, 4)``, its cameras.
 
         Raises:
-            ValueError: With the distances of its cameras and the depths of the model.
+            ValueError: If no camera can see an object around the origin within the depths of the model.
         """
         try:
             super().check_depths(name, poses)
@@ -193,79 +210,68 @@ class SceneFiles(SceneModule):
             distances = poses[:, :, 3].norm(dim=-1)
             raise ValueError(
                 f"The cameras of {name} are {float(distances.min()):.3g} to {float(distances.max()):.3g} from the origin, and "
-                f"the model looks at depths from {self.near:g} to {self.far:g}, where nothing around the origin is: scale the "
-                "positions in its poses."
+                f"the model renders depths from {self.near:g} to {self.far:g}, which exclude the origin: rescale the "
+                "positions in the poses."
             ) from error
 
     def predict_dataloader(self) -> DataLoader[PosedImages]:
-        """Return the loader of scenes, in order; a batch has scenes of as many views."""
+        """Return a loader of the scenes in order; scenes of a batch have equally many views."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = SceneBatches(self.chosen, self._seen, self.eval_batch_size)
+        batches = SceneBatches(self.chosen, self._image_shape, self.eval_batch_size)
         if len(batches) < world_size:
             raise ValueError(f"{len(batches)} batch(es) of scenes for {world_size} devices: lower --trainer.devices.")
         return DataLoader(
             batches,
-            batch_size=None,  # they are batches already
+            batch_size=None,  # items are batches already
             sampler=WholeImages([1] * len(batches), rank, world_size),
             num_workers=self.num_workers,
         )
 
-    def _none_of_use(self) -> str:
-        """Return why there is nothing to predict from."""
-        reasons = list(self.skipped.values())
-        if len(reasons) == 1:
-            return reasons[0]
-        if reasons:
-            return f"None of {len(reasons)} scenes can be used:" + "".join(f"\n  {reason}" for reason in reasons)
-        return (
-            f"No scene to predict from in {', '.join(self.paths) or 'nothing'}: name folders with {' or '.join(_READERS)} in "
-            "them, or folders of such folders, with --views."
-        )
-
     @property
-    def _seen(self) -> tuple[int, int]:
-        """Rows and columns of the images that the model sees."""
+    def _image_shape(self) -> tuple[int, int]:
+        """Rows and columns of the model's images."""
         *_, height, width = self.spec.signal_shape
         return height, width
 
-    def _look(self, folder: Path, name: str, renamed: bool) -> None:
-        """Read a scene and note what is known of it."""
-        scene = read_scene(folder)
+    def _add(self, folder: Path, name: str, renamed: bool) -> None:
+        """Check the scene in a folder, and add it with its notes."""
+        kind = _kind_of(folder)
+        scene = _READERS[kind](folder)
         self.check_depths(str(folder), scene.poses)
         compared = frames_compared(len(scene.images), self.support, self.query)
         frames = [*self.support, *(compared or self.support)]
-        chosen = ChosenViews(name, scene, frames, drop_alpha=_kind_of(folder) == _OF_SRN)
-        if (last := max(chosen.frames)) >= len(scene.images):
+        chosen = ChosenViews(name, scene, frames, drop_alpha=kind == _SRN_FILE)
+        if (last := max(frames)) >= len(scene.images):
             raise ValueError(
-                f"{folder} has {len(scene.images)} frame(s), and frame {last} is asked for: they count from 0; name others "
+                f"{folder} has {len(scene.images)} frame(s), so there is no frame {last}: frames count from 0; choose others "
                 "with --support and --data.query."
             )
-        chosen.read()  # what cannot be decoded is found before anything is predicted
+        chosen.read()  # report images that cannot be decoded before any prediction
         self.chosen.append(chosen)
-        notes = self._notes(chosen, alone=not compared)
-        self.notes[name] = "; ".join([*notes, *([f"from {folder}"] if renamed else [])])
-
-    def _notes(self, chosen: ChosenViews, alone: bool) -> list[str]:
-        """Return what had to be decided of a scene, ``alone`` if it has no frames but those that are looked at."""
-        found, seen = (f"{rows} x {columns}" for rows, columns in (chosen.scene.shape, self._seen))
-        notes = [] if found == seen else [f"{found} made {seen}"]
-        if not chosen.drop_alpha and is_opaque(chosen.scene.images[0]):
-            notes.append("background taken as it is")
-        return [*notes, "no other frames: compared with what was looked at"] if alone else notes
+        notes = []
+        if scene.shape != self._image_shape:
+            notes.append("resized from {} x {} to {} x {}".format(*scene.shape, *self._image_shape))
+        if not chosen.drop_alpha and is_opaque(scene.images[0]):
+            notes.append("no transparency: background used as it is")
+        if not compared:
+            notes.append("no other frames: compared with the support frames")
+        if renamed:
+            notes.append(f"from {folder}")
+        self.notes[name] = "; ".join(notes)
 
 
 def scene_folders(path: Path) -> list[tuple[Path, Path]]:
-    """Return the folders of scenes at a path and, for each, its place below the folder that was named.
+    """Return the scene folders at a path, each with its path relative to it.
 
     Args:
-        path: A scene, whose place is its name, or a folder with scenes below it, taken in alphabetical order; not hidden ones,
-            nor those in folders of earlier predictions.
+        path: A scene folder, whose relative path is its name, or a folder that is searched for scenes in alphabetical order,
+            except for hidden folders and the results of earlier predictions.
 
     Raises:
         ValueError: If there is no such folder.
     """
     if not path.is_dir():
-        raise ValueError(f"There is no folder {path}: name folders of scenes with --views.")
+        raise ValueError(f"There is no folder {path}: pass folders of scenes with --views.")
     if any((path / name).is_file() for name in _READERS):
         return [(path, Path(path.absolute().name))]
     below = files_below(path, {Path(name).suffix for name in _READERS})
@@ -273,20 +279,15 @@ def scene_folders(path: Path) -> list[tuple[Path, Path]]:
     return [(folder, folder.relative_to(path)) for folder in folders]
 
 
-def read_scene(folder: Path) -> Scene:
-    """Return the scene in a folder, or raise a ``ValueError`` that says what is wrong with it."""
-    return _READERS[_kind_of(folder)](folder)
-
-
 def frames_compared(
     total: int, support: Sequence[int], query: Sequence[int] | Literal["rest"] | None = None
 ) -> list[int]:
-    """Return which frames of a scene are rendered and compared.
+    """Return the indices of the frames of a scene that are rendered and compared.
 
     Args:
-        total: Frames of the scene.
-        support: Those that are looked at.
-        query: As for `SceneFiles`.
+        total: Number of frames in the scene.
+        support: Indices of the observed frames.
+        query: As in `SceneFiles`.
 
     Example:
         >>> frames_compared(10, [0], "rest"), frames_compared(10, [0]), frames_compared(3, [1]), frames_compared(1, [0])
@@ -295,16 +296,16 @@ def frames_compared(
     if query is not None and query != "rest":
         return list(query)
     rest = [frame for frame in range(total) if frame not in support]
-    count = len(rest) if query == "rest" else min(_SPREAD, len(rest))
-    return [rest[(2 * place + 1) * len(rest) // (2 * count)] for place in range(count)]
+    count = len(rest) if query == "rest" else min(_DEFAULT_QUERIES, len(rest))
+    return [rest[(2 * index + 1) * len(rest) // (2 * count)] for index in range(count)]
 
 
 def resized(item: PosedImages, shape: tuple[int, int]) -> PosedImages:
-    """Return posed images in another size, seen by the same cameras.
+    """Resize posed images, and scale their focal lengths accordingly.
 
     Args:
         item: ``images (V, 3, h, w)`` uint8, poses and focals.
-        shape: Wanted rows and columns.
+        shape: Rows and columns of the result.
     """
     height, width = item.images.shape[-2:]
     if (height, width) == shape:
@@ -315,5 +316,5 @@ def resized(item: PosedImages, shape: tuple[int, int]) -> PosedImages:
 
 
 def _kind_of(folder: Path) -> str:
-    """Return the name of the file that makes a folder a scene."""
+    """Return the name of the file that identifies the layout of a scene folder."""
     return next(name for name in _READERS if (folder / name).is_file())

@@ -1,4 +1,4 @@
-"""Images of meshes by casting rays: no graphics card and no screen are needed."""
+"""Ray casting of meshes on the CPU; needs neither a GPU nor a display."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from torch import Tensor
 from datamodules.domain import Rays
 from datamodules.storage.meshes import Mesh
 
-_LIGHT = np.array((-0.5, -0.3, 0.8), dtype=np.float32)  # towards it: the six sides of a box differ
+_LIGHT = np.array(
+    (-0.5, -0.3, 0.8), dtype=np.float32
+)  # direction to the light; shades all six sides of a box differently
 _AMBIENT = 0.25
-_WHITE = 255  # under pixels that nothing covers, as if the image lay on white
-_NOTHING = -1
+_WHITE = 255  # colour of pixels that the object does not cover
+_MISS = -1  # face index of rays that hit nothing
 
 
 class Caster:
-    """An object under one light that stays where it is, so that a side of a surface has one brightness from everywhere.
+    """Ray caster of a mesh under a fixed directional light, so that shading does not depend on the view.
 
-    Shading is Lambert's law with flat normals, softened so that it reaches around the object (half Lambert): 0.25 + 0.75 (1 +
-    cos) / 2 of the colour, with the cosine between the light and the normal of the side that is seen. Which way faces of a file
-    are oriented makes no difference. There are no shadows.
+    Shading is half Lambert with flat normals, 0.25 + 0.75 (1 + cos) / 2 of the colour, where cos is the cosine of the angle
+    between the light and the normal of the visible side. The orientation of faces makes no difference. There are no shadows.
 
     Args:
-        mesh: The object.
+        mesh: The mesh to render.
 
     Example:
         ``Caster(read_mesh(path)).render(orbit(8), torch.full((8, 2), focal_length(0.8, 128)), (128, 128))``
@@ -46,16 +47,16 @@ class Caster:
         self._colours = mesh.colours
 
     def render(self, poses: Tensor, focals: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
-        """Return images of the object as RGBA.
+        """Render RGBA images of the object.
 
-        Alpha is the part of a pixel that the object covers, and the colour is that of the covered part alone; white where there
-        is none.
+        Alpha is the fraction of a pixel that the object covers. The colour is that of the covered part alone, and white if the
+        pixel is not covered.
 
         Args:
             poses: ``(F, 3, 4)``.
             focals: ``(F, 2)`` in pixels, along columns and rows.
             shape: Height and width in pixels.
-            samples: Rays along each side of a pixel, so 4 rays a pixel if 2.
+            samples: Number of rays along each side of a pixel: 2 casts 4 rays per pixel.
 
         Returns:
             ``(F, 4, H, W)`` uint8.
@@ -67,7 +68,7 @@ class Caster:
         )
 
     def depth(self, poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return how far the object is in the middle of every pixel, from the plane of the camera.
+        """Return the depth of the object at the centre of every pixel, measured from the camera plane.
 
         Args:
             poses: ``(F, 3, 4)``.
@@ -75,37 +76,37 @@ class Caster:
             shape: Height and width in pixels.
 
         Returns:
-            ``(F, H, W)`` float32 in world units, infinite where there is nothing.
+            ``(F, H, W)`` float32 in world units, infinite where the object is not hit.
         """
         rays = Rays().coords((len(poses), *shape), cameras=(poses, focals))
-        found = self._cast(rays.numpy())
-        depth = np.where(found["primID"] == _NOTHING, np.float32(math.inf), found["tfar"])
+        hits = self._cast(rays.numpy())
+        depth = np.where(hits["primID"] == _MISS, np.float32(math.inf), hits["tfar"])
         return torch.from_numpy(depth.reshape(len(poses), *shape))
 
     def _view(self, rays: Tensor, fine: Sequence[int], samples: int) -> Tensor:
-        """Return the image ``(4, H, W)`` that ``(H W s s, 6)`` rays make."""
-        colours, covered = self._coloured(rays.numpy())
+        """Return the image ``(4, H, W)`` of rays ``(H W s s, 6)``."""
+        colours, covered = self._shade(rays.numpy())
         blocks = torch.from_numpy(np.concatenate((colours, covered[:, None]), axis=1)).T.unflatten(1, tuple(fine))
         mean = torch.nn.functional.avg_pool2d(blocks, samples)
-        colour = mean[:3] / mean[3:].clamp_min(0.5 / samples**2)  # less than one ray is none
-        white = torch.where(mean[3:] > 0, colour * 255, torch.full((), float(_WHITE)))
-        return torch.cat((white, mean[3:] * 255)).round().clamp(0, 255).to(torch.uint8)
+        colour = mean[:3] / mean[3:].clamp_min(0.5 / samples**2)  # the minimum only prevents 0 / 0
+        colour = torch.where(mean[3:] > 0, colour * 255, torch.full((), float(_WHITE)))
+        return torch.cat((colour, mean[3:] * 255)).round().clamp(0, 255).to(torch.uint8)
 
-    def _coloured(self, rays: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the colours ``(N, 3)`` in [0, 1] that rays meet, zero where they meet nothing, and whether they meet any."""
-        found = self._cast(rays)
-        hit = found["primID"] != _NOTHING
-        faces, right, left = found["primID"][hit], found["u"][hit, None], found["v"][hit, None]
-        away = np.einsum("nc,nc->n", self._normals[faces], rays[hit, 3:]) > 0
-        cosines = np.where(away, -self._cosines[faces], self._cosines[faces])
+    def _shade(self, rays: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the shaded colours ``(N, 3)`` in [0, 1] at the hits of rays, zero for misses, and a 0/1 hit mask ``(N,)``."""
+        hits = self._cast(rays)
+        hit = hits["primID"] != _MISS
+        faces, u, v = hits["primID"][hit], hits["u"][hit, None], hits["v"][hit, None]
+        back = np.einsum("nc,nc->n", self._normals[faces], rays[hit, 3:]) > 0
+        cosines = np.where(back, -self._cosines[faces], self._cosines[faces])
         first, second, third = self._colours[faces].swapaxes(0, 1)
-        colour = (1 - right - left) * first + right * second + left * third
+        colour = (1 - u - v) * first + u * second + v * third
         colours = np.zeros((len(rays), 3), dtype=np.float32)
         colours[hit] = colour * (_AMBIENT + (1 - _AMBIENT) * (1 + cosines[:, None]) / 2)
         return colours, hit.astype(np.float32)
 
     def _cast(self, rays: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Return what rays ``(N, 6)`` meet first: faces, places in them, and distances in lengths of their directions."""
+        """Return the first hits of rays ``(N, 6)``: faces, barycentric coordinates, distances in units of the directions."""
         origins, directions = np.ascontiguousarray(rays[:, :3]), np.ascontiguousarray(rays[:, 3:])
-        found: dict[str, NDArray[np.float32]] = self._scene.run(origins, directions, output=True)
-        return found
+        hits: dict[str, NDArray[np.float32]] = self._scene.run(origins, directions, output=True)
+        return hits

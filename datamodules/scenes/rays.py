@@ -1,4 +1,4 @@
-"""Posed images as rays: what data modules of scenes have in common, wherever their images come from."""
+"""Base class of the data modules of scenes: posed images as rays."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from datamodules.randomness import generator_at
 from datamodules.spec import DataSpec
 from modalities.views import PosedViews
 
-_WHITE = 255  # of all channels, where a ray meets nothing
-_OBJECT = 1.8  # radius around the origin beyond which no object is looked for
+_WHITE = 255  # background, in all channels
+_OBJECT_RADIUS = 1.8  # upper bound of the radius of objects around the origin
 
 
 class SceneModule(CoordinateDataModule):
-    """Posed images of scenes as rays: a few views are looked at, others are to be rendered.
+    """Posed images of scenes as rays: support views are observed, query views are rendered.
 
-    Items are `PosedImages` of equal size, support views first. A coordinate is a ray, origin and direction; in evaluation
-    all rays of the query views are asked for. In training it is some of each, drawn for every instance, and a seventh number
-    goes with every ray, drawn evenly from [0, 1): by it a renderer moves the samples along the ray.
+    Items are `PosedImages` of equal size, support views first. A coordinate is a ray: its origin and direction. Evaluation
+    uses all rays of the query views. Training draws a subset per query view and instance, and appends to every ray a seventh
+    number, drawn uniformly from [0, 1), by which the renderer jitters the samples along the ray.
 
-    In the first epochs half of the training rays are drawn from the foreground, where the smallest channel is below white, the
-    others from the whole image. Where the foreground has fewer pixels they come several times; where there is none, all rays
-    are drawn from the whole image.
+    In the first epochs, half of the training rays are drawn from the foreground (pixels with a channel below white) and the
+    others from the whole image. If the foreground has too few pixels, they are drawn with replacement; if there is none, all
+    rays are drawn from the whole image.
 
     Args:
-        views: Support views of an instance, which are looked at.
-        query_views: Views of an instance that are to be rendered.
-        size: Pixels along each side of the images.
-        near: Depth at which rendering starts, in world units from the plane of the camera.
-        far: Depth at which it ends.
-        rays_per_view: Rays of every query view in a training step; all, if it has fewer.
-        foreground_epochs: Training epochs, from the first, in which half of the rays come from the foreground.
+        views: Number of support views per instance.
+        query_views: Number of query views per instance.
+        size: Height and width of the images in pixels.
+        near: Depth at which rendering starts, in world units from the camera plane.
+        far: Depth at which rendering ends.
+        rays_per_view: Rays per query view in a training step; all rays if a view has fewer.
+        foreground_epochs: Number of initial training epochs in which half of the rays come from the foreground.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
@@ -48,7 +48,7 @@ class SceneModule(CoordinateDataModule):
     """
 
     modality = PosedViews()
-    train_set: Dataset[Any]  # of posed images, or of what the augmentation makes such of
+    train_set: Dataset[Any]  # posed images, or items that the augmentation turns into posed images
     val_set: Dataset[Any]
     test_set: Dataset[Any]
     augmentation: Callable[[Any, torch.Generator], Any] | None = None
@@ -65,12 +65,13 @@ class SceneModule(CoordinateDataModule):
         **kwargs: Any,
     ) -> None:
         if views < 1 or query_views < 1 or size < 1:
-            raise ValueError(f"views is {views}, query_views {query_views}, size {size}: each is at least 1.")
+            raise ValueError(f"views is {views}, query_views {query_views}, size {size}: each must be at least 1.")
         if not (0 <= near < far and math.isfinite(far)):
-            raise ValueError(f"near is {near}, far {far}: depths with 0 <= near < far, in world units.")
+            raise ValueError(f"near is {near}, far {far}: expected finite depths with 0 <= near < far, in world units.")
         if rays_per_view < 1 or foreground_epochs < 0:
             raise ValueError(
-                f"rays_per_view is {rays_per_view}, foreground_epochs {foreground_epochs}: at least 1 ray, epochs may be 0."
+                f"rays_per_view is {rays_per_view}, foreground_epochs {foreground_epochs}: rays_per_view must be at least 1 "
+                "and foreground_epochs at least 0."
             )
         super().__init__(coordinate_noise="none", coordinate_subset=None, **kwargs)
         self.views = views
@@ -83,35 +84,36 @@ class SceneModule(CoordinateDataModule):
 
     @property
     def spec(self) -> DataSpec:
-        """Rays between the depths, of a colour each; the signal is that of the support views."""
+        """Rays between the depths, with one colour each; the signal is the support views."""
         shape = (self.views, 3, self.size, self.size)
         return DataSpec(Rays(self.near, self.far), 3, shape, self.modality, self.num_instances)
 
     def check_depths(self, name: str, poses: Tensor) -> None:
-        """Refuse depths between which no camera of a scene could see an object around the origin.
+        """Raise an error if no camera of a scene can see an object around the origin between ``near`` and ``far``.
 
         Args:
-            name: Of the scene.
-            poses: ``(F, 3, 4)`` of its cameras.
+            name: Name of the scene.
+            poses: ``(F, 3, 4)``, its cameras.
 
         Raises:
-            ValueError: If an object of radius 1.8 would lie wholly before ``near`` or beyond ``far``, for all cameras.
+            ValueError: If an object of radius 1.8 is entirely before ``near`` or beyond ``far`` for all cameras.
         """
         distances = poses[:, :, 3].norm(dim=-1)
-        unseen = (self.far < distances - _OBJECT) | (self.near > distances + _OBJECT)
-        if bool(unseen.all()):
-            least, most = float(distances.min()), float(distances.max())
+        invisible = (self.far < distances - _OBJECT_RADIUS) | (self.near > distances + _OBJECT_RADIUS)
+        if bool(invisible.all()):
+            nearest, farthest = float(distances.min()), float(distances.max())
             raise ValueError(
-                f"The cameras of {name} are {least:.3g} to {most:.3g} from the origin, and depths from near {self.near:g} to "
-                f"far {self.far:g} are rendered: no object around the origin would be seen. Set --data.init_args.near and "
-                f"--data.init_args.far around these distances, such as {max(0.0, least - 1):.3g} and {most + 1:.3g}."
+                f"The cameras of {name} are {nearest:.3g} to {farthest:.3g} from the origin, so no object around the origin is "
+                f"visible between near {self.near:g} and far {self.far:g}: set --data.init_args.near and "
+                f"--data.init_args.far around these distances, for example to {max(0.0, nearest - 1):.3g} and "
+                f"{farthest + 1:.3g}."
             )
 
     def random_items(self, count: int) -> PosedImages:
-        """Return collated images of random numbers, taken from around the origin.
+        """Return collated images of random pixels, with cameras around the origin.
 
         Args:
-            count: Items.
+            count: Number of items.
         """
         total = self.views + self.query_views
         images = torch.randint(256, (count, total, 3, self.size, self.size), dtype=torch.uint8)
@@ -126,20 +128,20 @@ class SceneModule(CoordinateDataModule):
         Args:
             batch: ``images (B, V + Q, 3, H, W)`` uint8, of which the first ``V`` are support views, ``poses``, ``focals``,
                 names and seeds.
-            training: Whether some rays of the query views are drawn, or all are taken.
-            step: Addresses draws that a whole batch shares; there are none.
+            training: Whether to draw a subset of the rays of the query views instead of using all.
+            step: Unused, because a batch shares no draws.
 
         Returns:
-            Rays of the support views, ``(B, V * H * W, 6)``, and of the query views: ``(B, Q * H * W, 6)``, or in training
+            Rays of the support views ``(B, V * H * W, 6)``, and of the query views ``(B, Q * H * W, 6)``, or in training
             ``(B, Q * rays_per_view, 7)``, with colours in [0, 1].
         """
-        support, query = (_part(batch, part) for part in (slice(self.views), slice(self.views, None)))
+        support, query = (_select(batch, part) for part in (slice(self.views), slice(self.views, None)))
         rays, values = self._rays(query), _pixels(query.images)  # (B, Q, H W, 6), (B, Q, H W, 3)
         shape: tuple[int, ...] | None = (values.shape[1], *query.images.shape[-2:])
         if training:
             seeds = torch.as_tensor(batch.seed).tolist()
-            chosen = self._drawn(query.images, seeds)[..., None]  # (B, Q, R, 1)
-            rays, values, shape = rays.take_along_dim(chosen, 2), values.take_along_dim(chosen, 2), None
+            indices = self._draw_pixels(query.images, seeds)[..., None]  # (B, Q, R, 1)
+            rays, values, shape = rays.take_along_dim(indices, 2), values.take_along_dim(indices, 2), None
             rays = torch.cat((rays, _uniform(seeds, "jitter", rays.shape[1:3], rays.device)[..., None]), dim=-1)
         index = torch.as_tensor(batch.instance, device=rays.device) if training else None
         observed = Samples(self._rays(support).flatten(1, 2), _in_unit(_pixels(support.images)).flatten(1, 2))
@@ -156,11 +158,11 @@ class SceneModule(CoordinateDataModule):
         rays = self.spec.domain.coords((views, *size), cameras=(images.poses, images.focals))
         return rays.view(*rays.shape[:-2], views, -1, 6)
 
-    def _drawn(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Return which pixels of views ``(B, Q, 3, H, W)`` are trained on, ``(B, Q, R)``."""
+    def _draw_pixels(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Draw training pixels of views ``(B, Q, 3, H, W)``; return their indices ``(B, Q, R)``."""
         pixels, device = images.shape[-2] * images.shape[-1], images.device
-        places, count = (images.shape[1], pixels), min(self.rays_per_view, pixels)
-        anywhere = _uniform(seeds, "rays", places, device).topk(count).indices  # without replacement
+        shape, count = (images.shape[1], pixels), min(self.rays_per_view, pixels)
+        anywhere = _uniform(seeds, "rays", shape, device).topk(count).indices  # without replacement
         epoch = self.trainer.current_epoch if self.trainer else 0
         if epoch >= self.foreground_epochs:
             return anywhere
@@ -169,34 +171,36 @@ class SceneModule(CoordinateDataModule):
         )
 
     @staticmethod
-    def _foreground(images: Tensor, seeds: Sequence[int], otherwise: Tensor) -> Tensor:
-        """Return as many pixels of the foreground, drawn with replacement where it has fewer; of none, these."""
-        places, device = (images.shape[1], images.shape[-2] * images.shape[-1]), images.device
-        seen = images.amin(2).flatten(2) < _WHITE  # (B, Q, H W)
-        count = seen.sum(-1, keepdim=True)
-        order = _uniform(seeds, "foreground", places, device).masked_fill(~seen, -1).topk(otherwise.shape[-1]).indices
-        again = (_uniform(seeds, "again", otherwise.shape[1:], device) * count).long()
-        first = torch.arange(otherwise.shape[-1], device=device).expand_as(again)
-        found = order.take_along_dim(torch.where(count < otherwise.shape[-1], again, first), -1)
-        return torch.where(count == 0, otherwise, found)
+    def _foreground(images: Tensor, seeds: Sequence[int], fallback: Tensor) -> Tensor:
+        """Draw as many foreground pixels as in ``fallback``, with replacement if needed, or return it if there are none."""
+        shape, device = (images.shape[1], images.shape[-2] * images.shape[-1]), images.device
+        foreground = images.amin(2).flatten(2) < _WHITE  # (B, Q, H W)
+        count = foreground.sum(-1, keepdim=True)
+        draws = _uniform(seeds, "foreground", shape, device).masked_fill(~foreground, -1)
+        distinct = draws.topk(fallback.shape[-1]).indices
+        repeated = (_uniform(seeds, "again", fallback.shape[1:], device) * count).long()
+        first = torch.arange(fallback.shape[-1], device=device).expand_as(repeated)
+        indices = distinct.take_along_dim(torch.where(count < fallback.shape[-1], repeated, first), -1)
+        return torch.where(count == 0, fallback, indices)
 
 
-def _part(batch: PosedImages, part: slice) -> PosedImages:
-    """Return some views of all instances."""
+def _select(batch: PosedImages, part: slice) -> PosedImages:
+    """Return the given views of all instances."""
     return batch._replace(images=batch.images[:, part], poses=batch.poses[:, part], focals=batch.focals[:, part])
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Return ``(B, V, H * W, 3)`` of ``(B, V, 3, H, W)``."""
+    """Return images ``(B, V, 3, H, W)`` as pixels ``(B, V, H * W, 3)``."""
     return images.flatten(3).mT
 
 
 def _in_unit(levels: Tensor) -> Tensor:
-    """Return uint8 as numbers in [0, 1]."""
+    """Return uint8 levels as floats in [0, 1]."""
     return levels.float().div_(255)
 
 
 def _uniform(seeds: Sequence[int], purpose: str, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return numbers in [0, 1), ``(B, *shape)``, those of every instance drawn from its own seed."""
-    drawn = [torch.rand(*shape, generator=generator_at(seed, purpose, device=device), device=device) for seed in seeds]
-    return torch.stack(drawn)
+    """Draw numbers ``(B, *shape)`` in [0, 1), for every instance from its own seed."""
+    return torch.stack(
+        [torch.rand(*shape, generator=generator_at(seed, purpose, device=device), device=device) for seed in seeds]
+    )

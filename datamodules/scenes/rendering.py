@@ -1,4 +1,4 @@
-"""Scenes of meshes in the layout of learnit's ShapeNet: objects are written whole, one after the other or at a time."""
+"""Render meshes to scene folders in the layout of learnit's ShapeNet, each object atomically, on one or more processes."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from datamodules.storage.folders import NamedFile, Split
 from datamodules.storage.meshes import RADIUS, read_mesh
 from datamodules.storage.progress import counting
 
-_FORMAT = 1  # of the images: another look of the same settings gets another number
-_NAMED = 5  # meshes that a message names
+_FORMAT = 1  # version of the renderer: increase it if images change for the same settings
+_MAX_LISTED = 5  # meshes listed in an error message
 _TRANSFORMS = "transforms.json"
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """What images of objects depend on besides the objects, and how objects are split.
+    """Settings of the cameras, the images and the splits.
 
     Args:
-        views: Images of an object.
-        size: Pixels along each side of an image.
-        seed: Of cameras and splits.
-        field_of_view: Degrees, along rows and columns; wide enough for a ball of radius 1.4 at the distance.
-        distance: Of the cameras from the origin.
-        cameras: ``own`` cameras of every object, drawn by its name, or the same ``shared`` by all.
-        elevation: Degrees above the horizontal plane, least and most; cameras are drawn evenly from that part of the sphere.
-        up: Axis of the meshes that points up.
-        val: Part of the objects for validation, by the names of objects alone.
-        test: The same for the test.
+        views: Number of images per object.
+        size: Height and width of the images in pixels.
+        seed: Seed of cameras and splits.
+        field_of_view: Field of view in degrees, horizontal and vertical; must fit a ball of radius 1.4 at ``distance``.
+        distance: Distance of the cameras from the origin.
+        cameras: ``own``: cameras drawn for every object from its name; ``shared``: the same cameras for all objects.
+        elevation: Minimum and maximum elevation in degrees; cameras are uniform on this part of the sphere.
+        up: Axis of the mesh files that points up.
+        val: Fraction of the objects for validation, selected by their names alone.
+        test: Fraction of the objects for the test, selected in the same way.
 
     Raises:
         ValueError: If a number is out of range.
@@ -66,45 +66,50 @@ class RenderSettings:
     test: float = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be rendered."""
+        """Raise a ``ValueError`` if a setting is out of range."""
         if self.views < 1 or self.size < 1:
-            raise ValueError(f"views is {self.views}, size {self.size}: each is at least 1.")
+            raise ValueError(f"views is {self.views}, size {self.size}: each must be at least 1.")
         if not (RADIUS < self.distance < math.inf):
             raise ValueError(
-                f"distance is {self.distance:g}: objects have radius {RADIUS:g}, cameras stay outside of it."
+                f"distance is {self.distance:g}: it must be finite and above {RADIUS:g}, the radius of the objects."
             )
-        least = 2 * math.degrees(math.asin(RADIUS / self.distance))
-        if not least <= self.field_of_view < 180:
+        narrowest = 2 * math.degrees(math.asin(RADIUS / self.distance))
+        if not narrowest <= self.field_of_view < 180:
             raise ValueError(
                 f"field_of_view is {self.field_of_view:g} degrees: objects of radius {RADIUS:g} at distance {self.distance:g} "
-                f"fit into {math.ceil(100 * least) / 100:g} degrees ({math.radians(least):.4f} rad) or more, below 180."
+                f"need at least {math.ceil(100 * narrowest) / 100:g} degrees ({math.radians(narrowest):.4f} rad), below 180."
             )
         if not -90 <= self.elevation[0] <= self.elevation[1] <= 90:
             raise ValueError(
-                f"elevation is {self.elevation[0]:g} to {self.elevation[1]:g}: degrees from -90 to 90, least first."
+                f"elevation is {self.elevation[0]:g} to {self.elevation[1]:g}: expected two angles from -90 to 90 degrees, in "
+                "ascending order."
             )
         if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
-            raise ValueError(f"val is {self.val:g}, test {self.test:g}: parts of the objects, below 1 together.")
+            raise ValueError(
+                f"val is {self.val:g}, test {self.test:g}: expected fractions in [0, 1) with a sum below 1."
+            )
         if self.cameras not in ("own", "shared") or self.up not in ("y", "z"):
-            raise ValueError(f"cameras is {self.cameras!r}, up {self.up!r}: own or shared, y or z.")
+            raise ValueError(
+                f"cameras is {self.cameras!r}, up {self.up!r}: cameras must be own or shared, and up y or z."
+            )
 
 
 class RenderReport(NamedTuple):
-    """What became of meshes.
+    """Outcome of rendering a list of meshes.
 
     Attributes:
-        made: Names of objects that were rendered now.
-        kept: Names of those that had been.
-        bad: Why meshes could not be read, by name.
+        rendered: Names of the objects that this call rendered.
+        kept: Names of the objects that were rendered before.
+        failed: Reasons why meshes could not be read, by name.
     """
 
-    made: list[str]
+    rendered: list[str]
     kept: list[str]
-    bad: dict[str, str]
+    failed: dict[str, str]
 
 
 class _Task(NamedTuple):
-    """An object to be rendered."""
+    """An object to render."""
 
     mesh: NamedFile
     folder: Path
@@ -120,120 +125,117 @@ def render_folder(
     overwrite: bool = False,
     splits: Mapping[Split, Sequence[str]] | None = None,
 ) -> RenderReport:
-    """Render meshes as scenes in the layout of learnit's ShapeNet; those that were rendered before are left as they are.
+    """Render meshes as scenes in the layout of learnit's ShapeNet; objects that were rendered before are kept.
 
-    An object depends on its mesh, its name and the settings alone. Its folder is there when it is whole. One process at a time
-    writes a category.
+    The images of an object depend only on its mesh, its name and the settings. An object's folder appears once it is complete.
+    A lock ensures that one process at a time writes a category.
 
     Args:
         meshes: The meshes.
-        out: Folder of the data, made if it is missing.
-        category: Folder of the objects in it.
-        settings: How they are rendered.
-        workers: Processes that render; 1 renders in this one.
-        overwrite: Whether to remove first what was rendered to the category.
-        splits: Names by split; drawn by the names if None.
+        out: Folder of the data; created if missing.
+        category: Name of the folder in ``out`` that receives the objects.
+        settings: Settings of cameras, images and splits.
+        workers: Number of processes; 1 renders in the current process.
+        overwrite: Whether to delete the rendered category first.
+        splits: Names by split; drawn from the names if None.
 
     Raises:
-        ValueError: If an argument is out of range, the category holds something else or was rendered with other settings, or
-            no mesh can be read; with the way out.
+        ValueError: If an argument is out of range, if the category contains other files or was rendered with other settings,
+            or if no mesh can be read.
         OSError: If the folder cannot be written.
     """
     if workers < 1:
-        raise ValueError(f"workers is {workers}: at least 1 process renders.")
+        raise ValueError(f"workers is {workers}: it must be at least 1.")
     if not category or Path(category).name != category or category.startswith("."):
-        raise ValueError(f"category is {category!r}: name a folder without any path, such as chairs.")
+        raise ValueError(f"category is {category!r}: it must be a folder name without a path, such as chairs.")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, and OUT a folder: name the meshes first and OUT last.")
+        raise ValueError(f"{out} is a file, but OUT must be a folder: pass the meshes first and OUT last.")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / category):
         _prepare(out, category, settings, overwrite)
-        found = _render_all([_Task(mesh, out / category / mesh.name, settings) for mesh in meshes], workers)
-        if not found.made and not found.kept:
-            raise ValueError(_none_good(found.bad))
+        report = _render_missing([_Task(mesh, out / category / mesh.name, settings) for mesh in meshes], workers)
+        if not report.rendered and not report.kept:
+            reasons = "".join(f"\n  {reason}" for reason in list(report.failed.values())[:_MAX_LISTED])
+            raise ValueError(f"None of {len(report.failed):,} meshes can be read:{reasons}")
         names = sorted(path.parent.name for path in (out / category).glob(f"[!.]*/{_TRANSFORMS}"))
-        _write_json(splits_file(out, category), splits or _drawn(names, settings))
-    return found
+        _write_json(splits_file(out, category), splits or _draw_splits(names, settings))
+    return report
 
 
 def _prepare(out: Path, category: str, settings: RenderSettings, overwrite: bool) -> None:
-    """Make the folder of a category, after seeing that what it holds was rendered with these settings."""
-    folder, stated = out / category, out / f"{_singular(category)}_rendering.json"
-    wanted = json.loads(json.dumps({"format": _FORMAT} | asdict(settings)))
-    if stated.exists() and overwrite:
+    """Create the folder and the settings file of a category, after checking any existing ones."""
+    folder, settings_file = out / category, out / f"{_singular(category)}_rendering.json"
+    content = json.loads(json.dumps({"format": _FORMAT} | asdict(settings)))
+    if settings_file.exists() and overwrite:
         shutil.rmtree(folder, ignore_errors=True)
         splits_file(out, category).unlink(missing_ok=True)
-    elif stated.exists():
-        _compare(folder, stated, wanted)
+    elif settings_file.exists():
+        _check_settings(folder, settings_file, content)
     elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds what was not rendered here: name another OUT, or another --category.")
+        raise ValueError(f"{folder} contains files that were not rendered here: choose another OUT or --category.")
     folder.mkdir(exist_ok=True)
-    _write_json(stated, wanted)
+    _write_json(settings_file, content)
 
 
-def _compare(folder: Path, stated: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse settings that differ from those of a file."""
+def _check_settings(folder: Path, settings_file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` if the settings in a file differ from the given ones."""
     try:
-        found = dict(json.loads(stated.read_text(encoding="utf-8")))
+        existing = dict(json.loads(settings_file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{stated} is damaged: render all anew with --overwrite, or name another OUT.") from error
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    if differing:
-        told = ", ".join(f"{name} {_told(found.get(name))}, not {_told(wanted[name])}" for name in differing)
         raise ValueError(
-            f"{folder} was rendered with {told}: go on with those, name another OUT, or render all anew with --overwrite."
+            f"{settings_file} is damaged: render again with --overwrite, or choose another OUT."
+        ) from error
+
+    def text(value: object) -> str:  # as on the command line
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    names = [name for name in settings if existing.get(name) != settings[name]]
+    if names:
+        differences = ", ".join(f"{name} {text(existing.get(name))}, not {text(settings[name])}" for name in names)
+        raise ValueError(
+            f"{folder} was rendered with {differences}: use the same settings, choose another OUT, or render again with "
+            "--overwrite."
         )
 
 
-def _told(value: object) -> str:
-    """Return a setting as it is written on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _none_good(bad: Mapping[str, str]) -> str:
-    """Return that no mesh could be read, and why."""
-    named = "".join(f"\n  {reason}" for reason in list(bad.values())[:_NAMED])
-    return f"None of {len(bad):,} meshes can be read:{named}"
-
-
-def _render_all(tasks: Sequence[_Task], workers: int) -> RenderReport:
-    """Render objects that are not there."""
-    left = [task for task in tasks if not _is_there(task)]
-    made: list[str] = []
-    bad: dict[str, str] = {}
-    with counting("rendering objects", len(tasks), len(tasks) - len(left)) as show:
-        for done, (name, reason) in enumerate(_rendered(left, workers), len(tasks) - len(left) + 1):
+def _render_missing(tasks: Sequence[_Task], workers: int) -> RenderReport:
+    """Render the objects that do not exist yet."""
+    missing = [task for task in tasks if not _exists(task)]
+    rendered: list[str] = []
+    failed: dict[str, str] = {}
+    with counting("rendering objects", len(tasks), len(tasks) - len(missing)) as show:
+        for done, (name, reason) in enumerate(_render_all(missing, workers), len(tasks) - len(missing) + 1):
             if reason is None:
-                made.append(name)
+                rendered.append(name)
             else:
-                bad[name] = reason
+                failed[name] = reason
             show(done)
-    kept = {task.mesh.name for task in tasks} - {task.mesh.name for task in left}
-    return RenderReport(sorted(made), sorted(kept), dict(sorted(bad.items())))
+    kept = {task.mesh.name for task in tasks} - {task.mesh.name for task in missing}
+    return RenderReport(sorted(rendered), sorted(kept), dict(sorted(failed.items())))
 
 
-def _rendered(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[str, str | None]]:
-    """Yield the names of objects when they are rendered, and why they cannot be."""
+def _render_all(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[str, str | None]]:
+    """Render objects on several processes; yield the results of `_render` as they finish."""
     if min(workers, len(tasks)) <= 1:
         yield from map(_render, tasks)
         return
-    # forked as loaders are where that is usual: a fresh process first imports torch, for seconds
-    kind = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(kind)
+    # On Linux, fork as data loaders do: a spawned process imports torch first, which takes seconds.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(min(workers, len(tasks)), context, torch.set_num_threads, (1,))
     try:
         for future in as_completed([pool.submit(_render, task) for task in tasks]):
             yield future.result()
     except BrokenProcessPool as error:
         raise ValueError(
-            "A process that rendered was ended, perhaps for want of memory: run it again with fewer --workers; it goes on."
+            "A rendering process was killed, perhaps because memory ran out: run the command again with fewer --workers; it "
+            "resumes."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _render(task: _Task) -> tuple[str, str | None]:
-    """Write the folder of an object whole, and return its name and None, or why its mesh cannot be read."""
+    """Write the folder of an object atomically; return its name, and None or the reason why its mesh cannot be read."""
     try:
         mesh = read_mesh(task.mesh.path, task.settings.up)
     except ValueError as error:
@@ -250,50 +252,49 @@ def _render(task: _Task) -> tuple[str, str | None]:
     for name, image in zip(names, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(part / f"{name}.png", compress_level=4)
     frames = [
-        {"file_path": f"./{name}", "transform_matrix": _square(pose)} for name, pose in zip(names, poses, strict=True)
+        {"file_path": f"./{name}", "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]}
+        for name, pose in zip(names, poses, strict=True)
     ]
     _write_json(
         part / _TRANSFORMS, {"camera_angle_x": angle, "mesh_crc32": _checksum(task.mesh.path), "frames": frames}
     )
-    shutil.rmtree(task.folder, ignore_errors=True)  # of an earlier mesh of this name
+    shutil.rmtree(task.folder, ignore_errors=True)  # the rendering of an earlier mesh with this name
     if hasattr(os, "sync"):
-        os.sync()  # once, not for each image
+        os.sync()  # once per object, not per image
     part.rename(task.folder)
     flush_folder(task.folder.parent)
     return task.mesh.name, None
 
 
 def camera_poses(settings: RenderSettings, name: str) -> Tensor:
-    """Return the cameras of an object, ``(views, 3, 4)``, each drawn by its own number: more views leave the first as they are.
+    """Return the poses ``(views, 3, 4)`` of the cameras of an object.
+
+    Every camera is drawn from its own index, so a larger number of views extends a smaller one.
 
     Args:
-        settings: How it is rendered.
-        name: Of the object; shared cameras do not depend on it.
+        settings: Settings of the cameras.
+        name: Name of the object; shared cameras do not depend on it.
 
     Example:
         >>> camera_poses(RenderSettings(views=3), "chair").shape
         torch.Size([3, 3, 4])
     """
     owner = name if settings.cameras == "own" else ""
-    places = [("camera", settings.seed, owner, frame) for frame in range(settings.views)]
-    around, height = torch.stack([torch.rand(2, generator=generator_at(*place)) for place in places]).double().unbind(1)
+    generators = [generator_at("camera", settings.seed, owner, frame) for frame in range(settings.views)]
+    draws = torch.stack([torch.rand(2, generator=generator) for generator in generators]).double()
+    azimuth = 2 * math.pi * draws[:, 0]
     low, high = (math.sin(math.radians(angle)) for angle in settings.elevation)
-    upwards = low + (high - low) * height
-    level, angles = (1 - upwards**2).clamp_min(0).sqrt(), 2 * math.pi * around
-    positions = settings.distance * torch.stack((level * angles.cos(), level * angles.sin(), upwards), dim=-1)
+    z = low + (high - low) * draws[:, 1]  # uniform in height is uniform on the sphere
+    radius = (1 - z**2).clamp_min(0).sqrt()
+    positions = settings.distance * torch.stack((radius * azimuth.cos(), radius * azimuth.sin(), z), dim=-1)
     return look_at(positions).float()
 
 
-def _square(pose: Tensor) -> list[list[float]]:
-    """Return a pose as a 4 x 4 matrix."""
-    return [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
-
-
-def _is_there(task: _Task) -> bool:
-    """Return whether an object was rendered, from the same mesh."""
+def _exists(task: _Task) -> bool:
+    """Return whether an object was rendered from the same mesh before."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((task.folder / _TRANSFORMS).read_text(encoding="utf-8"))["mesh_crc32"]
-        return bool(found == _checksum(task.mesh.path))
+        checksum = json.loads((task.folder / _TRANSFORMS).read_text(encoding="utf-8"))["mesh_crc32"]
+        return bool(checksum == _checksum(task.mesh.path))
     return False
 
 
@@ -302,36 +303,39 @@ def _checksum(path: Path) -> int:
     return zlib.crc32(path.read_bytes())
 
 
-def _drawn(names: Sequence[str], settings: RenderSettings) -> dict[Split, list[str]]:
-    """Return names by split: every name has a number of its own, so that others do not change where it belongs.
+def _draw_splits(names: Sequence[str], settings: RenderSettings) -> dict[Split, list[str]]:
+    """Return names by split. The split of a name depends on a hash of it, so adding objects does not move others.
 
-    Where there are three objects at least, a split of some part gets one, that of the least number if need be.
+    With at least three objects, every split with a nonzero fraction gets at least one, taken in the order of the hashes.
     """
-    places = {name: seed_at("split", settings.seed, name) / 2**63 for name in names}
-    order = sorted(names, key=lambda name: places[name])
-    val, test = 0, 0
+    hashes = {name: seed_at("split", settings.seed, name) / 2**63 for name in names}
+    order = sorted(names, key=lambda name: hashes[name])
+    val_end, test_end = 0, 0
     if len(order) >= 3:
-        below = [
-            sum(place < part for place in places.values()) for part in (settings.val, settings.val + settings.test)
-        ]
-        wanted = bool(settings.val), bool(settings.test)
-        test = min(max(below[1], below[0] + wanted[1], sum(wanted)), len(order) - 1)
-        val = min(max(below[0], wanted[0]), test - wanted[1])
-    parts: dict[Split, list[str]] = {"train": order[test:], "val": order[:val], "test": order[val:test]}
-    return {split: sorted(part) for split, part in parts.items()}
+        bounds = settings.val, settings.val + settings.test
+        num_val, num_both = (sum(value < bound for value in hashes.values()) for bound in bounds)
+        min_val, min_test = bool(settings.val), bool(settings.test)
+        test_end = min(max(num_both, num_val + min_test, min_val + min_test), len(order) - 1)
+        val_end = min(max(num_val, min_val), test_end - min_test)
+    splits: dict[Split, list[str]] = {
+        "train": order[test_end:],
+        "val": order[:val_end],
+        "test": order[val_end:test_end],
+    }
+    return {split: sorted(members) for split, members in splits.items()}
 
 
 def _singular(category: str) -> str:
-    """Return what files of a category are named by."""
+    """Return the prefix of the files of a category."""
     return category.removesuffix("s") or category
 
 
 def splits_file(out: Path, category: str) -> Path:
-    """Return the file that says which object belongs to which split."""
+    """Return the path of the JSON file that lists the objects of every split."""
     return out / f"{_singular(category)}_splits.json"
 
 
 def _write_json(path: Path, content: object) -> None:
-    """Write a file whole or not at all."""
+    """Write a JSON file atomically."""
     with written_whole(path) as part:
         part.write_text(json.dumps(content, indent=1), encoding="utf-8")

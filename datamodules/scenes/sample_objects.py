@@ -1,4 +1,4 @@
-"""Objects that come with the software, rendered here: scenes for a first run, for tests and documentation, no download."""
+"""Bundled meshes, rendered locally without a download: scenes for a first run, for tests and documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from datamodules.randomness import seed_at
 from datamodules.scenes.base import SceneSet
 from datamodules.scenes.rendering import RenderSettings, render_folder
-from datamodules.storage.folders import NamedFile, Split
+from datamodules.storage.folders import Split
 from datamodules.storage.meshes import mesh_files
 
 MESHES = Path(__file__).resolve().parents[2] / "samples" / "meshes"
@@ -38,29 +38,29 @@ LAMPS: dict[Split, tuple[str, ...]] = {
 }
 
 _SPLITS = {"chairs": CHAIRS, "lamps": LAMPS}
-_FORMAT = 1  # of the rendering: another look gets another folder
+_FORMAT = 1  # version of the rendering, part of the folder name
 
 Objects = Literal["chairs", "lamps", "all"]
 
 
 class SampleObjects(SceneSet):
-    """18 chairs and 4 lamps, which are rendered when they are first needed: no download.
+    """18 bundled chairs and 4 bundled lamps, rendered on first use.
 
-    All objects are seen by the same cameras, drawn evenly from the sphere between 0 and 60 degrees above the ground at distance
-    4, so that the same frame of two objects is the same pose. Objects of training, validation and test are apart: 12, 2 and 4
-    chairs; 2, 1 and 1 lamps. They are grey, under one light, z up, of radius 1.4, so that they lie at depths
-    from 2.6 to 5.4. Their images are written to the folder ``sample_objects`` of ``root``.
+    All objects are rendered with the same cameras, uniform on the sphere between 0 and 60 degrees of elevation at distance 4,
+    so a frame index stands for the same pose in all objects. Training, validation and test have different objects: 12, 2 and 4
+    chairs; 2, 1 and 1 lamps. Objects are grey, lit by one light, z up, with radius 1.4, so their depths are between 2.6 and
+    5.4. The images are written to the folder ``sample_objects`` in ``root``.
 
-    The meshes are of Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; authors are named in ``samples/meshes/LICENSES.md``.
-    They are for trying things out: too few to stand for ShapeNet.
+    The meshes are from Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; ``samples/meshes/LICENSES.md`` lists the authors.
+    They are meant for trying things out, and are too few to replace ShapeNet.
 
     Args:
-        objects: Which of them: ``chairs``, ``lamps`` or ``all``.
-        size: Pixels along each side of the images.
-        frames: Images of an object.
-        repeats: Times that an object comes in a training epoch.
-        draws: Times that an object comes in the test, with other views; with ``first`` it comes once.
-        val_draws: The same in validation.
+        objects: ``chairs``, ``lamps`` or ``all``.
+        size: Height and width of the images in pixels.
+        frames: Number of images per object.
+        repeats: Number of times that each object occurs in a training epoch.
+        draws: Number of view draws per object in the test; always 1 with ``first``.
+        val_draws: Number of view draws per object in validation; always 1 with ``first``.
         kwargs: Arguments of `SceneSet`.
 
     Raises:
@@ -79,33 +79,36 @@ class SampleObjects(SceneSet):
         **kwargs: Any,
     ) -> None:
         if objects not in get_args(Objects):
-            raise ValueError(f"objects is {objects!r}: choose of {', '.join(get_args(Objects))}.")
+            raise ValueError(f"objects is {objects!r}: choose one of {', '.join(get_args(Objects))}.")
         super().__init__(size=size, repeats=repeats, draws=draws, val_draws=val_draws, on_bad_scene="raise", **kwargs)
         if frames < 1:
-            raise ValueError(f"frames is {frames}: an object has at least 1 image.")
+            raise ValueError(f"frames is {frames}: it must be at least 1.")
         self.objects = objects
         self.rendering = RenderSettings(views=frames, size=size, cameras="shared")
 
     @property
     def folder(self) -> Path:
-        """Where the images are, a folder of their own for every size and number of frames."""
+        """Folder of the images, a different one for every size and number of frames."""
         settings = self.rendering
-        number = seed_at("sample objects", _FORMAT, repr(asdict(settings)))
-        return self.root / "sample_objects" / f"{settings.size}px-{settings.views}frames-{number & 0xFFFFFFFF:08x}"
+        digest = seed_at("sample objects", _FORMAT, repr(asdict(settings))) & 0xFFFFFFFF
+        return self.root / "sample_objects" / f"{settings.size}px-{settings.views}frames-{digest:08x}"
 
     def prepare_data(self) -> None:
-        """Render the objects, on one process of every machine, unless they are there.
+        """Render the missing objects, on one process of every machine.
 
         Raises:
             ValueError: If the folder cannot be written.
         """
-        meshes = mesh_files([MESHES])
+        files = mesh_files([MESHES])
         try:
             for category in self._categories():
-                render_folder(_of(meshes, category), self.folder, category, self.rendering, splits=_SPLITS[category])
+                splits = _SPLITS[category]
+                names = {name for split in splits.values() for name in split}
+                meshes = [mesh for mesh in files if mesh.name in names]
+                render_folder(meshes, self.folder, category, self.rendering, splits=splits)
         except OSError as error:
             raise ValueError(
-                f"{self.folder} cannot be written: {error.strerror}. Name a folder with room by --data.init_args.root."
+                f"{self.folder} cannot be written: {error.strerror}. Pass a writable folder with --data.init_args.root."
             ) from error
 
     def scenes(self, split: Split) -> list[Path]:
@@ -118,15 +121,9 @@ class SampleObjects(SceneSet):
         return folders
 
     def how_to_get(self) -> str:
-        """Return how to get scenes that are missing."""
-        return f"remove {self.folder} and call prepare_data(), which the program does, to render them anew."
+        """Return how to get missing scenes, as the end of an error message."""
+        return f"remove {self.folder}, and call prepare_data() or start the program again to render them."
 
     def _categories(self) -> list[str]:
-        """Return the folders that the objects are in."""
+        """Return the names of the category folders."""
         return list(_SPLITS) if self.objects == "all" else [self.objects]
-
-
-def _of(meshes: list[NamedFile], category: str) -> list[NamedFile]:
-    """Return the meshes of a category."""
-    wanted = {name for names in _SPLITS[category].values() for name in names}
-    return [mesh for mesh in meshes if mesh.name in wanted]

@@ -1,4 +1,4 @@
-"""Anybody's scenes in a folder, for training."""
+"""Scenes in a folder, for training."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from datamodules.storage.folders import RandomSplit, Split, files_of_split
 
 
 class SceneFolder(SceneSet):
-    """The scenes of a folder: in it a folder per scene, with ``transforms.json`` and the images that it names.
+    """A folder with one folder per scene, each with ``transforms.json`` and its images.
 
-    If the folder has a folder ``train`` beside ``val`` or ``test``, these are the splits; where one of the latter is missing,
-    the other serves for both. If not, scenes are drawn for validation and test, and the rest is for training; the draw depends
-    on ``split_seed`` and the names of the folders alone. Transparency becomes white; images without it are taken as they are.
+    If the folder contains ``train`` and at least one of ``val`` and ``test``, these are the splits; if one of the latter is
+    missing, the other is used for both. Otherwise, validation and test scenes are drawn at random, and the rest is for
+    training; the draw depends only on ``split_seed`` and the names of the folders. Images with transparency are composited
+    over white; others are used as they are.
 
     Args:
         root: The folder.
-        val_ratio: Part of the scenes for validation, in (0, 1), at least one; unless there are folders.
-        test_ratio: The same for the test; validation scenes serve if 0.
-        split_seed: Of that draw.
+        val_ratio: Fraction of the scenes for validation, in (0, 1), at least one scene; ignored if there are split folders.
+        test_ratio: Fraction of the scenes for the test; 0 uses the validation scenes. Ignored if there are split folders.
+        split_seed: Seed of the random split.
         kwargs: Arguments of `SceneSet`.
 
     Raises:
@@ -40,15 +41,19 @@ class SceneFolder(SceneSet):
         self.random_split = RandomSplit(val_ratio, test_ratio, split_seed)
 
     def scenes(self, split: Split) -> list[Path]:
-        """Return the folders of the scenes of a split, in alphabetical order."""
+        """Return the scene folders of a split in alphabetical order."""
         folders, self.notes["split"] = files_of_split(self.root, split, _folders, "scenes", self.random_split)
         return [folder.path for folder in folders]
 
 
 def _folders(path: Path) -> list[tuple[Path, Path]]:
-    """Return the folders in a folder and their names, without those that are hidden or hold nothing described.
+    """Return the scene folders in a folder and their names, without hidden ones.
 
-    A folder without ``transforms.json`` is taken for a broken scene if it holds an image.
+    A folder with a PNG image but without ``transforms.json`` counts as a (broken) scene.
     """
-    found = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
-    return [(item, Path(item.name)) for item in found if (item / "transforms.json").exists() or any(item.glob("*.png"))]
+    folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    return [
+        (folder, Path(folder.name))
+        for folder in folders
+        if (folder / "transforms.json").exists() or any(folder.glob("*.png"))
+    ]

@@ -1,4 +1,4 @@
-"""Scenes of ShapeNet in the layout of scene representation networks."""
+"""ShapeNet scenes in the layout of scene representation networks (SRN)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ORIGINS = (
 class SRNScenes(SceneSet):
     """Cars, or other scenes, as rendered for scene representation networks (Sitzmann et al., NeurIPS 2019).
 
-    They are looked for in the folders ``CATEGORY_train``, ``CATEGORY_val`` and ``CATEGORY_test`` of ``root``, a folder per
-    scene with ``intrinsics.txt``, ``pose`` and ``rgb`` in it; where one of the latter two is missing, the other serves for
-    both. Functa reports 2,458 cars for training and 703 for the test, without those that are damaged. The images are on white
-    already, so that transparency is ignored. The objects are under the terms of ShapeNet.
+    The scenes are expected in the folders ``CATEGORY_train``, ``CATEGORY_val`` and ``CATEGORY_test`` of ``root``, one folder
+    per scene with ``intrinsics.txt``, ``pose`` and ``rgb``. If ``CATEGORY_val`` or ``CATEGORY_test`` is missing, the other is
+    used for both. Functa reports 2,458 cars for training and 703 for the test, without damaged ones. The images already have a
+    white background, so transparency is ignored. The terms of ShapeNet apply to the objects.
 
     Args:
-        category: How the names of the folders begin.
-        root: Folder that holds them.
-        near: Depth at which rendering starts, in world units from the plane of the camera.
-        far: Depth at which it ends.
-        train_frames: Frames of a scene, from the first, that training draws from.
+        category: Prefix of the folder names.
+        root: Folder that contains them.
+        near: Depth at which rendering starts, in world units from the camera plane.
+        far: Depth at which rendering ends.
+        train_frames: Number of leading frames of a scene that training draws from.
         kwargs: Arguments of `SceneSet`.
 
     Raises:
@@ -51,23 +51,27 @@ class SRNScenes(SceneSet):
         self.category = category
 
     def scenes(self, split: Split) -> list[Path]:
-        """Return the folders of the scenes of a split, in alphabetical order."""
+        """Return the scene folders of a split in alphabetical order."""
         folder = self.root / f"{self.category}_{split}"
         if split != "train" and not folder.is_dir():
             folder = self.root / f"{self.category}_{'test' if split == 'val' else 'val'}"
-            self.notes["split"] = f"{folder.name} serves for validation and test"
+            self.notes["split"] = f"{folder.name} is used for validation and test"
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder}: {self.how_to_get()}")
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
     def read(self, folder: Path) -> Scene:
-        """Return a scene, or raise a ``ValueError`` that says what is wrong with it."""
+        """Return the scene in a folder.
+
+        Raises:
+            ValueError: If the scene is broken.
+        """
         return read_srn(folder)
 
     def how_to_get(self) -> str:
-        """Return where the scenes come from, and where they go."""
+        """Return how to get the scenes, as the end of an error message."""
         return (
-            f"fetch them by hand, for Google Drive lets no program do it, from {' or '.join(ORIGINS)}, and unpack them so that "
-            f"{self.root} holds {self.category}_train and {self.category}_test, each with a folder per scene. Or name the "
-            "folder that holds them: --data.init_args.root."
+            f"download them by hand, because Google Drive does not allow programs to, from {' or '.join(ORIGINS)}, and unpack "
+            f"them so that {self.root} contains {self.category}_train and {self.category}_test, each with a folder per scene. "
+            "Or pass the folder that contains them with --data.init_args.root."
         )

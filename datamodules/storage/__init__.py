@@ -1,1 +1,1 @@
-"""Files, archives and downloads, which know nothing of signals."""
+"""Read files of all kinds; download, unpack and cache them."""

@@ -1,4 +1,4 @@
-"""Sound as tensors: reading pieces of files, resampling and mixing down."""
+"""Audio files as tensors: reading, resampling and mixing channels."""
 
 from __future__ import annotations
 
@@ -17,130 +17,138 @@ from torch import Tensor
 from datamodules.storage.folders import files_below
 from datamodules.storage.torchaudio import import_torchaudio
 
-_READABLE = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
-_UNREADABLE = {".m4a", ".m4b", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka"}  # named, with the reason
-_UNKNOWN_LENGTH = 1 << 62  # frames, from which on a header says that it does not know
-_STREAMED = 0x7F000000  # bytes, from which on a WAV that is shorter was written by a program that could not know
-_RUN_UP = 1 << 14  # samples that an MP3 is decoded from before a piece, which is built on bits of earlier blocks
-_OVERSHOOT = 2.0  # what lossy files reach beyond 1, at most
-_FILTER_WIDTH, _ROLL_OFF = 6, 0.99  # of torchaudio's resampling
-_LARGEST_FILTER = 32_000_000  # weights; those of 44,056 to 16,000 samples a second are 11 million
-_UNRECOGNISED = 1  # the code of libsndfile for a file of an unknown format
+_FORMATS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
+_UNSUPPORTED_FORMATS = {".m4a", ".m4b", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka"}  # found, and reported
+_UNKNOWN_LENGTH = 1 << 62  # frames; libsndfile reports this many or more when a header states no length
+_STREAMED = 0x7F000000  # bytes; a WAV header states this many or more if it was written to a pipe
+_MP3_PREROLL = 1 << 14  # samples decoded before an MP3 segment, because its frames depend on earlier ones
+_MAX_PEAK = 2.0  # lossy codecs overshoot 1; a larger peak means that samples are not scaled to [-1, 1]
+_FILTER_WIDTH, _ROLL_OFF = 6, 0.99  # defaults of torchaudio's Resample
+_MAX_FILTER_SIZE = 32_000_000  # weights; resampling from 44,056 to 16,000 Hz takes 11 million
+_UNRECOGNISED_FORMAT = 1  # error code of libsndfile
 
 
 class Recording(NamedTuple):
-    """Sound as it was read.
+    """Audio as read from a file.
 
     Attributes:
         values: ``(C, n)`` float32 in [-1, 1].
-        rate: Samples a second.
+        sample_rate: Samples per second.
     """
 
     values: Tensor
-    rate: int
+    sample_rate: int
 
 
 class RecordingFacts(NamedTuple):
-    """What the header of a sound file says.
+    """Header of an audio file.
 
     Attributes:
-        frames: Samples of every channel, at least 1.
-        rate: Samples a second.
-        channels: How many there are.
+        frames: Samples per channel, at least 1.
+        sample_rate: Samples per second.
+        channels: Number of channels.
     """
 
     frames: int
-    rate: int
+    sample_rate: int
     channels: int
 
 
 def audio_files(path: Path) -> list[tuple[Path, Path]]:
-    """Return the sound files at a path and, for each, its place below the folder that was named.
+    """Return the audio files at a path, each with its path relative to that folder.
 
-    Of a folder, all files with the ending of audio are taken, in its subfolders too, in alphabetical order, as
-    `files_below` does; of some endings it is known that they cannot be read, which reading them says.
+    A folder is searched recursively for files with an audio extension, as `files_below` does, in alphabetical order.
+    Formats that are known to be unsupported are included, so that reading them reports the reason.
 
     Args:
-        path: A folder; or a file, which is taken whatever its ending.
+        path: A folder; or a file, which is returned whatever its extension.
     """
-    return files_below(path, _READABLE | _UNREADABLE)
+    return files_below(path, _FORMATS | _UNSUPPORTED_FORMATS)
 
 
 def recording_facts(path: str | Path) -> RecordingFacts:
-    """Return what the header of a sound file says; nothing is decoded.
+    """Read the header of an audio file without decoding samples.
 
     Raises:
-        ValueError: If the file is missing, empty, no sound of a kind that can be read, or cut off; the message names it.
+        ValueError: If the file is missing, empty, truncated or in an unsupported format; the message names the file.
     """
-    with _opened(Path(path)) as sound:
-        return RecordingFacts(sound.frames, sound.samplerate, sound.channels)
+    with _open(Path(path)) as file:
+        return RecordingFacts(file.frames, file.samplerate, file.channels)
 
 
 def read_recording(path: str | Path, start: int = 0, frames: int = -1) -> Recording:
-    """Read a piece of a sound file: WAV, FLAC, OGG, MP3 and others; no more of it is decoded than is needed.
+    """Read a segment of an audio file (WAV, FLAC, OGG, MP3 and others), decoding no more than necessary.
 
-    What lossy files reach beyond 1 is cut.
+    Samples of lossy files that overshoot [-1, 1] are clipped.
 
     Args:
         path: The file.
-        start: The first sample.
-        frames: Samples of every channel; all that follow if -1.
+        start: First sample.
+        frames: Samples per channel; -1 reads to the end.
 
     Raises:
-        ValueError: If the file is missing, empty, no sound of a kind that can be read, damaged, shorter than that or than its
-            header says, or holds numbers that are no sound; the message names it.
+        ValueError: If the file is missing, empty, corrupt, in an unsupported format, shorter than the segment or than its
+            header states, or holds values that are not audio samples; the message names the file.
 
     Example:
-        ``values, rate = read_recording("interview.flac", start=16000, frames=16000)``
+        ``values, sample_rate = read_recording("interview.flac", start=16000, frames=16000)``
     """
-    with _opened(Path(path)) as sound:
-        wanted = sound.frames - start if frames < 0 else frames
-        if not 0 <= start <= start + wanted <= sound.frames:
-            raise _RefusedError(f"has {sound.frames:,} samples, not those from {start:,} to {start + wanted:,}.")
-        values = _decoded(sound, start, wanted)
-        if values.shape[1] < wanted:
-            raise _RefusedError(
-                f"is cut off: {start + values.shape[1]:,} of {sound.frames:,} samples came. Take it from its source again."
+    with _open(Path(path)) as file:
+        count = file.frames - start if frames < 0 else frames
+        if not 0 <= start <= start + count <= file.frames:
+            raise _AudioFileError(f"has {file.frames:,} samples; samples {start:,} to {start + count:,} do not exist.")
+        preroll = min(start, _MP3_PREROLL) if file.format == "MP3" else 0
+        file.seek(start - preroll)
+        decoded = file.read(preroll + count, dtype="float32", always_2d=True)[preroll:]
+        values = torch.from_numpy(decoded).T.contiguous()
+        if values.shape[1] < count:
+            raise _AudioFileError(
+                f"is truncated: it holds {start + values.shape[1]:,} of {file.frames:,} samples. Obtain a new copy."
             )
-        return Recording(_as_audio(values), sound.samplerate)
+        return Recording(_clipped(values), file.samplerate)
 
 
-def resampled_frames(frames: int, rate: int, wanted: int) -> int:
-    """Return how many samples `resampled` makes of so many.
+def resampled_frames(frames: int, sample_rate: int, new_sample_rate: int) -> int:
+    """Return the number of samples after `resampled`.
 
     Example:
         >>> resampled_frames(44101, 44100, 16000)
         16001
     """
-    return -(-frames * wanted // rate)
+    return -(-frames * new_sample_rate // sample_rate)
 
 
-def resampled(values: Tensor, rate: int, wanted: int) -> Tensor:
-    """Return sound at another rate, by a windowed sinc filter, as torchaudio has it.
+def resampled(values: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
+    """Resample audio with torchaudio's windowed sinc filter.
 
     Args:
         values: ``(C, n)`` in [-1, 1].
-        rate: Samples a second.
-        wanted: The same of the result.
+        sample_rate: Samples per second of ``values``.
+        new_sample_rate: Samples per second of the result.
 
     Returns:
-        ``(C, ceil(n wanted / rate))`` in [-1, 1]; what the filter overshoots is cut.
+        ``(C, ceil(n new_sample_rate / sample_rate))``, clipped to [-1, 1].
 
     Raises:
-        ValueError: If the rates have hardly a divisor in common, for which the filter would take gigabytes.
+        ValueError: If the greatest common divisor of the sampling rates is so small that the filter would take gigabytes.
     """
-    return values if rate == wanted else _resampler(rate, wanted)(values).clamp(-1, 1)
+    if sample_rate == new_sample_rate:
+        return values
+    converted: Tensor = _resampler(sample_rate, new_sample_rate)(values)
+    return converted.clamp(-1, 1)
 
 
-def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: int, rate: int) -> Tensor:
-    """Return a piece of a sound file as it is when the whole is resampled, of which only the piece and a margin are decoded.
+def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: int, sample_rate: int) -> Tensor:
+    """Read a segment of the resampled recording, decoding only the segment and the support of the filter around it.
+
+    The result equals the same segment of the recording resampled as a whole.
 
     Args:
         path: The file.
-        facts: What its header says.
-        start: The first sample, counted after resampling.
-        frames: Samples of every channel, after resampling; they must be there.
-        rate: Samples a second of the result.
+        facts: Its header.
+        start: First sample, counted after resampling.
+        frames: Samples per channel, counted after resampling; they must exist.
+        sample_rate: Samples per second of the result.
 
     Returns:
         ``(C, frames)`` float32 in [-1, 1].
@@ -148,126 +156,122 @@ def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: 
     Raises:
         ValueError: As `read_recording` and `resampled` do; the message names the file.
     """
-    if facts.rate == rate:
+    if facts.sample_rate == sample_rate:
         return read_recording(path, start, frames).values
-    divisor = math.gcd(facts.rate, rate)
-    old, new = facts.rate // divisor, rate // divisor  # so many samples become so many: both grids meet there
-    margin = math.ceil(_FILTER_WIDTH / (min(old, new) * _ROLL_OFF))
+    divisor = math.gcd(facts.sample_rate, sample_rate)
+    # Every block of `old` samples becomes `new` samples; segments are read in whole blocks.
+    old, new = facts.sample_rate // divisor, sample_rate // divisor
+    margin = math.ceil(_FILTER_WIDTH / (min(old, new) * _ROLL_OFF))  # blocks
     first, stop = max(0, start // new - margin), (start + frames) // new + 1 + margin
-    read = read_recording(path, first * old, min(facts.frames, stop * old) - first * old)
+    segment = read_recording(path, first * old, min(facts.frames, stop * old) - first * old)
     try:
-        values = resampled(read.values, facts.rate, rate)
+        values = resampled(segment.values, facts.sample_rate, sample_rate)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return values[:, start - first * new :][:, :frames]
 
 
 def in_channels(values: Tensor, channels: int, path: str | Path) -> Tensor:
-    """Return sound in so many channels: any number of them mixed down to one by the mean, or as many as there are.
+    """Return audio with the requested number of channels; any number is mixed down to one by the mean.
 
     Args:
         values: ``(C, n)``.
-        channels: Wanted.
-        path: What the message names.
+        channels: Number of channels of the result.
+        path: File that the error message names.
 
     Raises:
-        ValueError: If there are others than are wanted, and more than one is.
+        ValueError: If more than one channel is requested and ``C`` differs.
     """
     if channels == 1:
         return values.mean(0, keepdim=True)
     if len(values) != channels:
         raise ValueError(
-            f"{path} has {len(values)} channel(s), not {channels}: convert it, or mix all recordings down to one, "
+            f"{path} has {len(values)} channel(s), not {channels}: convert it, or mix all recordings down to mono with "
             "--data.init_args.channels 1."
         )
     return values
 
 
-class _RefusedError(Exception):
-    """What is wrong with a sound file, and the way out, in words that follow its name."""
+class _AudioFileError(Exception):
+    """A problem of an audio file and its fix; the message continues a sentence that begins with the path."""
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a sound file; whatever goes wrong with it becomes a ``ValueError`` that names it."""
-    library = _library()
+def _open(path: Path) -> Iterator[Any]:
+    """Open an audio file as ``soundfile.SoundFile``; convert every error into a ``ValueError`` that names the file."""
+    soundfile = _soundfile()
     try:
         with path.open("rb") as file:
             if not file.read(1):
-                raise _RefusedError("is empty: take it from its source again.")
-        name = os.fsencode(path) if os.name == "posix" else path  # soundfile itself takes no names that are not UTF-8
-        with library.SoundFile(name) as sound:
-            _check_length(sound)
-            yield sound
-    except Exception as error:  # what decoders raise of damaged data is not foreseeable
-        raise ValueError(_told(path, error)) from error
+                raise _AudioFileError("is empty: obtain a new copy.")
+        name = os.fsencode(path) if os.name == "posix" else path  # soundfile rejects str paths that are not UTF-8
+        with soundfile.SoundFile(name) as audio:
+            _check_length(audio)
+            yield audio
+    except Exception as error:  # decoders raise various exceptions for corrupt data
+        raise ValueError(_error_message(path, error)) from error
 
 
 @cache
-def _library() -> Any:
-    """Return soundfile, which images and scenes do without."""
+def _soundfile() -> Any:
+    """Import soundfile, which only audio needs."""
     try:
         import soundfile
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"Sound is read by soundfile, which cannot be imported ({error}): "
+            f"Reading audio requires the package soundfile, which cannot be imported ({error}): "
             "python -m pip install --requirement requirements.txt."
         ) from error
     return soundfile
 
 
-def _check_length(sound: Any) -> None:
-    """Refuse a header whose length is none, or not that of its file."""
-    if sound.frames >= _UNKNOWN_LENGTH:
-        raise _RefusedError("does not say how long it is: convert it to FLAC or WAV, which writes a new header.")
-    if sound.frames < 1:
-        raise _RefusedError("holds no samples: take it from its source again.")
-    # Of a WAV, libsndfile takes what is there, and only mentions what should be.
-    shorter = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
-    if shorter is not None and int(shorter[2]) < int(shorter[1]) < _STREAMED:
-        came, bytes_said = int(shorter[2]), int(shorter[1])
-        raise _RefusedError(f"is cut off: {came:,} of {bytes_said:,} bytes came. Take it from its source again.")
+def _check_length(file: Any) -> None:
+    """Raise an error if the header states no length, no samples, or more data than the file holds."""
+    if file.frames >= _UNKNOWN_LENGTH:
+        raise _AudioFileError("does not state its length: convert it to FLAC or WAV, which writes a new header.")
+    if file.frames < 1:
+        raise _AudioFileError("holds no samples: obtain a new copy.")
+    # libsndfile reads a truncated WAV without an error and only logs the length in its header.
+    lengths = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if lengths is not None:
+        stated, actual = int(lengths[1]), int(lengths[2])
+        if actual < stated < _STREAMED:
+            raise _AudioFileError(f"is truncated: it holds {actual:,} of {stated:,} bytes. Obtain a new copy.")
 
 
-def _decoded(sound: Any, start: int, frames: int) -> Tensor:
-    """Return a piece of an open file, ``(C, frames)``, less where there is no more."""
-    before = min(start, _RUN_UP) if sound.format == "MP3" else 0
-    sound.seek(start - before)
-    return torch.from_numpy(sound.read(before + frames, dtype="float32", always_2d=True)[before:]).T.contiguous()
-
-
-def _as_audio(values: Tensor) -> Tensor:
-    """Return samples in [-1, 1], or refuse them."""
+def _clipped(values: Tensor) -> Tensor:
+    """Clip samples to [-1, 1] in place; raise an error if they are not finite or exceed the overshoot of lossy codecs."""
     peak = float(values.abs().max()) if values.numel() else 0.0
     if not math.isfinite(peak):
-        raise _RefusedError("holds samples that are no numbers (NaN or infinite): take it from its source again.")
-    if peak > _OVERSHOOT:
-        raise _RefusedError(f"holds samples up to {peak:g}, where 1 is the loudest: scale it to [-1, 1].")
+        raise _AudioFileError("holds NaN or infinite samples: obtain a new copy.")
+    if peak > _MAX_PEAK:
+        raise _AudioFileError(f"has a peak of {peak:g}: scale its samples to [-1, 1].")
     return values.clamp_(-1, 1) if peak > 1 else values
 
 
-def _told(path: Path, error: Exception) -> str:
-    """Return what is wrong with a sound file, and the way out."""
-    if isinstance(error, _RefusedError):
+def _error_message(path: Path, error: Exception) -> str:
+    """Return one line that names the file, the problem and the fix."""
+    if isinstance(error, _AudioFileError):
         return f"{path} {error}"
     if isinstance(error, FileNotFoundError):
-        return f"There is no sound file {path}: name another file or folder."
+        return f"The audio file {path} does not exist: name another file or folder."
     if isinstance(error, OSError) and error.strerror:
         return f"{path} cannot be read: {error.strerror}."
-    if isinstance(error, TypeError) or getattr(error, "code", None) == _UNRECOGNISED:  # the former of .raw
-        return f"{path} is no sound of a kind that can be read: convert it to FLAC or WAV."
+    # soundfile raises a TypeError for .raw, which has no header.
+    if isinstance(error, TypeError) or getattr(error, "code", None) == _UNRECOGNISED_FORMAT:
+        return f"{path} is not an audio file of a supported format: convert it to FLAC or WAV."
     reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".") or type(error).__name__
-    return f"{path} is damaged or cut off ({reason}): take it from its source again, or convert it to FLAC."
+    return f"{path} is corrupt or truncated ({reason}): obtain a new copy, or convert it to FLAC."
 
 
 @cache
-def _resampler(rate: int, wanted: int) -> Any:
-    """Return what resamples; its filter is computed once."""
-    divisor = math.gcd(rate, wanted)
-    old, new = rate // divisor, wanted // divisor
-    if new * (old + 2 * math.ceil(_FILTER_WIDTH * old / (min(old, new) * _ROLL_OFF))) > _LARGEST_FILTER:
+def _resampler(sample_rate: int, new_sample_rate: int) -> Any:
+    """Return torchaudio's resampler; caching it computes every filter once."""
+    divisor = math.gcd(sample_rate, new_sample_rate)
+    old, new = sample_rate // divisor, new_sample_rate // divisor
+    if new * (old + 2 * math.ceil(_FILTER_WIDTH * old / (min(old, new) * _ROLL_OFF))) > _MAX_FILTER_SIZE:
         raise ValueError(
-            f"{rate:,} samples a second cannot be made {wanted:,}, for these numbers have hardly a divisor in common: "
-            "convert it to a usual rate, or name another with --data.init_args.rate."
+            f"cannot resample from {sample_rate:,} to {new_sample_rate:,} Hz, because their greatest common divisor is only "
+            f"{divisor}: convert it to a common sampling rate, or set another with --data.init_args.sample_rate."
         )
-    return import_torchaudio().transforms.Resample(rate, wanted)
+    return import_torchaudio().transforms.Resample(sample_rate, new_sample_rate)

@@ -1,4 +1,4 @@
-"""Decoded images on disk, as memory-mapped uint8: every image is decoded once, not once an epoch."""
+"""Decoded images on disk as memory-mapped uint8, so that each image is decoded once and not once per epoch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,33 +24,31 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
-from datamodules.storage.files import FULL, is_verified, locked, open_own, remember_verified, written_whole
+from datamodules.storage.files import DISK_FULL, is_verified, locked, open_own, remember_verified, written_whole
 from datamodules.storage.folders import NamedFile
 from datamodules.storage.images import Preparation, read_image
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting, is_first_process, progress
 
-_FORMAT = 1  # of the files, and of what decoding makes of an image
-_ENOUGH = 32  # images, from which the size of all is estimated
-_WAY_OUT = "choose another folder with --data.init_args.cache, or null there to decode every time"
-_COMMON = platform.machine() in ("x86_64", "aarch64")
-_NO_RESERVE = getattr(
-    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and _COMMON else 0
-)  # named in Python 3.13
+_FORMAT = 1  # version of the files and of the decoding; part of the fingerprint
+_ESTIMATE_FROM = 32  # images that are decoded before the size of the cache is estimated
+_OTHER_FOLDER = "choose another folder with --data.init_args.cache, or null to decode the images every time"
+_HAS_LINUX_FLAGS = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _HAS_LINUX_FLAGS else 0)  # a name since Python 3.13
 
 
 class CachedImages(Dataset[Signal]):
-    """Images that are in a cache, in the order of the files.
+    """The images of a cache, in the order of the files.
 
-    Values are views of the file: nothing is read before it is used, processes share what the system keeps of it, and what is
-    written to them stays in this process. Copies for other processes carry no image.
+    Values are views of the memory-mapped file: they are read on first use, processes share the page cache, and writing to them
+    does not change the file. A pickled data set contains no pixels.
 
     Args:
-        path: The pixels, ``(3, H, W)`` uint8 of one image after the other.
-        shapes: ``(M, 2)`` rows and columns.
-        names: Of the images.
-        skipped: Why images could not be read, by path.
-        notes: What had to be decided to make RGB of them, by name, only where there is something to say.
+        path: File with the pixels of all images, ``(3, H, W)`` uint8 each, one after the other.
+        shapes: ``(M, 2)`` heights and widths.
+        names: Names of the images.
+        skipped: Reasons why images could not be read, by path.
+        notes: Notes on the conversion to RGB by name, for images that have any.
     """
 
     def __init__(
@@ -70,73 +68,103 @@ class CachedImages(Dataset[Signal]):
         self._pixels: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
-        """Return the images that could be read."""
+        """Return the number of readable images."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> Signal:
         """Return image ``index``, ``(3, H, W)`` uint8."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is not among {len(self)} images")  # which also ends iteration
+            raise IndexError(f"index {index} is out of range for {len(self)} images")  # also ends iteration
         if self._pixels is None:
-            self._pixels = _mapped(self.path, int(self._stops[-1]))
+            self._pixels = _memory_map(self.path, int(self._stops[-1]))
         height, width = self._shapes[index].tolist()
         stop = int(self._stops[index])
-        pixels = self._pixels[stop - 3 * height * width : stop]  # a tensor of this part alone has a storage of its size
+        pixels = self._pixels[
+            stop - 3 * height * width : stop
+        ]  # sliced before from_numpy, which keeps the storage small
         return Signal(torch.from_numpy(pixels.reshape(3, height, width)), self.names[index])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but the map, which every process opens itself."""
+        """Return the state without the memory map, which every process opens itself."""
         return self.__dict__ | {"_pixels": None}
 
 
-def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, label: str) -> CachedImages:
-    """Return images that were decoded and prepared once: now, unless they are in ``folder`` and whole.
+def _memory_map(path: Path, size: int) -> NDArray[np.uint8]:
+    """Map a file into memory, copy-on-write.
 
-    The cache is a folder ``LABEL-FINGERPRINT``; another list of names, another size or date of a file and another preparation
-    have another one. It counts as whole when its index is there, which is written last. Until then a journal says what is
-    done, and a later call goes on from there, however the earlier one ended. Of several processes one writes and the others
-    wait. Pixels are read back and compared with their checksums after they are written, and again whenever the size or date
-    of their file changed; a damaged cache is made anew.
+    ``numpy.memmap`` reserves memory for the whole file in this mode, and fails if the file is larger than the memory.
+    """
+    try:
+        with path.open("rb") as file:
+            if sys.platform == "win32":
+                pixels = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+            else:
+                flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+                pixels = mmap.mmap(file.fileno(), size, flags=flags, prot=protection)
+    except (OSError, ValueError) as error:  # ValueError: the file is shorter than expected
+        raise ValueError(f"{path} can no longer be read ({error}): run again to rebuild the cache.") from error
+    return np.frombuffer(pixels, dtype=np.uint8)
+
+
+def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, label: str) -> CachedImages:
+    """Return decoded and prepared images from the cache in ``folder``; build the cache if it is missing or incomplete.
+
+    A cache is a folder ``LABEL-FINGERPRINT``. The fingerprint depends on the names, sizes and modification times of the files
+    and on the preparation. The index is written last and marks a cache as complete; until then a journal lists the decoded
+    images, and a later call continues after the last one. If several processes call this function, one writes and the others
+    wait. Checksums of the pixels are verified after writing and whenever the file has changed; a damaged cache is rebuilt.
 
     Args:
         files: The images.
-        preparation: What is done to each.
-        folder: Where caches are put; made if it is missing.
-        label: Beginning of the name of the cache, of letters, digits and hyphens.
+        preparation: Applied to each image after decoding.
+        folder: Parent folder of all caches, created if missing.
+        label: Prefix of the name of the cache: letters, digits and hyphens.
 
     Returns:
-        The images that can be read, in the order of ``files``; none, if that is so. The others are in its ``skipped``.
+        The readable images in the order of ``files``, possibly none. The others are listed in ``skipped``.
 
     Raises:
-        ValueError: If there are no files, or the folder cannot be written or has no room.
+        ValueError: If ``files`` is empty, or the folder cannot be written or has not enough space.
 
     Example:
         ``cached([NamedFile("holiday", Path("holiday.jpg"))], Preparation(crop=178), Path("data/cache"), "mine-train")``
     """
     if not files:
-        raise ValueError(f"There are no images to decode for {label}: name a folder that holds some.")
-    place = _Place(folder / f"{label}-{_fingerprint(files, preparation)}")
+        raise ValueError(f"There are no images to decode for {label}: choose a folder that contains images.")
+    cache = _Files(folder / f"{label}-{_fingerprint(files, preparation)}")
     try:
-        with suppress(_DamagedError):  # said and fixed below, by one process
-            if (whole := _opened(place, files)) is not None:
-                return whole
+        with suppress(_DamagedError):  # reported and rebuilt below, by one process
+            if (images := _load(cache, files)) is not None:
+                return images
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(place.folder):
-            whole = _sound(place, files)  # by the process that was waited for
-            return _made(place, files, preparation, label) if whole is None else whole
+        with locked(cache.folder):
+            try:
+                if (images := _load(cache, files)) is not None:  # the process that held the lock may have built it
+                    return images
+            except _DamagedError as error:
+                _log(f"The cache {cache.folder} {error}: rebuilding it.")
+                cache.discard()
+            return _build(cache, files, preparation, label)
     except OSError as error:
-        raise ValueError(_of_the_disk(error, place)) from error
+        if error.errno in DISK_FULL:
+            problem = (
+                f"The disk of {folder} became full while images were decoded, and the incomplete cache was removed"
+            )
+            raise ValueError(f"{problem}. Free some space, or {_OTHER_FOLDER}.") from error
+        path = f" ({error.filename})" if error.filename else ""
+        problem = f"The cache {cache.folder} cannot be read or written: {error.strerror or error}{path}"
+        raise ValueError(f"{problem}. Make the folder writable, or {_OTHER_FOLDER}.") from error
 
 
 class _DamagedError(Exception):
-    """What is wrong with a cache, in words that follow its name."""
+    """A damaged cache; the message continues a sentence that starts with its path."""
 
 
-class _Place:
+class _Files:
     """The files of a cache.
 
     Args:
-        folder: Where they are.
+        folder: Folder of the cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -147,21 +175,21 @@ class _Place:
         self.verified = folder / "verified.json"
 
     def discard(self) -> None:
-        """Remove them, first what says that they are whole."""
+        """Remove the files, those that mark the cache as complete first."""
         for path in (self.index, self.verified, self.journal, self.pixels):
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # not ours alone, or not there
+        with suppress(OSError):  # missing, or contains other files
             self.folder.rmdir()
 
 
 class _Entry(NamedTuple):
-    """What is written down of an image.
+    """What the index and the journal store for an image.
 
     Attributes:
-        height: Rows; 0 if it could not be read.
+        height: Rows; 0 if the image could not be read.
         width: Columns.
-        checksum: CRC-32 of its pixels.
-        remark: Its notes, or why it could not be read.
+        checksum: CRC-32 of the pixels.
+        remark: Notes on the conversion, or the reason why the image could not be read.
     """
 
     height: int
@@ -171,282 +199,215 @@ class _Entry(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of its pixels."""
+        """Bytes of the pixels."""
         return 3 * self.height * self.width
 
 
 def _fingerprint(files: Sequence[NamedFile], preparation: Preparation) -> str:
-    """Return what tells apart caches of different content."""
-    facts = [(file.name, *_state(file.path)) for file in files]
+    """Return a hash of the format, the preparation, and the name, size and modification time of every file."""
+    facts = []
+    for file in files:
+        state: tuple[int, ...] = ()  # of files that cannot be read, so that they are tried again once they can
+        with suppress(OSError):
+            status = file.path.stat()
+            if os.access(file.path, os.R_OK):
+                state = (status.st_size, status.st_mtime_ns)
+        facts.append((file.name, *state))
     return hashlib.sha256(json.dumps([_FORMAT, preparation, facts]).encode()).hexdigest()[:16]
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    """Return size and date of a file; nothing if it is not there or may not be read, so that it is tried again once it is."""
-    with suppress(OSError):
-        facts = path.stat()
-        if os.access(path, os.R_OK):
-            return facts.st_size, facts.st_mtime_ns
-    return ()
-
-
-def _mapped(path: Path, size: int) -> NDArray[np.uint8]:
-    """Return a file as an array whose changes stay in this process.
-
-    A usual map of that kind is refused where the file is larger than the memory, as if all of it were to be changed.
-    """
+def _load(cache: _Files, files: Sequence[NamedFile]) -> CachedImages | None:
+    """Return the images of a complete cache after verifying it; None if there is none."""
     try:
-        with path.open("rb") as file:
-            if sys.platform == "win32":
-                pixels = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-            else:
-                flags, rights = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-                pixels = mmap.mmap(file.fileno(), size, flags=flags, prot=rights)
-    except (OSError, ValueError) as error:  # ValueError: it is shorter
-        raise ValueError(f"{path} cannot be read any more ({error}): run it again to make it anew.") from error
-    return np.frombuffer(pixels, dtype=np.uint8)
-
-
-def _sound(place: _Place, files: Sequence[NamedFile]) -> CachedImages | None:
-    """Return a cache if it is whole; say so and remove it if it is damaged."""
-    try:
-        return _opened(place, files)
-    except _DamagedError as error:
-        _say(f"The cache {place.folder} {error}: it is made anew.")
-        place.discard()
-        return None
-
-
-def _opened(place: _Place, files: Sequence[NamedFile]) -> CachedImages | None:
-    """Return a cache after seeing that it is right; None if there is no whole one."""
-    try:
-        text = place.index.read_bytes()
+        index = cache.index.read_bytes()
     except FileNotFoundError:
         return None
-    entries = _read_index(text, len(files))
-    size = place.pixels.stat().st_size if place.pixels.exists() else 0
-    if size != _size(entries):
-        raise _DamagedError(f"has {size:,} bytes of pixels, its index says {_size(entries):,}")
-    _verify(place, text, entries)
-    return _images(place, files, entries)
-
-
-def _images(place: _Place, files: Sequence[NamedFile], entries: Sequence[_Entry]) -> CachedImages:
-    """Return the images of a cache that is right."""
-    named = list(zip(files, entries, strict=True))
-    read = [(file, entry) for file, entry in named if entry.height]
-    return CachedImages(
-        place.pixels,
-        np.array([entry[:2] for _, entry in read], dtype=np.int64).reshape(-1, 2),
-        [file.name for file, _ in read],
-        {str(file.path): entry.remark.replace("\0", str(file.path)) for file, entry in named if not entry.height},
-        {file.name: entry.remark for file, entry in read if entry.remark},
-    )
-
-
-def _read_index(text: bytes, count: int) -> list[_Entry]:
-    """Return what an index says of so many images, if it is whole and possible."""
     try:
-        checksum, _, body = text.partition(b"\n")
+        checksum, _, body = index.partition(b"\n")
         if checksum.decode() != hashlib.sha256(body).hexdigest():
             raise ValueError
         columns = json.loads(body)
         entries = list(map(_Entry, *(columns[field] for field in _Entry._fields)))
-        if any(min(entry[:2]) < 0 for entry in entries) or not len(entries) == len(columns["remark"]) == count:
+        if any(min(entry[:2]) < 0 for entry in entries) or not len(entries) == len(columns["remark"]) == len(files):
             raise ValueError
     except (ValueError, TypeError, KeyError) as error:
         raise _DamagedError("has a damaged index") from error
+    expected, actual = _total_size(entries), cache.pixels.stat().st_size if cache.pixels.exists() else 0
+    if actual != expected:
+        raise _DamagedError(f"has {actual:,} bytes of pixels, expected {expected:,} from its index")
+    _verify(cache, index, entries)
+    return _as_dataset(cache, files, entries)
+
+
+def _build(cache: _Files, files: Sequence[NamedFile], preparation: Preparation, label: str) -> CachedImages:
+    """Decode the images that an earlier call has not, write the index, and verify the pixels."""
+    try:
+        cache.folder.mkdir(exist_ok=True)
+        entries = _resume(cache, len(files))
+        _decode_rest(cache, files, preparation, label, entries)
+        _verify(cache, _write_index(cache, entries), entries)
+    except _DamagedError as error:
+        cache.discard()
+        raise ValueError(
+            f"The cache {cache.folder} {error}, immediately after it was written: the disk may be failing, or another process "
+            f"writes to the folder. The cache was removed: {_OTHER_FOLDER}."
+        ) from error
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            cache.discard()
+        raise
+    cache.journal.unlink(missing_ok=True)
+    return _as_dataset(cache, files, entries)
+
+
+def _resume(cache: _Files, count: int) -> list[_Entry]:
+    """Return the intact entries that an interrupted call wrote, and truncate the files after them."""
+    for path in (cache.pixels, cache.journal):
+        os.close(open_own(path, os.O_WRONLY | os.O_CREAT))
+    entries, lines = [], []
+    for line in cache.journal.read_bytes().splitlines(keepends=True)[:count]:
+        if line != _journal_line(body := line[9:-1]):
+            break
+        entries.append(_Entry(*json.loads(body)))
+        lines.append(line)
+    del entries[_count_intact(cache, entries) :]
+    os.truncate(cache.journal, sum(map(len, lines[: len(entries)])))
+    os.truncate(cache.pixels, _total_size(entries))
     return entries
 
 
-def _write_index(place: _Place, entries: Sequence[_Entry]) -> bytes:
-    """Write an index whole or not at all, and return it."""
+def _decode_rest(
+    cache: _Files, files: Sequence[NamedFile], preparation: Preparation, label: str, entries: list[_Entry]
+) -> None:
+    """Decode the images that have no entry yet, write them, and append their entries."""
+    resumed, resumed_size = len(entries), _total_size(entries)
+    with closing(in_order(partial(_decode, preparation=preparation), files[resumed:])) as decoded:
+        if preparation.crop is None:
+            _append(cache, islice(decoded, max(_ESTIMATE_FROM - resumed, 0)), entries)
+            size = round(_total_size(entries) / max(len(entries), 1) * len(files))  # an estimate
+        else:
+            size = 3 * preparation.crop**2 * len(files)
+        missing, free = size - _total_size(entries), shutil.disk_usage(cache.folder).free
+        if missing > free:
+            if not resumed:
+                cache.discard()
+            raise ValueError(
+                f"The decoded images need {_format_size(missing)} more in {cache.folder.parent}, but its disk has only "
+                f"{_format_size(free)} free. Free some space, or {_OTHER_FOLDER}."
+            )
+        if resumed < len(files):
+            remaining = _format_size(size - resumed_size)
+            _log(f"Decoding {len(files) - resumed:,} images into {cache.folder} (about {remaining}).")
+        with counting(f"decoding {label}", len(files), resumed) as show:
+            _append(cache, decoded, entries, show)
+    unreadable = sum(not entry.height for entry in entries)
+    size_text = _format_size(_total_size(entries))
+    _log(f"Decoded {len(entries) - unreadable:,} images ({size_text}); {unreadable:,} could not be read.")
+
+
+def _decode(file: NamedFile, preparation: Preparation) -> tuple[_Entry, NDArray[np.uint8]]:
+    """Return the entry and the prepared pixels of an image; no pixels if it cannot be read."""
+    try:
+        pixels, notes = read_image(file.path)
+        try:
+            values: NDArray[np.uint8] = preparation(pixels).contiguous().numpy()
+        except (ValueError, MemoryError) as error:  # of images with an extreme aspect ratio
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{file.path} cannot be resized ({reason}): remove the file or crop it.") from error
+    except ValueError as error:
+        remark = str(error).replace(
+            str(file.path), "\0"
+        )  # a placeholder, because the folder of the images may be moved
+        return _Entry(0, 0, 0, remark), np.empty(0, dtype=np.uint8)
+    _, height, width = values.shape
+    return _Entry(height, width, zlib.crc32(values.data), "; ".join(notes)), values
+
+
+def _append(
+    cache: _Files,
+    decoded: Iterable[tuple[_Entry, NDArray[np.uint8]]],
+    entries: list[_Entry],
+    show: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write images, each followed by its line in the journal, so that a killed process leaves consistent files."""
+    with cache.pixels.open("r+b") as pixels, cache.journal.open("r+b") as journal:
+        pixels.seek(0, os.SEEK_END)
+        journal.seek(0, os.SEEK_END)
+        for entry, values in decoded:
+            pixels.write(values.data)
+            pixels.flush()
+            journal.write(_journal_line(json.dumps(entry).encode()))
+            journal.flush()
+            entries.append(entry)
+            show(len(entries))
+        os.fsync(pixels.fileno())
+
+
+def _journal_line(body: bytes) -> bytes:
+    """Return a line of the journal: the CRC-32 of an entry, and the entry as JSON."""
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def _write_index(cache: _Files, entries: Sequence[_Entry]) -> bytes:
+    """Write the index atomically and return its content: the SHA-256 of the body, and the body as JSON."""
     columns = dict(zip(_Entry._fields, zip(*entries, strict=True), strict=True))
     body = json.dumps(columns, separators=(",", ":")).encode()
-    text = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-    with written_whole(place.index) as part:
-        part.write_bytes(text)
-    return text
+    index = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    with written_whole(cache.index) as part:
+        part.write_bytes(index)
+    return index
 
 
-def _verify(place: _Place, text: bytes, entries: Sequence[_Entry]) -> None:
-    """Compare the pixels with their checksums, unless that was done since they changed."""
-    if is_verified(place.pixels, place.verified, index=text[:64].decode()):
+def _verify(cache: _Files, index: bytes, entries: Sequence[_Entry]) -> None:
+    """Compare the pixels with their checksums, unless they have not changed since this was last done."""
+    checksum = index[:64].decode()
+    if is_verified(cache.pixels, cache.verified, index=checksum):
         return
-    right = _right(place, entries)
-    if right < len(entries):
-        raise _DamagedError(f"has damaged pixels, the first in image {right + 1:,}")
-    remember_verified(place.pixels, place.verified, index=text[:64].decode())
+    if (intact := _count_intact(cache, entries)) < len(entries):
+        raise _DamagedError(f"has damaged pixels, first in image {intact + 1:,}")
+    remember_verified(cache.pixels, cache.verified, index=checksum)
 
 
-def _right(place: _Place, entries: Sequence[_Entry]) -> int:
-    """Return how many images are right, counted up to the first that is not."""
-    done, total = 0, _size(entries)
-    with place.pixels.open("rb") as file, progress(f"verifying {place.folder.name}", total) as show:
+def _count_intact(cache: _Files, entries: Sequence[_Entry]) -> int:
+    """Return the number of images before the first whose pixels do not match their checksum."""
+    with cache.pixels.open("rb") as file, progress(f"verifying {cache.folder.name}", _total_size(entries)) as show:
         for index, entry in enumerate(entries):
             pixels = file.read(entry.size)
             if len(pixels) < entry.size or zlib.crc32(pixels) != entry.checksum:
                 return index
-            done += entry.size
-            show(done)
+            show(file.tell())
     return len(entries)
 
 
-def _made(place: _Place, files: Sequence[NamedFile], preparation: Preparation, label: str) -> CachedImages:
-    """Make a cache, or what is missing of it."""
-    try:
-        place.folder.mkdir(exist_ok=True)
-        entries = _resumed(place, len(files))
-        _complete(place, files, preparation, label, entries)
-        _verify(place, _write_index(place, entries), entries)
-    except _DamagedError as error:
-        place.discard()
-        raise ValueError(
-            f"The cache {place.folder} {error}, just after it was written: its disk may be failing, or another process "
-            f"writes there. It was removed: {_WAY_OUT}."
-        ) from error
-    except OSError as error:
-        if error.errno in FULL:
-            place.discard()
-        raise
-    place.journal.unlink(missing_ok=True)
-    return _images(place, files, entries)
+def _as_dataset(cache: _Files, files: Sequence[NamedFile], entries: Sequence[_Entry]) -> CachedImages:
+    """Return the images of a verified cache."""
+    pairs = list(zip(files, entries, strict=True))
+    readable = [(file, entry) for file, entry in pairs if entry.height]
+    return CachedImages(
+        cache.pixels,
+        np.array([entry[:2] for _, entry in readable], dtype=np.int64).reshape(-1, 2),
+        [file.name for file, _ in readable],
+        {str(file.path): entry.remark.replace("\0", str(file.path)) for file, entry in pairs if not entry.height},
+        {file.name: entry.remark for file, entry in readable if entry.remark},
+    )
 
 
-def _resumed(place: _Place, count: int) -> list[_Entry]:
-    """Return what is there of an interrupted call, after cutting off what is torn or wrong."""
-    for path in (place.pixels, place.journal):
-        os.close(open_own(path, os.O_WRONLY | os.O_CREAT))
-    lines = place.journal.read_bytes().splitlines(keepends=True)[:count]
-    entries = [entry for entry in takewhile(bool, map(_entry, lines)) if entry]
-    del entries[_right(place, entries) :]
-    os.truncate(place.journal, sum(map(len, lines[: len(entries)])))
-    os.truncate(place.pixels, _size(entries))
-    return entries
-
-
-def _line(entry: _Entry) -> bytes:
-    """Return a line of the journal."""
-    body = json.dumps(entry).encode()
-    return b"%08x %b\n" % (zlib.crc32(body), body)
-
-
-def _entry(line: bytes) -> _Entry | None:
-    """Return what a line of the journal says, None if it is torn."""
-    body = line[9:-1]
-    whole = line == b"%08x %b\n" % (zlib.crc32(body), body)
-    return _Entry(*json.loads(body)) if whole else None
-
-
-def _complete(
-    place: _Place, files: Sequence[NamedFile], preparation: Preparation, label: str, entries: list[_Entry]
-) -> None:
-    """Decode the images that are not there, and append them."""
-    begun, there = len(entries), _size(entries)
-    with closing(in_order(partial(_decode, preparation=preparation), files[begun:])) as stream:
-        if preparation.crop is None:
-            _append(place, islice(stream, max(_ENOUGH - begun, 0)), entries)
-        expected = _expected(entries, len(files), preparation.crop)
-        _check_room(place, expected - _size(entries), keep=begun > 0)
-        if begun < len(files):
-            _say(f"Decoding {len(files) - begun:,} images into {place.folder} (about {_amount(expected - there)}).")
-        with counting(f"decoding {label}", len(files), begun) as show:
-            _append(place, stream, entries, show)
-    unread = sum(not entry.height for entry in entries)
-    _say(f"Decoded {len(entries) - unread:,} images ({_amount(_size(entries))}); {unread:,} could not be read.")
-
-
-def _size(entries: Iterable[_Entry]) -> int:
-    """Return the bytes of images."""
+def _total_size(entries: Iterable[_Entry]) -> int:
+    """Return the bytes of the pixels of all images."""
     return sum(entry.size for entry in entries)
 
 
-def _expected(entries: Sequence[_Entry], count: int, crop: int | None) -> int:
-    """Return the bytes of all images, estimated unless they have one size."""
-    return round(_size(entries) / max(len(entries), 1) * count) if crop is None else 3 * crop**2 * count
-
-
-def _amount(size: int) -> str:
-    """Return bytes in words.
+def _format_size(size: int) -> str:
+    """Format a number of bytes.
 
     Example:
-        >>> _amount(5_480_000_000), _amount(250_000)
+        >>> _format_size(5_480_000_000), _format_size(250_000)
         ('5.5 GB', '0.2 MB')
     """
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def _check_room(place: _Place, missing: int, *, keep: bool) -> None:
-    """Refuse what the disk has no room for; what an earlier call wrote stays."""
-    free = shutil.disk_usage(place.folder).free
-    if missing <= free:
-        return
-    if not keep:
-        place.discard()
-    raise ValueError(
-        f"The decoded images need {_amount(missing)} more in {place.folder.parent}, whose disk has {_amount(free)} free: "
-        f"make room, {_WAY_OUT}."
-    )
-
-
-def _append(
-    place: _Place,
-    stream: Iterable[tuple[_Entry, NDArray[np.uint8]]],
-    entries: list[_Entry],
-    show: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Write images and note each once it is with the system: what the journal says is there if this process is killed."""
-    with place.pixels.open("r+b") as pixels, place.journal.open("r+b") as journal:
-        pixels.seek(0, os.SEEK_END)
-        journal.seek(0, os.SEEK_END)
-        for entry, values in stream:
-            pixels.write(values.data)
-            pixels.flush()
-            journal.write(_line(entry))
-            journal.flush()
-            entries.append(entry)
-            show(len(entries))
-        _flush_to_disk(pixels)
-
-
-def _flush_to_disk(file: BinaryIO) -> None:
-    """Have the system write a file before anything else says that it is whole."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _decode(file: NamedFile, preparation: Preparation) -> tuple[_Entry, NDArray[np.uint8]]:
-    """Return an image as it is kept, or why it cannot be."""
-    try:
-        pixels, notes = read_image(file.path)
-    except ValueError as error:
-        return _unread(file, str(error))
-    try:
-        values: NDArray[np.uint8] = preparation(pixels).contiguous().numpy()
-    except (ValueError, MemoryError) as error:  # of a line a thousand times as long as wide
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return _unread(file, f"{file.path} cannot be resized ({reason}): leave it out, or cut it.")
-    height, width = values.shape[1:]
-    return _Entry(height, width, zlib.crc32(values.data), "; ".join(notes)), values
-
-
-def _unread(file: NamedFile, reason: str) -> tuple[_Entry, NDArray[np.uint8]]:
-    """Return an image that cannot be kept; its path is left open, because folders move."""
-    return _Entry(0, 0, 0, reason.replace(str(file.path), "\0")), np.empty(0, dtype=np.uint8)
-
-
-def _say(line: str) -> None:
-    """Print a line on one process."""
+def _log(line: str) -> None:
+    """Print a line to stderr on the first process."""
     if is_first_process():
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
-
-
-def _of_the_disk(error: OSError, place: _Place) -> str:
-    """Return what an error of the disk means."""
-    if error.errno in FULL:
-        return (
-            f"The disk of {place.folder.parent} became full while images were decoded into it, and those were removed: "
-            f"make room, {_WAY_OUT}."
-        )
-    what = f" ({error.filename})" if error.filename else ""
-    return f"The cache {place.folder} cannot be read or written: {error.strerror or error}{what}: {_WAY_OUT}."

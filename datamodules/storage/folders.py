@@ -1,4 +1,4 @@
-"""Folders of anybody's files: which of them count, and to which split they belong."""
+"""Files in folders of the user: which ones are read, and how they are split."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _FOLDERS: Mapping[Split, tuple[str, ...]] = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-
-
-_NAMED = 5  # files that a message names
-_STAGES: Mapping[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}  # of any other, the test
+_MAX_NAMED = 5  # files that a message lists
+_STAGES: Mapping[str, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+}  # all others read the test split
 
 
 class NamedFile(NamedTuple):
-    """A file of a data set, not read yet.
+    """A file of a data set.
 
     Attributes:
-        name: Of the instance, in tables and files; unique in its split.
-        path: The file.
+        name: Name of the instance in tables and files, unique within a split.
+        path: Path of the file.
     """
 
     name: str
@@ -39,15 +40,15 @@ class NamedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """A random split of files; it depends on their names and the seed alone.
+    """A random split of files that depends only on their names and the seed.
 
     Args:
-        val_ratio: Part for validation, in (0, 1), at least one file.
-        test_ratio: Part for the test; if 0, the files of validation serve.
-        seed: Of the draw.
+        val_ratio: Share of the validation split, in (0, 1); at least one file.
+        test_ratio: Share of the test split, in [0, 1); if 0, the validation split is used for testing.
+        seed: Seed of the split.
 
     Raises:
-        ValueError: If a ratio is out of range, or nothing is left for training.
+        ValueError: If a ratio is out of range, or no files are left for training.
     """
 
     val_ratio: float
@@ -59,21 +60,21 @@ class RandomSplit:
         if not (0 < self.val_ratio < 1 and 0 <= self.test_ratio < 1 and self.val_ratio + self.test_ratio < 1):
             raise ValueError(
                 f"val_ratio is {self.val_ratio}, test_ratio {self.test_ratio}: val_ratio must be in (0, 1), test_ratio in "
-                "[0, 1), and their sum below 1, so that something is left for training."
+                "[0, 1), and their sum below 1 to leave files for training."
             )
 
     def names(self, split: Split, names: Sequence[str]) -> set[str]:
-        """Return which names belong to a split, by an order in which the place of each depends on no other."""
+        """Return the names that belong to a split. The sort key of a name does not depend on the other names."""
         order = sorted(names, key=lambda name: seed_at("split", self.seed, name))
-        val = max(1, round(self.val_ratio * len(order)))
-        test = round(self.test_ratio * len(order))
+        num_val = max(1, round(self.val_ratio * len(order)))
+        num_test = round(self.test_ratio * len(order))
         if split == "train":
-            return set(order[val + test :])
-        return set(order[val : val + test] if split == "test" and test else order[:val])
+            return set(order[num_val + num_test :])
+        return set(order[num_val : num_val + num_test] if split == "test" and num_test else order[:num_val])
 
 
 def splits_of(stage: str | None) -> tuple[Split, ...]:
-    """Return the splits that a stage reads.
+    """Return the splits that a stage of the trainer reads.
 
     Example:
         >>> splits_of("fit"), splits_of("predict")
@@ -84,48 +85,48 @@ def splits_of(stage: str | None) -> tuple[Split, ...]:
 
 @rank_zero_only
 def tell_left_out(paths: Collection[str], what: str) -> None:
-    """Say once, on one process, which files are left out because they cannot be read.
+    """Log which files are skipped because they cannot be read, on the first process only.
 
     Args:
-        paths: Of the files.
-        what: They are, in the plural.
+        paths: The skipped files.
+        what: Noun for them, in the plural.
     """
-    named = ", ".join(list(paths)[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
-    told = f"Left out, for they cannot be read: {len(paths):,} {what} ({named})."
-    Console(stderr=True, soft_wrap=True).print(told, markup=False)
+    listed = ", ".join(list(paths)[:_MAX_NAMED]) + (", ..." if len(paths) > _MAX_NAMED else "")
+    message = f"Skipped {len(paths):,} unreadable {what} ({listed})."
+    Console(stderr=True, soft_wrap=True).print(message, markup=False)
 
 
 def files_below(path: Path, endings: Collection[str]) -> list[tuple[Path, Path]]:
-    """Return the files at a path and, for each, its place below the folder that was named.
+    """Return the files at a path, each with its path relative to the folder.
 
-    Of a folder, all files with one of the endings are taken, in its subfolders too, in alphabetical order; not hidden ones, nor
-    those in folders of earlier predictions, unless such a folder is named itself. None of them is read.
+    A folder is searched recursively, in alphabetical order. Hidden files and folders with earlier predictions are skipped,
+    unless ``path`` is such a folder itself. No file is opened.
 
     Args:
-        path: A folder; or a file, which is taken whatever its ending, its place being its name.
-        endings: With a dot, in lower case.
+        path: A folder; or a file, which is returned regardless of its suffix, with its name as the relative path.
+        endings: Suffixes with a dot, in lower case.
     """
     if not path.is_dir():
         return [(path, Path(path.name))]
     everything = sorted(path.rglob("*"))
-    below = [item for item in everything if item.suffix.lower() in endings and not item.is_dir()]
-    results = [item.parent for item in everything if item.name == "predictions.csv" and item.parent != path]
-    places = [(item, item.relative_to(path)) for item in below if not any(map(item.is_relative_to, results))]
-    return [(item, place) for item, place in places if not any(part.startswith(".") for part in place.parts)]
+    matches = [item for item in everything if item.suffix.lower() in endings and not item.is_dir()]
+    predictions = [item.parent for item in everything if item.name == "predictions.csv" and item.parent != path]
+    pairs = [(item, item.relative_to(path)) for item in matches if not any(map(item.is_relative_to, predictions))]
+    return [(item, place) for item, place in pairs if not any(part.startswith(".") for part in place.parts)]
 
 
 def split_folder(root: Path, split: Split) -> Path | None:
-    """Return the folder of a split; None if the folders are no splits, which takes ``train`` beside ``val`` or ``test``.
+    """Return the folder of a split, or None if ``root`` has no ``train`` folder beside ``val`` or ``test``.
 
-    Where one of the latter is missing, the other serves for both.
+    If only one of ``val`` and ``test`` exists, it is used for both.
     """
-    found = {
-        name: next((root / one for one in named if (root / one).is_dir()), None) for name, named in _FOLDERS.items()
+    folders = {
+        key: next((root / name for name in names if (root / name).is_dir()), None) for key, names in _FOLDERS.items()
     }
-    if found["train"] is None or (found["val"] is None and found["test"] is None):
+    if folders["train"] is None or (folders["val"] is None and folders["test"] is None):
         return None
     other: Mapping[Split, Split] = {"val": "test", "test": "val", "train": "train"}
-    return found[split] or found[other[split]]
+    return folders[split] or folders[other[split]]
 
 
 def files_of_split(
@@ -135,26 +136,26 @@ def files_of_split(
     what: str,
     random_split: RandomSplit,
 ) -> tuple[list[NamedFile], str]:
-    """Return the files of a split of anybody's folder, named by their places, and in words how it is split.
+    """Return the files of a split, named by their relative paths, and a description of how the files are split.
 
     Args:
-        root: The folder, split by folders in it (`split_folder`) or else at random.
-        split: Which part is wanted.
-        found_in: Returns the files below a folder and their places, in an order that is always the same.
-        what: They are, in the plural.
-        random_split: How it is split where no folders do it.
+        root: The folder, split by its subfolders (`split_folder`) or else at random.
+        split: The split to return.
+        found_in: Function that returns the files below a folder and their relative paths, in a fixed order.
+        what: Noun for the files, in the plural.
+        random_split: The split to use if there are no folders of splits.
 
     Raises:
-        ValueError: If there is no such folder, or nothing in it.
+        ValueError: If the folder is missing or contains no such files.
     """
     if not root.is_dir():
-        raise ValueError(f"There is no folder {root}: name yours with --data.init_args.root.")
+        raise ValueError(f"There is no folder {root}: set --data.init_args.root to an existing folder.")
     folder = split_folder(root, split)
-    found = [NamedFile(place.as_posix(), path) for path, place in found_in(folder or root)]
+    files = [NamedFile(place.as_posix(), path) for path, place in found_in(folder or root)]
     if folder is not None:
-        return found, f"by folders: {split_folder(root, 'train')} and {split_folder(root, 'val')}"
-    if not found:
-        raise ValueError(f"The folder {root} holds no {what}: name another with --data.init_args.root.")
-    chosen = random_split.names(split, [file.name for file in found])
-    note = f"drawn with split_seed {random_split.seed}, for {root} has no folders train and val"
-    return [file for file in found if file.name in chosen], note
+        return files, f"by folders: {split_folder(root, 'train')} and {split_folder(root, 'val')}"
+    if not files:
+        raise ValueError(f"The folder {root} contains no {what}: set --data.init_args.root to another folder.")
+    selected = random_split.names(split, [file.name for file in files])
+    note = f"at random with split_seed {random_split.seed}, because {root} has no folders train and val"
+    return [file for file in files if file.name in selected], note

@@ -1,4 +1,4 @@
-"""Images as uint8 tensors: reading, resizing and cropping."""
+"""Read, resize and crop images as uint8 tensors."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from datamodules.batch import Signal
 from datamodules.storage.folders import files_below
 from datamodules.tiles import Box
 
-_FINEST = 16  # pixels per pixel wanted, along each side, beyond which antialiasing would take minutes
-_UNREADABLE = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}  # named, with the reason
+_MAX_REDUCTION = 16  # input pixels per output pixel along each side; beyond it antialiasing would take minutes
+# Listed by image_files nevertheless, so that reading them reports the reason.
+_UNSUPPORTED = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}
 
 
 class LoadedImage(NamedTuple):
-    """An image as it was read.
+    """An image read from a file.
 
     Attributes:
         pixels: ``(3, H, W)`` uint8, upright.
-        notes: What had to be decided to make RGB of it, for people: of several frames the first, and so on.
+        notes: Conversions that were needed to obtain 8-bit RGB, as text for the user.
     """
 
     pixels: Tensor
@@ -34,12 +35,12 @@ class LoadedImage(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """What is done to every image of a split once, the same in every epoch: its result can be kept.
+    """Deterministic preprocessing of every image of a split. Its result does not depend on the epoch and can be cached.
 
     Attributes:
-        short_side: Pixels that the shorter side gets, the proportions kept; None leaves images as they are.
-        smallest: Pixels that the shorter side has at least: smaller images are enlarged.
-        crop: Pixels along each side of the square in the middle that is kept; None keeps all.
+        short_side: Pixels of the shorter side after resizing, which keeps the aspect ratio; no resizing if None.
+        smallest: Minimum pixels of the shorter side; smaller images are enlarged.
+        crop: Side of the central square crop in pixels; no crop if None.
     """
 
     short_side: int | None = None
@@ -47,22 +48,22 @@ class Preparation(NamedTuple):
     crop: int | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return the prepared copy ``(3, H, W)`` uint8 of an image ``(3, h, w)`` uint8."""
-        short = min(pixels.shape[1:])
-        wanted = max(self.short_side or short, self.smallest, self.crop or 1)
-        resized = pixels if wanted == short else resize_short_side(pixels, wanted)
+        """Return the preprocessed copy ``(3, H, W)`` uint8 of an image ``(3, h, w)`` uint8."""
+        current = min(pixels.shape[1:])
+        target = max(self.short_side or current, self.smallest, self.crop or 1)
+        resized = pixels if target == current else resize_short_side(pixels, target)
         return resized if self.crop is None else center_crop(resized, self.crop)
 
 
 def resize_short_side(image: Tensor, short_side: int) -> Tensor:
-    """Return a copy whose shorter side has ``short_side`` pixels, as published preprocessing makes it.
+    """Return a copy whose shorter side has ``short_side`` pixels, as in published preprocessing.
 
-    That is the bilinear filter of Pillow, antialiased, and a longer side that is rounded down, as torchvision's ``Resize``
-    does; `resize_image` filters differently.
+    This is Pillow's antialiased bilinear filter, with the longer side rounded down as in torchvision's ``Resize``.
+    `resize_image` uses another filter.
 
     Args:
         image: ``(3, h, w)`` uint8.
-        short_side: Wanted pixels of the shorter side.
+        short_side: Pixels of the shorter side of the result.
 
     Example:
         >>> tuple(resize_short_side(torch.zeros(3, 320, 427, dtype=torch.uint8), 178).shape)
@@ -76,37 +77,38 @@ def resize_short_side(image: Tensor, short_side: int) -> Tensor:
 
 
 def center_crop(image: Tensor, size: int) -> Tensor:
-    """Return the square in the middle ``(3, size, size)`` of an image that is no smaller, as torchvision's ``CenterCrop``."""
+    """Return the central square ``(3, size, size)`` of an image at least that large, as torchvision's ``CenterCrop``."""
     top, left = (round((extent - size) / 2) for extent in image.shape[1:])
     return image[:, top : top + size, left : left + size].contiguous()
 
 
 def image_files(path: Path) -> list[tuple[Path, Path]]:
-    """Return the images at a path and, for each, its place below the folder that was named.
+    """Return the image files at a path, each with its path relative to the folder.
 
-    Of a folder, all files with the ending of an image are taken, in its subfolders too, in alphabetical order; not hidden
-    ones, nor those in folders of earlier predictions, unless such a folder is named itself. None of them is read.
+    A folder is searched recursively for files with an image extension, in alphabetical order. Hidden files and folders and
+    output folders of earlier predictions are ignored, unless such a folder is itself ``path``. No file is opened.
 
     Args:
-        path: A folder; or a file, which is taken whatever its ending, its place being its name.
+        path: A folder, or a single file with any extension, whose relative path is its name.
     """
-    kinds = Image.registered_extensions()
-    return files_below(path, {ending for ending, kind in kinds.items() if kind in Image.OPEN} | _UNREADABLE)
+    formats = Image.registered_extensions()
+    readable = {extension for extension, format_name in formats.items() if format_name in Image.OPEN}
+    return files_below(path, readable | _UNSUPPORTED)
 
 
 def read_image(path: str | Path) -> LoadedImage:
-    """Read an image of any kind that Pillow knows as upright RGB.
+    """Read an image in any format that Pillow supports as upright 8-bit RGB.
 
-    The orientation that a camera noted is applied; of several frames the first is taken; transparency is laid over white;
-    grey, palette, CMYK and 16-bit images become RGB of 8 bits, 16 bits by dividing by 257. Grey levels in whole numbers of
-    32 bits count as 16 bits, those in floating point as [0, 1].
+    The EXIF orientation is applied, the first frame is taken, and transparent images are composited over white. Grey,
+    palette and CMYK images are converted to RGB. 16-bit levels are divided by 257, 32-bit integers are read as 16-bit
+    levels, and floating-point levels are read as [0, 1].
 
     Args:
-        path: The file.
+        path: Image file.
 
     Raises:
-        ValueError: If the file is missing, empty, cut off, no image, too large, or has levels out of range; the message
-            names it.
+        ValueError: If the file is missing, empty, truncated, not an image, too large, or has levels out of range. The
+            message names the file.
 
     Example:
         ``pixels, notes = read_image("holiday.jpg")``
@@ -114,87 +116,87 @@ def read_image(path: str | Path) -> LoadedImage:
     path = Path(path)
     try:
         with quiet:
-            return _decoded(path)
-    except Exception as error:  # what decoders raise of damaged data is not foreseeable
-        raise ValueError(_told(path, error)) from error
+            return _decode(path)
+    except Exception as error:  # decoders raise arbitrary exceptions for damaged data
+        raise ValueError(_error_message(path, error)) from error
 
 
 class _Quiet:
-    """Silences warnings, which decoders give of large images and odd metadata, while any thread is within it.
+    """Suppress decoders' warnings about large images and odd metadata while any thread is inside the context.
 
-    `warnings.catch_warnings` alone is not made for threads: the last one out would leave what it found.
+    `warnings.catch_warnings` is not thread-safe: the last thread to leave could restore the wrong filters.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._within = 0
+        self._num_inside = 0
         self._filters = warnings.catch_warnings()
 
     def __enter__(self) -> None:
-        """Silence, if this is the first thread within."""
+        """Suppress warnings when the first thread enters."""
         with self._lock:
-            if self._within == 0:
+            if self._num_inside == 0:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
-            self._within += 1
+            self._num_inside += 1
 
     def __exit__(self, *_: object) -> None:
-        """Restore, if this is the last one."""
+        """Restore the filters when the last thread leaves."""
         with self._lock:
-            self._within -= 1
-            if self._within == 0:
+            self._num_inside -= 1
+            if self._num_inside == 0:
                 self._filters.__exit__(None, None, None)
 
 
 quiet = _Quiet()
 
 
-class _RefusedError(Exception):
-    """What is wrong with an image, and the way out, in words that follow its name."""
+class _ImageFileError(Exception):
+    """A problem found by `read_image` rather than by a decoder; the message follows the file name and states the fix."""
 
 
-def _decoded(path: Path) -> LoadedImage:
-    """Return the image in a file, or raise whatever its decoder does."""
+def _decode(path: Path) -> LoadedImage:
+    """Decode an image file; errors of the decoder propagate."""
     if path.stat().st_size == 0:
-        raise _RefusedError("is empty: take it from its source again.")
+        raise _ImageFileError("is empty: obtain a new copy.")
     with Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
-        notes = [f"the first of {frames} frames"] if frames > 1 else []
+        notes = [f"first of {frames} frames"] if frames > 1 else []
         ImageOps.exif_transpose(image, in_place=True)
-        return LoadedImage(_rgb(image, notes), tuple(notes))
+        return LoadedImage(_to_rgb(image, notes), tuple(notes))
 
 
-def _told(path: Path, error: Exception) -> str:
-    """Return what is wrong with an image, and the way out."""
-    if isinstance(error, _RefusedError):
+def _error_message(path: Path, error: Exception) -> str:
+    """Return the error message for an image that could not be read, including the fix."""
+    if isinstance(error, _ImageFileError):
         return f"{path} {error}"
     if isinstance(error, FileNotFoundError):
-        return f"There is no image {path}: name another file or folder."
+        return f"{path} does not exist: pass an existing image file or folder."
     if isinstance(error, UnidentifiedImageError):
-        return f"{path} is no image of a kind that can be read: convert it to PNG or JPEG."
+        return f"{path} is not an image in a supported format: convert it to PNG or JPEG."
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        return f"{path} has more than {limit:.0f} megapixels: make it smaller first."
+        return f"{path} has more than {limit:.0f} megapixels: downscale it first."
     if isinstance(error, OSError) and error.strerror:
         return f"{path} cannot be read: {error.strerror}."
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{path} is damaged or cut off ({reason}): take it from its source again, or convert it to PNG."
+    return f"{path} is corrupt or truncated ({reason}): obtain a new copy, or convert it to PNG."
 
 
-def _rgb(image: Image.Image, notes: list[str]) -> Tensor:
-    """Return the pixels of an image of any mode as ``(3, H, W)`` uint8, and note what was decided."""
+def _to_rgb(image: Image.Image, notes: list[str]) -> Tensor:
+    """Return an image of any mode as ``(3, H, W)`` uint8, and append the conversions to ``notes``."""
     if image.mode.startswith("I;16"):
-        notes.append("16 bits made 8")
-        return _grey(image, white=65535)
+        notes.append("16-bit converted to 8-bit")
+        return _grey_to_rgb(image, white=65535)
     if image.mode == "I":
-        notes.append("whole numbers, taken as levels up to 65535")
-        return _grey(image, white=65535)
+        notes.append("32-bit integers read as [0, 65535]")
+        return _grey_to_rgb(image, white=65535)
     if image.mode == "F":
-        notes.append("floating point, taken as [0, 1]")
-        return _grey(image, white=1)
+        notes.append("floating point read as [0, 1]")
+        return _grey_to_rgb(image, white=1)
     if image.has_transparency_data:
-        notes.append("transparency laid over white")
+        notes.append("transparency composited over white")
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     elif image.mode == "CMYK":
@@ -204,25 +206,25 @@ def _rgb(image: Image.Image, notes: list[str]) -> Tensor:
     )
 
 
-def _grey(image: Image.Image, white: int) -> Tensor:
-    """Return grey levels of which ``white`` is the highest as ``(3, H, W)`` uint8."""
-    numbers = np.asarray(image)
-    levels = (numbers.astype(np.float64) * (255 / white)).round()
-    if not ((levels >= 0) & (levels <= 255)).all():
-        raise _RefusedError(
-            f"holds numbers from {numbers.min():g} to {numbers.max():g}, read as levels of [0, {white}]: "
+def _grey_to_rgb(image: Image.Image, white: int) -> Tensor:
+    """Return a grey image with levels in ``[0, white]`` as ``(3, H, W)`` uint8."""
+    levels = np.asarray(image)
+    scaled = (levels.astype(np.float64) * (255 / white)).round()
+    if not ((scaled >= 0) & (scaled <= 255)).all():
+        raise _ImageFileError(
+            f"has levels from {levels.min():g} to {levels.max():g}, but [0, {white}] is required: "
             "convert it to 8 or 16 bits."
         )
-    return torch.from_numpy(levels.astype(np.uint8)).expand(3, -1, -1).contiguous()
+    return torch.from_numpy(scaled.astype(np.uint8)).expand(3, -1, -1).contiguous()
 
 
 def resize_image(image: Tensor, height: int, width: int) -> Tensor:
-    """Return an antialiased copy of another size.
+    """Return an antialiased, resized copy of an image.
 
     Args:
         image: ``(3, h, w)`` uint8.
-        height: Wanted rows.
-        width: Wanted columns.
+        height: Rows of the result.
+        width: Columns of the result.
 
     Returns:
         ``(3, height, width)`` uint8.
@@ -232,23 +234,23 @@ def resize_image(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def cut(image: Tensor, box: Box, size: int) -> Tensor:
-    """Return the part of an image in a box, squeezed to a square.
+    """Return the part of an image in a box, resized to a square regardless of its aspect ratio.
 
     Args:
         image: ``(3, h, w)`` uint8.
         box: Start and stop along both axes.
-        size: Wanted pixels along each side.
+        size: Pixels along each side of the result.
 
     Returns:
         ``(3, size, size)`` uint8.
     """
     (top, bottom), (left, right) = box
-    return resize_image(_coarser(image[:, top:bottom, left:right], size * _FINEST), size, size)
+    return resize_image(_box_downsample(image[:, top:bottom, left:right], size * _MAX_REDUCTION), size, size)
 
 
-def _coarser(image: Tensor, most: int) -> Tensor:
-    """Return an image of ``most`` pixels at most along each side: means over what each covers."""
-    height, width = (min(extent, most) for extent in image.shape[1:])
+def _box_downsample(image: Tensor, max_size: int) -> Tensor:
+    """Return an image with at most ``max_size`` pixels along each side, averaging the pixels that each new one covers."""
+    height, width = (min(extent, max_size) for extent in image.shape[1:])
     if image.shape[1:] == (height, width):
         return image
     channels = [Image.fromarray(channel.numpy()).resize((width, height), Image.Resampling.BOX) for channel in image]
@@ -256,12 +258,12 @@ def _coarser(image: Tensor, most: int) -> Tensor:
 
 
 class RandomCrop:
-    """A square crop at a random place, mirrored at random: the augmentation of published training on ImageNette.
+    """Crop a square at a random position and flip it at random: the augmentation of published training on ImageNette.
 
     Args:
-        size: Pixels along each side.
-        flip: Whether half of the crops are mirrored left to right.
-        shuffle_colors: Whether the colour channels change places at random, which makes more colours of few images.
+        size: Pixels along each side of the crop.
+        flip: Whether to flip the crop horizontally with probability 0.5.
+        shuffle_colors: Whether to permute the colour channels at random, which adds colour variety to small data sets.
     """
 
     def __init__(self, size: int, flip: bool = True, shuffle_colors: bool = False) -> None:
@@ -270,7 +272,7 @@ class RandomCrop:
         self.shuffle_colors = shuffle_colors
 
     def __call__(self, item: Signal, generator: torch.Generator) -> Signal:
-        """Return a crop of ``item``, whose sides must be at least ``size``."""
+        """Return a random crop of ``item``, whose sides must be at least ``size``."""
         top, left = (
             int(torch.randint(extent - self.size + 1, (), generator=generator)) for extent in item.values.shape[1:]
         )

@@ -1,4 +1,4 @@
-"""Many files, read by all processors: in order, a few ahead."""
+"""Process many files in parallel threads, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from typing import TypeVar
 from datamodules.storage.folders import NamedFile
 from datamodules.storage.progress import counting
 
-_AHEAD = 2  # items per thread that wait for their turn
+_AHEAD = 2  # pending results per thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def processors() -> int:
-    """Return the processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return os.cpu_count() or 1 if sys.platform in ("win32", "darwin") else len(os.sched_getaffinity(0))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
-    """Yield what a function makes of items, in their order, computed by a thread per processor.
+    """Yield the results of a function in the order of its items, computed by one thread per processor.
 
-    No more than a few results wait to be taken, so that memory stays bounded. An error is raised where its result would be.
+    Only a few results are computed ahead, so that memory stays bounded. An error is raised in the place of its result.
 
     Args:
-        function: What is called; it should leave Python's lock now and then, as decoders do.
-        items: What it is called with, taken as the work goes on.
+        function: Function to call; it should release the global interpreter lock, as decoders do.
+        items: Its arguments, consumed lazily.
 
     Example:
         >>> list(in_order(abs, [-3, 2, -1]))
         [3, 2, 1]
     """
     threads = processors()
-    ahead: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > _AHEAD * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > _AHEAD * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def unreadable_of(files: Sequence[NamedFile], reason: Callable[[NamedFile], str | None], label: str) -> dict[str, str]:
-    """Return why files cannot be read, by path, after looking at all of them.
+    """Check all files, and return the reasons why files cannot be read, by path.
 
     Args:
         files: The files.
-        reason: Reads one and says why it cannot be, None if it can.
-        label: What goes on.
+        reason: Function that reads a file and returns why it cannot be read, or None.
+        label: Label of the progress bar.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     with counting(label, len(files)) as show:
-        for done, (file, told) in enumerate(zip(files, in_order(reason, files), strict=True), 1):
-            if told is not None:
-                found[str(file.path)] = told
+        for done, (file, message) in enumerate(zip(files, in_order(reason, files), strict=True), 1):
+            if message is not None:
+                reasons[str(file.path)] = message
             show(done)
-    return found
+    return reasons

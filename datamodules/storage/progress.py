@@ -1,4 +1,4 @@
-"""Progress bars for bytes and for items, shown on a terminal by the first process of a run."""
+"""Progress bars for bytes and items, shown by the first process if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from rich.text import Text
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes the messages of a run."""
+    """Return whether this is the process of rank 0, which prints messages."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with bytes, speed and remaining time.
+    """Show a progress bar with bytes, speed and remaining time.
 
     Args:
         label: Description of the work.
-        total: Bytes, None if unknown.
+        total: Number of bytes, None if unknown.
 
     Yields:
-        A function that takes the bytes done so far.
+        A function that takes the number of bytes done so far.
     """
     with _bar(label, total, 0, DownloadColumn(), TransferSpeedColumn()) as show:
         yield show
@@ -43,23 +43,23 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def counting(label: str, total: int, begun: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the number of items, the speed and the remaining time.
+    """Show a progress bar with the number of items, speed and remaining time.
 
     Args:
         label: Description of the work.
-        total: Items.
-        begun: Items that were done before.
+        total: Number of items.
+        begun: Number of items done before.
 
     Yields:
-        A function that takes the items done so far.
+        A function that takes the number of items done so far.
     """
-    with _bar(label, total, begun, MofNCompleteColumn(), _Rate()) as show:
+    with _bar(label, total, begun, MofNCompleteColumn(), _ItemSpeedColumn()) as show:
         yield show
 
 
 @contextmanager
 def _bar(label: str, total: int | None, begun: int, *columns: ProgressColumn) -> Iterator[Callable[[int], None]]:
-    """Show a bar with some columns."""
+    """Show a progress bar with these columns between the bar and the remaining time."""
     console = Console(stderr=True)
     quiet = not console.is_terminal or not is_first_process()
     all_columns = (TextColumn("{task.description}", markup=False), BarColumn(), *columns, TimeRemainingColumn())
@@ -68,9 +68,9 @@ def _bar(label: str, total: int | None, begun: int, *columns: ProgressColumn) ->
         yield lambda done: bar.update(task, completed=done)
 
 
-class _Rate(ProgressColumn):
+class _ItemSpeedColumn(ProgressColumn):
     """Items per second."""
 
     def render(self, task: Task) -> Text:
-        """Return them as text."""
+        """Return the speed as text."""
         return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")

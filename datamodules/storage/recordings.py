@@ -1,4 +1,4 @@
-"""Recordings of audio as a model takes them: with its channels, at its rate, in tiles of its length."""
+"""Recordings prepared for a model: with its channels and sampling rate, and cut into tiles of its signal length."""
 
 from __future__ import annotations
 
@@ -12,68 +12,71 @@ from datamodules.storage.audio import Recording, read_recording, resampled
 from datamodules.tiles import Box, cover
 
 
-class SeenRecording(NamedTuple):
-    """A recording as a model sees it, and what it was.
+class PreparedRecording(NamedTuple):
+    """A recording as input of a model, and the properties of its file.
 
     Attributes:
-        values: ``(C, n)`` float32 in [-1, 1], with the channels of the model and at its rate.
-        rate: Samples a second of the file.
-        samples: Of every channel of the file.
-        notes: What had to be decided, for people: channels that were mixed, and so on.
+        values: ``(C, n)`` float32 in [-1, 1], with the channels and the sampling rate of the model.
+        original_sample_rate: Samples per second of the file.
+        original_samples: Samples per channel of the file.
+        notes: Conversions that the user should know of, such as mixed channels.
     """
 
     values: Tensor
-    rate: int
-    samples: int
+    original_sample_rate: int
+    original_samples: int
     notes: tuple[str, ...] = ()
 
 
-def read_seen(path: str | Path, channels: int, rate: int) -> SeenRecording:
-    """Read a recording as a model sees it; sample 0 stays at the same time.
+def prepare_recording(path: str | Path, channels: int, sample_rate: int) -> PreparedRecording:
+    """Read a recording and convert it to the channels and sampling rate of a model; sample 0 keeps its time.
 
     Args:
         path: The file.
-        channels: Those of the model, as for `in_channels_of`.
-        rate: Samples a second of the signals that the model was trained with.
+        channels: Channels of the model, as for `in_channels_of`.
+        sample_rate: Samples per second of the signals that the model was trained with.
 
     Raises:
-        ValueError: If the file cannot be read, or cannot become what the model takes; the message names it.
+        ValueError: If the file cannot be read or converted; the message names it.
     """
     recording = read_recording(path)
     values, notes = in_channels_of(recording, channels, path)
-    if recording.rate != rate:
-        notes += (f"{recording.rate:,} Hz made {rate:,}",)
+    if recording.sample_rate != sample_rate:
+        notes += (f"resampled from {recording.sample_rate:,} to {sample_rate:,} Hz",)
     try:
-        return SeenRecording(resampled(values, recording.rate, rate), recording.rate, values.shape[1], notes)
+        converted = resampled(values, recording.sample_rate, sample_rate)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return PreparedRecording(converted, recording.sample_rate, values.shape[1], notes)
 
 
 def in_channels_of(recording: Recording, channels: int, path: str | Path) -> tuple[Tensor, tuple[str, ...]]:
-    """Return a recording ``(C, n)`` with the channels that a model takes, and what was decided.
+    """Return a recording ``(C, n)`` with the channels of a model, and notes on the conversion.
 
-    Any number of channels is mixed to one by their mean; one is repeated where several are wanted.
+    Any number of channels is mixed down to one by the mean; one channel is repeated if the model has several.
 
     Args:
-        recording: As it was read.
+        recording: The recording as read.
         channels: ``C``.
-        path: What the message names.
+        path: File that the error message names.
 
     Raises:
-        ValueError: If the channels cannot become those of the model.
+        ValueError: If the recording has several channels and the model another number above one.
 
     Example:
         >>> in_channels_of(Recording(Tensor([[1.0, 0.0], [0.0, 0.0]]), 8000), 1, "stereo.wav")
         (tensor([[0.5000, 0.0000]]), ('2 channels mixed to one',))
     """
-    found = len(recording.values)
-    if found == channels:
+    num_channels = len(recording.values)
+    if num_channels == channels:
         return recording.values, ()
     if channels == 1:
-        return recording.values.mean(0, keepdim=True), (f"{found} channels mixed to one",)
-    if found == 1:
+        return recording.values.mean(0, keepdim=True), (f"{num_channels} channels mixed to one",)
+    if num_channels == 1:
         return recording.values.expand(channels, -1), (f"one channel repeated {channels} times",)
-    raise ValueError(f"{path} has {found} channels, the model takes {channels}: mix it to one, or to {channels}.")
+    raise ValueError(
+        f"{path} has {num_channels} channels, but the model takes {channels}: mix it down to 1 or {channels} channels."
+    )
 
 
 def recording_tiles(samples: int, length: int) -> list[Box]:
@@ -87,7 +90,7 @@ def recording_tiles(samples: int, length: int) -> list[Box]:
 
 
 def cut_recording(values: Tensor, box: Box) -> Tensor:
-    """Return the part ``(C, length)`` of a recording ``(C, n)`` in a tile, with zeros beyond the end of the recording.
+    """Return the tile ``(C, length)`` of a recording ``(C, n)``, zero-padded past the end of the recording.
 
     Example:
         >>> cut_recording(Tensor([[1.0, 2.0, 3.0]]), ((1, 5),)).tolist()
@@ -98,11 +101,11 @@ def cut_recording(values: Tensor, box: Box) -> Tensor:
     return pad(part, (0, stop - start - part.shape[1]))
 
 
-def measured(box: Box, samples: int) -> int:
-    """Return how many samples of a tile are of the recording; what follows is padding.
+def samples_in_tile(box: Box, samples: int) -> int:
+    """Return the number of samples of a tile that belong to the recording; the rest is padding.
 
     Example:
-        >>> measured(((0, 8),), 6), measured(((2, 10),), 10)
+        >>> samples_in_tile(((0, 8),), 6), samples_in_tile(((2, 10),), 10)
         (6, 8)
     """
     [(start, stop)] = box

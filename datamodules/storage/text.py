@@ -1,10 +1,10 @@
-"""Text that any terminal and any file takes."""
+"""Text that can be printed and written as UTF-8."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Return a text with lone surrogates, which stand for bytes of a file name that are no UTF-8, written out.
+    """Escape lone surrogates, which represent bytes of file names that are not UTF-8.
 
     Example:
         >>> printable("caf" + chr(0xDCE9)) == "caf" + chr(92) + "udce9"

@@ -1,4 +1,4 @@
-"""torchaudio beside any build of torch."""
+"""Import torchaudio with any build of torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def import_torchaudio() -> types.ModuleType:
-    """Return torchaudio, without its compiled part where that does not fit the installed torch.
+    """Import torchaudio, without its compiled extension if that does not match the installed torch.
 
-    The published wheel is compiled against one CUDA build; beside a CPU build of torch its extension cannot be loaded. It
-    serves forced alignment, the RNN-T loss and two faster filters; resampling and spectrograms are pure Python.
+    The published wheel is compiled against one CUDA build, so its extension cannot be loaded with a CPU build of torch. The
+    extension serves forced alignment, the RNN-T loss and two fast filters; resampling and spectrograms are pure Python.
 
     Raises:
         ImportError: If torchaudio is not installed.
@@ -31,7 +31,7 @@ def import_torchaudio() -> types.ModuleType:
 
 
 def _extension_without_binary() -> types.ModuleType:
-    """Return what torchaudio's Python code reads of its extension when that is absent."""
+    """Return a stand-in for ``torchaudio._extension`` that states that the extension is not available."""
 
     def unchanged(function: F) -> F:
         return function

@@ -29,7 +29,7 @@ NAMES = (
     "tile",
     "tile_size",
     "audio",
-    "rate",
+    "sample_rate",
     "views",
     "support",
     "frames",
@@ -95,14 +95,17 @@ def test_options_that_were_not_given_change_nothing():
             {"views": ["a"], "images": ["a.png"]},
             "--images is of images, and this predicts from views: leave it out.",
         ),
-        ({"views": ["a"], "rate": 8000}, "--rate is of audio, and this predicts from views: leave it out."),
+        (
+            {"views": ["a"], "sample_rate": 8000},
+            "--sample_rate is of audio, and this predicts from views: leave it out.",
+        ),
         ({"audio": ["a.wav"], "mesh": True}, "--mesh is of views, and this predicts from audio: leave it out."),
         ({"audio": ["a.wav"], "views": ["a"]}, "--audio is of audio, and this predicts from views: leave it out."),
         ({"images": ["a.png"], "mp4": True}, "--mp4 is of views, and this predicts from images: leave it out."),
         ({"images": ["a.png"], "frames": 3}, "--frames is of views, and this predicts from images: leave it out."),
-        ({"views": ["a"], "size": (9, 12)}, "size is [9, 12]: of views give the pixels of the longer side"),
+        ({"views": ["a"], "size": (9, 12)}, "size is [9, 12]: for views, pass the longer side in pixels"),
     ],
-    ids=["scale", "tile", "images", "rate", "mesh", "recordings", "mp4", "frames", "two-sizes"],
+    ids=["scale", "tile", "images", "sample_rate", "mesh", "recordings", "mp4", "frames", "two-sizes"],
 )
 def test_options_of_another_kind(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -139,9 +142,9 @@ def test_a_model_that_states_no_depths_leaves_them_open():
     data = Namespace(init_args=Namespace(signal_shape=None, near=None, far=None, views=["a"]))
     state_signal(_model(chunk_size=64), data)
     assert data.init_args.as_dict() == {"signal_shape": [2, 3, 8, 8], "near": None, "far": None, "views": ["a"]}
-    other = Namespace(init_args=Namespace(rate=16000))
+    other = Namespace(init_args=Namespace(sample_rate=16000))
     state_signal(_model(near=2.0, far=6.0), other)
-    assert other.init_args.as_dict() == {"rate": 16000}
+    assert other.init_args.as_dict() == {"sample_rate": 16000}
 
 
 def test_a_config_of_data_says_what_is_predicted_from():
@@ -254,8 +257,11 @@ def test_scenes_of_a_folder_of_another_size(weights):
     )
     found = {row["name"]: row for row in rows("predictions/predictions.csv")}
     assert list(found) == ["a", "b"]
-    assert found["a"]["notes"] == "16 x 16 made 8 x 8; background taken as it is"
-    assert found["b"]["notes"] == "background taken as it is; no other frames: compared with what was looked at"
+    assert found["a"]["notes"] == "resized from 16 x 16 to 8 x 8; no transparency: background used as it is"
+    assert (
+        found["b"]["notes"]
+        == "no transparency: background used as it is; no other frames: compared with the support frames"
+    )
     assert (found["a"]["views"], found["b"]["views"]) == ("2", "1")
     assert "Skipped 1:" in printed
     assert "in/c/transforms.json" in printed
@@ -264,14 +270,14 @@ def test_scenes_of_a_folder_of_another_size(weights):
 def test_mistakes_with_scenes(weights):
     _write("chair")
     given = ["predict", "--ckpt_path", weights, "--views", "chair"]
-    assert "The model looks at 1 view(s), and support names 2 frame(s), [0, 1]" in refused(*given, "--support", 0, 1)
+    assert "The model takes 1 support view(s), but support has 2 frame(s), [0, 1]" in refused(*given, "--support", 0, 1)
     assert not Path("predictions").exists()
 
 
 @pytest.mark.slow
 def test_scenes_need_a_model_of_views():
     message = refused("predict", "--views", "chair")  # the bundled weights are of images
-    assert "scenes go to a model of posed views, [views, 3, rows, columns]" in message
+    assert "scenes need a model of posed views, [views, 3, rows, columns]" in message
 
 
 @pytest.mark.slow

@@ -321,7 +321,7 @@ def test_a_missing_wandb_is_one_message(monkeypatch):
 
 def test_the_table_needs_the_logger():
     message = refused("fit", *tiny("ipc"), "--trainer.callbacks+", "callbacks.tables.ValidationTable")
-    assert "ValidationTable fills a table of W&B, and no logger takes tables (found: CSVLogger)" in message
+    assert "ValidationTable requires a logger that supports tables, such as W&B (loggers: CSVLogger)" in message
 
 
 def test_numbers_out_of_range():

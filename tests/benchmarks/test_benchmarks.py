@@ -198,8 +198,12 @@ def test_loading_is_measured_with_and_without_the_cache(tmp_path, capsys):
     assert "40 JPEGs, crops of 16 pixels" in capsys.readouterr().out
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["images"].split(",")[0] for row in rows] == ["making the cache", "with the cache", "without"]
-    assert all(float(row["a second"].replace(",", "")) > 0 for row in rows)
+    assert [row["images"] for row in rows] == [
+        "building or verifying the cache",
+        "with the cache",
+        "without the cache",
+    ]
+    assert all(float(row["images/s"].replace(",", "")) > 0 for row in rows)
     data = loading.data_of(
         loading.LoadingSettings(count=40, short_side=24, size=16, batch_size=4), tmp_path / "images", None, 0
     )

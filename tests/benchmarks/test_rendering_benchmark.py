@@ -31,7 +31,7 @@ def test_network_has_the_published_size():
     assert scene(8)(torch.zeros(2, 3)).shape == (1, 2, 4)
 
 
-def test_once_prints_a_measurement_as_json(capsys):
+def test_once_prints_a_measurement(capsys):
     main(["--once", "1", "--size=4", "--samples_per_ray=5", "--hidden_dim=8"])
     assert json.loads(capsys.readouterr().out).keys() == {"seconds", "peak_mb"}
 
@@ -43,6 +43,6 @@ def test_table_has_a_row_per_number_of_views(capsys):
 
 
 @pytest.mark.parametrize("changes", [{"views": ()}, {"views": (0,)}, {"size": 0}, {"hidden_dim": 0}], ids=str)
-def test_settings_out_of_range_raise_an_error(changes):
-    with pytest.raises(ValueError, match="must be positive"):
+def test_settings_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match="each must be positive"):
         RenderingSettings(**changes)

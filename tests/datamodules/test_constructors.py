@@ -1,4 +1,4 @@
-"""Constructors of data modules and composers take their own arguments and pass the others on by name."""
+"""Constructors of data modules and composers take their own arguments and pass the others by name."""
 
 import ast
 import inspect
@@ -13,10 +13,10 @@ import datamodules
 from composers import Composer
 from datamodules import CoordinateDataModule
 
-LOADING = {"batch_size", "eval_batch_size", "num_workers"}
-WITHOUT_FILES = {"SamplePhotos", "SampleSpeech"}  # these read no folder of the user
-FROM_IMAGES = {"CelebA", "FFHQ", "ImageFolder", "ImageNette"}
-OF_COMPOSERS = {"inr", "renderer", "loss", "metrics", "optimizer", "scheduler", "refinement"}
+DATA_OPTIONS = {"batch_size", "eval_batch_size", "num_workers"}
+WITHOUT_ROOT = {"SamplePhotos", "SampleSpeech"}  # which contain bundled data
+WITH_CACHE = {"CelebA", "FFHQ", "ImageFolder", "ImageNette"}
+COMPOSER_OPTIONS = {"inr", "renderer", "loss", "metrics", "optimizer", "scheduler", "refinement"}
 
 
 def _exported(package, base):
@@ -30,14 +30,14 @@ COMPOSERS = _exported(composers, Composer)
 
 
 def _options(kind):
-    """Return the options of a class on the command line, and the help of each."""
+    """Return the help of the command line options of a class, by name."""
     parser = ArgumentParser()
     parser.add_class_arguments(kind)
     return {action.dest: action.help for action in parser._actions if action.dest != "help"}
 
 
 def _family(base):
-    """Return a class of this project and all that inherit from it."""
+    """Yield a class and all its subclasses in this project."""
     yield base
     for kind in base.__subclasses__():
         if kind.__module__.partition(".")[0] in ("composers", "datamodules"):
@@ -45,7 +45,7 @@ def _family(base):
 
 
 def _forwarded(kind):
-    """Return what a constructor passes to that of its base by position; None where it has no constructor."""
+    """Return the positional arguments of the call of the base constructor; None if there is no constructor."""
     if "__init__" not in vars(kind):
         return None
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__init__)))
@@ -56,25 +56,25 @@ def _forwarded(kind):
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_a_data_module_offers_and_documents_the_arguments_of_all(kind):
+def test_data_modules_have_and_document_the_common_arguments(kind):
     options = _options(kind)
-    expected = LOADING | (set() if kind.__name__ in WITHOUT_FILES else {"root"})
-    expected |= {"cache"} if kind.__name__ in FROM_IMAGES else set()
+    expected = DATA_OPTIONS | (set() if kind.__name__ in WITHOUT_ROOT else {"root"})
+    expected |= {"cache"} if kind.__name__ in WITH_CACHE else set()
     assert expected <= options.keys()
     assert [name for name, text in options.items() if not text] == []
 
 
 @pytest.mark.parametrize("kind", COMPOSERS)
-def test_a_composer_offers_and_documents_the_arguments_of_all(kind):
+def test_composers_have_and_document_the_common_arguments(kind):
     options = _options(kind)
-    assert {name.partition(".")[0] for name in options} >= OF_COMPOSERS
+    assert {name.partition(".")[0] for name in options} >= COMPOSER_OPTIONS
     assert [name for name, text in options.items() if not text] == []
 
 
 @pytest.mark.parametrize(
     ("base", "allowed"), [(CoordinateDataModule, []), (Composer, ["inr", "inner_loop"])], ids=["data", "composers"]
 )
-def test_constructors_pass_arguments_of_their_base_by_name(base, allowed):
+def test_arguments_are_passed_to_the_base_by_name(base, allowed):
     by_position = {kind.__name__: _forwarded(kind) for kind in dict.fromkeys(_family(base))}
     assert len(by_position) > 5
     for name, arguments in by_position.items():
@@ -82,16 +82,16 @@ def test_constructors_pass_arguments_of_their_base_by_name(base, allowed):
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_an_unknown_keyword_is_a_type_error(kind):
+def test_unknown_keyword_is_a_type_error(kind):
     with pytest.raises(TypeError, match="unexpected keyword argument 'batchsize'"):
         kind(batchsize=3)
 
 
-def test_an_unknown_argument_on_the_command_line_is_named():
+def test_unknown_option_on_the_command_line_is_reported():
     message = refused("fit", *tiny("ipc"), "--data.init_args.batchsize", 3)
     assert "datamodules.SamplePhotos: Option 'batchsize' is not accepted" in message
 
 
-def test_an_argument_of_the_old_order_is_refused():
+def test_positional_options_are_rejected():
     with pytest.raises(TypeError, match="positional argument"):
-        datamodules.ImageNette(64)  # which would turn downloads on
+        datamodules.ImageNette(64)  # 64 would set download

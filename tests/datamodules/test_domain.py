@@ -1,4 +1,4 @@
-"""Domains: coordinates of regular samples against loops, and domains as data; what is drawn of coordinates."""
+"""Domains: coordinates compared with naive loops, serialisation, and random noise and subsets."""
 
 import json
 import math
@@ -23,24 +23,24 @@ def _generator(seed=0):
 
 
 @given(SHAPES, RANGES)
-def test_grid_equals_a_loop_with_the_last_axis_fastest(shape, ends):
-    low, high = ends
-    wanted = [
+def test_grid_equals_a_loop_with_the_last_axis_fastest(shape, bounds):
+    low, high = bounds
+    expected = [
         [low + (high - low) * (index + 0.5) / n for index, n in zip(place, shape, strict=True)]
         for place in product(*(range(n) for n in shape))
     ]
-    found = grid(shape, low, high)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-7, rtol=0)
+    actual = grid(shape, low, high)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=1e-7, rtol=0)
 
 
-def test_cell_centres_written_out():
+def test_cell_centres_of_small_grids():
     rows, columns = (-0.5, 0.5), (-0.75, -0.25, 0.25, 0.75)
     assert grid((2, 4)).tolist() == [[row, column] for row in rows for column in columns]
     assert grid((4,), 0.0, 1.0).tolist() == [[0.125], [0.375], [0.625], [0.875]]
 
 
-def test_pixel_i_of_a_image_has_coordinate_i():
+def test_coordinates_are_in_the_order_of_pixels():
     image = torch.arange(6 * 4).reshape(6, 4)
     coords = grid(image.shape)
     nearest = ((coords + 1) / 2 * torch.tensor(image.shape)).long()
@@ -48,9 +48,9 @@ def test_pixel_i_of_a_image_has_coordinate_i():
 
 
 @pytest.mark.parametrize("count", [178, 16000, 48000])
-def test_every_centre_is_the_nearest_float(count):
-    wanted = [-1 + 2 * (index + 0.5) / count for index in range(count)]
-    assert torch.equal(grid((count,)).flatten(), torch.tensor(wanted, dtype=torch.float64).float())
+def test_centres_are_rounded_correctly(count):
+    expected = [-1 + 2 * (index + 0.5) / count for index in range(count)]
+    assert torch.equal(grid((count,)).flatten(), torch.tensor(expected, dtype=torch.float64).float())
 
 
 @given(SHAPES)
@@ -62,7 +62,7 @@ def test_grid_is_symmetric_and_cells_fill_the_range(shape):
     torch.testing.assert_close(coords[-1] + cell / 2, torch.full((len(shape),), 1.0), atol=1e-6, rtol=0)
 
 
-def test_cells_of_a_image_that_is_not_square():
+def test_cell_size_of_a_rectangular_image():
     assert cell_size((4, 10), 0.0, 1.0) == (0.25, 0.1)
 
 
@@ -70,17 +70,17 @@ def test_cells_of_a_image_that_is_not_square():
 def test_jitter_fills_the_cell_of_each_axis(shape):
     cell = cell_size(shape)
     coords = grid(shape).expand(50, -1, -1)
-    moved = (jitter(coords, cell, _generator()) - coords) / torch.tensor(cell)  # in cells
-    assert moved.abs().max() <= 0.5 + 1e-5
+    noise = (jitter(coords, cell, _generator()) - coords) / torch.tensor(cell)  # in cells
+    assert noise.abs().max() <= 0.5 + 1e-5
     for axis in range(len(shape)):
-        numbers = moved[..., axis]
-        assert numbers.max() > 0.49
-        assert numbers.min() < -0.49
-        assert numbers.mean().item() == pytest.approx(0, abs=0.02)
-        assert numbers.std().item() == pytest.approx(1 / math.sqrt(12), abs=0.01)
+        values = noise[..., axis]
+        assert values.max() > 0.49
+        assert values.min() < -0.49
+        assert values.mean().item() == pytest.approx(0, abs=0.02)
+        assert values.std().item() == pytest.approx(1 / math.sqrt(12), abs=0.01)
 
 
-def test_jitter_depends_on_its_generator_alone():
+def test_jitter_depends_on_its_generator_only():
     coords, cell = grid((3, 4)), cell_size((3, 4))
     first = jitter(coords, cell, _generator(1))
     torch.manual_seed(7)
@@ -92,34 +92,34 @@ def test_jitter_depends_on_its_generator_alone():
 
 
 @given(st.integers(1, 200), st.floats(0, 1, exclude_min=True))
-def test_a_ratio_takes_its_share(total, ratio):
-    chosen = subset(total, ratio, _generator())
-    assert len(chosen) == max(1, round(total * ratio))
-    assert sorted(set(chosen.tolist())) == chosen.tolist()
-    assert chosen.min() >= 0
-    assert chosen.max() < total
+def test_subset_of_a_ratio(total, ratio):
+    indices = subset(total, ratio, _generator())
+    assert len(indices) == max(1, round(total * ratio))
+    assert sorted(set(indices.tolist())) == indices.tolist()
+    assert indices.min() >= 0
+    assert indices.max() < total
 
 
 @given(st.integers(1, 200), st.integers(1, 300))
-def test_a_count_takes_so_many(total, count):
-    chosen = subset(total, count, _generator())
-    assert len(chosen) == min(total, count)
-    assert sorted(set(chosen.tolist())) == chosen.tolist()
+def test_subset_of_a_count(total, count):
+    indices = subset(total, count, _generator())
+    assert len(indices) == min(total, count)
+    assert sorted(set(indices.tolist())) == indices.tolist()
 
 
-def test_one_is_a_count_and_one_point_zero_a_ratio():
+def test_integer_one_is_a_count_and_float_one_a_ratio():
     assert len(subset(10, 1, _generator())) == 1
     assert subset(10, 1.0, _generator()).tolist() == list(range(10))
 
 
-def test_every_place_is_drawn_equally_often():
+def test_subsets_are_uniform():
     hits = torch.zeros(8)
     for seed in range(800):
         hits[subset(8, 0.25, _generator(seed))] += 1
     assert (hits - 200).abs().max() < 50  # four standard deviations
 
 
-def test_subsets_depend_on_their_generator_alone():
+def test_subsets_depend_on_their_generator_only():
     first = subset(50, 0.5, _generator(1))
     torch.manual_seed(7)
     assert torch.equal(subset(50, 0.5, _generator(1)), first)
@@ -128,7 +128,7 @@ def test_subsets_depend_on_their_generator_alone():
 
 @st.composite
 def _boxes(draw):
-    """Draw a shape, a range for each of its axes, and a box within it."""
+    """Draw a shape, a range for each axis, and a box within the shape."""
     shape = draw(SHAPES)
     ranges = tuple(draw(RANGES) for _ in shape)
     starts = [draw(st.integers(0, n - 1)) for n in shape]
@@ -136,55 +136,56 @@ def _boxes(draw):
 
 
 @given(_boxes())
-def test_a_box_has_the_coordinates_of_the_whole(drawn):
-    shape, ranges, part = drawn
+def test_coordinates_of_a_box_are_those_of_the_signal(example):
+    shape, ranges, part = example
     for domain in (Grid(ranges), CellGrid(ranges)):
-        whole = domain.coords(shape).view(*shape, domain.coord_dim)
-        cut = whole[tuple(slice(start, stop) for start, stop in part)]
-        assert torch.equal(domain.coords(shape, part), cut.reshape(-1, domain.coord_dim))
+        coords = domain.coords(shape).view(*shape, domain.coord_dim)
+        expected = coords[tuple(slice(start, stop) for start, stop in part)]
+        assert torch.equal(domain.coords(shape, part), expected.reshape(-1, domain.coord_dim))
 
 
-def test_every_axis_has_its_own_range():
-    found = Grid(((0.0, 1.0), (-3.0, 3.0))).coords((2, 3))
-    assert found.tolist() == [[row, column] for row in (0.25, 0.75) for column in (-2.0, 0.0, 2.0)]
+def test_axes_have_different_ranges():
+    actual = Grid(((0.0, 1.0), (-3.0, 3.0))).coords((2, 3))
+    assert actual.tolist() == [[row, column] for row in (0.25, 0.75) for column in (-2.0, 0.0, 2.0)]
     assert Grid(((0.0, 1.0), (-3.0, 3.0))).cell((2, 3)) == (0.5, 2.0)
 
 
-def test_cells_follow_the_position_and_do_not_move():
+def test_cell_sizes_follow_the_position_and_get_no_noise():
     domain = CellGrid(((0.0, 1.0), (-3.0, 3.0)))
     coords = domain.coords((2, 3))
     assert domain.coord_dim == coords.shape[-1] == 4
     assert torch.equal(coords[:, :2], Grid(domain.ranges).coords((2, 3)))
     assert coords[:, 2:].tolist() == [[0.5, 2.0]] * 6
-    moved = jitter(coords, domain.cell((2, 3)), _generator())
-    assert torch.equal(moved[:, 2:], coords[:, 2:])
-    assert not (moved[:, :2] == coords[:, :2]).any()
+    noisy = jitter(coords, domain.cell((2, 3)), _generator())
+    assert torch.equal(noisy[:, 2:], coords[:, 2:])
+    assert not (noisy[:, :2] == coords[:, :2]).any()
 
 
 @given(st.integers(1, 9), st.integers(1, 9), RANGES)
-def test_places_between_samples_are_those_of_another_size(own, new, ends):
-    places = (torch.arange(new, dtype=torch.float64) + 0.5) * own / new
-    torch.testing.assert_close(box((1,), *ends).at([places], (own,)), grid((new,), *ends), atol=1e-6, rtol=0)
-    cells = CellGrid((ends,)).at([places], (own,), [own / new])
-    torch.testing.assert_close(cells, CellGrid((ends,)).coords((new,)), atol=1e-6, rtol=0)
+def test_positions_of_another_size_are_its_coordinates(size, new, bounds):
+    places = (torch.arange(new, dtype=torch.float64) + 0.5) * size / new
+    torch.testing.assert_close(box((1,), *bounds).at([places], (size,)), grid((new,), *bounds), atol=1e-6, rtol=0)
+    cells = CellGrid((bounds,)).at([places], (size,), [size / new])
+    torch.testing.assert_close(cells, CellGrid((bounds,)).coords((new,)), atol=1e-6, rtol=0)
 
 
-def test_places_of_several_axes_cross():
+def test_coordinates_are_the_product_of_positions():
     places = [torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0, 4.0])]
-    found = Grid.unit(2).at(places, (2, 4))
-    assert found.tolist() == [[row, column] for row in (-1.0, 1.0) for column in (-0.5, 0.5, 1.0)]
+    actual = Grid.unit(2).at(places, (2, 4))
+    assert actual.tolist() == [[row, column] for row in (-1.0, 1.0) for column in (-0.5, 0.5, 1.0)]
 
 
 def test_rays_equal_a_loop_over_pixels_and_views():
     poses, focals, shape = orbit(2, 3.0, 20.0), torch.tensor([[5.0, 6.0], [7.0, 8.0]]), (2, 3, 4)
-    wanted = []
-    for pose, (across, along) in zip(poses.double(), focals.tolist(), strict=True):
+    expected = []
+    for pose, (horizontal, vertical) in zip(poses.double(), focals.tolist(), strict=True):
         for row, column in product(range(3), range(4)):
-            inside = torch.tensor([(column + 0.5 - 2) / across, (1.5 - row - 0.5) / along, -1.0], dtype=torch.float64)
-            wanted.append([*pose[:, 3].tolist(), *(pose[:, :3] @ inside).tolist()])
+            direction = [(column + 0.5 - 2) / horizontal, (1.5 - row - 0.5) / vertical, -1.0]
+            direction = pose[:, :3] @ torch.tensor(direction, dtype=torch.float64)
+            expected.append([*pose[:, 3].tolist(), *direction.tolist()])
     rays = Rays(2.0, 6.0).coords(shape, cameras=(poses, focals))
     assert rays.dtype == torch.float32
-    torch.testing.assert_close(rays.double(), torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(rays.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
     each = [Rays().coords((3, 4), cameras=camera) for camera in zip(poses, focals, strict=True)]
     torch.testing.assert_close(torch.cat(each), rays)
     part = Rays().coords(shape, [(1, 2), (0, 2), (3, 4)], cameras=(poses, focals))
@@ -193,49 +194,52 @@ def test_rays_equal_a_loop_over_pixels_and_views():
     torch.testing.assert_close(many, rays.expand(5, -1, -1))
 
 
-def test_a_volume_is_a_cube():
+def test_volume_is_a_cube():
     assert torch.equal(Volume(1.5).coords((2, 3, 4)), Grid(((-1.5, 1.5),) * 3).coords((2, 3, 4)))
     assert Volume(1.5).cell((2, 3, 4)) == (1.5, 1.0, 0.75)
     assert Volume(1.5).coord_dim == 3
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("create", "message"),
     [
-        (lambda: Grid.unit(2).coords((3,)), r"shape is \(3,\); this domain has 2 axes"),
+        (lambda: Grid.unit(2).coords((3,)), r"shape is \(3,\), but the domain has 2 axes"),
         (lambda: Grid.unit(1).coords((3,), [(0, 1), (0, 1)]), "box is .* has 1 axes"),
         (
             lambda: Grid(((1.0, -1.0),)),
-            r"ranges is \(\(1.0, -1.0\),\): the ends of an axis are finite, the lower one first",
+            r"ranges is \(\(1.0, -1.0\),\): bounds must be finite and in ascending order",
         ),
-        (lambda: Grid(((0.0, math.inf),)), "ends of an axis are finite"),
+        (lambda: Grid(((0.0, math.inf),)), "bounds must be finite"),
         (lambda: Grid(()), "ranges is"),
-        (lambda: Grid((1.0, 2.0)), "give a lower and an upper end for every axis"),
+        (lambda: Grid((1.0, 2.0)), "pass a lower and an upper bound for every axis"),
         (lambda: Volume(0.0), "bound is 0.0"),
         (lambda: Rays().coords((2, 2)), "cameras are missing"),
-        (lambda: Rays().coords((4,), cameras=(torch.eye(4)[:3], torch.ones(2))), r"shape is \(4,\), cameras are given"),
-        (lambda: Rays().coords((3, 2, 2), cameras=(orbit(2), torch.ones(2, 2))), "there are cameras of 2 views"),
+        (
+            lambda: Rays().coords((4,), cameras=(torch.eye(4)[:3], torch.ones(2))),
+            r"shape is \(4,\), cameras are present",
+        ),
+        (lambda: Rays().coords((3, 2, 2), cameras=(orbit(2), torch.ones(2, 2))), "there are cameras for 2 views"),
         (lambda: Rays().at([torch.zeros(1)], (1,)), "Rays has no coordinates between samples"),
     ],
 )
-def test_what_does_not_fit_a_domain_is_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        make()
+def test_invalid_arguments_are_rejected(create, message):
+    with pytest.raises(ValueError, match=message):
+        create()
 
 
 DOMAINS = (Grid(((0.0, 1.0), (-3.0, 3.0))), CellGrid.unit(2), Rays(2.0, 6.0), Rays(), Volume(1.5))
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=repr)
-def test_a_domain_survives_json(domain):
-    again = Domain.from_config(json.loads(json.dumps(domain.config())))
-    assert again == domain
-    assert type(again) is type(domain)
+def test_domains_round_trip_through_json(domain):
+    loaded = Domain.from_config(json.loads(json.dumps(domain.config())))
+    assert loaded == domain
+    assert type(loaded) is type(domain)
 
 
 @dataclass(frozen=True)
 class Circle(Domain):
-    """A domain of somebody else: angles."""
+    """A third-party domain of angles."""
 
     turns: int = 1
     unit: str | None = None
@@ -248,7 +252,7 @@ class Circle(Domain):
         return "angles"
 
 
-def test_a_domain_of_somebody_else_survives_too():
+def test_third_party_domain_round_trips_and_compares():
     assert Domain.from_config(Circle(3, "degrees").config()) == Circle(3, "degrees")
     assert Circle().cell((4,)) == (0.0,)
     assert Circle(2).agrees(Circle(2))
@@ -258,26 +262,26 @@ def test_a_domain_of_somebody_else_survives_too():
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
-        (None, "stored as class_path and init_args, found: None"),
+        (None, "must have class_path and init_args, received: None"),
         (
             {"class_path": "os.system", "init_args": {}},
-            r"'os.system' is unknown; known are .*datamodules\.domain\.Grid",
+            r"'os.system' is unknown: use one of .*datamodules\.domain\.Grid",
         ),
         ({"init_args": {}}, "None is unknown"),
-        ({"class_path": "datamodules.domain.Volume", "init_args": {"side": 1}}, "cannot be made"),
+        ({"class_path": "datamodules.domain.Volume", "init_args": {"side": 1}}, "cannot be created"),
         ({"class_path": "datamodules.domain.Grid", "init_args": {"ranges": 3}}, "ranges is 3"),
-        ({"class_path": "datamodules.domain.Grid", "init_args": [1]}, "stored as class_path and init_args"),
+        ({"class_path": "datamodules.domain.Grid", "init_args": [1]}, "must have class_path and init_args"),
     ],
 )
-def test_other_configs_are_refused(config, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_configs_are_rejected(config, message):
+    with pytest.raises(ValueError, match=message):
         Domain.from_config(config)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "same"),
+    ("first", "second", "expected"),
     [
         (Grid.unit(2), Grid(((-1.0, 1.0 + 1e-12), (-1.0, 1.0))), True),
         (Grid.unit(2), Grid.unit(1), False),
@@ -289,12 +293,12 @@ def test_other_configs_are_refused(config, words):
     ],
     ids=repr,
 )
-def test_models_go_with_domains_that_agree(first, second, same):
-    assert first.agrees(second) == second.agrees(first) == same
+def test_domains_that_agree(first, second, expected):
+    assert first.agrees(second) == second.agrees(first) == expected
 
 
-def test_domains_in_words():
+def test_domains_are_described():
     assert Grid.unit(2).describe() == "coordinates from -1 to 1"
     assert Grid(((0, 1), (-3, 3))).describe() == "coordinates from 0 to 1, from -3 to 3"
     assert Rays(2.0, 6.0).describe() == "rays at depths from 2 to 6"
-    assert Volume(2.0).describe() == "points of space within 2 of the origin"
+    assert Volume(2.0).describe() == "points in a cube from -2 to 2"

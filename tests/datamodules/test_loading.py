@@ -1,4 +1,4 @@
-"""Order and draws of items: functions of (seed, epoch, index), whoever loads them."""
+"""Order and random numbers of items depend only on seed, epoch and index."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from datamodules.randomness import generator_at, seed_at
 
 
 class _Items(Dataset):
-    """Ten items that know their number."""
+    """Ten items, filled with their index."""
 
     def __len__(self):
         return 10
@@ -26,14 +26,13 @@ def _augment(item, generator):
 
 
 def _batches(sampler, batch_size):
-    """Return the whole batches of one process as lists of addresses."""
+    """Return the complete batches of one process as lists of addresses."""
     addresses = list(sampler)
-    whole = len(addresses) // batch_size
-    return [addresses[t * batch_size : (t + 1) * batch_size] for t in range(whole)]
+    return [addresses[t * batch_size : (t + 1) * batch_size] for t in range(len(addresses) // batch_size)]
 
 
 def _global_batches(size, world_size, total, epoch, *, shuffle=True):
-    """Return batch ``t`` of all processes together as a set, for every ``t``."""
+    """Return the global batches, each as the set of addresses of all processes."""
     processes = []
     for rank in range(world_size):
         sampler = AddressSampler(size, shuffle=shuffle, seed=5, rank=rank, world_size=world_size)
@@ -44,7 +43,7 @@ def _global_batches(size, world_size, total, epoch, *, shuffle=True):
 
 
 @given(st.integers(8, 60), st.sampled_from([4, 8]), st.integers(0, 3))
-def test_batches_are_the_same_sets_for_any_number_of_processes(size, total, epoch):
+def test_global_batches_do_not_depend_on_the_number_of_processes(size, total, epoch):
     alone = _global_batches(size, 1, total, epoch)
     assert len(alone) == size // total
     assert all(len(batch) == total for batch in alone)
@@ -53,34 +52,34 @@ def test_batches_are_the_same_sets_for_any_number_of_processes(size, total, epoc
 
 
 @given(st.integers(1, 40), st.integers(1, 5))
-def test_unshuffled_every_item_comes_exactly_once(size, world_size):
-    found = []
+def test_unshuffled_epoch_has_every_item_once(size, world_size):
+    all_addresses = []
     for rank in range(world_size):
         sampler = AddressSampler(size, shuffle=False, seed=5, rank=rank, world_size=world_size)
         addresses = list(sampler)
         assert len(addresses) == len(sampler)
         assert addresses == sorted(addresses)
-        found += addresses
-    assert sorted(found) == [(0, index) for index in range(size)]
+        all_addresses += addresses
+    assert sorted(all_addresses) == [(0, index) for index in range(size)]
 
 
 @given(st.integers(1, 40), st.integers(1, 5))
-def test_shuffled_no_item_comes_twice_and_processes_have_equally_many(size, world_size):
+def test_shuffled_epoch_has_no_item_twice_and_equal_shares(size, world_size):
     samplers = [
         AddressSampler(size, shuffle=True, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
     assert {len(sampler) for sampler in samplers} == {size // world_size}
-    found = [address for sampler in samplers for address in sampler]
-    assert len(set(found)) == len(found) == size - size % world_size
+    addresses = [address for sampler in samplers for address in sampler]
+    assert len(set(addresses)) == len(addresses) == size - size % world_size
 
 
-def test_one_process_sees_every_item_of_every_epoch_in_another_order():
+def test_every_epoch_has_all_items_in_another_order():
     sampler = AddressSampler(50, shuffle=True, seed=5)
     orders = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
         addresses = list(sampler)
-        assert {found for found, _ in addresses} == {epoch}
+        assert {address_epoch for address_epoch, _ in addresses} == {epoch}
         orders.append([index for _, index in addresses])
         assert sorted(orders[-1]) == list(range(50))
     assert orders[0] != orders[1] != orders[2] != list(range(50))
@@ -88,7 +87,7 @@ def test_one_process_sees_every_item_of_every_epoch_in_another_order():
     assert [index for _, index in sampler] == orders[1]
 
 
-def test_orders_depend_on_the_seed_and_not_on_the_global_state():
+def test_order_depends_on_the_seed_and_not_on_the_global_state():
     first = list(AddressSampler(50, shuffle=True, seed=5))
     torch.manual_seed(99)
     state = torch.get_rng_state()
@@ -98,15 +97,15 @@ def test_orders_depend_on_the_seed_and_not_on_the_global_state():
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_skipping_resumes_the_first_epoch_only(shuffle):
-    whole = list(AddressSampler(10, shuffle=shuffle, seed=5, rank=1, world_size=2))
+def test_skip_applies_to_the_first_epoch_only(shuffle):
+    complete = list(AddressSampler(10, shuffle=shuffle, seed=5, rank=1, world_size=2))
     sampler = AddressSampler(10, shuffle=shuffle, seed=5, rank=1, world_size=2, skip=2)
     assert len(sampler) == 5
-    assert list(sampler) == whole[2:]
-    assert list(sampler) == whole
+    assert list(sampler) == complete[2:]
+    assert list(sampler) == complete
 
 
-def test_items_carry_their_seed_and_keep_the_rest():
+def test_items_get_a_seed():
     item = Addressed(_Items(), None, seed=5)[3, 7]
     assert item.seed == seed_at(5, "item", 3, 7)
     assert item.name == "item 7"
@@ -119,15 +118,15 @@ def test_augmentation_depends_on_seed_epoch_and_index_only():
     torch.manual_seed(99)
     addressed[0, 1]
     assert torch.equal(addressed[3, 7].values, first.values)
-    wanted = torch.rand(4, generator=generator_at(5, "augmentation", 3, 7)) + 7
-    torch.testing.assert_close(first.values, wanted.unsqueeze(0))
+    expected = torch.rand(4, generator=generator_at(5, "augmentation", 3, 7)) + 7
+    torch.testing.assert_close(first.values, expected.unsqueeze(0))
     for other in (addressed[4, 7], addressed[3, 8], Addressed(_Items(), _augment, seed=6)[3, 7]):
         assert not torch.equal(other.values % 1, first.values % 1)
         assert other.seed != first.seed
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_change_nothing():
+def test_items_do_not_depend_on_the_number_of_workers():
     epochs = []
     for num_workers in (0, 2):
         sampler = AddressSampler(10, shuffle=True, seed=5)

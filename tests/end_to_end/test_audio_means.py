@@ -1,4 +1,4 @@
-"""Means of numbers that some instances do not have, while training and in tables and curves."""
+"""Means of metrics that are undefined for some instances, in logs, tables and curves."""
 
 import math
 
@@ -16,7 +16,7 @@ from datamodules.spec import DataSpec, Modality
 
 
 class SomeSilence(CoordinateDataModule):
-    """Five recordings of noise, of which the second is silent, for training and evaluation alike."""
+    """Four recordings of noise and a silent one, for all splits."""
 
     def setup(self, stage):
         recordings = 0.1 * torch.randn(5, 1, 600, generator=torch.Generator().manual_seed(0))
@@ -29,10 +29,10 @@ class SomeSilence(CoordinateDataModule):
 
 
 @pytest.fixture
-def sounds(tmp_path, monkeypatch):
-    """Return a config of a tiny composer of audio, with refinement, in an empty folder."""
+def config(tmp_path, monkeypatch):
+    """Return the options of a tiny composer of audio with refinement, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "sounds.yaml"
+    path = tmp_path / "audio.yaml"
     layers = ("composers/transformer_ipc.yaml", "modalities/audio.yaml", "modalities/audio_tokens.yaml")
     path.write_text(f"""
 _base_: [{", ".join(str(REPOSITORY / "configs" / layer) for layer in layers)}]
@@ -48,42 +48,42 @@ model:
 
 
 @pytest.mark.slow
-def test_silence_is_left_out_of_the_mean_of_what_it_does_not_have(sounds, tmp_path):
-    run("fit", *sounds)
-    printed = run("test", *sounds, "--ckpt_path", "last")
+def test_undefined_metrics_are_left_out_of_means(config, tmp_path):
+    run("fit", *config)
+    printed = run("test", *config, "--ckpt_path", "last")
     assert "SI-SDR" in printed
     assert "nan" not in printed
     first, second = sorted((tmp_path / "runs" / "unnamed").glob("version_*"))
-    [reached] = column(first / "metrics.csv", "val/si_sdr")
-    assert -120 < reached < 120
+    [si_sdr] = column(first / "metrics.csv", "val/si_sdr")
+    assert -120 < si_sdr < 120
     recordings = rows(second / "test_instances.csv")
     assert [math.isnan(float(recording["si_sdr@2"])) for recording in recordings] == [False, True, False, False, False]
     for metric in ("psnr", "silence", "over_silence", "si_sdr", "lsd"):
         for name, step in ((metric, 0), (f"refined_{metric}", 2)):
-            numbers = [float(recording[f"{metric}@{step}"]) for recording in recordings]
-            known = [number for number in numbers if not math.isnan(number)]
+            values = [float(recording[f"{metric}@{step}"]) for recording in recordings]
+            known = [value for value in values if not math.isnan(value)]
             assert len(known) == 4 + (metric != "si_sdr")
             [mean] = column(second / "metrics.csv", f"test/{name}")
             assert mean == pytest.approx(sum(known) / len(known), rel=1e-4)
 
 
-def test_a_prediction_that_diverged_has_a_number_that_is_none():
-    numbers = torch.tensor([math.nan, math.nan, 1.0, math.nan])
+def test_nan_metric_of_a_diverged_prediction_counts():
+    values = torch.tensor([math.nan, math.nan, 1.0, math.nan])
     prediction = torch.zeros(4, 3, 2)
     prediction[1, 2, 1], prediction[3, 0, 0] = math.nan, math.inf
-    assert defined(numbers, prediction).tolist() == [False, True, True, True]
+    assert defined(values, prediction).tolist() == [False, True, True, True]
 
 
 def _row(psnr, si_sdr):
     return {Column("psnr", 0): psnr, Column("si_sdr", 0): si_sdr}
 
 
-def test_tables_and_curves_leave_out_what_is_undefined_but_not_what_diverged():
-    some = {"a": _row(20.0, 4.0), "silent": _row(90.0, math.nan), "b": _row(40.0, 8.0)}
-    assert [next(iter(part.cells)) for part in results_table(some).columns[1:]] == ["50.000", "6.000"]
-    [point] = curve(some, "si_sdr")
+def test_tables_and_curves_leave_out_undefined_but_not_diverged_values():
+    results = {"a": _row(20.0, 4.0), "silent": _row(90.0, math.nan), "b": _row(40.0, 8.0)}
+    assert [next(iter(part.cells)) for part in results_table(results).columns[1:]] == ["50.000", "6.000"]
+    [point] = curve(results, "si_sdr")
     assert (point.mean, point.lower, point.upper, point.instances) == (6.0, 5.0, 7.0, 2)
-    diverged = some | {"c": _row(math.nan, math.nan)}
+    diverged = results | {"c": _row(math.nan, math.nan)}
     assert [next(iter(part.cells)) for part in results_table(diverged).columns[1:]] == ["nan", "nan"]
-    [point] = curve({"silent": some["silent"]}, "si_sdr")
+    [point] = curve({"silent": results["silent"]}, "si_sdr")
     assert (math.isnan(point.mean), point.instances) == (True, 0)

@@ -1,4 +1,4 @@
-"""Mistakes of a user end with one message that names what is wrong, both values and the way out."""
+"""Invalid input raises one error message with the argument, the actual and the expected value, and the fix."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("modle: {rank: 4}", ["modle.rank"]),
         ("trainer: {max_epoch: 1}", ["trainer.max_epoch"]),
@@ -55,35 +55,35 @@ def trained(tmp_path_factory):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_config(text, told):
+def test_an_invalid_config_raises_a_short_error(text, expected):
     Path("wrong.yaml").write_text(text)
     message = refused("fit", *tiny("ipc"), "--config", "wrong.yaml")
-    for part in told:
+    for part in expected:
         assert part in message
     assert "--help" in message
     assert len(message) < 700
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["fitt"], ["fitt", "fit", "validate", "test"]),
         (["fit", "--confg", "x.yaml"], ["--confg"]),
-        (["fit", *tiny("ipc"), "--trainer.max_epoch", 1], ["--trainer.max_epoch"]),  # no abbreviation either
+        (["fit", *tiny("ipc"), "--trainer.max_epoch", 1], ["--trainer.max_epoch"]),  # abbreviations are not allowed
         (["fit", *tiny("ipc"), f"{MODEL}.rnk", 4], ["composers.TransformerIPC", "'rnk' is not accepted"]),
         (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml", "not exist"]),
         (["fit"], ["required", "data", "model"]),
     ],
     ids=lambda value: " ".join(str(part) for part in value if "/" not in str(part)),
 )
-def test_a_wrong_command(arguments, told):
+def test_an_invalid_command_line_raises_an_error(arguments, expected):
     message = refused(*arguments)
-    for part in told:
+    for part in expected:
         assert part in message
 
 
 @pytest.mark.parametrize(
-    ("composer", "arguments", "told"),
+    ("composer", "arguments", "expected"),
     [
         ("ipc", [f"{MODEL}.tokenizer.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
         ("ipc", [f"{INR}.coord_dim", 3], ["CoordinateMLP", "coord_dim 3", "for 2", "leave coord_dim out"]),
@@ -94,7 +94,7 @@ def test_a_wrong_command(arguments, told):
         ("ipc", [f"{MODEL}.transformer.init_args.num_heads", 5], ["num_heads 5", "embed_dim 12", "divisor"]),
         ("transinr", [f"{MODEL}.num_groups", 3], ["num_groups 3", "8 outputs", "divisor"]),
         ("ipc", [f"{MODEL}.refinement.init_args.stages", "[vall]"], ["['vall']", "val, test and predict"]),
-        ("ipc", [f"{DATA}.batch_size", 25], ["batch_size 25", "24 training items", "lower it"]),
+        ("ipc", [f"{DATA}.batch_size", 25], ["batch_size 25", "24 training items", "reduce it"]),
         ("ipc", [f"{DATA}.batch_size", 0], ["batch_size is 0", "at least 1"]),
         ("ipc", [f"{DATA}.scales", "[0.5]"], ["scales [0.5]", "1"]),
     ],
@@ -102,86 +102,86 @@ def test_a_wrong_command(arguments, told):
         f"{value[0].rpartition('.')[2]} {value[1]}" if isinstance(value, list) and len(value) == 2 else ""
     ),
 )
-def test_sizes_that_do_not_fit(composer, arguments, told):
+def test_inconsistent_sizes_raise_a_short_error(composer, arguments, expected):
     message = refused("fit", *tiny(composer), *arguments)
-    for part in told:
+    for part in expected:
         assert part in message
     assert len(message) < 500
 
 
-def test_a_base_that_is_missing():
+def test_a_missing_base_config_raises_an_error():
     Path("child.yaml").write_text("_base_: [nowhere.yaml]\n")
     message = refused("fit", "--config", "child.yaml")
     assert "_base_ names nowhere.yaml" in message
     assert str(Path("nowhere.yaml").resolve()) in message
-    assert "relative to the file that names them" in message
+    assert "relative to the file that contains _base_" in message
 
 
-@pytest.mark.parametrize(("text", "told"), [("- 1\n", "holds no mapping but list"), ("a: [1,\n", "YAML")])
-def test_a_base_that_is_no_config(text, told):
+@pytest.mark.parametrize(("text", "expected"), [("- 1\n", "must contain a mapping, not list"), ("a: [1,\n", "YAML")])
+def test_an_invalid_base_config_raises_an_error(text, expected):
     Path("base.yaml").write_text(text)
     Path("child.yaml").write_text("_base_: base.yaml\n")
     message = refused("fit", "--config", "child.yaml")
     assert str(Path("base.yaml").resolve()) in message
-    assert told in message
+    assert expected in message
 
 
 def _cut(content):
     return content[: len(content) // 2]
 
 
-def test_a_checkpoint_that_is_missing():
+def test_a_missing_checkpoint_raises_an_error():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "nowhere.ckpt")
     assert "There is no checkpoint nowhere.ckpt" in message
-    assert "train one with cli.py fit" in message
+    assert "train one with `cli.py fit`" in message
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "expected"),
     [
-        (_cut, "cut off"),
-        (lambda content: b"hello world, this is text", "no checkpoint"),
+        (_cut, "truncated"),
+        (lambda content: b"hello world, this is text", "not a checkpoint"),
         (lambda content: content[:200] + b"\x55" * 3000 + content[3200:], "damaged"),
     ],
     ids=["half", "text", "overwritten"],
 )
-def test_a_checkpoint_that_is_damaged(trained, damage, told):
+def test_a_damaged_checkpoint_raises_an_error(trained, damage, expected):
     Path("bad.ckpt").write_bytes(damage(trained.read_bytes()))
     message = refused("test", *tiny("ipc"), "--ckpt_path", "bad.ckpt")
     assert "bad.ckpt is " in message
-    assert told in message
-    assert "from its source again" in message
-    assert "weights_only" not in message  # no advice to load it all the same
+    assert expected in message
+    assert "copy or download it again" in message
+    assert "weights_only" not in message  # must not suggest loading the file anyway
 
 
 class _Harmful:
-    """What a checkpoint must not make."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self):
-        return os.mkdir, ("made",)
+        return os.mkdir, ("created",)
 
 
-def test_a_checkpoint_that_holds_an_object(trained):
+def test_a_checkpoint_with_an_object_is_not_loaded(trained):
     torch.save(torch.load(trained, weights_only=True) | {"extra": _Harmful()}, "harmful.ckpt")
     message = refused("test", *tiny("ipc"), "--ckpt_path", "harmful.ckpt")
     assert "harmful.ckpt holds an object" in message
     assert "mkdir" in message
-    assert not Path("made").exists()
+    assert not Path("created").exists()
     torch.load("harmful.ckpt", weights_only=False)
-    assert Path("made").exists()  # it would have been harmful
+    assert Path("created").exists()  # unpickling runs the code
 
 
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(2)}, [1, 2]], ids=["a dictionary", "a list"])
-def test_a_file_of_other_software(content):
+def test_a_file_of_other_software_raises_an_error(content):
     torch.save(content, "other.ckpt")
-    assert "other.ckpt is no checkpoint of this software: it has no state_dict" in refused(
+    assert "other.ckpt is not a checkpoint of this software: it has no `state_dict`" in refused(
         "test", *tiny("ipc"), "--ckpt_path", "other.ckpt"
     )
 
 
 @pytest.mark.parametrize(
-    ("command", "composer", "arguments", "told"),
+    ("command", "composer", "arguments", "expected"),
     [
         ("fit", "transinr", [], ["TransINR", "hypernet.weight_tokens: (8, 12) in the file, (19, 12) in the model"]),
         (
@@ -195,13 +195,13 @@ def test_a_file_of_other_software(content):
     ],
     ids=["another composer", "another rank", "more", "less"],
 )
-def test_a_checkpoint_of_another_model(trained, command, composer, arguments, told):
+def test_a_checkpoint_of_another_model_raises_an_error(trained, command, composer, arguments, expected):
     message = refused(command, *tiny(composer), *arguments, "--ckpt_path", trained)
-    for part in (*told, str(trained), "belongs to another model", "Use the config it was trained with"):
+    for part in (*expected, str(trained), "belongs to another model", "Use the config it was trained with"):
         assert part in message
 
 
-def test_weights_alone_cannot_be_resumed_but_tested(trained):
+def test_weights_without_training_state_can_be_tested_but_not_resumed(trained):
     composers.save(composers.load(trained), "weights.ckpt")
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "weights.ckpt")
     assert "weights.ckpt holds weights but no state of training" in message
@@ -209,47 +209,47 @@ def test_weights_alone_cannot_be_resumed_but_tested(trained):
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_an_evaluation_without_a_checkpoint(command):
+def test_evaluation_without_a_checkpoint_raises_an_error(command):
     message = refused(command, *tiny("ipc"))
     assert "--ckpt_path" in message
     assert "last" in message
 
 
-def test_last_without_runs():
+def test_last_without_runs_raises_an_error():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "last", NAME, "never")
     assert "There is no */checkpoints/last.ckpt in runs/never" in message
-    assert "train first, or give the path" in message
+    assert "train first, or pass the path" in message
 
 
-def test_last_without_a_logger():
+def test_last_without_a_logger_raises_an_error():
     message = refused("test", *tiny("ipc"), "--ckpt_path", "last", "--trainer.logger", "false")
     assert "give the path" in message
 
 
-def test_an_output_folder_that_is_a_file():
+def test_an_output_folder_that_is_a_file_raises_an_error():
     Path("file").write_text("x")
     message = refused("fit", *tiny("ipc"), SAVE_DIR, "file/below")
     assert "The output folder file/below/unnamed/version_0 cannot be written: it is a file" in message
     assert "--trainer.logger.init_args.save_dir" in message
 
 
-def test_an_output_folder_that_is_read_only(monkeypatch):
-    def refuse(**where):  # the superuser may write everywhere
-        raise PermissionError(errno.EACCES, "Permission denied", str(where))
+def test_a_read_only_output_folder_raises_an_error(monkeypatch):
+    def fail(**kwargs):  # file permissions do not apply to the superuser
+        raise PermissionError(errno.EACCES, "Permission denied", str(kwargs))
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
     message = refused("fit", *tiny("ipc"), SAVE_DIR, "locked")
     assert "The output folder locked/unnamed/version_0 cannot be written: Permission denied" in message
     assert "--trainer.logger.init_args.save_dir" in message
     assert not Path("locked").exists()
 
 
-def test_a_disk_that_is_too_small(monkeypatch):
+def test_too_little_disk_space_raises_an_error(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
     message = refused("fit", *tiny("ipc"), f"{MODEL}.transformer.init_args.embed_dim", 192)
     free, needed = (float(number) for number in re.search(r"has ([\d.]+) MB free.*about ([\d.]+) MB", message).groups())
-    blocks = 2 * 12 * 192**2  # the weights of two blocks are most of the parameters
+    blocks = 2 * 12 * 192**2  # most parameters are weights of the two blocks
     assert free == 1
     assert needed == pytest.approx(3 * 3 * 4 * blocks / 1e6, rel=0.2)  # 3 files; a weight and 2 moments; 4 bytes
     assert "--trainer.logger.init_args.save_dir" in message
@@ -257,15 +257,15 @@ def test_a_disk_that_is_too_small(monkeypatch):
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)
-def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(composer, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_checkpoint(composer, monkeypatch):
     written = []
 
     def fill_up(path, content):
-        whole = len(written) < 2  # best and last of the first epoch
+        is_complete = len(written) < 2  # best and last of the first epoch
         with path.open("wb") as file:
-            file.write(content if whole else content[: len(content) // 2])
+            file.write(content if is_complete else content[: len(content) // 2])
         written.append(path)
-        if not whole:
+        if not is_complete:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", fill_up)
@@ -281,16 +281,16 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(composer, monkeypatc
     monkeypatch.undo()
 
 
-def test_the_traceback_of_a_mistake_can_be_seen(monkeypatch):
+def test_cli_traceback_shows_the_traceback_of_an_error(monkeypatch):
     monkeypatch.setenv("CLI_TRACEBACK", "1")
     with pytest.raises(ValueError, match="batch_size is 0"):
         run("fit", *tiny("ipc"), f"{DATA}.batch_size", 0)
 
 
-def test_a_fault_of_the_software_keeps_its_traceback(monkeypatch):
+def test_unexpected_errors_keep_their_traceback(monkeypatch):
     def fail(*args):
-        raise RuntimeError("a fault")
+        raise RuntimeError("unexpected")
 
     monkeypatch.setattr(composers.TransformerIPC, "encode", fail)
-    with pytest.raises(RuntimeError, match="a fault"):
+    with pytest.raises(RuntimeError, match="unexpected"):
         run("fit", *tiny("ipc"))

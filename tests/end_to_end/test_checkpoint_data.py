@@ -8,7 +8,7 @@ import soundfile
 import torch
 from program import NAME, SAVE_DIR, refused, run, tiny
 
-from composers.checkpoint import check_data, stated_rate
+from composers.checkpoint import check_data, stated_sample_rate
 from datamodules import AudioFolder, CoordinateDataModule
 from datamodules.audio.prediction import AudioFiles
 from datamodules.domain import Grid
@@ -40,54 +40,56 @@ def told(data, content):
 
 
 @pytest.mark.parametrize(
-    ("rate", "found"),
+    ("sample_rate", "found"),
     [
-        (8000, "coordinates from -2 to 2 (pieces of 2 s at 8,000 samples a second)"),
-        (44100, "coordinates from -0.362812 to 0.362812 (pieces of 0.362812 s at 44,100 samples a second)"),
+        (8000, "coordinates from -2 to 2 (2 s at 8,000 Hz)"),
+        (44100, "coordinates from -0.362812 to 0.362812 (0.362812 s at 44,100 Hz)"),
     ],
 )
-def test_recordings_at_another_rate_than_in_training_are_refused(rate, found):
-    assert told(AudioFiles("a.wav", (1, 16000), rate), SECOND) == (
-        f"coordinates from -1 to 1 (pieces of 1 s at 16,000 samples a second); this AudioFiles has {found}: give the rate "
-        "and length of training, --data.init_args.rate 16000, of a data set seconds 1 too, or take another checkpoint."
+def test_recordings_at_another_rate_than_in_training_are_refused(sample_rate, found):
+    assert told(AudioFiles("a.wav", (1, 16000), sample_rate), SECOND) == (
+        f"coordinates from -1 to 1 (1 s at 16,000 Hz); this AudioFiles has {found}: use `--data.init_args.sample_rate 16000` "
+        "and, for a data set, `--data.init_args.seconds 1` as in training, or use another checkpoint."
     )
 
 
 def test_what_the_message_names_is_accepted():
     content = checkpoint(-1.5, 1.5, 2, 12000)
-    data = AudioFolder("sound", seconds=3.0, rate=4000, channels=2)
+    data = AudioFolder("sound", seconds=3.0, sample_rate=4000, channels=2)
     assert data.signal_shape == (2, 12000)  # the sizes alone do not tell
     message = told(data, content)
-    assert "--data.init_args.rate 8000, of a data set seconds 1.5 too" in message
-    assert "coordinates from -3 to 3 (pieces of 3 s at 4,000 samples a second)" in message
-    check_data(AudioFolder("sound", seconds=1.5, rate=8000, channels=2), content, "model.ckpt")
+    assert "`--data.init_args.sample_rate 8000` and, for a data set, `--data.init_args.seconds 1.5`" in message
+    assert "coordinates from -3 to 3 (3 s at 4,000 Hz)" in message
+    check_data(AudioFolder("sound", seconds=1.5, sample_rate=8000, channels=2), content, "model.ckpt")
     check_data(AudioFiles("a.wav", (2, 12000), 8000), content, "model.ckpt")
 
 
-@pytest.mark.parametrize(("seconds", "rate"), [(1.0, 16000), (3.0, 16000), (0.7, 44100), (0.1, 22050), (1 / 3, 11025)])
-def test_the_rate_of_training_fits_and_is_stated(seconds, rate):
-    trained = AudioFolder("sound", seconds=seconds, rate=rate)
+@pytest.mark.parametrize(
+    ("seconds", "sample_rate"), [(1.0, 16000), (3.0, 16000), (0.7, 44100), (0.1, 22050), (1 / 3, 11025)]
+)
+def test_the_rate_of_training_fits_and_is_stated(seconds, sample_rate):
+    trained = AudioFolder("sound", seconds=seconds, sample_rate=sample_rate)
     content = {"data": trained.spec.facts()}
-    assert stated_rate(content) == rate
-    check_data(AudioFiles("a.wav", trained.signal_shape, stated_rate(content)), content, "model.ckpt")
-    told(AudioFiles("a.wav", trained.signal_shape, rate + 1), content)
+    assert stated_sample_rate(content) == sample_rate
+    check_data(AudioFiles("a.wav", trained.signal_shape, stated_sample_rate(content)), content, "model.ckpt")
+    told(AudioFiles("a.wav", trained.signal_shape, sample_rate + 1), content)
 
 
 def test_images_of_other_coordinates_are_refused():
     content = checkpoint(-1.0, 1.0, 3, 8, 8)
-    assert stated_rate(content) is None
+    assert stated_sample_rate(content) is None
     check_data(ImageFiles(("a.png",), (3, 8, 8)), content, "model.ckpt")
     check_data(ImageFiles(("a.png",), (3, 16, 16)), content, "model.ckpt")  # sizes are compared elsewhere
     assert told(Wide(), content) == (
-        "coordinates from -1 to 1; this Wide has coordinates from 0 to 2: take data with the coordinates of training, or "
-        "take another checkpoint."
+        "coordinates from -1 to 1; this Wide has coordinates from 0 to 2: use data with the coordinates of the training "
+        "data, or use another checkpoint."
     )
 
 
 @pytest.mark.parametrize("content", [{}, {"data": None}], ids=str)
 def test_a_checkpoint_that_does_not_say_passes(content):
     check_data(AudioFiles("a.wav", (1, 16000), 8000), content, "old.ckpt")
-    assert stated_rate(content) is None
+    assert stated_sample_rate(content) is None
 
 
 @pytest.mark.slow
@@ -97,7 +99,7 @@ def test_the_program_takes_the_rate_of_training_and_refuses_another(tmp_path, mo
         Path("sound", split).mkdir(parents=True)
         for number in range(count):
             soundfile.write(f"sound/{split}/{number}.wav", 0.3 * np.sin(np.arange(1600) * (number + 2) / 20), 1000)
-    data = ["--data=datamodules.AudioFolder", "--data.root=sound", "--data.seconds=0.4", "--data.rate=500"]
+    data = ["--data=datamodules.AudioFolder", "--data.root=sound", "--data.seconds=0.4", "--data.sample_rate=500"]
     small = ["--model.tokenizer.patch_size=50", "--trainer.max_steps=2", SAVE_DIR, "out", NAME, "a"]
     run("fit", *tiny("ipc"), *data, *small, "--data.batch_size=2")
     [path] = Path("out").rglob("last.ckpt")
@@ -112,10 +114,10 @@ def test_the_program_takes_the_rate_of_training_and_refuses_another(tmp_path, mo
     }
     recordings = ["--audio", "sound/val", "--output"]
     run("predict", "--ckpt_path", path, *recordings, "stated")
-    run("predict", "--ckpt_path", path, *recordings, "given", "--data.rate", 500)
+    run("predict", "--ckpt_path", path, *recordings, "given", "--data.sample_rate", 500)
     assert Path("stated/0.wav").read_bytes() == Path("given/0.wav").read_bytes()
-    message = refused("predict", "--ckpt_path", path, *recordings, "wrong", "--data.rate", 250)
-    assert "pieces of 0.4 s at 500 samples a second" in message
+    message = refused("predict", "--ckpt_path", path, *recordings, "wrong", "--data.sample_rate", 250)
+    assert "0.4 s at 500 Hz" in message
     assert not Path("wrong").exists()
     torch.save({key: value for key, value in content.items() if key != "data"}, "old.ckpt")
-    run("predict", "--ckpt_path", "old.ckpt", *recordings, "old", "--data.rate", 250)
+    run("predict", "--ckpt_path", "old.ckpt", *recordings, "old", "--data.sample_rate", 250)

@@ -99,7 +99,7 @@ def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
 
 def test_padding_of_a_recording_is_not_adapted_to():
     composer, values = _build(shape=(1, 40)), torch.rand(1, 25)
-    code = sound.encode(composer, values, rate=20)
+    code = sound.encode(composer, values, sample_rate=20)
     assert code.facts["inner steps"] == "2"
     seen = Samples(grid((40,), -2.0, 2.0)[:25], values.mT[None])
     wanted = composer.encode(Observation(None, seen))["patterns.1"]
@@ -145,9 +145,9 @@ def test_a_tokenizer_states_the_size_first(tiny_ipc):
     [
         ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour images"),
         ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour images"),
-        ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not sound of a known length"),
-        (None, input_size, "MetaIPC does not say which images it takes: it has no tokenizer and no signal_shape"),
-        (None, sound.input_shape, "MetaIPC does not say which sound it takes"),
+        ((3, 8, 8), sound.input_shape, r"signals of shape \(3, 8, 8\), not audio of a known length"),
+        (None, input_size, "MetaIPC does not declare the size of its input images"),
+        (None, sound.input_shape, "MetaIPC does not state the shape of its signals"),
     ],
 )
 def test_other_signals_are_refused(shape, asked_for, message):

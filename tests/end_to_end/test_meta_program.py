@@ -200,7 +200,7 @@ def test_speech_goes_through_the_program(mode):
     assert curve == sorted(curve)
     recording = SPEECH / f"{HELD_OUT_RECORDINGS[0]}.flac"
     weights = ["--ckpt_path", CHECKPOINT.format("meta_speech", "last")]
-    run("predict", *weights, "--audio", recording, "--rate", 8000, "--steps", 3, *mode)
+    run("predict", *weights, "--audio", recording, "--sample_rate", 8000, "--steps", 3, *mode)
     [row] = rows("predictions/predictions.csv")
     assert row["inner steps"] == "3"
     assert int(row["tiles"]) > 1

@@ -1,4 +1,4 @@
-"""``cli.py predict`` and ``python -m tools.codes`` as people use them: files in, files out, one message for a mistake."""
+"""``cli.py predict`` and ``python -m tools.codes`` end to end: inputs, outputs, and one-line errors."""
 
 import contextlib
 import shutil
@@ -16,7 +16,7 @@ from composers.inference.refinement import Refinement
 from datamodules.storage.images import cut, read_image
 from datamodules.tiles import boxes, whole
 from modalities.images import encode, render
-from tools import codes as codes
+from tools import codes
 
 OPTIONS = ("images", "output", "size", "scale", "tile", "tile_size", "steps")
 
@@ -33,7 +33,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Return the checkpoints of a tiny IPC and a tiny TransINR for 16 x 16 pixels."""
+    """Return the checkpoints of a tiny IPC and a tiny TransINR for images of 16 x 16 pixels."""
     folder = tmp_path_factory.mktemp("trained")
     with contextlib.chdir(folder):
         for composer in ("ipc", "transinr"):
@@ -41,18 +41,18 @@ def trained(tmp_path_factory):
     return {name: folder / "runs" / name / "version_0" / "checkpoints" / "last.ckpt" for name in ("ipc", "transinr")}
 
 
-def _levels(path):
-    """Return the levels of an image as floating point."""
+def _pixels(path):
+    """Return the pixels of an image file as floating point."""
     return np.asarray(Image.open(path)).astype(float)
 
 
-def _psnr(seen, true, peak=255):
+def _psnr(prediction, target, peak=255):
     """Return the PSNR in dB."""
-    return 10 * np.log10(peak**2 / np.mean((seen - true) ** 2))
+    return 10 * np.log10(peak**2 / np.mean((prediction - target) ** 2))
 
 
 @pytest.mark.parametrize("kind", ["ipc", "transinr"])
-def test_one_image(trained, kind):
+def test_predict_writes_image_error_code_and_table(trained, kind):
     printed = run("predict", "--images", "wide.png", "--ckpt_path", trained[kind])
     assert {path.name for path in Path("predictions").iterdir()} == {
         "wide.png",
@@ -61,147 +61,147 @@ def test_one_image(trained, kind):
         "predictions.csv",
     }
     composer = composers.load(trained[kind])
-    seen, true = _levels("predictions/wide.png"), _levels("wide.png")
-    assert seen.shape == true.shape == (18, 40, 3)
-    wanted = np.asarray(render(composer, encode(composer, "wide.png")))
-    assert np.abs(seen - wanted).max() <= 1
-    assert np.array_equal(_levels("predictions/wide.error.png"), np.minimum(5 * np.abs(seen - true), 255))
+    prediction, target = _pixels("predictions/wide.png"), _pixels("wide.png")
+    assert prediction.shape == target.shape == (18, 40, 3)
+    expected = np.asarray(render(composer, encode(composer, "wide.png")))
+    assert np.abs(prediction - expected).max() <= 1
+    assert np.array_equal(_pixels("predictions/wide.error.png"), np.minimum(5 * np.abs(prediction - target), 255))
     [row] = rows("predictions/predictions.csv")
-    assert float(row["psnr"]) == pytest.approx(_psnr(seen, true), abs=6e-4)
+    assert float(row["psnr"]) == pytest.approx(_psnr(prediction, target), abs=6e-4)
     assert (row["name"], row["rows"], row["columns"], row["tiles"]) == ("wide", "18", "40", "1")
-    squeezed = cut(read_image("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
+    resized = cut(read_image("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
     for key, steps in (("psnr predicted", 0), ("psnr refined", 3)):
         code = encode(composer, "wide.png", refinement=Refinement(steps, composer.refinement.optimizer))
         field = torch.cat(list(decode(composer, code, (16, 16)))).double().numpy()
-        assert float(row[key]) == pytest.approx(_psnr(field, squeezed, peak=1), abs=2e-3)
+        assert float(row[key]) == pytest.approx(_psnr(field, resized, peak=1), abs=2e-3)
     assert "18 x 40" in printed
     assert "PSNR in dB" in printed
 
 
 @pytest.mark.slow
-def test_a_folder_with_bad_images(trained):
+def test_unreadable_images_in_a_folder_are_skipped(trained):
     Path("in/sub").mkdir(parents=True)
     shutil.move("wide.png", "in/sub/wide [red].png")
     shutil.move("tall.png", "in/tall.png")
     Path("in/text.jpg").write_text("hello")
     Path("in/empty.png").touch()
-    for _ in range(2):  # the second run takes neither the results of the first nor stumbles over them
+    for _ in range(2):  # the second run ignores and overwrites the results of the first
         printed = run("predict", "--images", "in", "--output", "in/out", "--ckpt_path", trained["ipc"], "--scale", 0.5)
         table = rows("in/out/predictions.csv")
         assert [row["name"] for row in table] == ["sub/wide [red]", "tall"]
-        assert _levels("in/out/sub/wide [red].png").shape == (9, 20, 3)
-        assert _levels("in/out/tall.png").shape == (12, 6, 3)
-        assert _levels("in/out/tall.error.png").shape == (25, 12, 3)
+        assert _pixels("in/out/sub/wide [red].png").shape == (9, 20, 3)
+        assert _pixels("in/out/tall.png").shape == (12, 6, 3)
+        assert _pixels("in/out/tall.error.png").shape == (25, 12, 3)
         assert "Skipped 2:" in printed
-        assert "in/text.jpg is no image" in printed
+        assert "in/text.jpg is not an image" in printed
         assert "in/empty.png is empty" in printed
         assert "[red]" in printed
 
 
 @pytest.mark.slow
-def test_sizes_and_steps(trained):
+def test_size_and_steps_are_options(trained):
     weights = ["--ckpt_path", trained["ipc"]]
     run("predict", "--images", "wide.png", "tall.png", *weights, "--size", "80", "--steps", 0)
-    assert _levels("predictions/wide.png").shape == (36, 80, 3)
-    assert _levels("predictions/tall.png").shape == (80, 38, 3)
+    assert _pixels("predictions/wide.png").shape == (36, 80, 3)
+    assert _pixels("predictions/tall.png").shape == (80, 38, 3)
     for row in rows("predictions/predictions.csv"):
         assert row["refinement steps"] == "0"
         assert row["psnr predicted"] == row["psnr refined"]
     run("predict", "--images", "wide.png", *weights, "--size", "[7, 5]")
-    assert _levels("predictions/wide.png").shape == (7, 5, 3)
+    assert _pixels("predictions/wide.png").shape == (7, 5, 3)
 
 
-def test_tiles(trained):
+def test_tiles_are_predicted_as_by_encode(trained):
     run("predict", "--images", "wide.png", "tall.png", "--tile", "--tile_size", 10, "--ckpt_path", trained["ipc"])
     composer = composers.load(trained["ipc"])
     for name, shape in (("wide", (18, 40)), ("tall", (25, 12))):
         code = read_code(f"predictions/{name}.safetensors")
         assert code.boxes == boxes(shape, 10, 2)
-        wanted = render(composer, encode(composer, f"{name}.png", tile=True, tile_size=10))
-        assert np.abs(_levels(f"predictions/{name}.png") - np.asarray(wanted)).max() <= 1
+        expected = render(composer, encode(composer, f"{name}.png", tile=True, tile_size=10))
+        assert np.abs(_pixels(f"predictions/{name}.png") - np.asarray(expected)).max() <= 1
     assert [int(row["tiles"]) for row in rows("predictions/predictions.csv")] == [
         len(boxes(shape, 10, 2)) for shape in ((18, 40), (25, 12))
     ]
 
 
 @pytest.mark.slow
-def test_two_processes(trained, tmp_path):
+def test_two_processes_write_the_same_results_as_one(trained, tmp_path):
     for index in range(2):
         Image.new("RGB", (9, 9), (index * 90, 0, 0)).save(f"extra{index}.png")
     images = ["wide.png", "tall.png", "extra0.png", "extra1.png", "text.jpg"]
     Path("text.jpg").write_text("hello")
-    given = ["--images", *images, "--tile", "--tile_size", 9, "--ckpt_path", trained["ipc"], "--data.batch_size", 2]
-    run("predict", *given, "--output", "one")
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    printed = run_process("predict", *given, "--output", "two", *two, cwd=tmp_path)
+    args = ["--images", *images, "--tile", "--tile_size", 9, "--ckpt_path", trained["ipc"], "--data.batch_size", 2]
+    run("predict", *args, "--output", "one")
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    printed = run_process("predict", *args, "--output", "two", *ddp, cwd=tmp_path)
     assert printed.count("Skipped 1:") == 1
-    assert printed.count("Images, errors, codes") == 1
-    table, alone = rows("two/predictions.csv"), rows("one/predictions.csv")
-    assert [row["name"] for row in table] == ["wide", "tall", "extra0", "extra1"]
-    for row, other in zip(table, alone, strict=True):
-        assert float(row["psnr"]) == pytest.approx(float(other["psnr"]), abs=0.02)
-        assert np.abs(_levels(f"two/{row['name']}.png") - _levels(f"one/{row['name']}.png")).max() <= 1
+    assert printed.count("Images, error images, codes") == 1
+    actual, expected = rows("two/predictions.csv"), rows("one/predictions.csv")
+    assert [row["name"] for row in actual] == ["wide", "tall", "extra0", "extra1"]
+    for row, expected_row in zip(actual, expected, strict=True):
+        assert float(row["psnr"]) == pytest.approx(float(expected_row["psnr"]), abs=0.02)
+        assert np.abs(_pixels(f"two/{row['name']}.png") - _pixels(f"one/{row['name']}.png")).max() <= 1
     assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
 
 
 @pytest.mark.slow
-def test_mistakes_with_images(trained):
+def test_invalid_image_options_raise_one_line_errors(trained):
     weights = ["--ckpt_path", trained["ipc"]]
     Path("text.jpg").write_text("hello")
     Path("in").mkdir()
     message = refused("predict", "--images", "text.jpg", "in", *weights)
-    assert "No image to predict from in text.jpg, in" in message
-    assert "text.jpg is no image" in message
-    assert "in nothing" in refused("predict", *weights)
+    assert "No readable image in text.jpg, in" in message
+    assert "text.jpg is not an image" in message
+    assert "in an empty list" in refused("predict", *weights)
     assert "add --tile" in refused("predict", "--images", "wide.png", *weights, "--tile_size", 9)
     message = refused("predict", "--images", "wide.png", *weights, "--size", 9, "--scale", 2)
-    assert message.startswith("error: size is 9 and scale 2.0: give one of them.\n(")
-    assert "above 0" in refused("predict", "--images", "wide.png", *weights, "--scale", -1)
+    assert message.startswith("error: size is 9 and scale is 2.0: pass only one of them.\n(")
+    assert "positive" in refused("predict", "--images", "wide.png", *weights, "--scale", -1)
     assert "steps is -1" in refused("predict", "--images", "wide.png", *weights, "--steps", -1)
     assert "pictur" in refused("predict", "--pictur", "wide.png", *weights)
     assert not Path("predictions").exists()
 
 
-def test_mistakes_with_folders(trained):
-    given = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
-    assert "The folder . holds other things" in refused("predict", *given, ".")
-    assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *given, "tall.png")
-    message = refused("predict", *given, "tall.png/in")
+def test_unusable_output_folders_raise_one_line_errors(trained):
+    args = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
+    assert "The folder . is not empty" in refused("predict", *args, ".")
+    assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *args, "tall.png")
+    message = refused("predict", *args, "tall.png/in")
     assert "The output folder tall.png/in cannot be written: it is a file" in message
     assert "choose another with --output" in message
     assert {path.name for path in Path().iterdir()} >= {"wide.png", "tall.png"}
 
 
-def test_mistakes_with_checkpoints(trained):
-    given = ["--images", "wide.png", "--ckpt_path"]
-    assert "There is no checkpoint no.ckpt" in refused("predict", *given, "no.ckpt")
-    assert "wide.png is cut off or no checkpoint" in refused("predict", *given, "wide.png")
+def test_unusable_checkpoints_raise_one_line_errors(trained):
+    args = ["--images", "wide.png", "--ckpt_path"]
+    assert "There is no checkpoint no.ckpt" in refused("predict", *args, "no.ckpt")
+    assert "wide.png is truncated or not a checkpoint" in refused("predict", *args, "wide.png")
     content = torch.load(trained["ipc"], weights_only=True)
     del content["composer"]
     torch.save(content, "bare.ckpt")
-    refused("predict", *given, "bare.ckpt")
-    message = refused("predict", *given, trained["ipc"], *tiny("ipc"))
+    refused("predict", *args, "bare.ckpt")
+    message = refused("predict", *args, trained["ipc"], *tiny("ipc"))
     assert "--images serves datamodules.ImageFiles" in message
     assert "leave the config out" in message
 
 
-def test_help_shows_the_short_options():
+def test_help_lists_the_short_options():
     printed = asked("predict", "--help")
     assert all(f"--{name} " in printed or f"--{name}\n" in printed for name in OPTIONS)
     assert "Images in and out" in printed
 
 
-def _codes(capsys, *args):
+def _run_codes(capsys, *args):
     """Run ``python -m tools.codes`` and return what it printed."""
     codes.main([str(argument) for argument in args])
     return capsys.readouterr().out
 
 
-def _codes_refused(*args):
-    """Return the message of a command that a user got wrong."""
-    with pytest.raises(SystemExit) as ended:
+def _codes_error(*args):
+    """Run a failing command of ``python -m tools.codes`` and return its error message."""
+    with pytest.raises(SystemExit) as exited:
         codes.main([str(argument) for argument in args])
-    message = ended.value.code
+    message = exited.value.code
     assert isinstance(message, str)
     assert message.startswith("error: ")
     assert "\n" not in message
@@ -210,73 +210,73 @@ def _codes_refused(*args):
 
 @pytest.fixture
 def encoded(trained):
-    """Return the codes of both images, encoded in Python."""
+    """Write the codes of both images, and return the model that encoded them."""
     composer = composers.load(trained["ipc"])
     for name in ("wide", "tall"):
         encode(composer, f"{name}.png").save(f"{name}.safetensors")
     return composer
 
 
-def test_codes_are_rendered_without_their_image(encoded, trained, capsys):
+def test_codes_are_rendered_without_the_original_image(encoded, trained, capsys):
     Path("wide.png").unlink()
-    given = ["wide.safetensors", "--checkpoint", trained["ipc"]]
-    assert "wide.18x40.png: 18 x 40 pixels" in _codes(capsys, "render", *given)
-    assert np.array_equal(_levels("wide.18x40.png"), _levels_of(encoded, (18, 40)))
-    _codes(capsys, "render", *given, "--size", "20x10", "--output", "new/out.png")
-    assert np.array_equal(_levels("new/out.png"), _levels_of(encoded, (20, 10)))
-    assert "wide.45x100.png" in _codes(capsys, "render", *given, "--size", 100)
-    assert "wide.9x20.png" in _codes(capsys, "render", *given, "--scale", 0.5)
+    args = ["wide.safetensors", "--checkpoint", trained["ipc"]]
+    assert "wide.18x40.png: 18 x 40 pixels" in _run_codes(capsys, "render", *args)
+    assert np.array_equal(_pixels("wide.18x40.png"), _rendered(encoded, (18, 40)))
+    _run_codes(capsys, "render", *args, "--size", "20x10", "--output", "new/out.png")
+    assert np.array_equal(_pixels("new/out.png"), _rendered(encoded, (20, 10)))
+    assert "wide.45x100.png" in _run_codes(capsys, "render", *args, "--size", 100)
+    assert "wide.9x20.png" in _run_codes(capsys, "render", *args, "--scale", 0.5)
 
 
-def _levels_of(composer, size):
-    """Return the levels of the wide image's code at a size."""
+def _rendered(composer, size):
+    """Return the pixels of the wide image's code, rendered at a size."""
     return np.asarray(render(composer, read_code("wide.safetensors"), size)).astype(float)
 
 
-def test_frames_between_two_codes(encoded, trained, capsys):
-    given = ["wide.safetensors", "tall.safetensors", "--checkpoint", trained["ipc"], "--frames", 3, "--size", 20]
-    assert "Wrote 3 frames of 9 x 20 pixels" in _codes(capsys, "interpolate", *given)
-    first, middle, last = (_levels(f"interpolation/{frame:03d}.png") for frame in range(3))
-    assert np.array_equal(first, _levels_of(encoded, (9, 20)))
+def test_interpolation_writes_frames_between_two_codes(encoded, trained, capsys):
+    args = ["wide.safetensors", "tall.safetensors", "--checkpoint", trained["ipc"], "--frames", 3, "--size", 20]
+    assert "Wrote 3 frames of 9 x 20 pixels" in _run_codes(capsys, "interpolate", *args)
+    first, middle, last = (_pixels(f"interpolation/{frame:03d}.png") for frame in range(3))
+    assert np.array_equal(first, _rendered(encoded, (9, 20)))
     ends = [read_code(f"{name}.safetensors").latents for name in ("wide", "tall")]
     halfway = {name: (latent + ends[1][name]) / 2 for name, latent in ends[0].items()}
     code = read_code("wide.safetensors")
     code.latents.update(halfway)
     assert np.abs(middle - np.asarray(render(encoded, code, (9, 20))).astype(float)).max() <= 1
     assert np.array_equal(last, np.asarray(render(encoded, read_code("tall.safetensors"), (9, 20))))
-    with Image.open("interpolation/frames.gif") as moving:
-        assert moving.n_frames == 3
-    assert "--frames is 1" in _codes_refused("interpolate", *given[:5], 1)
+    with Image.open("interpolation/frames.gif") as animation:
+        assert animation.n_frames == 3
+    assert "--frames is 1" in _codes_error("interpolate", *args[:5], 1)
 
 
-def test_info_says_what_a_code_is(encoded, trained, capsys):
-    printed = _codes(capsys, "info", "wide.safetensors")
+def test_info_prints_the_properties_of_a_code(encoded, trained, capsys):
+    printed = _run_codes(capsys, "info", "wide.safetensors")
     assert "18 x 40" in printed
     assert read_code("wide.safetensors").model in printed
-    assert "that of" in _codes(capsys, "info", "wide.safetensors", "--checkpoint", trained["ipc"])
-    assert "is another" in _codes(capsys, "info", "wide.safetensors", "--checkpoint", trained["transinr"])
+    assert "that of" in _run_codes(capsys, "info", "wide.safetensors", "--checkpoint", trained["ipc"])
+    assert "is another model" in _run_codes(capsys, "info", "wide.safetensors", "--checkpoint", trained["transinr"])
 
 
-def test_mistakes_with_codes(encoded, trained, capsys):
+def test_unusable_codes_raise_one_line_errors(encoded, trained, capsys):
     weights = ["--checkpoint", trained["ipc"]]
-    assert "means nothing to another model" in _codes_refused(
+    assert "means nothing to another model" in _codes_error(
         "render", "wide.safetensors", "--checkpoint", trained["transinr"]
     )
-    assert "There is no code no.safetensors" in _codes_refused("render", "no.safetensors", *weights)
-    assert "wide.png is damaged or no instance code" in _codes_refused("info", "wide.png")
-    assert "There is no checkpoint no.ckpt" in _codes_refused("render", "wide.safetensors", "--checkpoint", "no.ckpt")
-    assert "above 0" in _codes_refused("render", "wide.safetensors", *weights, "--scale", 0)
+    assert "There is no code no.safetensors" in _codes_error("render", "no.safetensors", *weights)
+    assert "wide.png is damaged or no instance code" in _codes_error("info", "wide.png")
+    assert "There is no checkpoint no.ckpt" in _codes_error("render", "wide.safetensors", "--checkpoint", "no.ckpt")
+    assert "positive" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
     for size in ("axb", "-4", "0", "3x4x5"):
         with pytest.raises(SystemExit):
             codes.main(["render", "wide.safetensors", "--checkpoint", "x", f"--size={size}"])
-        assert "is no size: give pixels of the longer side, or ROWSxCOLUMNS" in capsys.readouterr().err
+        assert "is not a size: pass pixels of the longer side, or ROWSxCOLUMNS" in capsys.readouterr().err
 
 
-def test_the_images_of_a_data_set_are_predicted_too(trained):
+def test_predict_runs_on_a_data_set(trained):
     config = REPOSITORY / "configs" / "data" / "sample_photos.yaml"
     args = ["--config", config, "--data.init_args.size", 16, "--data.init_args.eval_batch_size", 3, "--steps", 1]
     run("predict", "--ckpt_path", trained["ipc"], *args, "--trainer.limit_predict_batches", 1)
-    found = rows("predictions/predictions.csv")
-    assert [row["name"] for row in found] == ["astronaut", "astronaut-00", "astronaut-01"]
-    assert all(float(row["psnr"]) > float(row["psnr refined"]) - 0.05 for row in found)  # clipping only helps
-    assert not Path("config.yaml").exists()  # which could be the user's own
+    table = rows("predictions/predictions.csv")
+    assert [row["name"] for row in table] == ["astronaut", "astronaut-00", "astronaut-01"]
+    assert all(float(row["psnr"]) > float(row["psnr refined"]) - 0.05 for row in table)  # clipping only helps
+    assert not Path("config.yaml").exists()  # which could overwrite a file of the user

@@ -1,4 +1,4 @@
-"""The program on speech, from training to prediction, by one process and by two."""
+"""Training, evaluation and prediction on speech, with one and two processes."""
 
 import pytest
 import soundfile
@@ -8,12 +8,12 @@ from program import NAME, TESTS, checkpoint, column, rows, run, run_process
 from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH
 
 TINY = ["--config", str(TESTS / "configs" / "tiny_speech.yaml")]
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
+TWO_PROCESSES = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
 METRICS = ("psnr", "silence", "over_silence", "si_sdr", "lsd")
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _empty_folder(tmp_path, monkeypatch):
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -22,10 +22,10 @@ def test_fit_validate_test_and_predict(tmp_path):
     assert "SampleSpeech (1, 16000), 24 training and 12" in run("fit", *TINY)
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
     run("validate", *TINY, *weights)
-    [again] = rows("runs/unnamed/version_1/metrics.csv")
+    [validated] = rows("runs/unnamed/version_1/metrics.csv")
     [logged] = [row for row in rows("runs/unnamed/version_0/metrics.csv") if "val/psnr" in row]
     for name in METRICS:
-        assert float(again[f"val/{name}"]) == pytest.approx(float(logged[f"val/{name}"]), abs=1e-4)
+        assert float(validated[f"val/{name}"]) == pytest.approx(float(logged[f"val/{name}"]), abs=1e-4)
     assert float(logged["val/over_silence"]) == pytest.approx(
         float(logged["val/psnr"]) - float(logged["val/silence"]), abs=1e-4
     )
@@ -38,31 +38,33 @@ def test_fit_validate_test_and_predict(tmp_path):
         assert set(METRICS) == {key.partition("@")[0] for key in row} - {"name"}
     assert (tmp_path / "runs/unnamed/version_2/gallery.png").stat().st_size > 10_000
     recording = SPEECH / f"{HELD_OUT_RECORDINGS[0]}.flac"
-    run("predict", *weights, "--audio", recording, "--rate", 8000)
+    run("predict", *weights, "--audio", recording, "--sample_rate", 8000)
     written = soundfile.info(f"predictions/{HELD_OUT_RECORDINGS[0]}.wav")
     assert written.samplerate == 8000
     assert abs(written.frames - soundfile.info(recording).frames / 2) <= 1
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     run("fit", *TINY, NAME, "one")
-    run_process("fit", *TINY, *TWO, NAME, "two", cwd=tmp_path)
+    run_process("fit", *TINY, *TWO_PROCESSES, NAME, "two", cwd=tmp_path)
     one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))
     assert all((two[key] - weight).abs().max() < 1e-5 for key, weight in one.items())
     for name in METRICS:
-        [found], [wanted] = (column(f"runs/{folder}/version_0/metrics.csv", f"val/{name}") for folder in ("two", "one"))
-        assert found == pytest.approx(wanted, abs=1e-3)
+        [actual], [expected] = (
+            column(f"runs/{folder}/version_0/metrics.csv", f"val/{name}") for folder in ("two", "one")
+        )
+        assert actual == pytest.approx(expected, abs=1e-3)
     weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
     run("test", *TINY, NAME, "one", *weights)
-    run_process("test", *TINY, *TWO, NAME, "two", *weights, cwd=tmp_path)
-    found, wanted = (rows(f"runs/{folder}/version_1/test_instances.csv") for folder in ("two", "one"))
-    assert [row["name"] for row in found] == [row["name"] for row in wanted]
-    for row, other in zip(found, wanted, strict=True):
+    run_process("test", *TINY, *TWO_PROCESSES, NAME, "two", *weights, cwd=tmp_path)
+    actual, expected = (rows(f"runs/{folder}/version_1/test_instances.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in actual] == [row["name"] for row in expected]
+    for row, other in zip(actual, expected, strict=True):
         assert all(float(row[key]) == pytest.approx(float(other[key]), abs=1e-3) for key in row.keys() - {"name"})
     recordings = [SPEECH / f"{name}.flac" for name in HELD_OUT_RECORDINGS[:2]]
-    run("predict", *weights, "--audio", *recordings, "--output", "alone")
-    run_process("predict", *weights, "--audio", *recordings, "--output", "both", *TWO[:2], cwd=tmp_path)
+    run("predict", *weights, "--audio", *recordings, "--output", "one")
+    run_process("predict", *weights, "--audio", *recordings, "--output", "two", *TWO_PROCESSES[:2], cwd=tmp_path)
     for name in HELD_OUT_RECORDINGS[:2]:
-        alone, both = (torch.from_numpy(soundfile.read(f"{folder}/{name}.wav")[0]) for folder in ("alone", "both"))
-        assert (alone - both).abs().max() < 1e-3
+        expected, actual = (torch.from_numpy(soundfile.read(f"{folder}/{name}.wav")[0]) for folder in ("one", "two"))
+        assert (actual - expected).abs().max() < 1e-3

@@ -131,7 +131,7 @@ def test_hyper_parameters_are_the_published_ones(name):
     assert data["class_path"].endswith(".LibriSpeech")
     wanted = {
         "seconds": seconds,
-        "rate": 16000,
+        "sample_rate": 16000,
         "batch_size": 16,
         "coordinate_subset": coordinates,
         "coordinate_noise": "none",

@@ -219,9 +219,9 @@ def test_yaml_without_a_base_is_left_alone():
     [
         ({"top": "_base_: missing.yaml"}, r"_base_ names missing\.yaml, but there is no file .*missing\.yaml"),
         ({"top": "_base_: [.]"}, "there is no file"),
-        ({"low": "[1]", "top": "_base_: low.yaml"}, r"low\.yaml, named by _base_, holds no mapping but list"),
-        ({"low": "", "top": "_base_: low.yaml"}, r"low\.yaml, named by _base_, holds no mapping but NoneType"),
-        ({"low": "a: [1,", "top": "_base_: low.yaml"}, r"low\.yaml, named by _base_, cannot be read as YAML"),
+        ({"low": "[1]", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, must contain a mapping, not list"),
+        ({"low": "", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, must contain a mapping, not NoneType"),
+        ({"low": "a: [1,", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, is not valid YAML"),
     ],
     ids=["missing", "a folder", "a list", "empty", "no YAML"],
 )

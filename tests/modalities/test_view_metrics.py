@@ -1,4 +1,4 @@
-"""Numbers per scene against loops over its views, closed forms and scikit-image."""
+"""Metrics of scenes against loops over views, closed forms and scikit-image."""
 
 import importlib.util
 import math
@@ -21,7 +21,7 @@ COUNT = math.prod(SHAPE)
 
 
 def _scenes(instances=2, shape=SHAPE, seed=0):
-    """Return a target of smooth views and a prediction that is wrong by another amount in every view."""
+    """Return a random target, and a prediction with a different error in every view."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand(instances, *shape, 3, generator=generator)
     scale = torch.linspace(0.05, 0.4, instances * shape[0]).view(instances, shape[0], 1, 1, 1)
@@ -31,27 +31,27 @@ def _scenes(instances=2, shape=SHAPE, seed=0):
 
 
 def _views(values, shape=SHAPE):
-    """Yield for every instance its views ``(H, W, 3)`` in float64."""
+    """Yield the views ``(H, W, 3)`` of every instance in float64."""
     for instance in values:
         yield [view.double().numpy() for view in instance.view(*shape, 3)]
 
 
-def _naive_psnr(seen, true):
-    return -10 * math.log10(((seen - true) ** 2).mean())
+def _naive_psnr(prediction, truth):
+    return -10 * math.log10(((prediction - truth) ** 2).mean())
 
 
 def test_psnr_is_the_mean_over_views():
     prediction, target = _scenes()
     pairs = zip(_views(prediction), _views(target.values), strict=True)
-    wanted = [[_naive_psnr(*pair) for pair in zip(*views, strict=True)] for views in pairs]
-    assert view_psnr(prediction, target, SHAPE).tolist() == [pytest.approx(row, abs=1e-4) for row in wanted]
+    expected = [[_naive_psnr(*pair) for pair in zip(*views, strict=True)] for views in pairs]
+    assert view_psnr(prediction, target, SHAPE).tolist() == [pytest.approx(row, abs=1e-4) for row in expected]
     found = ViewPSNR().measure(prediction, target, SHAPE)
-    assert found.tolist() == pytest.approx([np.mean(row) for row in wanted], abs=1e-4)
+    assert found.tolist() == pytest.approx([np.mean(row) for row in expected], abs=1e-4)
     pooled = PSNR().measure(prediction, target, SHAPE)
     assert (found - pooled > 0.2).all()  # the mean of logarithms is above the logarithm of the mean
 
 
-def test_two_views_by_hand():
+def test_two_views_match_values_by_hand():
     target = Samples(torch.zeros(8, 6), torch.zeros(1, 8, 3))
     prediction = torch.cat([torch.full((1, 4, 3), 0.1), torch.full((1, 4, 3), 0.01)], dim=1)
     assert ViewPSNR().measure(prediction, target, (2, 2, 2)).item() == pytest.approx(30, abs=1e-4)
@@ -62,11 +62,11 @@ def test_two_views_by_hand():
     assert OverWhite().measure(torch.ones(1, 8, 3), grey, (2, 2, 2)).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_masked_pixels_do_not_count():
+def test_masked_pixels_are_ignored():
     prediction, target = _scenes()
     mask = torch.rand(2, COUNT) < 0.7
-    spoilt = torch.where(mask.unsqueeze(-1), prediction, torch.tensor(9.0))
-    found = view_psnr(spoilt, target._replace(mask=mask), SHAPE)
+    corrupted = torch.where(mask.unsqueeze(-1), prediction, torch.tensor(9.0))
+    found = view_psnr(corrupted, target._replace(mask=mask), SHAPE)
     for instance in range(2):
         for view in range(3):
             counted = mask[instance].view(3, -1)[view]
@@ -87,14 +87,14 @@ def test_ssim_is_the_mean_over_views():
         assert found[instance].item() == pytest.approx(np.mean(single), abs=1e-5)
         options = {"data_range": 1.0, "channel_axis": -1, "gaussian_weights": True, "use_sample_covariance": False}
         others = [structural_similarity(*(one.numpy() for one in pair), **options) for pair in zip(*views, strict=True)]
-        assert found[instance].item() == pytest.approx(np.mean(others), abs=0.03)  # which leaves borders out
+        assert found[instance].item() == pytest.approx(np.mean(others), abs=0.03)  # scikit-image excludes borders
     assert ViewSSIM().measure(target.values, target, shape).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    "metric", [ViewPSNR(), WhiteView(), OverWhite(), ViewSSIM()], ids=lambda one: type(one).__name__
+    "metric", [ViewPSNR(), WhiteView(), OverWhite(), ViewSSIM()], ids=lambda metric: type(metric).__name__
 )
-def test_only_whole_views_have_a_number(metric):
+def test_metrics_are_nan_unless_samples_are_complete_views(metric):
     prediction, target = _scenes()
     assert metric.measure(prediction, target, SHAPE).isfinite().all()
     for shape in (None, (COUNT,), (36, 14)):
@@ -103,13 +103,13 @@ def test_only_whole_views_have_a_number(metric):
         assert found.isnan().all()
 
 
-def test_small_views_have_no_ssim():
+def test_ssim_of_small_views_is_nan():
     assert ViewSSIM().measure(*_scenes(shape=(1, 10, 30)), (1, 10, 30)).isnan().all()
     assert ViewSSIM().measure(*_scenes(shape=(1, 11, 30)), (1, 11, 30)).isfinite().all()
 
 
 def _torchvision(monkeypatch, tmp_path):
-    """Let there be a torchvision, whose weights would lie in a folder of ours."""
+    """Install a fake torchvision, and return the path where it expects its weights."""
     weights = types.SimpleNamespace(DEFAULT=types.SimpleNamespace(url="https://example.org/models/alexnet-1.pth?raw=1"))
     module = types.ModuleType("torchvision")
     module.models = types.SimpleNamespace(AlexNet_Weights=weights)
@@ -119,7 +119,7 @@ def _torchvision(monkeypatch, tmp_path):
     return tmp_path / "checkpoints" / "alexnet-1.pth"
 
 
-def test_lpips_without_its_parts_says_what_is_missing(monkeypatch, tmp_path):
+def test_lpips_warns_about_missing_dependencies(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.warns(
         UserWarning, match="^LPIPS is NaN: it needs the package torchvision, .*: pip install torchvision, or"
@@ -127,44 +127,45 @@ def test_lpips_without_its_parts_says_what_is_missing(monkeypatch, tmp_path):
         metric = LPIPS()
     assert metric.measure(*_scenes(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
     path = _torchvision(monkeypatch, tmp_path)
-    wanted = (
-        f"it needs the file {path}: get it from https://example.org/models/alexnet-1.pth?raw=1, or leave LPIPS out."
+    expected = (
+        f"it needs the file {path}: download it from https://example.org/models/alexnet-1.pth?raw=1, or remove LPIPS "
+        "from the metrics."
     )
-    with pytest.warns(UserWarning, match=re.escape(wanted)):
+    with pytest.warns(UserWarning, match=re.escape(expected)):
         metric = LPIPS()
     assert metric.measure(*_scenes(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
-    monkeypatch.setitem(sys.modules, "torchvision", None)  # which cannot be imported
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # makes the import fail
     with pytest.warns(
-        UserWarning, match="^LPIPS is NaN: the package torchvision does not fit this torch, .*: pip install it"
+        UserWarning, match="^LPIPS is NaN: the package torchvision is incompatible with this torch, .*: pip install it"
     ):
         LPIPS()
-    with pytest.raises(ValueError, match="network of LPIPS is resnet; allowed are alex, vgg, squeeze"):
+    with pytest.raises(ValueError, match="network is 'resnet': choose one of alex, vgg, squeeze"):
         LPIPS("resnet")
 
 
 def test_lpips_is_the_mean_over_views(monkeypatch, tmp_path):
-    """By a distance that stands for the network: clipped values arrive as images, in [0, 1]."""
+    """A fake network receives clipped images in [0, 1]."""
 
     class Distance(torch.nn.Module):
-        def forward(self, seen, true, normalize):
+        def forward(self, prediction, truth, normalize):
             assert normalize
-            assert seen.shape == true.shape == (2, 3, 32, 40)
-            assert seen.min() >= 0
-            assert seen.max() <= 1
-            return (seen - true).abs().mean((1, 2, 3), keepdim=True)
+            assert prediction.shape == truth.shape == (2, 3, 32, 40)
+            assert prediction.min() >= 0
+            assert prediction.max() <= 1
+            return (prediction - truth).abs().mean((1, 2, 3), keepdim=True)
 
     path = _torchvision(monkeypatch, tmp_path)
     path.parent.mkdir()
     path.touch()
-    made = []
+    networks = []
     monkeypatch.setattr(
         view_metrics,
         "LearnedPerceptualImagePatchSimilarity",
-        lambda network, normalize: made.append(network) or types.SimpleNamespace(net=Distance()),
+        lambda network, normalize: networks.append(network) or types.SimpleNamespace(net=Distance()),
     )
     shape = (2, 32, 40)
     prediction, target = _scenes(shape=shape)
     found = LPIPS().measure(prediction, target, shape)
-    assert made == ["alex"]
+    assert networks == ["alex"]
     assert torch.allclose(found, (prediction.clamp(0, 1) - target.values).abs().mean((1, 2)), atol=1e-6)
     assert LPIPS().measure(*_scenes(shape=(2, 31, 40)), (2, 31, 40)).isnan().all()

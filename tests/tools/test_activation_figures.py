@@ -257,7 +257,7 @@ def test_a_folder_is_searched_and_what_cannot_be_read_is_told(folder):
     found, skipped = read_all([str(folder)])
     assert len(found) == 3
     assert len(skipped) == 1
-    assert skipped[0].startswith(f"Skipped: {folder / 'broken.jpg'} is no image")
+    assert skipped[0].startswith(f"Skipped: {folder / 'broken.jpg'} is not an image")
 
 
 def test_names_are_unique(folder):
@@ -535,8 +535,8 @@ def test_images_that_cannot_be_read_are_named(folder, checkpoints, capsys):
     (folder / "empty").mkdir()
     given = ["--checkpoint", checkpoints[0], "--images"]
     message = _fails(capsys, *given, folder / "b.png", folder / "broken.jpg")
-    assert f"{folder / 'broken.jpg'} is no image" in message
-    assert f"There is no image {folder / 'no.jpg'}" in _fails(capsys, *given, folder, folder / "no.jpg")
+    assert f"{folder / 'broken.jpg'} is not an image" in message
+    assert f"{folder / 'no.jpg'} does not exist" in _fails(capsys, *given, folder, folder / "no.jpg")
     assert f"There is no image in {folder / 'empty'}" in _fails(capsys, *given, folder / "empty")
 
 

@@ -1,4 +1,4 @@
-"""The check of a data set of audio finds every kind of problem, counts and names it exactly, and says what fixes it."""
+"""The check of audio data sets finds, counts and names every kind of problem and states the fix."""
 
 import csv
 from pathlib import Path
@@ -11,16 +11,16 @@ from datamodules import AudioFolder, LibriSpeech
 from datamodules.audio.base import RecordingSet
 from datamodules.storage.audio import read_recording
 from datamodules.storage.folders import NamedFile
-from tools.check import recordings as looking
+from tools.check import recordings
 from tools.check.__main__ import main
-from tools.check.recordings import check_recordings, soundings
+from tools.check.recordings import check_recordings, recording_problems
 
-RATE = 1000
-FOLDER = ("--data", "datamodules.AudioFolder", "--data.root", "sound", "--data.rate", RATE)
+SAMPLE_RATE = 1000
+FOLDER = ("--data", "datamodules.AudioFolder", "--data.root", "sound", "--data.sample_rate", SAMPLE_RATE)
 
 
 class Numbered(RecordingSet):
-    """Three recordings for training and two for the others, as published; `fetch` writes them."""
+    """Three published recordings for training and two for the other splits; `fetch` writes them."""
 
     def files(self, split):
         return [NamedFile(path.name, path) for path in sorted(self.root.glob(f"part/{_part(split)}/*.wav"))]
@@ -39,30 +39,30 @@ def _part(split):
     return "train" if split == "train" else "held"
 
 
-def recording(path, samples=2000, rate=RATE, channels=1, loudness=0.5, **options):
-    """Write a recording of noise whose loudest sample is ``loudness``, and return its path."""
+def recording(path, samples=2000, sample_rate=SAMPLE_RATE, channels=1, peak=0.5, **options):
+    """Write a recording of noise with the given peak, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(samples).uniform(-1, 1, (samples, channels))
-    soundfile.write(path, loudness * values / np.abs(values).max(), rate, **options)
+    soundfile.write(path, peak * values / np.abs(values).max(), sample_rate, **options)
     return path
 
 
 def check(*args, status=0, capsys):
-    """Run the check, and return what it printed, the errors last."""
-    found = 0
+    """Run the check and return its output, followed by its errors."""
+    actual = 0
     try:
         main([str(argument) for argument in args])
-    except SystemExit as ended:
-        found = ended.code
+    except SystemExit as exit_:
+        actual = exit_.code
     printed = capsys.readouterr()
-    assert found == status, printed
+    assert actual == status, printed
     assert (printed.err != "") == printed.err.startswith("error: ")
     return printed.out + printed.err
 
 
 def row(printed, name):
-    """Return the cells of the row of a split."""
+    """Return the cells of a row of the printed table."""
     [line] = [line for line in printed.splitlines() if line.startswith(f"{name}  ")]
     return line.removeprefix(name).split()
 
@@ -76,42 +76,43 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checked(capsys):
-    """Return `check`, which reads what was printed."""
+    """Return `check` with captured output."""
     return lambda *args, status=0: check(*args, status=status, capsys=capsys)
 
 
-def found(data, **options):
-    """Return the splits, kind, name and number of every problem."""
+def problems(data, **options):
+    """Return the splits, kind, name and number of files of every problem."""
     return {
-        (one.splits, one.kind, Path(one.path).name, one.images) for one in check_recordings(data, **options).problems
+        (problem.splits, problem.kind, Path(problem.path).name, problem.images)
+        for problem in check_recordings(data, **options).problems
     }
 
 
-def spoil():
-    """Write a folder of two splits with one recording of every fault."""
+def write_problems():
+    """Write a folder of two splits with a recording for every kind of problem."""
     for number in range(3):
         recording(f"sound/train/{number}.flac")
     recording("sound/val/a.wav")
     recording("sound/lost.flac")
-    cut = recording("sound/train/cut.flac", 30000)
-    cut.write_bytes(cut.read_bytes()[:30000])
-    tail = recording("sound/train/tail.wav", 3000)
-    tail.write_bytes(tail.read_bytes()[:-500])
+    flac = recording("sound/train/truncated.flac", 30000)
+    flac.write_bytes(flac.read_bytes()[:30000])
+    wav = recording("sound/train/truncated.wav", 3000)
+    wav.write_bytes(wav.read_bytes()[:-500])
     values = np.zeros(2000)
     values[1999] = np.nan
-    soundfile.write("sound/val/nan.wav", values, RATE, subtype="FLOAT")
+    soundfile.write("sound/val/nan.wav", values, SAMPLE_RATE, subtype="FLOAT")
     Path("sound/train/empty.wav").touch()
-    Path("sound/train/text.flac").write_text("no sound")
-    recording("sound/train/rate.flac", 4000, 2 * RATE)
-    recording("sound/train/pair.wav", 2000, channels=2)
+    Path("sound/train/text.flac").write_text("not audio")
+    recording("sound/train/rate.flac", 4000, 2 * SAMPLE_RATE)
+    recording("sound/train/stereo.wav", 2000, channels=2)
     recording("sound/train/short.wav", 999)
-    recording("sound/val/quiet.wav", loudness=0.0009, subtype="FLOAT")
+    recording("sound/val/quiet.wav", peak=0.0009, subtype="FLOAT")
 
 
-def test_a_set_that_is_all_right(checked):
+def test_data_set_without_problems(checked):
     for number in range(3):
         recording(f"sound/train/{number}.flac", 1000)
-    recording("sound/val/a.wav", 1000, loudness=0.002)
+    recording("sound/val/a.wav", 1000, peak=0.002)
     printed = checked(*FOLDER)
     assert row(printed, "split") == ["files", "published", "missing", "extra", "unreadable", "short", "silent"]
     assert row(printed, "train") == ["3", "-", "0", "0", "0", "0", "0"]
@@ -123,30 +124,32 @@ def test_a_set_that_is_all_right(checked):
 
 
 def test_every_kind_of_problem_is_counted_and_named(checked):
-    spoil()
-    broken = {("train", "unreadable", name, 1) for name in ("cut.flac", "tail.wav", "empty.wav", "text.flac")}
-    broken |= {("val, test", "unreadable", "nan.wav", 1)}
-    notes = {("train", kind, name, 1) for kind, name in (("rate", "rate.flac"), ("channels", "pair.wav"))}
-    notes |= {
+    write_problems()
+    unreadable = {
+        ("train", "unreadable", name, 1) for name in ("truncated.flac", "truncated.wav", "empty.wav", "text.flac")
+    }
+    unreadable |= {("val, test", "unreadable", "nan.wav", 1)}
+    warnings = {("train", kind, name, 1) for kind, name in (("sample_rate", "rate.flac"), ("channels", "stereo.wav"))}
+    warnings |= {
         ("train", "short", "short.wav", 1),
         ("val, test", "silent", "quiet.wav", 1),
         ("", "unused", "lost.flac", 1),
     }
-    assert found(AudioFolder("sound", rate=RATE)) == broken | notes
+    assert problems(AudioFolder("sound", sample_rate=SAMPLE_RATE)) == unreadable | warnings
     printed = checked(*FOLDER, "--csv", "all.csv", status=1)
     assert row(printed, "train") == ["10", "-", "0", "0", "4", "1", "0"]
     assert row(printed, "val, test") == ["3", "-", "0", "0", "1", "0", "1"]
     assert row(printed, "no split") == ["1", "-", "0", "1", "0", "0", "0"]
     for line in (
         "Unreadable: 5",
-        "  sound/train/empty.wav is empty: take it from its source again.",
-        "  sound/train/text.flac is no sound of a kind that can be read: convert it to FLAC or WAV.",
-        "  sound/train/tail.wav is cut off: 5,500 of 6,000 bytes came. Take it from its source again.",
-        "  sound/val/nan.wav holds samples that are no numbers (NaN or infinite): take it from its source again.",
-        "  sound/val/quiet.wav is silent: its loudest sample is 0.0009, of 1 at most.",
-        "  sound/train/short.wav has 999 of the 1,000 samples of a piece: zeros follow.",
-        "  sound/train/rate.flac has 2,000 samples a second, which become 1,000.",
-        "  sound/train/pair.wav has 2 channels, which are mixed to one.",
+        "  sound/train/empty.wav is empty: obtain a new copy.",
+        "  sound/train/text.flac is not an audio file of a supported format: convert it to FLAC or WAV.",
+        "  sound/train/truncated.wav is truncated: it holds 5,500 of 6,000 bytes. Obtain a new copy.",
+        "  sound/val/nan.wav holds NaN or infinite samples: obtain a new copy.",
+        "  sound/val/quiet.wav is silent: its peak is 0.0009, at a full scale of 1.",
+        "  sound/train/short.wav has 999 of the 1,000 samples of a crop: it is zero-padded.",
+        "  sound/train/rate.flac has a sampling rate of 2,000 Hz: it is resampled to 1,000 Hz.",
+        "  sound/train/stereo.wav has 2 channels, which are mixed to one.",
         "  sound/lost.flac belongs to no split.",
         "Fix: take these files from their source again, or delete them.",
         "Or leave out what is unreadable: --data.init_args.on_bad_file skip",
@@ -155,15 +158,16 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
     assert "All right" not in printed
     assert "partial" not in printed
     with Path("all.csv").open(newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
-    assert head == ["split", "path", "problem", "files", "detail"]
-    assert {(one[0], one[2], Path(one[1]).name, int(one[3])) for one in rows} == broken | notes
-    assert all(one[4].startswith(one[1]) for one in rows)
+        header, *rows = csv.reader(file)
+    assert header == ["split", "path", "problem", "files", "detail"]
+    actual = {(split, kind, Path(path).name, int(count)) for split, path, kind, count, _ in rows}
+    assert actual == unreadable | warnings
+    assert all(detail.startswith(path) for _, path, _, _, detail in rows)
 
 
-def test_warnings_and_notes_are_no_failure(checked):
-    spoil()
-    for name in ("train/cut.flac", "train/tail.wav", "train/empty.wav", "train/text.flac", "val/nan.wav"):
+def test_warnings_are_no_failure(checked):
+    write_problems()
+    for name in ("train/truncated.flac", "train/truncated.wav", "train/empty.wav", "train/text.flac", "val/nan.wav"):
         Path("sound", name).unlink()
     printed = checked(*FOLDER)
     assert "Silent, which is no error: 1\n" in printed
@@ -171,57 +175,62 @@ def test_warnings_and_notes_are_no_failure(checked):
     assert printed.endswith("All right: 8 files, all could be read.\n")
 
 
-def test_headers_alone_do_not_tell_what_is_inside(checked):
-    spoil()
-    told = {name for _, kind, name, _ in found(AudioFolder("sound", rate=RATE), decode=False) if kind == "unreadable"}
-    assert told == {"tail.wav", "empty.wav", "text.flac"}
-    kinds = {kind for _, kind, _, _ in found(AudioFolder("sound", rate=RATE), decode=False)}
-    assert kinds == {"unreadable", "short", "rate", "channels", "unused"}
-    for name in told:
+def test_headers_do_not_reveal_corrupt_samples(checked):
+    write_problems()
+    by_header = problems(AudioFolder("sound", sample_rate=SAMPLE_RATE), decode=False)
+    unreadable = {name for _, kind, name, _ in by_header if kind == "unreadable"}
+    assert unreadable == {"truncated.wav", "empty.wav", "text.flac"}
+    assert {kind for _, kind, _, _ in by_header} == {"unreadable", "short", "sample_rate", "channels", "unused"}
+    for name in unreadable:
         Path("sound/train", name).unlink()
     assert "All right: 10 files, by their headers" in checked(*FOLDER, "--decode", "false")
 
 
-def test_all_of_a_recording_is_listened_to_a_block_at_a_time(monkeypatch):
-    monkeypatch.setattr(looking, "_BLOCK", 300)
-    asked = []
-    monkeypatch.setattr(looking, "read_recording", lambda *place: asked.append(place[1:]) or read_recording(*place))
+def test_whole_recording_is_decoded_in_blocks(monkeypatch):
+    monkeypatch.setattr(recordings, "_BLOCK", 300)
+    calls = []
+    monkeypatch.setattr(recordings, "read_recording", lambda *args: calls.append(args[1:]) or read_recording(*args))
     values = np.zeros(1000)
     values[950] = -0.5
     Path("sound").mkdir()
-    soundfile.write("sound/a.wav", values, RATE)
-    assert list(soundings(AudioFolder("sound", rate=RATE), [Path("sound/a.wav")])) == [[]]
-    assert asked == [(0, 300), (300, 300), (600, 300), (900, 100)]
+    soundfile.write("sound/a.wav", values, SAMPLE_RATE)
+    assert list(recording_problems(AudioFolder("sound", sample_rate=SAMPLE_RATE), [Path("sound/a.wav")])) == [[]]
+    assert calls == [(0, 300), (300, 300), (600, 300), (900, 100)]
 
 
 @pytest.mark.parametrize(
-    ("samples", "cropping", "told"),
+    ("samples", "cropping", "message"),
     [
         (3000, "whole", None),
-        (2999, "whole", "has 2,999 of the 3,000 samples of a piece: zeros follow."),
+        (2999, "whole", "a.flac has 2,999 of the 3,000 samples of a crop: it is zero-padded."),
         (4000, "released", None),
-        (3500, "released", "has 2,500 of the 3,000 samples of a piece without its last second: zeros follow."),
-        (800, "released", "has 0 of the 3,000 samples of a piece without its last second: zeros follow."),
+        (
+            3500,
+            "released",
+            "a.flac without its last second has 2,500 of the 3,000 samples of a crop: it is zero-padded.",
+        ),
+        (800, "released", "a.flac without its last second has 0 of the 3,000 samples of a crop: it is zero-padded."),
     ],
 )
-def test_what_is_shorter_than_a_piece_depends_on_the_cropping(samples, cropping, told):
-    data = Numbered(seconds=3.0, rate=RATE, cropping=cropping)
-    [only] = soundings(data, [recording("a.flac", samples)])
-    assert [(one.kind, one.detail) for one in only] == ([] if told is None else [("short", f"a.flac {told}")])
+def test_short_recordings_depend_on_cropping(samples, cropping, message):
+    data = Numbered(seconds=3.0, sample_rate=SAMPLE_RATE, cropping=cropping)
+    [result] = recording_problems(data, [recording("a.flac", samples)])
+    expected = [] if message is None else [("short", message)]
+    assert [(problem.kind, problem.detail) for problem in result] == expected
 
 
-def test_recordings_that_cannot_become_pieces_are_broken():
-    pair = Numbered(rate=RATE, channels=2)
-    [single] = soundings(pair, [recording("a.wav")], decode=False)
-    assert [one.kind for one in single] == ["unreadable"]
-    assert "a.wav has 1 channel(s), not 2: convert it" in single[0].detail
-    [odd] = soundings(Numbered(rate=16000), [recording("b.wav", 9000, 96001)])
-    assert [one.kind for one in odd] == ["unreadable"]
-    assert odd[0].detail.startswith("b.wav: 96,001 samples a second cannot be made 16,000")
+def test_recordings_that_cannot_be_converted_are_unreadable():
+    stereo = Numbered(sample_rate=SAMPLE_RATE, channels=2)
+    [[problem]] = recording_problems(stereo, [recording("a.wav")], decode=False)
+    assert problem.kind == "unreadable"
+    assert "a.wav has 1 channel(s), not 2: convert it" in problem.detail
+    [[problem]] = recording_problems(Numbered(sample_rate=16000), [recording("b.wav", 9000, 96001)])
+    assert problem.kind == "unreadable"
+    assert problem.detail.startswith("b.wav: cannot resample from 96,001 to 16,000 Hz")
 
 
-def test_numbers_are_compared_with_what_was_published(checked):
-    data = ("--data", "test_check_audio.Numbered", "--data.rate", RATE, "--data.root", "data")
+def test_counts_are_compared_with_published_ones(checked):
+    data = ("--data", "test_check_audio.Numbered", "--data.sample_rate", SAMPLE_RATE, "--data.root", "data")
     printed = checked(*data, status=1)
     assert printed.startswith("error: There are no recordings of the split train in data.\n")
     fix = f"python -m tools.check {' '.join(map(str, data))} --fetch true"
@@ -235,18 +244,18 @@ def test_numbers_are_compared_with_what_was_published(checked):
     assert "\nOr take what is there: --data.init_args.partial true\n" in printed
 
 
-def test_librispeech_is_counted_and_listened_to(monkeypatch):
+def test_librispeech_is_counted_and_decoded(monkeypatch):
     for number, subset in enumerate(("train-clean-100", "train-clean-100", "test-clean")):
         recording(f"data/librispeech/{subset}/19/198/19-198-{number:04}.flac", 16000, 16000)
     monkeypatch.setattr(LibriSpeech, "published", {"train-clean-100": 2, "test-clean": 1})
     findings = check_recordings(LibriSpeech())
-    assert [tuple(one) for one in findings.rows] == [("train", 2, 2), ("val, test", 1, 1)]
+    assert [tuple(row) for row in findings.rows] == [("train", 2, 2), ("val, test", 1, 1)]
     assert findings.problems == []
     Path("data/librispeech/train-clean-100/19/198/19-198-0000.flac").write_bytes(b"")
-    assert found(LibriSpeech(on_bad_file="skip", partial=True)) == {("train", "unreadable", "19-198-0000.flac", 1)}
+    assert problems(LibriSpeech(on_bad_file="skip", partial=True)) == {("train", "unreadable", "19-198-0000.flac", 1)}
 
 
-def test_a_split_without_recordings_is_broken(checked):
+def test_split_without_recordings_fails(checked):
     recording("sound/train/a.wav")
     Path("sound/val").mkdir()
     printed = checked(*FOLDER, status=1)

@@ -1,4 +1,4 @@
-"""Whether a data set is there, whole and readable, and what fixes it: ``python -m tools.check --config FILE``."""
+"""Check that a data set is complete and readable: ``python -m tools.check --config FILE``."""
 
 from tools.check.images import Findings, Problem, SplitFindings, check_images
 

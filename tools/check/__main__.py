@@ -1,6 +1,6 @@
-"""Check a data set: what is missing, extra, unreadable or of another size than published, and what fixes it.
+"""Check a data set for missing, extra, unreadable and wrongly sized files, and print how to fix them.
 
-Exit status: 0 if all is right, 1 if something is wrong with the data, 2 with the command line or a config.
+Exit status: 0 if the data set passes, 1 if it has problems, 2 if the command line or a config is invalid.
 """
 
 from __future__ import annotations
@@ -27,159 +27,167 @@ from datamodules.storage.folders import Split
 from tools.check.downloads import check_downloads
 from tools.check.images import Findings, check_images
 from tools.check.recordings import check_recordings
-from tools.check.report import can_fetch, counts, fetching, fixing, named, things, visible, write
-from tools.check.scenes import check_scenes, told_counts
+from tools.check.report import (
+    can_fetch,
+    count_table,
+    fetch_command,
+    file_noun,
+    fixes,
+    printable,
+    problem_lines,
+    write_csv,
+)
+from tools.check.scenes import check_scenes, scene_counts
 
 _EXAMPLE = "configs/data/sample_photos.yaml"
 _PROGRAM = ("python", "-m", "tools.check")
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; it ends with exit status 1 if something is wrong with the data, 2 with what was asked for.
+    """Run the command line. Exit with status 1 if the data set has problems, 2 if an argument is invalid.
 
     Args:
-        args: What the command line would say; the command line itself if None.
+        args: Command-line arguments; ``sys.argv[1:]`` if None.
     """
     args = sys.argv[1:] if args is None else args
     try:
-        chosen = _chosen(args)
+        options = _parse(args)
     except (ArgumentError, ValueError) as error:
         print(f"error: {readable(error)}", file=sys.stderr)
         sys.exit(2)
     try:
-        if not _check(chosen, [*_PROGRAM, *_without_fetch(args)]):
+        if not _check(options, [*_PROGRAM, *_without_fetch(args)]):
             sys.exit(1)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _chosen(args: Sequence[str]) -> Any:
-    """Return the options, and the data module that they describe."""
+def _parse(args: Sequence[str]) -> Any:
+    """Return the parsed options, with the data module instantiated."""
     parser = ArgumentParser(prog=" ".join(_PROGRAM), description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
-        "--config", action="config", help="YAML, of which the part data is read; a later one lies over it."
+        "--config", action="config", help="YAML whose section data is read; later configs override earlier ones."
     )
     parser.add_subclass_arguments(CoordinateDataModule, "data", required=False, help="The data module.")
-    parser.add_argument("--decode", type=bool, default=True, help="Whether files are decoded, or only headers read.")
-    parser.add_argument("--fetch", type=bool, default=False, help="Whether to download first what can be downloaded.")
-    parser.add_argument("--csv", type=Path | None, help="CSV of all problems, to be written.")
+    parser.add_argument(
+        "--decode", type=bool, default=True, help="Whether to decode files, or read only their headers."
+    )
+    parser.add_argument("--fetch", type=bool, default=False, help="Whether to download missing data first.")
+    parser.add_argument("--csv", type=Path | None, help="CSV file to write all problems to.")
     data_sets()
-    chosen = parser.instantiate(parser.parse_args(_with_data_parts(args)))
-    if chosen.data is None:
-        raise ValueError(f"Which data? Name a config, as in --config {_EXAMPLE}.")
-    if chosen.csv is not None:
+    options = parser.instantiate(parser.parse_args(_with_inline_configs(args)))
+    if options.data is None:
+        raise ValueError(f"A data set is required: pass a config, as in --config {_EXAMPLE}.")
+    if options.csv is not None:
         try:
-            chosen.csv.open("a").close()
+            options.csv.open("a").close()
         except OSError as error:
-            raise ValueError(f"--csv {chosen.csv} cannot be written: {error.strerror}. Name another file.") from error
-    return chosen
+            raise ValueError(f"--csv {options.csv} cannot be written: {error.strerror}. Pass another path.") from error
+    return options
 
 
-def _with_data_parts(args: Sequence[str]) -> list[str]:
-    """Return a command line in which the part ``data`` of a config stands for its file."""
-    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument("--config", action="append", default=[])
-    found, others = scout.parse_known_args(args)
-    return [f"--config={json.dumps({'data': _data_part(name)}, default=str)}" for name in found.config] + others
+def _with_inline_configs(args: Sequence[str]) -> list[str]:
+    """Return a command line with every config file replaced by its section ``data``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    parsed, others = parser.parse_known_args(args)
+    return [f"--config={json.dumps({'data': _data_section(name)}, default=str)}" for name in parsed.config] + others
 
 
-def _data_part(name: str) -> dict[str, Any]:
-    """Return the part ``data`` of a YAML; the others, which only the whole program can read, are left alone."""
+def _data_section(name: str) -> dict[str, Any]:
+    """Return the section ``data`` of a YAML; other sections are ignored, since only ``cli.py`` can parse them."""
     path = Path(name).absolute()
     try:
         with chdir(path.parent):
             loaded = load_layers(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"The config {name} cannot be read: {error.strerror}. Name a YAML, as in {_EXAMPLE}."
+            f"The config {name} cannot be read: {error.strerror}. Pass a YAML file such as {_EXAMPLE}."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config {name} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"The config {name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict) or not isinstance(loaded.get("data"), dict):
-        raise ValueError(f"The config {name} has no part data: name another, such as {_EXAMPLE}.")
+        raise ValueError(f"The config {name} has no section data: pass another, such as {_EXAMPLE}.")
     return dict(loaded["data"])
 
 
-def _check(chosen: Any, command: Sequence[str]) -> bool:
-    """Print what is wrong with the data, and return whether nothing is."""
-    if isinstance(chosen.data, ImageSet):
-        return _check_images(chosen.data, chosen, command)
-    if isinstance(chosen.data, RecordingSet):
-        return _check_recordings(chosen.data, chosen, command)
-    if isinstance(chosen.data, SceneSet):
-        return _check_scenes(chosen.data, chosen)
-    _count_items(chosen.data)
+def _check(options: Any, command: Sequence[str]) -> bool:
+    """Check the data set, print the report, and return whether the data set passes."""
+    if isinstance(options.data, ImageSet):
+        return _check_images(options.data, options, command)
+    if isinstance(options.data, RecordingSet):
+        return _check_recordings(options.data, options, command)
+    if isinstance(options.data, SceneSet):
+        return _check_scenes(options.data, options)
+    _print_item_counts(options.data)
     return True
 
 
-def _check_images(data: ImageSet, chosen: Any, command: Sequence[str]) -> bool:
-    """Print what is wrong with images, and return whether nothing is."""
+def _check_images(data: ImageSet, options: Any, command: Sequence[str]) -> bool:
+    """Check a data set of images, print the report, and return whether the data set passes."""
     try:
-        if chosen.fetch:
+        if options.fetch:
             data.fetch()
-        findings = check_images(data, decode=chosen.decode)
+        findings = check_images(data, decode=options.decode)
     except (ValueError, OSError) as error:
-        raise ValueError("\n".join([str(error), *_without_images(data, chosen, command)])) from error
+        archives, notes = check_downloads(data.source, data.root)
+        lines = [str(error), *(problem.detail for problem in archives), *notes]
+        if data.source is not None and not options.fetch:
+            lines.append(f"Fix: {fetch_command(archives, command)}")
+        raise ValueError("\n".join(lines)) from error
     archives, notes = check_downloads(data.source, data.root)
-    return _tell(data, findings._replace(problems=findings.problems + archives), notes, chosen, command)
+    return _report(data, findings._replace(problems=findings.problems + archives), notes, options, command)
 
 
-def _check_recordings(data: RecordingSet, chosen: Any, command: Sequence[str]) -> bool:
-    """Print what is wrong with recordings, and return whether nothing is."""
+def _check_recordings(data: RecordingSet, options: Any, command: Sequence[str]) -> bool:
+    """Check a data set of recordings, print the report, and return whether the data set passes."""
     try:
-        if chosen.fetch:
+        if options.fetch:
             data.fetch(get_args(Split))
-        findings = check_recordings(data, decode=chosen.decode)
+        findings = check_recordings(data, decode=options.decode)
     except (ValueError, OSError) as error:
-        lines = [f"Fix: {fetching([], command)}"] if can_fetch(data) and not chosen.fetch else []
+        lines = [f"Fix: {fetch_command([], command)}"] if can_fetch(data) and not options.fetch else []
         raise ValueError("\n".join([str(error), *lines])) from error
-    return _tell(data, findings, [], chosen, command)
+    return _report(data, findings, [], options, command)
 
 
-def _check_scenes(data: SceneSet, chosen: Any) -> bool:
-    """Print what is wrong with scenes, and return whether nothing is."""
-    findings = check_scenes(data, decode=chosen.decode)
-    if chosen.csv is not None:
-        write(chosen.csv, findings.problems, "scenes")
+def _check_scenes(data: SceneSet, options: Any) -> bool:
+    """Check a data set of scenes, print the report, and return whether the data set passes."""
+    findings = check_scenes(data, decode=options.decode)
+    if options.csv is not None:
+        write_csv(options.csv, findings.problems, "scenes")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    lines = [f"{type(data).__name__} in {data.root}", *told_counts(findings), *named(findings.problems)]
+    lines = [f"{type(data).__name__} in {data.root}", *scene_counts(findings), *problem_lines(findings.problems)]
     lines += [f"{name}: {note}" for name, note in data.notes.items()]
     if not findings.all_right:
-        lines.append("Fix them, or leave them out, which training does unless told otherwise: on_bad_scene skip")
+        lines.append("Fix these scenes, or skip them, which is the default in training: on_bad_scene skip")
     for line in lines:
-        console.print(visible(line))
+        console.print(printable(line))
     return findings.all_right
 
 
-def _tell(
-    data: ImageSet | RecordingSet, findings: Findings, notes: Sequence[str], chosen: Any, command: Sequence[str]
+def _report(
+    data: ImageSet | RecordingSet, findings: Findings, notes: Sequence[str], options: Any, command: Sequence[str]
 ) -> bool:
-    """Print what was found, write it where that was asked for, and return whether nothing is wrong."""
-    if chosen.csv is not None:
-        write(chosen.csv, findings.problems, things(data))
+    """Print the report of a data set, write the CSV if requested, and return whether the data set passes."""
+    if options.csv is not None:
+        write_csv(options.csv, findings.problems, file_noun(data))
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(visible(f"{type(data).__name__} in {data.root}"))
-    console.print(counts(data, findings), soft_wrap=False)
-    lines = [*named(findings.problems), *(f"{name}: {note}" for name, note in data.notes.items()), *notes]
-    for line in [*lines, *fixing(data, findings, command)]:
-        console.print(visible(line))
-    looked = "all could be read" if chosen.decode else "by their headers; --decode true looks at all of them"
+    console.print(printable(f"{type(data).__name__} in {data.root}"))
+    console.print(count_table(data, findings), soft_wrap=False)
+    lines = [*problem_lines(findings.problems), *(f"{name}: {note}" for name, note in data.notes.items()), *notes]
+    for line in [*lines, *fixes(data, findings, command)]:
+        console.print(printable(line))
     if findings.all_right:
-        found = sum(row.images for row in findings.rows if row.splits)
-        console.print(f"All right: {found:,} {things(data)}, {looked}.")
+        count = sum(row.images for row in findings.rows if row.splits)
+        scope = "all decoded" if options.decode else "only headers read; pass --decode true to decode all of them"
+        console.print(f"No problems: {count:,} {file_noun(data)}, {scope}.")
     return findings.all_right
 
 
-def _without_images(data: ImageSet, chosen: Any, command: Sequence[str]) -> list[str]:
-    """Return what lies there of a data set without images, and what fetches it."""
-    archives, notes = check_downloads(data.source, data.root)
-    lines = [problem.detail for problem in archives] + notes
-    return lines if data.source is None or chosen.fetch else [*lines, f"Fix: {fetching(archives, command)}"]
-
-
-def _count_items(data: CoordinateDataModule) -> None:
-    """Print how many items every split has, which is all that can be checked of data that is not in files."""
+def _print_item_counts(data: CoordinateDataModule) -> None:
+    """Print the number of items in every split, the only check of data that is not stored in files."""
     data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)
@@ -191,9 +199,9 @@ def _count_items(data: CoordinateDataModule) -> None:
 
 def _without_fetch(args: Sequence[str]) -> list[str]:
     """Return a command line without the option ``--fetch``."""
-    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    scout.add_argument("--fetch")
-    return scout.parse_known_args(args)[1]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--fetch")
+    return parser.parse_known_args(args)[1]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What lies beside a data set: the archive it came from, and downloads that were broken off."""
+"""Check the archive of a data set, and find interrupted downloads."""
 
 from __future__ import annotations
 
@@ -11,39 +11,35 @@ from tools.check.images import Problem
 
 
 def check_downloads(source: Source | None, root: Path) -> tuple[list[Problem], list[str]]:
-    """Return what is wrong with the archive of a data set, and what is no problem, in words.
+    """Return the problems of the archive of a data set, and notes that are not problems.
 
-    Its checksum is computed anew, even if an earlier download remembered it.
+    The checksum is recomputed even if the archive was verified before.
 
     Args:
-        source: The archive; without one there is nothing to check.
-        root: The folder that it is fetched into.
+        source: The archive; if None, there is nothing to check.
+        root: Download folder of the archive.
     """
     if source is None:
         return [], []
     path = root / source.filename
+    leftovers = [_leftover(part) for part in sorted(root.glob("*.part")) if not part.name.startswith(".")]
     if not path.exists():
-        return [], [f"{path} is not there, from which images are unpacked.", *_leftovers(root)]
+        return [], [f"The archive {path} does not exist.", *leftovers]
     with suppress(OSError):
         path.with_name(f"{path.name}.verified").unlink(missing_ok=True)
     try:
         download(source, root)
     except ValueError as error:
-        return [Problem("", "archive", str(path), str(error))], _leftovers(root)
-    return [], [f"{path} has the right checksum.", *_leftovers(root)]
-
-
-def _leftovers(root: Path) -> list[str]:
-    """Return what processes that were killed left in a folder, in words."""
-    return [_leftover(path) for path in sorted(root.glob("*.part")) if not path.name.startswith(".")]
+        return [Problem("", "archive", str(path), str(error))], leftovers
+    return [], [f"The archive {path} has the expected checksum.", *leftovers]
 
 
 def _leftover(path: Path) -> str:
-    """Return how much came of a download, or that an archive was unpacked half."""
+    """Describe the partial result of an interrupted download or unpacking."""
     if path.is_dir():
-        return f"{path} was unpacked half: it is removed when it is unpacked again."
-    came, length = path.stat().st_size, None
+        return f"{path} is partially unpacked: the next unpacking replaces it."
+    received, length = path.stat().st_size, None
     with suppress(OSError, ValueError, TypeError, KeyError):
         length = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))["length"]
-    of = f" of {length:,}" if isinstance(length, int) else ""
-    return f"{path} is a download that was broken off after {came:,}{of} bytes: the next one goes on."
+    total = f" of {length:,}" if isinstance(length, int) else ""
+    return f"{path} is a partial download of {received:,}{total} bytes: the next download resumes it."

@@ -1,4 +1,4 @@
-"""What is wrong with the images of a data set: all are counted, and each is looked at."""
+"""Check the images of a data set: count all of them and read each."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ Kind = Literal[
     "small",
     "silent",
     "short",
-    "rate",
+    "sample_rate",
     "channels",
 ]
 
-_WARNINGS = ("unused", "small", "silent", "short", "rate", "channels")
+_WARNINGS = ("unused", "small", "silent", "short", "sample_rate", "channels")
 
 
 class Problem(NamedTuple):
-    """Something that is wrong with an image, a recording or an archive.
+    """A problem of an image, a recording, a scene or an archive.
 
     Attributes:
-        splits: Where it belongs, as in ``val, test``; empty if to none.
-        kind: ``missing``; ``extra``, more than were published; ``unreadable``; ``wrong size``, another than was published; or
-            ``archive``, whose checksum is wrong. Only warnings are ``unused``, of no split, and ``small``, which is enlarged;
-            of recordings ``silent``, ``short``, of another ``rate``, and ``channels`` that are mixed.
-        path: The file; of a missing image the name; empty where only a number is known.
-        detail: What is wrong, in words that name the path.
-        images: How many it stands for.
+        splits: Splits of the file, such as ``val, test``; empty if it belongs to none.
+        kind: Errors are ``missing``, ``extra`` (more than published), ``unreadable``, ``wrong size`` (not the published one)
+            and ``archive`` (wrong checksum). Warnings are ``unused`` (in no split) and ``small`` (enlarged in training);
+            for recordings ``silent``, ``short``, ``sample_rate`` (resampled in training) and ``channels`` (mixed to mono).
+        path: Path of the file; the name of a missing file; empty if only the number of files is known.
+        detail: Description that names the path.
+        images: Number of files that it represents.
     """
 
     splits: str
@@ -50,12 +50,12 @@ class Problem(NamedTuple):
 
 
 class SplitFindings(NamedTuple):
-    """A split, or several that have the same images or recordings.
+    """File counts of a split, or of several splits with the same files.
 
     Attributes:
-        splits: As in ``train`` or ``val, test``; empty for what is of no split.
-        images: How many were found.
-        wanted: How many were published; None if nobody says.
+        splits: Names of the splits, such as ``train`` or ``val, test``; empty for files in no split.
+        images: Number of existing files.
+        wanted: Number of published files; None if it is unknown.
     """
 
     splits: str
@@ -64,12 +64,12 @@ class SplitFindings(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        rows: The counts.
-        problems: All that is wrong, warnings among it.
-        folder: The folder that all of them are in.
+        rows: File counts per split.
+        problems: Errors and warnings.
+        folder: Common parent folder of all files.
     """
 
     rows: list[SplitFindings]
@@ -77,24 +77,26 @@ class Findings(NamedTuple):
     folder: Path
 
     def number(self, kind: Kind, splits: str | None = None) -> int:
-        """Return how many have a problem of a kind, in one row or all."""
-        return sum(one.images for one in self.problems if one.kind == kind and splits in (None, one.splits))
+        """Return the number of files with a kind of problem, in one row or in all."""
+        return sum(
+            problem.images for problem in self.problems if problem.kind == kind and splits in (None, problem.splits)
+        )
 
     @property
     def all_right(self) -> bool:
-        """Whether there is nothing but warnings."""
+        """Whether there are no errors; warnings are allowed."""
         return all(problem.kind in _WARNINGS for problem in self.problems)
 
 
 class ProblemGroup(NamedTuple):
-    """Splits with the same files, and what is known of them.
+    """Splits with the same files, and the published names and number of files.
 
     Attributes:
-        splits: As in ``train`` or ``val, test``.
-        files: Those that are there.
-        names: Those that were published; None if nobody says.
-        wanted: How many were published; None if nobody says.
-        refusal: Why there are no files.
+        splits: Names of the splits, such as ``train`` or ``val, test``.
+        files: Existing files.
+        names: Names of published files; None if they are unknown.
+        wanted: Number of published files; None if it is unknown.
+        refusal: Error message if the files of the split could not be listed.
     """
 
     splits: str
@@ -105,14 +107,14 @@ class ProblemGroup(NamedTuple):
 
 
 def check_images(data: ImageSet, *, decode: bool = True) -> Findings:
-    """Count the images of a data set and look at each, whatever ``partial`` and ``on_bad_file`` let training bear.
+    """Count the images of a data set and read each, regardless of ``partial`` and ``on_bad_file``.
 
     Args:
         data: The data set.
-        decode: Whether every image is decoded, by all processors that this process may use, or only its header is read.
+        decode: Whether to decode every image, in parallel on all available processors, or read only the headers.
 
     Raises:
-        ValueError: If there are no images, with the way to get them.
+        ValueError: If there are no images. The message says how to get them.
     """
     groups = merged([_group(data, split) for split in get_args(Split)])
     files = {file.path for group in groups for file in group.files}
@@ -121,68 +123,67 @@ def check_images(data: ImageSet, *, decode: bool = True) -> Findings:
         raise ValueError(refusals[0] if refusals else f"{type(data).__name__} has no images in {data.root}.")
     folder = Path(os.path.commonpath([path.parent for path in files]))
     unused = [
-        Problem("", "unused", str(path), f"{path} belongs to no split.")
+        Problem("", "unused", str(path), f"{path} does not belong to a split.")
         for path, _ in image_files(folder)
         if path not in files
     ]
     rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
     rows += [SplitFindings("", len(unused), None)] if unused else []
-    counted = [problem for group in groups for problem in miscounted(group)]
-    return Findings(rows, [*counted, *_faults(data, groups, decode), *unused], folder)
+    problems = [problem for group in groups for problem in miscounted(group)]
+    files_of_splits = [(group.splits, file.path) for group in groups for file in group.files]
+    results = faults([path for _, path in files_of_splits], data.size, data.shape, decode=decode)
+    problems += [
+        Problem(splits, fault.kind, str(path), fault.detail)
+        for (splits, path), fault in zip(files_of_splits, results, strict=True)
+        if fault is not None
+    ]
+    return Findings(rows, problems + unused, folder)
 
 
 def merged(splits: Sequence[ProblemGroup]) -> list[ProblemGroup]:
-    """Return those splits of which anything is known, those with the same files as one."""
+    """Merge splits with the same existing and published files; drop splits without files, counts and errors."""
     groups: list[ProblemGroup] = []
     for new in splits:
-        same = [index for index, old in enumerate(groups) if _alike(old, new)]
-        if same:
-            groups[same[0]] = groups[same[0]]._replace(splits=f"{groups[same[0]].splits}, {new.splits}")
-        elif new.files or new.wanted or new.refusal:
-            groups.append(new)
+        for index, group in enumerate(groups):
+            if _has_same_files(group, new):
+                groups[index] = group._replace(splits=f"{group.splits}, {new.splits}")
+                break
+        else:
+            if new.files or new.wanted or new.refusal:
+                groups.append(new)
     return groups
 
 
-def _alike(old: ProblemGroup, new: ProblemGroup) -> bool:
-    """Return whether a split has the files of another, and should have them."""
-    known = new.files or new.names
-    return bool(known) and new.wanted in (None, old.wanted) and new.names == old.names and new.files == old.files
+def _has_same_files(old: ProblemGroup, new: ProblemGroup) -> bool:
+    """Return whether two splits have the same existing and published files."""
+    is_known = bool(new.files or new.names)
+    return is_known and new.wanted in (None, old.wanted) and new.names == old.names and new.files == old.files
 
 
 def _group(data: ImageSet, split: Split) -> ProblemGroup:
-    """Return a split."""
-    names = data.expected(split)
-    wanted = data.count(split)
+    """Return the existing and published files of a split."""
+    names, count = data.expected(split), data.count(split)
     try:
-        return ProblemGroup(split, data.files(split), names, wanted)
+        return ProblemGroup(split, data.files(split), names, count)
     except ValueError as error:
-        return ProblemGroup(split, [], None, wanted, str(error))
+        return ProblemGroup(split, [], None, count, str(error))
 
 
 def miscounted(group: ProblemGroup) -> list[Problem]:
-    """Return which files are missing and which too many, as far as that is known."""
+    """Return the missing and the extra files, by name if the published names are known, else by number."""
     if group.refusal:
         return [Problem(group.splits, "missing", "", group.refusal, group.wanted or 0)]
     if group.names is not None:
-        names, there = set(group.names), {file.name for file in group.files}
-        missing = [
-            Problem(group.splits, "missing", name, f"{name} is missing.") for name in group.names if name not in there
+        published, existing = set(group.names), {file.name for file in group.files}
+        missing = [name for name in group.names if name not in existing]
+        extra = [file.path for file in group.files if file.name not in published]
+        return [
+            *(Problem(group.splits, "missing", name, f"{name} is missing.") for name in missing),
+            *(Problem(group.splits, "extra", str(path), f"{path} was not published.") for path in extra),
         ]
-        extra = [file.path for file in group.files if file.name not in names]
-        return missing + [Problem(group.splits, "extra", str(path), f"{path} was not published.") for path in extra]
-    beyond = len(group.files) - (len(group.files) if group.wanted is None else group.wanted)
-    if beyond == 0:
+    if group.wanted is None or group.wanted == len(group.files):
         return []
-    detail = f"{abs(beyond):,} of the split {group.splits}: which ones is not known, only their number was published."
-    return [Problem(group.splits, "extra" if beyond > 0 else "missing", "", detail, abs(beyond))]
-
-
-def _faults(data: ImageSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
-    """Return what is wrong with single images."""
-    places = [(group.splits, file.path) for group in groups for file in group.files]
-    found = faults([path for _, path in places], data.size, data.shape, decode=decode)
-    return [
-        Problem(splits, fault.kind, str(path), fault.detail)
-        for (splits, path), fault in zip(places, found, strict=True)
-        if fault is not None
-    ]
+    surplus = len(group.files) - group.wanted
+    kind: Kind = "extra" if surplus > 0 else "missing"
+    detail = f"{abs(surplus):,} in split {group.splits}. Only the number of files was published, not their names."
+    return [Problem(group.splits, kind, "", detail, abs(surplus))]

@@ -1,4 +1,4 @@
-"""What is wrong with the recordings of a data set: all are counted, and each is listened to."""
+"""Check the recordings of a data set: count them, and decode each of them."""
 
 from __future__ import annotations
 
@@ -19,39 +19,38 @@ from datamodules.storage.audio import (
     read_recording,
     recording_facts,
     resampled,
-    resampled_frames,
 )
 from datamodules.storage.folders import Split
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 from tools.check.images import Findings, Problem, ProblemGroup, SplitFindings, merged, miscounted
 
-_BLOCK = 1 << 22  # samples that are decoded at a time
-_SILENT = 1e-3  # what a recording that can be heard exceeds somewhere: 60 dB below the loudest
+_BLOCK = 1 << 22  # samples decoded at a time
+_SILENCE = 1e-3  # largest peak of a recording that counts as silent: 60 dB below full scale
 
 
-class Sounding(NamedTuple):
-    """Something that is wrong with a recording, or worth knowing of it.
+class RecordingProblem(NamedTuple):
+    """A problem of a recording, or a conversion worth reporting.
 
     Attributes:
-        kind: ``unreadable``; ``silent``; ``short``, shorter than a piece; of another ``rate``; or of more ``channels``.
-        detail: In words that name the file.
+        kind: ``unreadable``; ``silent``; ``short``, shorter than a crop; ``sample_rate`` or ``channels``, converted.
+        detail: Message that names the file.
     """
 
-    kind: Literal["unreadable", "silent", "short", "rate", "channels"]
+    kind: Literal["unreadable", "silent", "short", "sample_rate", "channels"]
     detail: str
 
 
 def check_recordings(data: RecordingSet, *, decode: bool = True) -> Findings:
-    """Count the recordings of a data set and look at each, whatever ``partial`` and ``on_bad_file`` let training bear.
+    """Count the recordings of a data set and check each, regardless of its ``partial`` and ``on_bad_file``.
 
     Args:
         data: The data set.
-        decode: Whether every recording is decoded from its start to its end, by all processors that this process may use, or
-            only its header is read, which tells neither silence nor most damage.
+        decode: Whether to decode all recordings completely, on all available processors; otherwise only headers are read, which
+            reveals neither silence nor most corruption.
 
     Raises:
-        ValueError: If there are no recordings, with the way to get them.
+        ValueError: If there are no recordings; the message states how to get them.
     """
     groups = merged([_group(data, split) for split in get_args(Split)])
     files = {file.path for group in groups for file in group.files}
@@ -65,89 +64,81 @@ def check_recordings(data: RecordingSet, *, decode: bool = True) -> Findings:
     ]
     rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
     rows += [SplitFindings("", len(unused), None)] if unused else []
-    counted = [problem for group in groups for problem in miscounted(group)]
-    return Findings(rows, [*counted, *_heard(data, groups, decode), *unused], folder)
+    problems = [problem for group in groups for problem in miscounted(group)]
+    recordings = [(group.splits, file.path) for group in groups for file in group.files]
+    results = recording_problems(data, [path for _, path in recordings], decode=decode)
+    for (splits, path), result in zip(recordings, results, strict=True):
+        problems += [Problem(splits, problem.kind, str(path), problem.detail) for problem in result]
+    return Findings(rows, problems + unused, folder)
 
 
-def soundings(data: RecordingSet, paths: Sequence[Path], *, decode: bool = True) -> Iterator[list[Sounding]]:
-    """Yield what is wrong with every recording or worth knowing of it, in order; nothing if it is as it should be.
+def recording_problems(
+    data: RecordingSet, paths: Sequence[Path], *, decode: bool = True
+) -> Iterator[list[RecordingProblem]]:
+    """Yield the problems of every recording in order; an empty list if there are none.
 
     Args:
-        data: Whose rate, channels and length of a piece count.
+        data: Data set whose sampling rate, channels and crop length the recordings are compared with.
         paths: The recordings.
-        decode: Whether recordings are decoded, or only their headers are read.
+        decode: Whether to decode recordings or read only their headers.
     """
-    look = partial(_soundings, data=data, decode=decode)
+    check = partial(_problems, data=data, decode=decode)
     label = "decoding" if decode else "reading headers"
-    with counting(label, len(paths)) as show, closing(in_order(look, paths)) as found:
-        for done, told in enumerate(found, 1):
-            yield told
+    with counting(label, len(paths)) as show, closing(in_order(check, paths)) as results:
+        for done, problems in enumerate(results, 1):
+            yield problems
             show(done)
 
 
 def _group(data: RecordingSet, split: Split) -> ProblemGroup:
-    """Return a split; one without recordings is refused, as training does."""
-    wanted = data.count(split)
+    """Return the files of a split; as in training, an empty split is an error."""
+    count = data.count(split)
     try:
         files = data.files(split)
     except ValueError as error:
-        return ProblemGroup(split, [], None, wanted, str(error))
+        return ProblemGroup(split, [], None, count, str(error))
     return ProblemGroup(
-        split, files, None, wanted, "" if files else f"There are no recordings of the split {split} in {data.root}."
+        split, files, None, count, "" if files else f"There are no recordings of the split {split} in {data.root}."
     )
 
 
-def _heard(data: RecordingSet, groups: Sequence[ProblemGroup], decode: bool) -> list[Problem]:
-    """Return what there is to say of single recordings."""
-    places = [(group.splits, file.path) for group in groups for file in group.files]
-    found = soundings(data, [path for _, path in places], decode=decode)
-    return [
-        Problem(splits, one.kind, str(path), one.detail)
-        for (splits, path), told in zip(places, found, strict=True)
-        for one in told
-    ]
-
-
-def _soundings(path: Path, data: RecordingSet, decode: bool) -> list[Sounding]:
-    """Return what there is to say of a recording."""
+def _problems(path: Path, data: RecordingSet, decode: bool) -> list[RecordingProblem]:
+    """Return the problems of a recording."""
     try:
         facts = recording_facts(path)
-        _check_use(path, facts, data)
+        _check_convertible(path, facts, data)
         peak = _peak(path, facts) if decode else 1.0
     except ValueError as error:
-        return [Sounding("unreadable", str(error))]
-    found = _notes(path, facts, data)
-    if peak <= _SILENT:
-        found.insert(0, Sounding("silent", f"{path} is silent: its loudest sample is {peak:g}, of 1 at most."))
-    return found
+        return [RecordingProblem("unreadable", str(error))]
+    problems = []
+    if peak <= _SILENCE:
+        problems.append(RecordingProblem("silent", f"{path} is silent: its peak is {peak:g}, at a full scale of 1."))
+    available = data.reader.available_samples(facts.frames, facts.sample_rate)
+    if available < data.samples:
+        without = " without its last second" if data.reader.released else ""
+        detail = (
+            f"{path}{without} has {max(available, 0):,} of the {data.samples:,} samples of a crop: it is zero-padded."
+        )
+        problems.append(RecordingProblem("short", detail))
+    if facts.sample_rate != data.sample_rate:
+        detail = f"{path} has a sampling rate of {facts.sample_rate:,} Hz: it is resampled to {data.sample_rate:,} Hz."
+        problems.append(RecordingProblem("sample_rate", detail))
+    if facts.channels != data.channels:
+        problems.append(RecordingProblem("channels", f"{path} has {facts.channels} channels, which are mixed to one."))
+    return problems
 
 
-def _check_use(path: Path, facts: RecordingFacts, data: RecordingSet) -> None:
-    """Refuse channels and rates that cannot become those of a piece."""
-    moment = in_channels(torch.zeros(facts.channels, 1), data.channels, path)
+def _check_convertible(path: Path, facts: RecordingFacts, data: RecordingSet) -> None:
+    """Raise an error if a recording cannot be converted to the channels and sampling rate of the data set."""
+    sample = in_channels(torch.zeros(facts.channels, 1), data.channels, path)
     try:
-        resampled(moment, facts.rate, data.rate)
+        resampled(sample, facts.sample_rate, data.sample_rate)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _peak(path: Path, facts: RecordingFacts) -> float:
-    """Return the largest sample of a recording, all of which is decoded, a block at a time."""
+    """Return the peak of a recording, decoding all of it in blocks."""
     starts = range(0, facts.frames, _BLOCK)
     blocks = (read_recording(path, start, min(_BLOCK, facts.frames - start)).values for start in starts)
     return max(float(block.abs().max()) for block in blocks)
-
-
-def _notes(path: Path, facts: RecordingFacts, data: RecordingSet) -> list[Sounding]:
-    """Return what is done to a recording that can be read."""
-    found = []
-    left = resampled_frames(facts.frames, facts.rate, data.rate) - (data.rate if data.excerpt.released else 0)
-    if left < data.samples:
-        told = " without its last second" if data.excerpt.released else ""
-        samples = f"{max(left, 0):,} of the {data.samples:,} samples of a piece"
-        found.append(Sounding("short", f"{path} has {samples}{told}: zeros follow."))
-    if facts.rate != data.rate:
-        found.append(Sounding("rate", f"{path} has {facts.rate:,} samples a second, which become {data.rate:,}."))
-    if facts.channels != data.channels:
-        found.append(Sounding("channels", f"{path} has {facts.channels} channels, which are mixed to one."))
-    return found

@@ -1,4 +1,4 @@
-"""What is wrong with the scenes of a data set: all are counted, and each is looked at."""
+"""Check the scenes of a data set: count all of them and read each."""
 
 from __future__ import annotations
 
@@ -18,76 +18,74 @@ from tools.check.images import Findings, Problem, SplitFindings
 
 
 def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
-    """Count the scenes of a data set and look at each, whatever ``on_bad_scene`` lets training bear.
+    """Count the scenes of a data set and read each, regardless of ``on_bad_scene``.
 
     Args:
         data: The data set.
-        decode: Whether every image is decoded, by all processors that this process may use, or only its header is read.
+        decode: Whether to decode every image, in parallel on all available processors, or read only the headers.
 
     Raises:
-        ValueError: If there are no scenes, with the way to get them.
+        ValueError: If there are no scenes. The message says how to get them.
     """
-    folders, refusals = _folders(data)
+    folders, problems = _folders(data)
     if not folders:
-        raise ValueError(refusals[0].detail)
-    rows, problems = [], refusals
-    for splits, found in folders.items():
-        scenes, broken = data.readable(splits[0])
+        raise ValueError(problems[0].detail)
+    rows = []
+    for splits, paths in folders.items():
+        scenes, unreadable = data.readable(splits[0])
         if decode:
-            broken |= _undecodable(data, scenes)
-        rows.append(SplitFindings(", ".join(splits), len(found), None))
-        problems += [Problem(", ".join(splits), "unreadable", path, told) for path, told in broken.items()]
+            unreadable |= _undecodable(data, scenes)
+        rows.append(SplitFindings(", ".join(splits), len(paths), None))
+        problems += [Problem(", ".join(splits), "unreadable", path, reason) for path, reason in unreadable.items()]
     return Findings(rows, problems, data.root)
 
 
-def told_counts(findings: Findings) -> list[str]:
-    """Return how many scenes every split has, and how many of them are of use, a line each."""
+def scene_counts(findings: Findings) -> list[str]:
+    """Return the number of scenes and of unreadable scenes of every split, one line each."""
     lines = []
     for row in findings.rows:
-        broken = findings.number("unreadable", row.splits)
-        lines.append(f"{row.splits}: {row.images:,} scenes, {f'{broken:,} of them broken' if broken else 'all of use'}")
+        unreadable = findings.number("unreadable", row.splits)
+        lines.append(
+            f"{row.splits}: {row.images:,} scenes, {f'{unreadable:,} unreadable' if unreadable else 'all readable'}"
+        )
     return lines
 
 
 def _folders(data: SceneSet) -> tuple[dict[tuple[Split, ...], list[Path]], list[Problem]]:
-    """Return the folders of splits, those with the same scenes as one, and why others have none."""
-    found: dict[tuple[Split, ...], list[Path]] = {}
-    refusals = []
+    """Return the scene folders by split, with equal held-out splits merged, and a problem per split without scenes."""
+    by_splits: dict[tuple[Split, ...], list[Path]] = {}
+    problems = []
     for split in get_args(Split):
         try:
             folders = data.scenes(split)
         except ValueError as error:
-            refusals.append(Problem(split, "missing", "", str(error), 0))
+            problems.append(Problem(split, "missing", "", str(error), 0))
             continue
         if not folders:
-            told = f"{type(data).__name__} has no scenes of the split {split} in {data.root}: {data.how_to_get()}"
-            refusals.append(Problem(split, "missing", "", told, 0))
+            detail = f"{type(data).__name__} has no scenes of the split {split} in {data.root}: {data.how_to_get()}"
+            problems.append(Problem(split, "missing", "", detail, 0))
             continue
-        same = next((splits for splits, others in found.items() if splits != ("train",) and others == folders), ())
-        found[(*same, split)] = found.pop(same, folders)
-    return found, refusals
+        same = next((splits for splits, others in by_splits.items() if splits != ("train",) and others == folders), ())
+        by_splits[(*same, split)] = by_splits.pop(same, folders)
+    return by_splits, problems
 
 
 def _undecodable(data: SceneSet, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Return why images of scenes cannot be decoded, by folder."""
-    found: dict[str, str] = {}
-    look = partial(_fault, data)
-    with counting("decoding scenes", len(scenes)) as show, closing(in_order(look, scenes)) as faults:
-        for done, (scene, told) in enumerate(zip(scenes, faults, strict=True), 1):
-            if told is not None:
-                found[str(_folder(scene))] = told
+    """Return the reasons why images of scenes cannot be decoded, by scene folder."""
+    reasons: dict[str, str] = {}
+    check = partial(_decode_error, data)
+    with counting("decoding scenes", len(scenes)) as show, closing(in_order(check, scenes)) as results:
+        for done, (scene, reason) in enumerate(zip(scenes, results, strict=True), 1):
+            if reason is not None:
+                image = scene.images[0]
+                folder = next((parent for parent in image.parents if parent.name == scene.name), image.parent)
+                reasons[str(folder)] = reason
             show(done)
-    return found
+    return reasons
 
 
-def _folder(scene: Scene) -> Path:
-    """Return the folder of a scene, which its images lie in or below."""
-    image = scene.images[0]
-    return next((folder for folder in image.parents if folder.name == scene.name), image.parent)
-
-
-def _fault(data: SceneSet, scene: Scene) -> str | None:
-    """Return why an image of a scene cannot be decoded, or None."""
+def _decode_error(data: SceneSet, scene: Scene) -> str | None:
+    """Return why an image of a scene cannot be decoded; None if all can."""
     try:
         for frame in range(len(scene.images)):
             posed(scene, [frame], scene.name, data.read_image)

@@ -1,4 +1,4 @@
-"""What is wrong with single images, looked at by all processors."""
+"""Check single images in parallel."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from datamodules.storage.progress import counting
 
 
 class Fault(NamedTuple):
-    """What is wrong with an image.
+    """A problem of a single image.
 
     Attributes:
-        kind: ``unreadable``; ``wrong size``, another than was published; or ``small``, smaller than it is trained on.
-        detail: In words that name the file.
+        kind: ``unreadable``, ``wrong size`` if the size differs from the published one, or ``small`` if the image is smaller
+            than the training size.
+        detail: Description that names the file.
     """
 
     kind: Literal["unreadable", "wrong size", "small"]
@@ -30,42 +31,41 @@ class Fault(NamedTuple):
 def faults(
     paths: Sequence[Path], size: int, shape: tuple[int, int] | None, *, decode: bool = True
 ) -> Iterator[Fault | None]:
-    """Yield what is wrong with every image, in order; None if nothing is.
+    """Yield the problem of every image, in order; None if there is none.
 
     Args:
         paths: The images.
-        size: Pixels along each side of an image as it is trained on.
-        shape: Rows and columns as published, None if they vary.
-        decode: Whether images are decoded, or only their headers are read.
+        size: Pixels along each side of training images.
+        shape: Published rows and columns; None if they vary.
+        decode: Whether to decode images, or read only their headers.
     """
-    look = partial(_fault, size=size, shape=shape, decode=decode)
+    check = partial(_fault, size=size, shape=shape, decode=decode)
     label = "decoding" if decode else "reading headers"
-    with counting(label, len(paths)) as show, closing(in_order(look, paths)) as found:
-        for done, fault in enumerate(found, 1):
+    with counting(label, len(paths)) as show, closing(in_order(check, paths)) as results:
+        for done, fault in enumerate(results, 1):
             yield fault
             show(done)
 
 
 def _fault(path: Path, size: int, shape: tuple[int, int] | None, decode: bool) -> Fault | None:
-    """Return what is wrong with an image."""
+    """Return the problem of an image; None if there is none."""
     try:
-        found = _shape(path, decode)
+        actual = _shape(path, decode)
     except ValueError as error:
         return Fault("unreadable", str(error))
-    pixels = f"{path} has {found[0]} x {found[1]} pixels"
+    pixels = f"{path} has {actual[0]} x {actual[1]} pixels"
     if shape is not None:
-        told = f"{pixels}, published are {shape[0]} x {shape[1]}."
-        return None if found == shape else Fault("wrong size", told)
-    return None if min(found) >= size else Fault("small", f"{pixels}: it is enlarged to {size} along the shorter side.")
+        return None if actual == shape else Fault("wrong size", f"{pixels}, expected {shape[0]} x {shape[1]}.")
+    return None if min(actual) >= size else Fault("small", f"{pixels}: its shorter side is enlarged to {size}.")
 
 
 def _shape(path: Path, decode: bool) -> tuple[int, int]:
-    """Return the rows and columns of an image, or raise a ``ValueError`` that names it."""
+    """Return the rows and columns of an image, or raise a ``ValueError`` that names the file."""
     if decode:
         read_image(path)
     try:
         with quiet, Image.open(path) as image:
             return image.height, image.width
-    except Exception:  # what decoders raise of damaged data is not foreseeable; reading it has words for that
+    except Exception:  # decoders raise arbitrary exceptions for corrupt data; read_image turns them into a message
         read_image(path)
         raise

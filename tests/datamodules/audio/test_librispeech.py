@@ -1,4 +1,4 @@
-"""LibriSpeech in folders and from a server of this machine: every layout, the order, the counts, and what is refused."""
+"""LibriSpeech in folders and from a local server: layouts, order, counts and error messages."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from datamodules.storage.download import Source, download
 from tools.check.__main__ import main as check
 
 TRAIN, TEST = "train-clean-100", "test-clean"
-# Samples of each utterance; the order of the ids as text is not that of their numbers.
+# Samples of each utterance; ids sorted as text differ from ids sorted as numbers.
 IDS = {
     TRAIN: {"103-1240-0000": 20560, "103-1240-0001": 16000, "1034-121119-0010": 40000, "87-9-0002": 12000},
     TEST: {"1089-134686-0000": 30000, "121-121726-0000": 10000, "908-31957-0003": 17000},
@@ -35,7 +35,7 @@ LAYOUTS = (
 
 
 def _flac(name, samples):
-    """Return an utterance that is not like another."""
+    """Return the FLAC file of an utterance, of noise that depends on its name."""
     content = io.BytesIO()
     random = np.random.default_rng(int(name.replace("-", "")))
     soundfile.write(content, 0.1 * random.standard_normal(samples), 16000, format="FLAC", subtype="PCM_16")
@@ -52,11 +52,11 @@ FILES = {
 
 
 def _archive(subset):
-    """Return the archive of a subset as published, with the files beside the utterances."""
+    """Return the archive of a subset as published, including files that are not utterances."""
     content = io.BytesIO()
-    others = {"README.TXT": b"about", f"{subset}/103/1240/103-1240.trans.txt": b"103-1240-0000 CHAPTER ONE"}
+    other_files = {"README.TXT": b"about", f"{subset}/103/1240/103-1240.trans.txt": b"103-1240-0000 CHAPTER ONE"}
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for name, data in [*others.items(), *FILES[subset].items()]:
+        for name, data in [*other_files.items(), *FILES[subset].items()]:
             info = tarfile.TarInfo(f"LibriSpeech/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -66,8 +66,8 @@ def _archive(subset):
 ARCHIVES = {subset: _archive(subset) for subset in IDS}
 
 
-def _put(layout, *subsets):
-    """Write utterances into folders."""
+def _write(layout, *subsets):
+    """Write the utterances of subsets into folders."""
     for subset in subsets or IDS:
         for name, data in FILES[subset].items():
             path = Path("data", layout.format(subset), name)
@@ -76,7 +76,7 @@ def _put(layout, *subsets):
 
 
 def _sources(root):
-    """Return where a server has the archives."""
+    """Return the sources of the archives on a server."""
     return {
         subset: Source(
             f"{root}/{subset}.tar.gz", f"{subset}.tar.gz", f"sha256:{hashlib.sha256(content).hexdigest()}", len(content)
@@ -87,7 +87,7 @@ def _sources(root):
 
 @pytest.fixture(autouse=True)
 def _miniature(tmp_path, monkeypatch):
-    """Let few utterances be all of LibriSpeech, in an empty folder and without network or pauses."""
+    """Replace LibriSpeech by a few utterances, in an empty folder, without network access and pauses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setitem(download.__kwdefaults__, "pause", lambda seconds: None)
@@ -97,7 +97,7 @@ def _miniature(tmp_path, monkeypatch):
 
 @pytest.fixture
 def site(monkeypatch):
-    """Return a server that has the archives."""
+    """Return a server of the archives."""
     with serving() as site:
         for subset, content in ARCHIVES.items():
             site.put(f"/{subset}.tar.gz", content)
@@ -106,7 +106,7 @@ def site(monkeypatch):
 
 
 def _ready(stage="fit", **arguments):
-    """Return the data set after what the trainer calls."""
+    """Return the data module, set up as by the trainer."""
     data = LibriSpeech(**{"batch_size": 2} | arguments)
     data.prepare_data()
     data.setup(stage)
@@ -117,14 +117,14 @@ def _names(data, split):
     return [name for name, _ in data.files(split)]
 
 
-def _refusal(kind=ValueError, **arguments):
-    """Return why the data set cannot be made ready."""
+def _error(kind=ValueError, **arguments):
+    """Return the error message of the set-up."""
     with pytest.raises(kind) as caught:
         _ready(**arguments)
     return str(caught.value)
 
 
-def test_it_is_what_was_published(monkeypatch):
+def test_counts_and_sources_are_as_published(monkeypatch):
     monkeypatch.undo()
     data = LibriSpeech()
     assert [data.count(split) for split in ("train", "val", "test")] == [28539, 2620, 2620]
@@ -145,8 +145,8 @@ def test_it_is_what_was_published(monkeypatch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_found_in_the_order_of_the_ids(layout):
-    _put(layout)
+def test_every_layout_is_found_and_sorted_by_id(layout):
+    _write(layout)
     data = _ready()
     assert _names(data, "train") == sorted(IDS[TRAIN])
     assert _names(data, "val") == _names(data, "test") == sorted(IDS[TEST])
@@ -157,16 +157,16 @@ def test_every_layout_is_found_in_the_order_of_the_ids(layout):
         assert Path("data", layout.format(TRAIN), TRAIN) in path.parents
 
 
-def test_what_is_no_utterance_is_passed_over():
-    _put("LibriSpeech")
+def test_other_files_are_ignored():
+    _write("LibriSpeech")
     Path("data/LibriSpeech/test-clean/908/31957/._908-31957-0003.flac").write_bytes(b"")
     Path("data/LibriSpeech/test-clean/908/31957/908-31957.trans.txt").write_text("908-31957-0003 WORDS")
     Path("data/librispeech/test-clean/notes").mkdir(parents=True)
     assert _names(_ready("test"), "test") == sorted(IDS[TEST])
 
 
-def test_items_are_the_first_seconds_and_masked_after_their_end():
-    _put("LibriSpeech")
+def test_evaluation_takes_first_second_and_masks_padding():
+    _write("LibriSpeech")
     data = _ready("test", eval_batch_size=3)
     batch = data.to_coordinates(next(iter(data.test_dataloader())))
     assert batch.query.values.shape == (3, 16000, 1)
@@ -177,17 +177,17 @@ def test_items_are_the_first_seconds_and_masked_after_their_end():
         assert not batch.query.values[row, len(recording) :].any()
 
 
-def test_released_cropping_is_an_option():
-    _put("LibriSpeech")
+def test_released_cropping():
+    _write("LibriSpeech")
     data = _ready("test", cropping="released")
-    measured = [int((data.test_set[index].values != 0).sum()) for index in range(3)]
-    left = [max(0, IDS[TEST][name] - 16000) for name in sorted(IDS[TEST])]
-    assert left == [14000, 0, 1000]
-    assert all(0.99 * wanted <= found <= wanted for found, wanted in zip(measured, left, strict=True))
+    actual = [int((data.test_set[index].values != 0).sum()) for index in range(3)]
+    available = [max(0, IDS[TEST][name] - 16000) for name in sorted(IDS[TEST])]
+    assert available == [14000, 0, 1000]
+    assert all(0.99 * samples <= nonzero <= samples for nonzero, samples in zip(actual, available, strict=True))
     assert [data.test_set[index].length for index in range(3)] == [-1, -1, -1]
 
 
-def test_it_is_downloaded_once_and_unpacked(site):
+def test_archives_are_downloaded_once_and_extracted(site):
     data = _ready()
     assert len(data.train_set) == 4
     assert sorted(path for path, *_ in site.requests) == [f"/{TEST}.tar.gz", f"/{TRAIN}.tar.gz"]
@@ -198,29 +198,29 @@ def test_it_is_downloaded_once_and_unpacked(site):
     assert len(site.requests) == 2
 
 
-def test_only_what_a_stage_reads_is_downloaded(site):
+def test_only_the_subsets_of_the_stage_are_downloaded(site):
     data = LibriSpeech()
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"))
     data.prepare_data()
     assert [path for path, *_ in site.requests] == [f"/{TEST}.tar.gz"]
 
 
-def test_a_download_that_breaks_off_goes_on(site):
+def test_interrupted_download_is_resumed(site):
     site.pages[f"/{TRAIN}.tar.gz"].cuts = [1000]
     assert len(_ready().train_set) == 4
     assert "bytes=1000-" in site.ranges
 
 
-def test_an_archive_of_another_content_is_refused(site):
+def test_archive_with_wrong_checksum_raises(site):
     content = ARCHIVES[TRAIN]
     site.pages[f"/{TRAIN}.tar.gz"].body = content[:-1] + bytes([content[-1] ^ 1])
-    message = _refusal()
-    for told in (LibriSpeech.sources[TRAIN].checksum, f"data/{TRAIN}.tar.gz"):
-        assert told in message
+    message = _error()
+    for text in (LibriSpeech.sources[TRAIN].checksum, f"data/{TRAIN}.tar.gz"):
+        assert text in message
     assert list(Path("data").iterdir()) == []
 
 
-def test_an_archive_that_was_put_there_is_unpacked_without_a_download(site):
+def test_existing_archive_is_extracted_without_download(site):
     Path("data").mkdir()
     for subset, content in ARCHIVES.items():
         Path(f"data/{subset}.tar.gz").write_bytes(content)
@@ -228,48 +228,48 @@ def test_an_archive_that_was_put_there_is_unpacked_without_a_download(site):
     assert site.requests == []
 
 
-def test_without_network_it_says_what_to_fetch_by_hand():
-    message = _refusal(ConnectionError)
-    for told in ("cannot be reached", LibriSpeech.sources[TRAIN].url, f"put it at data/{TRAIN}.tar.gz"):
-        assert told in message
+def test_error_without_network_describes_manual_download():
+    message = _error(ConnectionError)
+    for text in ("cannot be reached", LibriSpeech.sources[TRAIN].url, f"as data/{TRAIN}.tar.gz"):
+        assert text in message
 
 
-def test_without_a_download_it_says_where_it_looked_and_the_way_out():
-    message = _refusal(download=False)
-    places = ", ".join(str(Path("data", layout.format(TRAIN), TRAIN)) for layout in LAYOUTS)
+def test_error_without_download_lists_folders_and_fix():
+    message = _error(download=False)
+    folders = ", ".join(str(Path("data", layout.format(TRAIN), TRAIN)) for layout in LAYOUTS)
     source = LibriSpeech.sources[TRAIN]
-    for told in (f"none of {places} has", "download true", source.url, source.checksum, f"data/{TRAIN}.tar.gz"):
-        assert told in message
+    for text in (f"none of {folders} holds", "download true", source.url, source.checksum, f"data/{TRAIN}.tar.gz"):
+        assert text in message
 
 
-def test_missing_utterances_are_refused_unless_that_is_wanted():
-    _put("LibriSpeech")
+def test_missing_utterances_raise_unless_partial():
+    _write("LibriSpeech")
     Path("data/LibriSpeech", next(iter(FILES[TRAIN]))).unlink()
-    message = _refusal()
-    for told in (
+    message = _error()
+    for text in (
         "3 recordings of the split train",
-        "published are 4",
+        "but 4 were published",
         f"move data/LibriSpeech/{TRAIN} away",
         "partial true",
     ):
-        assert told in message
+        assert text in message
     assert len(_ready(partial=True).train_set) == 3
 
 
-def test_subsets_are_chosen_by_name():
-    _put("LibriSpeech")
+def test_subsets_are_selected_by_name():
+    _write("LibriSpeech")
     data = _ready(train_subset=TEST, val_subset=TRAIN, test_subset=TRAIN)
     assert _names(data, "train") == sorted(IDS[TEST])
     assert _names(data, "val") == sorted(IDS[TRAIN])
-    with pytest.raises(ValueError, match="no subset train-clean: choose of train-clean-100, "):
+    with pytest.raises(ValueError, match="no subset train-clean: choose one of train-clean-100, "):
         LibriSpeech(train_subset="train-clean")
 
 
-def test_the_check_counts_it(capsys):
-    _put("LibriSpeech")
+def test_check_counts_utterances(capsys):
+    _write("LibriSpeech")
     check(["--config", str(REPOSITORY / "configs" / "data" / "librispeech.yaml")])
-    told = capsys.readouterr().out
-    assert [line.split() for line in told.splitlines() if line.startswith(("train", "val"))] == [
+    printed = capsys.readouterr().out
+    assert [line.split() for line in printed.splitlines() if line.startswith(("train", "val"))] == [
         ["train", "4", "4", "0", "0", "0", "1", "0"],
         ["val,", "test", "3", "3", "0", "0", "0", "1", "0"],
     ]
@@ -277,14 +277,14 @@ def test_the_check_counts_it(capsys):
     with pytest.raises(SystemExit) as ended:
         check(["--config", str(REPOSITORY / "configs" / "data" / "librispeech.yaml")])
     assert ended.value.code == 1
-    told = capsys.readouterr().out
-    assert "Missing: 1" in told
-    assert "partial true" in told
+    printed = capsys.readouterr().out
+    assert "Missing: 1" in printed
+    assert "partial true" in printed
 
 
-def test_its_config_is_the_published_protocol():
+def test_config_is_the_published_protocol():
     config = yaml.safe_load((REPOSITORY / "configs" / "data" / "librispeech.yaml").read_text())["data"]
     data = LibriSpeech(**config["init_args"])
     assert data.subsets == {"train": TRAIN, "val": TEST, "test": TEST}
     assert data.signal_shape == (1, 16000)
-    assert not data.excerpt.released
+    assert not data.reader.released

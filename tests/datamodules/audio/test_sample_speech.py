@@ -1,4 +1,4 @@
-"""The recordings that come with the software, and the program trained on them."""
+"""The bundled recordings of speech, and training on them."""
 
 import csv
 import math
@@ -16,27 +16,27 @@ from datamodules.domain import Grid
 from datamodules.loading import Addressed
 from datamodules.storage.audio import read_recording, recording_facts
 
-RATE = 16000
+SAMPLE_RATE = 16000
 
 
 def _items(dataset):
-    """Return the items of an epoch."""
+    """Return all items of a dataset."""
     return [dataset[index] for index in range(len(dataset))]
 
 
 @pytest.fixture(scope="module")
 def manifest():
-    """Return the rows of the manifest, by name."""
+    """Return the rows of the manifest by name."""
     with (SPEECH / "manifest.csv").open(newline="") as file:
         return {row["file"].removesuffix(".flac"): row for row in csv.DictReader(file)}
 
 
 @pytest.fixture(scope="module")
 def speech():
-    """Return the recordings, loaded where there is no network."""
+    """Return the data module, loaded without network access."""
 
     def refuse(*arguments, **keywords):
-        raise OSError("there is no network in this test")
+        raise OSError("this test has no network access")
 
     read_prompt.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -47,21 +47,21 @@ def speech():
     return data
 
 
-def test_the_recordings_are_those_of_the_manifest_and_their_licence_is_with_them(manifest):
+def test_files_agree_with_manifest_and_licence(manifest):
     assert len(manifest) == 24
     assert {path.stem for path in SPEECH.glob("*.flac")} == set(manifest)
     for name, row in manifest.items():
         facts = recording_facts(SPEECH / f"{name}.flac")
-        assert facts[1:] == (RATE, 1)
-        assert facts.frames / RATE == pytest.approx(float(row["seconds"]), abs=0.006)
+        assert facts[1:] == (SAMPLE_RATE, 1)
+        assert facts.frames / SAMPLE_RATE == pytest.approx(float(row["seconds"]), abs=0.006)
         assert row["licence"] == "CC-BY-SA-3.0"
-    words = (SPEECH / "LICENSES.md").read_text() + (SPEECH / "ATTRIBUTION.txt").read_text()
-    for told in ("Allison Smith", "June Wallack", "https://creativecommons.org/licenses/by-sa/3.0/", "Changes made"):
-        assert told in words
-    assert "meshes" not in words
+    licence = (SPEECH / "LICENSES.md").read_text() + (SPEECH / "ATTRIBUTION.txt").read_text()
+    for text in ("Allison Smith", "June Wallack", "https://creativecommons.org/licenses/by-sa/3.0/", "Changes made"):
+        assert text in licence
+    assert "meshes" not in licence
 
 
-def test_recordings_are_speech_and_not_silence(manifest):
+def test_recordings_are_not_silent(manifest):
     for name in manifest:
         values = read_prompt(name)
         assert values.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_recordings_are_speech_and_not_silence(manifest):
         assert float(values.square().mean().sqrt()) > 0.02
 
 
-def test_training_and_held_out_recordings_are_apart_and_both_have_both_speakers(manifest):
+def test_training_and_held_out_recordings_are_disjoint_and_have_both_speakers(manifest):
     assert set(TRAINING_RECORDINGS) | set(HELD_OUT_RECORDINGS) == set(manifest)
     assert len(TRAINING_RECORDINGS) + len(HELD_OUT_RECORDINGS) == 24
     speakers = [manifest[name]["speaker"] for name in HELD_OUT_RECORDINGS]
@@ -77,38 +77,40 @@ def test_training_and_held_out_recordings_are_apart_and_both_have_both_speakers(
     assert {manifest[name]["speaker"] for name in TRAINING_RECORDINGS} == set(speakers)
 
 
-def test_held_out_are_the_pieces_that_fit_one_after_the_other(speech):
-    wanted = []
+def test_held_out_recordings_are_cut_into_consecutive_crops(speech):
+    expected = []
     for name in HELD_OUT_RECORDINGS:
         recording = read_prompt(name)[0].tolist()
-        starts = range(0, len(recording) - RATE + 1, RATE)
-        wanted += [(f"{name}-{number}", recording[start : start + RATE]) for number, start in enumerate(starts)]
+        starts = range(0, len(recording) - SAMPLE_RATE + 1, SAMPLE_RATE)
+        expected += [
+            (f"{name}-{number}", recording[start : start + SAMPLE_RATE]) for number, start in enumerate(starts)
+        ]
     items = _items(speech.val_set)
-    assert [(item.name, item.values[0].tolist()) for item in items] == wanted
+    assert [(item.name, item.values[0].tolist()) for item in items] == expected
     assert len(items) == len({item.name for item in items}) == 12
     assert all(item.length == -1 for item in items)
     assert [item.name for item in _items(speech.test_set)] == [item.name for item in items]
 
 
-def test_training_sees_random_pieces_of_all_recordings(speech):
+def test_training_takes_random_crops_of_all_recordings(speech):
     assert len(speech.train_set) == 70
     items = Addressed(speech.train_set, speech.augmentation, 0)
     starts = set()
     for epoch in range(2):
         for index in range(18):
-            piece = items[epoch, index]
-            assert piece.name == TRAINING_RECORDINGS[index]
-            recording = read_prompt(piece.name)[0]
+            crop = items[epoch, index]
+            assert crop.name == TRAINING_RECORDINGS[index]
+            recording = read_prompt(crop.name)[0]
             windows = recording.unfold(0, 64, 1)
-            [start, *_] = (windows == piece.values[0, :64]).all(1).nonzero().flatten().tolist()
-            assert torch.equal(piece.values[0], recording[start : start + RATE])
-            assert piece.length == -1
+            [start, *_] = (windows == crop.values[0, :64]).all(1).nonzero().flatten().tolist()
+            assert torch.equal(crop.values[0], recording[start : start + SAMPLE_RATE])
+            assert crop.length == -1
             starts.add((index, start))
     assert len(starts) == 36
     assert torch.equal(items[1, 3].values, items[1, 3].values)
 
 
-def test_longer_pieces_are_padded_and_masked():
+def test_crops_longer_than_recordings_are_padded_and_masked():
     data = SampleSpeech(seconds=3, crops_per_epoch=18, eval_batch_size=6, batch_size=18)
     data.setup("fit")
     assert data.signal_shape == (1, 48000)
@@ -118,28 +120,28 @@ def test_longer_pieces_are_padded_and_masked():
     lengths = [min(48000, read_prompt(name).shape[1]) for name in HELD_OUT_RECORDINGS]
     assert batch.query.mask.sum(1).tolist() == lengths
     assert 0 < lengths.count(48000) < 6
-    trained = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
-    for name, mask in zip(trained.names, trained.query.mask, strict=True):
+    training_batch = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
+    for name, mask in zip(training_batch.names, training_batch.query.mask, strict=True):
         assert int(mask.sum()) == min(48000, read_prompt(name).shape[1])
 
 
-def test_other_rates_are_resampled():
-    data = SampleSpeech(rate=8000)
+def test_recordings_are_resampled():
+    data = SampleSpeech(sample_rate=8000)
     data.setup("test")
     assert data.signal_shape == (1, 8000)
-    found, wanted = data.test_set[0].values[0], read_prompt(HELD_OUT_RECORDINGS[0])[0, :RATE]
-    low = torch.fft.rfft(wanted)[:3000] / 2, torch.fft.rfft(found)[:3000]
-    assert (low[0] - low[1]).abs().max() < 0.05 * low[0].abs().max()
+    original = read_prompt(HELD_OUT_RECORDINGS[0])[0, :SAMPLE_RATE]
+    expected, actual = torch.fft.rfft(original)[:3000] / 2, torch.fft.rfft(data.test_set[0].values[0])[:3000]
+    assert (actual - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_iterating_ends(speech):
+def test_iteration_ends(speech):
     assert sum(1 for _ in islice(speech.val_set, 100)) == 12
     with pytest.raises(IndexError):
         speech.val_set[12]
 
 
-@pytest.mark.parametrize("arguments", [{"crops_per_epoch": 0}, {"seconds": 0.0}, {"rate": 0}], ids=str)
-def test_numbers_out_of_range_are_refused(arguments):
+@pytest.mark.parametrize("arguments", [{"crops_per_epoch": 0}, {"seconds": 0.0}, {"sample_rate": 0}], ids=str)
+def test_arguments_out_of_range_raise(arguments):
     [(name, value)] = arguments.items()
     with pytest.raises(ValueError, match=rf"{name} (is )?{value}"):
         SampleSpeech(**arguments)
@@ -158,7 +160,7 @@ model:
 """
 
 
-def test_the_program_trains_on_them(tmp_path, monkeypatch):
+def test_training_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("speech.yaml").write_text(CONFIG.format(repository=REPOSITORY, tests=TESTS))
     printed = run("fit", "--config", "speech.yaml", "--trainer.num_sanity_val_steps", 0)
@@ -169,11 +171,13 @@ def test_the_program_trains_on_them(tmp_path, monkeypatch):
     assert len(losses) == 2
     assert all(0 < loss < 2 for loss in losses)
     [psnr] = column(metrics, "val/psnr")
-    assert psnr == pytest.approx(sum(_silent()) / 12, abs=3)  # after two steps, about what saying nothing has
+    assert psnr == pytest.approx(sum(_silence_psnr()) / 12, abs=3)  # after two steps hardly better than silence
 
 
-def _silent():
-    """Return the PSNR of silence in every held-out second."""
+def _silence_psnr():
+    """Return the PSNR of silence for every held-out second."""
     recordings = (read_recording(SPEECH / f"{name}.flac").values[0] for name in HELD_OUT_RECORDINGS)
-    seconds = (second for recording in recordings for second in recording.split(RATE) if len(second) == RATE)
+    seconds = (
+        second for recording in recordings for second in recording.split(SAMPLE_RATE) if len(second) == SAMPLE_RATE
+    )
     return [-10 * math.log10(float(second.square().mean())) for second in seconds]

@@ -1,4 +1,4 @@
-"""CelebA in folders and from a server of this machine: every layout, the split by number, and what is refused."""
+"""CelebA in folders and from a local server: folder layouts, the split by number, and errors."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ NAMES = {split: [f"{number:06}.jpg" for number in numbers] for split, numbers in
 
 
 def _jpeg(seed, width=178, height=218):
-    """Return a JPEG with a pattern that is not symmetric; every third is grey."""
+    """Return a JPEG with an asymmetric pattern; every third is grey."""
     noise = torch.randint(256, (3, 10, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     image = Image.fromarray(noise.permute(1, 2, 0).numpy()).resize((width, height))
     content = io.BytesIO()
@@ -37,7 +37,7 @@ FILES = {f"{number:06}.jpg": _jpeg(number) for number in range(1, 11)}
 
 
 def _zip():
-    """Return the archive as published."""
+    """Return an archive with the published layout."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, data in FILES.items():
@@ -57,7 +57,7 @@ def _put(folder, files=FILES):
 
 @pytest.fixture(autouse=True)
 def site(tmp_path, monkeypatch):
-    """Let ten images be all of CelebA, in an empty folder, and return the server that has them."""
+    """Work in an empty folder, reduce CelebA to ten images, and return a local server that provides them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(CelebA, "numbers", NUMBERS)
@@ -69,7 +69,7 @@ def site(tmp_path, monkeypatch):
 
 
 def _ready(stage="fit", **arguments):
-    """Return the data set after what the trainer calls."""
+    """Return the data module after the calls of the trainer."""
     data = CelebA(**{"size": 24, "cache": None} | arguments)
     data.prepare_data()
     data.setup(stage)
@@ -77,24 +77,25 @@ def _ready(stage="fit", **arguments):
 
 
 def _items(dataset):
+    """Return the pixels of all images by name."""
     return {item.name: item.values for item in (dataset[index] for index in range(len(dataset)))}
 
 
-def _refusal(kind=ValueError, **arguments):
-    """Return why the data set cannot be made ready."""
-    with pytest.raises(kind) as caught:
+def _setup_error(kind=ValueError, **arguments):
+    """Return the error message of setting up the data module."""
+    with pytest.raises(kind) as raised:
         _ready(**arguments)
-    return str(caught.value)
+    return str(raised.value)
 
 
-def test_it_is_what_was_published(monkeypatch):
+def test_counts_source_and_shape_are_the_published_ones(monkeypatch):
     monkeypatch.undo()
     data = CelebA()
     names = {split: data.expected(split) for split in ("train", "val", "test")}
-    assert {split: len(found) for split, found in names.items()} == {"train": 162770, "val": 19867, "test": 19962}
+    assert {split: len(expected) for split, expected in names.items()} == {"train": 162770, "val": 19867, "test": 19962}
     assert {split: data.count(split) for split in names} == {"train": 162770, "val": 19867, "test": 19962}
-    everything = [name for found in names.values() for name in found]
-    assert everything == [f"{number:06}.jpg" for number in range(1, 202600)]
+    all_names = [name for split_names in names.values() for name in split_names]
+    assert all_names == [f"{number:06}.jpg" for number in range(1, 202600)]
     assert data.source.filename == "img_align_celeba.zip"
     assert data.source.checksum == "md5:00d2c5bc6d35e252742224ab0c1e8fcb"
     assert data.source.url == "https://s3-us-west-1.amazonaws.com/udacity-dlnfd/datasets/celeba.zip"
@@ -103,7 +104,7 @@ def test_it_is_what_was_published(monkeypatch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_found_and_split_by_number(site, layout):
+def test_every_layout_is_detected_and_split_by_number(site, layout):
     _put(f"data/{layout}")
     data = _ready()
     assert list(_items(data.train_set)) == NAMES["train"]
@@ -114,7 +115,7 @@ def test_every_layout_is_found_and_split_by_number(site, layout):
     assert site.requests == []
 
 
-def test_layouts_have_an_order():
+def test_layouts_are_searched_in_order():
     for layout in LAYOUTS:
         _put(f"data/{layout}")
     for layout in LAYOUTS:
@@ -123,13 +124,13 @@ def test_layouts_have_an_order():
             Path("data", layout, name).unlink()
 
 
-def test_folders_without_numbered_images_are_passed_over():
+def test_folders_without_numbered_images_are_ignored():
     _put("data/celeba", {"list_eval_partition.txt": b"", "12345.jpg": b"", "000001.jpg.txt": b"", "face.jpg": b""})
     _put("data/CelebA_aligned")
     assert {path.parent.name for _, path in CelebA().files("test")} == {"CelebA_aligned"}
 
 
-def test_validation_sees_the_test_split_where_that_is_wanted():
+def test_validation_can_use_the_test_split():
     _put("data/celeba")
     data = _ready(validation="test")
     assert list(_items(data.val_set)) == NAMES["test"]
@@ -139,7 +140,7 @@ def test_validation_sees_the_test_split_where_that_is_wanted():
 
 
 @pytest.mark.parametrize("cache", [None, "data/cache"])
-def test_images_are_cut_to_their_middle_in_training_too(cache):
+def test_training_and_validation_use_the_central_square(cache):
     _put("data/celeba")
     data = _ready(cache=cache, size=178)
     for name, values in (_items(data.train_set) | _items(data.val_set)).items():
@@ -153,7 +154,7 @@ def test_images_are_cut_to_their_middle_in_training_too(cache):
         assert values.permute(1, 2, 0).numpy().tobytes() == image.crop((0, 6, 50, 56)).tobytes()  # round(5.5) is 6
 
 
-def test_it_is_downloaded_once(site):
+def test_the_archive_is_downloaded_once(site):
     assert list(_items(_ready().train_set)) == NAMES["train"]
     assert list(_items(_ready("test").test_set)) == NAMES["test"]
     assert len(site.requests) == 1
@@ -161,46 +162,47 @@ def test_it_is_downloaded_once(site):
 
 
 @pytest.mark.parametrize(
-    ("failure", "kind", "told"),
+    ("failure", "kind", "expected"),
     [("gone", ConnectionError, "answered 404"), ("page", ValueError, "sent a web page, not the file")],
 )
-def test_where_the_mirror_fails_the_official_place_is_named(site, failure, kind, told):
+def test_a_failing_mirror_raises_an_error_with_the_official_source(site, failure, kind, expected):
     if failure == "gone":
         site.pages.clear()
     else:
         site.pages["/celeba.zip"].body = b"<!DOCTYPE html>too many"
-    message = _refusal(kind, root="sets")
+    message = _setup_error(kind, root="sets")
     official = "https://drive.google.com/drive/folders/0B7EVK8r0v71pTUZsaXdaSnZBZzg"
-    for each in (told, official, f"img_align_celeba.zip ({CelebA.source.checksum})", "sets/img_align_celeba.zip."):
-        assert each in message
+    archive = f"img_align_celeba.zip ({CelebA.source.checksum})"
+    for part in (expected, official, archive, "to sets/img_align_celeba.zip."):
+        assert part in message
     assert list(Path("sets").iterdir()) == []
 
 
-def test_an_archive_that_was_put_there_is_unpacked_without_a_download(site):
+def test_an_existing_archive_is_unpacked_without_a_download(site):
     _put("data", {"img_align_celeba.zip": ARCHIVE})
     assert len(_ready(download=False).train_set) == 5
     assert site.requests == []
 
 
-def test_without_a_download_it_says_where_it_looked_and_the_way_out(site):
-    message = _refusal(download=False)
+def test_missing_images_raise_an_error_with_folders_and_fixes(site):
+    message = _setup_error(download=False)
     places = ", ".join(f"data/{layout}" for layout in LAYOUTS)
-    for told in (f"none of {places} holds", "download true", "drive.google.com", "put it at data/img_align_celeba.zip"):
-        assert told in message
+    for part in (f"none of {places} contains", "download true", "drive.google.com", "to data/img_align_celeba.zip"):
+        assert part in message
     assert site.requests == []
 
 
-def test_missing_images_are_refused_unless_that_is_wanted():
+def test_incomplete_splits_raise_an_error_unless_partial():
     _put("data/celeba")
     Path("data/celeba/000003.jpg").unlink()
-    message = _refusal()
-    for told in ("4 images of the split train", "expected are 5", "partial true"):
-        assert told in message
+    message = _setup_error()
+    for part in ("4 images for split train", "5 are expected", "partial true"):
+        assert part in message
     assert list(_items(_ready(partial=True).train_set)) == [name for name in NAMES["train"] if name != "000003.jpg"]
 
 
-def test_images_of_another_size_are_refused():
+def test_images_of_the_wrong_size_raise_an_error():
     _put("data/celeba", {name: _jpeg(1, 218, 178) for name in FILES})
-    message = _refusal()
-    for told in ("data/celeba/000001.jpg has 178 x 218 pixels", "218 x 178"):
-        assert told in message
+    message = _setup_error()
+    for part in ("data/celeba/000001.jpg has 178 x 218 pixels", "218 x 178"):
+        assert part in message

@@ -1,4 +1,4 @@
-"""FFHQ in every layout, with the customary split and with lists, and which lists are refused."""
+"""FFHQ: folder layouts, the common split, splits by lists, and invalid lists."""
 
 import hashlib
 import io
@@ -28,12 +28,12 @@ FILES = {name: _png(number) for name, number in zip(NAMES, NUMBERS, strict=True)
 
 
 def _place(name, thousands):
-    """Return where an image is below its folder."""
+    """Return the path of an image relative to its folder."""
     return f"{name[:2]}000/{name}" if thousands else name
 
 
 def _put(folder, thousands=False):
-    """Write the images into a folder, or into folders of a thousand in it."""
+    """Write the images into a folder, or into its subfolders of a thousand images."""
     for name, data in FILES.items():
         path = Path(folder, _place(name, thousands))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def _small(tmp_path, monkeypatch):
 
 
 def _ready(stage="fit", **arguments):
-    """Return the data set after what the trainer calls."""
+    """Return the data module after the calls of the trainer."""
     data = FFHQ(**{"size": 16, "cache": None} | arguments)
     data.prepare_data()
     data.setup(stage)
@@ -56,10 +56,11 @@ def _ready(stage="fit", **arguments):
 
 
 def _items(dataset):
+    """Return the pixels of all images by name."""
     return {item.name: item.values for item in (dataset[index] for index in range(len(dataset)))}
 
 
-def _listed(training, validation):
+def _write_lists(training, validation):
     """Write two lists and return the arguments that name them."""
     arguments = {"training_list": "train.txt", "validation_list": "val.txt"}
     for path, text in zip(arguments.values(), (training, validation), strict=True):
@@ -67,14 +68,14 @@ def _listed(training, validation):
     return arguments
 
 
-def _refusal(kind=ValueError, **arguments):
-    """Return why the data set cannot be made ready."""
-    with pytest.raises(kind) as caught:
+def _setup_error(kind=ValueError, **arguments):
+    """Return the error message of setting up the data module."""
+    with pytest.raises(kind) as raised:
         _ready(**arguments)
-    return str(caught.value)
+    return str(raised.value)
 
 
-def test_the_customary_split_is_by_number(monkeypatch):
+def test_the_common_split_is_by_number(monkeypatch):
     monkeypatch.undo()
     data = FFHQ()
     assert data.expected("train") == [f"{number:05}.png" for number in range(60_000)]
@@ -82,12 +83,12 @@ def test_the_customary_split_is_by_number(monkeypatch):
     assert [data.count(split) for split in ("train", "val", "test")] == [60_000, 10_000, 10_000]
     assert data.shape == (1024, 1024)
     assert data.signal_shape == (3, 178, 178)
-    assert data.notes["split"].startswith("customary, not that of the IPC paper")
+    assert data.notes["split"].startswith("common split, not that of the IPC paper")
 
 
 @pytest.mark.parametrize("thousands", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_found(layout, thousands):
+def test_every_layout_is_detected(layout, thousands):
     _put(f"data/{layout}", thousands)
     data = _ready(partial=True)
     assert list(_items(data.train_set)) == NAMES[:5]
@@ -99,7 +100,7 @@ def test_every_layout_is_found(layout, thousands):
     ]
 
 
-def test_layouts_have_an_order():
+def test_layouts_are_searched_in_order():
     for layout in LAYOUTS:
         _put(f"data/{layout}")
     for layout in LAYOUTS:
@@ -108,7 +109,7 @@ def test_layouts_have_an_order():
             Path("data", layout, name).unlink()
 
 
-def test_other_files_are_passed_over():
+def test_other_files_are_ignored():
     _put("data/ffhq", thousands=True)
     for name in ("LICENSE.txt", "0.png", "00001.jpg", "00000/000001.png", "thumbnails128x128/00001.png", "70000.png"):
         Path("data/ffhq", name).parent.mkdir(exist_ok=True)
@@ -118,7 +119,7 @@ def test_other_files_are_passed_over():
 
 
 @pytest.mark.parametrize("cache", [None, "data/cache"])
-def test_images_are_resized_and_never_moved(cache):
+def test_images_are_resized_without_augmentation(cache):
     _put("data/ffhq")
     data = _ready(cache=cache, partial=True)
     items = _items(data.train_set) | _items(data.val_set)
@@ -140,96 +141,98 @@ def test_images_are_resized_and_never_moved(cache):
     ],
     ids=["numbers", "files", "folders", "windows"],
 )
-def test_lists_make_the_split(training, validation):
+def test_lists_define_the_split(training, validation):
     _put("data/ffhq")
-    data = _ready(**_listed(training, validation))
+    data = _ready(**_write_lists(training, validation))
     assert list(_items(data.train_set)) == ["00003.png", "01000.png", "60000.png"]
     assert list(_items(data.val_set)) == ["00000.png", "69999.png"]
     data.setup("test")
     assert list(_items(data.test_set)) == ["00000.png", "69999.png"]
     assert [data.count(split) for split in ("train", "val", "test")] == [3, 2, 2]
-    assert data.notes["split"] == "by lists of your own"
+    assert data.notes["split"] == "custom lists"
 
 
-def test_the_lists_of_the_paper_are_known(monkeypatch):
+def test_the_lists_of_the_paper_are_recognised(monkeypatch):
     assert ffhq.IPC_LISTS == ("401d325a5096f3991903d50225b22ff8", "15db1dc277960fff9d41f37673219e15")
     _put("data/ffhq")
-    arguments = _listed("60000\n00003\n", "00000\n")
+    arguments = _write_lists("60000\n00003\n", "00000\n")
     paths = list(arguments.values())
     digests = tuple(hashlib.md5(Path(path).read_bytes()).hexdigest() for path in paths)
     monkeypatch.setattr(ffhq, "IPC_LISTS", digests)
-    assert _ready(**arguments).notes["split"] == "by the random lists of the IPC paper"
+    assert _ready(**arguments).notes["split"] == "random lists of the IPC paper"
     swapped = dict(zip(arguments, reversed(paths), strict=True))
-    assert _ready(**swapped).notes["split"] == "by lists of your own"
+    assert _ready(**swapped).notes["split"] == "custom lists"
     Path("train.txt").write_text("60000\n00999\n")
-    assert _ready(**arguments).notes["split"] == "by lists of your own"
+    assert _ready(**arguments).notes["split"] == "custom lists"
 
 
 @pytest.mark.parametrize(
-    ("training", "validation", "told"),
+    ("training", "validation", "expected"),
     [
-        ("00000\n00003\n\n00000.png\n", "69999", ["train.txt, line 4", "00000.png", "line 1", "once"]),
+        ("00000\n00003\n\n00000.png\n", "69999", ["train.txt, line 4", "00000.png", "line 1", "Remove"]),
         ("00000\n", "69999\nx/69999", ["val.txt, line 2", "69999.png", "line 1"]),
         ("00999\n00003\n", "69999\n60000\n00003\n", ["val.txt, line 3", "00003.png", "train.txt, line 2"]),
-        ("", "69999", ["training_list, train.txt", "is empty"]),
-        ("00000", " \n\n", ["validation_list, val.txt", "is empty"]),
+        ("", "69999", ["training_list train.txt", "is empty"]),
+        ("00000", " \n\n", ["validation_list val.txt", "is empty"]),
         ("00000\n70000\n", "69999", ["train.txt, line 2", "'70000'", "00000 to 69999"]),
         ("00000\n3\n", "69999", ["train.txt, line 2", "'3'"]),
         ("00000\n", "69999\n\n00003 60000", ["val.txt, line 3", "'00003 60000'"]),
         ("00000\n", b"69999\n\xff\xfe0\n", ["val.txt, line 2"]),
         ("00000\n", "6999\u0669", ["val.txt, line 1"]),
     ],
-    ids=["twice", "twice-held-out", "shared", "empty", "blank", "too-high", "short", "two", "binary", "digits"],
+    ids=["duplicate", "duplicate-held-out", "shared", "empty", "blank", "too-high", "short", "two", "binary", "digits"],
 )
-def test_wrong_lists_are_refused(training, validation, told):
-    message = _refusal(**_listed(training, validation))  # without images: lists are read first
+def test_invalid_lists_raise_an_error(training, validation, expected):
+    message = _setup_error(**_write_lists(training, validation))  # without images, since lists are read first
     assert "\n" not in message
-    for each in told:
-        assert each in message
+    for part in expected:
+        assert part in message
 
 
-def test_a_list_that_is_missing_is_refused():
-    arguments = _listed("00000", "69999")
+def test_a_missing_list_raises_an_error():
+    arguments = _write_lists("00000", "69999")
     Path("val.txt").unlink()
-    message = _refusal(**arguments)
-    for told in ("validation_list, val.txt,", "No such file", "an image on each line"):
-        assert told in message
+    message = _setup_error(**arguments)
+    for part in ("validation_list val.txt", "No such file", "one image name per line"):
+        assert part in message
 
 
 @pytest.mark.parametrize("argument", ["training_list", "validation_list"])
-def test_one_list_without_the_other_is_refused(argument):
-    with pytest.raises(ValueError, match=r"training_list is .*, validation_list .*: give both, or none") as caught:
+def test_a_single_list_raises_an_error(argument):
+    with pytest.raises(
+        ValueError, match=r"training_list is .* and validation_list is .*: pass both, or neither"
+    ) as raised:
         FFHQ(**{argument: "mine.txt"})
-    assert "mine.txt" in str(caught.value)
+    assert "mine.txt" in str(raised.value)
 
 
-def test_listed_images_that_are_not_there_are_refused_unless_that_is_wanted():
+def test_missing_listed_images_raise_an_error_unless_partial():
     _put("data/ffhq")
-    arguments = _listed("00000\n00001\n00003\n", "69999\n")
-    message = _refusal(**arguments)
-    for told in ("2 images of the split train", "expected are 3", "partial true"):
-        assert told in message
+    arguments = _write_lists("00000\n00001\n00003\n", "69999\n")
+    message = _setup_error(**arguments)
+    for part in ("2 images for split train", "3 are expected", "partial true"):
+        assert part in message
     assert list(_items(_ready(partial=True, **arguments).train_set)) == ["00000.png", "00003.png"]
 
 
-def test_a_part_of_the_customary_split_is_refused_unless_that_is_wanted():
+def test_an_incomplete_common_split_raises_an_error_unless_partial():
     _put("data/ffhq")
-    message = _refusal()
-    for told in ("5 images of the split train", "expected are 60,000", "partial true"):
-        assert told in message
+    message = _setup_error()
+    for part in ("5 images for split train", "60,000 are expected", "partial true"):
+        assert part in message
 
 
-def test_without_images_it_says_where_it_looked_and_where_they_come_from():
+def test_missing_images_raise_an_error_with_folders_and_source():
     Path("sets/ffhq/00000").mkdir(parents=True)
-    message = _refusal(root="sets")
+    message = _setup_error(root="sets")
     places = ", ".join(f"sets/{layout}" for layout in LAYOUTS)
-    for told in (f"none of {places} holds", "https://github.com/NVlabs/ffhq-dataset", "into sets/ffhq."):
-        assert told in message
+    for part in (f"none of {places} contains", "https://github.com/NVlabs/ffhq-dataset", "into sets/ffhq."):
+        assert part in message
 
 
-def test_images_of_another_size_are_refused(monkeypatch):
+def test_images_of_the_wrong_size_raise_an_error(monkeypatch):
     monkeypatch.setattr(FFHQ, "shape", (1024, 1024))
     _put("data/ffhq")
-    message = _refusal(partial=True)
+    message = _setup_error(partial=True)
     assert "data/ffhq/00000.png has 40 x 40 pixels" in message
     assert "1024 x 1024" in message

@@ -1,4 +1,4 @@
-"""The photographs that come with the software."""
+"""The photographs bundled with scikit-image."""
 
 import socket
 from itertools import islice, permutations
@@ -21,24 +21,26 @@ def _items(dataset):
 
 @pytest.fixture(scope="module")
 def photos():
-    """Return small photographs, loaded where there is no network."""
+    """Return a data module of small photographs, set up without network."""
 
-    def refuse(*arguments, **keywords):
-        raise OSError("there is no network in this test")
+    def fail(*args, **kwargs):
+        raise OSError("the network is disabled in this test")
 
     photograph.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket, "socket", refuse)
-        patch.setattr(socket, "create_connection", refuse)
+        patch.setattr(socket, "socket", fail)
+        patch.setattr(socket, "create_connection", fail)
         data = SamplePhotos(size=SIZE, crops_per_epoch=70, scales=(1.0, 1.3, 2.0), batch_size=8)
         data.setup("fit")
     return data
 
 
-def test_held_out_are_two_photographs_whole_and_in_sixteen_crops_each(photos):
+def test_held_out_are_two_full_photographs_and_16_crops_of_each(photos):
     names = [item.name for item in _items(photos.val_set)]
     crops = [f"{row}{column}" for row in range(4) for column in range(4)]
-    assert names == [name for who in ("astronaut", "coffee") for name in (who, *(f"{who}-{crop}" for crop in crops))]
+    assert names == [
+        name for photo in ("astronaut", "coffee") for name in (photo, *(f"{photo}-{crop}" for crop in crops))
+    ]
     assert len(names) == len(set(names)) == 34
     assert [item.name for item in _items(photos.test_set)] == names
     for item in _items(photos.val_set):
@@ -47,7 +49,7 @@ def test_held_out_are_two_photographs_whole_and_in_sixteen_crops_each(photos):
 
 
 def test_fixed_crops_are_the_central_squares_of_a_grid():
-    data = SamplePhotos(size=100)  # the squares of coffee, 400 x 600, have 100 pixels: nothing is resized
+    data = SamplePhotos(size=100)  # the squares of coffee, 400 x 600, have 100 pixels and are not resized
     data.setup("test")
     items = {item.name: item.values for item in _items(data.test_set)}
     image = photograph("coffee")
@@ -58,18 +60,17 @@ def test_fixed_crops_are_the_central_squares_of_a_grid():
 
 
 def test_held_out_photographs_are_never_trained_on(photos):
-    seen = {item.name for item in _items(photos.train_set)}
-    assert seen == set(TRAINING_PHOTOGRAPHS)
-    assert len(seen) >= 6
-    assert not seen & set(HELD_OUT_PHOTOGRAPHS)
-    images = {name: photograph(name) for name in (*seen, *HELD_OUT_PHOTOGRAPHS)}
+    training = {item.name for item in _items(photos.train_set)}
+    assert training == set(TRAINING_PHOTOGRAPHS)
+    assert len(training) >= 6
+    assert not training & set(HELD_OUT_PHOTOGRAPHS)
+    images = {name: photograph(name) for name in (*training, *HELD_OUT_PHOTOGRAPHS)}
     for held_out in HELD_OUT_PHOTOGRAPHS:
-        same = [name for name in seen if images[name].shape == images[held_out].shape]
-        assert not any(torch.equal(images[name], images[held_out]) for name in same)
+        assert not any(torch.equal(images[name], images[held_out]) for name in training)
 
 
 @pytest.mark.parametrize("name", [*TRAINING_PHOTOGRAPHS, *HELD_OUT_PHOTOGRAPHS])
-def test_photographs_are_coloured_and_not_empty(name):
+def test_photographs_have_three_channels_and_contrast(name):
     image = photograph(name)
     assert image.shape[0] == 3
     assert image.dtype == torch.uint8
@@ -77,7 +78,7 @@ def test_photographs_are_coloured_and_not_empty(name):
     assert image.float().std() > 5
 
 
-def test_training_images_have_all_scales_and_an_epoch_its_length(photos):
+def test_training_images_have_all_scales_and_the_epoch_length(photos):
     assert len(photos.train_set) == 70
     sides = [min(photos.train_set[index].values.shape[1:]) for index in range(36)]
     assert sorted(set(sides)) == [16, 21, 32]
@@ -85,7 +86,7 @@ def test_training_images_have_all_scales_and_an_epoch_its_length(photos):
     assert torch.equal(photos.train_set[36].values, photos.train_set[0].values)
 
 
-def test_scaled_photographs_keep_their_proportions(photos):
+def test_scaled_photographs_keep_their_aspect_ratio(photos):
     for index in range(36):
         item = photos.train_set[index]
         height, width = photograph(item.name).shape[1:]
@@ -94,31 +95,32 @@ def test_scaled_photographs_keep_their_proportions(photos):
         assert item.values.shape[2] == pytest.approx(width * side / min(height, width), abs=0.51)
 
 
-def test_crops_have_the_size_at_every_scale_and_come_from_their_image(photos):
+def test_crops_have_the_right_size_and_content_at_every_scale(photos):
     for index in range(36):
         item = photos.train_set[index]
         crop = RandomCrop(SIZE)(item, torch.Generator().manual_seed(index)).values
         assert crop.shape == (3, SIZE, SIZE)
         windows = item.values.unfold(1, SIZE, 1).unfold(2, SIZE, 1)  # (3, tops, lefts, SIZE, SIZE)
-        same = [(windows == each[:, None, None]).flatten(3).all(-1).all(0).any() for each in (crop, crop.flip(-1))]
-        assert any(same)
+        assert any(
+            (windows == window[:, None, None]).flatten(3).all(-1).all(0).any() for window in (crop, crop.flip(-1))
+        )
 
 
-def test_crops_reach_every_place_and_are_mirrored_half_of_the_time(photos):
-    numbered = torch.arange(6 * 5).reshape(1, 6, 5).expand(3, 6, 5)
-    item = photos.train_set[0]._replace(values=numbered)
-    corners, mirrored = set(), 0
+def test_crops_reach_every_position_and_are_flipped_half_of_the_time(photos):
+    pixels = torch.arange(6 * 5).reshape(1, 6, 5).expand(3, 6, 5)
+    item = photos.train_set[0]._replace(values=pixels)
+    corners, num_flipped = set(), 0
     for seed in range(400):
         crop = RandomCrop(4)(item, torch.Generator().manual_seed(seed)).values[0]
-        mirrored += int(crop[0, 0] > crop[0, 1])
+        num_flipped += int(crop[0, 0] > crop[0, 1])
         corners.add(int(crop.min()))
     assert corners == {5 * top + left for top in range(3) for left in range(2)}
-    assert 150 < mirrored < 250
+    assert 150 < num_flipped < 250
     crops = [RandomCrop(4, flip=False)(item, torch.Generator().manual_seed(seed)).values for seed in range(50)]
     assert all(crop[0, 0, 0] < crop[0, 0, 1] for crop in crops)
 
 
-def test_colour_channels_change_places_only_where_asked():
+def test_colour_channels_are_shuffled_only_if_requested():
     item = Signal(torch.arange(3).view(3, 1, 1).expand(3, 6, 5), "flags")
     orders = {
         shuffled: {
@@ -135,18 +137,18 @@ def test_colour_channels_change_places_only_where_asked():
     assert SamplePhotos(shuffle_colors=True).augmentation.shuffle_colors
 
 
-def test_the_same_images_come_every_time(photos):
-    again = SamplePhotos(size=SIZE)
-    again.setup("test")
-    for first, second in zip(_items(photos.val_set), _items(again.val_set), strict=True):
+def test_held_out_images_are_deterministic(photos):
+    other = SamplePhotos(size=SIZE)
+    other.setup("test")
+    for first, second in zip(_items(photos.val_set), _items(other.val_set), strict=True):
         assert first.name == second.name
         assert torch.equal(first.values, second.values)
 
 
-def test_training_batches_are_addressed(photos):
-    first, again = (next(iter(photos.train_dataloader())) for _ in range(2))
+def test_training_batches_depend_only_on_the_epoch(photos):
+    first, second = (next(iter(photos.train_dataloader())) for _ in range(2))
     assert first.values.shape == (8, 3, SIZE, SIZE)
-    assert torch.equal(first.values, again.values)
+    assert torch.equal(first.values, second.values)
     loader = photos.train_dataloader()
     loader.sampler.set_epoch(1)
     assert not torch.equal(next(iter(loader)).values, first.values)
@@ -160,7 +162,7 @@ def test_held_out_batches_become_coordinates(photos):
     assert 0 <= batch.query.values.min() < batch.query.values.max() <= 1
 
 
-def test_iterating_ends(photos):
+def test_iteration_stops_after_the_last_image(photos):
     assert sum(1 for _ in islice(photos.val_set, 100)) == 34
     with pytest.raises(IndexError):
         photos.val_set[34]
@@ -176,6 +178,6 @@ def test_iterating_ends(photos):
     ],
     ids=str,
 )
-def test_numbers_out_of_range_are_refused(arguments, message):
+def test_arguments_out_of_range_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         SamplePhotos(**arguments)

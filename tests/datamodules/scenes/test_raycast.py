@@ -1,4 +1,4 @@
-"""Images of meshes: where things appear, what covers a pixel, and light that stays where it is."""
+"""Ray casting of meshes: geometry, coverage of pixels, and shading."""
 
 import math
 
@@ -17,15 +17,15 @@ LIGHT = np.array((-0.5, -0.3, 0.8)) / np.linalg.norm((-0.5, -0.3, 0.8))
 
 
 def _mesh(parts):
-    """Return triangles of (trimesh, colour) pairs, in their places."""
+    """Return the mesh of (trimesh, colour) pairs."""
     corners = np.concatenate([part.triangles for part, _ in parts]).astype(np.float32)
     colours = np.concatenate([np.tile(np.float32(colour), (len(part.faces), 3, 1)) for part, colour in parts])
     return Mesh(corners, colours)
 
 
-def _ball(place, radius=0.25):
+def _ball(centre, radius=0.25):
     ball = trimesh.creation.icosphere(2, radius)
-    ball.apply_translation(place)
+    ball.apply_translation(centre)
     return ball
 
 
@@ -37,21 +37,21 @@ def _box(sides=(1.0, 1.2, 0.8), flipped=False):
 
 
 def _views(caster, poses, size=40, **options):
-    """Return RGBA as integers."""
+    """Return rendered RGBA views as integers."""
     return caster.render(poses, torch.full((len(poses), 2), FOCAL * size / 40), (size, size), **options).int()
 
 
-def _middle(where):
+def _middle(mask):
     """Return the mean row and column of a mask."""
-    rows, columns = where.nonzero().double().mean(0).tolist()
+    rows, columns = mask.nonzero().double().mean(0).tolist()
     return rows, columns
 
 
-def test_up_is_up_and_right_is_right():
+def test_images_are_upright_and_not_mirrored():
     caster = Caster(_mesh([(_ball((0, 0, 1)), (1, 0, 0)), (_ball((1, 0, 0)), (0, 0, 1))]))
     front, behind, above = _views(caster, look_at(torch.tensor([[0.0, -4, 0], [0, 4, 0], [0, 0, 4]])))
     red, blue = ((view[0] > 0) & (view[2] == 0) & (view[3] > 0) for view in (front, behind))
-    assert _middle(red)[0] < 10  # +z is in the upper part of the image, in the middle of its columns
+    assert _middle(red)[0] < 10  # +z is in the upper half of the image, at the centre of its columns
     assert _middle(red)[1] == pytest.approx(19.5, abs=0.3)
     right = (front[2] > 0) & (front[0] == 0)
     assert _middle(right) == pytest.approx((19.5, 19.5 + FOCAL / 4), abs=0.5)
@@ -62,7 +62,7 @@ def test_up_is_up_and_right_is_right():
 
 
 def _naive(mesh, ray):
-    """Return the nearest crossing of a ray with triangles and its colour, after Moeller and Trumbore, by a loop."""
+    """Return the depth and colour of the nearest intersection of a ray with triangles, computed in a loop."""
     origin, direction = ray[:3], ray[3:]
     nearest, colour = math.inf, None
     for corners, paints in zip(mesh.corners.astype(float), mesh.colours.astype(float), strict=True):
@@ -80,7 +80,7 @@ def _naive(mesh, ray):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
-def test_images_and_depths_are_those_of_a_naive_ray_caster(samples):
+def test_images_and_depths_match_a_naive_ray_caster(samples):
     random = np.random.default_rng(1)
     mesh = Mesh(random.normal(size=(7, 3, 3)).astype(np.float32), random.random((7, 3, 3)).astype(np.float32))
     pose, focal = orbit(5, 4.0, 20.0)[1:2], torch.tensor([[9.0, 8.0]])
@@ -88,22 +88,22 @@ def test_images_and_depths_are_those_of_a_naive_ray_caster(samples):
     [image] = Caster(mesh).render(pose, focal, shape, samples=samples).double()
     [depth] = Caster(mesh).depth(pose, focal, shape)
     rays = pixel_rays(pose[0].double(), samples * focal[0].double(), [samples * side for side in shape])
-    found = [_naive(mesh, ray) for ray in rays.numpy()]
-    cells = np.array([colour if colour is not None else np.full(3, np.nan) for _, colour in found])
+    hits = [_naive(mesh, ray) for ray in rays.numpy()]
+    cells = np.array([colour if colour is not None else np.full(3, np.nan) for _, colour in hits])
     cells = cells.reshape(7, samples, 9, samples, 3).swapaxes(1, 2).reshape(7, 9, -1, 3)
     covered = ~np.isnan(cells[..., 0])
     assert 0.1 < covered.mean() < 0.9
     assert np.array_equal(image[3].numpy(), np.round(covered.mean(-1) * 255))
-    seen = covered.any(-1)
-    wanted = 255 * np.nansum(cells, axis=2)[seen] / covered.sum(-1)[seen][:, None]
-    assert np.abs(image[:3].permute(1, 2, 0).numpy()[seen] - wanted).max() <= 0.51
-    assert (image[:3].permute(1, 2, 0).numpy()[~seen] == 255).all()
+    visible = covered.any(-1)
+    expected = 255 * np.nansum(cells, axis=2)[visible] / covered.sum(-1)[visible][:, None]
+    assert np.abs(image[:3].permute(1, 2, 0).numpy()[visible] - expected).max() <= 0.51
+    assert (image[:3].permute(1, 2, 0).numpy()[~visible] == 255).all()
     if samples == 1:
-        wanted_depths = np.array([nearest for nearest, _ in found]).reshape(shape)
-        assert np.allclose(depth.numpy(), wanted_depths, atol=1e-4)
+        expected_depths = np.array([nearest for nearest, _ in hits]).reshape(shape)
+        assert np.allclose(depth.numpy(), expected_depths, atol=1e-4)
 
 
-def test_a_pixel_that_is_covered_half_has_half_alpha_and_full_colour():
+def test_half_covered_pixels_have_half_alpha_and_full_colour():
     wall = trimesh.Trimesh([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]], process=False)
     caster = Caster(_mesh([(wall, (1, 1, 1))]))
     pose = look_at(torch.tensor([[0.0, -4, 0]]))
@@ -112,36 +112,36 @@ def test_a_pixel_that_is_covered_half_has_half_alpha_and_full_colour():
     assert image[0, 0, 0] == image[0, 0, 2]
 
 
-def test_colour_belongs_to_a_side_and_not_to_the_camera():
+def test_shading_does_not_depend_on_the_camera():
     caster = Caster(_mesh([(_box(), (1, 1, 1))]))
-    depths = set()
+    levels = set()
     for elevation in (10.0, 30.0, 60.0):
         images = _views(caster, orbit(12, 4.0, elevation), samples=1)
-        depths |= set(images[:, 0][images[:, 3] == 255].unique().tolist())
-    normals = np.concatenate((np.eye(3), -np.eye(3)[:2]))  # the bottom is not seen from above
-    assert depths == {round(255 * (0.25 + 0.75 * (1 + normal @ LIGHT) / 2)) for normal in normals}
-    assert len(depths) == 5
+        levels |= set(images[:, 0][images[:, 3] == 255].unique().tolist())
+    normals = np.concatenate((np.eye(3), -np.eye(3)[:2]))  # the bottom is not visible from above
+    assert levels == {round(255 * (0.25 + 0.75 * (1 + normal @ LIGHT) / 2)) for normal in normals}
+    assert len(levels) == 5
 
 
-def test_orientation_of_faces_makes_no_difference():
+def test_shading_does_not_depend_on_the_orientation_of_faces():
     poses = orbit(5, 4.0, 35.0)
-    usual, flipped = (_views(Caster(_mesh([(_box(flipped=one), (0.5, 1, 0))])), poses) for one in (False, True))
-    assert torch.equal(usual, flipped)
+    expected, actual = (_views(Caster(_mesh([(_box(flipped=flip), (0.5, 1, 0))])), poses) for flip in (False, True))
+    assert torch.equal(actual, expected)
 
 
-def test_nothing_is_white_and_transparent_and_faces_without_area_are_harmless():
+def test_background_is_white_and_transparent_and_degenerate_faces_are_ignored():
     mesh = Mesh(np.zeros((2, 3, 3), np.float32), np.ones((2, 3, 3), np.float32))
     [image] = _views(Caster(mesh), orbit(1))
     assert (image[:3] == 255).all()
     assert (image[3] == 0).all()
 
 
-def test_an_object_of_radius_1_4_fits_into_the_narrowest_angle():
+def test_objects_of_radius_1_4_fit_into_the_minimum_field_of_view():
     ball = trimesh.creation.icosphere(4, 1.4)
     angle = 2 * math.asin(1.4 / 4)
     [image] = Caster(_mesh([(ball, (1, 1, 1))])).render(
         orbit(1), torch.full((1, 2), focal_length(angle, 64)), (64, 64), samples=1
     )
     edge = torch.cat((image[3, 0], image[3, -1], image[3, :, 0], image[3, :, -1]))
-    assert 0 < int((edge > 0).sum()) < 64  # touches the edges, in their middle
+    assert 0 < int((edge > 0).sum()) < 64  # touches the edges near their centres
     assert not image[3, [0, 0, -1, -1], [0, -1, 0, -1]].any()

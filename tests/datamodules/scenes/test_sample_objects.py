@@ -1,4 +1,4 @@
-"""The objects that come with the software: which there are, how they are split, and scenes made of them."""
+"""The bundled objects: their names, splits and licence, and the scenes rendered from them."""
 
 import socket
 
@@ -15,10 +15,10 @@ SMALL = {"size": 16, "frames": 4, "train_frames": 3, "rays_per_view": 8, "draws"
 
 @pytest.fixture(scope="module")
 def lamps(tmp_path_factory):
-    """Return the lamps, rendered where there is no network."""
+    """Return the lamps, rendered without network access."""
 
     def refuse(*arguments, **keywords):
-        raise OSError("there is no network in this test")
+        raise OSError("this test has no network access")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "create_connection", refuse)
@@ -29,7 +29,7 @@ def lamps(tmp_path_factory):
     return data
 
 
-def test_objects_are_those_of_the_folder_each_in_one_split():
+def test_every_bundled_mesh_is_in_exactly_one_split():
     names = [name for splits in (CHAIRS, LAMPS) for split in splits.values() for name in split]
     assert len(names) == len(set(names)) == 22
     assert set(names) == {mesh.name for mesh in mesh_files([MESHES])}
@@ -38,32 +38,32 @@ def test_objects_are_those_of_the_folder_each_in_one_split():
     assert list(CHAIRS) == list(LAMPS) == list(folders._FOLDERS)
 
 
-def test_the_licence_is_with_the_meshes_and_names_all():
-    words = (MESHES / "LICENSES.md").read_text()
-    for told in ("CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/", "Changes made", "LICENSE.CC0.txt"):
-        assert told in words
-    assert all(f"`{mesh.path.name}`" in words for mesh in mesh_files([MESHES]))
-    assert "speech" not in words
+def test_the_licence_file_covers_all_meshes():
+    text = (MESHES / "LICENSES.md").read_text()
+    for phrase in ("CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/", "Changes made", "LICENSE.CC0.txt"):
+        assert phrase in text
+    assert all(f"`{mesh.path.name}`" in text for mesh in mesh_files([MESHES]))
+    assert "speech" not in text
     assert (MESHES / "LICENSE.CC0.txt").exists()
 
 
 def test_meshes_are_upright():
-    for name, deeper in (("chair_chair", 2), ("chair_silla2", 2), ("lamp_desklamp", 2)):
+    for name, longest_axis in (("chair_chair", 2), ("chair_silla2", 2), ("lamp_desklamp", 2)):
         corners = read_mesh(MESHES / f"{name}.ply").corners.reshape(-1, 3)
-        assert (corners.max(0) - corners.min(0)).argmax() == deeper
+        assert (corners.max(0) - corners.min(0)).argmax() == longest_axis
     seat = read_mesh(MESHES / "chair_plasticChair.ply").corners.reshape(-1, 3)
-    assert seat[seat[:, 2] > 0.8][:, 1].mean() > 0.3  # the back is behind, seen from -y
+    assert seat[seat[:, 2] > 0.8][:, 1].mean() > 0.3  # the back of the chair is towards +y
 
 
-def test_scenes_have_the_same_cameras_and_other_images(lamps):
+def test_scenes_have_the_same_cameras_and_different_images(lamps):
     assert lamps.signal_shape == (1, 3, 16, 16)
     assert [scene.name for scene in lamps.train_set.scenes] == list(LAMPS["train"])
     assert (len(lamps.train_set), len(lamps.val_set), len(lamps.test_set)) == (4, 1, 2)
-    one, other = lamps.train_set.scenes
-    assert torch.equal(one.poses, other.poses)
-    assert len(one.poses) == 4
-    assert one.images[0].read_bytes() != other.images[0].read_bytes()
-    with Image.open(one.images[0]) as image:
+    first, second = lamps.train_set.scenes
+    assert torch.equal(first.poses, second.poses)
+    assert len(first.poses) == 4
+    assert first.images[0].read_bytes() != second.images[0].read_bytes()
+    with Image.open(first.images[0]) as image:
         assert (image.mode, image.size) == ("RGBA", (16, 16))
 
 
@@ -80,7 +80,7 @@ def test_batches_are_rays_and_colours(lamps):
     assert torch.allclose(item.query.coords[..., :3].norm(dim=-1), torch.tensor(4.0))
 
 
-def test_what_is_rendered_stays_and_other_sizes_are_elsewhere(lamps):
+def test_existing_images_are_kept_and_other_sizes_have_other_folders(lamps):
     before = {path: path.stat().st_mtime_ns for path in lamps.folder.rglob("*.png")}
     lamps.prepare_data()
     assert {path: path.stat().st_mtime_ns for path in lamps.folder.rglob("*.png")} == before
@@ -91,11 +91,11 @@ def test_what_is_rendered_stays_and_other_sizes_are_elsewhere(lamps):
     assert SampleObjects("lamps", root=root, **SMALL | {"frames": 5}).folder != lamps.folder
 
 
-def test_what_is_not_rendered_or_unknown_is_said(tmp_path):
+def test_missing_images_and_invalid_arguments_are_refused(tmp_path):
     data = SampleObjects(root=str(tmp_path), **SMALL)
     with pytest.raises(ValueError, match=r"not rendered yet: remove .* call prepare_data\(\)"):
         data.setup("fit")
-    with pytest.raises(ValueError, match="objects is 'cars': choose of chairs, lamps, all"):
+    with pytest.raises(ValueError, match="objects is 'cars': choose one of chairs, lamps, all"):
         SampleObjects("cars")
     with pytest.raises(ValueError, match="frames is 0"):
         SampleObjects(frames=0)
@@ -104,10 +104,10 @@ def test_what_is_not_rendered_or_unknown_is_said(tmp_path):
         SampleObjects("lamps", root=str(tmp_path / "file"), **SMALL).prepare_data()
 
 
-def test_all_objects_are_chairs_and_lamps(tmp_path):
+def test_all_contains_chairs_and_lamps(tmp_path):
     data = SampleObjects("all", root=str(tmp_path), **SMALL | {"frames": 2, "size": 8, "train_frames": 2})
     data.prepare_data()
     for split in folders._FOLDERS:
-        found = [folder.name for folder in data.scenes(split)]
-        assert found == [*CHAIRS[split], *LAMPS[split]]
+        names = [folder.name for folder in data.scenes(split)]
+        assert names == [*CHAIRS[split], *LAMPS[split]]
     assert len(list(data.folder.glob("*/*/transforms.json"))) == 22

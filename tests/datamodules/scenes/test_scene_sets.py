@@ -1,4 +1,4 @@
-"""Views of scenes: which are drawn, their rays in training and evaluation, broken scenes, and the check of a data set."""
+"""Data sets of scenes: view selection, rays in training and evaluation, broken scenes, and `tools.check`."""
 
 import math
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ SIZE = 8
 
 
 class Scenes(SceneSet):
-    """The folders of a folder, as every split."""
+    """All subfolders of a folder, in every split."""
 
     def scenes(self, split):
         return sorted(path for path in self.root.iterdir() if path.is_dir())
@@ -31,7 +31,7 @@ class Scenes(SceneSet):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Return a folder of three scenes that no test changes."""
+    """Return a folder of three scenes, which tests must not change."""
     root = tmp_path_factory.mktemp("scenes")
     for name in ("a", "b", "c"):
         write_scene(root / name, FRAMES, SIZE)
@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def ready(folder, stage="fit", **arguments):
-    """Return the scenes of a folder after what the trainer calls."""
+    """Return a data module of a folder after set-up."""
     data = Scenes(**{"root": str(folder), "size": SIZE, "batch_size": 2, "rays_per_view": 20} | arguments)
     data.prepare_data()
     data.setup(stage)
@@ -55,12 +55,12 @@ def ready(folder, stage="fit", **arguments):
 
 
 def frames_of(item):
-    """Return which frames of a generated scene were read, by the red of the square in their middle."""
+    """Return the frame indices of an item of a generated scene, from the red channel of the central square."""
     return [int(image[0, SIZE // 2, SIZE // 2]) - 10 for image in item.images]
 
 
 def trained_on(data, epoch=0, seed=0):
-    """Return what training sees in an epoch."""
+    """Return the training items of an epoch."""
     items = Addressed(data.train_set, data.augmentation, seed)
     return [items[epoch, index] for index in range(len(data.train_set))]
 
@@ -70,12 +70,12 @@ def collated(data, items):
 
 
 def _naive_ray(pose, focal, column, row):
-    """Return the ray of one pixel, in plain numbers."""
+    """Return the ray of a pixel, computed in Python."""
     inside = ((column + 0.5 - SIZE / 2) / focal, -(row + 0.5 - SIZE / 2) / focal, -1.0)
     return [*pose[:, 3].tolist(), *(sum(float(pose[i, j]) * inside[j] for j in range(3)) for i in range(3))]
 
 
-def test_evaluation_has_all_rays_and_the_colours_that_they_see(shared):
+def test_evaluation_has_all_rays_and_their_colours(shared):
     data = ready(shared, views=2, query_views=3, eval_batch_size=2)
     assert (data.signal_shape, data.spec.domain.coord_dim, data.spec.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
     raw = next(iter(data.val_dataloader()))
@@ -95,13 +95,13 @@ def test_evaluation_has_all_rays_and_the_colours_that_they_see(shared):
         coords = part.coords.view(2, count, SIZE, SIZE, 6)
         values = part.values.view(2, count, SIZE, SIZE, 3)
         for instance, view, row, column in ((0, 0, 0, 0), (1, count - 1, 3, 6), (0, 1, 7, 2), (1, 0, 4, 4)):
-            wanted = _naive_ray(raw.poses[instance, first + view], focal, column, row)
-            assert coords[instance, view, row, column].tolist() == pytest.approx(wanted, abs=1e-5)
-            seen = raw.images[instance, first + view, :, row, column]
-            assert torch.equal(values[instance, view, row, column], seen / 255)
+            expected = _naive_ray(raw.poses[instance, first + view], focal, column, row)
+            assert coords[instance, view, row, column].tolist() == pytest.approx(expected, abs=1e-5)
+            pixel = raw.images[instance, first + view, :, row, column]
+            assert torch.equal(values[instance, view, row, column], pixel / 255)
 
 
-def test_poses_and_images_stay_together(shared):
+def test_poses_match_images(shared):
     data = ready(shared, views=3, query_views=4)
     for item in [*trained_on(data), *data.val_set]:
         chosen = frames_of(item)
@@ -109,8 +109,8 @@ def test_poses_and_images_stay_together(shared):
         assert len(set(chosen)) == 7
 
 
-def _rows(batch, raw, views):
-    """Return the pixel of every training ray, ``(B, Q, R)``, found by its direction, after its values were compared."""
+def _pixel_indices(batch, raw, views):
+    """Return the pixel index ``(B, Q, R)`` of every training ray, and check the colours of the rays."""
     support = len(raw.images[0]) - views
     count = batch.query.coords.shape[1] // views
     full = PosedImages(raw.images[:, support:], raw.poses[:, support:], raw.focals[:, support:], raw.name, raw.seed)
@@ -118,28 +118,28 @@ def _rows(batch, raw, views):
     coords = batch.query.coords[..., :6].view(len(rays), views, count, 6)
     distance = (coords[:, :, :, None] - rays[:, :, None]).abs().sum(-1)
     assert distance.amin(-1).max() == 0
-    found = distance.argmin(-1)
-    pixels = full.images.flatten(3).mT.take_along_dim(found[..., None], 2) / 255
+    indices = distance.argmin(-1)
+    pixels = full.images.flatten(3).mT.take_along_dim(indices[..., None], 2) / 255
     assert torch.equal(pixels.flatten(1, 2), batch.query.values)
-    return found
+    return indices
 
 
-def test_training_has_some_rays_of_every_query_view_and_a_draw_each(shared):
+def test_training_has_distinct_rays_of_every_query_view_with_jitter(shared):
     data = ready(shared, views=1, query_views=2, batch_size=3, foreground_epochs=0)
     raw = next(iter(data.train_dataloader()))
     batch = data.to_coordinates(raw, training=True, step=3)
     assert batch.query.coords.shape == (3, 2 * 20, 7)
     assert batch.query.values.shape == (3, 2 * 20, 3)
     assert batch.shape is None
-    found = _rows(batch, raw, 2)
-    for places in found.flatten(0, 1).tolist():
-        assert len(set(places)) == 20  # none twice
+    indices = _pixel_indices(batch, raw, 2)
+    for row in indices.flatten(0, 1).tolist():
+        assert len(set(row)) == 20  # no duplicates
     draws = batch.query.coords[..., 6]
     assert 0 <= draws.min() < 0.1 < 0.9 < draws.max() < 1
     assert len(draws.unique()) == draws.numel()
 
 
-def test_rays_are_drawn_per_instance_from_its_seed(shared):
+def test_rays_depend_on_the_seed_of_the_instance_only(shared):
     data = ready(shared, batch_size=3)
     items = trained_on(data)
     together = data.to_coordinates(collated(data, items), training=True, step=0)
@@ -152,107 +152,107 @@ def test_rays_are_drawn_per_instance_from_its_seed(shared):
     assert not torch.equal(twin.query.coords[0], twin.query.coords[1])
 
 
-def test_all_rays_are_drawn_equally_often(shared):
+def test_rays_are_uniform(shared):
     data = ready(shared, foreground_epochs=0)
     item = trained_on(data)[0]
     many = collated(data, [item._replace(seed=seed) for seed in range(400)])
-    found = _rows(data.to_coordinates(many, training=True), many, 1)
-    counts = found.flatten().bincount(minlength=SIZE * SIZE)
-    expected = 400 * 20 / 64  # each a binomial, of standard deviation 9.3
+    indices = _pixel_indices(data.to_coordinates(many, training=True), many, 1)
+    counts = indices.flatten().bincount(minlength=SIZE * SIZE)
+    expected = 400 * 20 / 64  # mean of a binomial distribution with standard deviation 9.3
     assert (counts - expected).abs().max() < 45
 
 
 def _painted(count, seeds):
-    """Return collated items, of one support and one query view, of which ``count`` pixels of the latter are not white."""
+    """Return collated items with one support view and one query view, of which ``count`` pixels are not white."""
     images = torch.full((len(seeds), 2, 3, SIZE, SIZE), 255, dtype=torch.uint8)
-    images[:, 1, 1].flatten(1)[:, 30 : 30 + count] = 254  # one channel, by one level
+    images[:, 1, 1].flatten(1)[:, 30 : 30 + count] = 254  # one level below white, in one channel
     poses = cameras(2).float().expand(len(seeds), 2, 3, 4)
     return PosedImages(images, poses, torch.full((len(seeds), 2, 2), 9.0), ["x"] * len(seeds), torch.tensor(seeds))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 25, 64])
-def test_half_of_the_first_rays_come_from_the_foreground(shared, count):
+def test_half_of_the_rays_are_foreground_in_the_first_epochs(shared, count):
     data = ready(shared)
     raw = _painted(count, list(range(50)))
-    found = _rows(data.to_coordinates(raw, training=True), raw, 1)[:, 0]  # (50, 20)
-    inside = (found >= 30) & (found < 30 + count) if count < 64 else torch.ones_like(found, dtype=torch.bool)
+    indices = _pixel_indices(data.to_coordinates(raw, training=True), raw, 1)[:, 0]  # (50, 20)
+    inside = (indices >= 30) & (indices < 30 + count) if count < 64 else torch.ones_like(indices, dtype=torch.bool)
     if count == 0:
-        assert all(len(set(row)) == 20 for row in found.tolist())
+        assert all(len(set(row)) == 20 for row in indices.tolist())
         return
     assert inside[:, :10].all()
-    for row in found[:, :10].tolist():
+    for row in indices[:, :10].tolist():
         assert len(set(row)) == 10 if count >= 10 else len(set(row)) <= count
     if 1 < count < 64:
-        assert set(found[:, :10].flatten().tolist()) == set(range(30, 30 + min(count, 34)))
-    others = inside[:, 10:].float().mean()
-    assert abs(float(others) - min(count, 34 if count < 64 else 64) / 64) < 0.08  # five standard deviations
+        assert set(indices[:, :10].flatten().tolist()) == set(range(30, 30 + min(count, 34)))
+    share = float(inside[:, 10:].float().mean())
+    assert abs(share - min(count, 34 if count < 64 else 64) / 64) < 0.08  # five standard deviations
 
 
-def test_the_foreground_is_preferred_in_the_first_epochs_only(shared):
+def test_foreground_rays_end_after_foreground_epochs(shared):
     data = ready(shared, foreground_epochs=2)
     raw = _painted(1, list(range(40)))
     hits = []
     for epoch in range(4):
         data.trainer = SimpleNamespace(current_epoch=epoch)
-        found = _rows(data.to_coordinates(raw, training=True), raw, 1)
-        hits.append(int((found == 30).sum()))
+        indices = _pixel_indices(data.to_coordinates(raw, training=True), raw, 1)
+        hits.append(int((indices == 30).sum()))
     assert min(hits[:2]) >= 400
     assert max(hits[2:]) < 40
 
 
-def test_a_view_with_fewer_rays_gives_all(shared):
+def test_views_with_fewer_pixels_use_all_rays(shared):
     data = ready(shared, rays_per_view=1000, foreground_epochs=0)
     batch = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
     assert batch.query.coords.shape == (2, SIZE * SIZE, 7)
 
 
-def test_a_single_ray_comes_from_anywhere(shared):
+def test_a_single_ray_is_drawn_from_the_whole_image(shared):
     data = ready(shared, rays_per_view=1)
     raw = _painted(1, list(range(40)))
-    assert _rows(data.to_coordinates(raw, training=True), raw, 1).unique().numel() > 20
+    assert _pixel_indices(data.to_coordinates(raw, training=True), raw, 1).unique().numel() > 20
 
 
-def test_training_draws_anew_in_every_epoch_among_the_first_frames(shared):
+def test_training_views_depend_on_epoch_and_seed_and_are_among_the_first_frames(shared):
     data = ready(shared, views=2, query_views=2, train_frames=7)
-    seen = {tuple(frames_of(item)) for epoch in range(60) for item in trained_on(data, epoch)}
-    assert {frame for frames in seen for frame in frames} == set(range(7))
-    assert all(len(set(frames)) == 4 for frames in seen)
-    assert len(seen) > 150  # of 840
-    first, again, other = (trained_on(data, 3, seed) for seed in (0, 0, 1))
-    assert [frames_of(item) for item in first] == [frames_of(item) for item in again]
+    draws = {tuple(frames_of(item)) for epoch in range(60) for item in trained_on(data, epoch)}
+    assert {frame for frames in draws for frame in frames} == set(range(7))
+    assert all(len(set(frames)) == 4 for frames in draws)
+    assert len(draws) > 150  # of 840
+    first, repeated, other = (trained_on(data, 3, seed) for seed in (0, 0, 1))
+    assert [frames_of(item) for item in first] == [frames_of(item) for item in repeated]
     assert [frames_of(item) for item in first] != [frames_of(item) for item in other]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_processes_see_the_same(shared, workers):
+def test_items_do_not_depend_on_loader_processes(shared, workers):
     data = ready(shared, num_workers=workers, batch_size=3)
     batch = next(iter(data.train_dataloader()))
-    wanted = {item.name: item for item in trained_on(data)}
+    expected = {item.name: item for item in trained_on(data)}
     assert sorted(batch.name) == ["a", "b", "c"]
     for name, images in zip(batch.name, batch.images, strict=True):
-        assert torch.equal(images, wanted[name].images)
+        assert torch.equal(images, expected[name].images)
 
 
-def test_only_the_views_that_are_drawn_are_read(shared, monkeypatch):
-    asked = []
+def test_only_drawn_views_are_read(shared, monkeypatch):
+    paths = []
     original = scene_sets.read_view
-    monkeypatch.setattr(scene_sets, "read_view", lambda path, drop_alpha: asked.append(path) or original(path))
+    monkeypatch.setattr(scene_sets, "read_view", lambda path, drop_alpha: paths.append(path) or original(path))
     data = ready(shared, views=2, query_views=3)
-    assert asked == []
+    assert paths == []
     for item in [*trained_on(data), *data.val_set]:
-        assert [int(path.stem[2:]) for path in asked[:5]] == frames_of(item)
-        del asked[:5]
-    assert asked == []
+        assert [int(path.stem[2:]) for path in paths[:5]] == frames_of(item)
+        del paths[:5]
+    assert paths == []
 
 
-def test_objects_come_as_often_as_asked(shared):
+def test_scenes_are_repeated_in_training(shared):
     data = ready(shared, repeats=3)
     assert sorted(item.name for item in trained_on(data)) == [*"aaabbbccc"]
     assert len({tuple(frames_of(item)) for item in trained_on(data) if item.name == "a"}) > 1
     assert len(data.val_set) == 3
 
 
-def test_draws_of_evaluation_depend_on_name_and_repetition_alone(shared, monkeypatch):
+def test_evaluation_views_depend_on_name_and_repetition_only(shared, monkeypatch):
     data = ready(shared, "test", draws=12, views=2)
     names = [item.name for item in data.test_set]
     assert names == [f"{scene}.{repetition:03d}" for scene in "abc" for repetition in range(12)]
@@ -269,15 +269,15 @@ def test_draws_of_evaluation_depend_on_name_and_repetition_alone(shared, monkeyp
         assert [int(view[0, 4, 4]) - 10 for view in image] == chosen[name]
 
 
-def test_more_support_views_change_no_query(shared):
+def test_query_views_do_not_depend_on_the_number_of_support_views(shared):
     chosen = [[frames_of(item) for item in ready(shared, views=views, query_views=2).val_set] for views in (1, 2, 5)]
-    for one, two, five in zip(*chosen, strict=True):
-        assert one[1:] == two[2:] == five[5:]
-        assert one[:1] == two[:1] == five[:1]
-        assert two[:2] == five[:2]
+    for views_1, views_2, views_5 in zip(*chosen, strict=True):
+        assert views_1[1:] == views_2[2:] == views_5[5:]
+        assert views_1[:1] == views_2[:1] == views_5[:1]
+        assert views_2[:2] == views_5[:2]
 
 
-def test_halves_take_support_from_the_first_frames_and_queries_from_the_others(shared):
+def test_halves_draws_support_from_the_first_frames_and_queries_from_the_others(shared):
     data = ready(shared, "test", protocol="halves", draws=40, views=3, query_views=2, train_frames=25)
     chosen = [frames_of(item) for item in data.test_set]
     assert {frame for frames in chosen for frame in frames[:3]} == set(range(25))
@@ -285,7 +285,7 @@ def test_halves_take_support_from_the_first_frames_and_queries_from_the_others(s
     assert all(len(set(frames)) == 5 for frames in chosen)
 
 
-def test_the_first_frame_against_the_next_25(shared):
+def test_first_uses_one_support_and_25_query_frames(shared):
     data = ready(shared, "test", protocol="first", draws=7)
     assert [(item.name, frames_of(item)) for item in data.test_set] == [(name, list(range(26))) for name in "abc"]
     batch = data.to_coordinates(collated(data, [data.test_set[0]]))
@@ -293,115 +293,115 @@ def test_the_first_frame_against_the_next_25(shared):
     assert batch.query.coords.shape == (1, 25 * SIZE * SIZE, 6)
 
 
-def test_every_frame_is_drawn_equally_often():
+def test_evaluation_views_are_uniform():
     scene = Scene("x", tuple(map(str, range(10))), torch.zeros(10, 3, 4), torch.ones(10, 2), (8, 8))
     common = {"views": 1, "query_views": 1, "train_frames": 5, "protocol": "draws"}
     chosen = torch.tensor([drawn_frames(scene, repetition, **common) for repetition in range(2000)])
     counts = torch.stack([column.bincount(minlength=10) for column in chosen.T])
     assert (counts - 200).abs().max() < 70  # five standard deviations of 13.4
-    again = [drawn_frames(scene._replace(name="y"), repetition, **common) for repetition in range(20)]
-    assert again != chosen[:20].tolist()
+    other = [drawn_frames(scene._replace(name="y"), repetition, **common) for repetition in range(20)]
+    assert other != chosen[:20].tolist()
 
 
-def test_broken_scenes_are_left_out_and_told(folder, capsys):
+def test_broken_scenes_are_skipped_and_reported(folder, capsys):
     write_scene(folder / "c", 4, SIZE)
     (folder / "a" / "r_2.png").write_text("no image")
     data = ready(folder)
     assert [item.name for item in data.val_set] == ["b", "c"]
     assert list(data.skipped) == [str(folder / "a")]
-    assert "r_2.png is no image" in data.skipped[str(folder / "a")]
-    assert f"Left out, for they cannot be read: 1 scenes ({folder / 'a'})" in capsys.readouterr().err
+    assert "r_2.png is not an image" in data.skipped[str(folder / "a")]
+    assert f"Skipped 1 unreadable scenes ({folder / 'a'})" in capsys.readouterr().err
     with pytest.raises(
-        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is no image"
-    ) as told:
+        ValueError, match=r"1 of 3 scenes of the split train cannot be used:\n  .*r_2\.png is not an image"
+    ) as error:
         ready(folder, on_bad_scene="raise")
-    assert str(told.value).endswith("leave them out: --data.init_args.on_bad_scene skip.")
+    assert str(error.value).endswith("skip them with --data.init_args.on_bad_scene skip.")
 
 
-def test_only_broken_scenes_are_refused(folder):
+def test_data_sets_of_broken_scenes_are_refused(folder):
     for number in range(7):
         (folder / f"{number}").mkdir()
     for name in "ab":
         (folder / name / "transforms.json").write_text("{}")
-    with pytest.raises(ValueError, match="9 of 9 scenes of the split train cannot be used:\n") as told:
+    with pytest.raises(ValueError, match="9 of 9 scenes of the split train cannot be used:\n") as error:
         ready(folder)
-    assert len(str(told.value).splitlines()) == 8
-    assert "and 4 more\nFix them. If scenes are missing, name another folder" in str(told.value)
+    assert len(str(error.value).splitlines()) == 8
+    assert "and 4 more\nFix them. If scenes are missing, pass another folder" in str(error.value)
 
 
-def test_no_scenes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Scenes has no scenes of the split train in .*: name another folder"):
+def test_folders_without_scenes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Scenes has no scenes of the split train in .*: pass another folder"):
         ready(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        ({"size": 64}, "The images of a have 8 x 8 pixels, size is 64: resize them"),
-        ({"views": 3, "query_views": 2}, "a has 4 frames for training, 5 are needed: lower views"),
-        ({"views": 2, "query_views": 2, "train_frames": 3}, "a has 3 frames for training, 4 are needed"),
+        ({"size": 64}, "The images of a have 8 x 8 pixels, but size is 64: resize them"),
+        ({"views": 3, "query_views": 2}, "a has 4 frames for training, but 5 are needed: lower views"),
+        ({"views": 2, "query_views": 2, "train_frames": 3}, "a has 3 frames for training, but 4 are needed"),
     ],
 )
-def test_scenes_that_do_not_fit_are_told_by_name_and_both_numbers(folder, arguments, told):
-    with pytest.raises(ValueError, match=told):
+def test_errors_of_unsuitable_scenes_state_both_numbers(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
         ready(folder, **arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        ({"views": 3, "query_views": 2}, "a has 4 frames, 5 are needed"),
-        ({"protocol": "first"}, "a has 4 frames, 26 are needed"),
-        ({"protocol": "halves"}, "a has 0 frames for queries, 1 are needed"),
-        ({"protocol": "halves", "train_frames": 2, "views": 3}, "a has 2 frames for support, 3 are needed"),
-        ({"protocol": "halves", "train_frames": 3, "query_views": 2}, "a has 1 frames for queries, 2 are needed"),
+        ({"views": 3, "query_views": 2}, "a has 4 frames, but 5 are needed"),
+        ({"protocol": "first"}, "a has 4 frames, but 26 are needed"),
+        ({"protocol": "halves"}, "a has 0 frames for queries, but 1 are needed"),
+        ({"protocol": "halves", "train_frames": 2, "views": 3}, "a has 2 frames for support, but 3 are needed"),
+        ({"protocol": "halves", "train_frames": 3, "query_views": 2}, "a has 1 frames for queries, but 2 are needed"),
     ],
 )
-def test_scenes_with_too_few_frames_for_a_protocol(folder, arguments, told):
-    with pytest.raises(ValueError, match=told):
+def test_scenes_with_too_few_frames_for_a_protocol_are_refused(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
         ready(folder, "test", **arguments)
 
 
 @pytest.mark.parametrize(
-    ("near", "far", "seen"), [(2, 6, True), (0.5, 2.3, True), (5.7, 9, True), (0.1, 2.1, False), (6, 9, False)]
+    ("near", "far", "visible"), [(2, 6, True), (0.5, 2.3, True), (5.7, 9, True), (0.1, 2.1, False), (6, 9, False)]
 )
-def test_depths_have_to_reach_the_object(folder, near, far, seen):
-    if seen:
+def test_depths_must_include_the_object(folder, near, far, visible):
+    if visible:
         assert len(ready(folder, near=near, far=far).train_set) == 2
         return
-    told = rf"The cameras of a are 4 to 4 from the origin, and depths from near {near} to far {far} are rendered: no object"
-    with pytest.raises(ValueError, match=told):
+    message = rf"The cameras of a are 4 to 4 from the origin, so no object .* is visible between near {near} and far {far}: set"
+    with pytest.raises(ValueError, match=message):
         ready(folder, near=near, far=far)
 
 
-def test_a_image_that_cannot_be_decoded_is_named_when_it_is_met(folder):
+def test_images_that_cannot_be_decoded_raise_when_they_are_read(folder):
     noise = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 4), np.uint8)
     for path in (folder / "a").glob("*.png"):
         Image.fromarray(noise).save(path)
         content = bytearray(path.read_bytes())
-        content[60:120] = bytes(60)  # its header and its end are there
+        content[60:120] = bytes(60)  # header and end stay intact
         path.write_bytes(content)
     data = ready(folder)
-    for meet in (lambda: trained_on(data), lambda: data.val_set[0]):
-        with pytest.raises(ValueError, match=r"a/r_\d\.png is damaged or cut off"):
-            meet()
+    for read in (lambda: trained_on(data), lambda: data.val_set[0]):
+        with pytest.raises(ValueError, match=r"a/r_\d\.png is corrupt or truncated"):
+            read()
 
 
-def test_a_image_that_changed_since_is_named(folder):
+def test_images_that_changed_since_set_up_are_refused(folder):
     data = ready(folder)
     for path in (folder / "a").glob("*.png"):
         save_image(path, 0, size=16)
-    with pytest.raises(ValueError, match=r"r_\d\.png has 16 x 16 pixels, when its scene was first read it had 8 x 8"):
+    with pytest.raises(ValueError, match=r"r_\d\.png has 16 x 16 pixels, but had 8 x 8 at set-up"):
         trained_on(data)
 
 
 def test_images_without_transparency_are_noted(folder):
     assert "background" not in ready(folder).notes
     write_scene(folder / "a", 4, SIZE, mode="RGB")
-    assert "images without transparency are taken as they are" in ready(folder).notes["background"]
+    assert "images without transparency are used as they are" in ready(folder).notes["background"]
 
 
-def test_items_of_random_numbers(shared):
+def test_random_items_have_the_shapes_of_batches(shared):
     data = ready(shared, views=2, query_views=3)
     batch = data.to_coordinates(data.random_items(4), training=True)
     assert batch.observation.signal.images.shape == (4, 2, 3, SIZE, SIZE)
@@ -409,7 +409,7 @@ def test_items_of_random_numbers(shared):
     torch.testing.assert_close(data.random_items(1).poses[0, :, :, 3].norm(dim=-1), torch.full((5,), 4.0))
 
 
-def test_training_batches_are_at_the_coordinates_of_evaluation(shared):
+def test_training_batches_use_the_coordinates_of_evaluation(shared):
     batches = list(ready(shared, eval_batch_size=2).training_batches(3))
     assert [batch.query.coords.shape for batch in batches] == [(2, SIZE * SIZE, 6), (1, SIZE * SIZE, 6)]
 
@@ -438,31 +438,31 @@ def test_training_batches_are_at_the_coordinates_of_evaluation(shared):
 )
 def test_numbers_out_of_range_are_refused(arguments):
     name, value = list(arguments.items())[-1]
-    with pytest.raises(ValueError, match=f"{name} (is )?{value!r}") as caught:
+    with pytest.raises(ValueError, match=f"{name} (is )?{value!r}") as error:
         Scenes(**arguments)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def _checked(capsys, *args):
-    """Return the exit status of the check, and what it printed."""
+    """Return the exit status and the output of `tools.check`."""
     capsys.readouterr()
     status = 0
     try:
         main(["--data", "test_scene_sets.Scenes", f"--data.init_args.size={SIZE}", *args])
-    except SystemExit as ended:
-        status = ended.code
+    except SystemExit as error:
+        status = error.code
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 
 
-def test_the_check_counts_scenes_and_names_the_broken(folder, tmp_path, capsys):
+def test_check_counts_scenes_and_reports_broken_ones(folder, tmp_path, capsys):
     root = f"--data.init_args.root={folder}"
     status, printed = _checked(capsys, root)
     assert status == 0
     assert printed.splitlines() == [
         f"Scenes in {folder}",
-        "train: 2 scenes, all of use",
-        "val, test: 2 scenes, all of use",
+        "train: 2 scenes, all readable",
+        "val, test: 2 scenes, all readable",
     ]
     describe(folder / "a", camera_angle_x=40)
     path = folder / "b" / "r_3.png"
@@ -472,26 +472,26 @@ def test_the_check_counts_scenes_and_names_the_broken(folder, tmp_path, capsys):
     path.write_bytes(content[:60] + bytes(60) + content[120:])
     status, printed = _checked(capsys, root, "--decode=false")
     assert status == 1
-    assert "train: 2 scenes, 1 of them broken\nval, test: 2 scenes, 1 of them broken\nUnreadable: 2\n" in printed
+    assert "train: 2 scenes, 1 unreadable\nval, test: 2 scenes, 1 unreadable\nUnreadable: 2\n" in printed
     assert "frame 0: camera_angle_x, the horizontal field of view, is 40" in printed
     assert "r_3.png" not in printed
     status, printed = _checked(capsys, root, f"--csv={tmp_path / 'all.csv'}")
     assert status == 1
-    assert "train: 2 scenes, 2 of them broken" in printed
-    assert f"  {path} is damaged or cut off" in printed
+    assert "train: 2 scenes, 2 unreadable" in printed
+    assert f"  {path} is corrupt or truncated" in printed
     lines = (tmp_path / "all.csv").read_text().splitlines()
     assert lines[0] == "split,path,problem,scenes,detail"
     assert [line.split(",")[0] for line in lines[1:]] == ["train", "train", '"val', '"val']
     assert f"train,{folder / 'b'},unreadable,1," in lines[2]
 
 
-def test_the_check_of_nothing(tmp_path, capsys):
+def test_check_fails_without_scenes(tmp_path, capsys):
     status, printed = _checked(capsys, f"--data.init_args.root={tmp_path}")
     assert status == 1
     assert printed.startswith("error: Scenes has no scenes of the split train in ")
 
 
-def test_scenes_may_have_several_numbers_of_frames(folder):
+def test_scenes_may_differ_in_the_number_of_frames(folder):
     write_scene(folder / "long", 9, SIZE)
     data = ready(folder)
     assert {len(read_transforms(path).images) for path in data.scenes("train")} == {4, 9}

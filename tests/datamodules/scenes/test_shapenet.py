@@ -1,4 +1,4 @@
-"""Data sets of scenes in their layouts: ShapeNet, scene representation networks, and anybody's folder."""
+"""Layouts of data sets of scenes: ShapeNet, scene representation networks, and folders of scenes."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ SPLITS = {"train": ["c", "a"], "val": ["d"], "test": ["b", "e"]}
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """Return the folder of a scene, to be copied."""
+    """Return the folder of a scene, for copying."""
     return write_scene(tmp_path_factory.mktemp("one") / "scene", 5, 8)
 
 
@@ -30,7 +30,7 @@ def shapenet(root, scene, category="chair", folder="chairs", splits=SPLITS):
 
 
 def ready(data):
-    """Return data after what the trainer calls for fitting and testing."""
+    """Return a data module after set-up for fitting and testing."""
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
@@ -71,7 +71,7 @@ def test_published_numbers_are_the_defaults():
     assert (data.protocol, data.draws, data.val_draws, data.repeats) == ("draws", 100, 1, 1)
 
 
-def test_objects_that_are_listed_and_not_there_are_left_out(tmp_path, scene, capsys):
+def test_listed_objects_without_a_folder_are_skipped(tmp_path, scene, capsys):
     shapenet(tmp_path, scene)
     shutil.rmtree(tmp_path / "chairs" / "c")
     (tmp_path / "chairs" / "b" / "transforms.json").unlink()
@@ -79,23 +79,25 @@ def test_objects_that_are_listed_and_not_there_are_left_out(tmp_path, scene, cap
     assert (names(data.train_set), names(data.test_set)) == (["a"], ["e"])
     assert set(data.skipped) == {str(tmp_path / "chairs" / name) for name in "bc"}
     assert all("transforms.json" in reason for reason in data.skipped.values())
-    assert "Left out, for they cannot be read: 1 scenes" in capsys.readouterr().err
+    assert "Skipped 1 unreadable scenes" in capsys.readouterr().err
     with pytest.raises(
         ValueError, match=r"1 of 2 scenes of the split train cannot be used:\n  There is no .*transforms\.json"
     ):
         ready(ShapeNet("chairs", str(tmp_path), on_bad_scene="raise", **COMMON))
 
 
-def test_what_is_missing_is_told_with_where_to_get_it(tmp_path, scene):
-    told = r"There is no .*chair_splits\.json.*: fetch it by hand, .*drive\.google\.com/drive/folders/1lRfg-.*--data\.init_args"
-    with pytest.raises(ValueError, match=told):
+def test_errors_of_missing_files_say_how_to_get_them(tmp_path, scene):
+    message = (
+        r"There is no .*chair_splits\.json.*: download .* by hand, .*drive\.google\.com/drive/folders/1lRfg-.*--data\."
+    )
+    with pytest.raises(ValueError, match=message):
         ready(ShapeNet("chairs", str(tmp_path)))
     shapenet(tmp_path, scene)
     with pytest.raises(ValueError, match=r"There is no .*car_splits\.json"):
         ready(ShapeNet("cars", str(tmp_path)))
     shutil.rmtree(tmp_path / "chairs")
     with pytest.raises(
-        ValueError, match=r"no chairs: neither .*/chairs nor .*/03001627 is a folder\. Fetch it by hand"
+        ValueError, match=r"no chairs, neither .*/chairs nor .*/03001627 is a folder: download them by hand"
     ):
         ready(ShapeNet("chairs", str(tmp_path)))
     (tmp_path / "chairs").mkdir()
@@ -117,30 +119,30 @@ def test_what_is_missing_is_told_with_where_to_get_it(tmp_path, scene):
         "\xff",
     ],
 )
-def test_lists_that_are_none_are_refused(tmp_path, text):
+def test_invalid_split_lists_are_refused(tmp_path, text):
     (tmp_path / "chairs").mkdir()
     (tmp_path / "chair_splits.json").write_text(text, encoding="latin-1")
     with pytest.raises(
         ValueError, match=r"chair_splits\.json (has no list train|cannot be read as JSON).* again"
-    ) as caught:
+    ) as error:
         ready(ShapeNet("chairs", str(tmp_path)))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_empty_split_is_refused(tmp_path, scene):
     shapenet(tmp_path, scene, splits=SPLITS | {"val": []})
-    with pytest.raises(ValueError, match=r"ShapeNet has no scenes of the split val in .*: fetch it by hand"):
+    with pytest.raises(ValueError, match=r"ShapeNet has no scenes of the split val in .*: download them by hand"):
         ready(ShapeNet("chairs", str(tmp_path), **COMMON))
 
 
 def test_an_unknown_category_is_refused():
-    with pytest.raises(ValueError, match="category is 'sofas': choose of chairs, cars, lamps"):
+    with pytest.raises(ValueError, match="category is 'sofas': choose one of chairs, cars, lamps"):
         ShapeNet("sofas")
 
 
-def test_scenes_of_scene_representation_networks(tmp_path):
-    for place in ("cars_train/x", "cars_train/w", "cars_val/y", "cars_test/z"):
-        write_srn(tmp_path / place, 4)
+def test_srn_scenes_have_splits_and_poses(tmp_path):
+    for path in ("cars_train/x", "cars_train/w", "cars_val/y", "cars_test/z"):
+        write_srn(tmp_path / path, 4)
     data = ready(SRNScenes(root=str(tmp_path), draws=1, **COMMON))
     assert [names(items) for items in (data.train_set, data.val_set, data.test_set)] == [["w", "x"], ["y"], ["z"]]
     assert (data.near, data.far) == (0.8, 1.8)
@@ -153,17 +155,17 @@ def test_scenes_of_scene_representation_networks(tmp_path):
     torch.testing.assert_close(middle[:, 3:], towards_the_origin)
 
 
-def test_the_test_serves_for_validation_where_that_is_missing(tmp_path):
-    for place in ("boats_train/x", "boats_test/z"):
-        write_srn(tmp_path / place, 4)
+def test_test_scenes_are_used_for_validation_if_there_are_none(tmp_path):
+    for path in ("boats_train/x", "boats_test/z"):
+        write_srn(tmp_path / path, 4)
     data = ready(SRNScenes("boats", str(tmp_path), draws=1, **COMMON))
     assert names(data.val_set) == names(data.test_set) == ["z"]
-    assert data.notes == {"split": "boats_test serves for validation and test"}
+    assert data.notes == {"split": "boats_test is used for validation and test"}
 
 
-def test_missing_scenes_are_told_with_where_to_get_them(tmp_path):
+def test_errors_of_missing_srn_scenes_say_how_to_get_them(tmp_path):
     with pytest.raises(
-        ValueError, match=r"There is no folder .*cars_train: fetch them by hand, .*drive\.google\.com.*cars_test"
+        ValueError, match=r"There is no folder .*cars_train: download them by hand, .*drive\.google\.com.*cars_test"
     ):
         ready(SRNScenes(root=str(tmp_path)))
     write_srn(tmp_path / "cars_train" / "x", 4)
@@ -171,9 +173,9 @@ def test_missing_scenes_are_told_with_where_to_get_them(tmp_path):
         ready(SRNScenes(root=str(tmp_path), **COMMON))
 
 
-def test_a_folder_of_scenes_with_splits(tmp_path, scene):
-    for place in ("train/b", "train/a", "val/c", "test/d", "train/.hidden"):
-        shutil.copytree(scene, tmp_path / place)
+def test_split_folders_are_used(tmp_path, scene):
+    for path in ("train/b", "train/a", "val/c", "test/d", "train/.hidden"):
+        shutil.copytree(scene, tmp_path / path)
     (tmp_path / "train" / "notes").mkdir()
     data = ready(SceneFolder(str(tmp_path), draws=1, **COMMON))
     assert [names(items) for items in (data.train_set, data.val_set, data.test_set)] == [["a", "b"], ["c"], ["d"]]
@@ -181,7 +183,7 @@ def test_a_folder_of_scenes_with_splits(tmp_path, scene):
     assert data.skipped == {}
 
 
-def test_a_folder_of_scenes_without_splits_is_drawn(tmp_path, scene):
+def test_splits_are_drawn_without_split_folders(tmp_path, scene):
     for number in range(10):
         shutil.copytree(scene, tmp_path / f"{number}")
     data = ready(SceneFolder(str(tmp_path), draws=1, val_ratio=0.2, test_ratio=0.1, **COMMON))
@@ -190,10 +192,10 @@ def test_a_folder_of_scenes_without_splits_is_drawn(tmp_path, scene):
     assert sorted(name for part in parts for name in part) == [str(number) for number in range(10)]
     other = ready(SceneFolder(str(tmp_path), draws=1, val_ratio=0.2, test_ratio=0.1, split_seed=1, **COMMON))
     assert names(other.val_set) != parts[1]
-    assert "drawn with split_seed 0" in data.notes["split"]
+    assert "at random with split_seed 0" in data.notes["split"]
 
 
-def test_folders_with_images_but_no_description_are_broken_scenes(tmp_path, scene):
+def test_folders_with_images_but_without_transforms_are_broken_scenes(tmp_path, scene):
     for name in "abc":
         shutil.copytree(scene, tmp_path / "train" / name)
     shutil.copytree(scene, tmp_path / "val" / "d")
@@ -203,8 +205,8 @@ def test_folders_with_images_but_no_description_are_broken_scenes(tmp_path, scen
     assert list(data.skipped) == [str(tmp_path / "train" / "b")]
 
 
-def test_a_folder_without_scenes_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no scenes: name another with --data\.init_args\.root"):
+def test_folders_without_scenes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"contains no scenes: set --data\.init_args\.root"):
         ready(SceneFolder(str(tmp_path)))
     with pytest.raises(ValueError, match="There is no folder"):
         ready(SceneFolder(str(tmp_path / "nowhere")))

@@ -1,4 +1,4 @@
-"""Anybody's scenes: which folders, which frames, in which size, and what is said of those that are of no use."""
+"""Scenes for prediction: search for folders, selection of frames, resizing, and reasons for skipped scenes."""
 
 import json
 import math
@@ -19,26 +19,26 @@ ANGLE = 0.9
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _empty_folder(tmp_path, monkeypatch):
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
 def _image(frame, size=8):
-    """Return the RGBA image of a frame ``(size, size, 4)``: squares of its own colours, the lower half transparent."""
+    """Return the RGBA image of a frame ``(size, size, 4)``: random squares, the lower half transparent."""
     values = np.random.default_rng(frame).integers(0, 256, (4, 4, 4), dtype=np.uint8)
     values[:2, :, 3], values[2:, :, 3] = 255, 0
     return values.repeat(size // 4, 0).repeat(size // 4, 1)
 
 
 def _over_white(image):
-    """Return an image as the model sees it, ``(3, H, W)`` in [0, 1]."""
+    """Return an image composited over white, ``(3, H, W)`` in [0, 1]."""
     alpha = image[..., 3:] / 255
     return torch.from_numpy(image[..., :3] / 255 * alpha + 1 - alpha).permute(2, 0, 1).float()
 
 
 def _write(folder, frames=5, size=8, radius=4.0):
-    """Write a scene of a camera that goes around, and return its poses ``(F, 3, 4)``."""
+    """Write a scene with an orbiting camera, and return its poses ``(F, 3, 4)``."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     poses = orbit(frames, radius, 20.0)
@@ -68,7 +68,7 @@ def _write_srn(folder, frames=3, size=8, focal=10.0):
 
 
 def _data(*scenes, **changes):
-    """Return the data module of a model of one view of 8 x 8, set up."""
+    """Return the data module for a model with one view of 8 x 8 pixels, after set-up."""
     data = SceneFiles(list(scenes), **{"signal_shape": (1, 3, 8, 8), "near": 2.0, "far": 6.0} | changes)
     data.setup("predict")
     return data
@@ -79,12 +79,12 @@ def _batches(data):
     return [data.to_coordinates(batch) for batch in data.predict_dataloader()]
 
 
-def _close(found, wanted):
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() < 1e-5
+def _close(actual, expected):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-5
 
 
-def test_some_frames_are_looked_at_and_others_compared():
+def test_support_frames_are_observed_and_query_frames_compared():
     poses = _write("chair")
     data = _data("chair", support=[1], query=[4, 0])
     [batch] = _batches(data)
@@ -96,14 +96,14 @@ def test_some_frames_are_looked_at_and_others_compared():
     focal = 4 / math.tan(ANGLE / 2)
     _close(views.focals, torch.full((1, 1, 2), focal))
     _close(batch.observation.samples.coords[0], pixel_rays(poses[1], torch.full((2,), focal), (8, 8)))
-    for place, frame in enumerate((4, 0)):
-        part = slice(64 * place, 64 * place + 64)
+    for index, frame in enumerate((4, 0)):
+        part = slice(64 * index, 64 * index + 64)
         _close(batch.query.values[0, part], _over_white(_image(frame)).flatten(1).mT)
         _close(batch.query.coords[0, part], pixel_rays(poses[frame], torch.full((2,), focal), (8, 8)))
 
 
 @pytest.mark.parametrize(
-    ("frames", "support", "query", "wanted"),
+    ("frames", "support", "query", "expected"),
     [
         (11, [0], None, [2, 4, 7, 9]),
         (5, [2], None, [0, 1, 3, 4]),
@@ -115,50 +115,49 @@ def test_some_frames_are_looked_at_and_others_compared():
     ],
     ids=["spread", "four", "fewer", "rest", "named", "none-left", "one"],
 )
-def test_which_frames_are_compared(frames, support, query, wanted):
+def test_query_frames_are_selected(frames, support, query, expected):
     poses = _write("chair", frames)
     data = _data("chair", support=support, query=query, signal_shape=(len(support), 3, 8, 8))
     [batch] = _batches(data)
-    seen = [int((poses[:, :, 3] - view[0, :3]).norm(dim=-1).argmin()) for view in batch.query.coords[0].split(64)]
-    assert seen == wanted
+    actual = [int((poses[:, :, 3] - view[0, :3]).norm(dim=-1).argmin()) for view in batch.query.coords[0].split(64)]
+    assert actual == expected
     assert data.notes == {
-        "chair": "no other frames: compared with what was looked at" if frames == len(support) else ""
+        "chair": "no other frames: compared with the support frames" if frames == len(support) else ""
     }
 
 
-def test_images_of_another_size_are_resized_and_lenses_with_them():
+def test_images_of_another_size_are_resized_with_their_focal_lengths():
     _write("small")
     _write("large", size=32)
     small, large = (_batches(_data(name))[0] for name in ("small", "large"))
-    assert _data("large").notes == {"large": "32 x 32 made 8 x 8"}
+    assert _data("large").notes == {"large": "resized from 32 x 32 to 8 x 8"}
     _close(large.observation.samples.coords, small.observation.samples.coords)
     _close(large.query.coords, small.query.coords)
     mean = _over_white(_image(0, 32)).unflatten(2, (8, 4)).mean(-1).unflatten(1, (8, 4)).mean(2)
-    inner = large.observation.signal.images[0, 0][
-        :, 1::2, 1::2
-    ]  # in the middles of squares no filter sees the next one
+    # Away from the borders of the squares, the resampling filter does not mix colours.
+    inner = large.observation.signal.images[0, 0][:, 1::2, 1::2]
     assert (inner - mean[:, 1::2, 1::2]).abs().max() < 0.25
     wide = _batches(_data("small", signal_shape=(1, 3, 4, 8)))[0].observation.signal
     assert wide.images.shape == (1, 1, 3, 4, 8)
     assert wide.focals[0, 0].tolist() == pytest.approx([4 / math.tan(ANGLE / 2), 2 / math.tan(ANGLE / 2)])
 
 
-def test_scenes_below_folders():
+def test_folders_are_searched_for_scenes():
     _write("in/chairs/b")
     _write("in/chairs/a")
     _write("in/lamps/a")
     _write("in/.hidden/x")
-    _write("in/out/x")  # of an earlier prediction
+    _write("in/out/x")  # results of an earlier prediction
     Path("in/out/predictions.csv").touch()
     data = _data("in", "in/chairs/a")
     assert [chosen.name for chosen in data.chosen] == ["chairs/a", "chairs/b", "lamps/a"]
     assert [batch.names for batch in _batches(data)] == [["chairs/a"], ["chairs/b"], ["lamps/a"]]
-    again = _data("in/chairs", "in/lamps")
-    assert [chosen.name for chosen in again.chosen] == ["a", "b", "a_2"]
-    assert again.notes["a_2"] == "from in/lamps/a"
+    data = _data("in/chairs", "in/lamps")
+    assert [chosen.name for chosen in data.chosen] == ["a", "b", "a_2"]
+    assert data.notes["a_2"] == "from in/lamps/a"
 
 
-def test_scenes_of_as_many_views_share_a_batch():
+def test_scenes_with_equally_many_views_share_a_batch():
     for index, frames in enumerate((6, 3, 3, 3, 1)):
         _write(f"in/{index}", frames)
     batches = _batches(_data("in", eval_batch_size=2))
@@ -166,13 +165,13 @@ def test_scenes_of_as_many_views_share_a_batch():
     assert [batch.shape for batch in batches] == [(4, 8, 8), (2, 8, 8), (2, 8, 8), (1, 8, 8)]
 
 
-def test_scenes_of_scene_representation_networks():
+def test_srn_scenes_are_read():
     poses = _write_srn("car")
     [batch] = _batches(_data("car", near=0.8, far=1.8, query="rest"))
     _close(batch.observation.signal.poses[0, 0], poses[0])
     assert batch.observation.signal.focals[0, 0].tolist() == [10.0, 10.0]
-    wanted = torch.from_numpy(_image(2)[..., :3] / 255).float().flatten(0, 1)
-    _close(batch.query.values[0, 64:], wanted)  # whatever its transparency
+    expected = torch.from_numpy(_image(2)[..., :3] / 255).float().flatten(0, 1)
+    _close(batch.query.values[0, 64:], expected)  # the alpha channel is ignored
 
 
 def test_images_without_transparency_are_noted():
@@ -180,12 +179,12 @@ def test_images_without_transparency_are_noted():
     for frame in range(2):
         Image.open(f"chair/r_{frame}.png").convert("RGB").save(f"chair/r_{frame}.png")
     data = _data("chair")
-    assert data.notes == {"chair": "background taken as it is"}
-    wanted = torch.from_numpy(_image(1)[..., :3] / 255).float().flatten(0, 1)
-    _close(_batches(data)[0].query.values[0], wanted)
+    assert data.notes == {"chair": "no transparency: background used as it is"}
+    expected = torch.from_numpy(_image(1)[..., :3] / 255).float().flatten(0, 1)
+    _close(_batches(data)[0].query.values[0], expected)
 
 
-def test_scenes_of_no_use_are_skipped_with_the_reason():
+def test_unusable_scenes_are_skipped_with_a_reason():
     _write("in/good")
     _write("in/few", frames=2)
     _write("in/damaged")
@@ -196,18 +195,16 @@ def test_scenes_of_no_use_are_skipped_with_the_reason():
     data = _data("in", query=[3])
     assert [chosen.name for chosen in data.chosen] == ["good"]
     assert set(data.skipped) == {"in/few", "in/damaged", "in/huge", "in/text"}
-    assert "in/few has 2 frame(s), and frame 3 is asked for: they count from 0" in data.skipped["in/few"]
+    assert "in/few has 2 frame(s), so there is no frame 3: frames count from 0" in data.skipped["in/few"]
     assert "r_3.png" in data.skipped["in/damaged"]
     assert (
-        "The cameras of in/huge are 400 to 400 from the origin, and the model looks at depths from 2 to 6, where nothing "
-        "around the origin is: scale the positions in its poses." in data.skipped["in/huge"]
+        "The cameras of in/huge are 400 to 400 from the origin, and the model renders depths from 2 to 6, which exclude the "
+        "origin: rescale the positions in the poses." in data.skipped["in/huge"]
     )
     assert "transforms.json" in data.skipped["in/text"]
     with pytest.raises(ValueError, match="damaged"):
         _data("in", query=[3], on_bad_scene="raise")
-    with pytest.raises(
-        ValueError, match=r"^in/few has 2 frame\(s\), and frame 3 is asked for: .* with --support .*\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^in/few has 2 frame\(s\), so there is no frame 3: .* with --support .*\.$"):
         _data("in/few", query=[3])
     with pytest.raises(
         ValueError, match=r"^None of 2 scenes can be used:\n  in/few has 2 .*\n  in/text/transforms\.json is"
@@ -215,47 +212,49 @@ def test_scenes_of_no_use_are_skipped_with_the_reason():
         _data("in/few", "in/text", query=[3])
 
 
-def test_depths_that_nobody_knows():
+def test_models_without_depths_accept_any_scale():
     _write("huge", radius=400.0)
-    data = _data("huge", near=None, far=None)  # a model without depths looks at whole rays
+    data = _data("huge", near=None, far=None)
     assert math.isnan(data.near)
     assert len(_batches(data)) == 1
 
 
-def test_two_devices_share_scenes():
+def test_scenes_are_distributed_over_devices():
     for index in range(3):
         _write(f"in/{index}", frames=2)
     data = _data("in")
-    seen = []
+    names = []
     for rank in range(2):
         data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": 2})()
-        seen.append([name for batch in data.predict_dataloader() for name in batch.name])
-    assert seen == [["0", "2"], ["1"]]
+        names.append([name for batch in data.predict_dataloader() for name in batch.name])
+    assert names == [["0", "2"], ["1"]]
     data.trainer.world_size = 4
     with pytest.raises(ValueError, match=re.escape("3 batch(es) of scenes for 4 devices: lower --trainer.devices.")):
         data.predict_dataloader()
 
 
-def test_mistakes():
+def test_invalid_arguments_are_refused():
     _write("chair")
     with pytest.raises(
-        ValueError, match=r"The model looks at 2 view\(s\), and support names 1 frame\(s\), \[0\]: name 2 with"
+        ValueError, match=r"The model takes 2 support view\(s\), but support has 1 frame\(s\), \[0\]: pass 2 with"
     ):
         SceneFiles(signal_shape=(2, 3, 8, 8)).signal_shape  # noqa: B018 - it is a property
-    with pytest.raises(ValueError, match=r"signal_shape is \[3, 64, 64\]: scenes go to a model of posed views"):
+    with pytest.raises(ValueError, match=r"signal_shape is \[3, 64, 64\], but scenes need a model of posed views"):
         SceneFiles(signal_shape=(3, 64, 64)).signal_shape  # noqa: B018
-    with pytest.raises(ValueError, match=r"support is \[\], query None: name at least one frame"):
+    with pytest.raises(ValueError, match=r"support is \[\], query None: support needs at least one frame"):
         SceneFiles(support=[])
-    with pytest.raises(ValueError, match=r"support is \[0\], query \[-1\]: name at least one frame"):
+    with pytest.raises(
+        ValueError, match=r"support is \[0\], query \[-1\]: support needs at least one frame, and frames count from 0"
+    ):
         SceneFiles(query=[-1])
-    with pytest.raises(ValueError, match=r"near is 2\.0, far None: give both"):
+    with pytest.raises(ValueError, match=r"near is 2\.0, far None: pass both or neither"):
         SceneFiles(near=2.0)
-    with pytest.raises(ValueError, match="SceneFiles serves prediction, not fit"):
+    with pytest.raises(ValueError, match="SceneFiles supports only predict, not fit"):
         SceneFiles().setup("fit")
-    with pytest.raises(ValueError, match="There is no folder nowhere: name folders of scenes with --views"):
+    with pytest.raises(ValueError, match="There is no folder nowhere: pass folders of scenes with --views"):
         _data("nowhere")
     Path("empty").mkdir()
-    with pytest.raises(ValueError, match="No scene to predict from in empty: name folders with"):
+    with pytest.raises(ValueError, match="There are no scenes in empty: pass folders that contain"):
         _data("empty")
-    with pytest.raises(ValueError, match="No scene to predict from in nothing"):
+    with pytest.raises(ValueError, match="There are no scenes in an empty list of folders"):
         _data()

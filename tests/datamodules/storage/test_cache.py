@@ -1,4 +1,4 @@
-"""A cache holds exactly what reading and preparing gives, whatever interrupts, damages or fills it."""
+"""A cache equals reading and preparing the images, even after interruptions, damage and full disks."""
 
 import errno
 import io
@@ -34,17 +34,17 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def files(tmp_path):
-    """Return 12 images of six modes and 12 sizes, of which all have more than one name part."""
+    """Return 12 images of six modes and 12 sizes, with names of two parts."""
     generator = np.random.default_rng(0)
     (tmp_path / "source").mkdir()
-    made = []
+    images = []
     for index in range(12):
         mode = MODES[index % len(MODES)]
         path = tmp_path / "source" / f"{index}.{'tif' if mode == 'CMYK' else 'png'}"
         levels = generator.integers(0, 256, (9 + index, 31 - 2 * index, 4), dtype=np.uint8)
         Image.fromarray(levels, "RGBA").convert("RGB" if mode == "CMYK" else mode).convert(mode).save(path)
-        made.append(NamedFile(f"class{index % 3}/image{11 - index}", path))
-    return made
+        images.append(NamedFile(f"class{index % 3}/image{11 - index}", path))
+    return images
 
 
 @pytest.fixture
@@ -54,12 +54,12 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Return the list of paths that are read from here on."""
+    """Return the list of paths that are read from now on."""
     return _watch(monkeypatch)
 
 
 def _watch(monkeypatch, before=lambda number: None):
-    """Note every image that is read, and do something before, given how many there were."""
+    """Record the path of every image that is read; call ``before`` with the number of earlier ones."""
     paths, lock = [], threading.Lock()
 
     def read(path):
@@ -74,12 +74,12 @@ def _watch(monkeypatch, before=lambda number: None):
 
 
 def _interrupt_at(monkeypatch, path):
-    """Press Ctrl-C when an image is read."""
+    """Raise KeyboardInterrupt when an image is read."""
 
-    def read(wanted):
-        if wanted == path:
+    def read(current):
+        if current == path:
             raise KeyboardInterrupt
-        return read_image(wanted)
+        return read_image(current)
 
     monkeypatch.setattr(module, "read_image", read)
 
@@ -89,12 +89,12 @@ def _caches(folder):
 
 
 def _only(folder):
-    [found] = _caches(folder)
-    return found
+    [cache] = _caches(folder)
+    return cache
 
 
 def _check(images, files, preparation=AS_IT_IS):
-    """Compare a cache of readable files with reading them."""
+    """Compare a cache with reading the files."""
     assert len(images) == len(files)
     assert images.names == [file.name for file in files]
     for file, (values, name, seed, _) in zip(files, images, strict=True):
@@ -104,7 +104,7 @@ def _check(images, files, preparation=AS_IT_IS):
 
 
 def _refusal(*arguments):
-    """Return the message with which a cache is refused, after seeing that it is one line that says the way out."""
+    """Return the error message, after checking that it is one line that names the option."""
     with pytest.raises(ValueError, match=r"--data\.init_args\.cache") as caught:
         cached(*arguments)
     assert "\n" not in str(caught.value)
@@ -112,7 +112,7 @@ def _refusal(*arguments):
 
 
 def _flip(path, position=100):
-    """Turn one bit of a file, which gets a new date."""
+    """Flip one bit of a file, and change its modification time."""
     content = bytearray(path.read_bytes())
     content[position] ^= 4
     path.write_bytes(content)
@@ -120,32 +120,32 @@ def _flip(path, position=100):
 
 
 @pytest.mark.parametrize("preparation", [AS_IT_IS, Preparation(smallest=15), SQUARE], ids=["as-is", "smallest", "crop"])
-def test_values_are_those_of_reading(files, folder, preparation):
+def test_values_equal_reading(files, folder, preparation):
     images = cached(files, preparation, folder, "mine-train")
     _check(images, files, preparation)
     assert images.skipped == {}
     expected = {file.name: "; ".join(read_image(file.path).notes) for file in files}
     assert images.notes == {name: note for name, note in expected.items() if note}
-    assert set(images.notes.values()) == {"transparency laid over white", "CMYK converted"}
+    assert set(images.notes.values()) == {"transparency composited over white", "CMYK converted"}
     assert _only(folder).name.startswith("mine-train-")
     assert sorted(path.name for path in _only(folder).iterdir()) == ["index.json", "pixels.bin", "verified.json"]
     assert not [path for path in folder.iterdir() if path.is_file()]
 
 
-def test_pixels_lie_back_to_back(files, folder):
+def test_pixels_are_stored_contiguously(files, folder):
     cached(files, AS_IT_IS, folder, "a")
     expected = b"".join(read_image(file.path).pixels.numpy().tobytes() for file in files)
     assert (_only(folder) / "pixels.bin").read_bytes() == expected
 
 
-def test_indices_out_of_range(files, folder):
+def test_indices_out_of_range_raise(files, folder):
     images = cached(files, AS_IT_IS, folder, "a")
     for index in (-1, 12, 10**20):
         with pytest.raises(IndexError):
             images[index]
 
 
-def test_values_are_views_that_leave_the_file_alone(files, folder):
+def test_writing_to_values_does_not_change_the_file(files, folder):
     images = cached(files, AS_IT_IS, folder, "a")
     before = (_only(folder) / "pixels.bin").read_bytes()
     images[3].values.fill_(77)
@@ -155,30 +155,30 @@ def test_values_are_views_that_leave_the_file_alone(files, folder):
     _check(cached(files, AS_IT_IS, folder, "a"), files)
 
 
-def test_a_image_takes_no_more_to_send_than_its_own_pixels(files, folder):
+def test_storage_of_an_image_has_only_its_pixels(files, folder):
     values = cached(files, AS_IT_IS, folder, "a")[3].values
     assert values.untyped_storage().nbytes() == values.numel()
 
 
-def test_a_cache_may_be_larger_than_the_memory(tmp_path):
+def test_cache_may_be_larger_than_the_memory(tmp_path):
     path = tmp_path / "sparse.bin"
     path.touch()
     try:
         os.truncate(path, 1 << 40)
     except OSError:
-        pytest.skip("no sparse files of 1 TiB here")
+        pytest.skip("requires sparse files of 1 TiB")
     shapes = np.array([[1 << 19, 1 << 19], [4, 5]])
     assert module.CachedImages(path, shapes, ["large", "small"], {}, {})[1].values.sum() == 0
 
 
-def test_nothing_is_decoded_twice(files, folder, reads):
+def test_images_are_decoded_once(files, folder, reads):
     cached(files, AS_IT_IS, folder, "a")
     assert sorted(reads) == sorted(file.path for file in files)
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert len(reads) == 12
 
 
-def test_a_moved_folder_of_images_has_the_same_cache(files, folder, tmp_path, reads):
+def test_moved_folder_of_images_has_the_same_cache(files, folder, tmp_path, reads):
     files[5].path.write_bytes(b"no image")
     cached(files, AS_IT_IS, folder, "a")
     (tmp_path / "source").rename(tmp_path / "elsewhere")
@@ -187,7 +187,7 @@ def test_a_moved_folder_of_images_has_the_same_cache(files, folder, tmp_path, re
     assert len(reads) == 12
     [(path, reason)] = images.skipped.items()
     assert path == str(moved[5].path)
-    assert reason.startswith(f"{path} is no image")
+    assert reason.startswith(f"{path} is not an image")
 
 
 def _changed_date(files):
@@ -196,10 +196,10 @@ def _changed_date(files):
 
 
 def _changed_size(files):
-    facts = files[7].path.stat()
+    status = files[7].path.stat()
     with files[7].path.open("ab") as file:
         file.write(b"\0")
-    os.utime(files[7].path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    os.utime(files[7].path, ns=(status.st_atime_ns, status.st_mtime_ns))
     return files, AS_IT_IS
 
 
@@ -215,27 +215,27 @@ def _changed_size(files):
     ],
     ids=["date", "size", "fewer", "order", "name", "preparation"],
 )
-def test_whatever_changes_makes_another_cache(files, folder, change):
+def test_every_change_creates_another_cache(files, folder, change):
     cached(files, AS_IT_IS, folder, "a")
     files, preparation = change(files)
     _check(cached(files, preparation, folder, "a"), files, preparation)
     assert len(_caches(folder)) == 2
 
 
-def test_a_missing_image_is_tried_again_when_it_is_there(files, folder, tmp_path):
+def test_missing_image_is_read_once_it_exists(files, folder, tmp_path):
     files[2].path.rename(tmp_path / "away")
     assert cached(files, AS_IT_IS, folder, "a").skipped.keys() == {str(files[2].path)}
     (tmp_path / "away").rename(files[2].path)
     _check(cached(files, AS_IT_IS, folder, "a"), files)
 
 
-def test_unreadable_images_are_told_and_left_out(files, folder, reads):
+def test_unreadable_images_are_reported_and_skipped(files, folder, reads):
     files[0].path.write_bytes(b"")
     files[6].path.write_bytes(files[6].path.read_bytes()[:60])
-    good = [file for index, file in enumerate(files) if index not in (0, 6)]
+    readable = [file for index, file in enumerate(files) if index not in (0, 6)]
     for _ in range(2):
         images = cached(files, AS_IT_IS, folder, "a")
-        _check(images, good)
+        _check(images, readable)
         assert list(images.skipped) == [str(files[0].path), str(files[6].path)]
         for path, reason in images.skipped.items():
             with pytest.raises(ValueError, match=" ") as caught:
@@ -244,7 +244,7 @@ def test_unreadable_images_are_told_and_left_out(files, folder, reads):
     assert len(reads) == 12
 
 
-def test_no_image_can_be_read(files, folder):
+def test_no_readable_images(files, folder):
     for file in files:
         file.path.write_bytes(b"<html>")
     for _ in range(2):
@@ -252,7 +252,7 @@ def test_no_image_can_be_read(files, folder):
         assert (len(images), list(images), images.names, len(images.skipped)) == (0, [], [], 12)
 
 
-def test_a_image_that_cannot_be_resized_is_left_out(files, folder, monkeypatch):
+def test_image_that_cannot_be_resized_is_skipped(files, folder, monkeypatch):
     def resize(image, short_side):
         raise MemoryError if image.shape[1] == 12 else ValueError("too\nlong")
 
@@ -260,21 +260,21 @@ def test_a_image_that_cannot_be_resized_is_left_out(files, folder, monkeypatch):
     images = cached(files, Preparation(smallest=13), folder, "a")
     small = [file for file in files if min(read_image(file.path).pixels.shape[1:]) < 13]
     assert list(images.skipped) == [str(file.path) for file in small]
-    told = list(images.skipped.values())
-    assert told[0] == f"{files[0].path} cannot be resized (too long): leave it out, or cut it."
-    assert told[3] == f"{files[3].path} cannot be resized (MemoryError): leave it out, or cut it."
+    reasons = list(images.skipped.values())
+    assert reasons[0] == f"{files[0].path} cannot be resized (too long): remove the file or crop it."
+    assert reasons[3] == f"{files[3].path} cannot be resized (MemoryError): remove the file or crop it."
 
 
-def test_no_files(folder):
+def test_empty_list_of_files_is_rejected(folder):
     with pytest.raises(ValueError, match="no images to decode for mine"):
         cached([], AS_IT_IS, folder, "mine")
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 11])
-def test_an_interrupted_call_is_continued(files, folder, monkeypatch, stop):
-    whole = folder.with_name("whole")
-    cached(files, AS_IT_IS, whole, "a")
+def test_interrupted_call_is_resumed(files, folder, monkeypatch, stop):
+    complete = folder.with_name("complete")
+    cached(files, AS_IT_IS, complete, "a")
     with monkeypatch.context() as patch:
         _interrupt_at(patch, files[stop].path)
         with pytest.raises(KeyboardInterrupt):
@@ -284,11 +284,11 @@ def test_an_interrupted_call_is_continued(files, folder, monkeypatch, stop):
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert sorted(reads) == sorted(file.path for file in files[stop:])
     for name in ("pixels.bin", "index.json"):
-        assert (_only(folder) / name).read_bytes() == (_only(whole) / name).read_bytes()
+        assert (_only(folder) / name).read_bytes() == (_only(complete) / name).read_bytes()
 
 
 def _interrupted(files, folder, monkeypatch, stop):
-    """Write the first images of a cache, and return its folder."""
+    """Write the first ``stop`` images of a cache, and return its folder."""
     with monkeypatch.context() as patch:
         _interrupt_at(patch, files[stop].path)
         with pytest.raises(KeyboardInterrupt):
@@ -298,7 +298,7 @@ def _interrupted(files, folder, monkeypatch, stop):
 
 @pytest.mark.parametrize("name", ["pixels.bin", "journal.txt"])
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 0.5, 0.77, 0.999])
-def test_a_torn_end_is_dropped(files, folder, monkeypatch, name, share):
+def test_truncated_files_are_resumed(files, folder, monkeypatch, name, share):
     place = _interrupted(files, folder, monkeypatch, 9)
     ends = {
         "pixels.bin": np.cumsum([read_image(file.path).pixels.numel() for file in files[:9]]),
@@ -311,7 +311,7 @@ def test_a_torn_end_is_dropped(files, folder, monkeypatch, name, share):
     assert len(reads) == 12 - (ends <= position).sum()
 
 
-def test_a_call_may_be_interrupted_more_than_once(files, folder, monkeypatch):
+def test_call_interrupted_twice_is_resumed(files, folder, monkeypatch):
     place = _interrupted(files, folder, monkeypatch, 4)
     for name in ("pixels.bin", "journal.txt"):
         os.truncate(place / name, (place / name).stat().st_size - 3)
@@ -322,7 +322,7 @@ def test_a_call_may_be_interrupted_more_than_once(files, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["pixels.bin", "journal.txt"])
-def test_what_is_gone_is_made_again(files, folder, monkeypatch, name):
+def test_missing_partial_files_are_written_again(files, folder, monkeypatch, name):
     place = _interrupted(files, folder, monkeypatch, 5)
     (place / name).unlink()
     reads = _watch(monkeypatch)
@@ -331,7 +331,7 @@ def test_what_is_gone_is_made_again(files, folder, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ["pixels.bin", "journal.txt"])
-def test_damage_to_what_an_interrupted_call_left_is_noticed(files, folder, monkeypatch, name):
+def test_damaged_partial_files_are_detected(files, folder, monkeypatch, name):
     place = _interrupted(files, folder, monkeypatch, 9)
     _flip(place / name, (place / name).stat().st_size // 2)
     reads = _watch(monkeypatch)
@@ -339,7 +339,7 @@ def test_damage_to_what_an_interrupted_call_left_is_noticed(files, folder, monke
     assert 3 < len(reads) < 12
 
 
-def test_bytes_after_the_end_are_dropped(files, folder, monkeypatch):
+def test_trailing_bytes_are_discarded(files, folder, monkeypatch):
     place = _interrupted(files, folder, monkeypatch, 9)
     for name in ("pixels.bin", "journal.txt"):
         with (place / name).open("ab") as file:
@@ -349,25 +349,28 @@ def test_bytes_after_the_end_are_dropped(files, folder, monkeypatch):
     assert len(reads) == 3
 
 
-def test_killed_before_the_index(files, folder, monkeypatch, reads):
+def test_call_interrupted_before_the_index_is_resumed(files, folder, monkeypatch, reads):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Path, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cached(files, AS_IT_IS, folder, "a")
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert len(reads) == 12
 
 
-def _slowly(files, folder, monkeypatch, pause, told):
-    """Make a cache with a pause before each image, and tell how many were read."""
+def _build_slowly(files, folder, monkeypatch, pause, counts):
+    """Build a cache with a pause before each image, and report the number of images that were read."""
     reads = _watch(monkeypatch, lambda number: time.sleep(pause))
     cached(files, AS_IT_IS, folder, "a")
-    told.put(len(reads))
+    counts.put(len(reads))
 
 
-def test_a_killed_process_leaves_what_it_did(files, folder, monkeypatch):
+def test_killed_process_is_resumed(files, folder, monkeypatch):
     fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=_slowly, args=(files, folder, monkeypatch, 0.1, fork.Queue()))
+    process = fork.Process(target=_build_slowly, args=(files, folder, monkeypatch, 0.1, fork.Queue()))
     process.start()
     deadline = time.monotonic() + 20
     while not (_caches(folder) and len(list(_only(folder).glob("journal.txt"))) and _lines(folder) >= 4):
@@ -386,13 +389,13 @@ def _lines(folder):
     return (_only(folder) / "journal.txt").read_bytes().count(b"\n")
 
 
-def test_one_of_two_processes_writes(files, folder, monkeypatch):
+def test_one_of_two_processes_decodes(files, folder, monkeypatch):
     fork = multiprocessing.get_context("fork")
-    told = fork.Queue()
-    both = [fork.Process(target=_slowly, args=(files, folder, monkeypatch, 0.03, told)) for _ in range(2)]
+    counts = fork.Queue()
+    both = [fork.Process(target=_build_slowly, args=(files, folder, monkeypatch, 0.03, counts)) for _ in range(2)]
     for process in both:
         process.start()
-    assert sorted(told.get(timeout=20) for _ in both) == [0, 12]
+    assert sorted(counts.get(timeout=20) for _ in both) == [0, 12]
     for process in both:
         process.join()
     _check(cached(files, AS_IT_IS, folder, "a"), files)
@@ -400,29 +403,32 @@ def test_one_of_two_processes_writes(files, folder, monkeypatch):
 
 @pytest.fixture
 def lines(monkeypatch):
-    """Return what is printed for people, without a terminal."""
+    """Return a function that returns the printed lines, without a terminal."""
     written = io.StringIO()
     monkeypatch.setattr(module, "Console", lambda stderr, **options: Console(file=written, width=60, **options))
     return lambda: written.getvalue().splitlines()
 
 
-def test_a_bit_that_flipped_is_noticed_and_mended(files, folder, lines, reads):
+def test_flipped_bit_is_detected_and_fixed(files, folder, lines, reads):
     cached(files, AS_IT_IS, folder, "a")
     _flip(_only(folder) / "pixels.bin")
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert len(reads) == 24
-    assert lines()[2] == f"The cache {_only(folder)} has damaged pixels, the first in image 1: it is made anew."
+    assert lines()[2] == f"The cache {_only(folder)} has damaged pixels, first in image 1: rebuilding it."
     assert len(lines()) == 5
 
 
-def test_pixels_are_verified_once_and_when_their_date_changes(files, folder, monkeypatch):
+def test_pixels_are_verified_once_and_after_changes(files, folder, monkeypatch):
     counts = []
-    original = module._right
-    monkeypatch.setattr(
-        module, "_right", lambda place, entries: counts.append(len(entries)) or original(place, entries)
-    )
+    original = module._count_intact
+
+    def count_intact(cache, entries):
+        counts.append(len(entries))
+        return original(cache, entries)
+
+    monkeypatch.setattr(module, "_count_intact", count_intact)
     cached(files, AS_IT_IS, folder, "a")
-    assert counts == [0, 12]  # what is there of an earlier call, and what was written
+    assert counts == [0, 12]  # to resume, and after writing
     cached(files, AS_IT_IS, folder, "a")
     assert len(counts) == 2
     os.utime(_only(folder) / "pixels.bin", ns=(0, 0))
@@ -434,8 +440,8 @@ def test_pixels_are_verified_once_and_when_their_date_changes(files, folder, mon
     assert len(counts) == 4
 
 
-def _indexed(place, change):
-    """Write another index with a right checksum."""
+def _change_index(place, change):
+    """Change the index, and update its checksum."""
     columns = json.loads((place / "index.json").read_bytes().partition(b"\n")[2])
     change(columns)
     body = json.dumps(columns).encode()
@@ -443,22 +449,22 @@ def _indexed(place, change):
     (place / "index.json").write_bytes(checksum + b"\n" + body)
 
 
-def _swap(columns):
+def _negate(columns):
     columns["height"][0], columns["width"][0] = -columns["height"][0], -columns["width"][0]
 
 
 def _shorten(place, files):
-    """Leave out the last image, in the index and in the pixels."""
+    """Remove the last image from the index and the pixels."""
     last = read_image(files[-1].path).pixels.numel()
     os.truncate(place / "pixels.bin", (place / "pixels.bin").stat().st_size - last)
-    _indexed(place, lambda columns: [column.pop() for column in columns.values()])
+    _change_index(place, lambda columns: [column.pop() for column in columns.values()])
 
 
-def test_a_cache_of_fewer_images_is_made_anew(files, folder, lines):
+def test_cache_of_fewer_images_is_rebuilt(files, folder, lines):
     cached(files, AS_IT_IS, folder, "a")
     _shorten(_only(folder), files)
     _check(cached(files, AS_IT_IS, folder, "a"), files)
-    assert lines()[2] == f"The cache {_only(folder)} has a damaged index: it is made anew."
+    assert lines()[2] == f"The cache {_only(folder)} has a damaged index: rebuilding it."
 
 
 @pytest.mark.parametrize(
@@ -472,12 +478,12 @@ def test_a_cache_of_fewer_images_is_made_anew(files, folder, lines):
         lambda place: os.truncate(place / "pixels.bin", 300),
         lambda place: os.truncate(place / "pixels.bin", 10**6),
         lambda place: (place / "pixels.bin").unlink(),
-        lambda place: _indexed(place, _swap),
-        lambda place: _indexed(place, lambda columns: columns["height"].__setitem__(3, 2**62)),
-        lambda place: _indexed(place, lambda columns: columns["checksum"].__setitem__(3, 5)),
-        lambda place: _indexed(place, lambda columns: columns["height"].pop()),
-        lambda place: _indexed(place, lambda columns: columns["remark"].append("")),
-        lambda place: _indexed(place, lambda columns: columns.pop("width")),
+        lambda place: _change_index(place, _negate),
+        lambda place: _change_index(place, lambda columns: columns["height"].__setitem__(3, 2**62)),
+        lambda place: _change_index(place, lambda columns: columns["checksum"].__setitem__(3, 5)),
+        lambda place: _change_index(place, lambda columns: columns["height"].pop()),
+        lambda place: _change_index(place, lambda columns: columns["remark"].append("")),
+        lambda place: _change_index(place, lambda columns: columns.pop("width")),
     ],
     ids=[
         "body",
@@ -496,40 +502,40 @@ def test_a_cache_of_fewer_images_is_made_anew(files, folder, lines):
         "column",
     ],
 )
-def test_a_damaged_cache_is_made_anew(files, folder, lines, damage):
+def test_damaged_cache_is_rebuilt(files, folder, lines, damage):
     cached(files, AS_IT_IS, folder, "a")
     before = (_only(folder) / "index.json").read_bytes()
     damage(_only(folder))
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert (_only(folder) / "index.json").read_bytes() == before
     assert lines()[2].startswith(f"The cache {_only(folder)} has ")
-    assert lines()[2].endswith(": it is made anew.")
+    assert lines()[2].endswith(": rebuilding it.")
     assert len(lines()) == 5
 
 
-def test_without_an_index_nothing_is_taken_for_whole(files, folder, reads):
+def test_cache_without_an_index_is_rebuilt(files, folder, reads):
     cached(files, AS_IT_IS, folder, "a")
     (_only(folder) / "index.json").unlink()
     _check(cached(files, AS_IT_IS, folder, "a"), files)
     assert len(reads) == 24
 
 
-def test_a_disk_that_reads_back_something_else(files, folder, monkeypatch):
+def test_disk_that_does_not_return_what_was_written(files, folder, monkeypatch):
     original = module._write_index
 
-    def write(place, entries):
-        _flip(place.pixels)
-        return original(place, entries)
+    def write(cache, entries):
+        _flip(cache.pixels)
+        return original(cache, entries)
 
     monkeypatch.setattr(module, "_write_index", write)
-    assert "just after it was written" in _refusal(files, AS_IT_IS, folder, "a")
+    assert "immediately after it was written" in _refusal(files, AS_IT_IS, folder, "a")
     assert not _caches(folder)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_becomes_full_is_left_free(files, folder, monkeypatch, code):
+def test_full_disk_leaves_no_files(files, folder, monkeypatch, code):
     class Full:
-        """Writes some pixels, then half an image."""
+        """A file that fails in the middle of an image."""
 
         def __init__(self, file):
             self.file, self.left = file, 5000
@@ -568,17 +574,17 @@ def _free(monkeypatch, free):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, free))
 
 
-def test_squares_need_exactly_their_pixels(files, folder, monkeypatch, reads):
-    needed = 12 * 3 * 8 * 8
-    _free(monkeypatch, needed - 1)
+def test_disk_space_of_crops_is_exact(files, folder, monkeypatch, reads):
+    size = 12 * 3 * 8 * 8
+    _free(monkeypatch, size - 1)
     assert str(folder) in _refusal(files, SQUARE, folder, "a")
     assert len(reads) == 0
     assert not list(folder.iterdir())
-    _free(monkeypatch, needed)
+    _free(monkeypatch, size)
     _check(cached(files, SQUARE, folder, "a"), files, SQUARE)
 
 
-def test_what_is_there_needs_no_more_room(files, folder, monkeypatch):
+def test_resumed_images_need_no_more_disk_space(files, folder, monkeypatch):
     with monkeypatch.context() as patch:
         _interrupt_at(patch, files[4].path)
         with pytest.raises(KeyboardInterrupt):
@@ -591,8 +597,8 @@ def test_what_is_there_needs_no_more_room(files, folder, monkeypatch):
     assert len(reads) == 8
 
 
-def test_room_for_other_sizes_is_estimated_from_the_first_images(files, folder, monkeypatch):
-    many = [NamedFile(f"{turn}-{file.name}", file.path) for turn in range(10) for file in files]  # 120
+def test_disk_space_is_estimated_from_the_first_images(files, folder, monkeypatch):
+    many = [NamedFile(f"{turn}-{file.name}", file.path) for turn in range(10) for file in files]  # 120 images
     sizes = [read_image(file.path).pixels.numel() for file in many]
     rest = sum(sizes[:32]) / 32 * 88
     _free(monkeypatch, rest - 1)
@@ -604,13 +610,13 @@ def test_room_for_other_sizes_is_estimated_from_the_first_images(files, folder, 
 
 
 @pytest.mark.parametrize("at", ["folder", "parent"])
-def test_a_folder_that_is_a_file(files, folder, at):
+def test_folder_that_is_a_file_is_rejected(files, folder, at):
     folder.parent.mkdir() if at == "folder" else None
     (folder if at == "folder" else folder.parent).write_text("here")
     assert str(folder) in _refusal(files, AS_IT_IS, folder, "a")
 
 
-def test_a_folder_that_cannot_be_written(files, folder, monkeypatch):
+def test_folder_that_cannot_be_created_is_reported(files, folder, monkeypatch):
     original = Path.mkdir
 
     def mkdir(path, *args, **options):
@@ -622,45 +628,45 @@ def test_a_folder_that_cannot_be_written(files, folder, monkeypatch):
     assert f"Permission denied ({folder})" in _refusal(files, AS_IT_IS, folder, "a")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write everywhere")
-def test_a_folder_without_permission(files, folder):
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission_is_reported(files, folder):
     folder.mkdir(parents=True)
     folder.chmod(0o500)
     assert "Permission denied" in _refusal(files, AS_IT_IS, folder, "a")
 
 
-def test_a_whole_cache_that_cannot_be_written_is_used(files, folder, monkeypatch):
+def test_complete_cache_on_a_read_only_disk_is_used(files, folder, monkeypatch):
     cached(files, AS_IT_IS, folder, "a")
     os.utime(_only(folder) / "pixels.bin", ns=(0, 0))
 
-    def refused(path, *_, **__):
+    def refuse(path, *_, **__):
         raise PermissionError(errno.EROFS, "Read-only file system", str(path))
 
     for name in ("mkdir", "write_text", "touch", "unlink", "replace"):
-        monkeypatch.setattr(Path, name, refused)
+        monkeypatch.setattr(Path, name, refuse)
     _check(cached(files, AS_IT_IS, folder, "a"), files)
 
 
-def test_copies_for_other_processes_are_small(files, folder):
+def test_pickled_data_set_has_no_pixels(files, folder):
     images = cached(files, AS_IT_IS, folder, "a")
     _check(images, files)
-    sent = pickle.dumps(images)
-    assert len(sent) < 2000 < (_only(folder) / "pixels.bin").stat().st_size
-    _check(pickle.loads(sent), files)
+    pickled = pickle.dumps(images)
+    assert len(pickled) < 2000 < (_only(folder) / "pixels.bin").stat().st_size
+    _check(pickle.loads(pickled), files)
 
 
-def test_a_cache_that_was_removed_while_in_use(files, folder):
+def test_cache_removed_during_use_is_reported(files, folder):
     images = pickle.loads(pickle.dumps(cached(files, AS_IT_IS, folder, "a")))
     os.truncate(_only(folder) / "pixels.bin", 10)
-    with pytest.raises(ValueError, match=r"pixels\.bin cannot be read any more"):
+    with pytest.raises(ValueError, match=r"pixels\.bin can no longer be read"):
         images[0]
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match=r"pixels\.bin cannot be read any more"):
+    with pytest.raises(ValueError, match=r"pixels\.bin can no longer be read"):
         images[0]
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_loader_workers(files, folder, start):
+def test_loader_workers_read_the_same_images(files, folder, start):
     images = cached(files, SQUARE, folder, "a")
     batches = list(DataLoader(images, batch_size=4, num_workers=2, multiprocessing_context=start))
     expected = torch.stack([SQUARE(read_image(file.path).pixels) for file in files])
@@ -668,7 +674,7 @@ def test_loader_workers(files, folder, start):
     assert [name for batch in batches for name in batch.name] == [file.name for file in files]
 
 
-def test_two_lines_without_a_terminal(files, folder, lines, monkeypatch):
+def test_two_lines_are_logged_without_a_terminal(files, folder, lines, monkeypatch):
     files[1].path.write_bytes(b"")
     cached(files, SQUARE, folder, "a[b]")
     assert lines() == [

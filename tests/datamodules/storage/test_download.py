@@ -1,4 +1,4 @@
-"""Files from the web come whole or not at all, whatever the server, the disk or another process does."""
+"""Downloads are complete and verified, or fail with a clear message, whatever the server, disk or another process does."""
 
 import errno
 import hashlib
@@ -32,7 +32,7 @@ OTHER = random.Random(2).randbytes(700_001)
 
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch):
-    """Keep proxies of this machine out of it."""
+    """Bypass the proxies of this machine."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -51,7 +51,7 @@ def _listing(folder):
 
 
 def _refusal(source, folder, kind=ValueError, **options):
-    """Return the message of a download that fails, with the pauses it made."""
+    """Return the error message of a download and the pauses before it."""
     pauses = []
     with pytest.raises(kind) as caught:
         download(source, folder, pause=pauses.append, **options)
@@ -66,7 +66,7 @@ def _no_pause(seconds):
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
-def test_a_file_comes_whole_and_is_fetched_once(site, tmp_path, kind):
+def test_file_is_complete_and_downloaded_once(site, tmp_path, kind):
     source = _source(site.put("/a", BODY), kind=kind, size=len(BODY))
     path = download(source, tmp_path / "new" / "folder", pause=_no_pause)
     assert path == tmp_path / "new" / "folder" / "data.bin"
@@ -76,17 +76,17 @@ def test_a_file_comes_whole_and_is_fetched_once(site, tmp_path, kind):
     assert len(site.requests) == 1
 
 
-def test_capital_digits_are_the_same_checksum(site, tmp_path):
+def test_checksum_is_case_insensitive(site, tmp_path):
     source = _source(site.put("/a", BODY))
     source = source._replace(checksum=f"sha256:{source.checksum[7:].upper()}")
     assert download(source, tmp_path).read_bytes() == BODY
 
 
-def test_an_empty_file_is_a_file(site, tmp_path):
+def test_empty_file_is_downloaded(site, tmp_path):
     assert download(_source(site.put("/a", b""), b"", size=0), tmp_path).read_bytes() == b""
 
 
-def test_a_verified_file_is_not_read_again_until_it_changes(site, tmp_path, monkeypatch):
+def test_verified_file_is_not_read_again_until_it_changes(site, tmp_path, monkeypatch):
     source = _source(site.put("/a", BODY))
     path = download(source, tmp_path)
     digests = []
@@ -107,7 +107,7 @@ def test_a_verified_file_is_not_read_again_until_it_changes(site, tmp_path, monk
     assert path.read_bytes() == OTHER
 
 
-def test_another_checksum_is_looked_at_anew(site, tmp_path):
+def test_other_checksum_is_verified_again(site, tmp_path):
     url = site.put("/a", BODY)
     download(_source(url), tmp_path)
     message, _ = _refusal(_source(url, OTHER), tmp_path)
@@ -116,13 +116,13 @@ def test_another_checksum_is_looked_at_anew(site, tmp_path):
     assert len(site.requests) == 1
 
 
-def test_a_file_put_there_by_hand_needs_no_server(tmp_path):
+def test_manually_downloaded_file_needs_no_server(tmp_path):
     (tmp_path / "data.bin").write_bytes(BODY)
     source = _source(f"http://127.0.0.1:{unused_port()}/a")
     assert download(source, tmp_path, pause=_no_pause).read_bytes() == BODY
 
 
-def test_a_wrong_file_put_there_by_hand_is_named_and_kept(tmp_path):
+def test_wrong_manually_downloaded_file_is_reported_and_kept(tmp_path):
     (tmp_path / "data.bin").write_bytes(BODY[:-1])
     source = _source(f"http://127.0.0.1:{unused_port()}/a", kind="md5")
     message, _ = _refusal(source, tmp_path)
@@ -131,7 +131,7 @@ def test_a_wrong_file_put_there_by_hand_is_named_and_kept(tmp_path):
     assert _listing(tmp_path) == ["data.bin"]
 
 
-def test_a_folder_that_cannot_be_written_serves_what_it_has(site, tmp_path, monkeypatch):
+def test_file_in_read_only_folder_is_used(site, tmp_path, monkeypatch):
     path = download(_source(site.put("/a", BODY)), tmp_path)
     (tmp_path / "data.bin.verified").unlink()
 
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_written_serves_what_it_has(site, tmp_path, monk
 
 @pytest.mark.parametrize("etag", ['"one"', 'W/"one"', None])
 @pytest.mark.parametrize("modified", ["Mon, 01 Jan 2024 00:00:00 GMT", None])
-def test_a_broken_connection_goes_on_where_it_broke(site, tmp_path, etag, modified):
+def test_broken_connection_is_resumed(site, tmp_path, etag, modified):
     url = site.put("/a", BODY, etag=etag, modified=modified, cuts=[100_000, 50_000])
     pauses = []
     assert download(_source(url), tmp_path, pause=pauses.append).read_bytes() == BODY
@@ -156,11 +156,11 @@ def test_a_broken_connection_goes_on_where_it_broke(site, tmp_path, etag, modifi
     assert _listing(tmp_path) == ["data.bin", "data.bin.verified"]
 
 
-def test_a_later_run_goes_on_too(site, tmp_path):
+def test_later_call_resumes(site, tmp_path):
     source = _source(site.put("/a", BODY, cuts=[1000, 2000]))
     message, pauses = _refusal(source, tmp_path, ConnectionError, attempts=2)
     assert pauses == [1]
-    for part in ("2 attempts", "3,000 of 700,001 bytes", "3,000 bytes that came are kept", source.url):
+    for part in ("2 attempts", "3,000 of 700,001 bytes", "resume after the 3,000 bytes received", source.url):
         assert part in message
     assert _listing(tmp_path) == ["data.bin.part", "data.bin.part.json"]
     assert (tmp_path / "data.bin.part").read_bytes() == BODY[:3000]
@@ -169,7 +169,7 @@ def test_a_later_run_goes_on_too(site, tmp_path):
     assert _listing(tmp_path) == ["data.bin", "data.bin.verified"]
 
 
-def test_attempts_count_anew_after_headway(site, tmp_path, monkeypatch):
+def test_progress_resets_the_number_of_attempts(site, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_HEADWAY", 1000)
     pauses = []
     source = _source(site.put("/a", BODY, cuts=[1000] * 6 + [999, 10]))
@@ -177,13 +177,13 @@ def test_attempts_count_anew_after_headway(site, tmp_path, monkeypatch):
     assert pauses == [1] * 6 + [2, 4]
 
 
-def test_a_server_without_ranges_starts_again(site, tmp_path):
+def test_server_without_ranges_restarts_the_download(site, tmp_path):
     url = site.put("/a", BODY, ranges=False, cuts=[300_000])
     assert download(_source(url), tmp_path, pause=lambda _: None).read_bytes() == BODY
     assert site.ranges == [None, "bytes=300000-"]
 
 
-def test_another_version_starts_again(site, tmp_path):
+def test_changed_etag_restarts_the_download(site, tmp_path):
     url = site.put("/a", OTHER, etag='"old"', cuts=[1000])
     _refusal(_source(url), tmp_path, ConnectionError, attempts=1)
     site.put("/a", BODY, etag='"new"')
@@ -191,7 +191,7 @@ def test_another_version_starts_again(site, tmp_path):
     assert site.requests[-1][1:] == ("bytes=1000-", '"old"', 200)
 
 
-def test_another_version_of_a_server_that_does_not_say_so_starts_again(site, tmp_path):
+def test_changed_file_without_etag_is_downloaded_again(site, tmp_path):
     url = site.put("/a", OTHER, etag=None, cuts=[1000])
     _refusal(_source(url), tmp_path, ConnectionError, attempts=1)
     site.put("/a", BODY, etag=None)
@@ -200,7 +200,7 @@ def test_another_version_of_a_server_that_does_not_say_so_starts_again(site, tmp
 
 
 @pytest.mark.parametrize("span", ["bytes 0-9/10", "bytes 999-700000/700001", "bytes 1000-700000/900000", "junk"])
-def test_an_answer_that_is_another_piece_is_not_appended(site, tmp_path, span):
+def test_response_with_another_range_is_not_appended(site, tmp_path, span):
     url = site.put("/a", BODY, cuts=[1000])
     _refusal(_source(url), tmp_path, ConnectionError, attempts=1)
     site.put("/a", BODY, span=span)
@@ -218,7 +218,7 @@ def test_an_answer_that_is_another_piece_is_not_appended(site, tmp_path, span):
         (b"", {}),
     ],
 )
-def test_a_part_of_something_else_is_thrown_away(site, tmp_path, part, changes):
+def test_partial_file_of_another_source_is_discarded(site, tmp_path, part, changes):
     source = _source(site.put("/a", BODY))
     (tmp_path / "data.bin.part").write_bytes(part)
     note = {"url": source.url, "checksum": source.checksum, "etag": '"one"', "modified": None, "length": len(BODY)}
@@ -228,7 +228,7 @@ def test_a_part_of_something_else_is_thrown_away(site, tmp_path, part, changes):
     assert site.ranges == [None]
 
 
-def test_a_part_longer_than_the_file_now_is_thrown_away(site, tmp_path):
+def test_partial_file_longer_than_the_file_is_discarded(site, tmp_path):
     url = site.put("/a", OTHER, etag=None, length="none")
     (tmp_path / "data.bin.part").write_bytes(OTHER)
     note = {"url": url, "checksum": _source(url).checksum, "etag": None, "modified": None, "length": None}
@@ -238,7 +238,7 @@ def test_a_part_longer_than_the_file_now_is_thrown_away(site, tmp_path):
     assert [request[3] for request in site.requests] == [416, 200]
 
 
-def test_a_part_that_is_whole_is_only_verified(site, tmp_path):
+def test_complete_partial_file_is_only_verified(site, tmp_path):
     source = _source(site.put("/a", BODY))
     (tmp_path / "data.bin.part").write_bytes(BODY)
     note = {"url": source.url, "checksum": source.checksum, "etag": '"one"', "modified": None, "length": len(BODY)}
@@ -248,7 +248,7 @@ def test_a_part_that_is_whole_is_only_verified(site, tmp_path):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again_with_growing_pauses(site, tmp_path, status):
+def test_transient_errors_are_retried_with_growing_pauses(site, tmp_path, status):
     pauses = []
     url = site.put("/a", BODY, statuses=[status] * 4)
     assert download(_source(url), tmp_path, pause=pauses.append).read_bytes() == BODY
@@ -261,7 +261,7 @@ def test_a_busy_server_is_asked_again_with_growing_pauses(site, tmp_path, status
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_file_that_is_not_served_is_not_asked_for_again(site, tmp_path, status):
+def test_permanent_errors_are_not_retried(site, tmp_path, status):
     source = _source(site.put("/a", BODY, statuses=[status]))
     message, pauses = _refusal(source, tmp_path, ConnectionError)
     assert f"answered {status}" in message
@@ -270,11 +270,11 @@ def test_a_file_that_is_not_served_is_not_asked_for_again(site, tmp_path, status
     assert _listing(tmp_path) == []
 
 
-def test_redirections_are_followed_with_the_range(site, tmp_path):
+def test_redirects_keep_the_range(site, tmp_path):
     target = site.put("/b", BODY, cuts=[1000])
     source = _source(site.put("/a", redirect=target))
     assert download(source, tmp_path, pause=lambda _: None).read_bytes() == BODY
-    assert [(path, wanted) for path, wanted, *_ in site.requests] == [
+    assert [(path, byte_range) for path, byte_range, *_ in site.requests] == [
         ("/a", None),
         ("/b", None),
         ("/a", "bytes=1000-"),
@@ -282,7 +282,7 @@ def test_redirections_are_followed_with_the_range(site, tmp_path):
     ]
 
 
-def test_redirections_to_files_and_in_circles_are_not_followed(site, tmp_path):
+def test_redirects_to_local_files_and_in_circles_are_not_followed(site, tmp_path):
     secret = tmp_path / "secret"
     secret.write_bytes(BODY)
     for target in (secret.as_uri(), site.root + "/a"):
@@ -290,60 +290,60 @@ def test_redirections_to_files_and_in_circles_are_not_followed(site, tmp_path):
         assert _listing(tmp_path / "folder") == []
 
 
-def test_a_wrong_file_is_removed_and_named(site, tmp_path):
+def test_wrong_file_is_reported_and_removed(site, tmp_path):
     source = _source(site.put("/a", OTHER), kind="md5")
     message, pauses = _refusal(source, tmp_path)
-    for part in (source.checksum, hashlib.md5(OTHER).hexdigest(), source.url, "removed", "by hand"):
+    for part in (source.checksum, hashlib.md5(OTHER).hexdigest(), source.url, "removed", "manually"):
         assert part in message
     assert not pauses
     assert _listing(tmp_path) == []
 
 
-def test_a_web_page_instead_of_the_file_is_called_one(site, tmp_path):
+def test_web_page_instead_of_the_file_is_reported(site, tmp_path):
     message, _ = _refusal(_source(site.put("/a", b"\n<!DOCTYPE html><p>Quota exceeded")), tmp_path)
     assert "a web page" in message
 
 
-def test_a_wrong_file_that_came_in_two_pieces_is_fetched_once_more_and_no_more(site, tmp_path):
+def test_wrong_resumed_file_is_downloaded_once_more(site, tmp_path):
     message, _ = _refusal(_source(site.put("/a", OTHER, cuts=[1000])), tmp_path)
     assert "has the checksum" in message
     assert site.ranges == [None, "bytes=1000-", None]
     assert _listing(tmp_path) == []
 
 
-def test_a_wrong_length_is_found_before_anything_is_fetched(site, tmp_path):
+def test_wrong_size_is_reported_before_the_transfer(site, tmp_path):
     message, _ = _refusal(_source(site.put("/a", BODY), size=700_000), tmp_path)
     assert "700,001 bytes, expected 700,000" in message
     assert _listing(tmp_path) == []
 
 
-def test_a_server_that_announces_more_than_it_sends_has_broken_off(site, tmp_path):
+def test_body_shorter_than_announced_counts_as_interrupted(site, tmp_path):
     message, _ = _refusal(_source(site.put("/a", BODY, length=800_000, ranges=False)), tmp_path, ConnectionError)
     assert "700,001 of 800,000 bytes" in message
     assert "data.bin" not in _listing(tmp_path)
 
 
-def test_a_server_that_announces_less_than_it_has_sends_a_wrong_file(site, tmp_path):
+def test_body_longer_than_announced_is_a_wrong_file(site, tmp_path):
     message, _ = _refusal(_source(site.put("/a", BODY, length=1000)), tmp_path)
     assert "(1,000 bytes)" in message
     assert _listing(tmp_path) == []
 
 
 @pytest.mark.parametrize("behaviour", [{"length": "none"}, {"chunked": True}])
-def test_a_file_of_unannounced_length_comes_whole(site, tmp_path, behaviour):
+def test_file_of_unknown_length_is_complete(site, tmp_path, behaviour):
     url = site.put("/a", BODY, cuts=[40_000], **behaviour)
     source = _source(url, size=len(BODY))
     assert download(source, tmp_path, pause=lambda _: None).read_bytes() == BODY
     assert site.ranges == [None, "bytes=40000-"]
 
 
-def test_a_body_beyond_the_expected_size_is_not_kept(site, tmp_path):
+def test_body_longer_than_expected_is_discarded(site, tmp_path):
     message, _ = _refusal(_source(site.put("/a", BODY * 2, length="none"), size=len(BODY)), tmp_path)
     assert "more than the expected 700,001 bytes" in message
     assert _listing(tmp_path) == []
 
 
-def test_a_silent_server_is_given_up(site, tmp_path):
+def test_silent_server_times_out(site, tmp_path):
     stall = threading.Event()
     source = _source(site.put("/a", BODY, cuts=[1000, 0], stall=stall))
     message, pauses = _refusal(source, tmp_path, ConnectionError, attempts=2, timeout=0.2)
@@ -352,16 +352,16 @@ def test_a_silent_server_is_given_up(site, tmp_path):
     assert len(pauses) == 1
 
 
-def test_offline_names_the_file_to_fetch_and_its_place(tmp_path):
+def test_offline_error_states_url_and_path(tmp_path):
     source = _source(f"http://127.0.0.1:{unused_port()}/a")
     message, pauses = _refusal(source, tmp_path, ConnectionError)
     assert "Connection refused" in message
-    assert f"fetch {source.url} by hand and put it at {tmp_path / 'data.bin'}" in message
+    assert f"save {source.url} ({source.checksum}) as {tmp_path / 'data.bin'}" in message
     assert len(pauses) == 4
     assert _listing(tmp_path) == []
 
 
-def test_an_unknown_host_is_explained(tmp_path, monkeypatch):
+def test_unknown_host_is_reported(tmp_path, monkeypatch):
     def unknown(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -370,8 +370,8 @@ def test_an_unknown_host_is_explained(tmp_path, monkeypatch):
     assert "data.example cannot be reached (Name or service not known)" in message
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
-def test_a_certificate_that_is_not_trusted_is_explained(tmp_path):
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="requires openssl")
+def test_untrusted_certificate_is_reported(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=127.0.0.1"]
     command = ["openssl", "req", "-x509", *kind, "-keyout", key, "-out", certificate]
@@ -386,7 +386,7 @@ def test_a_certificate_that_is_not_trusted_is_explained(tmp_path):
     assert _listing(tmp_path / "folder") == []
 
 
-def test_room_on_the_disk_is_looked_at_first(site, tmp_path, monkeypatch):
+def test_free_disk_space_is_checked_before_the_transfer(site, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(700_000))
     message, _ = _refusal(_source(site.put("/whole", BODY)), tmp_path)
@@ -402,29 +402,29 @@ def test_room_on_the_disk_is_looked_at_first(site, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_becomes_full_is_cleared(site, tmp_path, monkeypatch, code):
+def test_full_disk_leaves_no_files(site, tmp_path, monkeypatch, code):
     def full(_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
     message, pauses = _refusal(_source(site.put("/a", BODY)), tmp_path)
     assert "became full" in message
-    assert "Make room" in message
+    assert "Free some space" in message
     assert not pauses
     assert _listing(tmp_path) == []
 
 
-def test_places_that_cannot_be_written_are_named(site, tmp_path):
+def test_paths_that_cannot_be_written_are_reported(site, tmp_path):
     source = _source(site.put("/a", BODY))
     (tmp_path / "file").touch()
     message, _ = _refusal(source, tmp_path / "file")
     assert "cannot be read or written" in message
     (tmp_path / "data.bin").mkdir()
     message, _ = _refusal(source, tmp_path)
-    assert "is no file" in message
+    assert "is not a file" in message
 
 
-def test_an_interrupted_download_keeps_what_came(site, tmp_path):
+def test_keyboard_interrupt_keeps_the_received_bytes(site, tmp_path):
     source = _source(site.put("/a", BODY, cuts=[1000]))
 
     def interrupt(_):
@@ -438,25 +438,25 @@ def test_an_interrupted_download_keeps_what_came(site, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a", "file:///etc/passwd", "data:,a", "a.bin", ""])
-def test_only_the_web_is_asked(tmp_path, url):
-    with pytest.raises(ValueError, match="must begin with https:// or http://"):
+def test_other_schemes_are_rejected(tmp_path, url):
+    with pytest.raises(ValueError, match="use https:// or http://"):
         download(_source(url), tmp_path)
 
 
 @pytest.mark.parametrize("filename", ["", "..", ".", "../a", "/a", "a/b", "a\\b", "a\0"])
-def test_names_stay_in_the_folder(site, tmp_path, filename):
+def test_file_names_with_folders_are_rejected(site, tmp_path, filename):
     with pytest.raises(ValueError, match="without folders"):
         download(_source(site.root + "/a", filename=filename), tmp_path)
 
 
 @pytest.mark.parametrize("checksum", ["", "md5:", "md5:12", "sha1:" + 40 * "0", "md5:" + 32 * "g", 32 * "0"])
-def test_checksums_are_of_a_known_kind(tmp_path, checksum):
+def test_malformed_checksums_are_rejected(tmp_path, checksum):
     with pytest.raises(ValueError, match="hexadecimal digits"):
         download(Source("http://127.0.0.1/a", "a", checksum), tmp_path)
 
 
 def _start(count, *args):
-    """Start processes that download; they are forked, for imports take many seconds."""
+    """Start forked processes that download, because imports take many seconds."""
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=download, args=args, daemon=True) for _ in range(count)]
     for process in processes:
@@ -464,20 +464,20 @@ def _start(count, *args):
     return processes
 
 
-def test_of_three_processes_one_fetches(site, tmp_path, capfd):
+def test_one_of_three_processes_downloads(site, tmp_path, capfd):
     source = _source(site.put("/a", BODY, cuts=[300_000]))
     for process in _start(3, source, tmp_path):
         process.join(60)
         assert process.exitcode == 0
-    told = capfd.readouterr()
-    assert "━" not in told.out + told.err  # no bar where nobody looks
-    assert told.err.count("Waiting for another process") <= 2
+    output = capfd.readouterr()
+    assert "━" not in output.out + output.err  # no progress bar without a terminal
+    assert output.err.count("Waiting for another process") <= 2
     assert (tmp_path / "data.bin").read_bytes() == BODY
     assert site.ranges == [None, "bytes=300000-"]
     assert _listing(tmp_path) == ["data.bin", "data.bin.verified"]
 
 
-def test_a_killed_process_leaves_a_part_and_no_lock(site, tmp_path):
+def test_killed_process_leaves_a_partial_file_and_no_lock(site, tmp_path):
     stall = threading.Event()
     source = _source(site.put("/a", BODY, cuts=[400_000], stall=stall))
     (process,) = _start(1, source, tmp_path)
@@ -490,50 +490,50 @@ def test_a_killed_process_leaves_a_part_and_no_lock(site, tmp_path):
     process.kill()
     process.join(60)
     stall.set()
-    there = part.stat().st_size
+    received = part.stat().st_size
     assert not (tmp_path / "data.bin").exists()
     assert download(source, tmp_path, pause=_no_pause).read_bytes() == BODY
-    assert site.ranges == [None, f"bytes={there}-"]
+    assert site.ranges == [None, f"bytes={received}-"]
     assert _listing(tmp_path) == ["data.bin", "data.bin.verified"]
 
 
-def test_a_lock_lets_one_in_at_a_time(tmp_path):
-    inside, most, never = [], [], threading.Event()
+def test_lock_is_exclusive(tmp_path):
+    holders, counts, never = [], [], threading.Event()
 
     def enter():
         for _ in range(50):
             with locked(tmp_path / "a"):
-                inside.append(1)
+                holders.append(1)
                 never.wait(0.001)
-                most.append(len(inside))
-                inside.pop()
+                counts.append(len(holders))
+                holders.pop()
 
     threads = [threading.Thread(target=enter) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] * 200
+    assert counts == [1] * 200
     assert _listing(tmp_path) == []
 
 
-def test_waiting_for_a_lock_is_said_once(tmp_path, capfd):
-    waited = threading.Event()
+def test_waiting_for_a_lock_is_logged_once(tmp_path, capfd):
+    acquired = threading.Event()
 
     def wait():
         with locked(tmp_path / "a"):
-            waited.set()
+            acquired.set()
 
     with locked(tmp_path / "a"):
         waiting = threading.Thread(target=wait)
         waiting.start()
-        assert not waited.wait(0.3)
+        assert not acquired.wait(0.3)
     waiting.join()
-    assert waited.is_set()
-    assert capfd.readouterr().err.splitlines() == [f"Waiting for another process, which writes {tmp_path / 'a'}."]
+    assert acquired.is_set()
+    assert capfd.readouterr().err.splitlines() == [f"Waiting for another process to write {tmp_path / 'a'}."]
 
 
-def test_disks_without_locks_are_used_without(tmp_path, monkeypatch):
+def test_file_systems_without_locks_are_used_without(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -543,8 +543,8 @@ def test_disks_without_locks_are_used_without(tmp_path, monkeypatch):
     assert _listing(tmp_path) == []
 
 
-def test_the_bar_counts_from_where_it_goes_on(site, tmp_path, monkeypatch):
-    seen = []
+def test_progress_bar_continues_after_resuming(site, tmp_path, monkeypatch):
+    calls = []
 
     class Bar:
         def __init__(self, *_, **options):
@@ -557,27 +557,27 @@ def test_the_bar_counts_from_where_it_goes_on(site, tmp_path, monkeypatch):
             pass
 
         def add_task(self, label, total, completed):
-            seen.append((label, total, self.disabled))
+            calls.append((label, total, self.disabled))
 
         def update(self, _, completed):
-            seen.append(completed)
+            calls.append(completed)
 
     monkeypatch.setattr(bars, "Progress", Bar)
     source = _source(site.put("/a", BODY, cuts=[1000]))
     download(source, tmp_path, pause=lambda _: None)
-    starts = [index for index, entry in enumerate(seen) if isinstance(entry, tuple)]
-    assert [seen[index] for index in starts] == [
+    starts = [index for index, entry in enumerate(calls) if isinstance(entry, tuple)]
+    assert [calls[index] for index in starts] == [
         ("data.bin", 700_001, True),
         ("data.bin", 700_001, True),
         ("verifying data.bin", 700_001, True),
     ]
-    assert seen[1] == 1000
-    assert seen[starts[1] + 1] > 1000
-    assert seen[starts[2] - 1] == seen[-1] == 700_001
+    assert calls[1] == 1000
+    assert calls[starts[1] + 1] > 1000
+    assert calls[starts[2] - 1] == calls[-1] == 700_001
 
 
 @pytest.mark.parametrize(("rank", "terminal", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
-def test_the_bar_is_for_one_process_at_a_terminal(monkeypatch, rank, terminal, shown):
+def test_progress_bar_is_shown_by_the_first_process_on_a_terminal(monkeypatch, rank, terminal, shown):
     written = io.StringIO()
     monkeypatch.setattr(rank_zero_only, "rank", rank)
     monkeypatch.setattr(bars, "Console", lambda **_: Console(file=written, force_terminal=terminal, width=120))

@@ -1,4 +1,4 @@
-"""Temporary files: two writers, links in their place, writers that were killed, full disks."""
+"""Atomic writes with concurrent writers, links, killed processes and full disks."""
 
 import errno
 import os
@@ -33,22 +33,22 @@ def _listing(folder):
 
 
 def _writing(path):
-    """Start a process that writes half of a file, and return it and its temporary file."""
+    """Start a process that writes half a file, and return it and its temporary file."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True, env=environment
     )
-    with process.stdout as told:
-        return process, Path(told.readline().strip())
+    with process.stdout as output:
+        return process, Path(output.readline().strip())
 
 
-def test_two_writers_of_one_file_both_succeed_and_the_last_wins(tmp_path):
+def test_last_of_two_writers_wins(tmp_path):
     path = tmp_path / "face.png"
     first, last = written_whole(path), written_whole(path)
-    one, other = first.__enter__(), last.__enter__()
-    assert one != other
-    one.write_text("first")
-    other.write_text("last")
+    first_part, last_part = first.__enter__(), last.__enter__()
+    assert first_part != last_part
+    first_part.write_text("first")
+    last_part.write_text("last")
     first.__exit__(None, None, None)
     assert path.read_text() == "first"
     last.__exit__(None, None, None)
@@ -56,8 +56,8 @@ def test_two_writers_of_one_file_both_succeed_and_the_last_wins(tmp_path):
     assert _listing(tmp_path) == ["face.png"]
 
 
-def test_many_writers_at_once_leave_one_whole_file(tmp_path):
-    path, failed = tmp_path / "code.safetensors", []
+def test_concurrent_writers_leave_one_complete_file(tmp_path):
+    path, errors = tmp_path / "code.safetensors", []
 
     def write(letter):
         try:
@@ -65,71 +65,71 @@ def test_many_writers_at_once_leave_one_whole_file(tmp_path):
                 with written_whole(path) as part, part.open("w") as file:
                     file.write(letter * 1000)
         except Exception as error:
-            failed.append(error)
+            errors.append(error)
 
     writers = [threading.Thread(target=write, args=(letter,)) for letter in "abcd"]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert not failed
+    assert not errors
     assert len(set(path.read_text())) == 1
     assert len(path.read_text()) == 1000
     assert _listing(tmp_path) == ["code.safetensors"]
 
 
-@pytest.mark.parametrize("planted", [".face.png.0.part", "face.png.part"])
-def test_a_link_in_the_place_of_a_temporary_file_is_never_written_through(tmp_path, planted):
+@pytest.mark.parametrize("link", [".face.png.0.part", "face.png.part"])
+def test_link_in_place_of_a_temporary_file_is_not_followed(tmp_path, link):
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    (tmp_path / planted).symlink_to(victim)
+    (tmp_path / link).symlink_to(victim)
     with written_whole(tmp_path / "face.png") as part:
         part.write_text("image")
     assert victim.read_text() == "mine"
     assert (tmp_path / "face.png").read_text() == "image"
     assert not (tmp_path / "face.png").is_symlink()
-    assert (tmp_path / planted).is_symlink()
+    assert (tmp_path / link).is_symlink()
 
 
 @pytest.mark.slow
-def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
     path = tmp_path / "face.png"
     path.write_text("earlier")
-    living, held = _writing(path)
-    killed, left = _writing(path)
+    running, active = _writing(path)
+    killed, abandoned = _writing(path)
     try:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        assert left.is_file()
+        assert abandoned.is_file()
         assert path.read_text() == "earlier"
         with written_whole(path) as part:
             part.write_text("new")
         assert path.read_text() == "new"
-        assert held.is_file()
-        assert not left.exists()
+        assert active.is_file()
+        assert not abandoned.exists()
     finally:
-        living.kill()
-        living.wait()
+        running.kill()
+        running.wait()
     with written_whole(path) as part:
         part.write_text("newer")
     assert _listing(tmp_path) == ["face.png"]
 
 
-def test_without_locks_only_old_files_are_taken_for_abandoned(tmp_path, monkeypatch):
+def test_only_old_temporary_files_are_removed_without_locks(tmp_path, monkeypatch):
     def no_locks(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
     new, old = tmp_path / ".face.png.0.part", tmp_path / ".face.png.1.part"
-    for left in (new, old):
-        left.write_text("half")
+    for part in (new, old):
+        part.write_text("half")
     os.utime(old, (0, time.time() - 100_000))
     with written_whole(tmp_path / "face.png") as part:
         part.write_text("whole")
     assert _listing(tmp_path) == [".face.png.0.part", "face.png"]
 
 
-def test_the_mode_of_a_file_respects_the_umask(tmp_path):
+def test_file_mode_respects_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         with written_whole(tmp_path / "face.png") as part:
@@ -139,25 +139,25 @@ def test_the_mode_of_a_file_respects_the_umask(tmp_path):
     assert (tmp_path / "face.png").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, monkeypatch):
-    done, (fsync, replace) = [], (os.fsync, Path.replace)
+def test_file_is_flushed_before_and_its_folder_after_renaming(tmp_path, monkeypatch):
+    calls, (fsync, replace) = [], (os.fsync, Path.replace)
 
-    def flushed(descriptor):
-        done.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    def recorded_fsync(descriptor):
+        calls.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    def replaced(path, target):
-        done.append("replaced")
+    def recorded_replace(path, target):
+        calls.append("replace")
         return replace(path, target)
 
-    monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
     with written_whole(tmp_path / "face.png") as part:
         part.write_text("whole")
-    assert done == [str(part), "replaced", str(tmp_path)]
+    assert calls == [str(part), "replace", str(tmp_path)]
 
 
-def test_long_names_have_temporary_files(tmp_path):
+def test_files_with_long_names_are_written(tmp_path):
     path = tmp_path / ("a" * 255)
     with written_whole(path) as part:
         part.write_text("whole")
@@ -165,7 +165,7 @@ def test_long_names_have_temporary_files(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["write", "fsync"])
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, where):
+def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch, where):
     path = tmp_path / "last.ckpt"
     WholeFiles().save_checkpoint({"state_dict": {"a": torch.zeros(2)}}, path)
     before = path.read_bytes()
@@ -184,11 +184,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, where)
 
 
 def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
-    left, new = tmp_path / ".part-left", tmp_path / ".part-new"
-    for folder in (left, new):
+    old, new = tmp_path / ".part-old", tmp_path / ".part-new"
+    for folder in (old, new):
         folder.mkdir()
         (folder / "half").touch()
-    os.utime(left, (0, time.time() - 100))
+    os.utime(old, (0, time.time() - 100))
     with temporary_folder(tmp_path) as work:
         assert _listing(tmp_path) == sorted([".part-new", work.name])
         os.utime(work, (0, time.time() - 100))
@@ -197,16 +197,16 @@ def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
     assert _listing(tmp_path) == [".part-new"]
 
 
-def test_files_that_are_continued_are_not_opened_through_links(tmp_path):
+def test_open_does_not_follow_links(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "link").symlink_to(victim)
-    with pytest.raises(ValueError, match=r"link is a link; .* remove the link"):
+    with pytest.raises(ValueError, match=r"link is a link, .* remove the link"):
         open_own(tmp_path / "link", os.O_WRONLY | os.O_APPEND)
 
 
 @pytest.mark.parametrize("name", ["data.bin.part", "data.bin.lock"])
-def test_a_download_refuses_links(tmp_path, name):
+def test_download_does_not_follow_links(tmp_path, name):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / name).symlink_to(victim)

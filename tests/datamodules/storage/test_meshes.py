@@ -1,4 +1,4 @@
-"""Anybody's meshes: names, sizes, orientation, colours, and what cannot be read."""
+"""Reading meshes: names, size, orientation, colours, and error messages."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from PIL import Image
 from datamodules.storage.meshes import mesh_files, read_mesh
 
 BOX = (1.0, 2.0, 3.0)
-TURN = trimesh.transformations.rotation_matrix(np.pi / 2, (1, 0, 0))  # y becomes z, z becomes -y
+Y_TO_Z = trimesh.transformations.rotation_matrix(np.pi / 2, (1, 0, 0))  # y becomes z, z becomes -y
 
 
 def _box(**options):
@@ -26,21 +26,21 @@ def _sides(corners):
 
 
 @pytest.mark.parametrize("ending", ["obj", "ply", "stl", "glb", "STL"])
-def test_every_format_is_centred_scaled_and_turned(tmp_path, ending):
+def test_every_format_is_centred_scaled_and_rotated(tmp_path, ending):
     path = tmp_path / f"box.{ending}"
     _box().export(path, file_type=ending.lower())
     mesh = read_mesh(path)
     assert mesh.corners.shape == mesh.colours.shape == (12, 3, 3)
     assert mesh.corners.dtype == mesh.colours.dtype == np.float32
-    places = mesh.corners.reshape(-1, 3)
-    assert np.allclose(places.min(0), -places.max(0), atol=1e-6)
-    assert np.linalg.norm(places, axis=1).max() == pytest.approx(1.4, abs=1e-5)
+    points = mesh.corners.reshape(-1, 3)
+    assert np.allclose(points.min(0), -points.max(0), atol=1e-6)
+    assert np.linalg.norm(points, axis=1).max() == pytest.approx(1.4, abs=1e-5)
     scale = 1.4 / (np.linalg.norm(BOX) / 2)
     assert np.allclose(_sides(mesh.corners), scale * np.array((1, 3, 2)), atol=1e-5)
     assert np.allclose(_sides(read_mesh(path, up="z", radius=2.8).corners), 2 * scale * np.array(BOX), atol=1e-5)
 
 
-def test_up_is_up_and_nothing_is_mirrored(tmp_path):
+def test_y_becomes_z_without_mirroring(tmp_path):
     mesh = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], [[0, 1, 2], [0, 1, 3], [0, 2, 3]])
     mesh.export(tmp_path / "axes.ply")
     corners = read_mesh(tmp_path / "axes.ply").corners
@@ -52,14 +52,14 @@ def test_up_is_up_and_nothing_is_mirrored(tmp_path):
     assert origin.tolist() == [0, 0, 0]
 
 
-def test_parts_of_a_scene_are_in_their_places_with_their_colours(tmp_path):
+def test_parts_keep_their_transforms_and_colours(tmp_path):
     ball = trimesh.creation.box((1, 1, 1))
     red, green = ball.copy(), ball.copy()
     red.visual.face_colors = (255, 0, 0, 255)
     green.visual.vertex_colors = (0, 255, 0, 255)
     scene = trimesh.Scene()
     scene.add_geometry(red, transform=trimesh.transformations.translation_matrix((4, 0, 0)))
-    scene.add_geometry(green, transform=TURN)
+    scene.add_geometry(green, transform=Y_TO_Z)
     scene.add_geometry(trimesh.PointCloud([[100, 0, 0]]))
     scene.export(tmp_path / "two.glb")
     mesh = read_mesh(tmp_path / "two.glb")
@@ -71,7 +71,7 @@ def test_parts_of_a_scene_are_in_their_places_with_their_colours(tmp_path):
     assert _sides(mesh.corners)[0] / _sides(mesh.corners)[1] == pytest.approx(5, abs=1e-4)
 
 
-def test_materials_textures_and_polygons_of_obj(tmp_path):
+def test_obj_materials_textures_and_polygons_are_read(tmp_path):
     (tmp_path / "a.mtl").write_text("newmtl red\nKd 1 0 0\nnewmtl painted\nKd 1 1 1\nmap_Kd t.png\n")
     Image.fromarray(np.array([[[0, 255, 0], [0, 0, 255]]], np.uint8)).resize((8, 4), 0).save(tmp_path / "t.png")
     (tmp_path / "a.obj").write_text(
@@ -91,37 +91,37 @@ def test_materials_textures_and_polygons_of_obj(tmp_path):
     assert np.allclose(read_mesh(tmp_path / "a.obj").colours, 0.8)
 
 
-def test_folders_are_searched_and_names_tell_where(tmp_path):
+def test_folders_are_searched_and_names_are_relative_paths(tmp_path):
     _box().export(tmp_path / "box.ply")
-    for place in (
+    for name in (
         "03001627/1a/models/model_normalized.obj",
         "03001627/2b/model.obj",
         "more/Red Chair.STL",
         ".hidden/no.ply",
     ):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / "box.ply", tmp_path / place)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "box.ply", tmp_path / name)
     (tmp_path / "readme.txt").write_text("no mesh")
-    found = mesh_files([tmp_path])
-    assert [file.name for file in found] == ["03001627-1a", "03001627-2b", "box", "more-Red Chair"]
-    assert found[0].path == tmp_path / "03001627/1a/models/model_normalized.obj"
+    files = mesh_files([tmp_path])
+    assert [file.name for file in files] == ["03001627-1a", "03001627-2b", "box", "more-Red Chair"]
+    assert files[0].path == tmp_path / "03001627/1a/models/model_normalized.obj"
     assert [file.name for file in mesh_files([tmp_path / "03001627"])] == ["1a", "2b"]
-    assert [file.name for file in mesh_files([found[0].path, tmp_path / "03001627/2b"])] == ["1a", "2b"]
+    assert [file.name for file in mesh_files([files[0].path, tmp_path / "03001627/2b"])] == ["1a", "2b"]
     assert mesh_files([tmp_path / "box.ply", tmp_path / "box.ply"]) == [("box", tmp_path / "box.ply")]
 
 
-def test_two_meshes_of_one_name_and_no_meshes_are_refused(tmp_path):
+def test_duplicate_names_and_folders_without_meshes_are_refused(tmp_path):
     _box().export(tmp_path / "a.ply")
     _box().export(tmp_path / "a.stl")
-    with pytest.raises(ValueError, match=r"a\.ply and .*a\.stl would both be called a: name one"):
+    with pytest.raises(ValueError, match=r"a\.ply and .*a\.stl would both be named a: pass only one"):
         mesh_files([tmp_path])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no meshes \(OBJ, PLY, STL and GLB\)"):
+    with pytest.raises(ValueError, match=r"empty contains no meshes \(OBJ, PLY, STL and GLB\)"):
         mesh_files([tmp_path / "empty"])
     with pytest.raises(ValueError, match="There is no mesh or folder"):
         mesh_files([tmp_path / "nowhere"])
     (tmp_path / "a.fbx").write_text("x")
-    with pytest.raises(ValueError, match=r"a\.fbx is no mesh that can be read"):
+    with pytest.raises(ValueError, match=r"a\.fbx has no supported mesh format"):
         mesh_files([tmp_path / "a.fbx"])
 
 
@@ -144,28 +144,28 @@ end_header
 
 BROKEN = {
     "none.obj": (None, "There is no mesh"),
-    "kind.dae": ("x", "is no mesh that can be read"),
+    "kind.dae": ("x", "has no supported mesh format"),
     "empty.obj": ("", "has no triangles"),
     "points.obj": (TRIANGLE, "has no triangles"),
     "damaged.ply": ("hello", "cannot be read"),
     "damaged.glb": ("glTFxxxx", "cannot be read"),
     "index.obj": (f"{TRIANGLE}f 1 2 9\n", "cannot be read"),
-    "nan.obj": (f"v nan 0 0\n{TRIANGLE}f 1 2 3\n", "no finite numbers"),
-    "infinite.obj": (f"v 0 inf 0\n{TRIANGLE}f 1 2 3\n", "no finite numbers"),
-    "point.obj": (f"{TRIANGLE}f 1 1 1\n", "has no extent"),
-    "line.obj": (f"{TRIANGLE}f 1 2 1\n", "has lines for triangles"),
-    "large.obj": (f"v 1e200 0 0\n{TRIANGLE}f 1 2 4\n", r"has no extent that can be scaled \(inf\)"),
-    "beyond.ply": (PLY.format("0 1 9"), "has 3 vertices, and faces name vertex 9"),
-    "before.ply": (PLY.format("0 -9 1"), "has 3 vertices, and faces name vertex -9"),
+    "nan.obj": (f"v nan 0 0\n{TRIANGLE}f 1 2 3\n", "has non-finite coordinates"),
+    "infinite.obj": (f"v 0 inf 0\n{TRIANGLE}f 1 2 3\n", "has non-finite coordinates"),
+    "point.obj": (f"{TRIANGLE}f 1 1 1\n", "cannot be scaled, its extent is 0"),
+    "line.obj": (f"{TRIANGLE}f 1 2 1\n", "has only degenerate triangles"),
+    "large.obj": (f"v 1e200 0 0\n{TRIANGLE}f 1 2 4\n", r"cannot be scaled, its extent is inf"),
+    "beyond.ply": (PLY.format("0 1 9"), "has 3 vertices, but a face refers to vertex 9"),
+    "before.ply": (PLY.format("0 -9 1"), "has 3 vertices, but a face refers to vertex -9"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_cannot_be_read_is_named(tmp_path, name):
-    content, told = BROKEN[name]
+def test_errors_name_the_file(tmp_path, name):
+    content, message = BROKEN[name]
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=told) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         read_mesh(tmp_path / name)
     assert name in str(raised.value)
     assert "\n" not in str(raised.value)

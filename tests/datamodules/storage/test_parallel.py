@@ -1,4 +1,4 @@
-"""Many files at once: in order, a few ahead, and told to people on one process."""
+"""Parallel processing in order, with bounded memory and one progress bar."""
 
 import io
 import threading
@@ -16,7 +16,7 @@ from datamodules.storage.parallel import in_order, processors
 from datamodules.storage.progress import counting
 
 
-def test_results_come_in_order_whoever_is_first(monkeypatch):
+def test_results_are_in_order(monkeypatch):
     monkeypatch.setattr(parallel, "processors", lambda: 4)
 
     def slow_first(number):
@@ -26,7 +26,7 @@ def test_results_come_in_order_whoever_is_first(monkeypatch):
     assert list(in_order(slow_first, range(20))) == [number * number for number in range(20)]
 
 
-def test_only_a_few_are_computed_ahead(monkeypatch):
+def test_few_results_are_computed_ahead(monkeypatch):
     monkeypatch.setattr(parallel, "processors", lambda: 2)
     computed = []
     stream = in_order(computed.append, iter(range(1000)))
@@ -39,25 +39,25 @@ def test_only_a_few_are_computed_ahead(monkeypatch):
     assert len(computed) <= 34
 
 
-def test_threads_work_at_the_same_time(monkeypatch):
+def test_threads_run_concurrently(monkeypatch):
     monkeypatch.setattr(parallel, "processors", lambda: 3)
-    meeting = threading.Barrier(3, timeout=5)
-    assert sorted(in_order(lambda _: meeting.wait(), range(3))) == [0, 1, 2]
+    barrier = threading.Barrier(3, timeout=5)
+    assert sorted(in_order(lambda _: barrier.wait(), range(3))) == [0, 1, 2]
 
 
-def test_an_error_comes_in_its_turn():
+def test_error_is_raised_in_place_of_its_result():
     stream = in_order(lambda number: 1 // number, [2, 1, 0, 1])
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(stream)
 
 
-def test_at_least_one_processor_is_used():
+def test_number_of_processors_is_positive():
     assert processors() >= 1
 
 
 @pytest.mark.parametrize(("rank", "terminal", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
-def test_the_bar_is_for_one_process_at_a_terminal(monkeypatch, rank, terminal, shown):
+def test_progress_bar_is_shown_by_the_first_process_on_a_terminal(monkeypatch, rank, terminal, shown):
     written = io.StringIO()
     monkeypatch.setattr(rank_zero_only, "rank", rank)
     monkeypatch.setattr(progress, "Console", lambda **_: Console(file=written, force_terminal=terminal, width=120))
@@ -67,7 +67,7 @@ def test_the_bar_is_for_one_process_at_a_terminal(monkeypatch, rank, terminal, s
     assert bool(written.getvalue()) == shown
 
 
-def test_images_read_by_threads_leave_the_filters_of_warnings_alone(tmp_path, monkeypatch):
+def test_reading_images_in_threads_keeps_the_warning_filters(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "processors", lambda: 4)
     for number in range(40):
         Image.new("RGB", (30 + number, 30)).save(tmp_path / f"{number}.png")
@@ -77,7 +77,7 @@ def test_images_read_by_threads_leave_the_filters_of_warnings_alone(tmp_path, mo
         assert warnings.filters == before
 
 
-def test_the_last_of_two_threads_restores_the_filters():
+def test_last_thread_restores_the_warning_filters():
     before = list(warnings.filters)
     quiet.__enter__()
     quiet.__enter__()

@@ -1,4 +1,4 @@
-"""torchaudio works beside the installed torch, whatever build that is."""
+"""torchaudio works with any build of torch."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from program import REPOSITORY
 
 from datamodules.storage.torchaudio import import_torchaudio
 
-AUDIO = REPOSITORY / "datamodules" / "storage" / "torchaudio.py"
+MODULE = REPOSITORY / "datamodules" / "storage" / "torchaudio.py"
 
 TONE = """
 import math
@@ -24,8 +24,8 @@ torchaudio = import_torchaudio()
 assert import_torchaudio() is torchaudio is sys.modules["torchaudio"]
 
 
-def tone(rate, seconds=1.0, hertz=440.0):
-    return torch.sin(2 * math.pi * hertz * torch.arange(round(rate * seconds)) / rate)
+def tone(sample_rate, seconds=1.0, hertz=440.0):
+    return torch.sin(2 * math.pi * hertz * torch.arange(round(sample_rate * seconds)) / sample_rate)
 
 
 resampled = torchaudio.functional.resample(tone(44100), 44100, 16000)
@@ -38,21 +38,21 @@ import torchaudio.transforms
 spectrogram = torchaudio.transforms.MelSpectrogram(16000, n_fft=512, n_mels=64)(tone(16000))
 assert spectrogram.shape == (64, 63), spectrogram.shape
 loudest = spectrogram.mean(1).argmax().item()
-mel = 2595 * math.log10(1 + 8000 / 700) / 65 * (loudest + 1)  # the centre of that band
+mel = 2595 * math.log10(1 + 8000 / 700) / 65 * (loudest + 1)  # centre of the band
 assert abs(700 * (10 ** (mel / 2595) - 1) - 440) < 40, loudest
-print("fine")
+print("passed")
 """
 
-FAILED_BEFORE = """
+FAILED_IMPORT = """
 try:
     import torchaudio
 except (ImportError, OSError, RuntimeError) as error:
-    print("failed before:", type(error).__name__)
+    print("plain import failed:", type(error).__name__)
 """
 
 
 def _python(code):
-    """Run code in a process of its own, where warnings are errors, and return what it printed."""
+    """Run code in a new process with warnings as errors and return its output."""
     finished = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -65,13 +65,13 @@ def _python(code):
     return finished.stdout
 
 
-@pytest.mark.parametrize("before", ["", FAILED_BEFORE], ids=["at first", "after a plain import"])
-def test_a_tone_is_resampled(before):
-    assert _python(TONE.format(before=before, path=str(AUDIO))).endswith("fine\n")
+@pytest.mark.parametrize("before", ["", FAILED_IMPORT], ids=["first import", "after a plain import"])
+def test_resampling_and_spectrogram_work(before):
+    assert _python(TONE.format(before=before, path=str(MODULE))).endswith("passed\n")
 
 
-def test_a_missing_torchaudio_is_said_to_be_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchaudio", None)  # what Python raises ImportError for
+def test_missing_torchaudio_raises_import_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # makes the import raise ImportError
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="torchaudio"):
         import_torchaudio()
