@@ -283,7 +283,7 @@ def test_the_command_prints_why_there_is_no_encoder(tmp_path):
         "parametrization": ("composers.latents.LowRank", {}),
         "start": ("composers.inference.LearnedCode", {"num_instances": 2}),
     }
-    arguments = {name: {"class_path": path, "init_args": given} for name, (path, given) in parts.items()}
+    arguments = {name: {"class_path": path, "init_args": init_args} for name, (path, init_args) in parts.items()}
     composer = composers.build({"class_path": "composers.Composer", "init_args": arguments})
     composers.save(composer, tmp_path / "tiny.ckpt")
     assert "No encoder: the start of Composer, LearnedCode, reads no signal. Take" in "\n".join(
@@ -531,7 +531,7 @@ def test_the_domain_of_training_is_described(tmp_path):
         "encoder": ("composers.encoders.Patches", {"signal_shape": [1, 400], "patch_size": 50}),
         "transformer": ("composers.encoders.Transformer", {"embed_dim": 12, "num_blocks": 1, "num_heads": 3}),
     }
-    arguments = {name: {"class_path": path, "init_args": given} for name, (path, given) in parts.items()}
+    arguments = {name: {"class_path": path, "init_args": init_args} for name, (path, init_args) in parts.items()}
     composer = composers.build({"class_path": "composers.TransformerIPC", "init_args": arguments})
     composers.save(composer, tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
