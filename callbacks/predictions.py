@@ -19,7 +19,7 @@ from callbacks.results import gathered
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, steps_taken
 from composers.evaluation import Evaluation
-from composers.latents import Latents
+from composers.latents import Latents, Layout
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of
 from datamodules.domain import Domain
@@ -41,6 +41,7 @@ class Tile(NamedTuple):
         steps: Refinement steps behind the code.
         errors: After no and after all steps, as `Writer.errors` has them; NaN where nothing was measured.
         instance: The signal and its reconstructions, if this is all of it and the batch holds it whole.
+        layout: Layout of the latents.
     """
 
     piece: Piece
@@ -48,6 +49,7 @@ class Tile(NamedTuple):
     steps: int
     errors: list[float]
     instance: Instance | None
+    layout: Layout
 
 
 class PredictionWriter(Callback):
@@ -184,7 +186,9 @@ class PredictionWriter(Callback):
         metric = data.spec.modality.headline.metric
         facts |= {f"{metric} predicted": f"{first:.3f}", f"{metric} refined": f"{last:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
-        return InstanceCode(latents, boxes, shape, self._model, name, facts, domain=data.spec.domain)
+        return InstanceCode(
+            latents, boxes, shape, self._model, name, facts, domain=data.spec.domain, layout=tiles[0].layout
+        )
 
 
 def _writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Writer:
@@ -214,7 +218,7 @@ def _tiles(evaluation: Evaluation, batch: CoordinateBatch, writer: Writer, domai
         piece = batch.pieces[index] if batch.pieces else Piece(name, _measured(batch, index), whole(batch.shape))
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
         instance = None if batch.pieces else instance_of(batch, index, domain, values)
-        yield Tile(piece, latents, last, [error[index] for error in errors], instance)
+        yield Tile(piece, latents, last, [error[index] for error in errors], instance, evaluation["layout"])
 
 
 def _figure(rows: Iterable[Row], key: str) -> str:

@@ -73,7 +73,9 @@ def encode(
     latents = encoded(composer, (_observation(values, some, domain, composer.device) for some in parts), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
     facts |= steps_taken(composer, steps.steps)
-    return InstanceCode(latents, places, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
+    layout = composer.layout(Observation(torch.empty(1, channels, length)))
+    shape = (values.shape[1],)
+    return InstanceCode(latents, places, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
 
 
 def render(composer: Composer, code: InstanceCode, rate: int | None = None, max_memory: float = 500.0) -> Tensor:

@@ -118,7 +118,8 @@ def encode(
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
     facts = steps_taken(composer, steps.steps)
-    return InstanceCode(latents, places, shape, fingerprint(composer), name, facts, domain=Grid.unit(2))
+    layout = composer.layout(Observation(torch.empty(1, 3, seen, seen)))
+    return InstanceCode(latents, places, shape, fingerprint(composer), name, facts, domain=Grid.unit(2), layout=layout)
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:

@@ -259,11 +259,11 @@ def test_info_says_what_a_code_is(encoded, trained, capsys):
 
 def test_mistakes_with_codes(encoded, trained, capsys):
     weights = ["--checkpoint", trained["ipc"]]
-    assert "means nothing to another model" in _codes_refused(
+    assert "can only be decoded by its own model" in _codes_refused(
         "render", "wide.safetensors", "--checkpoint", trained["transinr"]
     )
-    assert "There is no code no.safetensors" in _codes_refused("render", "no.safetensors", *weights)
-    assert "wide.png is damaged or no instance code" in _codes_refused("info", "wide.png")
+    assert "no.safetensors does not exist" in _codes_refused("render", "no.safetensors", *weights)
+    assert "wide.png is damaged or not an instance code" in _codes_refused("info", "wide.png")
     assert "There is no checkpoint no.ckpt" in _codes_refused("render", "wide.safetensors", "--checkpoint", "no.ckpt")
     assert "above 0" in _codes_refused("render", "wide.safetensors", *weights, "--scale", 0)
     for size in ("axb", "-4", "0", "3x4x5"):
