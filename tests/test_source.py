@@ -22,7 +22,6 @@ OWNERS = {
     "composers/networks": "a network tells coordinates that instances share from coordinates of each",
     "composers/rendering": "a renderer refuses coordinates that it does not render",
     "tools/activations": "draws the layers of models of images, and refuses others",
-    "tools/export": "exports an encoder per kind of signal",
     "tools/released": "converts released weights of one method per module",
 }
 RANKS = ("dim", "ndimension")
