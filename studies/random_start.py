@@ -1,7 +1,7 @@
-"""What a learned start is worth: the network of an experiment, fitted to every test item from random numbers instead.
+"""Baseline for learned initialisations: the network of an experiment, fitted to every test item from random weights.
 
-``python -m studies.random_start --config configs/experiments/photos_meta_ipc.yaml`` fits all weights and biases by Adam, at
-every rate of a grid, and reports the best.
+``python -m studies.random_start --config configs/experiments/photos_meta_ipc.yaml`` fits all weights and biases with Adam for
+every learning rate of a list, and marks the best.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.cost import build
-from composers import Composer, LearnedInit
-from composers.inference.refinement import Refinement
+from composers import Composer, Refinement
+from composers.inference import LearnedStart, TorchOptimizer
+from composers.latents import Direct
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.networks import CoordinateMLP
 from datamodules.base import CoordinateDataModule
@@ -26,16 +27,16 @@ from datamodules.batch import CoordinateBatch
 
 @dataclass(frozen=True)
 class RandomStartSettings:
-    """Fit the network of an experiment to every test item, from random weights.
+    """Fit the network of an experiment to every test item from random weights.
 
     Args:
-        config: YAML of the experiment, whose network and data are taken.
-        steps: Of Adam, on all samples of an item.
-        rates: Of Adam, each tried from the same random start.
-        seed: Of the random start.
+        config: Config of the experiment whose network and data are used.
+        steps: Number of Adam steps, each on all samples of an item.
+        rates: Learning rates of Adam, all used with the same random initialisation.
+        seed: Seed of the random initialisation.
 
     Raises:
-        ValueError: If there is no rate, or a number is not positive.
+        ValueError: If ``rates`` is empty, or a rate or ``steps`` is not positive.
     """
 
     config: Path = Path("configs/experiments/photos_meta_ipc.yaml")
@@ -44,65 +45,69 @@ class RandomStartSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raise if an argument is out of range."""
         if not self.rates or min(self.rates) <= 0 or self.steps < 1:
-            raise ValueError(f"rates is {list(self.rates)} and steps {self.steps}: give positive numbers.")
+            raise ValueError(
+                f"rates is {list(self.rates)} and steps is {self.steps}; they must be positive, with at least one rate."
+            )
 
 
 def main(args: list[str] | None = None) -> dict[float, float]:
-    """Measure for these command line arguments, print a table and return the mean PSNR in dB by rate."""
+    """Parse command-line arguments, print a table, and return the mean PSNR in dB by learning rate."""
     parser = ArgumentParser("python -m studies.random_start", description=__doc__)
     parser.add_class_arguments(RandomStartSettings)
     settings = RandomStartSettings(**vars(parser.parse_args(args)))
     torch.manual_seed(settings.seed)
     composer, data, _ = build(settings.config)
-    found = measure(composer.eval(), data, settings)
-    table = Table(title=f"{settings.config.stem}, {settings.steps} steps from a random start", title_justify="left")
-    for heading in ("rate", "PSNR [dB]"):
+    results = measure(composer.eval(), data, settings)
+    table = Table(title=f"{settings.config.stem}, {settings.steps} steps from random weights", title_justify="left")
+    for heading in ("learning rate", "PSNR [dB]"):
         table.add_column(heading, justify="right")
-    for rate, psnr in found.items():
-        table.add_row(f"{rate:g}", f"{psnr:.2f}" + (" *" if psnr == max(found.values()) else ""))
+    for lr, psnr in results.items():
+        table.add_row(f"{lr:g}", f"{psnr:.2f}" + (" *" if psnr == max(results.values()) else ""))
     Console().print(table)
-    return found
+    return results
 
 
 def measure(composer: Composer, data: CoordinateDataModule, settings: RandomStartSettings) -> dict[float, float]:
-    """Return the mean PSNR of the test items in dB after the steps, by rate."""
+    """Return the mean PSNR of the test items in dB after the last step, by learning rate."""
     data.prepare_data()
     data.setup("test")
     batches = [data.to_coordinates(batch) for batch in data.test_dataloader()]
-    network = free_network(composer)
+    free = free_composer(composer)
     return {
-        rate: torch.cat([fitted(network, batch, rate, settings.steps) for batch in batches]).mean().item()
-        for rate in settings.rates
+        lr: torch.cat([fitted(free, batch, lr, settings.steps) for batch in batches]).mean().item()
+        for lr in settings.rates
     }
 
 
-def free_network(composer: Composer) -> LearnedInit:
-    """Return the network of a composer with random numbers, all weights and biases of which belong to the instance."""
-    inr = composer.network
-    own = CoordinateMLP(
-        inr.coord_dim,
-        inr.value_dim,
-        hidden_dim=[fan_out for _, fan_out in inr.layer_sizes[:-1]],
-        num_layers=inr.num_layers,
+def free_composer(composer: Composer) -> Composer:
+    """Return a composer with a random network of the same sizes, whose weights and biases are all adapted per instance."""
+    network = composer.network
+    assert isinstance(network, CoordinateMLP)
+    free_network = CoordinateMLP(
+        network.coord_dim,
+        network.value_dim,
+        hidden_dim=[fan_out for _, fan_out in network.layer_sizes[:-1]],
+        num_layers=network.num_layers,
         modulated_layers="all",
-        encoding=inr.encoding,
-        activation=inr.activation,
-        normalize_weights=inr.normalize_weights,
-        output_offset=inr.output_offset,
+        encoding=network.encoding,
+        activation=network.activation,
+        normalize_weights=network.normalize_weights,
+        output_offset=network.output_offset,
+        modulates="both",
     )
-    return LearnedInit(own, adapt_biases=True, renderer=composer.renderer, loss=composer.loss).eval()
+    return Composer(free_network, Direct(), LearnedStart(), renderer=composer.renderer, loss=composer.loss).eval()
 
 
-def fitted(network: LearnedInit, batch: CoordinateBatch, rate: float, steps: int) -> Tensor:
-    """Return the PSNR ``(B,)`` in dB of the query of a batch, after a fit to every instance from the same start."""
+def fitted(composer: Composer, batch: CoordinateBatch, lr: float, steps: int) -> Tensor:
+    """Return the PSNR ``(B,)`` in dB of the query of a batch, after fitting every instance from the same initialisation."""
     assert batch.observation.samples is not None
-    start = {name: latent.expand(len(batch.names), *latent.shape) for name, latent in network.start().items()}
-    refinement = Refinement(steps, lambda parameters: torch.optim.Adam(parameters, lr=rate), report=())
-    found = network.refine(start, batch.observation.samples, refinement)[steps]
+    rule = TorchOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=lr))
+    refinement = Refinement(steps, rule, report=())
+    latents = composer.refine(composer.encode(batch.observation), batch.observation.samples, refinement)[steps]
     with torch.no_grad():
-        values = network.render(network.compose(found), batch.query.coords)
+        values = composer.render(composer.compose(latents), batch.query.coords)
     return psnr_of_mse(instance_mse(values, batch.query))
 
 

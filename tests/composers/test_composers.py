@@ -140,7 +140,9 @@ def _assert_gradients_everywhere(composer):
 @pytest.mark.parametrize("switches", IPC_SWITCHES, ids=str)
 def test_every_parameter_of_ipc_gets_a_gradient(make_ipc, tiny_batch, logged, switches):
     composer = make_ipc(**switches).train()
-    _train(composer, tiny_batch, 3)  # factors of a head that is initialised with zero have no gradient in the first step
+    _train(
+        composer, tiny_batch, 3
+    )  # factors of a head that is initialised with zero have no gradient in the first step
     _assert_gradients_everywhere(composer)
 
 
@@ -165,7 +167,8 @@ def test_the_training_loss_is_the_mean_over_instances(make_ipc, tiny_batch, logg
     loss = composer.training_step(tiny_batch, 0)
     values = composer(tiny_batch.observation, tiny_batch.query.coords)
     errors = [
-        sum((a - b) ** 2 for a, b in zip(output.flatten().tolist(), true.flatten().tolist(), strict=True)) / true.numel()
+        sum((a - b) ** 2 for a, b in zip(output.flatten().tolist(), true.flatten().tolist(), strict=True))
+        / true.numel()
         for output, true in zip(values, tiny_batch.query.values, strict=True)
     ]
     assert loss.item() == pytest.approx(sum(errors) / 3, rel=1e-5)
@@ -352,7 +355,10 @@ def test_checkpoints_hold_parameters_and_frequencies_only(composers):
         ({"rank": -2}, "rank is -2"),
         ({"rank": 4, "factorized": False}, "rank is 4 with factorized False"),
         ({"num_weight_tokens": 3}, "num_tokens of the weight tokens is 3; the latent patterns.1 has 8 columns"),
-        ({"num_weight_tokens": 4, "rank": 6}, "weight tokens is 4; the latent patterns.1 has 6 columns: choose a divisor"),
+        (
+            {"num_weight_tokens": 4, "rank": 6},
+            "weight tokens is 4; the latent patterns.1 has 6 columns: choose a divisor",
+        ),
         ({"num_weight_tokens": -1}, "num_tokens of the weight tokens is -1"),
         ({"num_weight_tokens": 0}, "num_tokens of the weight tokens is 0"),
     ],

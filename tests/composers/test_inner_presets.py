@@ -407,9 +407,7 @@ def test_the_gradient_of_reptile_is_start_minus_adapted_latents(make, batch, log
     ids=["biases", "layers", "step_sizes", "ipc", "functa"],
 )
 def test_reptile_rejects_parameters_that_it_cannot_learn(make, kind, network, inner):
-    with pytest.raises(
-        ValueError, match=r"set modulates to both, modulated_layers to all and learned_lr to \[\]"
-    ):
+    with pytest.raises(ValueError, match=r"set modulates to both, modulated_layers to all and learned_lr to \[\]"):
         make(kind, network, outer="reptile", **inner)
 
 
@@ -550,7 +548,9 @@ def test_divergence_names_the_instance_the_steps_and_the_setting(make, batch, lo
     composer = make(kind, lr=1e38, steps=9)
     for training, step in ((True, composer.training_step), (False, composer.test_step)):
         composer.train(training)
-        with pytest.raises(ValueError, match=r"diverged on [abc]: after [1-9] steps .* Lower the lr of inner.rule \(1e\+38\)"):
+        with pytest.raises(
+            ValueError, match=r"diverged on [abc]: after [1-9] steps .* Lower the lr of inner.rule \(1e\+38\)"
+        ):
             step(batch, 0)
 
 
@@ -628,7 +628,9 @@ class _UnusedLatent(LowRank):
 
 
 def test_a_latent_without_effect_is_rejected_at_construction(make_network):
-    with pytest.raises(ValueError, match=r"modulations that _UnusedLatent composes do not depend on style: .* or remove"):
+    with pytest.raises(
+        ValueError, match=r"modulations that _UnusedLatent composes do not depend on style: .* or remove"
+    ):
         Composer(make_network(), _UnusedLatent(), LearnedStart(), GradientSteps())
 
 

@@ -40,14 +40,14 @@ def trained(tmp_path_factory):
         ("modle: {rank: 4}", ["modle.rank"]),
         ("trainer: {max_epoch: 1}", ["trainer.max_epoch"]),
         ("model: {init_args: {rnk: 4}}", ["model", "composers.TransformerIPC", "'rnk' is not accepted"]),
-        ("model: {init_args: {inr: {init_args: {hiden_dim: 4}}}}", ["inr", "CoordinateMLP", "'hiden_dim'"]),
+        ("model: {init_args: {network: {init_args: {hiden_dim: 4}}}}", ["network", "CoordinateMLP", "'hiden_dim'"]),
         ("model: {init_args: {rank: many}}", ["rank", "int", "many"]),
         ("data: {init_args: {size: 8.5}}", ["data", "size", "int", "8.5"]),
         ("trainer: {precision: 15}", ["trainer.precision", "bf16-mixed", "15"]),
         ("data: {init_args: {coordinate_noise: some}}", ["coordinate_noise", "per_instance", "some"]),
         ("model: {init_args: {optimizer: {init_args: {lr: fast}}}}", ["optimizer", "lr", "float", "fast"]),
         ("model: {class_path: composers.TransformerICP}", ["model", "composers", "'TransformerICP'"]),
-        ("model: {init_args: {tokenizer: {class_path: composers.encoders.Patchez}}}", ["tokenizer", "'Patchez'"]),
+        ("model: {init_args: {encoder: {class_path: composers.encoders.Patchez}}}", ["encoder", "'Patchez'"]),
         ("data: {class_path: composers.TransformerIPC}", ["data", "composers.TransformerIPC", "CoordinateDataModule"]),
         ("model: {init_args: {optimizer: {class_path: torch.optim.Adm}}}", ["optimizer", "torch.optim", "'Adm'"]),
         ("trainer: {callbacks+: [{class_path: callbacks.results.Tabel}]}", ["trainer.callbacks", "'Tabel'"]),
@@ -85,9 +85,9 @@ def test_an_invalid_command_line_raises_an_error(arguments, expected):
 @pytest.mark.parametrize(
     ("composer", "arguments", "expected"),
     [
-        ("ipc", [f"{MODEL}.tokenizer.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
+        ("ipc", [f"{MODEL}.encoder.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
         ("ipc", [f"{INR}.coord_dim", 3], ["CoordinateMLP", "coord_dim 3", "for 2", "leave coord_dim out"]),
-        ("ipc", [f"{MODEL}.tokenizer.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
+        ("ipc", [f"{MODEL}.encoder.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
         ("ipc", [f"{INR}.hidden_dim", "[8, 8, 8]"], ["hidden_dim", "[8, 8, 8]", "num_layers 3", "2 of them"]),
         ("ipc", [f"{INR}.modulated_layers", "[3]"], ["modulated_layers", "[3]", "3 layers", "0 to 2"]),
         ("ipc", [f"{MODEL}.num_weight_tokens", 3], ["3 weight tokens", "8 columns", "divisor"]),
@@ -133,15 +133,15 @@ def _cut(content):
 def test_a_missing_checkpoint_raises_an_error():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "nowhere.ckpt")
     assert "There is no checkpoint nowhere.ckpt" in message
-    assert "train one with cli.py fit" in message
+    assert "train one with `cli.py fit`" in message
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (_cut, "cut off"),
-        (lambda content: b"hello world, this is text", "no checkpoint"),
+        (_cut, "truncated"),
+        (lambda content: b"hello world, this is text", "not a checkpoint"),
         (lambda content: content[:200] + b"\x55" * 3000 + content[3200:], "damaged"),
     ],
     ids=["half", "text", "overwritten"],
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_raises_an_error(trained, damage, expected):
     message = refused("test", *tiny("ipc"), "--ckpt_path", "bad.ckpt")
     assert "bad.ckpt is " in message
     assert expected in message
-    assert "from its source again" in message
+    assert "copy or download it again" in message
     assert "weights_only" not in message  # must not suggest loading the file anyway
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_with_an_object_is_not_loaded(trained):
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(2)}, [1, 2]], ids=["a dictionary", "a list"])
 def test_a_file_of_other_software_raises_an_error(content):
     torch.save(content, "other.ckpt")
-    assert "other.ckpt is no checkpoint of this software: it has no state_dict" in refused(
+    assert "other.ckpt is not a checkpoint of this software: it has no `state_dict`" in refused(
         "test", *tiny("ipc"), "--ckpt_path", "other.ckpt"
     )
 
@@ -183,7 +183,12 @@ def test_a_file_of_other_software_raises_an_error(content):
 @pytest.mark.parametrize(
     ("command", "composer", "arguments", "expected"),
     [
-        ("fit", "transinr", [], ["TransINR", "hypernet.weight_tokens: (8, 12) in the file, (19, 12) in the model"]),
+        (
+            "fit",
+            "transinr",
+            [],
+            ["TransINR", "start.readout.weight_tokens: (8, 12) in the file, (19, 12) in the model"],
+        ),
         (
             "validate",
             "ipc",
@@ -218,12 +223,12 @@ def test_evaluation_without_a_checkpoint_raises_an_error(command):
 def test_last_without_runs_raises_an_error():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "last", NAME, "never")
     assert "There is no */checkpoints/last.ckpt in runs/never" in message
-    assert "train first, or give the path" in message
+    assert "train first, or pass the path" in message
 
 
 def test_last_without_a_logger_raises_an_error():
     message = refused("test", *tiny("ipc"), "--ckpt_path", "last", "--trainer.logger", "false")
-    assert "give the path" in message
+    assert "pass the path" in message
 
 
 def test_an_output_folder_that_is_a_file_raises_an_error():
@@ -273,7 +278,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(composer, monkeypatch):
     assert len(written) == 3
     assert "The disk is full" in message
     assert "No space left on device" in message
-    assert "Earlier checkpoints are as they were" in message
+    assert "Earlier checkpoints are intact" in message
     folder = Path("runs/unnamed/version_0")
     assert checkpoint(folder)["epoch"] == 0
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

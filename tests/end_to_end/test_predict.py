@@ -12,7 +12,6 @@ from program import REPOSITORY, asked, refused, rows, run, run_process, tiny
 
 import composers
 from composers.codes import decode, read_code
-from composers.inference.refinement import Refinement
 from datamodules.storage.images import cut, read_image
 from datamodules.tiles import boxes, whole
 from modalities.images import encode, render
@@ -71,7 +70,7 @@ def test_predict_writes_image_error_code_and_table(trained, kind):
     assert (row["name"], row["rows"], row["columns"], row["tiles"]) == ("wide", "18", "40", "1")
     resized = cut(read_image("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
     for key, steps in (("psnr predicted", 0), ("psnr refined", 3)):
-        code = encode(composer, "wide.png", refinement=Refinement(steps, composer.refinement.optimizer))
+        code = encode(composer, "wide.png", refinement=composer.refinement.with_steps(steps))
         field = torch.cat(list(decode(composer, code, (16, 16)))).double().numpy()
         assert float(row[key]) == pytest.approx(_psnr(field, resized, peak=1), abs=2e-3)
     assert "18 x 40" in printed
@@ -164,31 +163,31 @@ def test_invalid_image_options_raise_one_line_errors(trained):
 
 def test_unusable_output_folders_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
-    assert "The folder . holds other things" in refused("predict", *args, ".")
+    assert "The folder . is not empty" in refused("predict", *args, ".")
     assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *args, "tall.png")
     message = refused("predict", *args, "tall.png/in")
     assert "The output folder tall.png/in cannot be written: it is a file" in message
-    assert "choose another with --output" in message
+    assert "choose another folder with --output" in message
     assert {path.name for path in Path().iterdir()} >= {"wide.png", "tall.png"}
 
 
 def test_unusable_checkpoints_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path"]
     assert "There is no checkpoint no.ckpt" in refused("predict", *args, "no.ckpt")
-    assert "wide.png is cut off or no checkpoint" in refused("predict", *args, "wide.png")
+    assert "wide.png is truncated or not a checkpoint" in refused("predict", *args, "wide.png")
     content = torch.load(trained["ipc"], weights_only=True)
     del content["composer"]
     torch.save(content, "bare.ckpt")
     refused("predict", *args, "bare.ckpt")
     message = refused("predict", *args, trained["ipc"], *tiny("ipc"))
-    assert "--images serves datamodules.ImageFiles" in message
-    assert "leave the config out" in message
+    assert "--images sets an argument of datamodules.ImageFiles" in message
+    assert "omit the config" in message
 
 
 def test_help_lists_the_short_options():
     printed = asked("predict", "--help")
     assert all(f"--{name} " in printed or f"--{name}\n" in printed for name in OPTIONS)
-    assert "Images in and out" in printed
+    assert "Options for images" in printed
 
 
 def _run_codes(capsys, *args):
@@ -259,13 +258,13 @@ def test_info_prints_the_properties_of_a_code(encoded, trained, capsys):
 
 def test_unusable_codes_raise_one_line_errors(encoded, trained, capsys):
     weights = ["--checkpoint", trained["ipc"]]
-    assert "means nothing to another model" in _codes_error(
+    assert "can only be decoded by its own model" in _codes_error(
         "render", "wide.safetensors", "--checkpoint", trained["transinr"]
     )
-    assert "There is no code no.safetensors" in _codes_error("render", "no.safetensors", *weights)
-    assert "wide.png is damaged or no instance code" in _codes_error("info", "wide.png")
+    assert "no.safetensors does not exist" in _codes_error("render", "no.safetensors", *weights)
+    assert "wide.png is damaged or not an instance code" in _codes_error("info", "wide.png")
     assert "There is no checkpoint no.ckpt" in _codes_error("render", "wide.safetensors", "--checkpoint", "no.ckpt")
-    assert "positive" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
+    assert "above 0" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
     for size in ("axb", "-4", "0", "3x4x5"):
         with pytest.raises(SystemExit):
             codes.main(["render", "wide.safetensors", "--checkpoint", "x", f"--size={size}"])

@@ -32,7 +32,9 @@ def test_free_axes_are_filled_from_the_grid(layout, stated, expected):
     ("layout", "stated"), [(Layout(), (-1, 8)), (Layout((2, 3, 4)), (8, -1, -1)), (Layout((2,)), (-1, -1))]
 )
 def test_free_axes_without_a_matching_grid_are_rejected(layout, stated):
-    with pytest.raises(ValueError, match=r"take the sizes of their -1 axes from the signal, whose grid is .*: use a start"):
+    with pytest.raises(
+        ValueError, match=r"take the sizes of their -1 axes from the signal, whose grid is .*: use a start"
+    ):
         layout.shape(stated)
 
 
