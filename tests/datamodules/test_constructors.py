@@ -16,7 +16,7 @@ from datamodules import CoordinateDataModule
 DATA_OPTIONS = {"batch_size", "eval_batch_size", "num_workers"}
 WITHOUT_ROOT = {"SamplePhotos", "SampleSpeech"}  # which contain bundled data
 WITH_CACHE = {"CelebA", "FFHQ", "ImageFolder", "ImageNette"}
-COMPOSER_OPTIONS = {"inr", "renderer", "loss", "metrics", "optimizer", "scheduler", "refinement"}
+COMPOSER_OPTIONS = {"network", "renderer", "loss", "metrics", "optimizer", "scheduler", "inner", "refinement"}
 
 
 def _exported(package, base):

@@ -12,15 +12,15 @@ from datamodules.spec import DataSpec, Modality
 
 @given(st.integers(1, 12), st.integers(1, 10), st.booleans())
 def test_chunked_equals_unchunked(make_network, make_modulations, chunk_size, num_coords, shared):
-    inr = make_network()
-    field = inr.bind(make_modulations(inr, 3))
+    network = make_network()
+    field = network.bind(make_modulations(network, 3))
     coords = torch.rand(num_coords, 2) if shared else torch.rand(3, num_coords, 2)
     with torch.no_grad():
         whole = PointRenderer(None)(field, coords)
         chunked = PointRenderer(chunk_size)(field, coords)
     assert chunked.shape == (3, num_coords, 3)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=0)
-    torch.testing.assert_close(whole, inr(coords, field.keywords["modulations"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole, network(coords, field.keywords["modulations"]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(7, 2), (3, 7, 2)])

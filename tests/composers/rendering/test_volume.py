@@ -308,8 +308,8 @@ def test_no_gradient_flows_through_the_positions():
 
 @given(st.integers(1, 200), st.integers(1, 6), st.booleans(), st.booleans(), st.sampled_from([0, 3]))
 def test_chunked_equals_unchunked(make_network, make_modulations, chunk_size, num_rays, shared, draws, more):
-    inr = make_network(coord_dim=3, value_dim=4, encoding=FourierFeatures(2, 4, use_pi=False))
-    field = inr.bind(make_modulations(inr, 3))
+    network = make_network(coord_dim=3, value_dim=4, encoding=FourierFeatures(2, 4, use_pi=False))
+    field = network.bind(make_modulations(network, 3))
     rays = _rays(num_rays, draws=draws) if shared else _rays(3, num_rays, draws=draws)
     whole = VolumeRenderer(2.0, 6.0, 5, more).rendered(field, rays)
     assert whole.values.requires_grad
@@ -371,8 +371,8 @@ def test_compositing_is_exact_under_autocast():
 
 
 def test_a_coordinate_network_under_autocast_gives_float32_and_exact_points(make_network, make_modulations):
-    inr = make_network(coord_dim=3, value_dim=4)
-    field = inr.bind(make_modulations(inr, 2))
+    network = make_network(coord_dim=3, value_dim=4)
+    field = network.bind(make_modulations(network, 2))
     asked = []
 
     def watched(points):
