@@ -51,7 +51,9 @@ class Refinement(GradientSteps):
     ) -> None:
         super().__init__(steps, rule, samples_per_step=samples_per_step, loss=loss, report=report)
         if learned := getattr(self.rule, "learned_lr", ()):
-            raise ValueError(f"learned_lr of a refinement is {list(learned)}; no training would reach it: leave it empty.")
+            raise ValueError(
+                f"learned_lr of a refinement is {list(learned)}; no training would reach it: leave it empty."
+            )
         if unknown := set(stages) - {"val", "test", "predict"}:
             raise ValueError(f"stages names {sorted(unknown)}; allowed are val, test and predict.")
         if unknown := set(starts) - set(STARTS):

@@ -66,7 +66,9 @@ def _assert_close(actual, expected, atol=1e-4):
 def test_errors_equal_a_loop(num_instances, num_coords, channels, masked, seed):
     prediction, target = _random(num_instances, num_coords, channels, masked=masked, seed=seed)
     _assert_close(instance_mse(prediction, target), _naive_mse(prediction, target), atol=1e-6)
-    _assert_close(MeanSquaredError()(Reconstruction.of_values(prediction), target), _naive_mse(prediction, target), atol=1e-6)
+    _assert_close(
+        MeanSquaredError()(Reconstruction.of_values(prediction), target), _naive_mse(prediction, target), atol=1e-6
+    )
     _assert_close(_measure(PSNR(), prediction, target), _naive_psnr(prediction, target))
 
 

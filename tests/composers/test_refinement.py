@@ -102,9 +102,7 @@ def test_a_step_size_of_zero_changes_nothing(tiny_ipc, tiny_batch, latents, make
     assert all(_largest_difference(step, latents) == 0 for step in refined.values())
 
 
-@pytest.mark.parametrize(
-    "rule", [None, _sgd(), DifferentiableSGD(lr=0.01)], ids=["adam", "sgd", "differentiable_sgd"]
-)
+@pytest.mark.parametrize("rule", [None, _sgd(), DifferentiableSGD(lr=0.01)], ids=["adam", "sgd", "differentiable_sgd"])
 @pytest.mark.parametrize("make", ["make_ipc", "make_transinr"])
 def test_the_loss_of_every_instance_decreases(make, request, tiny_batch, rule):
     composer = request.getfixturevalue(make)().eval()
