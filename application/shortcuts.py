@@ -222,7 +222,7 @@ def _check_target(name: str, exists: bool, class_path: str | None) -> None:
 
 def _steps_argument(model: Namespace, steps: int) -> tuple[Namespace, str]:
     """Return the arguments that contain the number of steps, added with their defaults if missing, and its name in them."""
-    adapts = model.get("inner") is not None and model.get("refinement") is None
+    adapts = model.get("inner") is not None
     if adapts and steps < 1:
         raise ValueError(
             f"--steps is {steps}; for a model with an inner loop it is the number of inner steps, at least 1."
