@@ -1,4 +1,4 @@
-"""Meta-learned composers where composers are used: codes of images and audio, galleries, exports, and what training costs."""
+"""Composers with an inner loop outside training: codes of images and audio, galleries, exports and the cost of training."""
 
 import json
 from types import SimpleNamespace
@@ -35,16 +35,26 @@ def _config(kind, shape=(3, 8, 8), **changes):
     """Return the config of a tiny model for signals of a shape."""
     network = {"coord_dim": len(shape) - 1, "value_dim": shape[0], "hidden_dim": 8, "num_layers": 3}
     network |= {"encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": {"num_frequencies": 4}}}
-    network |= {"Functa": {"modulates": "biases"}, "LearnedInit": {"modulated_layers": "all"}}.get(kind, {})
-    loop = {"class_path": "composers.GradientSteps", "init_args": {"steps": 2, "lr": 0.01}}
-    network = {"class_path": "composers.networks.CoordinateMLP", "init_args": network}
-    arguments = {"network": network, "inner_loop": loop, "signal_shape": list(shape)} | changes
-    return {"class_path": f"composers.{kind}", "init_args": arguments}
+    network |= {"Functa": {"modulates": "shifts"}, "LearnedInit": {"modulated_layers": "all"}}.get(kind, {})
+    rule = {"class_path": "composers.inference.DifferentiableSGD", "init_args": {"lr": 0.01}}
+    arguments = {
+        "network": {"class_path": "composers.networks.CoordinateMLP", "init_args": network},
+        "inner": {"class_path": "composers.GradientSteps", "init_args": {"steps": 2, "rule": rule}},
+        "signal_shape": list(shape),
+    }
+    return {"class_path": f"composers.{kind}", "init_args": arguments | changes}
 
 
 def _build(kind="MetaIPC", shape=(3, 8, 8), **changes):
     """Return a tiny model for signals of a shape."""
     return composers.build(_config(kind, shape, **changes)).eval()
+
+
+def _initial(composer):
+    """Return the latents of one instance before the inner loop."""
+    observation = Observation(None, Samples(torch.zeros(1, 2), torch.zeros(1, 1, 3)))
+    latents = composer.trajectory(observation, [0])[0]
+    return {name: latent[0] for name, latent in latents.items()}
 
 
 def _noise(*shape):
@@ -65,19 +75,19 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
-def test_the_code_of_a_image_is_what_the_inner_loop_finds(kind, mode):
+def test_the_code_of_an_image_holds_the_result_of_the_inner_loop(kind, mode):
     composer, pixels = _build(kind), _noise(3, 8, 8)
     with mode():
         code = encode(composer, pixels)
-    found = composer.encode(Observation(pixels[None].float() / 255, square_samples(pixels[None])))
-    torch.testing.assert_close(code.latents, found)
-    start = composer.start()
-    assert any(not torch.equal(latent[0], start[name]) for name, latent in found.items())
+    latents = composer.encode(Observation(pixels[None].float() / 255, square_samples(pixels[None])))
+    torch.testing.assert_close(code.latents, latents)
+    initial = _initial(composer)
+    assert any(not torch.equal(latent[0], initial[name]) for name, latent in latents.items())
     assert code.facts == {"inner steps": "2", "refinement steps": "0"}
     assert render(composer, code, 32).size == (32, 32)
 
 
-def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
+def test_tiles_adapt_independently_and_refinement_continues_from_there():
     composer, pixels = _build(), _noise(3, 8, 20)
     code = encode(composer, pixels, tile=True, batch_size=2)
     assert len(code.boxes) > 2
@@ -85,9 +95,9 @@ def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
         alone = encode(composer, pixels[:, top:bottom, left:right])
         torch.testing.assert_close(code.latents["patterns.1"][index], alone.latents["patterns.1"][0], rtol=0, atol=1e-5)
 
-    def error(found):
+    def error(code):
         with torch.no_grad():
-            values = composer.render(composer.compose(found.latents), samples.coords)
+            values = composer.render(composer.compose(code.latents), samples.coords)
         return (values - samples.values).square().mean()
 
     square = pixels[:, :, :8]
@@ -97,17 +107,17 @@ def test_every_tile_adapts_for_itself_and_refinement_goes_on_from_there():
     assert error(refined) < error(encode(composer, square))
 
 
-def test_padding_of_a_recording_is_not_adapted_to():
+def test_the_inner_loop_ignores_the_padding_of_a_recording():
     composer, values = _build(shape=(1, 40)), torch.rand(1, 25)
     code = sound.encode(composer, values, sample_rate=20)
     assert code.facts["inner steps"] == "2"
-    seen = Samples(grid((40,), -2.0, 2.0)[:25], values.mT[None])
-    wanted = composer.encode(Observation(None, seen))["patterns.1"]
-    torch.testing.assert_close(code.latents["patterns.1"], wanted)
+    recorded = Samples(grid((40,), -2.0, 2.0)[:25], values.mT[None])
+    expected = composer.encode(Observation(None, recorded))["patterns.1"]
+    torch.testing.assert_close(code.latents["patterns.1"], expected)
     assert sound.render(composer, code, 40).shape == (1, 50)
 
 
-def test_codes_are_rendered_and_mixed_and_told(saved, tmp_path, capsys):
+def test_the_tool_renders_interpolates_and_describes_codes(saved, tmp_path, capsys):
     composer, checkpoint = saved
     for name in ("a", "b"):
         encode(composer, _noise(3, 8, 8)).save(tmp_path / f"{name}.safetensors")
@@ -119,29 +129,29 @@ def test_codes_are_rendered_and_mixed_and_told(saved, tmp_path, capsys):
     codes.main(["interpolate", first, last, *options])
     assert {path.name for path in (tmp_path / "frames").iterdir()} == {"000.png", "001.png", "002.png", "frames.gif"}
     codes.main(["info", first, "--checkpoint", str(checkpoint)])
-    told = capsys.readouterr().out
-    assert "inner steps:       2" in told
-    assert f"that of {checkpoint}" in told
+    printed = capsys.readouterr().out
+    assert "inner steps:       2" in printed
+    assert f"that of {checkpoint}" in printed
     assert read_code(first).numel == 64
 
 
-# What a model takes
+# Signals that a model takes
 
 
 def test_sizes_are_those_of_training():
     assert input_size(_build()) == 8
     assert sound.input_shape(_build(shape=(1, 40))) == (1, 40)
-    assert stated_shape(_build(signal_shape=None)) is None
+    assert _build(signal_shape=None).start.signal_shape is None
 
 
-def test_a_tokenizer_states_the_size_first(tiny_ipc):
-    tiny_ipc.signal_shape = (3, 5, 5)
-    assert stated_shape(tiny_ipc) == (3, 8, 12)
+def test_an_encoder_states_the_size_of_its_hypernetwork(tiny_ipc):
+    assert tiny_ipc.start.signal_shape == (3, 8, 12)
     assert steps_taken(tiny_ipc, 7) == {"refinement steps": "7"}
+    assert steps_taken(_build(), 7) == {"inner steps": "2", "refinement steps": "7"}
 
 
 @pytest.mark.parametrize(
-    ("shape", "asked_for", "message"),
+    ("shape", "read_shape", "message"),
     [
         ((1, 40), input_size, r"signals of shape \(1, 40\), not square colour images"),
         ((3, 8, 12), input_size, r"signals of shape \(3, 8, 12\), not square colour images"),
@@ -150,13 +160,13 @@ def test_a_tokenizer_states_the_size_first(tiny_ipc):
         (None, sound.input_shape, "MetaIPC does not state the shape of its signals"),
     ],
 )
-def test_other_signals_are_refused(shape, asked_for, message):
+def test_other_signals_are_rejected(shape, read_shape, message):
     composer = _build(signal_shape=None) if shape is None else _build(shape=shape)
     with pytest.raises(ValueError, match=message):
-        asked_for(composer)
+        read_shape(composer)
 
 
-# The short option
+# The short options
 
 
 def _expanded(steps, **model):
@@ -170,50 +180,48 @@ def _expanded(steps, **model):
     return config.model.init_args
 
 
-def test_steps_are_inner_steps_where_there_is_an_inner_loop():
-    loop = Namespace(class_path="composers.GradientSteps", init_args=Namespace(steps=2, test_steps=None))
+def test_steps_are_inner_steps_if_there_is_an_inner_loop():
+    inner = Namespace(class_path="composers.GradientSteps", init_args=Namespace(steps=2, test_steps=None))
     refinement = Namespace(class_path="composers.Refinement", init_args=Namespace(steps=9))
-    found = _expanded(5, inner_loop=loop, refinement=refinement)
-    assert found.inner.init_args == Namespace(steps=2, test_steps=5)
-    assert found.refinement.init_args.steps == 9
-    found = _expanded(5, inner_loop=None, refinement=None)
-    assert found.inner == Namespace(class_path="composers.GradientSteps", init_args=Namespace(test_steps=5))
-    assert found.refinement is None
-    assert _expanded(0, refinement=refinement).refinement.init_args.steps == 0
+    model = _expanded(5, inner=inner, refinement=refinement)
+    assert model.inner.init_args == Namespace(steps=2, test_steps=5)
+    assert model.refinement.init_args.steps == 9
+    assert _expanded(0, inner=None, refinement=refinement).refinement.init_args.steps == 0
     with pytest.raises(
-        ValueError, match=r"^--steps is 0; for a meta-learned model it is the number of inner steps, at least 1\.$"
+        ValueError,
+        match=r"^--steps is 0; for a model with an inner loop it is the number of inner steps, at least 1\.$",
     ):
-        _expanded(0, inner_loop=loop)
+        _expanded(0, inner=inner)
     assert "inner steps for a meta-learned model" in " ".join(asked("predict", "--help").split())
 
 
-def test_scenes_are_looked_at_from_as_many_sides_as_are_named():
-    arguments, given = Namespace(inner_loop=None, signal_shape=[1, 3, 8, 8]), {"support": [0, 3, 4]}
+def test_models_without_an_encoder_take_any_number_of_support_views():
+    arguments, support = Namespace(signal_shape=[1, 3, 8, 8]), {"support": [0, 3, 4]}
     model = Namespace(class_path="composers.MetaIPC", init_args=arguments)
-    data = Namespace(init_args=Namespace(signal_shape=None, **given))
+    data = Namespace(init_args=Namespace(signal_shape=None, **support))
     state_signal(model, data)
     assert data.init_args.signal_shape == [3, 3, 8, 8]
     images = Namespace(init_args=Namespace(signal_shape=None, images=[]))
-    arguments = Namespace(inner_loop=None, signal_shape=[3, 8, 8])
+    arguments = Namespace(signal_shape=[3, 8, 8])
     state_signal(Namespace(class_path="composers.MetaIPC", init_args=arguments), images)
     assert images.init_args.signal_shape == [3, 8, 8]
-    tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[1, 3, 8, 8]))
-    hypernetwork = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(tokenizer=tokenizer))
-    data = Namespace(init_args=Namespace(signal_shape=None, **given))
+    encoder = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[1, 3, 8, 8]))
+    hypernetwork = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(encoder=encoder))
+    data = Namespace(init_args=Namespace(signal_shape=None, **support))
     state_signal(hypernetwork, data)
-    assert data.init_args.signal_shape == [1, 3, 8, 8]  # which the data module refuses, with both numbers
+    assert data.init_args.signal_shape == [1, 3, 8, 8]  # rejected by the data module, with both numbers
 
 
 # Galleries
 
 
 class _Squares(CoordinateDataModule):
-    """Images of 8 x 8, as far as a gallery asks their data module."""
+    """A data module of images of 8 x 8 pixels, with a specification only."""
 
     spec = DataSpec(Grid.unit(2), 3, (3, 8, 8), Images())
 
 
-def test_a_meta_learned_model_stands_beside(saved, tmp_path):
+def test_a_gallery_compares_with_a_meta_learned_model(saved, tmp_path):
     composer, checkpoint = saved
     pixels = _noise(3, 3, 8, 8)
     samples = square_samples(pixels)
@@ -230,7 +238,7 @@ def test_a_meta_learned_model_stands_beside(saved, tmp_path):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
+def test_layers_and_units_of_a_meta_learned_model_are_analysed(kind):
     images = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
     settings = AnalysisSettings(num_units=2, num_rows=2, size=4, crops=2)
     analysis = ModelAnalysis(kind, _build(kind), images, settings, layer=1)
@@ -246,7 +254,7 @@ def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
 
 
 @pytest.mark.slow
-def test_the_decoder_is_exported_alone(saved, tmp_path, capsys):
+def test_only_the_decoder_is_exported(saved, tmp_path, capsys):
     composer, checkpoint = saved
     with pytest.raises(
         ValueError,
@@ -257,46 +265,47 @@ def test_the_decoder_is_exported_alone(saved, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "No encoder: MetaIPC finds latents by gradient steps" in printed
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["decoder.pt2", "export.json"]
-    told = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert told["encoder"] is None
-    assert told["decoder"]["inputs"] == {"patterns.1": ["B", 8, 8], "coords": ["N", 2]}
+    description = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert description["encoder"] is None
+    assert description["decoder"]["inputs"] == {"patterns.1": ["B", 8, 8], "coords": ["N", 2]}
     decoder = torch.export.load(tmp_path / "out" / "decoder.pt2").module()
     code, coords = encode(composer, _noise(3, 8, 8)), 2 * torch.rand(5, 2) - 1
     with torch.no_grad():
-        wanted = composer.render(composer.compose(code.latents), coords)
-        torch.testing.assert_close(decoder(code.latents, coords), wanted, rtol=0, atol=1e-6)
+        expected = composer.render(composer.compose(code.latents), coords)
+        torch.testing.assert_close(decoder(code.latents, coords), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS)
-def test_decoders_need_no_shape_of_signals(kind, tmp_path):
+def test_decoders_are_exported_without_a_shape_of_signals(kind, tmp_path):
     composer = _build(kind, signal_shape=None)
     differences = export(composer, tmp_path / "out")
     assert list(differences) == ["decoder.pt2"]
     assert differences["decoder.pt2"] < 1e-5
     decoder = export_decoder(composer).module()
-    latents = {name: torch.randn(4, *latent.shape) for name, latent in composer.start().items()}
+    latents = {name: torch.randn(4, *latent.shape) for name, latent in _initial(composer).items()}
     coords = 2 * torch.rand(3, 2) - 1
     with torch.no_grad():
-        wanted = composer.render(composer.compose(latents), coords)
-        torch.testing.assert_close(decoder(latents, coords), wanted, rtol=1e-5, atol=1e-5)
+        expected = composer.render(composer.compose(latents), coords)
+        torch.testing.assert_close(decoder(latents, coords), expected, rtol=1e-5, atol=1e-5)
 
 
-# What training costs
+# The cost of training
 
 
-def _flop(tmp_path, name, **loop):
-    """Return the operations of a training step of a tiny config whose inner loop is changed."""
-    lines = "".join(f"\n        {key}: {json.dumps(value)}" for key, value in loop.items())
+def _flop(tmp_path, name, rule=None, **inner):
+    """Return the operations of a training step of a tiny config with another inner loop."""
+    changes = inner | {"rule": {"init_args": rule or {}}}
     path = tmp_path / "cost.yaml"
     path.write_text(
-        f"_base_: {TESTS / 'configs' / f'tiny_{name}.yaml'}\nmodel:\n  init_args:\n    inner_loop:\n      init_args:{lines}\n"
+        f"_base_: {TESTS / 'configs' / f'tiny_{name}.yaml'}\n"
+        f"model: {{init_args: {{inner: {{init_args: {json.dumps(changes)}}}}}}}\n"
     )
     return cost.count(path).step_flop
 
 
 @pytest.mark.parametrize("steps", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_reptile_is_counted_as_by_hand(tmp_path, steps):
+def test_the_cost_of_reptile_equals_a_count_by_hand(tmp_path, steps):
     batch, inner, query = 4, 32, 128
 
     def products(points, times):
@@ -305,15 +314,15 @@ def test_reptile_is_counted_as_by_hand(tmp_path, steps):
             2 * batch * points * rows * columns * count for (rows, columns), count in zip(sizes, times, strict=True)
         )
 
-    # A step: all layers forward, and the gradients of weights and, but of features, of inputs. Losses after the last step and
-    # of the query are only looked at.
-    wanted = steps * products(inner, (2, 3, 3)) + products(inner, (1, 1, 1)) + products(query, (1, 1, 1))
-    assert _flop(tmp_path, "learned_init", steps=steps) == wanted
+    # A step: the forward pass of all layers, the gradients of weights and, except for the features, of inputs. The losses
+    # after the last step and of the query are forward passes only.
+    expected = steps * products(inner, (2, 3, 3)) + products(inner, (1, 1, 1)) + products(query, (1, 1, 1))
+    assert _flop(tmp_path, "learned_init", steps=steps) == expected
 
 
 @pytest.mark.slow
-def test_every_inner_step_costs_the_same_and_second_order_costs_more(tmp_path):
+def test_inner_steps_cost_the_same_and_second_order_costs_more(tmp_path):
     two, three, four = (_flop(tmp_path, "meta_ipc", steps=steps) for steps in (2, 3, 4))
     assert four - three == three - two > 0
-    assert two > _flop(tmp_path, "meta_ipc", steps=2, first_order=True) > 0
-    assert _flop(tmp_path, "meta_ipc", steps=2, recompute=True) > two
+    assert two > _flop(tmp_path, "meta_ipc", {"outer": "first_order"}, steps=2) > 0
+    assert _flop(tmp_path, "meta_ipc", {"recompute": True}, steps=2) > two
