@@ -28,7 +28,7 @@ from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
-from datamodules.spec import DataSpec, Headline, Modality, agrees, declared
+from datamodules.spec import DataSpec, Headline, Modality, agrees, checked
 
 FieldOf = Callable[[Latents], Field]
 
@@ -477,7 +477,7 @@ class Composer(LightningModule):
         for slot, child in self.named_children():
             stated = field if slot in self.of_field else spec
             for part in child.modules():
-                for argument, value in ((name, of(stated)) for name, of in declared(part).items()):
+                for argument, value in ((name, of(stated)) for name, of in checked(part).items()):
                     given = getattr(part, argument, None)
                     if not agrees(given, value):
                         asked = f"{type(self.renderer).__name__} asks for" if slot in self.of_field else "the data has"

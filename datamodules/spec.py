@@ -188,7 +188,8 @@ FromData = Mapping[str, Callable[[DataSpec], Any]]
 """Arguments that a part of a model takes from the data: functions of the `DataSpec` by the name of the argument.
 
 A part declares them as the class attribute ``from_data`` and stores each value in the attribute of the same name. If a config
-sets such an argument to None, the command line fills it in; other values are compared with the data at set-up.
+sets such an argument to None, the command line fills it in; other values are compared with the data at set-up, except for
+arguments in the class attribute ``recorded``, which only record the data of training.
 """
 
 
@@ -196,6 +197,12 @@ def declared(part: Any) -> FromData:
     """Return ``from_data`` of a part or its class, empty if there is none."""
     found: FromData = getattr(part, "from_data", None) or {}
     return found
+
+
+def checked(part: Any) -> FromData:
+    """Return the entries of `declared` that are compared with the data at set-up."""
+    recorded = getattr(part, "recorded", ())
+    return {name: value for name, value in declared(part).items() if name not in recorded}
 
 
 def coord_dim(spec: DataSpec) -> int:

@@ -102,6 +102,7 @@ class _SignalFree(Start):
     """
 
     from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
+    recorded: ClassVar[tuple[str, ...]] = ("signal_shape",)
 
     def __init__(self, signal_shape: Sequence[int] | None = None) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """Arguments that parts take from the data: filled in where a config leaves them open, and compared at set-up."""
 
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from jsonargparse import Namespace
 
 from application.sizes import state_sizes
+from composers import Composer
 from composers.encoders import Patches
+from composers.inference import LearnedCode, LearnedStart, ZeroStart
+from composers.latents import LowRank
 from datamodules import CoordinateDataModule, domain
 from datamodules.spec import DataSpec, Modality
 
@@ -154,4 +158,19 @@ def test_arguments_of_the_config_are_compared_with_the_data(make_ipc, slot, ends
     composer.check_sizes(Images())
     getattr(composer, slot).add_module("ends", Ends(ends))
     with pytest.raises(ValueError, match=message):
+        composer.check_sizes(Images())
+
+
+@pytest.mark.parametrize("start", [LearnedStart, ZeroStart, partial(LearnedCode, 7)], ids=["start", "zero", "code"])
+def test_starts_without_an_encoder_record_the_signal_and_take_any(make_network, start):
+    composer = Composer(make_network(), LowRank(3), start(signal_shape=(3, 99, 99)))
+    composer.check_sizes(Images())
+    assert composer.start.signal_shape == (3, 99, 99)
+
+
+def test_the_number_of_learned_codes_is_compared_with_the_data(make_network):
+    composer = Composer(make_network(), LowRank(3), LearnedCode(5))
+    with pytest.raises(
+        ValueError, match=r"^LearnedCode was built for num_instances 5; the data has 7: leave num_instances"
+    ):
         composer.check_sizes(Images())
