@@ -1,4 +1,4 @@
-"""Two processes train, test and predict what one does, by inner loops of every kind."""
+"""Two processes train, test and predict as one does, with inner loops of every kind."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from datamodules.randomness import generator_at
 PHOTOS = ["--data.class_path=program.OddPhotos", "--data.init_args.eval_batch_size=8"]
 BF16 = ["--trainer.precision=bf16-mixed"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-HELD_OUT = 33  # 17 and 16: three batches and two
+HELD_OUT = 33  # 17 and 16 instances: three batches and two
 IMAGES = ("a", "b", "c")
 _COMMANDS = "import json, sys, program; [program.run(*command) for command in json.loads(sys.argv[1])]"
 
 
 def _run_two(commands, cwd, limit=240):
-    """Run commands of the program one after the other in two processes that stay together, as a cluster starts them."""
+    """Run commands of the program one after the other in two processes, started as on a cluster."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,10 +35,10 @@ def _run_two(commands, cwd, limit=240):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    told = json.dumps([[str(argument) for argument in command] for command in commands])
-    started = [
+    arguments = json.dumps([[str(argument) for argument in command] for command in commands])
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _COMMANDS, told],
+            [sys.executable, "-c", _COMMANDS, arguments],
             cwd=cwd,
             env=environment | {"LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -48,11 +48,11 @@ def _run_two(commands, cwd, limit=240):
         for rank in range(2)
     ]
     try:
-        printed = [process.communicate(timeout=limit)[0] for process in started]
+        printed = [process.communicate(timeout=limit)[0] for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(printed)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
 
 
 def _write_images():
@@ -64,7 +64,7 @@ def _write_images():
 
 
 def _commands(name, folder, *options):
-    """Return the commands that train, test and predict; the last two with the weights that one process trained."""
+    """Return the commands that train, test and predict; the last two use the weights of the training with one process."""
     weights = ["--ckpt_path", f"runs/one_{name}/version_0/checkpoints/last.ckpt"]
     images = ["--images", *(f"{image}.png" for image in IMAGES), "--steps", 4]
     size = ["--data.init_args.batch_size=4" if folder == "two" else "--data.init_args.batch_size=8"]
@@ -75,8 +75,8 @@ def _commands(name, folder, *options):
     ]
 
 
-def _assert_same_training(name, weights, figures):
-    """Compare weights after two steps, and validation, up to these differences."""
+def _assert_same_training(name, weights, metrics):
+    """Compare weights after two steps, and validation metrics, up to these tolerances."""
     one, two = (checkpoint(f"runs/{folder}_{name}/version_0") for folder in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 2
     assert one["state_dict"].keys() == two["state_dict"].keys()
@@ -87,26 +87,28 @@ def _assert_same_training(name, weights, figures):
         1e-4, 10 * weights
     )
     for metric in ("val/psnr", "val/loss", "val/ssim", "val/gain"):
-        [found], [wanted] = (column(f"runs/{folder}_{name}/version_0/metrics.csv", metric) for folder in ("two", "one"))
-        assert found == pytest.approx(wanted, abs=figures)
+        [actual], [expected] = (
+            column(f"runs/{folder}_{name}/version_0/metrics.csv", metric) for folder in ("two", "one")
+        )
+        assert actual == pytest.approx(expected, abs=metrics)
 
 
 def _assert_same_tests(name):
-    """Compare the rows of a test, the curve of the inner loop among them."""
-    found, wanted = (rows(f"runs/{folder}_{name}/version_1/test_instances.csv") for folder in ("two", "one"))
-    assert [row["name"] for row in found] == [row["name"] for row in wanted]
-    assert len(found) == HELD_OUT
-    assert "psnr@5 of the inner loop" in wanted[0]
-    for row, other in zip(found, wanted, strict=True):
+    """Compare the rows of a test, including the curve of the inner loop."""
+    actual, expected = (rows(f"runs/{folder}_{name}/version_1/test_instances.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in actual] == [row["name"] for row in expected]
+    assert len(actual) == HELD_OUT
+    assert "psnr@5 of the inner loop" in expected[0]
+    for row, other in zip(actual, expected, strict=True):
         for key in row.keys() - {"name"}:
             assert float(row[key]) == pytest.approx(float(other[key]), abs=1e-3)
 
 
 def _assert_same_predictions(name):
     """Compare tables and codes of a prediction."""
-    found, wanted = (rows(f"{folder}_{name}/predictions.csv") for folder in ("two", "one"))
-    assert [row["name"] for row in found] == [row["name"] for row in wanted] == list(IMAGES)
-    for row, other in zip(found, wanted, strict=True):
+    actual, expected = (rows(f"{folder}_{name}/predictions.csv") for folder in ("two", "one"))
+    assert [row["name"] for row in actual] == [row["name"] for row in expected] == list(IMAGES)
+    for row, other in zip(actual, expected, strict=True):
         assert float(row["psnr"]) == pytest.approx(float(other["psnr"]), abs=2e-3)
     for image in IMAGES:
         latents, others = (read_code(f"{folder}_{name}/{image}.safetensors").latents for folder in ("two", "one"))
@@ -114,7 +116,7 @@ def _assert_same_predictions(name):
 
 
 def _assert_same(names, tmp_path, monkeypatch):
-    """Do all with one process and with two, and compare."""
+    """Train, test and predict with one process and with two, and compare."""
     monkeypatch.chdir(tmp_path)
     _write_images()
     for name in names:
@@ -122,25 +124,25 @@ def _assert_same(names, tmp_path, monkeypatch):
             run(*command)
     _run_two([command for name in names for command in _commands(name, "two", *TWO)], tmp_path)
     for name in names:
-        _assert_same_training(name, weights=1e-6, figures=2e-5)
+        _assert_same_training(name, weights=1e-6, metrics=2e-5)
         _assert_same_tests(name)
         _assert_same_predictions(name)
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
-    """Second order with random samples, Reptile, learned step sizes with recomputed steps, in two process starts for all."""
+def test_two_processes_equal_one_through_the_program(tmp_path, monkeypatch):
+    """Second order with random samples, Reptile, and learned step sizes with recomputed steps."""
     _assert_same(("meta_ipc", "learned_init", "functa"), tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_two_processes_in_bfloat16_do_what_one_does(tmp_path, monkeypatch):
-    """Up to rounding: of gradients, which are added up in another order; what adapts to one instance is the same."""
+def test_two_processes_in_bfloat16_equal_one(tmp_path, monkeypatch):
+    """Equal up to the order in which gradients are summed; the inner loop of an instance is the same."""
     monkeypatch.chdir(tmp_path)
     _write_images()
     for command in _commands("meta_ipc", "one", *BF16):
         run(*command)
     _run_two(_commands("meta_ipc", "two", *BF16, *TWO), tmp_path)
-    _assert_same_training("meta_ipc", weights=1e-3, figures=0.01)
+    _assert_same_training("meta_ipc", weights=1e-3, metrics=0.01)
     _assert_same_tests("meta_ipc")
     _assert_same_predictions("meta_ipc")

@@ -1,4 +1,4 @@
-"""Meta-learned composers through the program, from training to prediction and back to training."""
+"""Composers with an inner loop through the program: training, resuming, validation, test and prediction."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ from program import NAME, assert_same, checkpoint, column, keep_every, refused, 
 import composers
 from composers.codes import read_code
 from composers.metrics import psnr_of_mse
+from composers.networks import CoordinateMLP
 from datamodules import SamplePhotos
 from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH
 from datamodules.domain import Domain, Grid
@@ -60,15 +61,15 @@ def _image(path, rows=24, columns=40):
 
 
 def _evaluate(name, *args, folder="."):
-    """Validate and test what was trained: the figures that training logged are found again, and every instance has a row."""
+    """Validate and test a trained model, compare with the validation of training, and return the rows of the test."""
     weights = ["--ckpt_path", f"{folder}/{CHECKPOINT.format(name, 'last')}"]
-    run("validate", *tiny(name), *weights, *args, NAME, "again")
-    again, logged = (
+    run("validate", *tiny(name), *weights, *args, NAME, "validated")
+    validated, logged = (
         next(row for row in rows(f"{run_folder}/version_0/metrics.csv") if "val/psnr" in row)
-        for run_folder in ("runs/again", f"{folder}/runs/{name}")
+        for run_folder in ("runs/validated", f"{folder}/runs/{name}")
     )
     for key in ("val/psnr", "val/loss"):
-        assert float(again[key]) == pytest.approx(float(logged[key]), abs=1e-4)
+        assert float(validated[key]) == pytest.approx(float(logged[key]), abs=1e-4)
     run("test", *tiny(name), *weights, *args, NAME, "tested")
     return rows("runs/tested/version_0/test_instances.csv")
 
@@ -79,10 +80,10 @@ def _curve(instances, steps):
 
 
 @pytest.mark.slow
-def test_what_validation_found_is_found_again_and_a_test_has_the_inner_curve(photos):
+def test_validation_is_reproducible_and_a_test_has_the_curve_of_the_inner_loop(photos):
     instances = _evaluate("meta_ipc", folder=photos)
     assert len(instances) == 34
-    for row in instances:  # the curve passes through what the model makes of them
+    for row in instances:  # the curve contains the prediction
         assert float(row["psnr@2 of the inner loop"]) == pytest.approx(float(row["psnr@0"]), abs=1e-3)
     curve = _curve(instances, (0, 1, 2, 5))
     assert curve == sorted(curve)
@@ -91,21 +92,21 @@ def test_what_validation_found_is_found_again_and_a_test_has_the_inner_curve(pho
     data.setup("test")
     batch = data.to_coordinates(torch.utils.data.default_collate([data.test_set[0]]))
     composer = composers.load(photos / CHECKPOINT.format("meta_ipc", "last"))
-    start = {name: latent[None] for name, latent in composer.start().items()}
-    error = (composer.render(composer.compose(start), batch.query.coords) - batch.query.values).square().mean()
+    initial = composer.trajectory(batch.observation, [0])[0]
+    error = (composer.render(composer.compose(initial), batch.query.coords) - batch.query.values).square().mean()
     assert float(instances[0]["psnr@0 of the inner loop"]) == pytest.approx(psnr_of_mse(error).item(), abs=1e-3)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(photos):
     run("fit", *tiny("meta_ipc"), *keep_every(2), "--ckpt_path", photos / CHECKPOINT.format("meta_ipc", "step-2"))
-    found, wanted = checkpoint("runs/unnamed/version_0"), checkpoint(photos / "runs/meta_ipc/version_0")
+    resumed, uninterrupted = checkpoint("runs/unnamed/version_0"), checkpoint(photos / "runs/meta_ipc/version_0")
     for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
-        assert_same(found[key], wanted[key])
+        assert_same(resumed[key], uninterrupted[key])
     losses = column(photos / "runs/meta_ipc/version_0/metrics.csv", "train/loss")
     assert column("runs/unnamed/version_0/metrics.csv", "train/loss") == losses[2:]
 
 
-def test_prediction_takes_the_inner_steps_that_are_asked_for(photos):
+def test_prediction_takes_the_number_of_inner_steps_of_the_option(photos):
     _image("noise.png")
     path = photos / CHECKPOINT.format("meta_ipc", "last")
     common = ["predict", "--ckpt_path", path, "--images", "noise.png"]
@@ -114,57 +115,57 @@ def test_prediction_takes_the_inner_steps_that_are_asked_for(photos):
     [whole], [tiles] = (rows(f"{folder}/predictions.csv") for folder in ("whole", "tiles"))
     assert (whole["tiles"], whole["inner steps"], whole["refinement steps"]) == ("1", "5", "0")
     assert (int(tiles["tiles"]) > 1, tiles["inner steps"]) == (True, "2")
-    with Image.open("whole/noise.png") as seen, Image.open("tiles/noise.png") as enlarged:
-        assert (seen.size, enlarged.size) == ((40, 24), (80, 48))
+    with Image.open("whole/noise.png") as image, Image.open("tiles/noise.png") as enlarged:
+        assert (image.size, enlarged.size) == ((40, 24), (80, 48))
     composer = composers.load(path)
     for folder, steps, tile in (("whole", 5, False), ("tiles", 2, True)):
         composer.inner.test_steps = steps
         code = encode(composer, "noise.png", tile=tile)
-        found = read_code(f"{folder}/noise.safetensors")
-        assert found.model == code.model
-        assert found.facts["inner steps"] == code.facts["inner steps"] == str(steps)
-        torch.testing.assert_close(found.latents, code.latents)
+        predicted = read_code(f"{folder}/noise.safetensors")
+        assert predicted.model == code.model
+        assert predicted.facts["inner steps"] == code.facts["inner steps"] == str(steps)
+        torch.testing.assert_close(predicted.latents, code.latents)
 
 
-def test_scenes_adapt_to_what_they_look_at_and_are_judged_on_the_rest(chairs):
+def test_scenes_adapt_to_the_support_views_and_are_measured_on_the_others(chairs):
     folder, scene = chairs
-    for name, frame in (("as_it_is", None), ("another_query", 4), ("another_support", 0)):
+    for name, frame in (("original", None), ("another_query", 4), ("another_support", 0)):
         shutil.copytree(scene, name)
         if frame is not None:
-            described = json.loads((scene / "transforms.json").read_text())["frames"][frame]
-            _image(f"{name}/{described['file_path'].rsplit('/', 1)[-1].removesuffix('.png')}.png", 16, 16)
+            entry = json.loads((scene / "transforms.json").read_text())["frames"][frame]
+            _image(f"{name}/{entry['file_path'].rsplit('/', 1)[-1].removesuffix('.png')}.png", 16, 16)
     weights = ["--ckpt_path", folder / CHECKPOINT.format("meta_objects", "last")]
-    names = ("as_it_is", "another_query", "another_support")
+    names = ("original", "another_query", "another_support")
     run("predict", *weights, "--views", *names, "--frames", 2, "--steps", 4, "--support", 0, 3)
-    found = {row["name"]: row for row in rows("predictions/predictions.csv")}
-    assert {(row["inner steps"], row["support views"]) for row in found.values()} == {("4", "2")}  # of one in training
-    own, query, support = (read_code(f"predictions/{name}.safetensors").latents["patterns.1"] for name in names)
-    assert torch.equal(query, own)
-    assert not torch.equal(support, own)
-    assert len({row["psnr predicted"] for row in found.values()}) == 3
+    table = {row["name"]: row for row in rows("predictions/predictions.csv")}
+    assert {(row["inner steps"], row["support views"]) for row in table.values()} == {("4", "2")}  # 1 view in training
+    original, query, support = (read_code(f"predictions/{name}.safetensors").latents["patterns.1"] for name in names)
+    assert torch.equal(query, original)
+    assert not torch.equal(support, original)
+    assert len({row["psnr predicted"] for row in table.values()}) == 3
 
 
 @pytest.mark.parametrize("step", ["first", "later"])
-def test_a_loop_that_diverges_is_named(step):
+def test_divergence_names_the_instance_and_the_setting(step):
     changes = {
-        "first": [f"{INNER}.lr", 1e38, "--trainer.callbacks", "[]"],
+        "first": [f"{INNER}.rule.init_args.lr", 1e38, "--trainer.callbacks", "[]"],
         "later": ["--model.init_args.optimizer.init_args.lr", 1e30, "--trainer.num_sanity_val_steps", 0],
     }
     message = refused("fit", *tiny("meta_ipc"), *changes[step])
     assert "The inner loop diverged on " in message
     assert {"first": "after 1 step", "later": "after 0 steps"}[step] in message
-    assert "inner_loop.lr" in message
-    assert len(message.strip().splitlines()) == 2  # the message, and how to see a traceback
+    assert "Lower the lr of inner.rule" in message
+    assert len(message.strip().splitlines()) == 2  # the message, and how to see the traceback
     images = SamplePhotos(size=16, scales=[1.0])
     images.setup("fit")
     names = [images.val_set[0].name] if step == "first" else [name for name, _ in images.train_set.images]
     assert any(name in message for name in names)
 
 
-def test_float16_is_refused():
+def test_float16_is_rejected():
     message = refused("fit", *tiny("meta_ipc"), "--trainer.precision", "16-true", "--trainer.callbacks", "[]")
     assert message.splitlines()[0].startswith("error: --trainer.precision is 16-true, ")
-    composer = composers.MetaIPC(composers.networks.CoordinateMLP(2, 3))
+    composer = composers.MetaIPC(CoordinateMLP(2, 3), composers.GradientSteps())
     composer._trainer = SimpleNamespace(precision="16-mixed", datamodule=None)
     with pytest.raises(ValueError, match=r"precision is 16-mixed.*Train in bf16-mixed"):
         composer.setup("fit")
@@ -173,7 +174,7 @@ def test_float16_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_through_the_program(name, precision):
+def test_every_preset_trains_validates_tests_resumes_and_predicts(name, precision):
     mode = ["--trainer.precision", precision]
     run("fit", *tiny(name), *keep_every(2), *mode, NAME, name)
     weights = checkpoint(f"runs/{name}/version_0")["state_dict"]
@@ -193,7 +194,7 @@ def test_every_method_goes_through_the_program(name, precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), BF16], ids=["float32", "bfloat16"])
-def test_speech_goes_through_the_program(mode):
+def test_speech_trains_validates_tests_and_predicts(mode):
     run("fit", *tiny("meta_speech"), *mode, NAME, "meta_speech")
     instances = _evaluate("meta_speech", *mode)
     curve = _curve(instances, (0, 2, 4))
@@ -209,7 +210,7 @@ def test_speech_goes_through_the_program(mode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [(), BF16], ids=["float32", "bfloat16"])
-def test_chairs_go_through_the_program(mode):
+def test_chairs_train_validate_and_test(mode):
     run("fit", *tiny("meta_objects"), *mode, NAME, "meta_objects")
     instances = _evaluate("meta_objects", *mode)
     assert len(instances) == 4
@@ -217,7 +218,7 @@ def test_chairs_go_through_the_program(mode):
         assert float(row["psnr@2 of the inner loop"]) == pytest.approx(float(row["psnr@0"]), abs=1e-2)
 
 
-def test_a_copy_says_of_the_data_what_the_original_says(photos):
+def test_a_saved_copy_states_the_same_data(photos):
     path = photos / CHECKPOINT.format("meta_ipc", "last")
     composers.save(composers.load(path), "copy.ckpt")
     copied, original = (torch.load(file, weights_only=True) for file in ("copy.ckpt", path))
