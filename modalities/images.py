@@ -236,11 +236,7 @@ class ImageWriter(Writer):
 
     results: ClassVar[str] = "Images, error images, codes"
     size_heading: ClassVar[str] = "pixels"
-    numbers: ClassVar[Mapping[str, str]] = {
-        "psnr predicted": "predicted",
-        "psnr refined": "refined",
-        "psnr": "original size",
-    }
+    numbers: ClassVar[Mapping[str, str]] = {"psnr": "original size"}
 
     def __post_init__(self) -> None:
         """Check the arguments, and convert a size that was read as a list from YAML."""
