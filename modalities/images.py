@@ -22,18 +22,17 @@ from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
 from composers.networks import Modulations
 from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Grid
-from datamodules.spec import Headline, Modality
+from datamodules.spec import Headline
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_image
 from datamodules.tiles import cover, whole
 from modalities.decoding import values_at
-from modalities.drawing import compacted, enlarged, image_grid
+from modalities.drawn import GALLERY_SIZE, DrawnModality
 from modalities.writing import Prediction, Row, Writer
 
 Size = int | tuple[int, int] | None
 _ERROR_GAIN = 5
 _MAX_ERROR_SIZE = 4096  # maximum of the longer side of an error image in pixels
-_GALLERY_SIZE = 256  # minimum of the longer side of an image in a gallery in pixels
 
 
 def to_image(values: Tensor, shape: Sequence[int]) -> Image.Image:
@@ -279,7 +278,7 @@ class ImageWriter(Writer):
         return path, f"{size} and frames.gif"
 
 
-class Images(Modality):
+class Images(DrawnModality):
     """Images on a pixel grid, with 3 channels or 1 and values in [0, 1]."""
 
     name = "images"
@@ -307,40 +306,25 @@ class Images(Modality):
         size = input_size(composer)
         return 3, size, size
 
-    def shown(self, instance: Instance) -> Instance:
-        """Return the instance unchanged, since figures show it completely."""
-        return instance
-
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
         """Return values ``(H * W, 3)`` or ``(H * W, 1)`` in [0, 1] as an image of ``(H, W)`` pixels, clipped."""
         return to_image(values.nan_to_num(0, 1, 0), shape)
 
-    def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
-        """Return cells in rows and columns, all of one size, with a longer side of about 256 pixels."""
-        if compact:
-            return image_grid(
-                [[(cell.label, compacted(self.panel(cell.values, cell.shape))) for cell in row] for row in rows]
-            )
-        first = rows[0][0]
-        size = enlarged(self.panel(first.values, first.shape), _GALLERY_SIZE).size
-        return image_grid(
-            [[(cell.label, self.panel(cell.values, cell.shape).resize(size, 0)) for cell in row] for row in rows]
-        )
+    def context(self, instance: Instance) -> list[Cell]:
+        """Return the image that the model observes, if its resolution differs from that of the target."""
+        signal = instance.signal
+        if not isinstance(signal, Tensor) or signal.shape[1:] == instance.shape:
+            return []
+        return [Cell("input", signal.flatten(1).mT, tuple(signal.shape[1:]), instance.domain)]
 
     def extras(
         self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
     ) -> list[Cell]:
         """Return the image decoded at the resolution of the gallery."""
-        scale = math.ceil(_GALLERY_SIZE / max(shown.shape))
+        scale = math.ceil(GALLERY_SIZE / max(shown.shape))
         shape = tuple(scale * extent for extent in shown.shape)
         values = values_at(composer, modulations, shown.domain.coords(shape), max_memory)
         return [Cell(f"decoded at {scale}x", values, shape, shown.domain)]
-
-    def values_at(
-        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
-    ) -> Tensor:
-        """Return values ``(N, C)`` of one instance at ``coords (N, 2)``, on the CPU."""
-        return values_at(composer, modulations, coords, max_memory)
 
     def media(self, instance: Instance) -> dict[str, Any]:
         """Return the image, its reconstruction and its error scaled by 5."""
