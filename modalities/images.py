@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
+from composers.checkpoint import stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, steps_taken
 from composers.encoders import Patches
 from composers.inference.refinement import Refinement
@@ -21,7 +22,7 @@ from composers.latents import Latents
 from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
 from composers.networks import Modulations
 from datamodules.batch import Cell, Instance, Observation, Samples
-from datamodules.domain import Grid
+from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_image
@@ -119,8 +120,8 @@ def encode(
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
     facts = steps_taken(composer, refinement.steps)
-    layout = composer.layout(Observation(torch.empty(1, 3, size, size)))
-    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=Grid.unit(2), layout=layout)
+    domain, layout = stated_domain(composer), composer.layout(Observation(torch.empty(1, 3, size, size)))
+    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
@@ -132,14 +133,16 @@ def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, ba
         refinement: Refinement of the latents.
         batch_size: Number of images that are encoded at a time.
     """
+    domain = stated_domain(composer)
     batches = (batch.to(composer.device) for batch in squares.split(batch_size))
-    observations = (Observation(batch.float() / 255, square_samples(batch)) for batch in batches)
+    observations = (Observation(batch.float() / 255, square_samples(batch, domain)) for batch in batches)
     return encoded(composer, observations, refinement)
 
 
-def square_samples(squares: Tensor) -> Samples:
-    """Return the pixels of images ``(B, 3, S, S)`` uint8 as samples."""
-    return Samples(Grid.unit(2).coords(squares.shape[2:], device=squares.device), squares.float().flatten(2).mT / 255)
+def square_samples(squares: Tensor, domain: Domain | None = None) -> Samples:
+    """Return the pixels of images ``(B, 3, S, S)`` uint8 as samples of a domain, ``[-1, 1]`` along both axes if None."""
+    coords = (domain or Grid.unit(2)).coords(squares.shape[2:], device=squares.device)
+    return Samples(coords, squares.float().flatten(2).mT / 255)
 
 
 def render(
