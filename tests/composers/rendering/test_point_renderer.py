@@ -68,5 +68,5 @@ def test_gradients_of_the_field(shape):
         constant = reconstruction.gradients(coords)
     torch.testing.assert_close(constant, expected.detach())
     assert not constant.requires_grad
-    with torch.inference_mode(), pytest.raises(ValueError, match="set trainer.inference_mode to false"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"set trainer\.inference_mode to false"):
         reconstruction.gradients(coords)
