@@ -34,9 +34,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def square_ipc(make_ipc):
-    """Return a tiny `TransformerIPC` for images of 8 x 8 pixels."""
-    return make_ipc(encoder=Patches(SHAPE, patch_size=4)).eval()
+def square_ipc(make_ipc, make_network):
+    """Return a tiny `TransformerIPC` for images of 8 x 8 pixels, wide enough to fit two colours."""
+    return make_ipc(network=make_network(hidden_dim=48), encoder=Patches(SHAPE, patch_size=4)).eval()
 
 
 def _write_image(path, shape=(6, 9), colour=(200, 30, 60)):
