@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -208,10 +209,11 @@ def _create_writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Wr
             f"{type(data).__name__} has no modality whose predictions can be written: set its class attribute `modality`, for "
             "example to `modalities.Images()`."
         )
-    if unknown := sorted(set(options) - set(kind.__dataclass_fields__)):
+    allowed = inspect.signature(kind).parameters
+    if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(
             f"`options` of PredictionWriter contains {', '.join(unknown)}; {data.spec.modality.name} take "
-            f"{', '.join(kind.__dataclass_fields__)}."
+            f"{', '.join(allowed) or 'none'}."
         )
     _headline(data.spec)  # before the work
     writer: Writer = kind(**options)

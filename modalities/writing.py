@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -34,7 +33,6 @@ class Prediction(NamedTuple):
     source: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True)
 class Writer:
     """Base class for writers of predictions: write the instance code of a signal as NAME.safetensors.
 
