@@ -249,12 +249,7 @@ class AudioWriter(Writer):
 
     results: ClassVar[str] = "Audio, spectrograms, codes"
     size_heading: ClassVar[str] = "seconds"
-    numbers: ClassVar[Mapping[str, str]] = {
-        "psnr predicted": "predicted",
-        "psnr refined": "refined",
-        "psnr": "decoded",
-        "silence": "silence",
-    }
+    numbers: ClassVar[Mapping[str, str]] = {"psnr": "decoded", "silence": "silence"}
 
     def __post_init__(self) -> None:
         """Check the arguments."""

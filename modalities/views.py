@@ -83,11 +83,7 @@ class ViewWriter(Writer):
     results: ClassVar[str] = "Turntable videos, views, codes"
     size_heading: ClassVar[str] = "pixels"
     counted: ClassVar[str] = "views"
-    numbers: ClassVar[Mapping[str, str]] = {
-        "psnr predicted": "predicted",
-        "psnr refined": "refined",
-        "white": "white",
-    }
+    numbers: ClassVar[Mapping[str, str]] = {"white": "white"}
 
     def __post_init__(self) -> None:
         """Raise a ``ValueError`` if a number is out of range."""
@@ -124,17 +120,15 @@ class ViewWriter(Writer):
         """Write the turntable video, the figure, the code and the mesh of a scene."""
         composer, code, instance = prediction.composer, prediction.code, prediction.instance
         assert instance is not None, "scenes are not tiled"
-        support, scores = _support(instance), _scores(instance)
+        support = _support(instance)
         shape = (len(support.images), *support.images.shape[-2:])
-        updates = {fact: scores[fact] for fact in code.facts if fact in scores}
-        code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts | updates)
+        code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts)
         code.save(f"{path}.safetensors")
         reconstruction = prediction.reconstruction()
         save_image(_views_figure(composer, reconstruction, instance, self.max_memory), Path(f"{path}.png"))
         self._write_turntable(composer, reconstruction, support, path)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(instance.shape[0])}
-        steps = {fact: code.facts[fact] for fact in ("inner steps", "refinement steps") if fact in code.facts}
-        row |= {"support views": str(shape[0])} | steps | scores
+        row |= {"support views": str(shape[0])} | prediction.code.facts | {"white": _white_psnr(instance)}
         return row | ({"mesh": self._write_mesh(composer, reconstruction, path, code.name)} if self.mesh else {})
 
     def size_of(self, row: Row) -> str:
@@ -305,18 +299,14 @@ def _support(instance: Instance) -> Views:
     return instance.signal
 
 
-def _scores(instance: Instance) -> Row:
-    """Return the PSNR of the prediction, of the refinement and of white views, averaged over the views of a scene."""
-    keys, last = ("psnr predicted", "psnr refined", "white"), instance.values[max(instance.values)]
+def _white_psnr(instance: Instance) -> str:
+    """Return the PSNR of white views, averaged over the views of a scene; NaN without images of the views."""
     if instance.query.values is None:
-        return dict.fromkeys(keys, str(math.nan))
+        return str(math.nan)
     target = Samples(instance.query.coords, instance.query.values[None])
-    numbers = [
-        ViewPSNR().measure(Reconstruction.of_values(values[None]), target, instance.shape)
-        for values in (instance.values[0], last)
-    ]
-    numbers.append(WhiteView().measure(Reconstruction.of_values(last[None]), target, instance.shape))
-    return {key: f"{number.item():.3f}" for key, number in zip(keys, numbers, strict=True)}
+    return (
+        f"{WhiteView().measure(Reconstruction.of_values(instance.values[0][None]), target, instance.shape).item():.3f}"
+    )
 
 
 def _views_figure(
