@@ -38,6 +38,7 @@ IGNORED_WARNINGS = (
     ".*dirpath has changed.*",  # an evaluation writes to its own folder
     ".*is smaller than the logging interval.*",
     ".*your dataloader is not resumable.*",  # it is: data order is a function of seed, epoch and index
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen encoders stay in evaluation mode
     ".*You are trying to `self.log.*barebones.*",  # the user requested barebones
 )
 

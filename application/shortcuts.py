@@ -14,7 +14,7 @@ from jsonargparse.util import import_object
 
 from application.sizes import encodes, stated_argument
 from callbacks.predictions import PredictionWriter
-from composers.checkpoint import read, stated_sample_rate
+from composers.checkpoint import read, stated_sample_rate, training_domain
 from datamodules.spec import Modality
 from modalities import MODALITIES
 
@@ -240,13 +240,13 @@ def _steps_argument(model: Namespace, steps: int) -> tuple[Namespace, str]:
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
     """Fill arguments of a data module that depend on the model, where they are None.
 
-    These are the signal shape, the near and far bounds of a scene, and the sampling rate of audio. A model with an inner loop
-    adapts to samples of any number of views; for it the number of views is that of ``support``.
+    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, and the domain of images. A
+    model with an inner loop adapts to samples of any number of views; for it the number of views is that of ``support``.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
         data: ``class_path`` and ``init_args`` of a data module; modified in place.
-        path: Checkpoint, which may contain the sampling rate.
+        path: Checkpoint, which may state the sampling rate and the domain.
     """
     for name in ("signal_shape", "near", "far"):
         if name in data.init_args and data.init_args[name] is None:
@@ -254,8 +254,13 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
     shape = data.init_args.get("signal_shape")
     if shape is not None and "support" in data.init_args and not encodes(model):
         data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]
-    if path not in (None, "last") and "sample_rate" in data.init_args and data.init_args.sample_rate is None:
+    if path in (None, "last"):
+        return
+    if "sample_rate" in data.init_args and data.init_args.sample_rate is None:
         data.init_args.sample_rate = stated_sample_rate(read(path))
+    if "domain" in data.init_args and data.init_args.domain is None:
+        domain = training_domain(read(path))
+        data.init_args.domain = None if domain is None else dict_to_namespace(domain.config())
 
 
 def stated_model(args: Sequence[str] | None, default: str | None, option: str = "--ckpt_path") -> dict[str, Any] | None:

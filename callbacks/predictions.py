@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,9 +21,10 @@ from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, steps_taken
 from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
+from composers.metrics import InstanceMetric
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of
-from datamodules.domain import Domain
+from datamodules.spec import DataSpec
 from datamodules.storage.text import printable
 from datamodules.tiles import whole
 from modalities.writing import Prediction, Row, Writer
@@ -39,7 +41,7 @@ class Tile(NamedTuple):
         piece: Position of the tile in the signal.
         latents: Latents of the tile by name, without a batch dimension.
         steps: Number of refinement steps of the latents.
-        errors: Errors before and after refinement as returned by `Writer.errors`; NaN if nothing was measured.
+        values: Headline metric before and after refinement; NaN if nothing was measured.
         instance: The signal and its reconstructions if the tile is the complete signal, else None.
         layout: Layout of the latents.
     """
@@ -47,7 +49,7 @@ class Tile(NamedTuple):
     piece: Piece
     latents: Latents
     steps: int
-    errors: list[float]
+    values: list[float]
     instance: Instance | None
     layout: Layout
 
@@ -113,7 +115,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the tiles of a signal, and write the signal when the next one begins."""
-        for tile in _tiles(outputs, batch, self.writer, _data(trainer).spec.domain):
+        for tile in _tiles(outputs, batch, _data(trainer).spec):
             if self._tiles and self._tiles[0].piece.name != tile.piece.name:
                 self._write_signal(trainer, pl_module)
             self._tiles.append(tile)
@@ -137,8 +139,8 @@ class PredictionWriter(Callback):
         tiles, self._tiles = self._tiles, []
         data, (name, shape, _) = _data(trainer), tiles[0].piece
         latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
-        predicted, refined = (self.writer.score([tile.errors[end] for tile in tiles]) for end in (0, -1))
-        metric = data.spec.modality.headline.metric
+        metric, measure = _headline(data.spec)
+        predicted, refined = (measure.of_tiles([tile.values[end] for tile in tiles]) for end in (0, -1))
         facts = steps_taken(pl_module, tiles[0].steps)
         facts |= {f"{metric} predicted": f"{predicted:.3f}", f"{metric} refined": f"{refined:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
@@ -146,8 +148,8 @@ class PredictionWriter(Callback):
             latents, boxes, shape, self._model, name, facts, domain=data.spec.domain, layout=tiles[0].layout
         )
         original = None if tiles[0].instance is not None else data.original(name)
-        reconstruction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
-        row = self.writer.write(reconstruction, self.folder / name)
+        prediction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
+        row = self.writer.write(prediction, self.folder / name)
         self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 
     def _write_table(self, trainer: Trainer) -> None:
@@ -160,33 +162,35 @@ class PredictionWriter(Callback):
             writer.writeheader()
             writer.writerows({"name": name, **row} for name, row in rows.items())
         console = Console(soft_wrap=True)
-        console.print(self.table(rows, data.spec.modality.noun))
+        console.print(self.table(rows, data.spec))
         console.print(f"{self.writer.results} and {TABLE}: {relative_path(self.folder)}", markup=False)
         if data.skipped:
             console.print(
                 f"Skipped {len(data.skipped)}:", *data.skipped.values(), sep="\n  ", markup=False, highlight=False
             )
 
-    def table(self, rows: Mapping[str, Row], noun: str) -> Table:
+    def table(self, rows: Mapping[str, Row], spec: DataSpec) -> Table:
         """Return a table of the first signals and the mean of all.
 
         Args:
             rows: Rows of all signals by name.
-            noun: Name of the kind of signal.
+            spec: Specification of the signals.
         """
-        writer = self.writer
-        table = Table(title=f"{writer.measure} of {len(rows)} {noun}(s)", title_justify="left")
-        for heading in (noun, writer.size_heading, writer.counted, *writer.numbers.values(), "notes"):
+        writer, noun, (metric, measure) = self.writer, spec.modality.noun, _headline(spec)
+        title = f"{measure.heading or metric}{' in ' if measure.unit else ''}{measure.unit}"
+        numbers = {f"{metric} predicted": "predicted", f"{metric} refined": "refined", **writer.numbers}
+        table = Table(title=f"{title} of {len(rows)} {noun}(s)", title_justify="left")
+        for heading in (noun, writer.size_heading, writer.counted, *numbers.values(), "notes"):
             longest_word = max(map(len, heading.split()))
             side: Literal["left", "right"] = "left" if heading in (noun, "notes") else "right"
             table.add_column(heading, justify=side, overflow="fold", min_width=longest_word)
         for name, row in list(rows.items())[:_MAX_ROWS]:
-            numbers = [_mean([row], key) for key in writer.numbers]
-            table.add_row(escape(name), writer.size_of(row), row[writer.counted], *numbers, row["notes"])
+            means = [_mean([row], key) for key in numbers]
+            table.add_row(escape(name), writer.size_of(row), row[writer.counted], *means, row["notes"])
         if len(rows) > _MAX_ROWS:
-            table.add_row(f"and {len(rows) - _MAX_ROWS} more", "", "", *("" for _ in writer.numbers), "")
+            table.add_row(f"and {len(rows) - _MAX_ROWS} more", "", "", *("" for _ in numbers), "")
         if len(rows) > 1:
-            table.add_row("mean", "", "", *(_mean(rows.values(), key) for key in writer.numbers), "")
+            table.add_row("mean", "", "", *(_mean(rows.values(), key) for key in numbers), "")
         return table
 
 
@@ -205,29 +209,46 @@ def _create_writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Wr
             f"{type(data).__name__} has no modality whose predictions can be written: set its class attribute `modality`, for "
             "example to `modalities.Images()`."
         )
-    if unknown := sorted(set(options) - set(kind.__dataclass_fields__)):
+    allowed = inspect.signature(kind).parameters
+    if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(
             f"`options` of PredictionWriter contains {', '.join(unknown)}; {data.spec.modality.name} take "
-            f"{', '.join(kind.__dataclass_fields__)}."
+            f"{', '.join(allowed) or 'none'}."
         )
+    _headline(data.spec)  # before the work
     writer: Writer = kind(**options)
     return writer
 
 
-def _tiles(evaluation: Evaluation, batch: CoordinateBatch, writer: Writer, domain: Domain) -> Iterator[Tile]:
+def _headline(spec: DataSpec) -> tuple[str, InstanceMetric]:
+    """Return the name and the headline metric of the data; raise a `ValueError` if its modality does not measure it."""
+    name, metrics = spec.modality.headline.metric, spec.modality.metrics()
+    if name not in metrics:
+        raise ValueError(
+            f"The headline metric of {type(spec.modality).__name__} is {name}, but its metrics are "
+            f"{', '.join(metrics) or 'empty'}: return it from `metrics`."
+        )
+    return name, metrics[name]
+
+
+def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec) -> Iterator[Tile]:
     """Yield the tiles of a batch."""
     assert batch.shape is not None
     last = max(evaluation["latents"])
     values = {step: evaluation["values"][step] for step in (0, last)}
-    errors = [writer.errors(values[step], batch.query) for step in (0, last)]
+    scores = torch.full((2, len(batch.names)), math.nan)
+    if batch.query.values is not None:
+        _, metric = _headline(spec)
+        measured = [metric.measure(evaluation["reconstructions"][step], batch.query, batch.shape) for step in (0, last)]
+        scores = torch.stack(measured)
     for index, name in enumerate(batch.names):
         if batch.pieces:
             piece, instance = batch.pieces[index], None
         else:
             piece = Piece(name, _unpadded_shape(batch, index), whole(batch.shape))
-            instance = instance_of(batch, index, domain, values)
+            instance = instance_of(batch, index, spec.domain, values)
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        yield Tile(piece, latents, last, [error[index] for error in errors], instance, evaluation["layout"])
+        yield Tile(piece, latents, last, scores[:, index].tolist(), instance, evaluation["layout"])
 
 
 def _unpadded_shape(batch: CoordinateBatch, index: int) -> tuple[int, ...]:

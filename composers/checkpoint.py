@@ -272,8 +272,13 @@ def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: 
 
 def stated_domain(composer: Composer) -> Domain:
     """Return the domain that a loaded composer was trained on; ``[-1, 1]`` per axis if its checkpoint does not state it."""
-    stated = _training_data({"data": vars(composer).get(_TRAINED_ON)})
-    return Grid.unit(composer.network.coord_dim) if stated is None else stated.domain
+    return training_domain({"data": vars(composer).get(_TRAINED_ON)}) or Grid.unit(composer.network.coord_dim)
+
+
+def training_domain(checkpoint: Mapping[str, Any]) -> Domain | None:
+    """Return the domain that the model of a checkpoint was trained on; None if the checkpoint does not state it."""
+    stated = _training_data(checkpoint)
+    return None if stated is None else stated.domain
 
 
 def stated_sample_rate(checkpoint: Mapping[str, Any]) -> int | None:

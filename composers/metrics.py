@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -33,9 +34,7 @@ def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
         >>> instance_mse(torch.tensor([[[0.5], [1.0]]]), Samples(torch.zeros(2, 1), torch.zeros(1, 2, 1))).tolist()
         [0.625]
     """
-    if target.values is None:
-        raise ValueError("The samples have no values to compare with: give Samples(coords, values).")
-    errors = (exact(prediction) - exact(target.values)).square().mean(-1)  # (B, N)
+    errors = (exact(prediction) - exact(target.measured)).square().mean(-1)  # (B, N)
     if target.mask is None:
         return errors.mean(-1)
     return (errors * target.mask).sum(-1) / target.mask.sum(-1).clamp(min=1)
@@ -53,10 +52,9 @@ def psnr_of_mse(mse: Tensor) -> Tensor:
 
 def instance_mean(target: Samples) -> Tensor:
     """Return for every sample the mean value of its instance, per channel: ``(B, N, C)``, the mean-colour image."""
-    assert target.values is not None
-    weight = torch.ones_like(target.values[..., :1]) if target.mask is None else target.mask.unsqueeze(-1)
-    mean = (target.values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-    return mean.expand_as(target.values)
+    weight = torch.ones_like(target.measured[..., :1]) if target.mask is None else target.mask.unsqueeze(-1)
+    mean = (target.measured * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+    return mean.expand_as(target.measured)
 
 
 def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
@@ -101,6 +99,10 @@ class InstanceMetric(ABC):
             ``(B,)``; NaN where an instance has no such number, which no mean counts.
         """
 
+    def of_tiles(self, values: Sequence[float]) -> float:
+        """Return the value of a signal from those of its tiles: their mean by default."""
+        return sum(values) / len(values)
+
 
 class PSNR(InstanceMetric):
     """Peak signal-to-noise ratio in dB, peak 1, of the unclamped values (paper section 4)."""
@@ -111,6 +113,15 @@ class PSNR(InstanceMetric):
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of every instance."""
         return psnr_of_mse(instance_mse(reconstruction.values, target))
+
+    def of_tiles(self, values: Sequence[float]) -> float:
+        """Return the PSNR of the mean squared error over all tiles.
+
+        Example:
+            >>> round(PSNR().of_tiles([10.0, 20.0]), 2)
+            12.6
+        """
+        return psnr_of_mse(torch.pow(10, -torch.tensor(values, dtype=torch.float64) / 10).mean()).item()
 
 
 class Gain(InstanceMetric):
@@ -135,10 +146,9 @@ class SSIM(InstanceMetric):
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SSIM of every instance."""
-        assert target.values is not None
         if shape is None or len(shape) != 2 or min(shape) < 11:
             return reconstruction.values.new_full((len(reconstruction.values),), float("nan"))
-        seen, true = (values.float().mT.unflatten(-1, shape) for values in (reconstruction.values, target.values))
+        seen, true = (values.float().mT.unflatten(-1, shape) for values in (reconstruction.values, target.measured))
         similarity = structural_similarity_index_measure(seen, true, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
         return similarity

@@ -22,9 +22,10 @@ class CoordinateDataModule(LightningDataModule, ABC):
     """Base class of data modules for signals on regular grids with any number of axes.
 
     A subclass defines `spec`, and assigns data sets of `Signal` to ``train_set``, ``val_set`` and ``test_set`` in `setup`. It
-    may define ``augmentation``, random changes of training items. ``collate`` combines items into a batch in the loading
-    process; if items cannot be stacked, it returns another type, and the subclass overrides `to_coordinates`. ``skipped`` lists
-    the reasons why files are skipped, by path, and ``notes`` lists remarks on the data, by name.
+    may define ``augmentation``, random changes of training items, and `observe`, the part of a signal that a model sees.
+    ``collate`` combines items into a batch in the loading process; if items cannot be stacked, it returns another type, and the
+    subclass overrides `to_coordinates`. ``skipped`` lists the reasons why files are skipped, by path, and ``notes`` lists
+    remarks on the data, by name.
 
     Args:
         batch_size: Instances per device and step.
@@ -190,9 +191,18 @@ class CoordinateDataModule(LightningDataModule, ABC):
                 indices = subset(values.shape[1], self.coordinate_subset, generator)
                 coords, values, shape = coords[..., indices, :], values[:, indices], None
                 mask = None if mask is None else mask[:, indices]
-        samples = Samples(coords, values, mask)
+        query = samples = Samples(coords, values, mask)
+        if (observed := self.observe(signal)) is not signal:
+            samples = Samples(domain.coords(observed.shape[2:], device=signal.device), observed.flatten(2).mT)
         index = torch.as_tensor(batch.instance, device=signal.device) if training else None
-        return CoordinateBatch(Observation(signal, samples, index), samples, shape, list(batch.name))
+        return CoordinateBatch(Observation(observed, samples, index), query, shape, list(batch.name))
+
+    def observe(self, signal: Tensor) -> Tensor:
+        """Return what a model observes of signals ``(B, C, *shape)``: all by default, fewer samples for super-resolution.
+
+        The shape must be that of `spec`, and the samples those of a grid on its domain.
+        """
+        return signal
 
     def _add_noise(self, coords: Tensor, cell: tuple[float, ...], batch: Signal, step: int) -> Tensor:
         """Return coordinates with noise: ``(B, N, D)`` if the noise is per instance, else ``(N, D)``."""

@@ -27,6 +27,17 @@ class Samples(NamedTuple):
     values: Tensor | None = None
     mask: Tensor | None = None
 
+    @property
+    def measured(self) -> Tensor:
+        """Return ``values``.
+
+        Raises:
+            ValueError: If there are no measurements.
+        """
+        if self.values is None:
+            raise ValueError("The samples have no values to compare with: pass Samples(coords, values).")
+        return self.values
+
 
 class Views(NamedTuple):
     """Posed images of scenes.

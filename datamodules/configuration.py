@@ -69,7 +69,7 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
         elif (
             isinstance(below, Mapping)
             and isinstance(value, Mapping)
-            and value.get("class_path", below.get("class_path")) == below.get("class_path")
+            and value.get("class_path") in (None, below.get("class_path", value.get("class_path")))
         ):
             merged[key] = _merge(below, value)
         else:

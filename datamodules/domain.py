@@ -242,6 +242,10 @@ class CellGrid(Grid):
         """Return the edge lengths of one cell, and zeros for the cell sizes, which get no noise."""
         return super().cell(shape) + (0.0,) * len(self.ranges)
 
+    def describe(self) -> str:
+        """Describe the ranges of the axes."""
+        return f"{super().describe()}, with the size of cells"
+
 
 @dataclass(frozen=True)
 class Rays(Domain):

@@ -2,9 +2,22 @@
 
 from datamodules.spec import Modality
 from modalities.audio import Audio
-from modalities.images import Images
+from modalities.drawn import DrawnModality
+from modalities.images import Images, to_image
 from modalities.views import PosedViews
+from modalities.writing import Prediction, Row, Writer
 
 MODALITIES: tuple[Modality, ...] = (Images(), Audio(), PosedViews())
 
-__all__ = ["MODALITIES", "Audio", "Images", "PosedViews"]
+__all__ = [
+    "MODALITIES",
+    "Audio",
+    "DrawnModality",
+    "Images",
+    "Modality",
+    "PosedViews",
+    "Prediction",
+    "Row",
+    "Writer",
+    "to_image",
+]

@@ -14,26 +14,26 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
+from composers.checkpoint import stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, steps_taken
 from composers.encoders import Patches
 from composers.inference.refinement import Refinement
 from composers.latents import Latents
 from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
-from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Observation, Samples
-from datamodules.domain import Grid
-from datamodules.spec import Headline, Modality
+from datamodules.domain import Domain, Grid
+from datamodules.spec import Headline
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_image
 from datamodules.tiles import cover, whole
 from modalities.decoding import values_at
-from modalities.drawing import compacted, enlarged, image_grid
+from modalities.drawn import GALLERY_SIZE, DrawnModality
 from modalities.writing import Prediction, Row, Writer
 
 Size = int | tuple[int, int] | None
 _ERROR_GAIN = 5
 _MAX_ERROR_SIZE = 4096  # maximum of the longer side of an error image in pixels
-_GALLERY_SIZE = 256  # minimum of the longer side of an image in a gallery in pixels
 
 
 def to_image(values: Tensor, shape: Sequence[int]) -> Image.Image:
@@ -120,8 +120,8 @@ def encode(
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
     facts = steps_taken(composer, refinement.steps)
-    layout = composer.layout(Observation(torch.empty(1, 3, size, size)))
-    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=Grid.unit(2), layout=layout)
+    domain, layout = stated_domain(composer), composer.layout(Observation(torch.empty(1, 3, size, size)))
+    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
@@ -133,14 +133,16 @@ def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, ba
         refinement: Refinement of the latents.
         batch_size: Number of images that are encoded at a time.
     """
+    domain = stated_domain(composer)
     batches = (batch.to(composer.device) for batch in squares.split(batch_size))
-    observations = (Observation(batch.float() / 255, square_samples(batch)) for batch in batches)
+    observations = (Observation(batch.float() / 255, square_samples(batch, domain)) for batch in batches)
     return encoded(composer, observations, refinement)
 
 
-def square_samples(squares: Tensor) -> Samples:
-    """Return the pixels of images ``(B, 3, S, S)`` uint8 as samples."""
-    return Samples(Grid.unit(2).coords(squares.shape[2:], device=squares.device), squares.float().flatten(2).mT / 255)
+def square_samples(squares: Tensor, domain: Domain | None = None) -> Samples:
+    """Return the pixels of images ``(B, 3, S, S)`` uint8 as samples of a domain, ``[-1, 1]`` along both axes if None."""
+    coords = (domain or Grid.unit(2)).coords(squares.shape[2:], device=squares.device)
+    return Samples(coords, squares.float().flatten(2).mT / 255)
 
 
 def render(
@@ -236,11 +238,7 @@ class ImageWriter(Writer):
 
     results: ClassVar[str] = "Images, error images, codes"
     size_heading: ClassVar[str] = "pixels"
-    numbers: ClassVar[Mapping[str, str]] = {
-        "psnr predicted": "predicted",
-        "psnr refined": "refined",
-        "psnr": "original size",
-    }
+    numbers: ClassVar[Mapping[str, str]] = {"psnr": "original size"}
 
     def __post_init__(self) -> None:
         """Check the arguments, and convert a size that was read as a list from YAML."""
@@ -248,13 +246,13 @@ class ImageWriter(Writer):
             object.__setattr__(self, "size", tuple(self.size))
         image_size((1, 1), self.size, self.scale)
 
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
-        """Write the reconstruction, its error and the code of an image."""
-        composer, code = reconstruction.composer, reconstruction.code
+    def write(self, prediction: Prediction, path: Path) -> Row:
+        """Write the prediction, its error and the code of an image."""
+        composer, code = prediction.composer, prediction.code
         code.save(f"{path}.safetensors")
         image = render(composer, code, self.size, self.scale, self.max_memory)
         save_image(image, Path(f"{path}.png"))
-        target = _target_image(reconstruction)
+        target = _target_image(prediction)
         if image.size != target.size:
             image = render(composer, code, (target.height, target.width), max_memory=self.max_memory)
         error, psnr = error_image(image, target)
@@ -283,7 +281,7 @@ class ImageWriter(Writer):
         return path, f"{size} and frames.gif"
 
 
-class Images(Modality):
+class Images(DrawnModality):
     """Images on a pixel grid, with 3 channels or 1 and values in [0, 1]."""
 
     name = "images"
@@ -311,40 +309,25 @@ class Images(Modality):
         size = input_size(composer)
         return 3, size, size
 
-    def shown(self, instance: Instance) -> Instance:
-        """Return the instance unchanged, since figures show it completely."""
-        return instance
-
     def panel(self, values: Tensor, shape: Sequence[int]) -> Image.Image:
         """Return values ``(H * W, 3)`` or ``(H * W, 1)`` in [0, 1] as an image of ``(H, W)`` pixels, clipped."""
         return to_image(values.nan_to_num(0, 1, 0), shape)
 
-    def figure(self, rows: Sequence[Sequence[Cell]], compact: bool = False) -> Image.Image:
-        """Return cells in rows and columns, all of one size, with a longer side of about 256 pixels."""
-        if compact:
-            return image_grid(
-                [[(cell.label, compacted(self.panel(cell.values, cell.shape))) for cell in row] for row in rows]
-            )
-        first = rows[0][0]
-        size = enlarged(self.panel(first.values, first.shape), _GALLERY_SIZE).size
-        return image_grid(
-            [[(cell.label, self.panel(cell.values, cell.shape).resize(size, 0)) for cell in row] for row in rows]
-        )
+    def context(self, instance: Instance) -> list[Cell]:
+        """Return the image that the model observes, if its resolution differs from that of the target."""
+        signal = instance.signal
+        if not isinstance(signal, Tensor) or signal.shape[1:] == instance.shape:
+            return []
+        return [Cell("input", signal.flatten(1).mT, tuple(signal.shape[1:]), instance.domain)]
 
     def extras(
-        self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
+        self, composer: Composer, reconstruction: Reconstruction, shown: Instance, max_memory: float = 500.0
     ) -> list[Cell]:
         """Return the image decoded at the resolution of the gallery."""
-        scale = math.ceil(_GALLERY_SIZE / max(shown.shape))
+        scale = math.ceil(GALLERY_SIZE / max(shown.shape))
         shape = tuple(scale * extent for extent in shown.shape)
-        values = values_at(composer, modulations, shown.domain.coords(shape), max_memory)
+        values = values_at(composer, reconstruction, shown.domain.coords(shape), max_memory)
         return [Cell(f"decoded at {scale}x", values, shape, shown.domain)]
-
-    def values_at(
-        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
-    ) -> Tensor:
-        """Return values ``(N, C)`` of one instance at ``coords (N, 2)``, on the CPU."""
-        return values_at(composer, modulations, coords, max_memory)
 
     def media(self, instance: Instance) -> dict[str, Any]:
         """Return the image, its reconstruction and its error scaled by 5."""
@@ -359,13 +342,13 @@ class Images(Modality):
         return len(code.shape) == 2
 
 
-def _target_image(reconstruction: Prediction) -> Image.Image:
+def _target_image(prediction: Prediction) -> Image.Image:
     """Return the image to compare with, reduced in size if it is very large."""
-    if reconstruction.original is not None:
-        image = Image.fromarray(reconstruction.original.permute(1, 2, 0).contiguous().numpy())
+    if prediction.original is not None:
+        image = Image.fromarray(prediction.original.permute(1, 2, 0).contiguous().numpy())
         image.thumbnail((_MAX_ERROR_SIZE, _MAX_ERROR_SIZE))
         return image
-    instance = reconstruction.instance
+    instance = prediction.instance
     assert instance is not None, "data modules with tiles provide the original"
     assert instance.query.values is not None
     return to_image(instance.query.values, instance.shape)

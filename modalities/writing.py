@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,8 +11,8 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.codes import InstanceCode
-from composers.metrics import instance_mse, psnr_of_mse
-from datamodules.batch import Instance, Samples
+from composers.rendering import Reconstruction
+from datamodules.batch import Instance
 
 Row = dict[str, str]
 
@@ -36,39 +34,48 @@ class Prediction(NamedTuple):
     original: Tensor | None = None
     source: Mapping[str, Any] = {}
 
+    def reconstruction(self) -> Reconstruction:
+        """Return the reconstruction of all tiles as a batch, on the device of the model, without rendering."""
+        latents = {name: latent.to(self.composer.device) for name, latent in self.code.latents.items()}
+        with torch.no_grad():
+            return self.composer.reconstruction(latents, self.code.layout, self.source)
 
-class Writer(ABC):
-    """Base class for writers of predictions. A subclass is a frozen dataclass, and its fields are options of prediction.
+
+class Writer:
+    """Base class for writers of predictions: write the instance code of a signal as NAME.safetensors.
+
+    A subclass is a frozen dataclass, and its fields are options of prediction. It extends `write` by what people open.
 
     Attributes:
         results: Description of the written files.
-        measure: Title of the printed table.
         size_heading: Heading of the signal size in the printed table.
         counted: Column of the table that counts the parts of a signal.
-        numbers: Columns of measured values, NaN where nothing can be measured, and their headings.
+        numbers: Columns of values measured besides the headline metric of prediction and refinement, NaN where nothing can be
+            measured, and their headings.
     """
 
-    results: ClassVar[str]
-    measure: ClassVar[str] = "PSNR in dB"
-    size_heading: ClassVar[str]
+    results: ClassVar[str] = "Codes"
+    size_heading: ClassVar[str] = "size"
     counted: ClassVar[str] = "tiles"
-    numbers: ClassVar[Mapping[str, str]]
+    numbers: ClassVar[Mapping[str, str]] = {}
 
-    @abstractmethod
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
+    def write(self, prediction: Prediction, path: Path) -> Row:
         """Write the files of one signal.
 
         Args:
-            reconstruction: The signal and its reconstruction.
+            prediction: The signal and its prediction.
             path: Path of the files without extensions.
 
         Returns:
             The row of the table, with the same columns for all signals.
         """
+        code = prediction.code
+        code.save(f"{path}.safetensors")
+        return {"size": " x ".join(map(str, code.shape)), "tiles": str(len(code.boxes))} | code.facts
 
-    @abstractmethod
     def size_of(self, row: Row) -> str:
         """Return the size of a signal as text for the printed table."""
+        return row["size"]
 
     def check(self, composer: Composer) -> list[str]:
         """Check that the options fit a model before prediction starts, and return messages for the user.
@@ -97,11 +104,3 @@ class Writer(ABC):
             ValueError: If codes of this modality cannot be decoded on their own, or belong to another model.
         """
         raise ValueError(f"{type(self).__name__} does not support decoding of codes.")
-
-    def errors(self, values: Tensor, query: Samples) -> list[float]:
-        """Return the error of every tile in ``values (B, N, C)``, for averaging by `score`; NaN without ground truth."""
-        return [math.nan] * len(values) if query.values is None else instance_mse(values, query).tolist()
-
-    def score(self, errors: Sequence[float]) -> float:
-        """Return the headline metric of a signal from the errors of all its tiles."""
-        return psnr_of_mse(torch.tensor(errors).mean()).item()

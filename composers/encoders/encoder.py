@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from composers.latents import Layout
 from datamodules.batch import Views
+from datamodules.spec import FromData, signal_shape
 
 
 class Features(NamedTuple):
@@ -26,16 +28,24 @@ class Features(NamedTuple):
 class Encoder(nn.Module, ABC):
     """From a signal to features.
 
+    Args:
+        signal_shape: ``(C, *shape)`` of the signals it takes; under the command line, the data module states it.
+
     Attributes:
         embed_dim: ``E``, numbers of a token.
         num_tokens: ``T``, tokens of a signal; None where it depends on the signal.
-        signal_shape: ``(C, *shape)`` of the signals it takes, -1 for an axis of any size; None where it takes any.
+        signal_shape: ``(C, *shape)`` of the signals it takes, -1 for an axis of any size; None if unknown.
     """
 
+    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
     embed_dim: int
     num_tokens: int | None = None
-    signal_shape: tuple[int, ...] | None = None
+    signal_shape: tuple[int, ...] | None
     frozen: bool = False
+
+    def __init__(self, signal_shape: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.signal_shape = None if signal_shape is None else tuple(signal_shape)
 
     @abstractmethod
     def tokens(self, signal: Tensor | Views) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn import functional
 from composers.encoders.encoder import Encoder
 from composers.latents import Layout
 from datamodules.batch import Views
-from datamodules.spec import FromData, agrees, signal_shape
+from datamodules.spec import agrees
 
 
 class Patches(Encoder):
@@ -30,8 +30,6 @@ class Patches(Encoder):
     Raises:
         ValueError: If sizes are missing or do not fit each other.
     """
-
-    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
 
     def __init__(
         self,

@@ -112,7 +112,8 @@ class WeightTokens(Readout):
 class PerToken(Readout):
     """Every token becomes the numbers of its own place by one Linear: latents on a grid, or latents per token.
 
-    Fits latents whose shape depends on the signal: ``(C, -1, -1)``, a feature map, or ``(-1, ...)``, numbers per token.
+    Fits latents whose shape depends on the signal: ``(C, -1, -1)``, a feature map, or ``(C, -1)`` or ``(-1, ...)``, numbers per
+    token.
 
     Args:
         zero_init: Whether the heads are initialised with zero, so that all latents are zero before training.
@@ -141,7 +142,7 @@ class PerToken(Readout):
             self.heads[module_key(name)] = _zeroed(head) if self.zero_init else head
 
     def forward(self, features: Features) -> Latents:
-        """Return the latents: ``(B, C, *grid)``, or ``(B, T, ...)``.
+        """Return the latents: ``(B, C, *grid)``, ``(B, C, T)`` or ``(B, T, ...)``.
 
         Raises:
             ValueError: If a latent is a map and the features have no grid.
@@ -151,6 +152,8 @@ class PerToken(Readout):
             values = self.heads[module_key(name)](features.tokens)  # (B, T, numbers)
             if shape[0] == -1:
                 latents[name] = values.unflatten(-1, shape[1:])
+            elif shape.count(-1) == 1:
+                latents[name] = values.mT
             elif features.grid is None:
                 raise ValueError(f"The latent {name} is a map {shape}, and the features of this encoder have no grid.")
             else:

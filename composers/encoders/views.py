@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from composers.encoders.encoder import Encoder
 from composers.encoders.patches import cut
 from datamodules.batch import Views
 from datamodules.domain import Rays, exact
-from datamodules.spec import FromData, signal_shape
 
 
 class ViewPatches(Encoder):
@@ -30,8 +28,6 @@ class ViewPatches(Encoder):
     Raises:
         ValueError: If sizes are missing or do not fit each other.
     """
-
-    from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
 
     def __init__(
         self, signal_shape: Sequence[int] | None = None, patch_size: int = 8, num_tokens: int | None = None

@@ -47,6 +47,30 @@ class Reconstruction(NamedTuple):
     render: Callable[[Tensor], Rendered]
     source: Mapping[str, Any] = {}
 
+    def gradients(self, coords: Tensor) -> Tensor:
+        """Return the gradients of the field's values, summed over channels, with respect to coordinates.
+
+        Losses can train through them where gradients are enabled; elsewhere, they are constants.
+
+        Args:
+            coords: ``(N, D)`` or ``(B, N, D)``.
+
+        Returns:
+            ``(B, N, D)``.
+
+        Raises:
+            ValueError: In inference mode, in which nothing can be differentiated.
+        """
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "Gradients of a field cannot be computed in inference mode: set trainer.inference_mode to false."
+            )
+        is_training = torch.is_grad_enabled()
+        with torch.enable_grad():
+            points = coords.detach().expand(len(self.values), -1, -1).clone().requires_grad_()
+            (gradients,) = torch.autograd.grad(self.field(points).sum(), points, create_graph=is_training)
+        return gradients
+
     @classmethod
     def of_values(cls, values: Tensor) -> Self:
         """Return a reconstruction that is known at the query coordinates only, such as the mean of a training set."""
@@ -101,7 +125,12 @@ class Renderer(nn.Module, ABC):
 
     def reconstruct(self, field: Field, coords: Tensor, source: Mapping[str, Any] | None = None) -> Reconstruction:
         """Return the reconstruction of a field at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
-        rendered = self.rendered(field, coords)
+        return self.reconstruction(field, self.rendered(field, coords), source)
+
+    def reconstruction(
+        self, field: Field, rendered: Rendered, source: Mapping[str, Any] | None = None
+    ) -> Reconstruction:
+        """Return the reconstruction of a field of which ``rendered`` is known."""
 
         def render(others: Tensor) -> Rendered:
             return self.rendered(field, others)

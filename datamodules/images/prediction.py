@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
-from datamodules.domain import Grid
+from datamodules.domain import Domain, Grid
 from datamodules.spec import DataSpec
 from datamodules.storage.images import LoadedImage, cut, image_files, read_image
 from datamodules.tiles import Box, cover, whole
@@ -115,6 +115,8 @@ class ImageFiles(CoordinateDataModule):
         tile: Whether to split images into overlapping tiles, which keeps details, instead of resizing each to a square.
         tile_size: Pixels of the image along each side of a tile; ``S`` if None.
         detail: Resolution of refinement and PSNR: pixels along each axis per input pixel of the model.
+        domain: Domain of the coordinates, ``[-1, 1]`` along both axes if None. On the command line it is read from the
+            checkpoint.
         batch_size: Number of tiles, or of untiled images, per device and step.
         num_workers: Number of loader processes; 0 loads in the main process.
 
@@ -131,6 +133,7 @@ class ImageFiles(CoordinateDataModule):
         tile: bool = False,
         tile_size: int | None = None,
         detail: int = 1,
+        domain: Domain | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
@@ -146,18 +149,19 @@ class ImageFiles(CoordinateDataModule):
         self.tile = tile
         self.tile_size = tile_size
         self.detail = detail
+        self._domain = domain or Grid.unit(2)
         self.files: list[ImageFile] = []
 
     @property
     def spec(self) -> DataSpec:
-        """Square colour images of the model's input size, with coordinates in ``[-1, 1]`` along both axes."""
+        """Square colour images of the model's input size."""
         shape = self._signal_shape
         if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
             raise ValueError(
                 f"signal_shape is {list(shape)}, but images require a model of square colour images, [3, S, S]: pass the "
                 "checkpoint of such a model."
             )
-        return DataSpec(Grid.unit(2), 3, shape, self.modality)
+        return DataSpec(self._domain, 3, shape, self.modality)
 
     def setup(self, stage: str) -> None:
         """Read every image once, to determine its tiles and skip unreadable ones.

@@ -173,3 +173,12 @@ def test_masked_samples_have_no_gradient():
 def test_a_target_without_values_is_rejected():
     with pytest.raises(ValueError, match="no values"):
         instance_mse(torch.zeros(1, 2, 1), Samples(torch.zeros(2, 1)))
+
+
+def test_the_metric_of_a_signal_from_its_tiles():
+    prediction, target = _random(4)
+    tiles = PSNR().measure(Reconstruction.of_values(prediction), target, None).tolist()
+    expected = -10 * math.log10(sum(_naive_mse(prediction, target)) / 4)
+    assert PSNR().of_tiles(tiles) == pytest.approx(expected, abs=1e-5)
+    assert SSIM().of_tiles([0.5, 1.0]) == 0.75
+    assert math.isnan(PSNR().of_tiles([10.0, math.nan]))

@@ -254,3 +254,21 @@ def test_padding_of_the_last_axis_is_masked():
 
 def test_mask_is_none_without_padding():
     assert _set_up().to_coordinates(_collated()).query.mask is None
+
+
+class _Halved(_Data):
+    """Images that a model observes at half their resolution."""
+
+    spec = DataSpec(CellGrid.unit(2), 3, (3, 2, 3), Modality())
+
+    def observe(self, signal):
+        return torch.nn.functional.avg_pool2d(signal, 2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_observation_of_lower_resolution(training):
+    batch = _Halved(coordinate_subset=7).to_coordinates(_collated(), training=training)
+    assert batch.query.values.shape == (3, 7 if training else 24, 3)
+    assert batch.observation.signal.shape == (3, 3, 2, 3)
+    assert torch.equal(batch.observation.samples.coords, CellGrid.unit(2).coords((2, 3)))
+    assert torch.equal(batch.observation.samples.values, batch.observation.signal.flatten(2).mT)

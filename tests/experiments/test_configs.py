@@ -179,6 +179,10 @@ def test_different_class_replaces_the_arguments():
     assert same["model"]["init_args"] == {"x": 5, "y": {"class_path": "B", "init_args": {"z": 2}}}
     silent = _write(low=low, high="_base_: low.yaml\nmodel: {init_args: {y: {init_args: {w: 3}}}}")
     assert silent["model"]["init_args"]["y"] == {"class_path": "B", "init_args": {"z": 2, "w": 3}}
+    overlay = _write(
+        low="model: {init_args: {x: 1}}", high="_base_: low.yaml\nmodel: {class_path: A, init_args: {w: 3}}"
+    )
+    assert overlay["model"] == {"class_path": "A", "init_args": {"x": 1, "w": 3}}
     other = _write(low=low, high="_base_: low.yaml\nmodel: {init_args: {y: {class_path: C, init_args: {w: 3}}}}")
     assert other["model"]["init_args"] == {"x": 1, "y": {"class_path": "C", "init_args": {"w": 3}}}
 

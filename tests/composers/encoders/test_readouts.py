@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from composers.encoders import Features, Patches, PerToken, Transformer, WeightTokens
+from composers.latents import Layout
 from composers.networks import TensorSpec
 
 E = 12
@@ -198,3 +199,12 @@ def test_latents_that_do_not_fit_per_token_raise_an_error():
     readout.connect(Patches((1, 24), 4), _specs(map=(5, -1, -1)))
     with pytest.raises(ValueError, match=r"map is a map .* have no grid"):
         readout(Features(torch.rand(2, 6, 4)))
+
+
+def test_per_token_fills_one_axis_with_all_tokens_of_a_grid():
+    readout = PerToken()
+    readout.connect(Patches((1, 4, 6), 2), _specs(tokens=(5, -1)))
+    features = Features(torch.randn(3, 6, 4), (2, 3))
+    expected = readout.heads["tokens"](features.tokens).mT
+    assert torch.equal(readout(features)["tokens"], expected)
+    assert expected.shape[1:] == Layout((2, 3)).shape((5, -1))

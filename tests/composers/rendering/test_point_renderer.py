@@ -54,6 +54,24 @@ def test_chunk_sizes_must_be_positive(chunk_size):
         PointRenderer(chunk_size)
 
 
+@pytest.mark.parametrize("shape", [(7, 2), (3, 7, 2)])
+def test_gradients_of_the_field(shape):
+    scales = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1).requires_grad_()
+    coords = torch.rand(shape)
+    reconstruction = PointRenderer().reconstruct(lambda places: (scales * places**2).sum(-1, keepdim=True), coords)
+    expected = 2 * scales * coords
+    gradients = reconstruction.gradients(coords)
+    torch.testing.assert_close(gradients, expected)
+    [actual] = torch.autograd.grad(gradients.sum(), scales)
+    torch.testing.assert_close(actual, (2 * coords).expand(3, 7, 2).sum((1, 2), keepdim=True))
+    with torch.no_grad():
+        constant = reconstruction.gradients(coords)
+    torch.testing.assert_close(constant, expected.detach())
+    assert not constant.requires_grad
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"set trainer\.inference_mode to false"):
+        reconstruction.gradients(coords)
+
+
 def test_a_reconstruction_renders_at_other_coordinates(make_network, make_modulations):
     network = make_network()
     field = network.bind(make_modulations(network, 3))
