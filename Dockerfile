@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
-# CPU by default; for GPUs give a CUDA base:
+# Uses the CPU by default. For GPUs, build with a CUDA base image:
 #   docker build --build-arg BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04 -t ginr .
-# Use:
+# Usage:
 #   docker run --rm -v "$PWD/runs:/app/runs" ginr fit --config configs/experiments/photos_ipc.yaml
 #   docker run --rm --gpus all --ipc=host -v "$PWD/runs:/app/runs" -v "$PWD/data:/app/data" ginr \
 #       fit --config configs/experiments/imagenette178_ipc.yaml

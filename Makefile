@@ -1,4 +1,4 @@
-# Commands for people; the README has each of them in plain form too.
+# Shortcuts for common commands; the README lists them without make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,30 +6,30 @@ READY := $(VENV)/ready
 
 .PHONY: quickstart test test-slow test-all lint types check clean
 
-quickstart: $(READY)  ## train IPC on the embedded photographs, evaluate it, draw it beside the bundled weights
+quickstart: $(READY)  ## train IPC on the bundled photographs, test it, and compare it with the bundled weights
 	$(BIN)/python cli.py fit --config configs/experiments/photos_ipc.yaml
 	$(BIN)/python cli.py test --config configs/experiments/photos_ipc.yaml --ckpt_path last
 
-test: $(READY)  ## the default tests, four minutes on two free cores
+test: $(READY)  ## run the default tests; four minutes on two idle cores
 	$(BIN)/python -m pytest -n auto
 
-test-slow: $(READY)  ## only the slow ones
+test-slow: $(READY)  ## run only the slow tests
 	$(BIN)/python -m pytest -n auto -m slow
 
-test-all: $(READY)  ## every test
+test-all: $(READY)  ## run all tests
 	$(BIN)/python -m pytest -n auto -m "slow or not slow"
 
-lint: $(READY)
+lint: $(READY)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile
 
-types: $(READY)
+types: $(READY)  ## check types
 	$(BIN)/mypy
 
-check: test lint types  ## what continuous integration runs
+check: test lint types  ## run the default tests and all checks
 
-clean:  ## remove the environment and caches; runs stay
+clean:  ## remove the environment and caches; runs are kept
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): requirements.txt

@@ -1,4 +1,4 @@
-"""The program: ``cli.py fit|validate|test --config FILE``, and ``cli.py predict --images|--audio|--views PATH``."""
+"""The command line: ``cli.py fit|validate|test --config FILE`` and ``cli.py predict --images|--audio|--views PATH``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lightning.pytorch.cli import ArgsType
 
 from application.command_line import CLI
 from application.preflight import explain
-from application.streams import lasting_output, quiet_lightning
-from application.wandb_logger import read_nulls
+from application.streams import quiet_lightning, robust_output
+from application.wandb_logger import replace_sweep_nulls
 from callbacks.exact_resume import ExactResume
 from callbacks.signals import StopOnSignal
 from composers import Composer
@@ -31,40 +31,40 @@ from datamodules.configuration import load_layers
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
 PREDICT = CONFIGS / "predict.yaml"
-QUIET = (
+IGNORED_WARNINGS = (
     ".*LeafSpec.*",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
-    ".*does not have many workers.*",  # data in memory needs none
-    ".*when using `ckpt_path`, callbacks used.*",  # prediction needs none of training's
-    ".*dirpath has changed.*",  # an evaluation writes into a folder of its own
+    ".*does not have many workers.*",  # data in memory need none
+    ".*when using `ckpt_path`, callbacks used.*",  # prediction does not use the callbacks of training
+    ".*dirpath has changed.*",  # an evaluation writes to its own folder
     ".*is smaller than the logging interval.*",
-    ".*your dataloader is not resumable.*",  # it is, by address
-    ".*You are trying to `self.log.*barebones.*",  # which was asked for
+    ".*your dataloader is not resumable.*",  # it is: data order is a function of seed, epoch and index
+    ".*You are trying to `self.log.*barebones.*",  # the user requested barebones
 )
 
 
 def main(args: ArgsType = None) -> None:
-    """Run a command, which nothing that it prints can end: not a character that a terminal lacks, not a closed pipe.
+    """Run a command with standard streams that never raise, for example on a closed pipe.
 
     See `run` for the arguments.
     """
-    with lasting_output():
+    with robust_output():
         run(args)
 
 
 def run(args: ArgsType = None) -> None:
-    """Run a command; a user's mistake ends with one message, and exit status 2 if in the arguments, else 1.
+    """Run a command; a user error prints one message and exits with status 2 for invalid arguments, otherwise 1.
 
     Args:
-        args: What the command line would say; the command line itself if None.
+        args: Command-line arguments; ``sys.argv`` if None.
     """
     stopper = StopOnSignal()
     stopper.install()
     set_loader("yaml", load_layers, exceptions=(yaml.YAMLError,))
     if args is None:
-        sys.argv[1:] = read_nulls(sys.argv[1:])
-    for message in QUIET:
+        sys.argv[1:] = replace_sweep_nulls(sys.argv[1:])
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    quiet_lightning()  # the start-up summary says what counts
+    quiet_lightning()
     try:
         CLI(
             Composer,
@@ -83,7 +83,7 @@ def run(args: ArgsType = None) -> None:
         message = explain(error)
         if message is None or os.environ.get("CLI_TRACEBACK"):
             raise
-        print(f"error: {message}\n(CLI_TRACEBACK=1 shows where it arose.)", file=sys.stderr)
+        print(f"error: {message}\n(Set CLI_TRACEBACK=1 to show the traceback.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
     finally:
         stopper.restore()

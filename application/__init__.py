@@ -1,1 +1,1 @@
-"""What cli.py is made of: run folders, options, streams, messages."""
+"""Parts of the command line in cli.py: run folders, options, output streams and error messages."""

@@ -1,4 +1,4 @@
-"""The short options of ``cli.py predict``, and a model that the checkpoint states instead of the user."""
+"""Short options of ``cli.py predict``, ``--weights`` of ``cli.py fit``, and model configs read from checkpoints."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from datamodules.spec import Modality
 from modalities import MODALITIES
 
 _WRITER = f"{PredictionWriter.__module__}.{PredictionWriter.__name__}"
-_OF_ALL = ("output", "steps")
+_COMMON = ("output", "steps")  # options of every modality
 
 
 class Option(NamedTuple):
     """A short option that a modality declares.
 
     Attributes:
-        name: Without the dashes.
-        kind: Its type.
-        help: From the docstring of what it is an argument of.
-        is_read: Whether it is an argument of the data module, rather than of the writer.
+        name: Name without dashes.
+        kind: Type of the value.
+        help: Description, from the docstring of the class that has this argument.
+        is_read: Whether it is an argument of the data module; otherwise it is one of the writer.
     """
 
     name: str
@@ -39,62 +39,63 @@ class Option(NamedTuple):
 
 
 def options_of(modality: Modality) -> Iterator[Option]:
-    """Yield the options of prediction that a modality declares: the paths, what reads them, and the fields of its writer."""
+    """Yield the prediction options of a modality: the paths, further arguments of the data module, and those of the writer."""
     assert modality.reader is not None
     assert modality.writer is not None
     reader, writer = import_object(modality.reader), modality.writer
-    parts = (
+    sources = (
         (reader, (modality.name, *modality.reading), True),
         (writer, tuple(inspect.signature(writer).parameters), False),
     )
-    for owner, names, is_read in parts:
-        described = {
+    for owner, names, is_read in sources:
+        descriptions = {
             entry.arg_name: entry.description or "" for entry in docstring_parser.parse(owner.__doc__ or "").params
         }
         kinds = get_type_hints(vars(owner)["__init__"])
         for name in names:
-            yield Option(name, kinds[name], " ".join(described[name].split()), is_read)
+            yield Option(name, kinds[name], " ".join(descriptions[name].split()), is_read)
 
 
-def kind_of_prediction(args: Sequence[str]) -> Modality:
-    """Return what a command line predicts from: the modality whose option it has, else images.
+def modality_of(args: Sequence[str]) -> Modality:
+    """Return the modality whose option is on the command line; images without one.
 
     Example:
-        >>> kind_of_prediction(["predict", "--audio", "speech.wav"]).name
+        >>> modality_of(["predict", "--audio", "speech.wav"]).name
         'audio'
-        >>> kind_of_prediction(["fit", "--config", "a.yaml"]).name
+        >>> modality_of(["fit", "--config", "a.yaml"]).name
         'images'
     """
-    given = {str(arg).split("=")[0] for arg in args}
-    named = [modality for modality in MODALITIES if f"--{modality.name}" in given]
-    return named[-1] if named else MODALITIES[0]
+    options = {str(arg).split("=")[0] for arg in args}
+    matches = [modality for modality in MODALITIES if f"--{modality.name}" in options]
+    return matches[-1] if matches else MODALITIES[0]
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
-    """Add the short options of prediction: those that modalities declare, once each, and those of all."""
+    """Add the short options of prediction: those that modalities declare, each once, and the common ones."""
     added: set[str] = set()
     for modality in MODALITIES:
-        group = parser.add_argument_group(f"{modality.name.capitalize()} in and out")
+        group = parser.add_argument_group(f"Options for {modality.name}")
         for option in options_of(modality):
             if option.name in added:
                 continue
             added.add(option.name)
-            same = [(owner, other) for owner in MODALITIES for other in options_of(owner) if other.name == option.name]
-            text = (
-                option.help if len(same) == 1 else f"{option.help} (Of {', '.join(owner.name for owner, _ in same)}.)"
-            )
-            _add(group, option._replace(kind=same[0][1].kind, help=text))
-    group = parser.add_argument_group("All predictions")
-    group.add_argument("--output", type=str, help="Folder of the results, predictions by default.")
+            shared = [
+                (owner, other) for owner in MODALITIES for other in options_of(owner) if other.name == option.name
+            ]
+            owners = ", ".join(owner.name for owner, _ in shared)
+            text = option.help if len(shared) == 1 else f"{option.help} (For {owners}.)"
+            _add(group, option._replace(kind=shared[0][1].kind, help=text))
+    group = parser.add_argument_group("Options for all predictions")
+    group.add_argument("--output", type=str, help="Output folder. Default: predictions.")
     group.add_argument(
         "--steps",
         type=int | None,
-        help="Refinement steps, or inner steps of a meta-learned model; those of the model's config by default.",
+        help="Number of refinement steps, or of inner steps for a meta-learned model. Default: as in the config of the model.",
     )
 
 
 def _add(group: Any, option: Option) -> None:
-    """Add an option, which is None unless it is given."""
+    """Add an option whose default is None."""
     if option.kind is bool:
         group.add_argument(f"--{option.name}", action="store_true", help=option.help)
     elif option.kind in (Sequence[str], Sequence[int]):
@@ -103,132 +104,129 @@ def _add(group: Any, option: Option) -> None:
         group.add_argument(f"--{option.name}", type=option.kind | None, help=option.help)
 
 
-def add_start(parser: ArgumentParser, command: str) -> None:
-    """Add the option of ``cli.py fit`` that says where a new run begins; hidden elsewhere, where configs of runs are read."""
+def add_weights_option(parser: ArgumentParser, command: str) -> None:
+    """Add ``--weights``, which initialises a new run; hidden for commands other than ``fit``, which read configs of runs."""
     parser.add_argument(
         "--weights",
         type=str | None,
         help=argparse.SUPPRESS
         if command != "fit"
-        else "Start a new run from these weights: a checkpoint, or the name of bundled weights, photos_ipc. "
-        "Optimizer, schedule and counters are new. The model comes with the weights unless a config states it. Excludes "
-        "--ckpt_path, which resumes a run.",
+        else "Initialise a new run from these weights: the path of a checkpoint, or the name of bundled weights, photos_ipc. "
+        "The optimizer, the schedule and all counters start from scratch. Unless a config sets the model, it is read from the "
+        "checkpoint. Mutually exclusive with --ckpt_path, which resumes a run.",
     )
 
 
-def settle_start(config: Namespace, args: Sequence[str], command: str) -> None:
-    """Let ``--weights`` or ``--ckpt_path`` on the command line win over the other in a config, which says how that run began.
+def resolve_weights(config: Namespace, args: Sequence[str], command: str) -> None:
+    """Let ``--weights`` or ``--ckpt_path`` on the command line override the other in the config of an earlier run.
 
     Args:
-        config: Of a command; changed in place.
-        args: The command line.
-        command: Its name; only ``fit`` has ``--weights``, and others leave out where the run of a config began.
+        config: Config of the command; modified in place.
+        args: Command-line arguments.
+        command: Name of the command. Commands other than ``fit`` ignore the ``weights`` of a config.
 
     Raises:
-        ValueError: If both are in one place, or ``--weights`` is given to another command.
+        ValueError: If both are set in the same place, or ``--weights`` is passed to another command.
     """
     options = {str(arg).split("=")[0] for arg in args}
     if command != "fit":
         if "--weights" in options:
-            raise ValueError(f"--weights is an option of fit: name the weights of {command} by --ckpt_path.")
+            raise ValueError(f"--weights is an option of fit: pass the weights of {command} with --ckpt_path.")
         config.weights = None
     if config.weights is None or config.ckpt_path is None:
         return
-    given = [name for name in ("weights", "ckpt_path") if f"--{name}" in options]
-    if len(given) != 1:
+    on_command_line = [name for name in ("weights", "ckpt_path") if f"--{name}" in options]
+    if len(on_command_line) != 1:
         raise ValueError(
-            f"--weights is {config.weights} and --ckpt_path {config.ckpt_path}: give one of them; --weights starts a new run "
-            "from weights, --ckpt_path resumes a run with the state of its optimizer."
+            f"--weights is {config.weights} and --ckpt_path is {config.ckpt_path}, but they are mutually exclusive: --weights "
+            "initialises a new run, --ckpt_path resumes a run with the state of its optimizer."
         )
-    config["ckpt_path" if given == ["weights"] else "weights"] = None
+    config["ckpt_path" if on_command_line == ["weights"] else "weights"] = None
 
 
 def folder_of_runs(loggers: Any) -> Path:
-    """Return the folder of the runs of a config: that of the first logger with ``save_dir`` and ``name``.
+    """Return the folder with the runs of a config: that of the first logger with ``save_dir`` and ``name``.
 
     Args:
         loggers: ``trainer.logger`` of the config.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such logger.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = logger.get("init_args") if isinstance(logger, Namespace) else None
         if arguments is not None and None not in (arguments.get("save_dir"), arguments.get("name")):
             return Path(arguments.save_dir, arguments.name)
     raise ValueError(
-        "--ckpt_path last looks in the folder of a logger, and none of trainer.logger has save_dir and name: give the path."
+        "--ckpt_path last needs a logger with save_dir and name in trainer.logger: add one, or pass the path of a checkpoint."
     )
 
 
 def expand_shortcuts(config: Namespace) -> None:
-    """Write the short options of prediction to where they belong: the data module, the writer, and the model's steps.
+    """Move the short options of prediction to the arguments of the data module, the writer and the model.
 
-    ``steps`` are those that find a code from a signal: of the inner loop where a model has one, else of the refinement, which a
-    meta-learned model may have besides and ``--model.refinement`` sets.
+    ``steps`` are those that find a code from a signal: inner steps if the model has an inner loop, otherwise refinement steps.
+    The refinement of a meta-learned model is set with ``--model.refinement``.
 
     Raises:
-        ValueError: If one of them is given, but what it belongs to is not there, or two that exclude each other are.
+        ValueError: If an option belongs to another modality or to a part that the config replaces, or a value is out of range.
     """
     options = {modality.name: {option.name: option for option in options_of(modality)} for modality in MODALITIES}
-    names = dict.fromkeys([name for declared in options.values() for name in declared] + list(_OF_ALL))
-    named = {name: config.pop(name, None) for name in names}
-    given = {name: value for name, value in named.items() if value is not None and value is not False}
-    modality = _kind(given, config.data)
+    names = dict.fromkeys([name for declared in options.values() for name in declared] + list(_COMMON))
+    values = {name: config.pop(name, None) for name in names}
+    values = {name: value for name, value in values.items() if value is not None and value is not False}
+    modality = _input_modality(values, config.data)
     declared = options[modality.name]
-    _refuse_others(given, modality, options)
+    for name in values:
+        if name not in (*declared, *_COMMON):
+            owner = next(other for other, others in options.items() if name in others)
+            raise ValueError(f"--{name} is an option for {owner}, but the input is {modality.name}: remove it.")
     callbacks = config.trainer.get("callbacks") or []
     writer: Any = next((callback.init_args for callback in callbacks if callback.class_path == _WRITER), None)
-    written = {name: value for name, value in given.items() if name in declared and not declared[name].is_read}
+    written = {name: value for name, value in values.items() if name in declared and not declared[name].is_read}
     if modality.writer is not None:
-        modality.writer(**written)  # which refuses numbers out of range
-    for name, value in given.items():
+        modality.writer(**written)  # checks ranges
+    for name, value in values.items():
         if name == "steps":
-            place, key = _place_of_steps(config.model.init_args, value)
-            place[key] = value
+            arguments, key = _steps_argument(config.model.init_args, value)
+            arguments[key] = value
         elif name in declared and declared[name].is_read:
-            _serves(name, name in config.data.init_args, modality.reader)
+            _check_target(name, name in config.data.init_args, modality.reader)
             config.data.init_args[name] = value
         elif name == "output":
-            _serves(name, writer is not None, _WRITER)
+            _check_target(name, writer is not None, _WRITER)
             writer.folder = value
     if written:
-        _serves(next(iter(written)), writer is not None, _WRITER)
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in written.items()}
-        writer.options = {**(writer.get("options") or {}), **plain}
+        _check_target(next(iter(written)), writer is not None, _WRITER)
+        written = {name: list(value) if isinstance(value, tuple) else value for name, value in written.items()}
+        writer.options = {**(writer.get("options") or {}), **written}
 
 
-def _kind(given: Mapping[str, Any], data: Namespace) -> Modality:
-    """Return what is predicted from: what an option names, else what the data module of the config states."""
+def _input_modality(values: Mapping[str, Any], data: Namespace) -> Modality:
+    """Return the modality whose paths are set, otherwise that of the data module in the config."""
     for modality in reversed(MODALITIES):
-        if modality.name in given:
+        if modality.name in values:
             return modality
     stated = getattr(import_object(data.class_path), "modality", None)
     return next((modality for modality in MODALITIES if type(modality) is type(stated)), MODALITIES[0])
 
 
-def _refuse_others(given: Mapping[str, Any], modality: Modality, options: Mapping[str, Mapping[str, Option]]) -> None:
-    """Refuse options of another modality."""
-    for name in given:
-        if name not in (*options[modality.name], *_OF_ALL):
-            owner = next(other for other, declared in options.items() if name in declared)
-            raise ValueError(f"--{name} is of {owner}, and this predicts from {modality.name}: leave it out.")
-
-
-def _serves(name: str, is_there: bool, class_path: str | None) -> None:
-    """Refuse an option of something that a config replaces."""
-    if not is_there:
+def _check_target(name: str, exists: bool, class_path: str | None) -> None:
+    """Raise if a config replaces the class whose argument an option sets."""
+    if not exists:
         raise ValueError(
-            f"--{name} serves {class_path}, which this --config replaces: leave the config out, the "
-            "checkpoint states its model."
+            f"--{name} sets an argument of {class_path}, which this --config replaces: omit the config; the model is read "
+            "from the checkpoint."
         )
 
 
-def _place_of_steps(model: Namespace, steps: int) -> tuple[Namespace, str]:
-    """Return the arguments that hold the steps of prediction, with defaults where a model leaves them out, and their name."""
+def _steps_argument(model: Namespace, steps: int) -> tuple[Namespace, str]:
+    """Return the arguments that contain the number of steps, added with their defaults if missing, and its name in them."""
     adapts = model.get("inner") is not None and model.get("refinement") is None
     if adapts and steps < 1:
-        raise ValueError(f"--steps is {steps}; of a model with an inner loop these are its inner steps, at least 1.")
+        raise ValueError(
+            f"--steps is {steps}; for a model with an inner loop it is the number of inner steps, at least 1."
+        )
     part, kind, name = (
         ("inner", "composers.GradientSteps", "test_steps")
         if adapts
@@ -240,15 +238,15 @@ def _place_of_steps(model: Namespace, steps: int) -> tuple[Namespace, str]:
 
 
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
-    """Write into the config of a data module, where it leaves them open, what a model takes.
+    """Fill arguments of a data module that depend on the model, where they are None.
 
-    That is the shape of its signals, how near and how far a scene lies for it, and the rate of audio. A model with an inner
-    loop adapts to samples, from whatever number of views they come: it looks at as many as the data module names.
+    These are the signal shape, the near and far bounds of a scene, and the sampling rate of audio. A model with an inner loop
+    adapts to samples of any number of views; for it the number of views is that of ``support``.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
-        data: The same of a data module; changed in place.
-        path: The checkpoint, which may know the rate.
+        data: ``class_path`` and ``init_args`` of a data module; modified in place.
+        path: Checkpoint, which may contain the sampling rate.
     """
     for name in ("signal_shape", "near", "far"):
         if name in data.init_args and data.init_args[name] is None:
@@ -261,16 +259,16 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
 
 
 def stated_model(args: Sequence[str] | None, default: str | None, option: str = "--ckpt_path") -> dict[str, Any] | None:
-    """Return the config of the model in the checkpoint that the command line names, if there is one to be had.
+    """Return the model config in the checkpoint that the command line names; None if there is none.
 
     Args:
-        args: The command line, from its command on.
-        default: The checkpoint of a command line that names none.
-        option: What names it.
+        args: Command-line arguments after the command.
+        default: Checkpoint to read if the option is missing.
+        option: Option that names the checkpoint.
     """
-    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument(option, dest="path", default=default)
-    path = scout.parse_known_args(args)[0].path
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(option, dest="path", default=default)
+    path = parser.parse_known_args(args)[0].path
     if path in (None, "last"):
         return None
     config = read(path).get("composer")

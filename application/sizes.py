@@ -1,4 +1,4 @@
-"""What the data states, written into the config of a model where its parts declare that they take it from the data."""
+"""Fill model arguments that depend on the data, where the parts of the model declare that they come from the data."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from datamodules.spec import DataSpec, declared
 
 
 def state_sizes(model: Namespace, data: Namespace) -> None:
-    """Fill the arguments of a model that its parts declare to take from the data, where the config leaves them None.
+    """Fill arguments of a model that its parts declare as taken from the data, where the config leaves them None.
 
-    A part declares them as ``from_data`` (`datamodules.spec.FromData`). Parts of the field, such as the coordinate network,
-    take what the renderer makes of the data. An argument that was given stays, and is compared at set-up.
+    Parts declare these arguments as ``from_data`` (`datamodules.spec.FromData`). Parts of the field, such as the coordinate
+    network, take them from the data as seen through the renderer. Explicit arguments are kept, and compared with the data at
+    set-up.
 
     Args:
-        model: ``class_path`` and ``init_args`` of a composer; changed in place.
-        data: The same of a data module.
+        model: ``class_path`` and ``init_args`` of a composer; modified in place.
+        data: ``class_path`` and ``init_args`` of a data module.
 
     Raises:
-        ValueError: If the renderer cannot make such data.
+        ValueError: If the renderer does not support the data.
     """
     spec = instantiate(CoordinateDataModule, data.as_dict()).spec  # type: ignore[type-abstract]
     composer = pkgutil.resolve_name(model.class_path)
@@ -35,20 +36,22 @@ def state_sizes(model: Namespace, data: Namespace) -> None:
     _fill(model, spec)
     for name, value in vars(model.init_args).items():
         if name not in of_field:
-            _fill_all(value, spec)
+            for part in _parts(value):
+                _fill(part, spec)
     stated = model.init_args.get("renderer")
     renderer = instantiate(Renderer, stated.as_dict()) if stated else PointRenderer()  # type: ignore[type-abstract]
-    field = renderer.field_spec(spec)
+    field_spec = renderer.field_spec(spec)
     for name in of_field:
-        _fill_all(model.init_args.get(name), field)
+        for part in _parts(model.init_args.get(name)):
+            _fill(part, field_spec)
 
 
 def stated_argument(model: Namespace, name: str) -> Any:
-    """Return the value of an argument that parts of a model declare to take from the data, the first that is not None.
+    """Return the first value that is not None of an argument that parts of a model declare as taken from the data.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
-        name: Of the argument.
+        name: Name of the argument.
     """
     for part in _parts(model):
         if name in declared(pkgutil.resolve_name(part.class_path)):
@@ -63,27 +66,21 @@ def encodes(model: Namespace) -> bool:
     return any(issubclass(pkgutil.resolve_name(part.class_path), Encoder) for part in _parts(model))
 
 
-def _fill_all(value: Any, spec: DataSpec) -> None:
-    """Fill a part and all parts in it."""
-    for part in _parts(value):
-        _fill(part, spec)
-
-
 def _fill(part: Namespace, spec: DataSpec) -> None:
-    """Fill the arguments that one part declares and that are None."""
+    """Fill the arguments that one part declares as taken from the data and that are None."""
     arguments = part.get("init_args")
-    for name, value in declared(pkgutil.resolve_name(part.class_path)).items():
+    for name, from_data in declared(pkgutil.resolve_name(part.class_path)).items():
         if arguments is not None and name in arguments and arguments[name] is None:
-            stated = value(spec)
-            arguments[name] = list(stated) if isinstance(stated, tuple) else stated
+            value = from_data(spec)
+            arguments[name] = list(value) if isinstance(value, tuple) else value
 
 
 def _parts(value: Any) -> Iterator[Namespace]:
-    """Yield every part in a value of a config: a namespace with ``class_path``, in namespaces, mappings or lists."""
+    """Yield every part in a config value: namespaces with a ``class_path``, nested in namespaces, mappings or lists."""
     if isinstance(value, Namespace):
         if isinstance(value.get("class_path"), str):
             yield value
         value = vars(value)
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for each in inside:
-        yield from _parts(each)
+    nested = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in nested:
+        yield from _parts(item)

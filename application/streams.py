@@ -1,4 +1,4 @@
-"""Standard output and log of the program: nothing that is printed ends a run, and only what is of use is logged."""
+"""Standard streams that never raise, and a filter for routine messages of Lightning's log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOGGERS = (
     "lightning.pytorch.accelerators.cuda",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
 )
-_NOISE = re.compile(
+_ROUTINE = re.compile(
     "|".join(
         (
             r"💡 Tip",
@@ -40,90 +40,89 @@ _NOISE = re.compile(
 )
 
 
-class LastingStream:
-    """A text stream that goes on without an error when nobody reads it any more.
+class RobustStream:
+    """A text stream that discards output instead of raising once it cannot be written.
 
-    A closed pipe, a terminal that has gone and a full disk are such cases; what is written from then on is dropped.
+    This happens with a closed pipe, a closed terminal or a full disk.
 
     Args:
-        stream: What is written to; all else is its own.
+        stream: Stream to write to; all other attributes are those of this stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the stream."""
+        """Return an attribute of the wrapped stream."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, or drop it."""
+        """Write text, or discard it."""
         try:
             return self._stream.write(text)
         except OSError:
-            self._drop()
+            self._discard()
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write lines, or drop them."""
+        """Write lines, or discard them."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Write what is buffered, or drop it."""
+        """Flush the buffer, or discard it."""
         try:
             self._stream.flush()
         except OSError:
-            self._drop()
+            self._discard()
 
-    def _drop(self) -> None:
-        """Lead what is written from now on, also by others and at exit, to nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        with suppress(OSError, ValueError):  # a stream in memory has no number
-            os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+    def _discard(self) -> None:
+        """Redirect the file descriptor to the null device, also for other writers and for the flush at exit."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        with suppress(OSError, ValueError):  # an in-memory stream has no file descriptor
+            os.dup2(null, self._stream.fileno())
+        os.close(null)
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
-    """Let nothing that is printed end the program.
+def robust_output() -> Iterator[None]:
+    """Prevent output from raising.
 
-    Within the context, characters that the encoding of standard output or standard error lacks are printed as their numbers
-    (``backslashreplace``), and what nobody reads any more is dropped (`LastingStream`). Streams that are no files are left as
-    they are.
+    Within the context, standard output and standard error escape characters that their encoding lacks
+    (``backslashreplace``), and discard output that cannot be written (`RobustStream`). In-memory streams are left unchanged.
     """
-    before = sys.stdout, sys.stderr
-    errors = [getattr(stream, "errors", None) for stream in before]
-    within = [_lasting(stream) for stream in before]
-    sys.stdout, sys.stderr = within
+    streams = sys.stdout, sys.stderr
+    errors = [getattr(stream, "errors", None) for stream in streams]
+    robust = [_robust(stream) for stream in streams]
+    sys.stdout, sys.stderr = robust
     try:
         yield
     finally:
-        for stream in within:
-            if isinstance(stream, LastingStream):
+        for stream in robust:
+            if isinstance(stream, RobustStream):
                 stream.flush()
-        sys.stdout, sys.stderr = before
-        for stream, handling in zip(before, errors, strict=True):
+        sys.stdout, sys.stderr = streams
+        for stream, handling in zip(streams, errors, strict=True):
             if isinstance(stream, io.TextIOWrapper) and not stream.closed:
                 stream.reconfigure(errors=handling)
 
 
-def _lasting(stream: TextIO) -> TextIO:
-    """Return a stream that takes every character, and does not end the program."""
+def _robust(stream: TextIO) -> TextIO:
+    """Return a stream that accepts every character and never raises; in-memory and closed streams are returned unchanged."""
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
         return stream
     stream.reconfigure(errors="backslashreplace")
-    return cast(TextIO, LastingStream(stream))
+    return cast(TextIO, RobustStream(stream))
 
 
-def _of_use(record: logging.LogRecord) -> bool:
-    """Return whether a record of Lightning's log is of use to the user."""
-    return record.levelno > logging.INFO or not _NOISE.match(record.getMessage().lstrip())
+def _is_informative(record: logging.LogRecord) -> bool:
+    """Return whether a record of Lightning's log is more than a routine message."""
+    return record.levelno > logging.INFO or not _ROUTINE.match(record.getMessage().lstrip())
 
 
 def quiet_lightning() -> None:
-    """Leave out of Lightning's log what it says in every run; what was asked for, a profile or a time limit, is logged."""
+    """Filter routine messages out of Lightning's log; requested output, such as a profile or a time limit, is kept."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        if _of_use not in logger.filters:
-            logger.addFilter(_of_use)
+        if _is_informative not in logger.filters:
+            logger.addFilter(_is_informative)

@@ -1,4 +1,4 @@
-"""Options of the trainer that switch off what the default config brings along, and options that do not fit the models."""
+"""Trainer options that switch off callbacks of the default config, and options that the models do not support."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 from jsonargparse.util import import_object
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
-_OFF_IN_BAREBONES = (
+_EXCLUDED_BY_BAREBONES = (
     "enable_checkpointing",
     "logger",
     "enable_progress_bar",
@@ -14,34 +14,36 @@ _OFF_IN_BAREBONES = (
     "enable_model_summary",
     "num_sanity_val_steps",
 )
-_HALF = ("bf16-true", "16-true")
+_HALF_PRECISION = ("bf16-true", "16-true")
 
 
-def settle_trainer(trainer: Namespace) -> None:
-    """Take out of the config of a trainer the callbacks that its options switch off.
+def apply_switches(trainer: Namespace) -> None:
+    """Remove the callbacks that options of the trainer switch off.
 
-    ``enable_progress_bar: false`` takes out progress bars, ``enable_checkpointing: false`` the callbacks that save checkpoints,
-    and ``barebones: true`` these, the logger, and the default values of options that it excludes.
+    ``enable_progress_bar: false`` removes progress bars, ``enable_checkpointing: false`` removes callbacks that save
+    checkpoints, and ``barebones: true`` removes both, the logger, and the defaults of options that it excludes.
 
     Args:
-        trainer: Its arguments; changed in place.
+        trainer: Arguments of the trainer; modified in place.
 
     Raises:
-        ValueError: If the precision keeps coordinates and losses in 16 bits.
+        ValueError: If the precision stores coordinates and losses in 16 bits.
     """
-    if trainer.get("precision") in _HALF:
+    if trainer.get("precision") in _HALF_PRECISION:
         raise ValueError(
-            f"--trainer.precision is {trainer.precision}, which keeps coordinates, losses and weights in 16 bits: coordinates "
-            "need float32. Use bf16-mixed, which computes in bfloat16 where that is safe, or 32-true."
+            f"--trainer.precision is {trainer.precision}, which stores coordinates, losses and weights in 16 bits, but "
+            "coordinates need float32. Use bf16-mixed, which computes in bfloat16 where that is safe, or 32-true."
         )
     if trainer.get("barebones"):
-        for name in _OFF_IN_BAREBONES:
+        for name in _EXCLUDED_BY_BAREBONES:
             trainer[name] = None
-    unwanted: tuple[type, ...] = ()
+    disabled: tuple[type, ...] = ()
     if trainer.get("barebones") or trainer.get("enable_progress_bar") is False:
-        unwanted += (ProgressBar,)
+        disabled += (ProgressBar,)
     if trainer.get("barebones") or trainer.get("enable_checkpointing") is False:
-        unwanted += (Checkpoint,)
+        disabled += (Checkpoint,)
     callbacks = trainer.get("callbacks")
-    if unwanted and isinstance(callbacks, list):
-        trainer.callbacks = [one for one in callbacks if not issubclass(import_object(one.class_path), unwanted)]
+    if disabled and isinstance(callbacks, list):
+        trainer.callbacks = [
+            callback for callback in callbacks if not issubclass(import_object(callback.class_path), disabled)
+        ]

@@ -1,1 +1,1 @@
-"""Speed, measured side by side in one run."""
+"""Benchmarks that compare alternatives side by side in one run."""

@@ -1,4 +1,4 @@
-"""Memory of this process, as the kernel of Linux counts it."""
+"""Memory of the current process, as reported by the Linux kernel."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ STATUS = Path("/proc/self/status")
 
 
 def memory(field: str) -> float:
-    """Return a field of the status of this process, such as ``VmRSS`` or ``RssAnon``, in 10^6 bytes."""
+    """Return a field of ``/proc/self/status``, such as ``VmRSS`` or ``RssAnon``, in MB (10^6 bytes)."""
     [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:")]
     return int(line.split()[1]) * 1024 / 1e6

@@ -1,6 +1,6 @@
-"""Ours against the plain formulation, in alternation in one run: ``python -m benchmarks.speed --steps 5``.
+"""Speed of this implementation relative to the plain formulation: ``python -m benchmarks.speed --steps 5``.
 
-Both sides use the same parameters and the same data. Nothing is timed before their values and gradients agree.
+Both use the same parameters and data and alternate in one run. They are timed only once their values and gradients agree.
 """
 
 from __future__ import annotations
@@ -28,35 +28,37 @@ from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import Observation
 from datamodules.domain import Grid, jitter
 
-VALUE_TOLERANCE = 1e-4  # largest difference of a value; values are of order one
-GRADIENT_TOLERANCE = 1e-3  # largest difference of a gradient, relative to the largest gradient of the same tensor
+VALUE_TOLERANCE = 1e-4  # largest absolute difference of values, which are of order one
+GRADIENT_TOLERANCE = 1e-3  # largest difference of gradients, relative to the largest gradient of the same tensor
 
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """Time ours against the plain formulation. The sizes are the published ones of ImageNette.
+    """Compare the speed of this implementation with the plain formulation.
+
+    The default sizes are those published for ImageNette.
 
     Args:
-        axes: Dimensions of a coordinate: 2 for images, 1 for sound.
-        channels: Channels of a value.
-        size: Samples along every axis of a signal: pixels, or samples of audio.
-        batch_size: Signals in a batch.
-        patch_size: Samples along every axis of a patch; it divides the padded signal.
-        padding: Zeros around the signal, on every side.
-        embed_dim: Width of a token.
-        num_blocks: Blocks of the transformer.
-        num_heads: Heads of every attention, a divisor of ``embed_dim``.
-        hidden_dim: Width of the coordinate network, also the rank and the number of weight tokens.
-        num_layers: Layers of the coordinate network, of which the second is modulated; at least 2.
-        num_frequencies: Frequencies of the Fourier features per axis.
-        shared_coords: Whether all signals share their coordinates; if not, each has its own noise, as published.
-        steps: Timed runs per side and measurement, at least 2; one more of each goes before them and is not counted.
-        device: Where to run: ``cpu``, ``cuda`` or ``cuda:1``.
-        threads: Threads of the CPU; as PyTorch chooses if None.
-        csv: File that gets one row per measurement, made if missing; none if None.
+        axes: Dimensions of a coordinate: 2 for images, 1 for audio.
+        channels: Number of value channels.
+        size: Number of samples along every axis of a signal.
+        batch_size: Number of signals in a batch.
+        patch_size: Number of samples along every axis of a patch. Must divide the size of the padded signal.
+        padding: Number of zeros added on every side of the signal.
+        embed_dim: Embedding dimension of a token.
+        num_blocks: Number of transformer blocks.
+        num_heads: Number of attention heads. Must divide ``embed_dim``.
+        hidden_dim: Width of the coordinate network, and also the rank and the number of weight tokens.
+        num_layers: Number of layers of the coordinate network, at least 2. The second is modulated.
+        num_frequencies: Number of frequencies of the Fourier features per axis.
+        shared_coords: Whether all signals share their coordinates. Otherwise, each has its own coordinate noise, as published.
+        steps: Number of timed runs of each implementation per measurement, at least 2. One warm-up run is not counted.
+        device: Device, for example ``cpu``, ``cuda`` or ``cuda:1``.
+        threads: Number of CPU threads. If None, the default of PyTorch.
+        csv: CSV file to which one row per measurement is appended. If None, no file is written.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     axes: int = 2
@@ -78,7 +80,7 @@ class SpeedSettings:
     csv: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be timed."""
+        """Raise if an argument is out of range."""
         if self.batch_size < 1 or self.num_layers < 2 or self.steps < 2:
             raise ValueError(
                 f"batch_size is {self.batch_size}, num_layers {self.num_layers} and steps {self.steps}; "
@@ -86,20 +88,20 @@ class SpeedSettings:
             )
         if self.axes not in (1, 2) or self.channels < 1:
             raise ValueError(
-                f"axes is {self.axes}, channels {self.channels}: signals have 1 or 2 axes and some channels."
+                f"axes is {self.axes} and channels is {self.channels}; axes must be 1 or 2, and channels positive."
             )
 
 
 @dataclass(frozen=True)
 class Contest:
-    """One computation in both formulations.
+    """A computation in both formulations.
 
     Attributes:
-        section: What is computed.
-        ours: Returns values ``(B, N, C)``.
-        reference: Returns the same in the plain formulation.
-        parameters: What both differentiate.
-        target: Values ``(B, N, C)`` to come close to.
+        section: Name of the computation.
+        ours: Function that returns values ``(B, N, C)``.
+        reference: Function that returns the same values in the plain formulation.
+        parameters: Parameters with respect to which both are differentiated.
+        target: Target values ``(B, N, C)`` of the loss.
     """
 
     section: str
@@ -111,18 +113,18 @@ class Contest:
 
 @dataclass(frozen=True)
 class SpeedMeasurement:
-    """What one contest came to.
+    """Measurement of one computation.
 
     Attributes:
-        section: What was computed.
+        section: Name of the computation.
         work: ``training step`` or ``evaluation``.
-        ours_seconds: Median of one run of ours.
-        reference_seconds: Median of one run of the plain formulation.
-        ratio: Median over neighbouring runs of the reference's time over ours.
-        ratio_low: Lower quartile of the same.
-        ratio_high: Upper quartile of the same.
-        ours_saved_mb: Tensors that ours keeps for the backward pass, in 10^6 bytes; 0 in evaluation.
-        reference_saved_mb: Likewise the plain formulation.
+        ours_seconds: Median time of this implementation.
+        reference_seconds: Median time of the plain formulation.
+        ratio: Median over consecutive runs of the time of the plain formulation divided by that of this implementation.
+        ratio_low: Lower quartile of this ratio.
+        ratio_high: Upper quartile of this ratio.
+        ours_saved_mb: Size of the tensors that this implementation saves for backward, in MB (10^6 bytes); 0 in evaluation.
+        reference_saved_mb: The same for the plain formulation.
     """
 
     section: str
@@ -137,28 +139,28 @@ class SpeedMeasurement:
 
 
 def main(args: list[str] | None = None) -> list[SpeedMeasurement]:
-    """Run the benchmark of these command line arguments, print its table and append to its CSV file."""
+    """Parse command-line arguments, run the benchmark, print a table and append it to the CSV file."""
     settings = auto_cli(SpeedSettings, args=args)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     context = surroundings(settings)
     if settings.csv is not None:
         check_columns(settings.csv, [*(field.name for field in fields(SpeedMeasurement)), *context])
-    console = Console(width=120)  # as wide as the table, also where the output is a file
+    console = Console(width=120)  # the width of the table, also if the output is not a terminal
     console.print(", ".join(f"{name} {value}" for name, value in context.items()))
     composer = build(settings)
     contests = make_contests(composer, settings)
     for contest in contests:
         console.print(f"{contest.section}: {check(composer, contest)}")
-    found = [measurement for contest in contests for measurement in measure(composer, contest, settings)]
-    console.print(table(found))
+    measurements = [measurement for contest in contests for measurement in measure(composer, contest, settings)]
+    console.print(table(measurements))
     if settings.csv is not None:
-        append(settings.csv, [asdict(measurement) | context for measurement in found])
-    return found
+        append(settings.csv, [asdict(measurement) | context for measurement in measurements])
+    return measurements
 
 
 def build(settings: SpeedSettings) -> TransformerIPC:
-    """Return an untrained composer of these sizes on the device."""
+    """Return an untrained composer on the device."""
     torch.manual_seed(0)
     frequencies = FourierFeatures(settings.num_frequencies)
     sizes = (settings.axes, settings.channels, settings.hidden_dim, settings.num_layers)
@@ -169,12 +171,12 @@ def build(settings: SpeedSettings) -> TransformerIPC:
 
 
 def extents(settings: SpeedSettings) -> tuple[int, ...]:
-    """Return the samples along every axis of a signal."""
+    """Return the number of samples along every axis of a signal."""
     return (settings.size,) * settings.axes
 
 
 def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Contest]:
-    """Return the whole model and its coordinate network alone, on random signals."""
+    """Return the computations to compare on random signals: the whole model, and its coordinate network alone."""
     reference = from_composer(composer)
     signal = torch.rand(settings.batch_size, settings.channels, *extents(settings), device=settings.device)
     observation, target = Observation(signal), signal.flatten(2).mT.contiguous()
@@ -197,7 +199,7 @@ def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Con
 
 
 def make_coords(settings: SpeedSettings) -> Tensor:
-    """Return coordinates ``(N, D)`` that all signals share, or ``(B, N, D)`` with noise."""
+    """Return coordinates ``(N, D)`` shared by all signals, or ``(B, N, D)`` with noise."""
     domain = Grid.unit(len(extents(settings)))
     coords = domain.coords(extents(settings))
     if not settings.shared_coords:
@@ -207,48 +209,48 @@ def make_coords(settings: SpeedSettings) -> Tensor:
 
 
 def check(composer: TransformerIPC, contest: Contest) -> str:
-    """Say how far apart the values and gradients of both sides are, without dropout.
+    """Compare the values and gradients of both formulations without dropout, and return a summary.
 
     Raises:
-        ValueError: If they differ by more than rounding.
+        ValueError: If they differ by more than rounding errors.
     """
     composer.eval()
     our_values, our_gradients = differentiate(contest, contest.ours)
     values, gradients = differentiate(contest, contest.reference)
     value = (our_values - values).abs().max().item()
     gradient = max(map(relative_difference, our_gradients, gradients))
-    said = f"largest difference of a value {value:.1e}, of a gradient {gradient:.1e} (relative)"
-    if not (value <= VALUE_TOLERANCE and gradient <= GRADIENT_TOLERANCE):  # so that NaN is refused too
+    summary = f"largest difference of values {value:.1e}, of gradients {gradient:.1e} (relative)"
+    if not (value <= VALUE_TOLERANCE and gradient <= GRADIENT_TOLERANCE):  # negated, so that NaN fails too
         raise ValueError(
-            f"Both sides of the {contest.section} must agree before they are timed: {said}, allowed are "
-            f"{VALUE_TOLERANCE:.0e} and {GRADIENT_TOLERANCE:.0e}. One of the formulations is wrong."
+            f"The two formulations of the {contest.section} differ: {summary}; the tolerances are "
+            f"{VALUE_TOLERANCE:.0e} and {GRADIENT_TOLERANCE:.0e}. At least one formulation is wrong."
         )
-    return said
+    return summary
 
 
 def differentiate(contest: Contest, evaluate: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the values of one side and the gradients of its loss."""
+    """Return the values of one formulation and the gradients of its loss."""
     values = evaluate()
     loss = functional.mse_loss(values, contest.target)
-    gradients = torch.autograd.grad(loss, contest.parameters, materialize_grads=True)  # zeros where one is not used
+    gradients = torch.autograd.grad(loss, contest.parameters, materialize_grads=True)  # zeros for unused parameters
     return values.detach(), gradients
 
 
-def relative_difference(found: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference over the largest entry of ``wanted``.
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference divided by the largest absolute value of ``expected``.
 
     Example:
         >>> relative_difference(torch.tensor([1.0, 4.5]), torch.tensor([1.0, 4.0]))
         0.125
     """
-    smallest = torch.finfo(wanted.dtype).tiny  # a gradient that is zero on both sides agrees
-    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=smallest)).item()
+    smallest = torch.finfo(expected.dtype).tiny  # two gradients of zero agree
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=smallest)).item()
 
 
 def measure(composer: TransformerIPC, contest: Contest, settings: SpeedSettings) -> list[SpeedMeasurement]:
-    """Time the training step, with dropout, and the evaluation of both sides."""
+    """Time the training step, with dropout, and the evaluation of both formulations."""
     sides = (contest.ours, contest.reference)
-    optimizer = torch.optim.Adam(contest.parameters, lr=1e-4)  # one for both, so that they share its state too
+    optimizer = torch.optim.Adam(contest.parameters, lr=1e-4)  # shared, so that both use the same state
     composer.train()
     training = alternate([partial(train, contest, side, optimizer) for side in sides], settings)
     saved = [saved_bytes(contest, side) for side in sides]
@@ -262,23 +264,23 @@ def measure(composer: TransformerIPC, contest: Contest, settings: SpeedSettings)
 
 
 def train(contest: Contest, evaluate: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Do one training step: forward, mean squared error, backward, Adam."""
+    """Run one training step: forward, mean squared error, backward, Adam."""
     optimizer.zero_grad()
     functional.mse_loss(evaluate(), contest.target).backward()
     optimizer.step()
 
 
 def alternate(sides: Sequence[Callable[[], object]], settings: SpeedSettings) -> list[list[float]]:
-    """Run the sides in turn, and return the seconds of every run after the first, side by side."""
+    """Run the formulations alternately, and return the seconds of all runs but the first of each."""
     seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(settings.steps + 1):
-        for side, kept in zip(sides, seconds, strict=True):
-            kept.append(duration(side, settings.device))
-    return [kept[1:] for kept in seconds]
+        for side, durations in zip(sides, seconds, strict=True):
+            durations.append(duration(side, settings.device))
+    return [durations[1:] for durations in seconds]
 
 
 def duration(function: Callable[[], object], device: str) -> float:
-    """Return the seconds that a call takes, until the device has finished it."""
+    """Return the seconds that a call takes, including the work of the device."""
     synchronise(device)
     start = time.perf_counter()
     function()
@@ -287,13 +289,13 @@ def duration(function: Callable[[], object], device: str) -> float:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait for the device to finish."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def saved_bytes(contest: Contest, evaluate: Callable[[], Tensor]) -> int:
-    """Return the bytes that one side keeps for its backward pass, each storage once, without the parameters."""
+    """Return the bytes of the storages, other than parameters, that one formulation saves for its backward pass."""
     owned = {parameter.untyped_storage().data_ptr() for parameter in contest.parameters}
     sizes: dict[int, int] = {}
 
@@ -303,15 +305,15 @@ def saved_bytes(contest: Contest, evaluate: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = functional.mse_loss(evaluate(), contest.target)  # holds the graph, so that no address is used twice
+        loss = functional.mse_loss(evaluate(), contest.target)  # keeps the graph alive, so that no address is reused
     del loss
     return sum(size for address, size in sizes.items() if address not in owned)
 
 
 def summarise(section: str, work: str, seconds: Sequence[Sequence[float]], saved: Sequence[int]) -> SpeedMeasurement:
-    """Return the medians of both sides, and quartiles of the ratio of neighbouring runs."""
+    """Return the median times, and the quartiles of the ratio of consecutive runs."""
     ours, reference = seconds
-    ratios = [theirs / own for own, theirs in zip(ours, reference, strict=True)]
+    ratios = [plain / fast for fast, plain in zip(ours, reference, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return SpeedMeasurement(
         section=section,
@@ -327,7 +329,7 @@ def summarise(section: str, work: str, seconds: Sequence[Sequence[float]], saved
 
 
 def surroundings(settings: SpeedSettings) -> dict[str, object]:
-    """Return where and on which sizes was measured."""
+    """Return the settings, device and versions of a measurement."""
     sizes = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "csv"}
     return sizes | {
         "device": device_name(settings.device),
@@ -337,45 +339,47 @@ def surroundings(settings: SpeedSettings) -> dict[str, object]:
 
 
 def device_name(device: str) -> str:
-    """Return the name of a GPU, or the kind of CPU."""
+    """Return the name of a GPU, or the architecture of the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def table(found: Sequence[SpeedMeasurement]) -> Table:
-    """Return the measurements for people."""
-    shown = Table("", "ours, s", "plain, s", "plain / ours", "quartiles", "ours keeps, MB", "plain keeps, MB")
-    for one in found:
-        kept = (one.ours_saved_mb, one.reference_saved_mb)
-        shown.add_row(
-            f"{one.section}, {one.work}",
-            f"{one.ours_seconds:.4g}",
-            f"{one.reference_seconds:.4g}",
-            f"{one.ratio:.2f}",
-            f"{one.ratio_low:.2f} to {one.ratio_high:.2f}",
+def table(measurements: Sequence[SpeedMeasurement]) -> Table:
+    """Return a table of the measurements."""
+    result = Table("", "ours, s", "plain, s", "plain / ours", "quartiles", "ours saves, MB", "plain saves, MB")
+    for row in measurements:
+        kept = (row.ours_saved_mb, row.reference_saved_mb)
+        result.add_row(
+            f"{row.section}, {row.work}",
+            f"{row.ours_seconds:.4g}",
+            f"{row.reference_seconds:.4g}",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
             *(f"{megabytes:.4g}" if megabytes else "" for megabytes in kept),
         )
-    return shown
+    return result
 
 
 def check_columns(path: Path, columns: Sequence[str]) -> None:
-    """Make the folder of a CSV file, and refuse a file that holds other columns, before time is spent.
+    """Create the folder of a CSV file, and raise if the file exists with other columns.
 
     Raises:
-        ValueError: If it does.
+        ValueError: If the columns differ.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
     with path.open(newline="") as file:
-        there = next(csv.reader(file), list(columns))
-    if there != list(columns):
-        raise ValueError(f"{path} has the columns {there}; these rows have {list(columns)}: give another --csv.")
+        existing = next(csv.reader(file), list(columns))
+    if existing != list(columns):
+        raise ValueError(
+            f"{path} has the columns {existing}, but the new rows have {list(columns)}: use another --csv."
+        )
 
 
 def append(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Append rows to a CSV file, with the names of their columns at its top."""
+    """Append rows to a CSV file, with a header if it is new."""
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         if file.tell() == 0:

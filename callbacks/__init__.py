@@ -1,1 +1,1 @@
-"""What a run shows and saves."""
+"""Callbacks: what a run prints, draws, logs and saves."""

@@ -1,8 +1,8 @@
-"""Progress of training in a checkpoint, so that a resumed run equals an uninterrupted one bit by bit.
+"""Training progress in checkpoints, so that a resumed run equals an uninterrupted one bit by bit.
 
 Lightning restores its counters differently depending on the hook that saved them: an optimizer step is counted twice or
-not at all, an epoch is ended twice under ``max_steps``, and gradients accumulated before the save are lost. Here every save
-states one position, from which the counters are derived.
+not at all, an epoch ends twice under ``max_steps``, and gradients accumulated before the save are lost. Here, every
+checkpoint stores one position, from which the counters are derived.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _STEPPED = "_batches_that_stepped"
 
 
 class Position(NamedTuple):
-    """Where training goes on.
+    """Position at which training continues.
 
     Attributes:
-        epoch: The epoch, counted from 0.
-        batch: The batches of this epoch that are done, always whole windows of gradient accumulation.
-        total: The batches of all epochs that are done.
-        steps: The optimizer steps that are done.
-        validate: Whether the validation after these batches has not finished yet.
+        epoch: Index of the epoch, counted from 0.
+        batch: Number of completed batches of this epoch, a multiple of the batches per optimizer step within an epoch.
+        total: Number of completed batches of all epochs.
+        steps: Number of completed optimizer steps.
+        validate: Whether the validation after these batches has not finished.
     """
 
     epoch: int
@@ -42,13 +42,13 @@ class Position(NamedTuple):
 
 
 def position(loop: dict[str, Any], accumulated: int = 1, batches: float = float("inf")) -> Position:
-    """Return where training goes on from the state of a fit loop, saved in any hook.
+    """Return the position at which training continues, from the state of a fit loop saved in any hook.
 
     Args:
-        loop: ``checkpoint["loops"]["fit_loop"]``. Where validation is due after the batches done, ``completed`` of the
+        loop: ``checkpoint["loops"]["fit_loop"]``. If validation is due after the completed batches, ``completed`` of the
             batches of the epoch is below ``processed``.
-        accumulated: Batches per optimizer step. Batches after the last optimizer step are not done.
-        batches: Batches of an epoch.
+        accumulated: Number of batches per optimizer step. Batches after the last optimizer step are repeated.
+        batches: Number of batches per epoch.
 
     Example:
         >>> epochs = {"ready": 2, "started": 2, "processed": 1, "completed": 1}
@@ -68,7 +68,7 @@ def position(loop: dict[str, Any], accumulated: int = 1, batches: float = float(
     last = (loop[_BATCHES]["is_last_batch"] and done["ready"] == batch) or batch >= batches
     if epochs["started"] < epochs["ready"]:  # before the first batch of an epoch
         return Position(epoch, 0, total, steps)
-    if epochs["ready"] == epoch:  # an epoch was counted, though training may have ended within it
+    if epochs["ready"] == epoch:  # the epoch is counted, but training may have ended within it
         if last or not batch:
             return Position(epoch, 0, total, steps)
         epoch, validate = epoch - 1, False
@@ -79,28 +79,28 @@ def position(loop: dict[str, Any], accumulated: int = 1, batches: float = float(
 
 
 class ExactResume(Callback):
-    """Make a resumed run equal to an uninterrupted one, whichever hook saved the checkpoint."""
+    """Make a resumed run equal to an uninterrupted one, regardless of the hook that saved the checkpoint."""
 
     def __init__(self) -> None:
-        self._where: Position | None = None
+        self._position: Position | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store where training goes on."""
+        """Store the position of training."""
         store(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read where training goes on."""
-        self._where = read(checkpoint) if trainer.state.fn == TrainerFn.FITTING else None
+        """Read the position of training."""
+        self._position = read(checkpoint) if trainer.state.fn == TrainerFn.FITTING else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the loops to it."""
-        where, self._where = self._where, None
-        if where is not None:
-            go_on(trainer, where)
+        """Set the loops to the position."""
+        stored, self._position = self._position, None
+        if stored is not None:
+            restore(trainer, stored)
 
 
 def store(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """State in a checkpoint that is being saved where training goes on."""
+    """Store the position of training in a checkpoint that is being saved."""
     if trainer.state.fn != TrainerFn.FITTING:
         return
     fit, loop = trainer.fit_loop, checkpoint["loops"]["fit_loop"]
@@ -115,7 +115,7 @@ def store(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def read(checkpoint: dict[str, Any]) -> Position:
-    """Return where training goes on from a loaded checkpoint, and give Lightning counters that it does not change."""
+    """Return the position stored in a loaded checkpoint, and replace its counters by some that Lightning does not change."""
     loop = checkpoint["loops"]["fit_loop"]
     where = position(loop)
     if where.validate and loop[_BATCHES]["is_last_batch"]:  # not stored by `store`: Lightning skips the validation
@@ -124,8 +124,8 @@ def read(checkpoint: dict[str, Any]) -> Position:
     return where
 
 
-def go_on(trainer: Trainer, where: Position) -> None:
-    """Let training go on from a position; to be called in ``on_train_start``, when the loops are restored and reset."""
+def restore(trainer: Trainer, where: Position) -> None:
+    """Set the loops to a position; call it in ``on_train_start``, after the loops are restored and reset."""
     fit = trainer.fit_loop
     epoch_loop = fit.epoch_loop
     val_loop = epoch_loop.val_loop
@@ -141,27 +141,27 @@ def go_on(trainer: Trainer, where: Position) -> None:
     fit._restart_stage = EpochStage.RESTARTED_MID_EPOCH if inside else EpochStage.NONE
     epoch_loop._restart_stage = BatchStage.RESTARTED_ON_LAST if inside else BatchStage.NONE
     val_loop._has_run = False
-    if due:  # Lightning validates, or skips it, and counts one optimizer step more
+    if due:  # Lightning validates, or skips validation, and counts another optimizer step
         epoch_loop._batches_that_stepped -= 1
         if where.validate:
             val_loop._restart_stage = ValidationStage.RESTARTED_MID_EVALUATION
 
 
 def _validation_is_due(fit: _FitLoop) -> bool:
-    """Return whether validation follows the batches done."""
+    """Return whether validation is due after the completed batches."""
     assert fit._data_fetcher is not None
     return fit.epoch_loop._should_check_val_fx(fit._data_fetcher)
 
 
 def _validating(loop: _EvaluationLoop) -> bool:
-    """Return whether a validation has not seen all its batches."""
+    """Return whether a validation has batches left."""
     progress = loop.batch_progress
     counters: Any = progress.current
     return not progress.is_last_batch or counters.completed < counters.processed
 
 
 def _write(loop: dict[str, Any], where: Position) -> None:
-    """Write the counters of a position."""
+    """Replace the counters of a fit loop by those of a position."""
     inside = where.batch > 0
     epochs = _equal(where.epoch) | ({"ready": where.epoch + 1, "started": where.epoch + 1} if inside else {})
     loop[_EPOCHS] = {"total": dict(epochs), "current": dict(epochs)}
@@ -173,5 +173,5 @@ def _write(loop: dict[str, Any], where: Position) -> None:
 
 
 def _equal(count: int) -> dict[str, int]:
-    """Return the counters of something done so many times."""
+    """Return Lightning's counters for ``count`` completed items."""
     return dict.fromkeys(("ready", "started", "processed", "completed"), count)

@@ -1,8 +1,9 @@
-"""The gallery of a test: held-out instances beside what a model makes of them, and after every step of an inner loop."""
+"""The gallery of a test: test instances beside their reconstructions, and beside the steps of an inner loop."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,11 @@ from rich.console import Console
 from torch import Tensor
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.results import heading, inner_steps
+from callbacks.results import inner_steps
 from callbacks.tables import log_table, table_loggers
 from composers.base import Composer
 from composers.checkpoint import load
 from composers.evaluation import Evaluation
-from composers.inference import GradientSteps
 from composers.latents import Latents, Layout
 from composers.networks import Modulations
 from composers.rendering import Reconstruction
@@ -28,13 +28,13 @@ from datamodules.storage.files import written_whole
 
 
 class InnerRow(NamedTuple):
-    """An instance after every reported number of inner steps.
+    """An instance and its reconstructions after every reported number of inner steps.
 
     Attributes:
-        name: Of the instance.
-        steps: Before each cell; None for the instance itself.
-        cells: The instance itself, then its reconstructions.
-        numbers: Of the headline metric, of every cell; None for the instance itself.
+        name: Name of the instance.
+        steps: Number of inner steps of every cell; None for the original.
+        cells: The original, then its reconstructions.
+        numbers: Headline metric of every cell; None for the original.
     """
 
     name: str
@@ -44,29 +44,30 @@ class InnerRow(NamedTuple):
 
 
 class Gallery(Callback):
-    """Draws a figure after a test, a row per instance: the original, its prediction, its refinement, and what else it shows.
+    """Draw a figure after a test, with a row per instance: the original, the prediction and its refinement.
 
-    What a figure shows, and what is written beside it, is the modality's: of images the refinement decoded at a larger scale;
-    of views the support views, the middle query view with its depth, and a turntable video; of audio spectrograms, and the
-    sound as WAV files. Rows are of different objects: where a test draws several times from one, its first draw.
+    The modality of the data adds to the figure and writes further files. Images are also decoded at a larger scale. Views
+    come with the support views, the depth of the middle query view, and a turntable video. Audio is drawn as spectrograms
+    and written as WAV files. Every row shows a different object; of several test items of an object, the first is drawn.
 
-    Of a model with an inner loop there is a second figure, with a column per reported number of steps: 0 is the learned start,
-    the same for all; those of training and of the test are marked. Its rows, of the first batch, are sent as the table
-    ``test/inner_steps`` to loggers that take tables, as that of W&B does.
+    For a model with an inner loop, a second figure has a column per reported number of inner steps, from 0 (the learned
+    start, the same for all instances); the numbers of steps of training and test are marked. Its rows, from the first
+    batch, are also logged as the table ``test/inner_steps`` by loggers that support tables, such as W&B.
 
-    Signals of no particular modality have no gallery.
+    Data without a modality have no gallery.
 
     Args:
-        filename: Of the figure, in the folder of the run; video and sound are in a folder of its name without the ending.
-        num_instances: Rows, the first instances of the test set.
-        beside: Another model, a checkpoint or the name of bundled weights, whose reconstructions stand beside; or None. If it
-            takes signals of another shape, the figure is left out. The second figure, videos and sound are not of it.
-        inner_filename: Of the second figure.
-        num_inner: Its rows, at most.
-        max_memory: MB that rendering may take above the model and what is shown.
+        filename: Name of the figure in the run folder. Videos and WAV files go to a folder with this name, without suffix.
+        num_instances: Number of rows, for the first instances of the test set.
+        beside: Second model to compare with: path of a checkpoint or name of bundled weights; None for no comparison. With a
+            second model, the figure of inner steps, videos and WAV files are not written; if it takes signals of another
+            shape, no figure is drawn.
+        inner_filename: Name of the second figure.
+        num_inner: Maximum number of rows of the second figure.
+        max_memory: Memory in MB that rendering may use in addition to the model and the result.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If ``num_instances`` or ``num_inner`` is less than 1, or ``max_memory`` is not positive.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Gallery(Callback):
     ) -> None:
         if num_instances < 1 or num_inner < 1 or not max_memory > 0:
             raise ValueError(
-                f"num_instances is {num_instances}, num_inner {num_inner}, max_memory {max_memory}: at least 1, 1, and above 0."
+                f"num_instances is {num_instances} and num_inner {num_inner}: both must be at least 1; max_memory is "
+                f"{max_memory}: it must be positive."
             )
         self.filename = filename
         self.num_instances = num_instances
@@ -96,23 +98,22 @@ class Gallery(Callback):
         self._modality = Modality()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier rows, and load the model that stands beside."""
+        """Clear the rows, and load the model to compare with."""
         data = getattr(trainer, "datamodule", None)
         folder = output_folder(trainer)
-        is_drawn = isinstance(data, CoordinateDataModule) and trainer.is_global_zero and isinstance(pl_module, Composer)
-        self.rows, self.inner_rows, self.has_media, self.other = {}, [], False, None
-        self.folder = folder if is_drawn else None
-        if self.folder is None or not isinstance(data, CoordinateDataModule):
+        self.rows, self.inner_rows, self.has_media, self.other, self.folder = {}, [], False, None, None
+        if not (isinstance(data, CoordinateDataModule) and isinstance(pl_module, Composer) and trainer.is_global_zero):
             return
+        self.folder = folder
         self._modality = data.spec.modality
-        if self.beside is None:
+        if self.folder is None or self.beside is None:
             return
         self.other = load(self.beside, pl_module.device)
-        taken = self._modality.input_shape(self.other)
-        if taken is not None and taken != data.spec.signal_shape:
+        input_shape = self._modality.input_shape(self.other)
+        if input_shape is not None and input_shape != data.spec.signal_shape:
             self.folder = None
             Console(soft_wrap=True).print(
-                f"No {self.filename}: {self.beside} takes signals of shape {taken}, not {data.spec.signal_shape}."
+                f"No {self.filename}: {self.beside} takes signals of shape {input_shape}, not {data.spec.signal_shape}."
             )
 
     def on_test_batch_end(
@@ -124,7 +125,7 @@ class Gallery(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the instances that are new until there are enough, and of the first batch the inner steps."""
+        """Add rows until there are enough; from the first batch, also those of the inner steps."""
         if self.folder is None or batch.shape is None or batch.query.values is None:
             return
         data, composer = getattr(trainer, "datamodule", None), pl_module
@@ -132,33 +133,39 @@ class Gallery(Callback):
         assert isinstance(composer, Composer)
         for index in range(len(batch.names)):
             if len(self.rows) < self.num_instances:
-                self._add(composer, outputs, batch, index, data)
+                self._add_row(composer, outputs, batch, index, data)
         if batch_idx == 0 and self.beside is None and composer.inner is not None:
             with trainer.precision_plugin.test_step_context():
                 self.inner_rows = inner_rows(composer, batch, data, self.num_inner, self.max_memory)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the figures, and send the inner steps."""
+        """Write the figures, and log the table of inner steps."""
         if self.folder is None:
             return
         console = Console(soft_wrap=True)
         if self.rows:
             path = self.folder / self.filename
-            _save(self._modality.figure(list(self.rows.values())), path)
-            media = f"; video and sound: {relative_path(path.with_suffix(''))}" if self.has_media else ""
+            self._save_figure(list(self.rows.values()), path)
+            media = f"; video and audio: {relative_path(path.with_suffix(''))}" if self.has_media else ""
             console.print(f"Gallery: {relative_path(path)}{media}")
         if self.inner_rows:
             path = self.folder / self.inner_filename
-            _save(self._modality.figure([row.cells for row in self.inner_rows], compact=True), path)
+            self._save_figure([row.cells for row in self.inner_rows], path, compact=True)
             console.print(f"Inner steps: {relative_path(path)}")
             if table_loggers(trainer):
                 table = [_table_row(row, self._modality) for row in self.inner_rows]
                 log_table(trainer, "test/inner_steps", table, trainer.global_step)
 
-    def _add(
+    def _save_figure(self, rows: Sequence[Sequence[Cell]], path: Path, compact: bool = False) -> None:
+        """Write cells in rows and columns as one PNG, without leaving a partial file."""
+        figure = self._modality.figure(rows, compact=compact)
+        with written_whole(path) as part:
+            figure.save(part, format="PNG", compress_level=4)
+
+    def _add_row(
         self, composer: Composer, evaluation: Evaluation, batch: CoordinateBatch, index: int, data: CoordinateDataModule
     ) -> None:
-        """Add the row of an instance, unless there is one of the same object."""
+        """Add the row of an instance, unless its object has one."""
         last = max(evaluation["values"])
         values = {step: evaluation["values"][step] for step in sorted({0, last})}
         instance = instance_of(batch, index, data.spec.domain, values)
@@ -169,27 +176,31 @@ class Gallery(Callback):
         cells = self._modality.context(instance)
         cells.append(Cell("original" if cells else "", shown.query.values, shown.shape, shown.domain))
         cells[0] = cells[0]._replace(label=shown.name)
-        cells += self._made(composer, modulations, shown)
+        cells += self._reconstruction_cells(composer, modulations, shown)
         if self.other is not None:
-            cells += self._beside(self.other, batch, index, instance)
+            cells += self._comparison_cells(self.other, batch, index, instance)
         elif self.beside is None:
             assert self.folder is not None
             stem = self.folder / Path(self.filename).stem / shown.name
             self.has_media |= self._modality.save_media(composer, modulations, instance, stem, self.max_memory)
         self.rows[shown.name] = cells
 
-    def _made(self, composer: Composer, modulations: Modulations, shown: Instance, prefix: str = "") -> list[Cell]:
-        """Return the cells of what a model makes of an instance, labelled."""
+    def _reconstruction_cells(
+        self, composer: Composer, modulations: Modulations, shown: Instance, prefix: str = ""
+    ) -> list[Cell]:
+        """Return the labelled reconstructions of an instance, and the further cells of its modality."""
         cells = []
         for step, values in shown.values.items():
-            number = headline_value(self._modality, values, shown)
-            label = f"{prefix}{f'{step} steps' if step else 'predicted'} {number:.1f}{_unit(self._modality)}"
+            metric = _with_unit(headline_value(self._modality, values, shown), self._modality)
+            label = f"{prefix}{f'{step} steps' if step else 'predicted'} {metric}"
             cells.append(Cell(label, values, shown.shape, shown.domain))
         extras = self._modality.extras(composer, modulations, shown, self.max_memory)
         return [*cells, *(cell._replace(label=prefix + cell.label) for cell in extras)]
 
-    def _beside(self, composer: Composer, batch: CoordinateBatch, index: int, instance: Instance) -> list[Cell]:
-        """Return the cells of what the other model makes of an instance."""
+    def _comparison_cells(
+        self, composer: Composer, batch: CoordinateBatch, index: int, instance: Instance
+    ) -> list[Cell]:
+        """Return the labelled reconstructions of an instance by the model to compare with."""
         observation = observation_of(batch, [index])
         with torch.no_grad():
             curve = {0: composer.encode(observation)}
@@ -201,54 +212,69 @@ class Gallery(Callback):
             modulations = _modulations(composer, curve[step], layout, 0)
             values[step] = self._modality.values_at(composer, modulations, instance.query.coords, self.max_memory)
         shown = self._modality.shown(instance._replace(values=values))
-        assert shown is not None, "it was shown a moment ago"
-        return self._made(composer, modulations, shown, f"{self.beside}: ")
+        assert shown is not None, "`_add_row` adds no row of an instance that is not shown"
+        return self._reconstruction_cells(composer, modulations, shown, f"{self.beside}: ")
 
 
 def inner_rows(
     composer: Composer, batch: CoordinateBatch, data: CoordinateDataModule, number: int, max_memory: float = 500.0
 ) -> list[InnerRow]:
-    """Return the first instances of a batch after the reported inner steps; none if nothing is reported or drawn.
+    """Return the first instances of a batch after every reported number of inner steps.
 
     Args:
-        composer: The model, with an inner loop.
-        batch: On its device, of whole signals with values.
-        data: Where it comes from.
-        number: Of rows, at most.
-        max_memory: MB that rendering may take above the model and what is shown.
+        composer: Model with an inner loop.
+        batch: Batch of complete signals with values, on the device of the model.
+        data: Data module of the batch.
+        number: Maximum number of rows.
+        max_memory: Memory in MB that rendering may use in addition to the model and the result.
+
+    Returns:
+        The rows; empty without an inner loop, if its report is empty, or if the modality draws nothing.
     """
     loop, modality = composer.inner, data.spec.modality
     if loop is None or not loop.report:
         return []
-    chosen: dict[str, tuple[int, Instance]] = {}
+    selected: dict[str, tuple[int, Instance]] = {}
     for index in range(len(batch.names)):
         shown = modality.shown(instance_of(batch, index, data.spec.domain, {}))
         if shown is None:
             return []
-        if len(chosen) < number:
-            chosen.setdefault(shown.name, (index, shown))
-    indices, instances = zip(*chosen.values(), strict=True)
-    rows = [InnerRow(shown.name, [None], [_itself(shown)], [None]) for shown in instances]
+        if len(selected) < number:
+            selected.setdefault(shown.name, (index, shown))
+    indices, instances = zip(*selected.values(), strict=True)
+    rows = []
+    for shown in instances:
+        assert shown.query.values is not None
+        original = Cell(shown.name, shown.query.values, shown.shape, shown.domain)
+        rows.append(InnerRow(shown.name, [None], [original], [None]))
     observation = observation_of(batch, indices)
     layout = composer.layout(observation)
     for step, latents in composer.trajectory(observation, loop.report).items():
+        note = {loop.test_steps: ", tested", loop.steps: ", trained", 0: ", start"}.get(step, "")
+        title = f"{step} step{'' if step == 1 else 's'}{note}"
         for place, (row, shown) in enumerate(zip(rows, instances, strict=True)):
             modulations = _modulations(composer, latents, layout, place)
             values = modality.values_at(composer, modulations, shown.query.coords, max_memory)
             value = headline_value(modality, values, shown)
+            label = f"{title} {_with_unit(value, modality)}" if math.isfinite(value) else f"{title}, diverged"
             row.steps.append(step)
             row.numbers.append(value)
-            row.cells.append(Cell(_inner_label(step, value, loop, modality), values, shown.shape, shown.domain))
+            row.cells.append(Cell(label, values, shown.shape, shown.domain))
     return rows
 
 
 def headline_value(modality: Modality, values: Tensor, shown: Instance) -> float:
-    """Return the headline metric of reconstructed values ``(N, C)`` of what is shown of an instance."""
+    """Return the headline metric of reconstructed values ``(N, C)`` of the shown part of an instance."""
     coords, true, mask = shown.query
-    assert true is not None, "there is nothing to compare with"
+    assert true is not None, "the query has no values to compare with"
     query = Samples(coords, true[None], None if mask is None else mask[None])
     metric = modality.metrics()[modality.headline.metric]
     return float(metric.measure(Reconstruction.of_values(values[None]), query, shown.shape))
+
+
+def _with_unit(value: float, modality: Modality) -> str:
+    """Return a value of the headline metric with its unit."""
+    return f"{value:.1f} {modality.headline.unit}".rstrip()
 
 
 def _modulations(composer: Composer, latents: Latents, layout: Layout, index: int) -> Any:
@@ -257,36 +283,13 @@ def _modulations(composer: Composer, latents: Latents, layout: Layout, index: in
         return composer.compose({name: latent[index : index + 1] for name, latent in latents.items()}, layout)
 
 
-def _itself(shown: Instance) -> Cell:
-    """Return an instance as it is, under its name."""
-    assert shown.query.values is not None
-    return Cell(shown.name, shown.query.values, shown.shape, shown.domain)
-
-
-def _inner_label(step: int, number: float, loop: GradientSteps, modality: Modality) -> str:
-    """Return what stands above a cell after some inner steps."""
-    note = {loop.test_steps: ", tested", loop.steps: ", trained", 0: ", start"}.get(step, "")
-    label = f"{step} step{'' if step == 1 else 's'}{note}"
-    return f"{label} {number:.1f}{_unit(modality)}" if math.isfinite(number) else f"{label}, diverged"
-
-
-def _unit(modality: Modality) -> str:
-    """Return the unit of the headline metric, after a number."""
-    return f" {modality.headline.unit}" if modality.headline.unit else ""
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with written_whole(path) as part:
-        figure.save(part, format="PNG", compress_level=4)
-
-
 def _table_row(row: InnerRow, modality: Modality) -> dict[str, Any]:
     """Return the row of an instance in the table for loggers."""
     columns: dict[str, Any] = {"name": row.name}
     for step, cell in zip(row.steps, row.cells, strict=True):
         columns["original" if step is None else inner_steps(step)] = modality.medium(cell)
-    label = heading(modality.headline.metric, unit="")
+    name = modality.headline.metric
+    label = modality.metrics()[name].heading or name
     return columns | {
         f"{label}@{step}": number for step, number in zip(row.steps, row.numbers, strict=True) if step is not None
     }

@@ -1,4 +1,4 @@
-"""What training logs of its gradients and learned step sizes."""
+"""Log gradient norms and learned step sizes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from composers.inference import DifferentiableSGD, Rule
 
 
 class GradientNorms(Callback):
-    """Logs the norm of the gradient, ``grad_norm/total`` and one number for each part of the composer, by attribute name.
+    """Log the norm of the gradient: ``grad_norm/total``, and ``grad_norm/<attribute>`` for every part of the composer.
 
-    Measured where the optimizer is about to step: after accumulation, averaging over devices and unscaling (not by fused
-    optimizers, which unscale themselves), before clipping.
+    The norms are measured before the optimizer step: after accumulation, averaging over devices and unscaling (fused
+    optimizers unscale by themselves, later), and before clipping.
 
     Args:
-        every_n_steps: Optimizer steps from one to the next; the trainer's ``log_every_n_steps`` if None.
+        every_n_steps: Number of optimizer steps between two measurements; ``log_every_n_steps`` of the trainer if None.
 
     Raises:
-        ValueError: If the number is not positive.
+        ValueError: If ``every_n_steps`` is not positive.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -31,7 +31,7 @@ class GradientNorms(Callback):
         self.every_n_steps = every_n_steps
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Log the norms of this step."""
+        """Log the gradient norms of this step."""
         every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.is_global_zero and every and (trainer.global_step + 1) % every == 0:
             norms = {f"grad_norm/{part}": norm for part, norm in gradient_norms(pl_module).items()}
@@ -40,7 +40,7 @@ class GradientNorms(Callback):
 
 
 def gradient_norms(module: nn.Module) -> dict[str, float]:
-    """Return the Euclidean norms of the gradients of a module, in float32: of each attribute of it, then ``total``.
+    """Return the Euclidean norms of the gradients of a module in float32: of every attribute, and in ``total``.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -54,20 +54,20 @@ def gradient_norms(module: nn.Module) -> dict[str, float]:
             parts.setdefault(name.split(".")[0], []).append(parameter.grad.float())
     norms = {part: get_total_norm(gradients) for part, gradients in parts.items()}
     norms["total"] = get_total_norm(list(norms.values()))
-    numbers: list[float] = torch.stack(list(norms.values())).tolist()  # the only wait for the device
+    numbers: list[float] = torch.stack(list(norms.values())).tolist()  # synchronises with the device once
     return dict(zip(norms, numbers, strict=True))
 
 
 class LearnedStepSizes(Callback):
-    """Logs after every validation what an inner loop has learned of its step sizes: the mean factor of every latent.
+    """Log the learned step sizes of an inner loop after every validation, as the mean factor of every latent.
 
-    ``inner_lr_factor/<latent>/step_<k>`` for every step of training, the first is 1, and ``inner_lr_factor/<latent>`` where all
-    steps share it. Factors start at 1 and are means over the numbers of the latent where each has its own. Nothing is
-    logged where nothing is learned.
+    The keys are ``inner_lr_factor/<latent>/step_<k>`` for every inner step of training, counted from 1, or
+    ``inner_lr_factor/<latent>`` if all steps share a factor. Factors are initialised to 1. Factors per parameter are averaged
+    over the latent. Without learned step sizes, nothing is logged.
     """
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the factors, where Lightning puts what it validates."""
+        """Log the factors at the step of the validation metrics."""
         inner = pl_module.inner if isinstance(pl_module, Composer) else None
         if trainer.sanity_checking or not trainer.is_global_zero or inner is None:
             return
@@ -78,7 +78,7 @@ class LearnedStepSizes(Callback):
 
 
 def mean_factors(rule: Rule) -> dict[str, float]:
-    """Return the mean learned factor of the step size of every latent, and every step, as `LearnedStepSizes` names them.
+    """Return the mean learned factor of the step size of every latent and step, with the keys of `LearnedStepSizes`.
 
     Example:
         >>> rule = DifferentiableSGD(learned_lr=["step"])
@@ -86,11 +86,11 @@ def mean_factors(rule: Rule) -> dict[str, float]:
         >>> mean_factors(rule)
         {'inner_lr_factor/latent/step_1': 1.0, 'inner_lr_factor/latent/step_2': 1.0}
     """
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     if not isinstance(rule, DifferentiableSGD):
-        return found
+        return result
     for latent, factors in rule.factors.items():
         means = factors.detach().float().flatten(1).mean(1).tolist()
         names = [f"/step_{step}" for step in range(1, len(means) + 1)] if "step" in rule.learned_lr else [""]
-        found |= {f"inner_lr_factor/{latent}{name}": mean for name, mean in zip(names, means, strict=True)}
-    return found
+        result |= {f"inner_lr_factor/{latent}{name}": mean for name, mean in zip(names, means, strict=True)}
+    return result

@@ -1,4 +1,4 @@
-"""What training does about losses and gradients that are not finite."""
+"""Handle losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-_SHOWN = 10  # names in a message
+_MAX_NAMES = 10  # in a message
 
 
 class NonFinite(Callback):
-    """Stop training, or leave the update out, when a loss or a gradient is not finite.
+    """Stop training, or skip the update, if a loss or a gradient is not finite.
 
-    With fp16 and a gradient scaler only losses are checked: the scaler skips infinite gradients itself.
+    With fp16 and a gradient scaler, only losses are checked: the scaler skips infinite gradients itself.
 
     Args:
-        action: ``stop`` ends training with an error before the update; ``skip`` leaves the update out and goes on.
-        max_skips: Consecutive updates that ``skip`` leaves out before it ends training.
+        action: ``stop`` ends training with an error before the update; ``skip`` skips the update and continues.
+        max_skips: Number of consecutive updates that are not finite at which ``skip`` ends training, too.
 
     Raises:
-        ValueError: If ``action`` has another name or ``max_skips`` is not positive.
+        ValueError: If ``action`` is another value or ``max_skips`` is not positive.
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop", max_skips: int = 50) -> None:
@@ -38,19 +38,19 @@ class NonFinite(Callback):
         self._bad: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates that were left out."""
+        """Return the number of skipped updates."""
         return {"skipped": self.skipped} if self.skipped else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the number of updates that were left out."""
+        """Restore the number of skipped updates."""
         self.skipped = state_dict["skipped"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch, whose instances have names."""
+        """Keep the batch for the names of its instances."""
         self._batch = batch
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note the instances whose loss is not finite."""
+        """Record the instances whose loss is not finite."""
         if torch.isfinite(loss).all():
             return
         losses = getattr(pl_module, "instance_losses", None)
@@ -59,13 +59,13 @@ class NonFinite(Callback):
             self._bad.append("unknown")
             return
         finite = torch.isfinite(losses).tolist()
-        self._bad += [name for name, good in zip(names, finite, strict=True) if not good] or names
+        self._bad += [name for name, is_finite in zip(names, finite, strict=True) if not is_finite] or names
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Stop, or leave the update out, on all processes alike.
+        """Stop or skip the update, on all processes.
 
         Raises:
-            ValueError: If a loss or a gradient is not finite, and the update is not to be left out.
+            ValueError: If a loss or a gradient is not finite and the update is not skipped.
         """
         bad, self._bad = self._bad, []
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -75,31 +75,31 @@ class NonFinite(Callback):
             self._consecutive = 0
         else:
             self._consecutive += 1
-            self._act(trainer, optimizer, _everywhere(bad))
+            self._stop_or_skip(trainer, optimizer, _gather_names(bad))
         if self.action == "skip":
             pl_module.log("train/skipped_steps", float(self.skipped))
 
-    def _act(self, trainer: Trainer, optimizer: Optimizer, bad: list[str]) -> None:
-        """Stop or skip."""
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        what = f"The loss of {', '.join(bad[:_SHOWN])}{more}" if bad else "A gradient (with finite losses)"
-        told = f"{what} is not finite at step {trainer.global_step}, epoch {trainer.current_epoch}"
+    def _stop_or_skip(self, trainer: Trainer, optimizer: Optimizer, bad: list[str]) -> None:
+        """Stop with an error, or clear the gradients so that the optimizer step changes nothing."""
+        more = f" and {len(bad) - _MAX_NAMES} more" if len(bad) > _MAX_NAMES else ""
+        what = f"The loss of {', '.join(bad[:_MAX_NAMES])}{more}" if bad else "A gradient (with finite losses)"
+        message = f"{what} is not finite at step {trainer.global_step}, epoch {trainer.current_epoch}"
         if self.action == "stop" or self._consecutive >= self.max_skips:
             if not trainer.is_global_zero:
-                raise SystemExit(1)  # the first process says why
-            ways = "lower the learning rate, check these data, or leave such updates out with --non_finite.action skip"
+                raise SystemExit(1)  # the first process prints the error
+            fix = "lower the learning rate, check these data, or skip such updates with `--non_finite.action skip`"
             if self.action == "skip":
-                told += f", {self._consecutive} step(s) in succession"
-                ways = "lower the learning rate or check these data"
-            raise ValueError(f"{told}. The update was not made; checkpoints are as they were. To go on, {ways}.")
+                message += f", {self._consecutive} step(s) in succession"
+                fix = "lower the learning rate or check these data"
+            raise ValueError(f"{message}. The model was not updated and checkpoints are unchanged: {fix}.")
         self.skipped += 1
         optimizer.zero_grad(set_to_none=True)
         if trainer.is_global_zero:
-            print(f"{told}: the update is left out ({self.skipped} so far).", flush=True)
+            print(f"{message}: the update is skipped ({self.skipped} so far).", flush=True)
 
 
-def _everywhere(names: list[str]) -> list[str]:
-    """Return the names of all processes; to be called on all of them."""
+def _gather_names(names: list[str]) -> list[str]:
+    """Return the names of all processes; call it on all of them."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return names
     parts: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]

@@ -1,10 +1,10 @@
-"""What a prediction writes of every signal: files that its modality knows, its instance code, and a table of all."""
+"""Predictions: the files of every signal, its instance code, and a table of all signals."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.folders import relative_path
-from callbacks.results import gathered
+from callbacks.results import gather_rows
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, steps_taken
 from composers.evaluation import Evaluation
@@ -27,20 +27,20 @@ from datamodules.storage.text import printable
 from datamodules.tiles import whole
 from modalities.writing import Prediction, Row, Writer
 
-_SHOWN = 20  # rows of the printed table
+_MAX_ROWS = 20  # of the printed table
 
 TABLE = "predictions.csv"
 
 
 class Tile(NamedTuple):
-    """One tile of a signal, or all of it.
+    """A tile of a signal, or the complete signal.
 
     Attributes:
-        piece: Where it lies.
-        latents: Its code, ``(...)`` by name.
-        steps: Refinement steps behind the code.
-        errors: After no and after all steps, as `Writer.errors` has them; NaN where nothing was measured.
-        instance: The signal and its reconstructions, if this is all of it and the batch holds it whole.
+        piece: Position of the tile in the signal.
+        latents: Latents of the tile by name, without a batch dimension.
+        steps: Number of refinement steps of the latents.
+        errors: Errors before and after refinement as returned by `Writer.errors`; NaN if nothing was measured.
+        instance: The signal and its reconstructions if the tile is the complete signal, else None.
     """
 
     piece: Piece
@@ -51,14 +51,15 @@ class Tile(NamedTuple):
 
 
 class PredictionWriter(Callback):
-    """Collects the tiles of every signal, and writes what a model makes of it when all are there; at the end, a table.
+    """Write the reconstruction and the instance code of every signal, and a table of all signals at the end.
 
-    What is written is the modality's of the data: see `modalities.images.ImageWriter`, `modalities.audio.AudioWriter` and
-    `modalities.views.ViewWriter`. Memory holds one signal at a time.
+    The modality of the data determines the files: see `modalities.images.ImageWriter`, `modalities.audio.AudioWriter` and
+    `modalities.views.ViewWriter`. A signal is written as soon as all its tiles are reconstructed, so that memory holds one
+    signal at a time.
 
     Args:
-        folder: Where to; made if it is missing. One that holds other things than earlier predictions is refused.
-        options: Fields of that writer, which ``cli.py predict`` has as options.
+        folder: Output folder, created if it is missing. It must be empty or hold earlier predictions.
+        options: Fields of the writer of the modality, which are options of ``cli.py predict``.
     """
 
     def __init__(self, folder: str = "predictions", options: dict[str, Any] | None = None) -> None:
@@ -71,27 +72,30 @@ class PredictionWriter(Callback):
 
     @property
     def writer(self) -> Writer:
-        """The writer of the modality of the data, from the start of prediction on."""
-        assert self._writer is not None, "prediction has begun"
+        """Writer of the modality of the data, available from the start of prediction."""
+        assert self._writer is not None, "prediction has not started"
         return self._writer
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder, and refuse what cannot be written before the work.
+        """Create the writer and the folder, and check that the results can be written.
 
         Raises:
-            ValueError: If the folder is a file or holds other things than earlier predictions, the data state no modality that
-                is written, or an option is unknown, out of range or does not fit the model.
+            ValueError: If the folder is a file or holds other files than earlier predictions, if the modality of the data
+                has no writer, or if an option is unknown, out of range or does not fit the model.
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._tiles, self._model = {}, [], fingerprint(pl_module)
-        self._writer = _writer(_data(trainer), self.options)
+        self._writer = _create_writer(_data(trainer), self.options)
         messages = self._writer.check(pl_module)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"{self.folder} is a file, or lies below one: choose a folder with --output.") from error
+            raise ValueError(f"{self.folder} or a parent of it is a file: choose a folder with `--output`.") from error
         if any(self.folder.iterdir()) and not (self.folder / TABLE).exists():  # on all processes, so that none waits
-            raise ValueError(f"The folder {self.folder} holds other things: choose a new one with --output.")
+            raise ValueError(
+                f"The folder {self.folder} is not empty and has no {TABLE} of earlier predictions: choose another folder "
+                "with `--output`."
+            )
         (self.folder / TABLE).touch()
         if trainer.is_global_zero:
             for message in messages:
@@ -106,50 +110,45 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the tiles of a signal, and write it when the next one begins."""
+        """Collect the tiles of a signal, and write the signal when the next one begins."""
         for tile in _tiles(outputs, batch, self.writer, _data(trainer).spec.domain):
             if self._tiles and self._tiles[0].piece.name != tile.piece.name:
-                self._write(trainer, pl_module)
+                self._write_signal(trainer, pl_module)
             self._tiles.append(tile)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last signal and the table of all, and say what was skipped."""
+        """Write the last signal and the table."""
         if self._tiles:
-            self._write(trainer, pl_module)
+            self._write_signal(trainer, pl_module)
         self._write_table(trainer)
 
     def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what there is of an unfinished prediction, without a signal whose tiles are not all there."""
+        """Write the table of an interrupted prediction; leave out a signal with missing tiles."""
         if self._tiles and self._tiles[0].piece.box == whole(self._tiles[0].piece.shape):
-            self._write(trainer, pl_module)
+            self._write_signal(trainer, pl_module)
         self._tiles = []
         self._write_table(trainer)
 
-    def table(self, rows: Mapping[str, Row], noun: str) -> Table:
-        """Return the first signals and the mean of all as a table.
-
-        Args:
-            rows: Of all signals.
-            noun: What one is called.
-        """
-        writer = self.writer
-        table = Table(title=f"{writer.measure} of {len(rows)} {noun}(s)", title_justify="left")
-        for heading in (noun, writer.size_heading, writer.counted, *writer.numbers.values(), "notes"):
-            narrowest = max(map(len, heading.split()))
-            side: Literal["left", "right"] = "left" if heading in (noun, "notes") else "right"
-            table.add_column(heading, justify=side, overflow="fold", min_width=narrowest)
-        for name, row in list(rows.items())[:_SHOWN]:
-            numbers = [_figure([row], key) for key in writer.numbers]
-            table.add_row(escape(name), writer.size_of(row), row[writer.counted], *numbers, row["notes"])
-        if len(rows) > _SHOWN:
-            table.add_row(f"and {len(rows) - _SHOWN} more", "", "", *("" for _ in writer.numbers), "")
-        if len(rows) > 1:
-            table.add_row("mean", "", "", *(_figure(rows.values(), key) for key in writer.numbers), "")
-        return table
+    def _write_signal(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the files of one signal from all its tiles."""
+        assert isinstance(pl_module, Composer)
+        tiles, self._tiles = self._tiles, []
+        data, (name, shape, _) = _data(trainer), tiles[0].piece
+        latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
+        predicted, refined = (self.writer.score([tile.errors[end] for tile in tiles]) for end in (0, -1))
+        metric = data.spec.modality.headline.metric
+        facts = steps_taken(pl_module, tiles[0].steps)
+        facts |= {f"{metric} predicted": f"{predicted:.3f}", f"{metric} refined": f"{refined:.3f}"}
+        boxes = [tile.piece.box for tile in tiles]
+        code = InstanceCode(latents, boxes, shape, self._model, name, facts, domain=data.spec.domain)
+        original = None if tiles[0].instance is not None else data.original(name)
+        reconstruction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
+        row = self.writer.write(reconstruction, self.folder / name)
+        self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 
     def _write_table(self, trainer: Trainer) -> None:
-        """Write and print the table of all processes; to be called on all of them."""
-        rows, data = gathered(self.rows), _data(trainer)
+        """Write and print the table of all processes, and list the skipped files; call it on all processes."""
+        rows, data = gather_rows(self.rows), _data(trainer)
         if not trainer.is_global_zero or not rows:
             return
         with (self.folder / TABLE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -164,40 +163,47 @@ class PredictionWriter(Callback):
                 f"Skipped {len(data.skipped)}:", *data.skipped.values(), sep="\n  ", markup=False, highlight=False
             )
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files of one signal, whose tiles are all there."""
-        assert isinstance(pl_module, Composer)
-        tiles, self._tiles = self._tiles, []
-        data, name = _data(trainer), tiles[0].piece.name
-        code = self._code(tiles, pl_module, data)
-        original = None if tiles[0].instance is not None else data.original(name)
-        reconstruction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
-        row = self.writer.write(reconstruction, self.folder / name)
-        self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
+    def table(self, rows: Mapping[str, Row], noun: str) -> Table:
+        """Return a table of the first signals and the mean of all.
 
-    def _code(self, tiles: Sequence[Tile], composer: Composer, data: CoordinateDataModule) -> InstanceCode:
-        """Return the code of a signal of its tiles."""
-        name, shape, _ = tiles[0].piece
-        latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
-        first, last = (self.writer.score([tile.errors[end] for tile in tiles]) for end in (0, -1))
-        facts = steps_taken(composer, tiles[0].steps)
-        metric = data.spec.modality.headline.metric
-        facts |= {f"{metric} predicted": f"{first:.3f}", f"{metric} refined": f"{last:.3f}"}
-        boxes = [tile.piece.box for tile in tiles]
-        return InstanceCode(latents, boxes, shape, self._model, name, facts, domain=data.spec.domain)
+        Args:
+            rows: Rows of all signals by name.
+            noun: Name of the kind of signal.
+        """
+        writer = self.writer
+        table = Table(title=f"{writer.measure} of {len(rows)} {noun}(s)", title_justify="left")
+        for heading in (noun, writer.size_heading, writer.counted, *writer.numbers.values(), "notes"):
+            longest_word = max(map(len, heading.split()))
+            side: Literal["left", "right"] = "left" if heading in (noun, "notes") else "right"
+            table.add_column(heading, justify=side, overflow="fold", min_width=longest_word)
+        for name, row in list(rows.items())[:_MAX_ROWS]:
+            numbers = [_mean([row], key) for key in writer.numbers]
+            table.add_row(escape(name), writer.size_of(row), row[writer.counted], *numbers, row["notes"])
+        if len(rows) > _MAX_ROWS:
+            table.add_row(f"and {len(rows) - _MAX_ROWS} more", "", "", *("" for _ in writer.numbers), "")
+        if len(rows) > 1:
+            table.add_row("mean", "", "", *(_mean(rows.values(), key) for key in writer.numbers), "")
+        return table
 
 
-def _writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Writer:
-    """Return the writer of the modality of the data, or refuse options that it does not have."""
+def _data(trainer: Trainer) -> CoordinateDataModule:
+    """Return the data module of a trainer."""
+    data = getattr(trainer, "datamodule", None)
+    assert isinstance(data, CoordinateDataModule)
+    return data
+
+
+def _create_writer(data: CoordinateDataModule, options: Mapping[str, Any]) -> Writer:
+    """Return the writer of the modality of the data; raise a `ValueError` if there is none, or for unknown options."""
     kind = data.spec.modality.writer
     if kind is None:
         raise ValueError(
-            f"{type(data).__name__} states no modality whose predictions are written: set its class attribute modality, for "
-            "example to modalities.Images()."
+            f"{type(data).__name__} has no modality whose predictions can be written: set its class attribute `modality`, for "
+            "example to `modalities.Images()`."
         )
     if unknown := sorted(set(options) - set(kind.__dataclass_fields__)):
         raise ValueError(
-            f"options of PredictionWriter has {', '.join(unknown)}; {data.spec.modality.name} have "
+            f"`options` of PredictionWriter contains {', '.join(unknown)}; {data.spec.modality.name} take "
             f"{', '.join(kind.__dataclass_fields__)}."
         )
     writer: Writer = kind(**options)
@@ -211,20 +217,17 @@ def _tiles(evaluation: Evaluation, batch: CoordinateBatch, writer: Writer, domai
     values = {step: evaluation["values"][step] for step in (0, last)}
     errors = [writer.errors(values[step], batch.query) for step in (0, last)]
     for index, name in enumerate(batch.names):
-        piece = batch.pieces[index] if batch.pieces else Piece(name, _measured(batch, index), whole(batch.shape))
+        if batch.pieces:
+            piece, instance = batch.pieces[index], None
+        else:
+            piece = Piece(name, _unpadded_shape(batch, index), whole(batch.shape))
+            instance = instance_of(batch, index, domain, values)
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        instance = None if batch.pieces else instance_of(batch, index, domain, values)
         yield Tile(piece, latents, last, [error[index] for error in errors], instance)
 
 
-def _figure(rows: Iterable[Row], key: str) -> str:
-    """Return the mean of a number over the rows that have it, for people."""
-    numbers = [number for row in rows if not math.isnan(number := float(row[key]))]
-    return f"{sum(numbers) / len(numbers):.2f}" if numbers else "-"
-
-
-def _measured(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
-    """Return the extents of a signal without the padding at the end of its last axis."""
+def _unpadded_shape(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
+    """Return the shape of a signal without the padding at the end of its last axis."""
     assert batch.shape is not None
     if batch.query.mask is None:
         return batch.shape
@@ -232,8 +235,7 @@ def _measured(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
     return (*batch.shape[:-1], int(lengths.max()))
 
 
-def _data(trainer: Trainer) -> CoordinateDataModule:
-    """Return the data module."""
-    data = getattr(trainer, "datamodule", None)
-    assert isinstance(data, CoordinateDataModule)
-    return data
+def _mean(rows: Iterable[Row], key: str) -> str:
+    """Return the mean of a number over the rows that have it, as text."""
+    numbers = [number for row in rows if not math.isnan(number := float(row[key]))]
+    return f"{sum(numbers) / len(numbers):.2f}" if numbers else "-"

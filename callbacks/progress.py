@@ -1,4 +1,4 @@
-"""The progress of a run: a bar of one line in a terminal, and plain lines where the output is none."""
+"""Progress of a run: a bar of one line in a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
-_WIDEST_BAR = 40  # characters
+_MAX_BAR_WIDTH = 40  # characters
 _NAMES = {"validate": "Validation", "test": "Test", "predict": "Prediction"}
 
 
 class ProgressBar(RichProgressBar):
     """Show the progress of a run and the time left.
 
-    In a terminal this is a bar of one line. Elsewhere (a log file, a pipe, a batch system), a line of text is printed every
-    half minute and after every validation.
+    In a terminal, this is a bar of one line. Elsewhere (log file, pipe, batch system), a line of text is printed every
+    ``seconds`` and after every validation.
 
     Args:
-        seconds: Seconds from one line of text to the next.
+        seconds: Seconds between two lines of text.
 
     Raises:
         ValueError: If ``seconds`` is negative.
@@ -43,18 +43,18 @@ class ProgressBar(RichProgressBar):
         super().__init__(leave=False, theme=RichProgressBarTheme(metrics_format=".2f"))
         self.seconds = seconds
         self._plain = False
-        self._told = 0.0  # when the last line was printed
-        self._start: tuple[float, int] | None = None  # time and steps at the first step of this training
-        self._stage_start = 0.0  # when this validation, test or prediction began
-        self._left: float | None = None
+        self._printed_at = 0.0  # time of the last line
+        self._start: tuple[float, int] | None = None  # time and global step at the first step of this training
+        self._stage_start = 0.0  # start time of the current validation, test or prediction
+        self._left: float | None = None  # seconds until training ends
 
     @property
     def is_enabled(self) -> bool:
-        """Whether the bar is drawn."""
+        """Whether the bar is shown."""
         return bool(super().is_enabled) and not self._plain
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose between the bar and lines of text."""
+        """Select the bar or lines of text."""
         super().setup(trainer, pl_module, stage)
         self._plain = not Console().is_terminal
 
@@ -67,7 +67,7 @@ class ProgressBar(RichProgressBar):
                 complete_style=self.theme.progress_bar,
                 finished_style=self.theme.progress_bar_finished,
                 pulse_style=self.theme.progress_bar_pulse,
-                table_column=Column(max_width=_WIDEST_BAR),  # gives way where the terminal is narrow
+                table_column=Column(max_width=_MAX_BAR_WIDTH),  # shrinks in a narrow terminal
             ),
             BatchesProcessedColumn(style=self.theme.batch_progress),
             _TimeLeft(self),
@@ -76,45 +76,45 @@ class ProgressBar(RichProgressBar):
         return columns
 
     def _init_progress(self, trainer: Trainer) -> None:
-        """Make the bar, with metrics that are cut off rather than wrapped."""
+        """Create the bar; metrics are truncated instead of wrapped."""
         super()._init_progress(trainer)
         if self._metric_component is not None:
             self._metric_component._table_column = Column(no_wrap=True, overflow="ellipsis")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics of the bar."""
-        found = super().get_metrics(trainer, pl_module)
-        return {key: value for key, value in found.items() if key != "v_num"}
+        """Return the metrics shown in the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
-        self._start, self._left, self._told = None, None, time.monotonic()
+        self._start, self._left, self._printed_at = None, None, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the bar, or print a line when it is time."""
+        """Update the bar, or print a line if one is due."""
         self._left = self._time_left(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._due():
-            metrics = _named(trainer.callback_metrics, "train/")
-            self._tell(f"{self._steps(trainer)}{metrics}{_left_text(self._left)}")
+            metrics = _metrics_text(trainer.callback_metrics, "train/")
+            self._print(f"Step {self._position(trainer)}{metrics}{_left_text(self._left)}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_validation_start(trainer, pl_module)
-        self._begin(trainer)
+        self._start_stage(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_test_start(trainer, pl_module)
-        self._begin(trainer)
+        self._start_stage(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_predict_start(trainer, pl_module)
-        self._begin(trainer)
+        self._start_stage(trainer)
 
     def on_validation_batch_end(
         self,
@@ -125,10 +125,10 @@ class ProgressBar(RichProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the bar, or print a line when it is time."""
+        """Update the bar, or print a line if one is due."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         if not trainer.sanity_checking:
-            self._tell_batch(trainer, batch_idx, trainer.num_val_batches[dataloader_idx])
+            self._print_batch(trainer, batch_idx, trainer.num_val_batches[dataloader_idx])
 
     def on_test_batch_end(
         self,
@@ -139,9 +139,9 @@ class ProgressBar(RichProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the bar, or print a line when it is time."""
+        """Update the bar, or print a line if one is due."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._tell_batch(trainer, batch_idx, trainer.num_test_batches[dataloader_idx])
+        self._print_batch(trainer, batch_idx, trainer.num_test_batches[dataloader_idx])
 
     def on_predict_batch_end(
         self,
@@ -152,52 +152,53 @@ class ProgressBar(RichProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Update the bar, or print a line when it is time."""
+        """Update the bar, or print a line if one is due."""
         super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self._tell_batch(trainer, batch_idx, trainer.num_predict_batches[dataloader_idx])
+        self._print_batch(trainer, batch_idx, trainer.num_predict_batches[dataloader_idx])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the bar, or print the metrics of the validation."""
         super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking:
             return
-        metrics = _named(trainer.callback_metrics, "val/")  # on all processes, for they may have to sum up
+        metrics = _metrics_text(trainer.callback_metrics, "val/")  # on all processes, because it may reduce over them
         if self._plain and trainer.state.fn == "fit":
-            self._tell(f"Validation at {self._steps(trainer, start='')}{metrics}{_left_text(self._left)}")
+            self._print(f"Validation at step {self._position(trainer)}{metrics}{_left_text(self._left)}")
 
-    def _begin(self, trainer: Trainer) -> None:
+    def _start_stage(self, trainer: Trainer) -> None:
         """Start the clock of a validation, test or prediction."""
         self._stage_start = time.monotonic()
         if trainer.state.fn != "fit":
-            self._told = self._stage_start
+            self._printed_at = self._stage_start
 
     def _due(self) -> bool:
-        """Return whether it is time for a line of text."""
-        return self._plain and time.monotonic() - self._told >= self.seconds
+        """Return whether a line of text is due."""
+        return self._plain and time.monotonic() - self._printed_at >= self.seconds
 
-    def _tell_batch(self, trainer: Trainer, batch_idx: int, batches: float) -> None:
-        """Print which batch of an evaluation is done, when it is time."""
+    def _print(self, line: str) -> None:
+        """Print a line, on the first process only."""
+        self._printed_at = time.monotonic()
+        if self._enabled:  # the trainer disables the bar on all other processes
+            print(line, flush=True)
+
+    def _print_batch(self, trainer: Trainer, batch_idx: int, batches: float) -> None:
+        """Print the progress of an evaluation, if a line is due."""
         if self._due():
             done = batch_idx + 1
             left = (time.monotonic() - self._stage_start) / done * (batches - done)
             name = _NAMES.get(str(trainer.state.fn.value if trainer.state.fn else ""), "Validation")
-            self._tell(f"{name}: batch {done:,} of {_count(batches)}{_left_text(left)}")
+            total = "?" if batches == float("inf") else f"{batches:,.0f}"
+            self._print(f"{name}: batch {done:,} of {total}{_left_text(left)}")
 
-    def _tell(self, line: str) -> None:
-        """Print a line, on one process."""
-        self._told = time.monotonic()
-        if self._enabled:  # which the trainer takes from all processes but the first
-            print(line, flush=True)
-
-    def _steps(self, trainer: Trainer, start: str = "Step") -> str:
-        """Return the step and the epoch of training, in words."""
+    def _position(self, trainer: Trainer) -> str:
+        """Return the step and the epoch of training with their totals, where these are known."""
         total = trainer.estimated_stepping_batches
         steps = f"{trainer.global_step:,} of {total:,.0f}" if 0 <= total < float("inf") else f"{trainer.global_step:,}"
         epochs = f" of {trainer.max_epochs:,}" if trainer.max_epochs is not None and trainer.max_epochs > 0 else ""
-        return f"{start or 'step'} {steps}, epoch {trainer.current_epoch + 1:,}{epochs}"
+        return f"{steps}, epoch {trainer.current_epoch + 1:,}{epochs}"
 
     def _time_left(self, trainer: Trainer) -> float | None:
-        """Return the seconds until training ends, by its steps or by ``max_time``; None while they are not known."""
+        """Return the seconds until training ends, by its number of steps or by ``max_time``; None if unknown."""
         now = (time.monotonic(), trainer.global_step)
         self._start = self._start or now
         estimates = [
@@ -211,13 +212,13 @@ class ProgressBar(RichProgressBar):
         return max(0.0, min(estimates)) if estimates else None
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """Return what stands before the bar; without a last epoch where the steps are what is counted."""
+        """Return the text before the bar; without the last epoch if the length of training is set in steps."""
         last = self.trainer.max_epochs
         return f"Epoch {current_epoch}" + (f"/{last - 1}" if last is not None and last > 0 else "")
 
 
 class _TimeLeft(ProgressColumn):
-    """The time left: of training in its bar, of the batches in all others."""
+    """The time left: of training in the training bar, of the batches in all other bars."""
 
     max_refresh = 0.5
 
@@ -243,16 +244,11 @@ def clock(seconds: float) -> str:
 
 
 def _left_text(seconds: float | None) -> str:
-    """Return the end of a line of text: the time left, where it is known."""
+    """Return the time left as the end of a line; empty if it is unknown or below half a second."""
     return "" if seconds is None or not 0.5 < seconds < float("inf") else f", {clock(seconds)} left"
 
 
-def _count(number: float) -> str:
-    """Return a number of batches, in words."""
-    return "?" if number == float("inf") else f"{number:,.0f}"
-
-
-def _named(metrics: Mapping[str, Tensor], prefix: str) -> str:
-    """Return the metrics of a stage as a part of a line of text."""
-    found = {name: float(value) for name, value in metrics.items() if name.startswith(prefix)}
-    return "".join(f", {name} {value:.4g}" for name, value in found.items())
+def _metrics_text(metrics: Mapping[str, Tensor], prefix: str) -> str:
+    """Return the metrics of a stage as part of a line."""
+    values = {name: float(value) for name, value in metrics.items() if name.startswith(prefix)}
+    return "".join(f", {name} {value:.4g}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""What people look at while a model trains and after it: a summary and tables."""
+"""Results of a test: a table of means over instances, and a CSV file with a row per instance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import math
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -16,39 +15,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
+from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier versions name it here
 from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference import GradientSteps
 from composers.inference.refinement import INNER, NETWORK
+from composers.metrics import InstanceMetric
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.spec import Headline, Modality
 
-_HEADINGS = {  # of metrics: words and unit
-    "psnr": ("PSNR", "dB"),
-    "ssim": ("SSIM", ""),
-    "gain": ("gain over the mean", "dB"),
-    "silence": ("PSNR of silence", "dB"),
-    "over_silence": ("over silence", "dB"),
-    "si_sdr": ("SI-SDR", "dB"),
-    "lsd": ("log-spectral distance", "dB"),
-    "stoi": ("STOI", ""),
-    "pesq": ("PESQ", ""),
-    "white": ("PSNR of white", "dB"),
-    "over_white": ("over white", "dB"),
-    "lpips": ("LPIPS", ""),
-}
-_TITLES = {"prediction": "", NETWORK: f" of {NETWORK}", INNER: " of the inner loop"}
+_SUFFIXES = {"prediction": "", NETWORK: f" of {NETWORK}", INNER: " of the inner loop"}
+_START_HEADINGS = {"mean": "from the mean code", "random": "from a random code", NETWORK: "of all weights"}
 
 
 class Column(NamedTuple):
-    """What a number of an instance is.
+    """A column of the results: a metric after a number of steps.
 
     Attributes:
-        metric: Its name, as in `Composer.measures`.
-        step: Refinement steps before it was measured, inner steps where ``start`` is ``inner``.
-        start: Where they started or what they moved, one of `composers.inference.refinement.CURVES`.
+        metric: Key of the metric in `Composer.measures`.
+        step: Number of refinement steps, or of inner steps where ``start`` is ``inner``.
+        start: Curve that the value belongs to, one of `composers.inference.refinement.CURVES`.
 
     Example:
         >>> Column("psnr", 10).title, Column("psnr", 10, "mean").title, Column("psnr", 10, "network").title
@@ -63,54 +50,22 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Heads the column of a CSV."""
-        return f"{self.metric}@{self.step}" + _TITLES.get(self.start, f" from {self.start}")
+        """Header of the column in a CSV file."""
+        return f"{self.metric}@{self.step}" + _SUFFIXES.get(self.start, f" from {self.start}")
 
 
 InstanceRow = dict[Column, float]
 T = TypeVar("T")
 
 
-def heading(metric: str, unit: str | None = None) -> str:
-    """Return a metric in words, with its unit.
-
-    Args:
-        metric: Its name, as in `Composer.measures`.
-        unit: In place of the known one; none if empty.
-
-    Example:
-        >>> heading("psnr"), heading("psnr", unit=""), heading("ssim"), heading("distance", unit="mm")
-        ('PSNR [dB]', 'PSNR', 'SSIM', 'distance [mm]')
-    """
-    words, known = _HEADINGS.get(metric, (metric, ""))
-    unit = known if unit is None else unit
-    return f"{words} [{unit}]" if unit else words
-
-
-def headline_of(trainer: Trainer) -> Headline:
-    """Return the headline metric of the data of a trainer; the PSNR where it has no data module of ours."""
-    data = getattr(trainer, "datamodule", None)
-    return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
-
-
-def inner_steps(count: int) -> str:
-    """Return a number of inner steps in words.
-
-    Example:
-        >>> inner_steps(1), inner_steps(30)
-        ('1 inner step', '30 inner steps')
-    """
-    return f"{count:,} inner step{'' if count == 1 else 's'}"
-
-
 class InstanceRows(Callback):
-    """Keeps during a test what was measured of every instance, for those who write it down at its end."""
+    """Collect the metrics of every instance during a test. Base of the callbacks that write them at its end."""
 
     def __init__(self) -> None:
         self.rows: dict[str, InstanceRow] = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget earlier rows."""
+        """Clear the rows."""
         self.rows = {}
 
     def on_test_batch_end(
@@ -122,35 +77,25 @@ class InstanceRows(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a row per instance."""
+        """Add a row per instance."""
         evaluation: Evaluation = outputs
         columns = {
-            Column(metric, step, start): numbers.tolist()
+            Column(metric, step, start): values.tolist()
             for start, curve in ({"prediction": evaluation["metrics"]} | evaluation["starts"]).items()
             for step, metrics in curve.items()
-            for metric, numbers in metrics.items()
+            for metric, values in metrics.items()
         }
         for index, name in enumerate(batch.names):
-            self.rows[name] = {column: numbers[index] for column, numbers in columns.items()}
-
-
-def gathered(rows: dict[str, T]) -> dict[str, T]:
-    """Return the rows of all processes, in the order of the data set; to be called on all of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    parts: list[dict[str, T]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, rows)
-    turns = zip_longest(*(part.items() for part in parts))  # process r has items r, r + processes, ...
-    return dict(item for turn in turns for item in turn if item is not None)
+            self.rows[name] = {column: values[index] for column, values in columns.items()}
 
 
 class ResultsTable(InstanceRows):
-    """Prints after a test the mean of every metric by refinement step, and writes a CSV row per instance.
+    """Print the mean of every metric per refinement step after a test, and write a CSV file with a row per instance.
 
-    Of a meta-learned model, step 0 is what its inner loop found; a second table has the means by inner step.
+    For a meta-learned model, step 0 is the result of its inner loop; a second table lists the means per inner step.
 
     Args:
-        filename: Of the CSV, in the folder of the run.
+        filename: Name of the CSV file in the run folder.
     """
 
     def __init__(self, filename: str = "test_instances.csv") -> None:
@@ -158,133 +103,179 @@ class ResultsTable(InstanceRows):
         self.filename = filename
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the CSV and print the table, with the rows of all processes."""
+        """Write the CSV file and print the tables."""
         self._write(trainer, pl_module)
 
     def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the rows of an unfinished test, and say that there are more; to be called on all processes."""
-        self._write(trainer, pl_module, " (partial: the test was stopped)")
+        """Write and print the rows of an interrupted test; call it on all processes."""
+        self._write(trainer, pl_module, partial=True)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, note: str = "") -> None:
-        """Write the CSV and print the table, with a note."""
-        rows = gathered(self.rows)
+    def _write(self, trainer: Trainer, pl_module: LightningModule, partial: bool = False) -> None:
+        """Write and print the rows of all processes."""
+        rows = gather_rows(self.rows)
         folder = output_folder(trainer)
         if not trainer.is_global_zero or not rows:
             return
         if folder is not None:
-            _write_rows(rows, folder / self.filename)
+            columns = list(next(iter(rows.values())))
+            path = folder / self.filename
+            with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+                writer = csv.writer(file)
+                writer.writerow(["name", *(column.title for column in columns)])
+                writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
         console = Console(soft_wrap=True)
         loop, headline = pl_module.inner if isinstance(pl_module, Composer) else None, headline_of(trainer)
-        console.print(results_table(rows, loop, headline))
+        metrics = metrics_of(pl_module)
+        console.print(results_table(rows, loop, headline, metrics))
         if loop and loop.report:
-            console.print(inner_table(rows, loop, headline))
+            console.print(inner_table(rows, loop, headline, metrics))
         if folder is not None:
-            path = relative_path(folder / self.filename)
-            console.print(f"{'Instances so far' if note else 'Every instance'}: {path}{note}")
-
-
-def _write_rows(rows: Mapping[str, InstanceRow], path: Path) -> None:
-    """Write a CSV with a line per instance."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        columns = list(next(iter(rows.values())))
-        writer.writerow(["name", *(column.title for column in columns)])
-        writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
+            label = "Instances so far" if partial else "Every instance"
+            note = " (partial: the test was stopped)" if partial else ""
+            console.print(f"{label}: {relative_path(path)}{note}")
 
 
 def results_table(
-    rows: Mapping[str, InstanceRow], loop: GradientSteps | None = None, headline: Headline = Modality.headline
+    rows: Mapping[str, InstanceRow],
+    loop: GradientSteps | None = None,
+    headline: Headline = Modality.headline,
+    metrics: Mapping[str, InstanceMetric] | None = None,
 ) -> Table:
-    """Return the mean over instances of every metric, one line per refinement step; of other starts, the main metric.
+    """Return a table of the mean over instances of every metric, with a line per refinement step.
+
+    Curves from other initialisations are listed for the main metric only.
 
     Args:
-        rows: Of all instances, the same columns in each.
-        loop: What found the codes that refinement starts from, if an inner loop did; `inner_table` shows its steps.
-        headline: Of the data.
+        rows: Rows of all instances, with the same columns each.
+        loop: Inner loop that adapts the codes before refinement, if any; `inner_table` lists its steps.
+        headline: Headline metric of the data.
+        metrics: Metrics by key, which state their headings and units; if None, the keys are the headings.
     """
     means = {column: mean for column, mean in _means(rows).items() if column.start != INNER}
-    metrics, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*means, strict=True))
+    names, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*means, strict=True))
     main = main_metric(means, headline)
-    shown = [(metric, start) for metric in metrics for start in starts if start == "prediction" or metric == main]
-    first = "0 (predicted)" if loop is None else f"0 (after {inner_steps(loop.test_steps)})"
+    series = [(name, start) for name in names for start in starts if start == "prediction" or name == main]
+    initial = "0 (predicted)" if loop is None else f"0 (after {inner_steps(loop.test_steps)})"
     table = Table(title=f"Mean over {len(rows)} instances", title_justify="left")
-    table.add_column("refinement steps", min_width=len(first))
-    for metric, start in shown:
-        title = heading_of(metric, headline) if start == "prediction" else _START_HEADINGS[start]
+    table.add_column("refinement steps", min_width=len(initial))
+    for name, start in series:
+        title = heading(name, metrics, headline) if start == "prediction" else _START_HEADINGS[start]
         table.add_column(escape(title), justify="right")
     for step in sorted(steps):
-        cells = (cell(means.get(Column(metric, step, start))) for metric, start in shown)
-        table.add_row(first if step == 0 else str(step), *cells)
+        cells = [means.get(Column(name, step, start)) for name, start in series]  # not every curve has every step
+        table.add_row(initial if step == 0 else str(step), *("" if mean is None else f"{mean:.3f}" for mean in cells))
     return table
 
 
-def inner_table(rows: Mapping[str, InstanceRow], loop: GradientSteps, headline: Headline = Modality.headline) -> Table:
-    """Return the mean over instances of every metric, one line per reported number of inner steps.
+def inner_table(
+    rows: Mapping[str, InstanceRow],
+    loop: GradientSteps,
+    headline: Headline = Modality.headline,
+    metrics: Mapping[str, InstanceMetric] | None = None,
+) -> Table:
+    """Return a table of the mean over instances of every metric, with a line per reported number of inner steps.
 
     Args:
-        rows: Of all instances, the same columns in each.
-        loop: The inner loop, whose report is not empty.
-        headline: Of the data.
+        rows: Rows of all instances, with the same columns each.
+        loop: Inner loop, whose report is not empty.
+        headline: Headline metric of the data.
+        metrics: Metrics by key, which state their headings and units; if None, the keys are the headings.
     """
     means = {column: mean for column, mean in _means(rows).items() if column.start == INNER}
-    metrics, steps = (list(dict.fromkeys(parts)) for parts in list(zip(*means, strict=True))[:2])
-    labels = [_inner_label(step, loop) for step in steps]
+    names, steps = (list(dict.fromkeys(parts)) for parts in list(zip(*means, strict=True))[:2])
+    labels = []
+    for step in steps:
+        uses = {"trained": loop.steps, "tested": loop.test_steps}
+        used = " and ".join(use for use, number in uses.items() if number == step)
+        note = f" ({used} with)" if used else "" if step else " (learned start)"
+        labels.append(f"{step:,}{note}")
     table = Table(title=f"The inner loop, mean over {len(rows)} instances", title_justify="left")
     table.add_column("inner steps", min_width=max(map(len, labels)))
-    for metric in metrics:
-        table.add_column(escape(heading_of(metric, headline)), justify="right")
+    for name in names:
+        table.add_column(escape(heading(name, metrics, headline)), justify="right")
     for step, label in zip(steps, labels, strict=True):
-        table.add_row(label, *(cell(means[Column(metric, step, INNER)]) for metric in metrics))
+        table.add_row(label, *(f"{means[Column(name, step, INNER)]:.3f}" for name in names))
     return table
-
-
-def _inner_label(step: int, loop: GradientSteps) -> str:
-    """Return a number of inner steps, and what it is."""
-    numbers = {"trained": loop.steps, "tested": loop.test_steps}
-    uses = " and ".join(use for use, number in numbers.items() if number == step)
-    note = f" ({uses} with)" if uses else "" if step else " (learned start)"
-    return f"{step:,}{note}"
 
 
 def _means(rows: Mapping[str, InstanceRow]) -> dict[Column, float]:
-    """Return the mean over the instances that count of every column."""
-    columns = next(iter(rows.values()))
-    numbers = {column: [row[column] for row in rows.values() if counts(row, column)] for column in columns}
-    return {column: sum(found) / len(found) if found else math.nan for column, found in numbers.items()}
-
-
-def cell(mean: float | None) -> str:
-    """Return what the table says of a mean, which not every curve has at every step."""
-    return "" if mean is None else f"{mean:.3f}"
+    """Return the mean of every column over the instances that count; NaN where none does."""
+    means = {}
+    for column in next(iter(rows.values())):
+        values = [row[column] for row in rows.values() if counts(row, column)]
+        means[column] = sum(values) / len(values) if values else math.nan
+    return means
 
 
 def counts(row: InstanceRow, column: Column) -> bool:
-    """Return whether a number of an instance counts in a mean: NaN does not where other metrics of the prediction are numbers.
+    """Return whether a value of an instance counts in a mean.
 
-    Silence has no SI-SDR; a prediction that diverged has no number at all, and no mean hides it.
+    NaN does not count if another metric of the same prediction is a number, because silence has no SI-SDR. It counts if all
+    metrics are NaN, so that a mean does not hide a prediction that diverged.
 
     Example:
         >>> silent = {Column("psnr", 0): 90.0, Column("si_sdr", 0): math.nan}
         >>> [counts(silent, column) for column in silent]
         [True, False]
     """
-    others = (number for other, number in row.items() if other[1:] == column[1:])
-    return not math.isnan(row[column]) or all(math.isnan(number) for number in others)
+    same_prediction = (value for other, value in row.items() if other[1:] == column[1:])
+    return not math.isnan(row[column]) or all(math.isnan(value) for value in same_prediction)
 
 
 def main_metric(columns: Iterable[Column], headline: Headline) -> str:
-    """Return the metric that stands for all: the headline, or else the first that is measured."""
-    metrics = list(dict.fromkeys(column.metric for column in columns))
-    return headline.metric if headline.metric in metrics else metrics[0]
+    """Return the key of the headline metric, or of the first metric if the headline is not measured."""
+    names = list(dict.fromkeys(column.metric for column in columns))
+    return headline.metric if headline.metric in names else names[0]
 
 
-def heading_of(metric: str, headline: Headline) -> str:
-    """Return a metric in words; the headline in the unit that the modality states."""
-    return heading(metric, headline.unit if metric == headline.metric else None)
+def heading(
+    name: str, metrics: Mapping[str, InstanceMetric] | None = None, headline: Headline = Modality.headline
+) -> str:
+    """Return the heading of a metric, followed by its unit in brackets.
+
+    Args:
+        name: Key of the metric, which is its heading if the metric is unknown or states none.
+        metrics: Metrics by key.
+        headline: Headline metric of the data, whose unit takes precedence.
+
+    Example:
+        >>> from composers.metrics import PSNR, SSIM
+        >>> metrics = {"psnr": PSNR(), "ssim": SSIM()}
+        >>> [heading(name, metrics) for name in metrics], heading("distance", headline=Headline("distance", "min", "mm"))
+        (['PSNR [dB]', 'SSIM'], 'distance [mm]')
+    """
+    metric = (metrics or {}).get(name)
+    words = metric.heading if metric and metric.heading else name
+    unit = headline.unit if name == headline.metric else metric.unit if metric else ""
+    return f"{words} [{unit}]" if unit else words
 
 
-_START_HEADINGS = {
-    "mean": "from the mean code",
-    "random": "from a random start",
-    NETWORK: "of all weights",
-}
+def headline_of(trainer: Trainer) -> Headline:
+    """Return the headline metric of the data of a trainer; PSNR without a `CoordinateDataModule`."""
+    data = getattr(trainer, "datamodule", None)
+    return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
+
+
+def metrics_of(module: LightningModule) -> Mapping[str, InstanceMetric]:
+    """Return the metrics of a composer by key; empty for other modules."""
+    return module.measures if isinstance(module, Composer) else {}
+
+
+def inner_steps(count: int) -> str:
+    """Return a number of inner steps with its noun.
+
+    Example:
+        >>> inner_steps(1), inner_steps(30)
+        ('1 inner step', '30 inner steps')
+    """
+    return f"{count:,} inner step{'' if count == 1 else 's'}"
+
+
+def gather_rows(rows: dict[str, T]) -> dict[str, T]:
+    """Return the rows of all processes in the order of the data set; call it on all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts: list[dict[str, T]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, rows)
+    turns = zip_longest(*(part.items() for part in parts))  # process r holds the items r, r + processes, ...
+    return dict(item for turn in turns for item in turn if item is not None)

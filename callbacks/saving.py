@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: the last state, always, and the best by a metric."""
+"""Checkpoints of a training run: the last state, and the best by a metric."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
-    """Save the state of training as ``checkpoints/last.ckpt``, and keep the one before as ``previous.ckpt``.
+    """Save the state of training as ``checkpoints/last.ckpt``, and keep the previous one as ``previous.ckpt``.
 
-    Saves at the end of every epoch, after its validation, at the end of training, and every few minutes in between.
+    A checkpoint is saved after every epoch and its validation, at the end of training, and every ``minutes`` in between.
 
     Args:
-        minutes: Minutes from one save to the next within an epoch.
+        minutes: Minutes between two checkpoints within an epoch.
 
     Raises:
         ValueError: If ``minutes`` is not positive.
@@ -48,7 +48,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the checkpoint that is resumed as the last one until another is saved."""
+        """Set the last checkpoint to the resumed one until another is saved."""
         self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,7 +58,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after an optimizer step, if it is time; the first process decides."""
+        """Save after an optimizer step if a checkpoint is due; the first process decides."""
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate() or loop.batch_progress.is_last_batch:
             return
@@ -66,20 +66,20 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the epoch."""
+        """Save after an epoch."""
         self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of training."""
+        """Save at the end of training."""
         if self._saved_step != trainer.global_step:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path | None:
-        """Save the state of training now; to be called on all processes.
+        """Save the state of training now; call it on all processes.
 
         Returns:
-            The file, or None where nothing is saved: outside training, in its sanity check, under ``fast_dev_run``, and
-            without a run folder.
+            Path of the checkpoint, or None if nothing is saved: outside training, during the sanity check, under
+            ``fast_dev_run``, and without a run folder.
         """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
@@ -87,7 +87,7 @@ class LastCheckpoint(Checkpoint):
             return None
         path = folder / "checkpoints" / LAST
         if trainer.is_global_zero and path.is_file():
-            _keep(path, path.with_name(PREVIOUS))
+            _link_or_copy(path, path.with_name(PREVIOUS))
         trainer.save_checkpoint(path)
         self.last_model_path = str(path)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -98,16 +98,16 @@ class BestCheckpoint(ModelCheckpoint):
     """Save the state of training with the best value of a metric, as ``ModelCheckpoint`` does, across resumed runs.
 
     A run that is resumed in a new folder starts with a copy of the best checkpoint of the earlier run and keeps it until
-    it is surpassed. If the earlier best no longer exists, the run says so and starts without one. A metric that is not
-    finite is never the best.
+    the metric improves. If that checkpoint no longer exists, the run prints a message and starts without one. Values that
+    are not finite are never the best.
 
-    Without ``monitor``, that is the headline metric of the data in validation, and ``mode`` its direction.
+    Without ``monitor``, the metric is the headline metric of the data in validation, and ``mode`` its direction.
     """
 
     _earlier: Mapping[str, Any] = MappingProxyType({})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the metric, if none is stated, before states are restored, which are found by its name."""
+        """Set the default metric, before the state is restored, whose key contains the name of the metric."""
         if self.monitor is None:
             headline = headline_of(trainer)
             self.monitor, self.mode = f"val/{headline.metric}", headline.direction
@@ -115,34 +115,34 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Note the earlier best, which `on_train_start` restores."""
+        """Keep the state of the earlier run for `on_train_start`."""
         self._earlier = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and bring the earlier best into the folder of this run, which nothing refuses any more."""
+        """Start the clock and copy the earlier best checkpoint into the folder of this run."""
         super().on_train_start(trainer, pl_module)
         self._restore(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the epoch if its metric is the best; an epoch that ``max_steps`` cut short was not validated."""
+        """Save if the metric is the best; not after an epoch cut short by ``max_steps``, which has no validation."""
         if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether a value is among the best; one that is not finite is not."""
+        """Return whether a value is finite and among the best."""
         if current is None or not trainer.strategy.reduce_boolean_decision(math.isfinite(current)):
             return False
         return super().check_monitor_top_k(trainer, current)
 
     def _restore(self, trainer: Trainer) -> None:
-        """Restore the earlier best models, as far as their files are there; to be called on all processes."""
+        """Restore the earlier best checkpoints that still exist; call it on all processes."""
         earlier, self._earlier = self._earlier, MappingProxyType({})
         scores: Mapping[str, Tensor] = earlier.get("best_k_models") or {}
         if not scores or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         kept: dict[str, str] = {}
         if trainer.is_global_zero:
-            kept = {path: new for path, score in scores.items() if (new := self._brought(trainer, path, score))}
+            kept = {path: new for path, score in scores.items() if (new := self._copy_earlier(trainer, path, score))}
         kept = trainer.strategy.broadcast(kept)
         self.best_k_models = {new: scores[path] for path, new in kept.items()}
         worst, best = (max, min) if self.mode == "min" else (min, max)
@@ -156,17 +156,17 @@ class BestCheckpoint(ModelCheckpoint):
         if path not in kept and trainer.is_global_zero:
             score = float(earlier["best_model_score"])
             print(
-                f"The earlier best checkpoint, {relative_path(path)} ({self.monitor} {score:.4g}), no longer exists, was "
-                "replaced by a later one or cannot be read: the best is chosen anew from here on.",
+                f"The earlier best checkpoint, {relative_path(path)} ({self.monitor} {score:.4g}), no longer exists, "
+                "was replaced by a later one or cannot be read: the best checkpoint is selected from the resumed run only.",
                 file=sys.stderr,
             )
 
-    def _brought(self, trainer: Trainer, path: str, score: Tensor) -> str | None:
-        """Return the path in the folder of this run of an earlier best model, copied there; None if it is gone."""
+    def _copy_earlier(self, trainer: Trainer, path: str, score: Tensor) -> str | None:
+        """Copy an earlier best checkpoint into the folder of this run; return its new path, or None if it is missing."""
         assert self.dirpath is not None
         target = Path(self.dirpath, Path(path).name)
-        beside = Path(trainer.ckpt_path or "").with_name(Path(path).name)
-        for source in (Path(path), beside):
+        moved = Path(trainer.ckpt_path or "").with_name(Path(path).name)  # if the folder of the run was moved
+        for source in (Path(path), moved):
             if not self._is_best(source, score):
                 continue
             if source.resolve() != target.resolve():
@@ -176,23 +176,23 @@ class BestCheckpoint(ModelCheckpoint):
         return None
 
     def _is_best(self, path: Path, score: Tensor) -> bool:
-        """Return whether a file is the checkpoint that was saved with this score."""
+        """Return whether a file is a checkpoint that was saved with this score."""
         with suppress(OSError, ValueError, AttributeError):
             state = read(path).get("callbacks", {}).get(self.state_key, {})
-            found = state.get("best_k_models", {}).values()
-            return any(float(other) == float(score) for other in found)
+            scores = state.get("best_k_models", {}).values()
+            return any(float(other) == float(score) for other in scores)
         return False
 
 
-def _keep(path: Path, kept: Path) -> None:
-    """Give a file a second name, by a hard link or else a copy; the file is there at every moment."""
-    spare = kept.with_name(f".{kept.name}.part")
-    spare.unlink(missing_ok=True)
+def _link_or_copy(path: Path, target: Path) -> None:
+    """Replace ``target`` by a hard link to ``path``, or else by a copy; ``path`` exists at all times."""
+    link = target.with_name(f".{target.name}.part")
+    link.unlink(missing_ok=True)
     try:
-        os.link(path, spare)
-    except OSError:  # not on this file system
-        with written_whole(kept) as part:
+        os.link(path, link)
+    except OSError:  # the file system has no hard links
+        with written_whole(target) as part:
             shutil.copyfile(path, part)
     else:
-        spare.replace(kept)
-        spare.unlink(missing_ok=True)  # still there if both names led to the same file
+        link.replace(target)
+        link.unlink(missing_ok=True)  # `replace` does nothing if both are links to the same file

@@ -1,4 +1,4 @@
-"""What is trained on what, printed before a training run, and what to type next, printed after it."""
+"""Summary of a training run, printed before it, and the next command, printed after it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rich.table import Table
 from torch.utils.data import default_collate
 
 from callbacks.folders import planned_folder, relative_path
-from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier runs name it here
+from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier versions name it here
 from composers.base import Composer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
 
 class StartSummary(Callback):
-    """Prints before training what will be trained on what, and after it where the checkpoint is and what to type next."""
+    """Print a summary of model and data before training, and the checkpoint and the next command after it."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary, on one process; all of them gather it, for the trainer asks them all."""
+        """Print the summary on the first process; all processes collect it, because the trainer synchronises them."""
         if not isinstance(pl_module, Composer):
             return
         table = Table(title=type(pl_module).__name__, show_header=False, title_justify="left")
@@ -29,10 +29,10 @@ class StartSummary(Callback):
             Console().print(table)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the path of the checkpoint and the next command, as far as this run wrote what it needs."""
+        """Print the path of the checkpoint, and the next command if the run wrote its config."""
         savers = trainer.checkpoint_callbacks
-        found = (getattr(saver, name, "") for name in ("last_model_path", "best_model_path") for saver in savers)
-        path = next(filter(None, found), None)
+        paths = (getattr(saver, name, "") for name in ("last_model_path", "best_model_path") for saver in savers)
+        path = next(filter(None, paths), None)
         folder = planned_folder(trainer)
         if not trainer.is_global_zero:
             return
@@ -45,7 +45,7 @@ class StartSummary(Callback):
             console.print(f"Next: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}")
 
     def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
-        """Return what the summary says."""
+        """Return the rows of the summary."""
         facts = {"parameters": f"{sum(parameter.numel() for parameter in composer.parameters()):,}"}
         facts |= composer.facts()
         data = getattr(trainer, "datamodule", None)
@@ -55,13 +55,13 @@ class StartSummary(Callback):
         facts["precision"] = str(trainer.precision)
         facts["device"] = f"{trainer.num_devices * trainer.num_nodes} x {composer.device.type}"
         folder = planned_folder(trainer)
-        nothing = "nothing is written: fast_dev_run" if trainer.fast_dev_run else "nothing is written: no logger"  # type: ignore[attr-defined]
-        facts["output"] = nothing if folder is None else str(relative_path(folder))
+        reason = "fast_dev_run" if trainer.fast_dev_run else "no logger"  # type: ignore[attr-defined]
+        facts["output"] = f"nothing is written: {reason}" if folder is None else str(relative_path(folder))
         return facts
 
 
 def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule) -> dict[str, str]:
-    """Return what the summary says of the data and of what is stored for one instance."""
+    """Return the rows of the data and of the code of an instance."""
     raw = default_collate([data.val_set[0]])
     batch: CoordinateBatch = trainer.strategy.batch_to_device(raw)
     with torch.no_grad():
@@ -69,15 +69,10 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
     composer.train()
     devices = trainer.num_devices * trainer.num_nodes
     accumulated = trainer.accumulate_grad_batches
+    sizes = [f"{len(items):,}" if hasattr(items, "__len__") else "?" for items in (data.train_set, data.val_set)]
     return {
         "instance code": f"{sum(latent.numel() for latent in latents.values()):,} numbers",
-        "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {_length(data.train_set)} training and "
-        f"{_length(data.val_set)} validation items",
+        "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {sizes[0]} training and {sizes[1]} validation items",
         "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
         f"x {accumulated} accumulated",
     } | data.notes
-
-
-def _length(dataset: object) -> str:
-    """Return the length of a data set, for people."""
-    return f"{len(dataset):,}" if hasattr(dataset, "__len__") else "?"

@@ -1,4 +1,4 @@
-"""Tables of samples for loggers that take tables, as that of Weights & Biases does."""
+"""Tables of samples for loggers that support tables, such as Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch.utils.data import Dataset
 
-from callbacks.results import heading
 from composers.base import Composer
-from composers.latents import Latents, Layout
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch, Samples, instance_of
+from datamodules.batch import CoordinateBatch, instance_of
 from datamodules.domain import Domain
 from datamodules.spec import Modality
 from modalities.drawing import Animation, Waveform
@@ -27,13 +25,13 @@ Medium = str | float | Image.Image | Waveform | Animation
 
 
 def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Medium]], step: int) -> None:
-    """Send a table to every logger that takes tables; to be called on the first process.
+    """Log a table with every logger that supports tables; call it on the first process only.
 
     Args:
-        trainer: Whose loggers are asked.
+        trainer: Trainer with the loggers.
         key: Name of the table.
-        rows: Cells by column, the columns the same in all rows; images and animations are shown, and audio can be heard.
-        step: The optimizer step it belongs to.
+        rows: Cells by column, with the same columns in all rows. Images, animations and audio are logged as media.
+        step: Optimizer step of the table.
     """
     for logger in table_loggers(trainer):
         with staged_below(Path(logger.save_dir or ".", "wandb")):
@@ -42,7 +40,7 @@ def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Medium]], 
 
 
 def table_loggers(trainer: Trainer) -> list[Any]:
-    """Return the loggers that take tables, as Lightning's `WandbLogger` does."""
+    """Return the loggers that support tables, such as Lightning's `WandbLogger`."""
     return [
         logger
         for logger in trainer.loggers
@@ -51,46 +49,45 @@ def table_loggers(trainer: Trainer) -> list[Any]:
 
 
 class ValidationTable(Callback):
-    """Sends after every validation a table of the first validation samples to W&B, ``val/samples``: the same rows each time.
+    """Log the first validation samples as the table ``val/samples`` to W&B after every validation.
 
-    The columns are those of the modality. Images have input, reconstruction and error x 5, audio has input, reconstruction and
-    spectrograms of both. Scenes have support, query, prediction and refined, up to four views beside each other, and orbit, a
-    small turntable video of the refinement. Signals of no particular modality have numbers only. The rows are made on the first
-    process from the data set itself, so they do not depend on the number of devices. The refined number is that after the
-    composer's own refinement, be there one in validation or not; its column is missing if it has no steps. Each validation
-    costs the refinement of these samples, and the turntable videos of scenes.
+    The modality determines the columns: input, reconstruction and error x 5 for images; input, reconstruction and the
+    spectrograms of both for audio; support, query, prediction and refined (up to four views side by side) and orbit (a small
+    turntable video of the refinement) for scenes; the headline metric only for data without a modality. The samples are read
+    from the data set on the first process and do not depend on the number of devices. The refined metric is measured after
+    the refinement of the composer, even if validation does not refine; its column is missing if the refinement has no steps.
+    Every validation takes the additional time of refining these samples and rendering the videos.
 
     Args:
-        num_samples: Rows.
-        refinement_steps: At most so many steps before the refined number, for every validation waits; the composer's own if
-            None.
-        orbit_frames: Frames of the turntable video of a scene; 0 for none.
+        num_samples: Number of rows.
+        refinement_steps: Maximum number of refinement steps; those of the composer if None.
+        orbit_frames: Number of frames of the turntable video of a scene; 0 for no video.
 
     Raises:
-        ValueError: If a number is out of range, or, at set-up, if no logger takes tables.
+        ValueError: If a number is out of range, or, at set-up, if no logger supports tables.
     """
 
     def __init__(self, num_samples: int = 8, refinement_steps: int | None = None, orbit_frames: int = 12) -> None:
         if num_samples < 1 or (refinement_steps is not None and refinement_steps < 1) or orbit_frames < 0:
             raise ValueError(
-                f"num_samples is {num_samples}, refinement_steps {refinement_steps}; they must be at least 1, "
-                f"and orbit_frames, which is {orbit_frames}, at least 0."
+                f"num_samples is {num_samples} and refinement_steps {refinement_steps}: both must be at least 1; "
+                f"orbit_frames is {orbit_frames}: it must be at least 0."
             )
         self.num_samples = num_samples
         self.refinement_steps = refinement_steps
         self.orbit_frames = orbit_frames
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse loggers that take no tables."""
+        """Check that a logger supports tables."""
         if not any(callable(getattr(logger, "log_table", None)) for logger in trainer.loggers):
-            found = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
+            loggers = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none"
             raise ValueError(
-                f"ValidationTable fills a table of W&B, and no logger takes tables (found: {found}): "
-                "add --config configs/overlays/wandb.yaml, or leave the callback out."
+                f"ValidationTable requires a logger that supports tables, such as W&B (loggers: {loggers}): add "
+                "`--config configs/overlays/wandb.yaml` or remove the callback."
             )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the rows and send them."""
+        """Log the table."""
         data = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or not trainer.is_global_zero or not table_loggers(trainer):
             return
@@ -98,12 +95,12 @@ class ValidationTable(Callback):
         assert isinstance(data, CoordinateDataModule)
         rows: list[dict[str, Medium]] = []
         with trainer.precision_plugin.val_step_context():
-            for batch in _first(data.val_set, self.num_samples, data.eval_batch_size):
-                moved = trainer.strategy.batch_to_device(data.collate(batch))
+            for batch in _first_items(data.val_set, self.num_samples, data.eval_batch_size):
+                on_device = trainer.strategy.batch_to_device(data.collate(batch))
                 rows += sample_rows(
-                    pl_module, moved, data.spec.modality, data.spec.domain, self.refinement_steps, self.orbit_frames
+                    pl_module, on_device, data.spec.modality, data.spec.domain, self.refinement_steps, self.orbit_frames
                 )
-        log_table(trainer, "val/samples", rows, max(trainer.global_step - 1, 0))  # where Lightning puts val/psnr
+        log_table(trainer, "val/samples", rows, max(trainer.global_step - 1, 0))  # the step of `val/psnr`
 
 
 def sample_rows(
@@ -114,25 +111,27 @@ def sample_rows(
     refinement_steps: int | None = None,
     frames: int = 0,
 ) -> list[dict[str, Medium]]:
-    """Return a row for every instance of a batch, as `ValidationTable` describes them.
+    """Return the row of every instance of a batch, as described in `ValidationTable`.
 
     Args:
-        composer: The model.
-        batch: On its device.
-        modality: Of the signals.
-        domain: Of the signals.
-        refinement_steps: At most so many; the composer's own if None.
-        frames: Of the animation of an instance; 0 for none.
+        composer: Model.
+        batch: Batch on the device of the model.
+        modality: Modality of the signals.
+        domain: Domain of the signals.
+        refinement_steps: Maximum number of refinement steps; those of the composer if None.
+        frames: Number of frames of the animation of an instance; 0 for no animation.
     """
     latents, layout = composer.encode(batch.observation), composer.layout(batch.observation)
     reconstructions = {0: composer.reconstruct(composer.compose(latents, layout), batch.query.coords)}
     if composer.refinement.steps and batch.observation.samples is not None:
-        latents, step = _refined(composer, latents, layout, batch.observation.samples, refinement_steps)
+        step = min(composer.refinement.steps, refinement_steps or composer.refinement.steps)
+        refinement = composer.refinement.with_steps(step)
+        latents = composer.refine(latents, batch.observation.samples, refinement, layout)[step]
         reconstructions[step] = composer.reconstruct(composer.compose(latents, layout), batch.query.coords)
     values = {step: reconstruction.values for step, reconstruction in reconstructions.items()}
-    label = heading(modality.headline.metric, unit="")
     metric = modality.metrics().get(modality.headline.metric) or composer.measures[modality.headline.metric]
-    numbers = {
+    label = metric.heading or modality.headline.metric
+    measured = {
         f"refined {label}" if step else label: metric.measure(reconstruction, batch.query, batch.shape).tolist()
         for step, reconstruction in reconstructions.items()
     }
@@ -146,21 +145,12 @@ def sample_rows(
             animation = modality.animation(composer, modulations, instance, frames) if frames else None
             if animation is not None:
                 row["orbit"] = animation
-        rows.append(row | {column: of_instance[index] for column, of_instance in numbers.items()})
+        rows.append(row | {column: metrics[index] for column, metrics in measured.items()})
     return rows
 
 
-def _refined(
-    composer: Composer, latents: Latents, layout: Layout, samples: Samples, steps: int | None
-) -> tuple[Latents, int]:
-    """Return latents after the composer's own refinement, or its first steps, and how many these are."""
-    own = composer.refinement
-    refinement = own.with_steps(min(own.steps, steps or own.steps))
-    return composer.refine(latents, samples, refinement, layout)[refinement.steps], refinement.steps
-
-
 def _medium(medium: Medium) -> Any:
-    """Return a medium as W&B takes it."""
+    """Return a medium as the type that W&B logs."""
     import wandb
 
     if isinstance(medium, Image.Image):
@@ -172,20 +162,20 @@ def _medium(medium: Medium) -> Any:
     return medium
 
 
-def _first(dataset: Dataset[Any], number: int, at_once: int) -> Iterator[list[Any]]:
-    """Yield the first items of a data set, a few at once."""
+def _first_items(dataset: Dataset[Any], number: int, batch_size: int) -> Iterator[list[Any]]:
+    """Yield the first items of a data set in batches."""
     indices = range(min(number, len(dataset)))  # type: ignore[arg-type]
-    for start in range(0, len(indices), at_once):
-        yield [dataset[index] for index in indices[start : start + at_once]]
+    for start in range(0, len(indices), batch_size):
+        yield [dataset[index] for index in indices[start : start + batch_size]]
 
 
 @contextmanager
 def staged_below(folder: Path) -> Iterator[None]:
-    """Keep images that wait for a server in the folder of the run, not of the user, unless ``WANDB_DATA_DIR`` says where."""
-    stated = "WANDB_DATA_DIR" in os.environ
+    """Stage media for upload in ``folder`` instead of the home folder, unless ``WANDB_DATA_DIR`` is set."""
+    is_set = "WANDB_DATA_DIR" in os.environ
     os.environ.setdefault("WANDB_DATA_DIR", str(folder))
     try:
         yield
     finally:
-        if not stated:
+        if not is_set:
             del os.environ["WANDB_DATA_DIR"]

@@ -1,4 +1,4 @@
-"""Checkpoints: composers rebuilt from a file, which is data and never code (``weights_only=True``)."""
+"""Checkpoints: save composers, and build them from files that are loaded without running code (``weights_only=True``)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ from datamodules.configuration import instantiate
 from datamodules.domain import Domain, Grid, Rays
 from datamodules.storage.files import written_whole
 
-_LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # of callbacks.saving
+_LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # as in `callbacks.saving`, which this module may not import
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
-_OF_TRAINING = ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
-_WAY_OUT = "take it from its source again, or name another file"
+_TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
+_FIX = "copy or download it again, or use another file"
 WEIGHTS = Path(__file__).parent.parent / "weights"
-_TRAINED_ON = "_trained_on"  # of a loaded composer: what its checkpoint says of the data
-_whole: set[tuple[str, int, int, int]] = set()  # files whose checksums were right, as they were then
+_TRAINED_ON = "_trained_on"  # attribute of a loaded composer: facts of its training data
+_verified: set[tuple[str, int, int, int]] = (
+    set()
+)  # path, size, modification time and inode of files with valid checksums
 
 
 def build(config: Mapping[str, Any]) -> Composer:
-    """Return a new composer of a config: ``class_path`` and ``init_args``, as in ``configs/composers``.
+    """Build a composer from a config with ``class_path`` and ``init_args``, as in ``configs/composers``.
 
     Raises:
-        ValueError: If the config names no composer of this version, or arguments that it does not take.
+        ValueError: If ``class_path`` is not a composer of this version, or ``init_args`` are not valid.
     """
     composer = instantiate(Composer, config)
     composer.config = copy.deepcopy(dict(config))
@@ -45,16 +47,16 @@ def build(config: Mapping[str, Any]) -> Composer:
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer:
-    """Return the composer of a checkpoint, ready for evaluation.
+    """Load the composer of a checkpoint in evaluation mode.
 
     Args:
-        path: A checkpoint of ``cli.py fit``, of `save`, or of ``python -m tools.released``; or the name of bundled
+        path: Path of a checkpoint written by ``cli.py fit``, `save` or ``python -m tools.released``; or the name of bundled
             weights: ``photos_ipc``.
-        map_location: The device of its weights.
+        map_location: Device of the weights.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, no checkpoint of this software, or does not fit its own config.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged, is not a checkpoint of this software, or does not match its own config.
 
     Example:
         ``composer = composers.load("photos_ipc")``
@@ -63,10 +65,10 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
     config = checkpoint.get("composer")
     if not isinstance(config, Mapping):
         raise ValueError(
-            f"{path} does not say how its model is built: it comes from other software, or from a composer made in Python. "
-            "Convert released weights with python -m tools.released; build your own and load its state_dict."
+            f"{path} has no config of its model: it was written by other software, or for a composer created in Python. "
+            "Convert released weights with `python -m tools.released`; otherwise create the composer and load its `state_dict`."
         )
-    with torch.inference_mode(False):  # weights made in inference mode could never be differentiated through
+    with torch.inference_mode(False):  # weights created in inference mode could not be differentiated
         composer = build(config).to(map_location)
         check_weights(composer, checkpoint, path)
         composer.load_state_dict(checkpoint["state_dict"])
@@ -75,225 +77,236 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
 
 
 def save(composer: Composer, path: str | Path) -> None:
-    """Write the weights and the config of a composer, without any state of training.
+    """Save the weights and the config of a composer, without the state of training.
 
-    What the checkpoint that it was loaded from says of the data of training is written too.
+    Facts of the training data are kept if the composer was loaded from a checkpoint that states them.
 
     Raises:
-        ValueError: If the composer does not know its config, because it was made in Python.
+        ValueError: If the composer has no config because it was created in Python.
     """
     if composer.config is None:
-        raise ValueError("This composer was made in Python and knows no config: make it with composers.build(config).")
+        raise ValueError(
+            "This composer was created in Python and has no config: create it with `composers.build(config)`."
+        )
     checkpoint: dict[str, Any] = {"state_dict": composer.state_dict(), "composer": composer.config}
     if (data := vars(composer).get(_TRAINED_ON)) is not None:
         checkpoint["data"] = data
-    checkpoint["pytorch-lightning_version"] = lightning.__version__  # cli.py test asks for it
+    checkpoint["pytorch-lightning_version"] = lightning.__version__  # required by Lightning
     WholeFiles().save_checkpoint(checkpoint, path)
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is whole; reads it as data alone, if it is undamaged.
+    """Write checkpoints atomically; read them after verifying their checksums, without running code.
 
-    Lightning's own writes to the temporary folder, and copies from there if that is on another disk: when the disk is full
-    or the run is killed meanwhile, half a checkpoint is left in the place of the earlier one.
+    A checkpoint is written to a temporary file in its folder and then renamed. Lightning's plugin writes to the temporary
+    folder of the system and copies the file if that is on another disk: if the disk is full or the run is killed, a truncated
+    file replaces the earlier checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint, or leave the earlier one as it was."""
-        written = io.BytesIO()  # torch.save to a full disk does not say that it is full
-        torch.save(checkpoint, written)
+        """Write a checkpoint, or leave the earlier one unchanged."""
+        buffer = io.BytesIO()  # `torch.save` to a file does not report a full disk as such
+        torch.save(checkpoint, buffer)
         with written_whole(Path(path)) as part:
-            part.write_bytes(written.getbuffer())
+            part.write_bytes(buffer.getbuffer())
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint as `read` does; tensors and plain data alone, whatever ``weights_only`` says.
+        """Return the content of a checkpoint as `read` does, always as with ``weights_only=True``.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged, holds code, or is no checkpoint.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is damaged, holds other objects than tensors and plain data, or is not a checkpoint.
         """
         checkpoint = read(path, map_location)
-        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # what to migrate from
+        checkpoint.setdefault(
+            "pytorch-lightning_version", lightning.__version__
+        )  # the version that Lightning migrates from
         return checkpoint
 
 
 def located(path: str | Path) -> Path:
-    """Return the file of a checkpoint: the path itself, or that of bundled weights of this name.
+    """Return the path of a checkpoint: ``path`` itself, or that of the bundled weights with this name.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If neither exists.
     """
-    shipped = WEIGHTS / path / "weights.ckpt"
-    for found in (Path(path), shipped):
-        if found.is_file():
-            return found
+    for candidate in (Path(path), WEIGHTS / path / "weights.ckpt"):
+        if candidate.is_file():
+            return candidate
     names = ", ".join(sorted(folder.name for folder in WEIGHTS.glob("*/")))
     raise FileNotFoundError(
-        f"There is no checkpoint {path}: train one with cli.py fit, name another file, or take bundled weights: "
+        f"There is no checkpoint {path}: train one with `cli.py fit`, pass another path, or the name of bundled weights: "
         f"{names}."
     )
 
 
 def check_whole(path: Path) -> None:
-    """Refuse a file that is cut off or whose content differs from its checksums; once for a file that does not change.
+    """Check that a file is complete and matches its checksums; a file that has not changed is checked once.
 
     Raises:
-        ValueError: With the file, and the record in it that is damaged.
+        ValueError: If it is truncated or damaged; the message names the damaged record.
     """
-    facts = path.stat()
-    state = (str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino)
-    if state in _whole:
+    stat = path.stat()
+    state = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if state in _verified:
         return
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is cut off or no checkpoint: {_WAY_OUT}.")
+        raise ValueError(f"{path} is truncated or not a checkpoint: {_FIX}.")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {_WAY_OUT}.") from error
+        raise ValueError(f"{path} is damaged ({error}): {_FIX}.") from error
     if damaged is not None:
-        raise ValueError(f"{path} is damaged: its record {damaged} differs from its checksum; {_WAY_OUT}.")
-    _whole.add(state)
+        raise ValueError(f"{path} is damaged: its record {damaged} differs from its checksum; {_FIX}.")
+    _verified.add(state)
 
 
 def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Return the content of a checkpoint, which `located` finds, after comparing it with its checksums.
+    """Return the content of a checkpoint after verifying its checksums.
 
     Args:
-        path: The file, or the name of bundled weights.
-        map_location: Where tensors go, as of `torch.load`.
+        path: Path of the file, or the name of bundled weights.
+        map_location: Device of the tensors, as in `torch.load`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, holds code, or is no checkpoint.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged, holds other objects than tensors and plain data, or is not a checkpoint.
     """
     path = located(path)
     check_whole(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # what damaged data raises is not foreseeable
-        if held := re.search(r"GLOBAL (\S+)", str(error)):
+    except Exception as error:  # damaged data may raise any exception
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{path} holds an object, {held[1]}, which could run code and is not loaded: "
-                "a checkpoint holds tensors and plain data only."
+                f"{path} holds an object, {match[1]}, which could run code and is not loaded: "
+                "a checkpoint may only hold tensors and plain data."
             ) from error
-        raise ValueError(f"{path} is damaged: {_WAY_OUT}.") from error
+        raise ValueError(f"{path} is damaged: {_FIX}.") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
-        raise ValueError(f"{path} is no checkpoint of this software: it has no state_dict.")
-    if odd := [name for name, weight in checkpoint["state_dict"].items() if not isinstance(weight, Tensor)]:
-        raise ValueError(f"{path} is no checkpoint of this software: {odd[0]} in its state_dict is no tensor.")
+        raise ValueError(f"{path} is not a checkpoint of this software: it has no `state_dict`.")
+    if invalid := [name for name, weight in checkpoint["state_dict"].items() if not isinstance(weight, Tensor)]:
+        raise ValueError(
+            f"{path} is not a checkpoint of this software: {invalid[0]} in its `state_dict` is not a tensor."
+        )
     return checkpoint
 
 
 def check_state(checkpoint: Mapping[str, Any], path: str | Path, command: str) -> None:
-    """Refuse a checkpoint without what a command of the trainer restores.
+    """Check that a checkpoint holds everything that a command of the trainer restores.
 
     Args:
-        checkpoint: Its content.
-        path: Its name in messages.
-        command: ``fit``, which resumes, ``validate``, ``test`` or ``predict``.
+        checkpoint: Content of the checkpoint.
+        path: Path of the checkpoint for the error message.
+        command: ``fit``, which resumes training, ``validate``, ``test`` or ``predict``.
 
     Raises:
-        ValueError: With what is missing, and the fix.
+        ValueError: If entries are missing.
     """
     if command == "fit" and "optimizer_states" not in checkpoint:
         raise ValueError(
-            f"{path} holds weights but no state of training to resume: take a checkpoint of cli.py fit, or start a new run "
-            f"from its weights with --weights {path}."
+            f"{path} holds weights but no state of training to resume: use a checkpoint of `cli.py fit`, or start a new run "
+            f"from its weights with `--weights {path}`."
         )
     loops = checkpoint.get("loops")
-    missing = [name for name in _OF_TRAINING if name not in checkpoint] if command == "fit" else []
+    missing = [name for name in _TRAINING_KEYS if name not in checkpoint] if command == "fit" else []
     if loops is not None:
-        own = "validate_loop" if command == "validate" else f"{command}_loop"
-        missing += [f"loops.{name}" for name in _LOOPS if name == own and name not in loops]
+        missing += [f"loops.{name}" for name in _LOOPS if name == f"{command}_loop" and name not in loops]
     if missing:
-        what, instead = (
-            ("resumed", f"start a new run from its weights with --weights {path}")
+        action, fix = (
+            ("resumed", f"start a new run from its weights with `--weights {path}`")
             if command == "fit"
-            else ("loaded", "load its weights in Python with composers.load and write them with composers.save")
+            else ("loaded", "load its weights in Python with `composers.load` and save them with `composers.save`")
         )
-        raise ValueError(
-            f"{path} cannot be {what}, it lacks {', '.join(missing)}: take another checkpoint, or {instead}."
-        )
+        raise ValueError(f"{path} cannot be {action}, it lacks {', '.join(missing)}: use another checkpoint, or {fix}.")
 
 
 def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse a checkpoint whose weights are not exactly those of a composer.
+    """Check that the names and shapes of the weights of a checkpoint are those of a composer.
 
     Raises:
-        ValueError: With the first differences, both sizes named.
+        ValueError: If they differ; the message lists the first differences.
     """
-    if found := _differences(composer.state_dict(), checkpoint["state_dict"]):
-        shown = "\n".join(f"  {line}" for line in found[:8])
-        more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+    model, file = composer.state_dict(), checkpoint["state_dict"]
+    differences = [
+        f"{key}: {tuple(file[key].shape)} in the file, {tuple(model[key].shape)} in the model"
+        for key in model
+        if key in file and file[key].shape != model[key].shape
+    ]
+    differences += [f"{key}: missing in the file" for key in model if key not in file]
+    differences += [f"{key}: not in the model" for key in file if key not in model]
+    if differences:
+        lines = "\n".join(f"  {line}" for line in differences[:8])
+        more = f"\n  and {len(differences) - 8} more" if len(differences) > 8 else ""
         raise ValueError(
-            f"{path} belongs to another model than the {type(composer).__name__} of this config:\n{shown}{more}\n"
-            "Use the config it was trained with, which lies beside its folder of checkpoints, or another checkpoint."
+            f"{path} belongs to another model than the {type(composer).__name__} of this config:\n{lines}{more}\n"
+            "Use the config it was trained with (`config.yaml` beside the folder of the checkpoint), or another checkpoint."
         )
 
 
 def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse data whose domain is not that which a model was trained on; a checkpoint that does not say passes.
+    """Check that the domain of the data is that of the training data; a checkpoint without a domain passes.
 
     Raises:
-        ValueError: With both domains, what they mean, and the way out.
+        ValueError: If the domains differ.
     """
-    stated, spec = _stated_data(checkpoint), data.spec
+    stated, spec = _training_data(checkpoint), data.spec
     if stated is None or stated.domain.agrees(spec.domain):
         return
-    found = _Stated(spec.domain, spec.signal_shape, spec.sample_rate)
-    way_out = "take data with the coordinates of training"
+    actual = _DataFacts(spec.domain, spec.signal_shape, spec.sample_rate)
+    fix = "use data with the coordinates of the training data"
     if (sample_rate := stated.sample_rate) is not None:
         seconds = f"{stated.signal_shape[-1] / sample_rate:g}"
-        way_out = (
-            f"give the sampling rate and length of training, --data.init_args.sample_rate {sample_rate}, of a data set seconds "
-            f"{seconds} too"
+        fix = (
+            f"use `--data.init_args.sample_rate {sample_rate}` and, for a data set, `--data.init_args.seconds {seconds}` as in "
+            "training"
         )
     raise ValueError(
-        f"{path} was trained with {stated.describe()}; this {type(data).__name__} has {found.describe()}: {way_out}, or take "
+        f"{path} was trained with {stated.describe()}; this {type(data).__name__} has {actual.describe()}: {fix}, or use "
         "another checkpoint."
     )
 
 
 def stated_domain(composer: Composer) -> Domain:
-    """Return the domain that a loaded composer was trained on; ``[-1, 1]`` along every axis if its checkpoint does not say."""
-    stated = _stated_data({"data": vars(composer).get(_TRAINED_ON)})
+    """Return the domain that a loaded composer was trained on; ``[-1, 1]`` per axis if its checkpoint does not state it."""
+    stated = _training_data({"data": vars(composer).get(_TRAINED_ON)})
     return Grid.unit(composer.network.coord_dim) if stated is None else stated.domain
 
 
 def stated_sample_rate(checkpoint: Mapping[str, Any]) -> int | None:
-    """Return the samples per second of the sound that a model was trained with; None if its checkpoint does not say.
+    """Return the sampling rate in Hz of the audio that a model was trained on; None if its checkpoint does not state it.
 
     Example:
         >>> stated_sample_rate({"data": {"coord_range": [-3.0, 3.0], "signal_shape": [1, 48000]}})
         16000
     """
-    stated = _stated_data(checkpoint)
+    stated = _training_data(checkpoint)
     return None if stated is None else stated.sample_rate
 
 
 def newest(folder: str | Path) -> Path:
-    """Return the newest ``last.ckpt`` of the runs in a folder; if it is damaged, ``previous.ckpt`` beside it, and say so.
+    """Return the newest ``last.ckpt`` of the runs in a folder; if it is damaged, ``previous.ckpt`` with a warning.
 
     Raises:
-        FileNotFoundError: If no run there has one.
-        ValueError: If it is damaged, and the one before too or not there.
+        FileNotFoundError: If no run in the folder has a ``last.ckpt``.
+        ValueError: If both are damaged, or ``last.ckpt`` is damaged and ``previous.ckpt`` does not exist.
     """
-    found = sorted(Path(folder).glob(f"*/checkpoints/{_LAST}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    paths = sorted(Path(folder).glob(f"*/checkpoints/{_LAST}"), key=lambda path: path.stat().st_mtime)
+    if not paths:
         raise FileNotFoundError(
-            f"There is no */checkpoints/last.ckpt in {folder}: train first, or give the path of a checkpoint."
+            f"There is no */checkpoints/last.ckpt in {folder}: train first, or pass the path of a checkpoint."
         )
-    return intact(found[-1])
+    return intact(paths[-1])
 
 
 def intact(last: Path) -> Path:
-    """Return a ``last.ckpt``; if it is damaged, ``previous.ckpt`` beside it, with a warning.
+    """Return the path of a ``last.ckpt``; if it is damaged, that of ``previous.ckpt`` with a warning.
 
     Raises:
-        ValueError: If it is damaged, and the one before too or not there.
+        ValueError: If both are damaged, or ``last.ckpt`` is damaged and ``previous.ckpt`` does not exist.
     """
     previous = last.with_name(_PREVIOUS)
     try:
@@ -303,39 +316,33 @@ def intact(last: Path) -> Path:
             raise
         try:
             check_whole(previous)
-        except ValueError as other:
-            raise ValueError(f"{error} {other}") from other
-        _warn(f"{error} Continuing from {previous}, the checkpoint before it.")
+        except ValueError as previous_error:
+            raise ValueError(f"{error} {previous_error}") from previous_error
+        rank_zero_only(print)(f"warning: {error} Using the previous checkpoint {previous} instead.", file=sys.stderr)
         return previous
     return last
 
 
-@rank_zero_only
-def _warn(line: str) -> None:
-    """Print a warning of one line, on one process."""
-    print(f"warning: {line}", file=sys.stderr)
-
-
-class _Stated(NamedTuple):
-    """What a checkpoint states of the data of training, as far as it is compared."""
+class _DataFacts(NamedTuple):
+    """Facts of data that decide whether a model fits them."""
 
     domain: Domain
     signal_shape: tuple[int, ...]
     sample_rate: int | None
 
     def describe(self) -> str:
-        """Return the domain in words, and of audio what it means."""
+        """Return the domain as text, for audio with duration and sampling rate."""
         if self.sample_rate is None:
             return self.domain.describe()
         seconds = self.signal_shape[-1] / self.sample_rate
-        return f"{self.domain.describe()} (pieces of {seconds:g} s at {self.sample_rate:,} samples a second)"
+        return f"{self.domain.describe()} ({seconds:g} s at {self.sample_rate:,} Hz)"
 
 
-def _stated_data(checkpoint: Mapping[str, Any]) -> _Stated | None:
-    """Return what a checkpoint states of the data of training; None if it does not say.
+def _training_data(checkpoint: Mapping[str, Any]) -> _DataFacts | None:
+    """Return the facts of the training data in a checkpoint, or None if it has none.
 
     Raises:
-        ValueError: If it states no domain.
+        ValueError: If it states no domain or no signal shape.
     """
     stated = checkpoint.get("data")
     if not isinstance(stated, Mapping):
@@ -343,31 +350,19 @@ def _stated_data(checkpoint: Mapping[str, Any]) -> _Stated | None:
     try:
         shape = tuple(stated["signal_shape"])
         if "domain" not in stated:
-            return _stated_before(stated["coord_range"], shape)
-        return _Stated(Domain.from_config(stated["domain"]), shape, stated.get("sample_rate"))
+            return _legacy_data(stated["coord_range"], shape)
+        return _DataFacts(Domain.from_config(stated["domain"]), shape, stated.get("sample_rate"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The checkpoint states its data without a domain and a signal_shape ({error}): name another file."
+            f"The checkpoint states its training data without a domain and a signal_shape ({error}): use another file."
         ) from error
 
 
-def _stated_before(coord_range: tuple[float, float], shape: tuple[int, ...]) -> _Stated:
-    """Return what a checkpoint means that states one range for all axes, as they did before there were domains.
+def _legacy_data(coord_range: tuple[float, float], shape: tuple[int, ...]) -> _DataFacts:
+    """Return the facts of the training data in a checkpoint of an earlier version, with one coordinate range for all axes.
 
-    Of its shapes, only those of views had four numbers, and only those of audio two.
+    In these versions, only views had signals of four axes, and only audio had signals of two.
     """
     low, high = coord_range
     domain = Rays() if len(shape) == 4 else Grid(((low, high),) * (len(shape) - 1))
-    return _Stated(domain, shape, round(2 * shape[-1] / (high - low)) if len(shape) == 2 else None)
-
-
-def _differences(model: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list[str]:
-    """Return one readable line for every entry that differs."""
-    missing = [f"{key}: missing in the file" for key in model if key not in file]
-    unknown = [f"{key}: not in the model" for key in file if key not in model]
-    sizes = [
-        f"{key}: {tuple(file[key].shape)} in the file, {tuple(model[key].shape)} in the model"
-        for key in model
-        if key in file and file[key].shape != model[key].shape
-    ]
-    return sizes + missing + unknown
+    return _DataFacts(domain, shape, round(2 * shape[-1] / (high - low)) if len(shape) == 2 else None)

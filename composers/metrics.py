@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,7 +78,15 @@ def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
 
 
 class InstanceMetric(ABC):
-    """Measures one number per instance; who averages them (a torchmetrics mean) never pools their errors."""
+    """Measure one value per instance; means are taken over these values, never over pooled errors.
+
+    Attributes:
+        heading: Name in tables and figures; the key of the metric in ``metrics`` if empty.
+        unit: Unit of the values; empty if they have none.
+    """
+
+    heading: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
 
     @abstractmethod
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
@@ -96,6 +105,9 @@ class InstanceMetric(ABC):
 class PSNR(InstanceMetric):
     """Peak signal-to-noise ratio in dB, peak 1, of the unclamped values (paper section 4)."""
 
+    heading = "PSNR"
+    unit = "dB"
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of every instance."""
         return psnr_of_mse(instance_mse(reconstruction.values, target))
@@ -103,6 +115,9 @@ class PSNR(InstanceMetric):
 
 class Gain(InstanceMetric):
     """PSNR in dB over the constant signal of the instance's own mean value: for images, over the mean-colour image."""
+
+    heading = "gain over the mean"
+    unit = "dB"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the gain of every instance."""
@@ -115,6 +130,8 @@ class SSIM(InstanceMetric):
 
     Borders are mirrored and counted, as in torchmetrics; other programs average inner windows only.
     """
+
+    heading = "SSIM"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SSIM of every instance."""

@@ -29,6 +29,9 @@ class SISDR(InstanceMetric):
     not matter, so that a subset of coordinates may be measured.
     """
 
+    heading = "SI-SDR"
+    unit = "dB"
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SI-SDR of every instance."""
         assert target.values is not None
@@ -57,6 +60,9 @@ class LogSpectralDistance(InstanceMetric):
     Raises:
         ValueError: If an argument is out of range.
     """
+
+    heading = "log-spectral distance"
+    unit = "dB"
 
     def __init__(self, window: int = 512, hop: int = 128, floor: float = 1e-10) -> None:
         if not (window >= 2 and 1 <= hop <= window and floor > 0):
@@ -97,6 +103,9 @@ class LogSpectralDistance(InstanceMetric):
 class Silence(InstanceMetric):
     """PSNR in dB of predicting zeros, the baseline of the PSNR of an instance."""
 
+    heading = "PSNR of silence"
+    unit = "dB"
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of silence for every instance; the prediction is ignored."""
         return psnr_of_mse(instance_mse(torch.zeros_like(reconstruction.values), target))
@@ -104,6 +113,8 @@ class Silence(InstanceMetric):
 
 class OverSilence(Silence):
     """Gain in PSNR in dB over predicting zeros."""
+
+    heading = "over silence"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
@@ -158,6 +169,8 @@ class STOI(_PerceptualMetric):
         ValueError: If ``sample_rate`` is not positive, or ``pystoi`` is not installed.
     """
 
+    heading = "STOI"
+
     def __init__(self, sample_rate: int = 16000) -> None:
         if sample_rate < 1:
             raise ValueError(f"sample_rate of STOI is {sample_rate}; it must be at least 1.")
@@ -181,6 +194,8 @@ class PESQ(_PerceptualMetric):
     Raises:
         ValueError: If ``sample_rate`` is neither 16000 nor 8000, or ``pesq`` is not installed.
     """
+
+    heading = "PESQ"
 
     def __init__(self, sample_rate: int = 16000) -> None:
         if sample_rate not in _BANDS:

@@ -51,6 +51,9 @@ def view_psnr(prediction: Tensor, target: Samples, shape: tuple[int, ...]) -> Te
 class ViewPSNR(InstanceMetric):
     """Mean PSNR in dB over the views of a scene; NaN unless the samples are complete views."""
 
+    heading = "PSNR"
+    unit = "dB"
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean PSNR of every instance."""
         return (
@@ -63,6 +66,9 @@ class ViewPSNR(InstanceMetric):
 class WhiteView(InstanceMetric):
     """Mean PSNR in dB of white images over the views of a scene: a trivial baseline for objects on white."""
 
+    heading = "PSNR of white"
+    unit = "dB"
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of white for every instance; the prediction plays no part."""
         return ViewPSNR().measure(reconstruction._replace(values=torch.ones_like(reconstruction.values)), target, shape)
@@ -70,6 +76,8 @@ class WhiteView(InstanceMetric):
 
 class OverWhite(WhiteView):
     """Mean PSNR in dB minus that of white images (`WhiteView`), because objects on white are mostly white."""
+
+    heading = "over white"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
@@ -81,6 +89,8 @@ class ViewSSIM(InstanceMetric):
 
     NaN unless the samples are complete views of at least 11 x 11 pixels.
     """
+
+    heading = "SSIM"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean SSIM of every instance."""
@@ -104,6 +114,8 @@ class LPIPS(InstanceMetric):
     Raises:
         ValueError: If the network is unknown.
     """
+
+    heading = "LPIPS"
 
     def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
         if network not in _BACKBONES:

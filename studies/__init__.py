@@ -1,1 +1,4 @@
-"""Experiments about the method: ``python -m studies.NAME --help``."""
+"""Studies of the methods: ablations, and baselines such as random initialisations and copied training objects.
+
+Run ``python -m studies.NAME --help``.
+"""

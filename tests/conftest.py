@@ -1,4 +1,4 @@
-"""What several test files share: tiny composers, and a naive coordinate network that has no code in common with ours."""
+"""Shared fixtures: tiny composers, and a naive coordinate network that shares no code with the implementation."""
 
 import math
 import os
@@ -14,18 +14,18 @@ from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
 
-torch.set_num_threads(1)  # threads of tests side by side contend; bit-equal runs need as many in every process
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+torch.set_num_threads(1)  # parallel tests compete for cores; bit-equal runs need the same number in every process
+os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses
 
 settings.register_profile("tests", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-SIGNAL_SHAPE = (3, 8, 12)  # not square on purpose: six patches of 4 x 4
+SIGNAL_SHAPE = (3, 8, 12)  # deliberately not square: six patches of 4 x 4
 
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
-    """Start every test from the same seeds, whatever ran before it."""
+    """Seed every test independently of the tests before it."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
 
@@ -119,12 +119,12 @@ def _parts(make_network):
 
 
 def _naive_features(coords, num_frequencies, max_frequency, use_pi=True):
-    """Return Fourier features ``(N, 2 K D)`` by a loop over coordinates, axes and frequencies, in float64."""
+    """Return Fourier features ``(N, 2 K D)``, computed with loops over coordinates, axes and frequencies in float64."""
     last = max(num_frequencies - 1, 1)
     rows = []
-    for place in np.asarray(coords, dtype=np.float64):
+    for position in np.asarray(coords, dtype=np.float64):
         phases = []
-        for coordinate in place:
+        for coordinate in position:
             for k in range(num_frequencies):
                 frequency = math.exp(k / last * math.log(max_frequency))
                 phases.append(coordinate * frequency * (math.pi if use_pi else 1))

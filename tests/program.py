@@ -1,4 +1,4 @@
-"""The program as tests run it: tiny configs, commands in this process, and what they leave behind."""
+"""Run the program in tests with tiny configs, and read the files it writes."""
 
 import contextlib
 import csv
@@ -20,16 +20,16 @@ from datamodules.images.sample_photos import Photographs
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
-FOLDERS = [TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")} - {TESTS})]  # of what tests define
+FOLDERS = [TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")} - {TESTS})]  # importable in subprocesses
 COMPOSERS = ("ipc", "transinr")
 SAVE_DIR = "--trainer.logger.init_args.save_dir"
 NAME = "--trainer.logger.init_args.name"
 
-_scaled_once = functools.cache(samples._scaled)  # the same images in every test
+_scaled_once = functools.cache(samples._scaled)  # shared by all tests
 
 
 class OddPhotos(SamplePhotos):
-    """`SamplePhotos` with 33 held-out images, which two processes cannot share evenly."""
+    """`SamplePhotos` with 33 held-out images, an odd number for two processes."""
 
     def setup(self, stage):
         super().setup(stage)
@@ -37,18 +37,18 @@ class OddPhotos(SamplePhotos):
 
 
 def tiny(composer):
-    """Return the arguments that choose a tiny composer, ``ipc`` or ``transinr``, and tiny photographs."""
+    """Return the arguments for the config of a tiny composer, such as ``ipc`` or ``transinr``, and tiny data."""
     return ["--config", str(TESTS / "configs" / f"tiny_{composer}.yaml")]
 
 
 def _main(args):
-    """Run the program as if it had been called with these arguments."""
+    """Run the program with command-line arguments."""
     with mock.patch.object(samples, "_scaled", _scaled_once), mock.patch.object(sys, "argv", ["cli.py"]):
         cli.main([str(argument) for argument in args])
 
 
 def run(*args):
-    """Run a command of the program in this process and return what it printed."""
+    """Run a command in this process and return its standard output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         _main(args)
@@ -56,21 +56,21 @@ def run(*args):
 
 
 def asked(*args):
-    """Run a command that only prints, as ``--help`` does, and return what it printed."""
+    """Run a command that prints and exits, such as ``--help``, and return its standard output."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as exit_info:
         _main(args)
-    assert ended.value.code in (None, 0)
+    assert exit_info.value.code in (None, 0)
     return printed.getvalue()
 
 
 def refused(*args):
-    """Run a command that a user got wrong and return the message, after checking that it is one, and no traceback."""
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), pytest.raises(SystemExit) as ended:
+    """Run an invalid command, check that it prints one error message and no traceback, and return the message."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed), pytest.raises(SystemExit) as exit_info:
         run(*args)
-    code = ended.value.code
-    message = code if isinstance(code, str) else told.getvalue()
+    code = exit_info.value.code
+    message = code if isinstance(code, str) else printed.getvalue()
     assert code not in (None, 0)
     assert message.startswith("error: ")
     assert message.count("error: ") == 1
@@ -80,13 +80,13 @@ def refused(*args):
 
 
 def run_process(*args, cwd, limit=120):
-    """Run a command of the program in a process of its own, and its children, and return what it printed."""
+    """Run a command in a subprocess and return its standard output."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
         "PYTHONWARNINGS": "error::UserWarning",
         "OMP_NUM_THREADS": "1",
     }
-    finished = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(REPOSITORY / "cli.py"), *(str(argument) for argument in args)],
         cwd=cwd,
         env=environment,
@@ -94,12 +94,12 @@ def run_process(*args, cwd, limit=120):
         text=True,
         timeout=limit,
     )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def keep_every(steps):
-    """Return the arguments of a second `ModelCheckpoint` that keeps every so many steps as ``step-<n>.ckpt``."""
+    """Return the arguments for a `ModelCheckpoint` that saves ``step-<n>.ckpt`` every ``steps`` steps."""
     saver = (
         "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {filename: 'step-{step}', "
         f"every_n_train_steps: {steps}, save_top_k: -1, auto_insert_metric_name: false}}}}"
@@ -108,33 +108,33 @@ def keep_every(steps):
 
 
 def rows(path):
-    """Return the rows of a CSV as dictionaries without the empty cells."""
+    """Return the rows of a CSV file as dictionaries without empty cells."""
     with Path(path).open(newline="") as file:
         return [{key: value for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
 
 def column(path, name):
-    """Return the numbers of a column of a CSV, without its empty cells."""
+    """Return a column of a CSV file as floats, without empty cells."""
     return [float(row[name]) for row in rows(path) if name in row]
 
 
 def checkpoint(folder, name="last"):
-    """Return the content of a checkpoint of a run."""
+    """Return the content of a checkpoint in a run folder."""
     return torch.load(Path(folder, "checkpoints", f"{name}.ckpt"), weights_only=True)
 
 
-def assert_same(found, wanted):
-    """Compare the nested content of two checkpoints bit by bit."""
-    assert type(found) is type(wanted)
-    if isinstance(wanted, torch.Tensor):
-        assert torch.equal(found, wanted)
-    elif isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        for key, value in wanted.items():
-            assert_same(found[key], value)
-    elif isinstance(wanted, (list, tuple)):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted, strict=True):
-            assert_same(one, other)
+def assert_same(actual, expected):
+    """Assert that nested containers of tensors are bit-equal."""
+    assert type(actual) is type(expected)
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected)
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same(actual[key], value)
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected)
+        for actual_item, expected_item in zip(actual, expected, strict=True):
+            assert_same(actual_item, expected_item)
     else:
-        assert found == wanted
+        assert actual == expected

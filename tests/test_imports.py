@@ -1,4 +1,4 @@
-"""Imports run one way, and the examples in docstrings are true."""
+"""Imports respect the order of layers, and doctests pass."""
 
 import ast
 import doctest
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LAYERS = (  # what a later one may import of the earlier ones, and none of them of a later one
+LAYERS = (  # a layer may import only itself and earlier layers
     (
         "datamodules.batch",
         "datamodules.cameras",
@@ -41,15 +41,15 @@ def _module(path):
 
 
 def _imports(source, package):
-    """Return (module, name) of everything that a file imports anywhere in it; name is None for ``import module``."""
-    found = []
+    """Return (module, name) of all imports in a file, at any level; the name is None for ``import module``."""
+    imports = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [(alias.name, None) for alias in node.names]
+            imports += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            found += [(".".join([*start, *filter(None, [node.module])]), alias.name) for alias in node.names]
-    return found
+            imports += [(".".join([*start, *filter(None, [node.module])]), alias.name) for alias in node.names]
+    return imports
 
 
 def _within(module, packages):
@@ -57,35 +57,35 @@ def _within(module, packages):
 
 
 def _layer(module):
-    """Return the number of the layer of a module, that of the most specific name; None if it is not of this software."""
+    """Return the index of the layer of a module, by its longest matching name; None for external modules."""
     named = [(len(name), number) for number, layer in enumerate(LAYERS) for name in layer if _within(module, [name])]
     return max(named)[1] if named else None
 
 
 def _may_import(importer, module, name):
-    """Return whether a module of this software may import this."""
+    """Return whether a module may import a name from another module."""
     target = f"{module}.{name}" if name is not None and _is_module(f"{module}.{name}") else module
-    own, other = _layer(importer), _layer(target)
-    if other is None:
+    importer_layer, target_layer = _layer(importer), _layer(target)
+    if target_layer is None:
         return target.split(".")[0] in {*sys.stdlib_module_names, "torch"} or not _within(importer, TORCH_ONLY)
-    apart = _within(importer, ["datamodules"]) and _within(target, ["composers"])
+    data_to_composers = _within(importer, ["datamodules"]) and _within(target, ["composers"])
     private = name is not None and name.startswith("_") and _package(importer) != _package(target)
-    return other <= own and not apart and not private
+    return target_layer <= importer_layer and not data_to_composers and not private
 
 
 def _package(module):
-    """Return the room of a module: its name without that of the file."""
+    """Return the package that contains a module."""
     return module if ROOT.joinpath(*module.split(".")).is_dir() else module.rpartition(".")[0]
 
 
 def _is_module(module):
-    """Return whether a dotted name is a file or folder of this software."""
+    """Return whether a dotted name is a file or folder of this repository."""
     path = ROOT.joinpath(*module.split("."))
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
-def test_imports_run_one_way(path):
+def test_imports_respect_the_layers(path):
     importer = _module(path)
     package = importer if path.name == "__init__.py" else importer.rpartition(".")[0]
     imports = _imports(path.read_text(encoding="utf-8"), package)
@@ -121,18 +121,18 @@ def test_imports_run_one_way(path):
         ("datamodules.batch", "import lightning"),
     ],
 )
-def test_the_rule_refuses(importer, source):
+def test_forbidden_imports_are_detected(importer, source):
     imports = _imports(source, importer.rpartition(".")[0])
     assert not any(_may_import(importer, module, name) for module, name in imports)
 
 
 @pytest.mark.parametrize("path", FILES, ids=_module)
-def test_examples_in_docstrings(path):
+def test_doctests_pass(path):
     results = doctest.testmod(importlib.import_module(_module(path)))
     assert results.failed == 0
 
 
-def test_there_are_examples():
+def test_doctests_exist():
     assert sum(">>> " in path.read_text(encoding="utf-8") for path in FILES) >= 4
 
 
@@ -140,6 +140,6 @@ def test_there_are_examples():
 @pytest.mark.parametrize(
     "module", ["composers", "datamodules.images.base", "datamodules", "modalities.views", "callbacks.gallery"]
 )
-def test_any_part_can_be_imported_first(module):
+def test_any_package_can_be_imported_first(module):
     code = f"import {module}; from datamodules import SamplePhotos; from composers import Composer; import modalities"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

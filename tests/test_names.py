@@ -1,4 +1,4 @@
-"""One name means one thing: no two classes or types of this software have the same public name."""
+"""Public names are unique: no two classes or type aliases share a name."""
 
 import ast
 from collections import defaultdict
@@ -19,9 +19,9 @@ def _defined(path):
 
 
 def test_public_names_are_defined_once():
-    places = defaultdict(list)
+    files_by_name = defaultdict(list)
     for path in [*FILES, ROOT / "cli.py"]:
         for name in _defined(path):
             if not name.startswith("_"):
-                places[name].append(str(Path(path).relative_to(ROOT)))
-    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+                files_by_name[name].append(str(Path(path).relative_to(ROOT)))
+    assert {name: files for name, files in files_by_name.items() if len(files) > 1} == {}

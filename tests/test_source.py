@@ -1,4 +1,4 @@
-"""Who may ask what: no part outside the owning ones tests a rank, ``coord_dim``, views, a modality or a kind of composer.
+"""Only the parts that own a rank, ``coord_dim``, views, a modality or a type of composer may test for it.
 
 What differs between signals or methods is a method of the part that knows: a modality, a domain, a renderer, a composer.
 """
@@ -14,15 +14,15 @@ from modalities import MODALITIES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("application", "callbacks", "composers", "tools", "cli.py")
-# Files of these parts that own what they test, and why.
+# Files that may test for these, and why.
 OWNERS = {
-    "composers/checkpoint.py": "says in words what the coordinates of a checkpoint mean",
+    "composers/checkpoint.py": "describes the coordinates of a checkpoint in error messages",
     "composers/encoders": "an encoder is built for signals of one rank",
     "composers/metrics.py": "SSIM is defined on two axes",
-    "composers/networks": "a network tells coordinates that instances share from coordinates of each",
-    "composers/rendering": "a renderer refuses coordinates that it does not render",
-    "tools/activations": "draws the layers of models of images, and refuses others",
-    "tools/export": "exports an encoder per kind of signal",
+    "composers/networks": "a network distinguishes shared coordinates from coordinates per instance",
+    "composers/rendering": "a renderer rejects coordinates that it does not support",
+    "tools/activations": "draws the layers of image models, and rejects others",
+    "tools/export": "exports one encoder per type of signal",
     "tools/released": "converts released weights of one method per module",
 }
 RANKS = ("dim", "ndimension")
@@ -30,26 +30,26 @@ SHAPES = ("shape", "signal_shape", "size")
 
 
 def _subclasses(kind):
-    """Return the names of all classes derived from one."""
-    return {name for one in kind.__subclasses__() for name in (one.__name__, *_subclasses(one))}
+    """Return the names of all subclasses, recursively."""
+    return {name for child in kind.__subclasses__() for name in (child.__name__, *_subclasses(child))}
 
 
 KINDS = {
     "Views",
     "PosedImages",
     *(_subclasses(Composer) & {*composers.__all__, "MetaLearned"}),
-    *(type(one).__name__ for one in MODALITIES),
+    *(type(modality).__name__ for modality in MODALITIES),
 }
 
 
 def _is_number(node):
-    """Return whether an operand is a number, or several."""
+    """Return whether an operand is an integer or a collection of integers."""
     parts = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
     return all(isinstance(part, ast.Constant) and isinstance(part.value, int) for part in parts)
 
 
 def _is_rank(node):
-    """Return whether an operand is the number of axes of a tensor or a shape, or of a coordinate."""
+    """Return whether an operand is the rank of a tensor or shape, or ``coord_dim``."""
     if isinstance(node, ast.Attribute):
         return node.attr in ("ndim", "coord_dim")
     if isinstance(node, ast.Name):
@@ -70,21 +70,21 @@ def _names(node):
 
 
 def offences(source):
-    """Return the lines of a file that test what it does not own."""
-    found = []
+    """Return the expressions in a source file that test a rank or a type in `KINDS`."""
+    result = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
             operands = [node.left, *node.comparators]
             if any(map(_is_rank, operands)) and any(map(_is_number, operands)):
-                found.append(ast.unparse(node))
-        is_asked = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
-        if is_asked and _names(node.args[1]) & KINDS:
-            found.append(ast.unparse(node))
-    return found
+                result.append(ast.unparse(node))
+        is_type_test = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+        if is_type_test and _names(node.args[1]) & KINDS:
+            result.append(ast.unparse(node))
+    return result
 
 
 def _files():
-    """Return the files that own none of this."""
+    """Return the files that are not in `OWNERS`."""
     paths = [
         path for part in PARTS for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
     ]
@@ -93,7 +93,7 @@ def _files():
 
 
 @pytest.mark.parametrize("name", _files())
-def test_what_differs_is_asked_of_the_part_that_knows(name):
+def test_only_owners_test_ranks_and_types(name):
     assert offences((ROOT / name).read_text(encoding="utf-8")) == []
 
 
@@ -114,7 +114,7 @@ def test_what_differs_is_asked_of_the_part_that_knows(name):
         "x = issubclass(kind, TransformerIPC)",
     ],
 )
-def test_the_rule_refuses(source):
+def test_forbidden_tests_are_detected(source):
     assert len(offences(source)) == 1
 
 
@@ -126,16 +126,16 @@ def test_the_rule_refuses(source):
         "if composer.inner is None: pass",
     ],
 )
-def test_the_rule_allows(source):
+def test_allowed_tests_are_accepted(source):
     assert offences(source) == []
 
 
-def test_the_kinds_are_known():
+def test_kinds_contain_all_types():
     assert {"TransformerIPC", "TransINR", "MetaIPC", "LearnedInit", "Functa", "Images", "Audio", "PosedViews"} <= KINDS
 
 
 @pytest.mark.parametrize("owner", OWNERS)
-def test_every_owner_tests_what_it_owns(owner):
+def test_every_owner_contains_such_a_test(owner):
     path = ROOT / owner
     files = path.rglob("*.py") if path.is_dir() else [path]
     assert any(offences(file.read_text(encoding="utf-8")) for file in files)

@@ -1,4 +1,4 @@
-"""What W&B recorded offline, read back for tests."""
+"""Read the records of offline W&B runs."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from application.wandb_logger import BoundedWandbLogger, WandbSettings
 
 @contextlib.contextmanager
 def no_account(folder):
-    """Be a user without an account, whose home is a folder of the test, on a machine without a network."""
+    """Set the environment of a user without a W&B account or network, with a home folder of the test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
@@ -31,26 +31,26 @@ def no_account(folder):
 
 
 def read_records(folder):
-    """Return the records of the only W&B run in the folder of a run: a LevelDB log of protocol buffers."""
-    wandb.teardown()  # its process writes the last records when it ends
+    """Return the records of the only W&B run in a run folder: a LevelDB log of protocol buffers."""
+    wandb.teardown()  # the W&B process writes the last records when it exits
     [path] = folder.glob("wandb/*run-*/run-*.wandb")
-    content, position, record, found = path.read_bytes(), 7, b"", []
+    content, position, record, records = path.read_bytes(), 7, b"", []
     while position + 7 <= len(content):
-        left = 2**15 - position % 2**15
-        if left < 7:  # a block ends with padding
-            position += left
+        remaining = 2**15 - position % 2**15
+        if remaining < 7:  # a block ends with padding
+            position += remaining
             continue
         length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            found.append(wandb_internal_pb2.Record.FromString(record))
+        if kind in (1, 4):  # a complete record, or its last part
+            records.append(wandb_internal_pb2.Record.FromString(record))
             record = b""
-    return found
+    return records
 
 
 def make_logger(local=None, stage="fit", checkpoint_path=None, config=None, **settings):
-    """Return the logger of W&B beside a CSVLogger."""
+    """Return the W&B logger for a CSVLogger."""
     return BoundedWandbLogger(
         WandbSettings(**settings), local or CSVLogger("runs", "unnamed"), config, stage, checkpoint_path
     )

@@ -1,4 +1,4 @@
-"""A stand-in for the server of W&B on this machine: it takes runs, hands out those of a sweep, and vanishes when told."""
+"""A local mock of the W&B server: it records runs, serves the runs of a sweep, and stops responding on request."""
 
 import json
 import re
@@ -23,19 +23,21 @@ ENTITY = {"id": "e1", "name": "someone"}
 
 
 class Sweep:
-    """What the server knows.
+    """State of the server.
 
     Attributes:
-        planned: Parameters of the runs of a sweep that are still to be handed out.
-        stopped: Ids of the runs that are to be stopped as soon as they have logged something.
-        states: Of every heartbeat of an agent, the runs it says it runs.
-        runs: What was said of every run, by id.
-        files: Lines of the file stream by id and file.
-        ended: Exit codes by id.
-        projects: Projects in which sweeps were made.
+        planned: Parameters of the remaining runs of a sweep.
+        config: Config of the sweep.
+        stopped: Ids of runs to stop once they have logged something.
+        states: Runs of the agent, for every heartbeat.
+        runs: Properties of every run, by id.
+        files: Lines of the file stream, by run id and file.
+        ended: Exit codes by run id.
+        projects: Projects of created sweeps.
         operations: Names of all requests.
-        artifacts: What was said of every artifact.
-        vanished: Whether requests are no longer answered, since one asked for ``/vanish``.
+        artifacts: Properties of every artifact.
+        vanished: Whether the server has stopped responding, after a request for ``/vanish``.
+        handed: Number of runs given to the agent.
     """
 
     def __init__(self, planned=()):
@@ -53,20 +55,20 @@ class Sweep:
         self.handed = 0
 
     def history(self, run_id):
-        """Return the rows a run has logged."""
+        """Return the rows that a run logged."""
         return [json.loads(line) for line in self.files[run_id]["wandb-history.jsonl"]]
 
     def console(self, run_id):
-        """Return what a run has printed."""
+        """Return the console output of a run."""
         return "\n".join(self.files[run_id]["output.log"])
 
     def answer(self, operation, variables):
-        """Return an answer."""
+        """Return the response to an operation."""
         if operation == "CreateArtifact":
             self.artifacts.append(variables)
         method = getattr(self, f"_{operation}", None)
         if method is None:
-            return {"data": None, "errors": [{"message": f"the stand-in has no {operation}"}]}
+            return {"data": None, "errors": [{"message": f"the mock server has no {operation}"}]}
         return {"data": method(variables)}
 
     def _Viewer(self, _):  # noqa: N802
@@ -100,9 +102,9 @@ class Sweep:
             commands = [{"type": "stop", "run_id": name} for name in running if self._is_to_stop(name)]
         elif self.planned:
             self.handed += 1
-            given = {name: {"value": value, "desc": None} for name, value in self.planned.pop(0).items()}
+            arguments = {name: {"value": value, "desc": None} for name, value in self.planned.pop(0).items()}
             program = yaml.safe_load(self.config)["program"]
-            commands = [{"type": "run", "run_id": f"run{self.handed}", "program": program, "args": given}]
+            commands = [{"type": "run", "run_id": f"run{self.handed}", "program": program, "args": arguments}]
         else:
             commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}
@@ -114,8 +116,8 @@ class Sweep:
         return run_id in self.stopped and bool(self.files[run_id]["wandb-history.jsonl"])
 
     def _UpsertBucket(self, variables):  # noqa: N802
-        known = self.runs.setdefault(variables["name"], {})
-        known |= {name: value for name, value in variables.items() if value is not None}
+        run = self.runs.setdefault(variables["name"], {})
+        run |= {name: value for name, value in variables.items() if value is not None}
         project = {"id": "p1", "name": variables.get("project"), "entity": ENTITY}
         bucket = {"id": variables["name"], "name": variables["name"], "displayName": variables.get("displayName")}
         bucket |= {"project": project, "sweepName": variables.get("sweep"), "historyLineCount": 0, "config": "{}"}
@@ -130,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         sweep = self.server.sweep
-        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         sweep.vanished |= self.path == "/vanish"
         if sweep.vanished:
             self.close_connection = True
@@ -138,21 +140,21 @@ class _Handler(BaseHTTPRequestHandler):
         stream = re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
         with self.server.lock:
             if stream:
-                self._stream(stream[1], said)
+                self._stream(stream[1], request)
                 self._send(200, {})
                 return
-            found = re.search(r"(?:query|mutation)\s+(\w+)", said.get("query", ""))
-            name = found[1] if found else ""
+            match = re.search(r"(?:query|mutation)\s+(\w+)", request.get("query", ""))
+            name = match[1] if match else ""
             sweep.operations.append(name)
-            self._send(200, sweep.answer(name, said.get("variables") or {}))
+            self._send(200, sweep.answer(name, request.get("variables") or {}))
 
-    def _stream(self, run_id, said):
-        """Take lines of files, and the end of a run."""
-        for name, part in (said.get("files") or {}).items():
+    def _stream(self, run_id, request):
+        """Store lines of files, and the exit code of a run."""
+        for name, part in (request.get("files") or {}).items():
             lines = self.server.sweep.files[run_id][name]
             lines[part["offset"] :] = part["content"]
-        if said.get("complete"):
-            self.server.sweep.ended[run_id] = said.get("exitcode")
+        if request.get("complete"):
+            self.server.sweep.ended[run_id] = request.get("exitcode")
 
     def _send(self, status, content):
         body = json.dumps(content).encode()
@@ -165,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(planned=()):
-    """Yield a `Sweep` and the address of its server."""
+    """Yield a `Sweep` and the URL of its server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.sweep, server.lock = Sweep(planned), threading.Lock()

@@ -1,1 +1,1 @@
-"""What only training needs: schedules, and how a resumed run goes on."""
+"""Training: learning rate schedules, and resumed runs."""

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate that know how long the run is."""
+"""Learning rate schedules that depend on the length of the run."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class RunSchedule(LambdaLR):
-    """A schedule in proportion to the run, about which the composer tells it before the first step.
+    """Base of schedules that depend on the length of the run, which the composer sets before the first step.
 
     Args:
-        optimizer: Its rate is multiplied by `factor`.
-        total_steps: Steps of the run; the composer takes them from the trainer if None.
-        steps_per_epoch: Steps of an epoch; likewise.
+        optimizer: Optimizer, whose learning rates are multiplied by `factor`.
+        total_steps: Number of steps of the run; taken from the trainer if None.
+        steps_per_epoch: Number of steps per epoch; taken from the trainer if None.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is less than 1.
     """
 
     def __init__(
         self, optimizer: Optimizer, total_steps: int | None = None, steps_per_epoch: int | None = None
     ) -> None:
-        stated = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-        if found := [f"{name} is {steps}" for name, steps in stated.items() if steps is not None and steps < 1]:
-            raise ValueError(f"{found[0]}; it counts from 1.")
+        for name, steps in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
+            if steps is not None and steps < 1:
+                raise ValueError(f"{name} is {steps}; it must be at least 1.")
         self.total_steps: float | None = total_steps
         self.steps_per_epoch: float | None = steps_per_epoch
         super().__init__(optimizer, self.factor)
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """Return what the rate is multiplied by at a step, counted from 0."""
+        """Return the factor of the learning rate at a step, counted from 0."""
 
     def tell(self, total_steps: float, steps_per_epoch: float) -> None:
-        """Take the length of the run, infinite if it has no end, where it was not given."""
+        """Set the length of the run, which may be infinite, unless it was passed to the constructor."""
         self.total_steps = self.total_steps or total_steps
         self.steps_per_epoch = self.steps_per_epoch or steps_per_epoch
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a run stopped, with the arguments and over the length of this run, which may be others."""
-        own = ("last_epoch", "_step_count", "_last_lr", "lr_lambdas")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key in own})
+        """Restore the progress of a run, but keep the arguments and the length of this run."""
+        progress = ("last_epoch", "_step_count", "_last_lr", "lr_lambdas")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key in progress})
 
 
 class WarmupCosine(RunSchedule):
-    """Rises linearly over the first steps, then falls along a half cosine to zero at the end of the run.
+    """Increase the learning rate linearly over the first steps, then decay it along a half cosine to zero.
 
     Args:
-        optimizer: Its rate is the highest.
-        warmup_steps: Steps of the rise, at least 1.
-        total_steps: Steps of the run; the composer takes them from the trainer if None.
+        optimizer: Optimizer with the maximum learning rate.
+        warmup_steps: Number of warm-up steps, at least 1.
+        total_steps: Number of steps of the run; taken from the trainer if None.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is less than 1.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int = 100, total_steps: int | None = None) -> None:
         if warmup_steps < 1:
-            raise ValueError(f"warmup_steps is {warmup_steps}; it counts from 1.")
+            raise ValueError(f"warmup_steps is {warmup_steps}; it must be at least 1.")
         self.warmup_steps = warmup_steps
         super().__init__(optimizer, total_steps)
 
     def factor(self, step: int) -> float:
-        """Return what the rate is multiplied by at a step.
+        """Return the factor of the learning rate at a step, counted from 0.
 
         Example:
             >>> import torch
@@ -81,17 +81,19 @@ class WarmupCosine(RunSchedule):
 
 
 class EpochWarmup(RunSchedule):
-    """Rises linearly from zero over some epochs, or a part of one, then stays (the meta-learned models of FFHQ, as published).
+    """Increase the learning rate linearly from zero over a number of epochs, then keep it constant.
 
-    Reference: as in the released code the rise starts at zero, so that the first step changes nothing.
+    This is the schedule of the published meta-learned models of FFHQ.
+
+    Reference: as in the released code, the learning rate of the first step is zero, so that this step changes nothing.
 
     Args:
-        optimizer: Its rate is the highest.
-        warmup_epochs: Epochs of the rise, positive; half of one as published.
-        steps_per_epoch: Steps of an epoch; the composer takes them from the trainer if None.
+        optimizer: Optimizer with the final learning rate.
+        warmup_epochs: Number of warm-up epochs, positive, may be a fraction; 0.5 as published.
+        steps_per_epoch: Number of steps per epoch; taken from the trainer if None.
 
     Raises:
-        ValueError: If a number is out of range; after the first step, if nobody said how many steps an epoch has.
+        ValueError: If a number is out of range; after the first step, if the number of steps per epoch is unknown.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_epochs: float = 0.5, steps_per_epoch: int | None = None) -> None:
@@ -101,7 +103,7 @@ class EpochWarmup(RunSchedule):
         super().__init__(optimizer, steps_per_epoch=steps_per_epoch)
 
     def factor(self, step: int) -> float:
-        """Return what the rate is multiplied by at a step.
+        """Return the factor of the learning rate at a step, counted from 0.
 
         Example:
             >>> import torch
@@ -113,6 +115,6 @@ class EpochWarmup(RunSchedule):
             return 0.0
         if self.steps_per_epoch is None:
             raise ValueError(
-                "EpochWarmup does not know the steps of an epoch: outside a trainer, give steps_per_epoch."
+                "steps_per_epoch of EpochWarmup is None; pass it when the schedule is used without a trainer."
             )
         return min(1.0, step / (self.warmup_epochs * self.steps_per_epoch))

@@ -1,4 +1,4 @@
-"""Nothing that is printed ends a run: names that are no UTF-8, terminals without a character, pipes that nobody reads."""
+"""Output never ends a run: file names that are not UTF-8, limited terminal encodings, closed pipes."""
 
 import io
 import logging
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from program import REPOSITORY, rows, run, tiny
 
-from application.streams import lasting_output, quiet_lightning
+from application.streams import quiet_lightning, robust_output
 from composers.codes import InstanceCode, read_code
 from datamodules.batch import Observation
 from datamodules.domain import Grid
@@ -28,7 +28,7 @@ NAME = os.fsdecode(b"caf\xe9")
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,7 +41,7 @@ def _images(folder, names, size=24):
 
 
 def _process(*args, encoding=None, **options):
-    """Run the program in a process of its own."""
+    """Run the program in a subprocess."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LANG": "C"}
     if encoding:
         environment |= {"PYTHONIOENCODING": encoding}
@@ -52,20 +52,20 @@ def _process(*args, encoding=None, **options):
 @pytest.mark.parametrize(
     "encoding", [pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "utf-8", "ascii")]
 )
-def test_names_that_are_no_utf_8_are_predicted_and_printed(encoding):
+def test_non_utf_8_file_names_are_predicted_and_printed(encoding):
     _images("in", ["plain", NAME])
-    done = _process("predict", "--images", "in", "--steps", 1, encoding=encoding, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert b"plain" in done.stdout
-    assert b"caf?" in done.stdout
-    found = rows("predictions/predictions.csv")
-    assert [row["name"] for row in found] == ["caf?", "plain"]
-    assert found[0]["notes"] == "from in/caf\\udce9.png"
+    process = _process("predict", "--images", "in", "--steps", 1, encoding=encoding, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    assert b"plain" in process.stdout
+    assert b"caf?" in process.stdout
+    predictions = rows("predictions/predictions.csv")
+    assert [row["name"] for row in predictions] == ["caf?", "plain"]
+    assert predictions[0]["notes"] == "from in/caf\\udce9.png"
     assert read_code("predictions/caf?.safetensors").name == "caf?"
 
 
 @pytest.mark.slow
-def test_names_that_are_no_utf_8_are_tested():
+def test_non_utf_8_file_names_are_tested():
     _images("images", [NAME, *"abcdefg"])
     data = ["--data.class_path=datamodules.ImageFolder", "--data.init_args.root=images", "--data.init_args.size=16"]
     data += ["--data.init_args.val_ratio=0.5", "--data.init_args.batch_size=2"]
@@ -76,7 +76,7 @@ def test_names_that_are_no_utf_8_are_tested():
         assert "caf\\udce9" in file.read()
 
 
-def test_sound_with_such_a_name_is_read_written_and_drawn():
+def test_audio_with_a_non_utf_8_name_is_read_written_and_drawn():
     samples = torch.rand(1, 800) - 0.5
     save_wav(samples, 800, Path(f"{NAME}.wav"))
     assert read_recording(f"{NAME}.wav").values.shape == (1, 800)
@@ -86,7 +86,7 @@ def test_sound_with_such_a_name_is_read_written_and_drawn():
     page.save(Path("page.png"))
 
 
-def test_the_code_of_such_a_name_can_be_read(tiny_ipc):
+def test_code_with_a_non_utf_8_name_can_be_read(tiny_ipc):
     latents = tiny_ipc.encode(Observation(torch.rand(1, 3, 8, 12)))
     InstanceCode(latents, [((0, 8), (0, 12))], (8, 12), "model", NAME, domain=Grid.unit(2)).save("code.safetensors")
     assert read_code("code.safetensors").name == "caf\\udce9"
@@ -94,49 +94,49 @@ def test_the_code_of_such_a_name_can_be_read(tiny_ipc):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "fit"])
-def test_a_pipe_that_nobody_reads_loses_no_result(command):
+def test_closed_pipe_loses_no_result(command):
     _images("in", ["plain"])
     args = ["predict", "--images", "in", "--steps", 1] if command == "predict" else ["fit", *tiny("ipc")]
     reading, writing = os.pipe()
     os.close(reading)
-    done = _process(*args, stdout=writing, stderr=subprocess.PIPE)
+    process = _process(*args, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
-    assert done.returncode == 0, done.stderr
-    assert b"BrokenPipe" not in done.stderr
+    assert process.returncode == 0, process.stderr
+    assert b"BrokenPipe" not in process.stderr
     if command == "predict":
         assert rows("predictions/predictions.csv")[0]["name"] == "plain"
     else:
         assert Path("runs/unnamed/version_0/checkpoints/last.ckpt").is_file()
 
 
-def test_streams_are_as_before_after_it(monkeypatch):
+def test_streams_are_restored(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
     monkeypatch.setattr(sys, "stdout", stream)
-    with lasting_output():
+    with robust_output():
         print("caf\xe9 \u2022", NAME)
     assert sys.stdout is stream
     assert stream.errors == "strict"
     assert stream.buffer.getvalue() == b"caf\\xe9 \\u2022 caf\\udce9\n"
 
 
-def test_streams_in_memory_are_left_as_they_are(monkeypatch):
+def test_in_memory_streams_are_unchanged(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
-    with lasting_output():
+    with robust_output():
         assert sys.stdout is stream
 
 
-def test_the_log_says_what_was_asked_for(monkeypatch):
+def test_log_keeps_requested_messages(monkeypatch):
     quiet_lightning()
     quiet_lightning()
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     assert len(logger.filters) == 1
-    said = {
+    messages = {
         "GPU available: True (cuda), used: True": False,
         "💡 Tip: For seamless cloud uploads": False,
         "`Trainer.fit` stopped: `max_epochs=1` reached.": False,
         "Time limit reached. Elapsed time is 0:00:01. Signaling Trainer to stop.": True,
     }
-    for text, wanted in said.items():
+    for text, expected in messages.items():
         record = logger.makeRecord(logger.name, logging.INFO, __file__, 1, text, (), None)
-        assert bool(logger.filter(record)) == wanted, text
+        assert bool(logger.filter(record)) == expected, text

@@ -1,4 +1,4 @@
-"""Options of the trainer work with the default config, or are refused before anything is done."""
+"""Trainer options work with the default config, or raise before anything runs."""
 
 import logging
 from pathlib import Path
@@ -8,29 +8,29 @@ import torch
 from lightning import Callback
 from program import checkpoint, column, refused, run, tiny
 
-WATCH = ["--trainer.callbacks+", "{class_path: test_trainer_options.Watch}"]
+RECORD = ["--trainer.callbacks+", "{class_path: test_trainer_options.Recorder}"]
 
 
-class Watch(Callback):
-    """Keeps what a run saw."""
+class Recorder(Callback):
+    """Records the batches and data types of a run."""
 
-    seen: dict[str, list] = {}  # noqa: RUF012
+    records: dict[str, list] = {}  # noqa: RUF012
 
     def on_fit_start(self, trainer, pl_module):
-        Watch.seen = {"train": [], "val": [], "dtype": []}
+        Recorder.records = {"train": [], "val": [], "dtype": []}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        Watch.seen["train"].append(batch)
-        Watch.seen["dtype"].append(pl_module.dtype)
+        Recorder.records["train"].append(batch)
+        Recorder.records["dtype"].append(pl_module.dtype)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if not trainer.sanity_checking:
-            Watch.seen["val"].append(batch)
+            Recorder.records["val"].append(batch)
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -39,20 +39,20 @@ def _log(caplog):
 
 
 @pytest.mark.slow
-def test_no_progress_bar():
+def test_progress_bar_can_be_disabled():
     printed = run("fit", *tiny("ipc"), "--trainer.enable_progress_bar", "false")
     assert "Validation" not in printed
     assert "Checkpoint: runs/unnamed/version_0/checkpoints/last.ckpt" in printed
 
 
-def test_no_checkpoints():
+def test_checkpoints_can_be_disabled():
     printed = run("fit", *tiny("ipc"), "--trainer.enable_checkpointing", "false")
     assert not list(Path().rglob("*.ckpt"))
     assert "No checkpoint was saved." in printed
     assert "Next:" not in printed
 
 
-def test_bare_bones():
+def test_barebones_writes_nothing():
     printed = run("fit", *tiny("ipc"), "--trainer.barebones", "true")
     assert list(Path().iterdir()) == []
     assert "No checkpoint was saved." in printed
@@ -60,7 +60,7 @@ def test_bare_bones():
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_half_precision_of_everything_is_refused(precision):
+def test_true_half_precision_raises(precision):
     message = refused("fit", *tiny("ipc"), "--trainer.precision", precision)
     assert message.startswith(f"error: --trainer.precision is {precision}, ")
     assert "bf16-mixed" in message
@@ -69,10 +69,10 @@ def test_half_precision_of_everything_is_refused(precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ipc", "learned_init", "objects", "speech"])
-def test_double_precision(config):
-    run("fit", *tiny(config), "--trainer.precision", "64-true", *WATCH)
-    assert set(Watch.seen["dtype"]) == {torch.float64}
-    query = Watch.seen["train"][0].query
+def test_double_precision_applies_to_parameters_and_data(config):
+    run("fit", *tiny(config), "--trainer.precision", "64-true", *RECORD)
+    assert set(Recorder.records["dtype"]) == {torch.float64}
+    query = Recorder.records["train"][0].query
     assert query.coords.dtype == query.values.dtype == torch.float64
     state = checkpoint("runs/unnamed/version_0")["state_dict"]
     assert {weight.dtype for weight in state.values() if weight.is_floating_point()} == {torch.float64}
@@ -84,7 +84,7 @@ def test_double_precision(config):
 
 
 @pytest.mark.slow
-def test_double_precision_is_not_rounded_on_the_way():
+def test_double_precision_is_not_rounded_to_float32():
     losses = {}
     for precision in ("32-true", "64-true"):
         name = ["--trainer.logger.init_args.name", precision]
@@ -95,26 +95,26 @@ def test_double_precision_is_not_rounded_on_the_way():
 
 
 @pytest.mark.parametrize("amount", ["2", "0.34"])
-def test_overfitting_sees_the_same_first_batches(amount):
-    run("fit", *tiny("ipc"), "--trainer.overfit_batches", amount, "--trainer.max_epochs", 2, *WATCH)
-    train, val = Watch.seen["train"], Watch.seen["val"]
+def test_overfit_batches_repeats_the_first_batches(amount):
+    run("fit", *tiny("ipc"), "--trainer.overfit_batches", amount, "--trainer.max_epochs", 2, *RECORD)
+    train, val = Recorder.records["train"], Recorder.records["val"]
     assert len(train) == 4
-    for stage, each in (("train", 2), ("val", len(val) // 2)):
-        batches = Watch.seen[stage]
-        for one, other in zip(batches[:each], batches[each:], strict=True):
-            assert one.names == other.names, stage
-            assert torch.equal(one.observation.signal, other.observation.signal), stage
+    for stage, count in (("train", 2), ("val", len(val) // 2)):
+        batches = Recorder.records[stage]
+        for first, second in zip(batches[:count], batches[count:], strict=True):
+            assert first.names == second.names, stage
+            assert torch.equal(first.observation.signal, second.observation.signal), stage
     assert len(val) == {"2": 4, "0.34": 2}[amount]
     assert not set(train[0].names) & set(train[1].names)
 
 
 @pytest.mark.slow
-def test_the_time_limit_and_the_profile_are_told(caplog):
+def test_time_limit_and_profile_are_logged(caplog):
     with caplog.at_level(logging.INFO):
         limit = ["--trainer.max_time", "00:00:00:01", "--trainer.max_epochs", -1]
         run("fit", *tiny("ipc"), *limit, "--trainer.profiler", "simple")
-    told = "\n".join(_log(caplog))
-    assert "Time limit reached" in told
-    assert "Profiler Report" in told
+    log = "\n".join(_log(caplog))
+    assert "Time limit reached" in log
+    assert "Profiler Report" in log
     for noise in ("GPU available", "Tip", "stopped: `max", "weights_only"):
-        assert noise not in told
+        assert noise not in log

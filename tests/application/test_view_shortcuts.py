@@ -1,4 +1,4 @@
-"""The short options of ``cli.py predict --views``, and what a checkpoint states of a model of views."""
+"""Short options of ``cli.py predict --views``, and data arguments read from the checkpoint of a model of views."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from program import asked, refused, rows, run
 
 import cli
 import composers
-from application.shortcuts import expand_shortcuts, kind_of_prediction, state_signal
+from application.shortcuts import expand_shortcuts, modality_of, state_signal
 from composers.checkpoint import build, save
 from composers.codes import read_code
 from datamodules.batch import Observation, Samples, Views
@@ -40,7 +40,7 @@ SOURCE, WRITING = "datamodules.scenes.prediction.SceneFiles", "callbacks.predict
 
 
 def _config(options, writer=WRITING):
-    """Return a parsed command line of prediction from scenes, with these short options."""
+    """Return the config of a prediction from scenes with the given short options."""
     config = Namespace(
         dict.fromkeys((*NAMES, "output", "steps")) | dict.fromkeys(("tile", "mesh", "mp4"), False) | options
     )
@@ -62,63 +62,65 @@ def _config(options, writer=WRITING):
     ],
     ids=["views", "equals", "audio", "images", "none"],
 )
-def test_what_is_predicted_from(args, kind):
-    assert kind_of_prediction(args).name == kind
+def test_modality_is_that_of_the_option(args, kind):
+    assert modality_of(args).name == kind
 
 
-def test_options_go_where_they_belong():
-    given = {"views": ["a", "b"], "support": [0, 3], "size": 96, "frames": 12, "mesh": True, "mp4": True}
-    config = _config(given | {"output": "out", "steps": 0})
+def test_options_are_moved_to_their_targets():
+    options = {"views": ["a", "b"], "support": [0, 3], "size": 96, "frames": 12, "mesh": True, "mp4": True}
+    config = _config(options | {"output": "out", "steps": 0})
     expand_shortcuts(config)
     assert config.data.init_args.as_dict() == {"views": ["a", "b"], "support": [0, 3]}
-    wanted = {"folder": "out", "options": {"size": 96, "frames": 12, "mesh": True, "mp4": True}}
-    assert config.trainer.callbacks[0].init_args.as_dict() == wanted
+    expected = {"folder": "out", "options": {"size": 96, "frames": 12, "mesh": True, "mp4": True}}
+    assert config.trainer.callbacks[0].init_args.as_dict() == expected
     assert config.model.init_args.refinement.init_args.steps == 0
     assert not set(config.as_dict()) & {*NAMES, "output", "steps"}
 
 
-def test_options_that_were_not_given_change_nothing():
+def test_missing_options_change_nothing():
     config = _config({"views": ["a"]})
     expand_shortcuts(config)
     assert config.data.init_args.as_dict() == {"views": ["a"], "support": [0]}
-    wanted = {"folder": "predictions", "options": None}
-    assert config.trainer.callbacks[0].init_args.as_dict() == wanted
+    expected = {"folder": "predictions", "options": None}
+    assert config.trainer.callbacks[0].init_args.as_dict() == expected
     assert config.model.init_args.refinement is None
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": ["a"], "scale": 2.0}, "--scale is of images, and this predicts from views: leave it out."),
-        ({"views": ["a"], "tile": True}, "--tile is of images, and this predicts from views: leave it out."),
+        ({"views": ["a"], "scale": 2.0}, "--scale is an option for images, but the input is views: remove it."),
+        ({"views": ["a"], "tile": True}, "--tile is an option for images, but the input is views: remove it."),
         (
             {"views": ["a"], "images": ["a.png"]},
-            "--images is of images, and this predicts from views: leave it out.",
+            "--images is an option for images, but the input is views: remove it.",
         ),
         (
             {"views": ["a"], "sample_rate": 8000},
-            "--sample_rate is of audio, and this predicts from views: leave it out.",
+            "--sample_rate is an option for audio, but the input is views: remove it.",
         ),
-        ({"audio": ["a.wav"], "mesh": True}, "--mesh is of views, and this predicts from audio: leave it out."),
-        ({"audio": ["a.wav"], "views": ["a"]}, "--audio is of audio, and this predicts from views: leave it out."),
-        ({"images": ["a.png"], "mp4": True}, "--mp4 is of views, and this predicts from images: leave it out."),
-        ({"images": ["a.png"], "frames": 3}, "--frames is of views, and this predicts from images: leave it out."),
+        ({"audio": ["a.wav"], "mesh": True}, "--mesh is an option for views, but the input is audio: remove it."),
+        ({"audio": ["a.wav"], "views": ["a"]}, "--audio is an option for audio, but the input is views: remove it."),
+        ({"images": ["a.png"], "mp4": True}, "--mp4 is an option for views, but the input is images: remove it."),
+        ({"images": ["a.png"], "frames": 3}, "--frames is an option for views, but the input is images: remove it."),
         ({"views": ["a"], "size": (9, 12)}, "size is [9, 12]: for views, pass the longer side in pixels"),
     ],
     ids=["scale", "tile", "images", "sample_rate", "mesh", "recordings", "mp4", "frames", "two-sizes"],
 )
-def test_options_of_another_kind(options, message):
+def test_options_of_another_modality_raise(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         expand_shortcuts(_config(options))
 
 
-def test_options_without_their_writer():
-    with pytest.raises(ValueError, match=re.escape(f"--mesh serves {WRITING}, which this --config replaces")):
+def test_options_without_the_writer_raise():
+    with pytest.raises(
+        ValueError, match=re.escape(f"--mesh sets an argument of {WRITING}, which this --config replaces")
+    ):
         expand_shortcuts(_config({"views": ["a"], "mesh": True}, writer="callbacks.progress.ProgressBar"))
 
 
 def _model(**renderer):
-    """Return the config of a model of two views with a renderer."""
+    """Return the config of a model of two views with a volume renderer."""
     tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[2, 3, 8, 8]))
     rendering = Namespace(class_path="composers.rendering.VolumeRenderer", init_args=Namespace(renderer))
     return Namespace(
@@ -126,19 +128,19 @@ def _model(**renderer):
     )
 
 
-def test_a_checkpoint_states_shape_and_depths():
+def test_shape_and_depths_are_read_from_the_model():
     data = Namespace(init_args=Namespace(signal_shape=None, near=None, far=None))
     state_signal(_model(near=2.0, far=6.0, samples_per_ray=8), data)
     assert data.init_args.as_dict() == {"signal_shape": [2, 3, 8, 8], "near": 2.0, "far": 6.0}
 
 
-def test_what_was_given_stays():
+def test_explicit_arguments_are_kept():
     data = Namespace(init_args=Namespace(signal_shape=[1, 3, 4, 4], near=0.5, far=None))
     state_signal(_model(near=2.0, far=6.0), data)
     assert data.init_args.as_dict() == {"signal_shape": [1, 3, 4, 4], "near": 0.5, "far": 6.0}
 
 
-def test_a_model_that_states_no_depths_leaves_them_open():
+def test_depths_stay_none_if_the_model_has_none():
     data = Namespace(init_args=Namespace(signal_shape=None, near=None, far=None, views=["a"]))
     state_signal(_model(chunk_size=64), data)
     assert data.init_args.as_dict() == {"signal_shape": [2, 3, 8, 8], "near": None, "far": None, "views": ["a"]}
@@ -147,15 +149,15 @@ def test_a_model_that_states_no_depths_leaves_them_open():
     assert other.init_args.as_dict() == {"sample_rate": 16000}
 
 
-def test_a_config_of_data_says_what_is_predicted_from():
+def test_data_module_determines_the_modality():
     config = _config({"size": 96, "mesh": True})
     expand_shortcuts(config)
     assert config.trainer.callbacks[0].init_args.options == {"size": 96, "mesh": True}
-    with pytest.raises(ValueError, match="--tile is of images, and this predicts from views: leave it out"):
+    with pytest.raises(ValueError, match="--tile is an option for images, but the input is views: remove it"):
         expand_shortcuts(_config({"tile": True}))
 
 
-def test_the_config_of_prediction_is_what_options_are_written_into():
+def test_prediction_config_contains_the_writer():
     config = yaml.safe_load(cli.PREDICT.read_text())
     assert WRITING in [callback["class_path"] for callback in config["trainer"]["callbacks"]]
     assert config["trainer"]["logger"] is False
@@ -165,11 +167,14 @@ PATTERNS = "patterns.1"
 
 
 def _tiny(renderer=None, views=1):
-    """Return the config of a tiny IPC of views of 8 x 8."""
+    """Return the config of a tiny IPC for views of 8 x 8."""
     volume = {"near": 2.0, "far": 6.0, "samples_per_ray": 6}
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05}}
     parts = {
-        "inr": ("composers.networks.CoordinateMLP", {"coord_dim": 3, "value_dim": 4, "hidden_dim": 8, "num_layers": 3}),
+        "network": (
+            "composers.networks.CoordinateMLP",
+            {"coord_dim": 3, "value_dim": 4, "hidden_dim": 8, "num_layers": 3},
+        ),
         "tokenizer": ("composers.encoders.ViewPatches", {"signal_shape": [views, 3, 8, 8], "patch_size": 4}),
         "transformer": ("composers.encoders.Transformer", {"embed_dim": 12, "num_blocks": 1, "num_heads": 3}),
         "renderer": ("composers.rendering.VolumeRenderer", volume) if renderer is None else renderer,
@@ -181,7 +186,7 @@ def _tiny(renderer=None, views=1):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Return the checkpoint of a tiny untrained model of one view of 8 x 8, with disturbed biases."""
+    """Return the checkpoint of a tiny untrained model of one view of 8 x 8, with random biases."""
     torch.manual_seed(0)
     composer = build(_tiny())
     for bias in composer.network.biases.values():
@@ -193,7 +198,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -206,19 +211,19 @@ def _write(folder, frames=3, size=8, background=255):
         Image.fromarray(image).save(Path(folder, f"{frame}.png"))
         matrix = [*poses[frame].tolist(), [0.0, 0.0, 0.0, 1.0]]
         entries.append({"file_path": f"{frame}", "transform_matrix": matrix})
-    described = {"camera_angle_x": 2 * math.atan(0.5), "frames": entries}  # as many pixels of focal length as columns
+    described = {"camera_angle_x": 2 * math.atan(0.5), "frames": entries}  # the focal length in pixels equals the width
     Path(folder, "transforms.json").write_text(json.dumps(described))
     return torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255, poses
 
 
-def _psnr(found, wanted):
-    return -10 * math.log10((found.clamp(0, 1) - wanted).double().square().mean().item())
+def _psnr(actual, expected):
+    return -10 * math.log10((actual.clamp(0, 1) - expected).double().square().mean().item())
 
 
-def test_one_scene(weights):
+def test_prediction_of_a_scene(weights):
     images, poses = _write("chair")
-    given = ["--ckpt_path", weights, "--views", "chair", "--support", 1, "--frames", 3, "--size", 12]
-    printed = run("predict", *given, "--output", "out")
+    arguments = ["--ckpt_path", weights, "--views", "chair", "--support", 1, "--frames", 3, "--size", 12]
+    printed = run("predict", *arguments, "--output", "out")
     assert "chair" in printed
     assert {path.name for path in Path("out").iterdir()} == {
         "chair.gif",
@@ -241,13 +246,13 @@ def test_one_scene(weights):
     assert torch.allclose(code.latents[PATTERNS], refined[PATTERNS], atol=1e-5)
     for latents, column in ((predicted, "psnr predicted"), (refined, "psnr refined")):
         with torch.no_grad():
-            found = [composer.render(composer.compose(latents), rays[frame])[0] for frame in (0, 2)]
-        wanted = [_psnr(values, images[frame].flatten(1).mT) for values, frame in zip(found, (0, 2), strict=True)]
-        assert float(row[column]) == pytest.approx(sum(wanted) / 2, abs=2e-3)
+            rendered = [composer.render(composer.compose(latents), rays[frame])[0] for frame in (0, 2)]
+        expected = [_psnr(values, images[frame].flatten(1).mT) for values, frame in zip(rendered, (0, 2), strict=True)]
+        assert float(row[column]) == pytest.approx(sum(expected) / 2, abs=2e-3)
 
 
 @pytest.mark.slow
-def test_scenes_of_a_folder_of_another_size(weights):
+def test_scenes_of_a_folder_are_resized(weights):
     _write("in/a", size=16)
     _write("in/b", frames=1)
     Path("in/c").mkdir()
@@ -255,36 +260,37 @@ def test_scenes_of_a_folder_of_another_size(weights):
     printed = run(
         "predict", "--ckpt_path", weights, "--views", "in", "--frames", 2, "--steps", 0, "--data.query", "rest"
     )
-    found = {row["name"]: row for row in rows("predictions/predictions.csv")}
-    assert list(found) == ["a", "b"]
-    assert found["a"]["notes"] == "resized from 16 x 16 to 8 x 8; no transparency: background used as it is"
-    assert (
-        found["b"]["notes"]
-        == "no transparency: background used as it is; no other frames: compared with the support frames"
+    predictions = {row["name"]: row for row in rows("predictions/predictions.csv")}
+    assert list(predictions) == ["a", "b"]
+    assert predictions["a"]["notes"] == "resized from 16 x 16 to 8 x 8; no transparency: background used as it is"
+    assert predictions["b"]["notes"] == (
+        "no transparency: background used as it is; no other frames: compared with the support frames"
     )
-    assert (found["a"]["views"], found["b"]["views"]) == ("2", "1")
+    assert (predictions["a"]["views"], predictions["b"]["views"]) == ("2", "1")
     assert "Skipped 1:" in printed
     assert "in/c/transforms.json" in printed
 
 
-def test_mistakes_with_scenes(weights):
+def test_wrong_number_of_support_views_raises(weights):
     _write("chair")
-    given = ["predict", "--ckpt_path", weights, "--views", "chair"]
-    assert "The model takes 1 support view(s), but support has 2 frame(s), [0, 1]" in refused(*given, "--support", 0, 1)
+    arguments = ["predict", "--ckpt_path", weights, "--views", "chair"]
+    assert "The model takes 1 support view(s), but support has 2 frame(s), [0, 1]" in refused(
+        *arguments, "--support", 0, 1
+    )
     assert not Path("predictions").exists()
 
 
 @pytest.mark.slow
 def test_scenes_need_a_model_of_views():
-    message = refused("predict", "--views", "chair")  # the bundled weights are of images
+    message = refused("predict", "--views", "chair")  # the bundled weights are for images
     assert "scenes need a model of posed views, [views, 3, rows, columns]" in message
 
 
 @pytest.mark.slow
-def test_a_light_field_needs_no_depths():
+def test_light_field_needs_no_depths():
     torch.manual_seed(0)
     config = _tiny(("composers.rendering.LightFieldRenderer", {}))
-    config["init_args"]["inr"]["init_args"] |= {"coord_dim": 6, "value_dim": 3}
+    config["init_args"]["network"]["init_args"] |= {"coord_dim": 6, "value_dim": 3}
     save(build(config), "lines.ckpt")
     _write("chair")
     run("predict", "--ckpt_path", "lines.ckpt", "--views", "chair", "--frames", 2, "--steps", 0)
@@ -293,7 +299,7 @@ def test_a_light_field_needs_no_depths():
 
 
 @pytest.mark.slow
-def test_the_options_explain_themselves():
+def test_help_lists_the_options_of_views():
     printed = asked("predict", "--help")
     for option in ("--views", "--support", "--frames", "--mesh", "--mp4"):
         assert option in printed

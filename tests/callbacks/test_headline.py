@@ -1,4 +1,4 @@
-"""Checkpoints, progress, curves and tables follow the headline metric of the data, also where less of it is better."""
+"""Checkpoints, progress, curves and tables use the headline metric of the data and the headings that metrics state."""
 
 import csv
 import math
@@ -11,7 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
-from callbacks.curves import Point, RefinementPlot, draw, shown
+from callbacks.curves import Point, RefinementPlot, curve, draw, shown
 from callbacks.results import Column, ResultsTable, main_metric, results_table
 from callbacks.saving import BestCheckpoint
 from composers import Refinement
@@ -22,14 +22,24 @@ from modalities import MODALITIES
 
 
 class Distance(InstanceMetric):
-    """The root of the mean squared error."""
+    """Root mean squared error, without a heading and a unit."""
 
-    def measure(self, prediction, target, shape):
-        return instance_mse(prediction, target).sqrt()
+    def measure(self, reconstruction, target, shape):
+        return instance_mse(reconstruction.values, target).sqrt()
+
+
+class LargestError(InstanceMetric):
+    """Largest error, with a heading and a unit that nothing else in the software knows."""
+
+    heading = "largest error"
+    unit = "nm"
+
+    def measure(self, reconstruction, target, shape):
+        return (reconstruction.values - target.values).abs().amax((1, 2))
 
 
 class Shapes(Modality):
-    """A kind of signal whose headline is a distance."""
+    """Modality whose headline metric is a distance."""
 
     headline = Headline("distance", "min", "mm")
 
@@ -38,7 +48,7 @@ class Shapes(Modality):
 
 
 class ShapeData(FlatData):
-    """Data of that kind."""
+    """Data of this modality."""
 
     modality = Shapes()
     spec = FlatData.spec._replace(modality=modality)
@@ -72,7 +82,7 @@ def _trainer(folder, *callbacks, epochs=1):
 @pytest.mark.parametrize(
     ("data", "monitor", "mode"), [(ShapeData, "val/distance", "min"), (FlatData, "val/psnr", "max")], ids=["min", "max"]
 )
-def test_the_best_checkpoint_is_that_of_the_headline(make_ipc, tmp_path, data, monitor, mode):
+def test_best_checkpoint_monitors_the_headline_metric(make_ipc, tmp_path, data, monitor, mode):
     saver, module = BestCheckpoint(filename="best", enable_version_counter=False), data(batch_size=3)
     module.setup("fit")
     module.val_set, module.setup = module.test_set, lambda stage: None
@@ -94,7 +104,7 @@ def test_the_best_checkpoint_is_that_of_the_headline(make_ipc, tmp_path, data, m
     assert state["monitor"] == monitor
 
 
-def test_a_monitor_that_is_stated_stays(make_ipc, tmp_path):
+def test_best_checkpoint_keeps_an_explicit_monitor(make_ipc, tmp_path):
     saver = BestCheckpoint(filename="best", monitor="val/psnr", mode="max")
     _trainer(tmp_path, saver).fit(_composer(make_ipc), datamodule=ShapeData(batch_size=3))
     assert (saver.monitor, saver.mode) == ("val/psnr", "max")
@@ -107,7 +117,7 @@ def _text(table):
     return captured.get()
 
 
-def test_tables_and_curves_are_of_the_headline(make_ipc, tmp_path, capsys):
+def test_tables_and_curves_use_the_headline_metric(make_ipc, tmp_path, capsys):
     refinement = Refinement(steps=2, report=[1], starts=["prediction"])
     composer = _composer(make_ipc, refinement=refinement)
     _trainer(tmp_path, RefinementPlot(), ResultsTable()).test(composer, datamodule=ShapeData(), verbose=False)
@@ -119,22 +129,44 @@ def test_tables_and_curves_are_of_the_headline(make_ipc, tmp_path, capsys):
         assert {row["metric"] for row in csv.DictReader(file)} == {"distance"}
 
 
-def test_the_main_metric_and_its_unit():
-    rows = {"a": {Column(metric, step, start): 1.0 for metric in ("psnr", "distance") for step in (0, 1) for start in
-                  ("prediction", "mean")}}  # fmt: skip
+def test_headings_and_units_of_a_new_metric_come_from_the_metric(make_ipc, tmp_path, capsys):
+    composer = make_ipc(
+        metrics={"psnr": PSNR(), "max": LargestError(), "rms": Distance()}, refinement=Refinement(steps=1)
+    )
+    plot = RefinementPlot(metric="max")
+    _trainer(tmp_path, plot, ResultsTable()).test(composer, datamodule=FlatData(), verbose=False)
+    printed = capsys.readouterr().out
+    for heading in ("PSNR [dB]", "largest", "error [nm]", "rms"):  # a narrow table breaks lines
+        assert heading in printed
+    table = _text(results_table(plot.rows, metrics=composer.measures)).splitlines()[2]
+    assert [cell.strip() for cell in table.split("┃")[2:5]] == ["PSNR [dB]", "from the mean code", "from a random code"]
+    assert [cell.strip() for cell in table.split("┃")[5:-1]] == ["largest error [nm]", "rms"]
+    points = curve(plot.rows, "max")
+    assert draw(points, "max", metrics=composer.measures).axes[0].get_ylabel() == "largest error [nm]"
+
+
+def test_main_metric_is_the_headline_and_has_its_unit():
+    rows = {
+        "a": {
+            Column(metric, step, start): 1.0
+            for metric in ("psnr", "distance")
+            for step in (0, 1)
+            for start in ("prediction", "mean")
+        }
+    }
     assert main_metric(rows["a"], Shapes.headline) == "distance"
     assert main_metric(rows["a"], Modality.headline) == "psnr"
     assert main_metric([Column("ssim", 0)], Modality.headline) == "ssim"
-    text = _text(results_table(rows, headline=Shapes.headline))
-    heading = text.splitlines()[2]
+    metrics = {"psnr": PSNR(), "distance": Distance()}
+    heading = _text(results_table(rows, headline=Shapes.headline, metrics=metrics)).splitlines()[2]
     assert heading.index("PSNR [dB]") < heading.index("distance [mm]") < heading.index("from the mean code")
     points = [Point("prediction", step, 3.0 - step, 2.0, 4.0, 5) for step in range(2)]
     [axes] = draw(points, "distance", headline=Shapes.headline).axes
     assert axes.get_ylabel() == "distance [mm]"
 
 
-@pytest.mark.parametrize("sign", [1, -1], ids=["more is better", "less is better"])
-def test_what_an_inner_loop_loses_is_cut_off_on_the_bad_side(sign):
+@pytest.mark.parametrize("sign", [1, -1], ids=["higher is better", "lower is better"])
+def test_axis_is_cut_on_the_side_of_worse_values(sign):
     means = {0: 1.0, 2: 3.0, 30: -50.0}
     points = [Point(INNER, step, *(3 * (sign * mean,)), 4) for step, mean in means.items()]
     low, high = shown(points, 2, less_is_better=sign < 0)
@@ -144,6 +176,6 @@ def test_what_an_inner_loop_loses_is_cut_off_on_the_bad_side(sign):
 
 
 @pytest.mark.parametrize("modality", [*MODALITIES, Shapes()], ids=lambda modality: modality.name)
-def test_the_headline_is_one_of_the_metrics(modality):
+def test_headline_metric_is_one_of_the_metrics_of_the_modality(modality):
     assert modality.headline.metric in modality.metrics()
     assert modality.headline.direction in ("max", "min")

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite ends training with a message, or its update is left out."""
+"""A loss or a gradient that is not finite stops training, or its update is skipped."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ POISONED = "--data.class_path=test_non_finite.PoisonedPhotos"
 
 
 class PoisonedPhotos(SamplePhotos):
-    """`SamplePhotos` whose batch 2 has NaN in the pixels of its first instance."""
+    """`SamplePhotos` with NaN in the pixels of the first instance of batch 2."""
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
@@ -24,11 +24,11 @@ class PoisonedPhotos(SamplePhotos):
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_training_stops_before_the_update():
+def test_stop_ends_training_before_the_update():
     message = refused("fit", *tiny("ipc"), POISONED, NAME, "stopped")
     assert "is not finite at step 2, epoch 0" in message
     assert message.startswith("error: The loss of ")
@@ -37,9 +37,9 @@ def test_training_stops_before_the_update():
         assert all(weight.isfinite().all() for weight in torch.load(path)["state_dict"].values())
 
 
-def test_an_update_is_left_out():
+def test_skip_skips_the_update():
     printed = run("fit", *tiny("ipc"), POISONED, NAME, "skipped", "--non_finite.action", "skip")
-    assert "is not finite at step 2, epoch 0: the update is left out (1 so far)." in printed
+    assert "is not finite at step 2, epoch 0: the update is skipped (1 so far)." in printed
     saved = checkpoint("runs/skipped/version_0")
     assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
     steps = {int(state["step"]) for state in saved["optimizer_states"][0]["state"].values()}
@@ -47,12 +47,12 @@ def test_an_update_is_left_out():
     assert column("runs/skipped/version_0/metrics.csv", "train/skipped_steps")[-1] == 1
 
 
-def test_too_many_skips_end_training():
+def test_max_skips_ends_training():
     message = refused("fit", *tiny("ipc"), POISONED, "--non_finite.action=skip", "--non_finite.max_skips=1")
     assert "1 step(s) in succession" in message
 
 
-def test_a_gradient_that_is_not_finite_ends_training(monkeypatch):
+def test_gradient_that_is_not_finite_ends_training(monkeypatch):
     backward = composers.Composer.on_after_backward
 
     def poisoned(self):
@@ -64,7 +64,7 @@ def test_a_gradient_that_is_not_finite_ends_training(monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_same_update_out(tmp_path):
+def test_two_processes_skip_the_same_update(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4", NAME, "two"]
     run_process("fit", *tiny("ipc"), POISONED, *two, "--non_finite.action=skip", cwd=tmp_path)
     saved = checkpoint("runs/two/version_0")

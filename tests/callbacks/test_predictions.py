@@ -1,4 +1,4 @@
-"""What a prediction writes of scenes: every file against what the model makes of its rays."""
+"""Predictions of scenes: every file compared with the values rendered by the model."""
 
 import csv
 import math
@@ -18,19 +18,19 @@ from composers.rendering import LightFieldRenderer, VolumeRenderer
 from datamodules.base import CoordinateDataModule
 from modalities import turntable
 from modalities.views import ViewWriter
-from tools import codes as codes
+from tools import codes
 
-CELL = 128 + 8  # pixels of a view on a page, with its margin
+CELL = 128 + 8  # pixels of a view in a figure, with its margin
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+def _empty_folder(tmp_path, monkeypatch):
+    """Run in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
-def _predicted(tmp_path, batches, composer=None, **options):
-    """Run a prediction as the trainer would, and return the model and the last evaluation."""
+def _predict(tmp_path, batches, composer=None, **options):
+    """Run a prediction as the trainer would; return the model and the last evaluation."""
     composer = composer or Balls(steps=3)
     writer = PredictionWriter(str(tmp_path / "out"), {"frames": 3} | options)
     trainer = SimpleNamespace(datamodule=Scenes(), is_global_zero=True)
@@ -48,29 +48,30 @@ def _rows(tmp_path):
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
-def _cell(page, row, column):
-    """Return one image of a page, as 16 pixels along each side."""
+def _cell(figure, row, column):
+    """Return one cell of a figure, resized to 16 x 16 pixels."""
     x, y = 8 + column * CELL, 8 + row * (CELL + 18) + 18
-    return np.asarray(page.crop((x, y, x + 128, y + 128)).resize((16, 16), 0)) / 255.0
+    return np.asarray(figure.crop((x, y, x + 128, y + 128)).resize((16, 16), 0)) / 255.0
 
 
-def _naive_psnr(seen, true):
-    return np.mean([-10 * math.log10((one - other).square().mean()) for one, other in zip(seen, true, strict=True)])
+def _naive_psnr(actual, expected):
+    errors = [(view - true_view).square().mean() for view, true_view in zip(actual, expected, strict=True)]
+    return np.mean([-10 * math.log10(error) for error in errors])
 
 
-def test_the_files_of_scenes(tmp_path, capsys):
+def test_files_and_table_of_scenes(tmp_path, capsys):
     batch = scene_batch((0.8, 0.6), names=["ball.000", "more/ball"])
-    _, evaluation = _predicted(tmp_path, [batch])
-    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    _, evaluation = _predict(tmp_path, [batch])
+    files = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     names = {f"{name}.{kind}" for name in ("ball.000", "more/ball") for kind in ("gif", "png", "safetensors")}
-    assert found == names | {"predictions.csv"}
+    assert files == names | {"predictions.csv"}
     rows = _rows(tmp_path)
     true = batch.query.values.view(2, 2, 256, 3)
     white = torch.ones_like(true)
     for index, row in enumerate(rows.values()):
         for key, values in (("predicted", evaluation["values"][0]), ("refined", evaluation["values"][3])):
-            wanted = _naive_psnr(values[index].view(2, 256, 3), true[index])
-            assert float(row[f"psnr {key}"]) == pytest.approx(wanted, abs=6e-4)
+            expected = _naive_psnr(values[index].view(2, 256, 3), true[index])
+            assert float(row[f"psnr {key}"]) == pytest.approx(expected, abs=6e-4)
         assert float(row["white"]) == pytest.approx(_naive_psnr(white[index], true[index]), abs=6e-4)
         assert float(row["psnr refined"]) > float(row["psnr predicted"]) + 0.3
     row = rows["ball.000"]
@@ -86,76 +87,76 @@ def test_the_files_of_scenes(tmp_path, capsys):
         assert video.info["duration"] == 1330
 
 
-def test_the_page_of_a_scene(tmp_path):
+def test_figure_of_a_scene(tmp_path):
     batch = scene_batch((0.8,), views=2, queries=3)
-    _, evaluation = _predicted(tmp_path, [batch])
-    with Image.open(tmp_path / "out" / "ball.000.png") as page:
-        assert page.size == (4 * CELL + 8, 4 * (CELL + 18) + 8)
+    _, evaluation = _predict(tmp_path, [batch])
+    with Image.open(tmp_path / "out" / "ball.000.png") as figure:
+        assert figure.size == (4 * CELL + 8, 4 * (CELL + 18) + 8)
         for view in range(2):
-            wanted = batch.observation.signal.images[0, view].permute(1, 2, 0).numpy()
-            assert np.abs(_cell(page, 0, view) - wanted).max() < 0.003
+            support = batch.observation.signal.images[0, view].permute(1, 2, 0).numpy()
+            assert np.abs(_cell(figure, 0, view) - support).max() < 0.003
         for view in range(3):
-            true, seen = (
+            true, refined = (
                 values[0].view(3, 16, 16, 3)[view].clamp(0, 1).numpy()
                 for values in (batch.query.values, evaluation["values"][3])
             )
-            assert np.abs(_cell(page, 1 + view, 0) - true).max() < 0.003
-            assert np.abs(_cell(page, 1 + view, 1) - seen).max() < 0.003
-            assert np.abs(_cell(page, 1 + view, 2) - np.minimum(5 * np.abs(seen - true), 1)).max() < 0.03
-            depth = _cell(page, 1 + view, 3)
+            assert np.abs(_cell(figure, 1 + view, 0) - true).max() < 0.003
+            assert np.abs(_cell(figure, 1 + view, 1) - refined).max() < 0.003
+            assert np.abs(_cell(figure, 1 + view, 2) - np.minimum(5 * np.abs(refined - true), 1)).max() < 0.03
+            depth = _cell(figure, 1 + view, 3)
             assert (depth[0] == 1).all()
             assert (depth[8, 8] < 1).any()
 
 
-def test_many_views_stand_beside_each_other(tmp_path):
-    _predicted(tmp_path, [scene_batch((0.8,), queries=9)])
-    with Image.open(tmp_path / "out" / "ball.000.png") as page:
-        assert page.size == (8 * CELL + 8, 6 * (CELL + 18) + 8)
-        assert (_cell(page, 5, 0) < 1).any()
-        assert (_cell(page, 5, 4) == 1).all()
+def test_figure_of_many_views_has_two_columns_of_views(tmp_path):
+    _predict(tmp_path, [scene_batch((0.8,), queries=9)])
+    with Image.open(tmp_path / "out" / "ball.000.png") as figure:
+        assert figure.size == (8 * CELL + 8, 6 * (CELL + 18) + 8)
+        assert (_cell(figure, 5, 0) < 1).any()
+        assert (_cell(figure, 5, 4) == 1).all()
 
 
-def test_scenes_without_truth(tmp_path, capsys):
+def test_scenes_without_query_images(tmp_path, capsys):
     batches = [scene_batch((0.8,), names=["a"], known=False), scene_batch((0.7,), names=["b"])]
-    _, evaluation = _predicted(tmp_path, batches[:1])
-    with Image.open(tmp_path / "out" / "a.png") as page:
-        assert page.size == (2 * CELL + 8, 3 * (CELL + 18) + 8)
-        seen = evaluation["values"][3][0].view(2, 16, 16, 3)[1].clamp(0, 1).numpy()
-        assert np.abs(_cell(page, 2, 0) - seen).max() < 0.003
+    _, evaluation = _predict(tmp_path, batches[:1])
+    with Image.open(tmp_path / "out" / "a.png") as figure:
+        assert figure.size == (2 * CELL + 8, 3 * (CELL + 18) + 8)
+        refined = evaluation["values"][3][0].view(2, 16, 16, 3)[1].clamp(0, 1).numpy()
+        assert np.abs(_cell(figure, 2, 0) - refined).max() < 0.003
     assert _rows(tmp_path)["a"]["psnr refined"] == "nan"
     assert read_code(tmp_path / "out" / "a.safetensors").facts["psnr refined"] == "nan"
     capsys.readouterr()
-    _predicted(tmp_path, batches)
-    told, known = capsys.readouterr().out, _rows(tmp_path)["b"]
-    assert re.search(rf"mean .* {float(known['psnr refined']):.2f}", told)
-    assert re.search(r"a +. 16 x 16 +. +2 +. +- +. +- ", told)
+    _predict(tmp_path, batches)
+    printed, row = capsys.readouterr().out, _rows(tmp_path)["b"]
+    assert re.search(rf"mean .* {float(row['psnr refined']):.2f}", printed)
+    assert re.search(r"a +. 16 x 16 +. +2 +. +- +. +- ", printed)
 
 
-def test_a_mesh_where_asked_for(tmp_path, capsys):
+def test_mesh_option_writes_meshes(tmp_path, capsys):
     batch = scene_batch((0.8, 0.05), names=["ball", "speck"])
-    _predicted(tmp_path, [batch], Balls(steps=0), mesh=True, mesh_resolution=48)
+    _predict(tmp_path, [batch], Balls(steps=0), mesh=True, mesh_resolution=48)
     mesh = trimesh.load(tmp_path / "out" / "ball.ply", process=False)
     assert mesh.is_watertight
     assert mesh.vertices[:, 2].max() == pytest.approx(1.2, abs=0.1)  # the pole
     assert mesh.vertices[:, 2].min() == pytest.approx(-0.5, abs=0.1)
     assert _rows(tmp_path)["ball"]["mesh"] == f"{len(mesh.faces)} faces"
     solid = Balls(VolumeRenderer(2.0, 6.0, samples_per_ray=2000))
-    _predicted(tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16)
+    _predict(tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16)
     assert _rows(tmp_path)["veil"]["mesh"].startswith("none: There is no surface of density 346.4 within 1.5")
     assert not (tmp_path / "out" / "veil.ply").exists()
-    told = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"No veil\.ply: There is .* choose a level .* Set the level with --mesh_level\.", told)
-    _predicted(
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"No veil\.ply: There is .* choose a level .* Set the level with --mesh_level\.", printed)
+    _predict(
         tmp_path, [scene_batch((0.8,), size=4, names=["veil"])], solid, mesh=True, mesh_resolution=16, mesh_level=1
     )
     assert (tmp_path / "out" / "veil.ply").exists()
     with pytest.raises(ValueError, match=r"LightFieldRenderer has no density.*: do not request a mesh"):
-        _predicted(tmp_path, [], Balls(LightFieldRenderer()), mesh=True)
+        _predict(tmp_path, [], Balls(LightFieldRenderer()), mesh=True)
 
 
-def test_an_mp4_where_possible(tmp_path, monkeypatch, capsys):
+def test_mp4_option_writes_mp4_if_an_encoder_is_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(turntable, "encoder", lambda: None)
-    _predicted(tmp_path, [scene_batch(size=4)], mp4=True)
+    _predict(tmp_path, [scene_batch(size=4)], mp4=True)
     assert (
         "No encoder is installed, so only GIFs are written: to write MP4, pip install imageio-ffmpeg"
         in capsys.readouterr().out
@@ -164,24 +165,24 @@ def test_an_mp4_where_possible(tmp_path, monkeypatch, capsys):
     written = []
     monkeypatch.setattr(turntable, "encoder", lambda: "ffmpeg")
     monkeypatch.setattr(turntable, "write_mp4", lambda *args: written.append(args))
-    _predicted(tmp_path, [scene_batch(size=4)], mp4=True, frames=5, seconds=2, size=12)
+    _predict(tmp_path, [scene_batch(size=4)], mp4=True, frames=5, seconds=2, size=12)
     [(frames, path, seconds)] = written
     assert ([frame.size for frame in frames], path.name, seconds) == ([(24, 12)] * 5, "ball.000.mp4", 2)
-    _predicted(tmp_path, [scene_batch(size=4)])
+    _predict(tmp_path, [scene_batch(size=4)])
     assert len(written) == 1
 
 
-def test_light_fields_have_colours_only(tmp_path):
-    _predicted(tmp_path, [scene_batch((0.8,))], Balls(LightFieldRenderer()))
-    with Image.open(tmp_path / "out" / "ball.000.png") as page:
-        assert page.size == (3 * CELL + 8, 3 * (CELL + 18) + 8)
+def test_light_fields_have_no_depth(tmp_path):
+    _predict(tmp_path, [scene_batch((0.8,))], Balls(LightFieldRenderer()))
+    with Image.open(tmp_path / "out" / "ball.000.png") as figure:
+        assert figure.size == (3 * CELL + 8, 3 * (CELL + 18) + 8)
     with Image.open(tmp_path / "out" / "ball.000.gif") as video:
         assert video.size == (16, 16)
 
 
-def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
+def test_code_of_a_scene(tmp_path, capsys, monkeypatch):
     batch = scene_batch((0.8,), views=2)
-    composer, evaluation = _predicted(tmp_path, [batch])
+    composer, evaluation = _predict(tmp_path, [batch])
     path = tmp_path / "out" / "ball.000.safetensors"
     code = read_code(path)
     assert torch.equal(code.latents["radius"], evaluation["latents"][3]["radius"])
@@ -190,16 +191,16 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
     assert code.facts["psnr refined"] == _rows(tmp_path)["ball.000"]["psnr refined"]
     capsys.readouterr()
     codes.main(["info", str(path)])
-    told = capsys.readouterr().out
-    assert "shape:             2 x 16 x 16" in told
-    assert "signal:            scene" in told
+    printed = capsys.readouterr().out
+    assert "shape:             2 x 16 x 16" in printed
+    assert "signal:            scene" in printed
     monkeypatch.setattr(codes.composers, "load", lambda checkpoint: composer)
     for command in (["render", str(path)], ["interpolate", str(path), str(path)]):
         for option in ([], ["--size", "20"], ["--sample_rate", "20"]):
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as error:
                 codes.main([*command, "--checkpoint", "any", *option])
             assert re.match(
-                r"error: ball\.000 encodes a scene of shape \(2, 16, 16\), which cannot be decoded", ended.value.code
+                r"error: ball\.000 encodes a scene of shape \(2, 16, 16\), which cannot be decoded", error.value.code
             )
 
 
@@ -217,22 +218,24 @@ def test_the_code_of_a_scene(tmp_path, capsys, monkeypatch):
     ],
     ids=["frames", "resolution", "size", "two-sizes", "level", "seconds", "elevation", "memory"],
 )
-def test_numbers_out_of_range(options, message):
+def test_options_out_of_range_raise(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         ViewWriter(**options)
 
 
 class _Unspecified(Scenes):
-    """Data that state no modality."""
+    """Data without a modality."""
 
     spec = Scenes.spec._replace(modality=CoordinateDataModule.modality)
 
 
-def test_what_cannot_be_written_is_refused_before_the_folder_is_made(tmp_path):
+def test_invalid_options_raise_before_the_folder_is_created(tmp_path):
     trainer = SimpleNamespace(datamodule=Scenes(), is_global_zero=True)
-    with pytest.raises(ValueError, match="options of PredictionWriter has scale; views have frames, size, elevation"):
+    with pytest.raises(
+        ValueError, match="`options` of PredictionWriter contains scale; views take frames, size, elevation"
+    ):
         PredictionWriter(str(tmp_path / "out"), {"scale": 2}).on_predict_start(trainer, Balls())
     trainer.datamodule = _Unspecified()
-    with pytest.raises(ValueError, match="_Unspecified states no modality whose predictions are written"):
+    with pytest.raises(ValueError, match="_Unspecified has no modality whose predictions can be written"):
         PredictionWriter(str(tmp_path / "out")).on_predict_start(trainer, Balls())
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints of training: the last state, the best, and runs resumed from everywhere that equal uninterrupted ones."""
+"""Checkpoints of training: the last and the best, and runs resumed from any hook that equal uninterrupted runs."""
 
 import contextlib
 import multiprocessing
@@ -19,10 +19,10 @@ from callbacks.saving import BestCheckpoint, LastCheckpoint
 FAST = ["--trainer.limit_val_batches", 1, "--trainer.num_sanity_val_steps", 0]
 SETTINGS = {
     "plain": ["--trainer.max_epochs", 3],
-    "window": ["--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 4],  # of 4 and 2 batches
+    "window": ["--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 4],  # steps of 4 and 2 batches
     "validation": [
         *["--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 2],
-        *["--trainer.val_check_interval", 3],  # within a window too
+        *["--trainer.val_check_interval", 3],  # within an accumulation window, too
     ],
     "seldom": ["--trainer.max_epochs", 3, "--trainer.check_val_every_n_epoch", 2],
     "steps": ["--trainer.max_epochs", -1, "--trainer.max_steps", 8, "--trainer.accumulate_grad_batches", 2],
@@ -32,7 +32,7 @@ LAST = "runs/{}/version_0/checkpoints/last.ckpt"
 
 
 class SaveEverywhere(Callback):
-    """Saves in every hook of training, as ``<hook>-<batches>.ckpt``."""
+    """Save a checkpoint in every hook of training, as ``<hook>-<batches>.ckpt``."""
 
     def _save(self, trainer, hook):
         if not trainer.sanity_checking:
@@ -70,8 +70,8 @@ class SaveEverywhere(Callback):
 
 def callback(class_path, **arguments):
     """Return the arguments that add a callback."""
-    stated = ", ".join(f"{name}: {value}" for name, value in arguments.items())
-    return ["--trainer.callbacks+", f"{{class_path: {class_path}, init_args: {{{stated}}}}}"]
+    init_args = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+    return ["--trainer.callbacks+", f"{{class_path: {class_path}, init_args: {{{init_args}}}}}"]
 
 
 def fit(setting, *args):
@@ -80,7 +80,7 @@ def fit(setting, *args):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Return a function that gives the folder of an uninterrupted run of a setting, which saved everywhere."""
+    """Return a function that returns the folder of an uninterrupted run of a setting, with a checkpoint per hook."""
     folders = {}
 
     def get(setting):
@@ -98,42 +98,41 @@ def saves(folder):
     return {path.stem: torch.load(path, weights_only=True) for path in Path(folder, "everywhere").iterdir()}
 
 
-def assert_same_training(found, wanted):
-    """Compare what two checkpoints say of training, without paths and without counters that nothing depends on."""
+def assert_same_training(actual, expected):
+    """Compare the training states of two checkpoints, without paths and unused counters."""
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-        assert_same(found[key], wanted[key])
-    one, other = (state["loops"]["fit_loop"] for state in (found, wanted))
+        assert_same(actual[key], expected[key])
     for key in ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.state_dict"):
-        assert_same(one[key], other[key])
+        assert_same(actual["loops"]["fit_loop"][key], expected["loops"]["fit_loop"][key])
 
 
-def resumed(whole, setting, name):
-    """Resume a setting from a save and check that all that it saves is what the uninterrupted run saved."""
+def assert_resumed_equals(reference, setting, name):
+    """Resume a setting from a checkpoint, and compare all its checkpoints with those of the uninterrupted run."""
     fit(
         setting,
         *callback("test_saving.SaveEverywhere"),
         NAME,
         name,
         "--ckpt_path",
-        whole / "everywhere" / f"{name}.ckpt",
+        reference / "everywhere" / f"{name}.ckpt",
     )
     folder = Path("runs", name, "version_0")
-    wanted = saves(whole)
-    if not (folder / "everywhere").exists():  # nothing was left to do
-        assert_same(wanted[name]["state_dict"], checkpoint(whole)["state_dict"])
+    expected = saves(reference)
+    if not (folder / "everywhere").exists():  # training was complete
+        assert_same(expected[name]["state_dict"], checkpoint(reference)["state_dict"])
         return
-    found = saves(folder)
-    begun = wanted[name]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-    assert all(int(key.rpartition("-")[2]) >= begun for key in found)
-    for key, content in found.items():
-        assert_same_training(content, wanted[key])
-    assert_same_training(checkpoint(folder), checkpoint(whole))
+    actual = saves(folder)
+    resumed_at = expected[name]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    assert all(int(key.rpartition("-")[2]) >= resumed_at for key in actual)
+    for key, content in actual.items():
+        assert_same_training(content, expected[key])
+    assert_same_training(checkpoint(folder), checkpoint(reference))
     for column_name in ("train/loss", "val/psnr"):
-        logged, all_logged = (
+        resumed, uninterrupted = (
             [(row["step"], row[column_name]) for row in rows(run_folder / "metrics.csv") if column_name in row]
-            for run_folder in (folder, whole)
+            for run_folder in (folder, reference)
         )
-        assert logged == all_logged[len(all_logged) - len(logged) :]
+        assert resumed == uninterrupted[len(uninterrupted) - len(resumed) :]
     assert column(folder / "metrics.csv", "train/loss")
 
 
@@ -155,48 +154,53 @@ def resumed(whole, setting, name):
         pytest.param("steps", "batch_end-9", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_resumed_from_any_hook_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, setting, name):
+def test_run_resumed_from_a_hook_equals_an_uninterrupted_run(uninterrupted, tmp_path, monkeypatch, setting, name):
     monkeypatch.chdir(tmp_path)
-    resumed(uninterrupted(setting), setting, name)
+    assert_resumed_equals(uninterrupted(setting), setting, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["window"])
-def test_a_run_resumed_from_every_hook_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, setting):
+def test_run_resumed_from_every_hook_equals_an_uninterrupted_run(uninterrupted, tmp_path, monkeypatch, setting):
     monkeypatch.chdir(tmp_path)
-    whole = uninterrupted(setting)
-    for path in sorted((whole / "everywhere").iterdir()):
-        if int(path.stem.rpartition("-")[2]) in (9, 12) or path.stem == "batch_start-0":  # within an epoch, at its end
-            resumed(whole, setting, path.stem)
+    reference = uninterrupted(setting)
+    for path in sorted((reference / "everywhere").iterdir()):
+        if (
+            int(path.stem.rpartition("-")[2]) in (9, 12) or path.stem == "batch_start-0"
+        ):  # within an epoch and at its end
+            assert_resumed_equals(reference, setting, path.stem)
 
 
-def test_minutes_that_are_not_positive_are_refused():
+def test_minutes_that_are_not_positive_raise():
     with pytest.raises(ValueError, match=r"minutes is 0; it must be positive"):
         LastCheckpoint(minutes=0)
 
 
 def only(*savers):
-    """Return the arguments that replace the callbacks by these, each a class of `callbacks.saving` and its arguments."""
-    stated = ", ".join(f"{{class_path: callbacks.saving.{name}, init_args: {arguments}}}" for name, arguments in savers)
-    return ["--trainer.callbacks", f"[{{class_path: callbacks.summary.StartSummary}}, {stated}]"]
+    """Return the arguments that replace the callbacks by classes of `callbacks.saving`, with their arguments."""
+    entries = [f"{{class_path: callbacks.saving.{name}, init_args: {arguments}}}" for name, arguments in savers]
+    return ["--trainer.callbacks", f"[{{class_path: callbacks.summary.StartSummary}}, {', '.join(entries)}]"]
 
 
 OFTEN = ("LastCheckpoint", "{minutes: 1.0e-9}")
-FIRST = ("BestCheckpoint", "{monitor: epoch, mode: min, filename: best, enable_version_counter: false}")  # is the best
+FIRST = (
+    "BestCheckpoint",
+    "{monitor: epoch, mode: min, filename: best, enable_version_counter: false}",
+)  # the first epoch is the best
 
 
-def test_the_last_checkpoint_is_saved_after_the_validation_of_every_epoch(tmp_path, monkeypatch):
+def test_last_checkpoint_is_saved_after_the_validation_of_every_epoch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("fit", *tiny("ipc"), *FAST, "--trainer.max_epochs", 2)
     folder = Path("runs/unnamed/version_0")
     assert [checkpoint(folder, name)["global_step"] for name in ("previous", "last")] == [BATCHES, 2 * BATCHES]
     logged = column(folder / "metrics.csv", "val/psnr")
-    for name, seen in (("previous", logged[:1]), ("last", logged)):
+    for name, values in (("previous", logged[:1]), ("last", logged)):
         [best] = [state for key, state in checkpoint(folder, name)["callbacks"].items() if "BestCheckpoint" in key]
-        assert float(best["best_model_score"]) == pytest.approx(max(seen))
+        assert float(best["best_model_score"]) == pytest.approx(max(values))
 
 
-def test_the_last_checkpoint_is_saved_every_few_minutes_after_optimizer_steps(tmp_path, monkeypatch):
+def test_last_checkpoint_is_saved_at_intervals_after_optimizer_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = []
 
@@ -207,22 +211,22 @@ def test_the_last_checkpoint_is_saved_every_few_minutes_after_optimizer_steps(tm
     original = LastCheckpoint.save
     monkeypatch.setattr(LastCheckpoint, "save", save)
     run("fit", *tiny("ipc"), *FAST, *only(OFTEN), "--trainer.accumulate_grad_batches", 4)
-    assert saved == [(4, 1), (6, 2)]  # the last of an epoch after its validation
+    assert saved == [(4, 1), (6, 2)]  # the latter after the validation of the epoch
 
 
 @pytest.mark.parametrize("due", [True, False])
-def test_the_first_process_decides_when_to_save(monkeypatch, due):
+def test_first_process_decides_when_to_save(monkeypatch, due):
     saver, saved = LastCheckpoint(minutes=1e9 if due else 1e-9), []
     monkeypatch.setattr(saver, "save", saved.append)
     loop = SimpleNamespace(_should_accumulate=lambda: False, batch_progress=SimpleNamespace(is_last_batch=False))
-    strategy = SimpleNamespace(broadcast=lambda own: due)
+    strategy = SimpleNamespace(broadcast=lambda local: due)
     trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop), strategy=strategy)
     saver.on_train_batch_end(trainer, None, None, None, 0)
     assert bool(saved) == due
 
 
 @pytest.mark.slow
-def test_training_that_ends_within_an_epoch_is_saved_and_goes_on_there(uninterrupted, tmp_path, monkeypatch):
+def test_training_that_ends_within_an_epoch_is_saved_and_resumed_there(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = [*tiny("ipc"), *FAST, "--trainer.max_epochs", -1, "--trainer.max_steps"]
     printed = run("fit", *steps, BATCHES + 2)
@@ -233,7 +237,7 @@ def test_training_that_ends_within_an_epoch_is_saved_and_goes_on_there(uninterru
 
 
 @pytest.mark.parametrize("limit", ["max_epochs", "max_steps"])
-def test_a_finished_run_that_is_resumed_trains_nothing_further(tmp_path, monkeypatch, limit):
+def test_resuming_a_finished_run_trains_no_further(tmp_path, monkeypatch, limit):
     monkeypatch.chdir(tmp_path)
     arguments = [*tiny("ipc"), *FAST, f"--trainer.{limit}", 1 if limit == "max_epochs" else 4]
     run("fit", *arguments)
@@ -246,16 +250,16 @@ def test_a_finished_run_that_is_resumed_trains_nothing_further(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_there_is_a_whole_last_checkpoint_at_every_moment(tmp_path, monkeypatch, links):
+def test_complete_last_checkpoint_exists_at_all_times(tmp_path, monkeypatch, links):
     path = tmp_path / "checkpoints" / "last.ckpt"
     path.parent.mkdir()
     path.write_text("1")
     if not links:
-        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
-    seen = []
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no hard links")))
+    during_save = []
 
     def save(target):
-        seen.append((path.read_text(), path.with_name("previous.ckpt").read_text()))
+        during_save.append((path.read_text(), path.with_name("previous.ckpt").read_text()))
         path.with_name("new").write_text(str(int(path.read_text()) + 1))
         path.with_name("new").replace(path)
 
@@ -270,14 +274,14 @@ def test_there_is_a_whole_last_checkpoint_at_every_moment(tmp_path, monkeypatch,
     )
     saver = LastCheckpoint()
     assert saver.save(trainer) == saver.save(trainer) == path
-    assert seen == [("1", "1"), ("2", "2")]
+    assert during_save == [("1", "1"), ("2", "2")]
     assert {file.name: file.read_text() for file in path.parent.iterdir()} == {"last.ckpt": "3", "previous.ckpt": "2"}
 
 
 @pytest.mark.parametrize(
-    "state", ["there", *(pytest.param(state, marks=pytest.mark.slow) for state in ("moved", "gone", "damaged"))]
+    "state", ["kept", *(pytest.param(state, marks=pytest.mark.slow) for state in ("moved", "deleted", "damaged"))]
 )
-def test_the_best_is_kept_across_runs(tmp_path, monkeypatch, capsys, state):
+def test_best_checkpoint_is_kept_across_runs(tmp_path, monkeypatch, capsys, state):
     monkeypatch.chdir(tmp_path)
     arguments = [*tiny("ipc"), *FAST, *only(FIRST, ("LastCheckpoint", "{}"))]
     run("fit", *arguments)
@@ -285,32 +289,31 @@ def test_the_best_is_kept_across_runs(tmp_path, monkeypatch, capsys, state):
     content = best.read_bytes()
     if state == "moved":
         best = Path("runs/unnamed/version_0").rename("elsewhere") / "checkpoints/best.ckpt"
-    elif state == "gone":
+    elif state == "deleted":
         best.unlink()
     elif state == "damaged":
         best.write_bytes(content[: len(content) // 2])
     capsys.readouterr()
     run("fit", *arguments, "--trainer.max_epochs", 2, NAME, "on", "--ckpt_path", best.with_name("last.ckpt"))
-    told = capsys.readouterr().err.splitlines()
-    told = [line for line in told if "best" in line]
-    kept = state in ("there", "moved")
+    messages = [line for line in capsys.readouterr().err.splitlines() if "best" in line]
+    kept = state in ("kept", "moved")
     assert checkpoint("runs/on/version_0", "best")["global_step"] == (BATCHES if kept else 2 * BATCHES)
     assert (Path("runs/on/version_0/checkpoints/best.ckpt").read_bytes() == content) == kept
-    [saver] = [held for key, held in checkpoint("runs/on/version_0")["callbacks"].items() if "BestCheckpoint" in key]
+    [saver] = [state for key, state in checkpoint("runs/on/version_0")["callbacks"].items() if "BestCheckpoint" in key]
     assert saver["best_model_path"] == saver["kth_best_model_path"] == "runs/on/version_0/checkpoints/best.ckpt"
     assert saver["best_model_score"] == saver["kth_value"] == saver["best_k_models"][saver["best_model_path"]]
     assert int(saver["best_model_score"]) == (0 if kept else 1)
     if kept:
-        assert told == []
+        assert messages == []
     else:
-        assert told == [
-            "The earlier best checkpoint, runs/unnamed/version_0/checkpoints/best.ckpt (epoch 0), no longer exists, was "
-            "replaced by a later one or cannot be read: the best is chosen anew from here on."
+        assert messages == [
+            "The earlier best checkpoint, runs/unnamed/version_0/checkpoints/best.ckpt (epoch 0), no longer exists, "
+            "was replaced by a later one or cannot be read: the best checkpoint is selected from the resumed run only."
         ]
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_metric_that_is_not_finite_is_never_the_best(mode):
+def test_metric_that_is_not_finite_is_never_the_best(mode):
     saver = BestCheckpoint(monitor="val/psnr", mode=mode)
     trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision: decision))
     values = {"nan": False, "inf": False, "-inf": False, "1.0": True}
@@ -319,14 +322,14 @@ def test_a_metric_that_is_not_finite_is_never_the_best(mode):
 
 
 def program(folder, args):
-    """Run the program in a process of its own."""
+    """Run the program in a new process."""
     import sys
 
     import cli
 
     os.chdir(folder)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as without the server
+    multiprocessing.set_start_method("fork", force=True)  # for data loader workers, as without the fork server
     sys.argv = ["cli.py"]
     with Path("printed.txt").open("a") as printed, contextlib.redirect_stdout(printed):
         os.dup2(printed.fileno(), 1)
@@ -336,29 +339,31 @@ def program(folder, args):
 
 @pytest.fixture(scope="module")
 def start():
-    """Return a function that starts the program in a folder, forked from a process that imported it and did nothing else."""
+    """Return a function that starts the program in a folder, in a fork of a process that only imported it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))))  # else the server imports nothing
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY, *FOLDERS)))
+        )  # for the imports of the fork server
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["cli", "callbacks.curves", "callbacks.progress"])
 
-        def begin(folder, args):
+        def start_process(folder, args):
             process = context.Process(target=program, args=(folder, args))
             process.start()
             return process
 
-        yield begin
+        yield start_process
 
 
-def killed(process, folder, run_before, delay, while_written):
-    """Kill the program at a moment of its training, by preference while it writes a checkpoint; say whether it still ran."""
-    checkpoints = folder / f"runs/unnamed/version_{run_before}/checkpoints"
+def kill(process, folder, version, delay, while_writing):
+    """Kill the program during training, if possible while it writes a checkpoint; return whether it was still running."""
+    checkpoints = folder / f"runs/unnamed/version_{version}/checkpoints"
     while process.is_alive() and not (checkpoints.parent / "config.yaml").exists():
         time.sleep(0.005)
     time.sleep(delay)
-    limit = time.monotonic() + 2
-    while while_written and process.is_alive() and time.monotonic() < limit:
+    deadline = time.monotonic() + 2
+    while while_writing and process.is_alive() and time.monotonic() < deadline:
         if any(checkpoints.glob(".last.ckpt.*.part")):
             break
     alive = process.is_alive()
@@ -373,9 +378,7 @@ def killed(process, folder, run_before, delay, while_written):
 @pytest.mark.parametrize("accumulated", [1, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("composer", ["ipc", "meta_ipc"])
-def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
-    start, tmp_path, composer, num_workers, accumulated
-):
+def test_run_killed_at_random_times_ends_like_an_uninterrupted_run(start, tmp_path, composer, num_workers, accumulated):
     arguments = [
         "fit",
         *tiny(composer),
@@ -387,17 +390,17 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
     ]
     arguments += ["--data.init_args.num_workers", num_workers, "--trainer.enable_progress_bar", "false"]
     arguments += only(("BestCheckpoint", "{monitor: val/psnr, mode: max, filename: best}"), OFTEN)
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    process = start(whole, arguments)
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    process = start(reference, arguments)
     process.join()
-    assert process.exitcode == 0, (whole / "printed.txt").read_text()
-    wanted = checkpoint(whole / "runs/unnamed/version_0")
-    begun = (whole / "runs/unnamed/version_0/config.yaml").stat().st_mtime
-    takes = (whole / LAST.format("unnamed")).stat().st_mtime - begun
-    chance = random.Random(f"{composer}, {num_workers}, {accumulated}")
-    kills, wanted_kills, chain = 0, 3 if num_workers == 0 else 2, 0
-    while kills < wanted_kills:
+    assert process.exitcode == 0, (reference / "printed.txt").read_text()
+    expected = checkpoint(reference / "runs/unnamed/version_0")
+    started_at = (reference / "runs/unnamed/version_0/config.yaml").stat().st_mtime
+    duration = (reference / LAST.format("unnamed")).stat().st_mtime - started_at
+    generator = random.Random(f"{composer}, {num_workers}, {accumulated}")
+    kills, required_kills, chain = 0, 3 if num_workers == 0 else 2, 0
+    while kills < required_kills:
         assert chain < 10
         folder = tmp_path / f"chain-{chain}"
         folder.mkdir()
@@ -406,16 +409,16 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_if_it_had_not_been(
         while not finished:
             resume = ["--ckpt_path", "last"] if list(folder.glob("runs/unnamed/*/checkpoints/last.ckpt")) else []
             process = start(folder, [*arguments, *resume])
-            if kills < wanted_kills:
-                died = killed(process, folder, runs, chance.uniform(0, takes), while_written=kills % 2 == 1)
-                kills += died
-                finished = not died
+            if kills < required_kills:
+                was_killed = kill(process, folder, runs, generator.uniform(0, duration), while_writing=kills % 2 == 1)
+                kills += was_killed
+                finished = not was_killed
             else:
                 process.join()
                 assert process.exitcode == 0, (folder / "printed.txt").read_text()
                 finished = True
             runs += 1
         last = max(folder.glob("runs/unnamed/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        found = torch.load(last, weights_only=True)
+        actual = torch.load(last, weights_only=True)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-            assert_same(found[key], wanted[key])
+            assert_same(actual[key], expected[key])

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 end every command in order: training saves, evaluations keep what they have."""
+"""SIGTERM and SIGUSR1: training saves a checkpoint, tests and predictions write the results so far."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from program import FOLDERS, NAME, REPOSITORY, assert_same, checkpoint, rows, ru
 from callbacks.signals import StopOnSignal
 
 
-def _signalled(tmp_path, number, at, *args, extra=None):
-    """Run a command whose process gets a signal in the batch ``at``, and return what ended."""
+def _run_with_signal(tmp_path, number, at, *args, extra=None):
+    """Run a command that receives a signal in batch ``at``; return the completed process."""
     code = (
         "import os, sys\n"
         "from composers import Composer\n"
@@ -37,59 +37,59 @@ def _signalled(tmp_path, number, at, *args, extra=None):
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
     "batch", [pytest.param(batch, marks=pytest.mark.slow) for batch in (2, 5)]
-)  # the last of an epoch is 5
-def test_training_saves_and_a_resumed_run_is_the_uninterrupted_one(batch, tmp_path):
+)  # 5 is the last batch of an epoch
+def test_run_resumed_after_a_signal_equals_an_uninterrupted_run(batch, tmp_path):
     two = "--trainer.max_epochs=2"
-    run("fit", *tiny("ipc"), two, NAME, "whole")
-    ended = _signalled(tmp_path, signal.SIGTERM, batch, "fit", *tiny("ipc"), two, NAME, "cut")
-    assert ended.returncode == 143, ended.stderr
+    run("fit", *tiny("ipc"), two, NAME, "reference")
+    process = _run_with_signal(tmp_path, signal.SIGTERM, batch, "fit", *tiny("ipc"), two, NAME, "cut")
+    assert process.returncode == 143, process.stderr
     last = "runs/cut/version_0/checkpoints/last.ckpt"
-    assert f"SIGTERM: training stopped at step {batch + 1}." in ended.stderr
-    assert f"--ckpt_path {last}" in ended.stderr
+    assert f"SIGTERM: training stopped at step {batch + 1}." in process.stderr
+    assert f"--ckpt_path {last}" in process.stderr
     assert checkpoint("runs/cut/version_0")["global_step"] == batch + 1
     run("fit", *tiny("ipc"), two, NAME, "cut", "--ckpt_path", last)
-    found, wanted = (checkpoint(f"runs/{name}") for name in ("cut/version_1", "whole/version_0"))
+    actual, expected = (checkpoint(f"runs/{name}") for name in ("cut/version_1", "reference/version_0"))
     for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
-        assert_same(found[key], wanted[key])
+        assert_same(actual[key], expected[key])
 
 
 @pytest.mark.slow
-def test_a_slurm_job_without_scontrol_says_so(tmp_path):
+def test_slurm_job_without_scontrol_is_not_requeued(tmp_path):
     extra = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "PATH": str(tmp_path)}
-    ended = _signalled(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
-    assert ended.returncode == 128 + signal.SIGUSR1, ended.stderr
-    assert "SLURM job 5_3 was not requeued: scontrol is not in PATH." in ended.stderr
+    process = _run_with_signal(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
+    assert process.returncode == 128 + signal.SIGUSR1, process.stderr
+    assert "SLURM job 5_3 was not requeued: scontrol is not in PATH." in process.stderr
 
 
 @pytest.mark.slow
-def test_a_test_keeps_its_rows(tmp_path):
+def test_interrupted_test_writes_its_rows(tmp_path):
     run("fit", *tiny("ipc"))
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
-    ended = _signalled(tmp_path, signal.SIGTERM, 0, "test", *tiny("ipc"), NAME, "tested", *weights)
-    assert ended.returncode == 143, ended.stderr
-    assert "SIGTERM: test stopped after batch 1." in ended.stderr
-    assert "partial" in ended.stdout
+    process = _run_with_signal(tmp_path, signal.SIGTERM, 0, "test", *tiny("ipc"), NAME, "tested", *weights)
+    assert process.returncode == 143, process.stderr
+    assert "SIGTERM: test stopped after batch 1." in process.stderr
+    assert "partial" in process.stdout
     assert len(rows("runs/tested/version_0/test_instances.csv")) == 10
 
 
 @pytest.mark.slow
-def test_a_prediction_keeps_its_table(tmp_path):
+def test_interrupted_prediction_writes_its_table(tmp_path):
     run("fit", *tiny("ipc"))
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]
     Path("images").mkdir()
     for number in range(3):
         Image.new("RGB", (16, 16), (40 * number, 90, 20)).save(f"images/{number}.png")
-    data = ["--images", "images", "--data.init_args.batch_size=1", "--output", "made", *weights]
-    ended = _signalled(tmp_path, signal.SIGTERM, 1, "predict", *data)
-    assert ended.returncode == 143, ended.stderr
-    assert "SIGTERM: predict stopped after batch 2." in ended.stderr
-    assert [row["name"] for row in rows("made/predictions.csv")] == ["0", "1"]
+    data = ["--images", "images", "--data.init_args.batch_size=1", "--output", "predicted", *weights]
+    process = _run_with_signal(tmp_path, signal.SIGTERM, 1, "predict", *data)
+    assert process.returncode == 143, process.stderr
+    assert "SIGTERM: predict stopped after batch 2." in process.stderr
+    assert [row["name"] for row in rows("predicted/predictions.csv")] == ["0", "1"]
 
 
 @pytest.mark.slow
@@ -103,40 +103,40 @@ def test_two_processes_save_and_stop_together(tmp_path):
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        told = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, told
-    assert told.count("SIGTERM: training stopped at step") == 1
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, stderr
+    assert stderr.count("SIGTERM: training stopped at step") == 1
     checkpoint("runs/two/version_0")
 
 
 @pytest.mark.slow
-def test_a_slurm_job_is_requeued(tmp_path):
+def test_slurm_job_is_requeued(tmp_path):
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
     scontrol.chmod(0o755)
     extra = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    ended = _signalled(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
-    assert ended.returncode == 128 + signal.SIGUSR1, ended.stderr
-    assert "SLURM job 7 was requeued." in ended.stderr
+    process = _run_with_signal(tmp_path, signal.SIGUSR1, 1, "fit", *tiny("ipc"), extra=extra)
+    assert process.returncode == 128 + signal.SIGUSR1, process.stderr
+    assert "SLURM job 7 was requeued." in process.stderr
     assert (tmp_path / "called").read_text() == "requeue 7\n"
     assert checkpoint("runs/unnamed/version_0")["global_step"] == 2
 
 
-def test_a_second_signal_ends_the_program_at_once(monkeypatch):
-    ended = []
+def test_second_signal_exits_immediately(monkeypatch):
+    statuses = []
     stopper = StopOnSignal()
     stopper._deferred = True
-    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(os, "_exit", statuses.append)
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     stopper.handle(signal.SIGTERM, None)
-    stopper.handle(signal.SIGTERM, None)  # the same one, sent to the group too
-    assert not ended
-    stopper._at -= 1
+    stopper.handle(signal.SIGTERM, None)  # the same signal, sent to the process group
+    assert not statuses
+    stopper._received_at -= 1
     stopper.handle(signal.SIGTERM, None)
-    assert ended == [143]
+    assert statuses == [143]
 
 
-def test_a_signal_during_the_imports_is_handled(tmp_path):
+def test_signal_during_the_imports_is_handled(tmp_path):
     command = [sys.executable, str(REPOSITORY / "cli.py"), "fit", *tiny("ipc")]
     with subprocess.Popen(command, cwd=tmp_path) as process:
         status = Path(f"/proc/{process.pid}/status")
@@ -151,12 +151,12 @@ def test_a_signal_during_the_imports_is_handled(tmp_path):
 
 
 @pytest.mark.slow
-def test_start_up_ends_at_once(tmp_path):
+def test_signal_before_the_first_batch_exits_immediately(tmp_path):
     code = "import os, cli\ncli.CLI.parse_arguments = lambda *a: os.kill(os.getpid(), 15)\ncli.main()\n"
     started = time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 143, ended.stderr
-    assert "SIGTERM: stopped before the first batch" in ended.stderr
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 143, process.stderr
+    assert "SIGTERM: stopped before the first batch" in process.stderr
     assert time.monotonic() - started < 60
     assert not Path("runs").exists()

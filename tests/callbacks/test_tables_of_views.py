@@ -1,4 +1,4 @@
-"""Scenes in the table of W&B, offline: what was written is read back from W&B's own files."""
+"""Scenes in the table of W&B, read back from the files of an offline run."""
 
 import io
 import json
@@ -18,6 +18,7 @@ from application.wandb_logger import BoundedWandbLogger, WandbSettings
 from callbacks.tables import ValidationTable, sample_rows
 from composers import Refinement, TransformerIPC
 from composers.encoders import Transformer, ViewPatches
+from composers.inference import TorchOptimizer
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, PosedImages, Samples
@@ -30,7 +31,7 @@ SIZE, QUERIES, FOCAL, RADIUS = 8, 2, 9.0, 4.0
 
 
 class Squares(SceneModule):
-    """Three scenes of random squares."""
+    """Three scenes of random pixels."""
 
     def __init__(self, views=1, query_views=QUERIES, batch_size=2):
         super().__init__(views, query_views, SIZE, rays_per_view=4, batch_size=batch_size)
@@ -50,14 +51,16 @@ def _poses(views):
 
 
 def _composer(steps=2, views=1, samples=6):
-    """Return a tiny untrained IPC of views with disturbed biases."""
+    """Return a tiny untrained IPC of views with random biases."""
     torch.manual_seed(0)
-    inr = CoordinateMLP(3, 4, hidden_dim=8, num_layers=3, output_offset=0.0)
-    for bias in inr.biases.values():
+    network = CoordinateMLP(3, 4, hidden_dim=8, num_layers=3, output_offset=0.0)
+    for bias in network.biases.values():
         torch.nn.init.normal_(bias, std=0.3)
-    refinement = Refinement(steps, lambda latents: torch.optim.Adam(latents, lr=0.05), report=(), stages=())
+    refinement = Refinement(
+        steps, TorchOptimizer(lambda latents: torch.optim.Adam(latents, lr=0.05)), report=(), stages=()
+    )
     return TransformerIPC(
-        inr,
+        network,
         ViewPatches((views, 3, SIZE, SIZE), patch_size=4),
         Transformer(embed_dim=12, num_blocks=1, num_heads=3),
         renderer=VolumeRenderer(2.0, 6.0, samples_per_ray=samples),
@@ -77,7 +80,7 @@ def _rows(composer, batch, *args, **options):
 
 
 def _levels(values, views):
-    """Return values ``(V H W, 3)`` in [0, 1] as views beside each other ``(H, V W, 3)`` in 255 levels, by loops."""
+    """Return values ``(V H W, 3)`` in [0, 1] as views side by side ``(H, V W, 3)`` in [0, 255], by loops."""
     image = np.zeros((SIZE, views * SIZE, 3))
     for view in range(views):
         for row in range(SIZE):
@@ -86,19 +89,19 @@ def _levels(values, views):
     return image
 
 
-def _psnr(found, wanted):
+def _psnr(actual, expected):
     """Return the mean PSNR of the views of a scene."""
-    errors = (found - wanted).double().square().unflatten(0, (QUERIES, -1)).mean((1, 2))
+    errors = (actual - expected).double().square().unflatten(0, (QUERIES, -1)).mean((1, 2))
     return float((-10 * errors.log10()).mean())
 
 
-def _made(composer, batch, index, steps):
-    """Return what a composer makes of the query of one scene, ``(Q H W, 3)``, after steps of refinement."""
+def _render(composer, batch, index, steps):
+    """Return the rendered query of one scene ``(Q H W, 3)`` after refinement steps, and its modulations."""
     views = type(batch.observation.signal)(*(part[index : index + 1] for part in batch.observation.signal))
     with torch.no_grad():
         latents = composer.encode(Observation(views))
-    seen = batch.observation.samples
-    samples = Samples(seen.coords[index : index + 1], seen.values[index : index + 1])
+    coords, values, _ = batch.observation.samples
+    samples = Samples(coords[index : index + 1], values[index : index + 1])
     latents = composer.refine(latents, samples, composer.refinement.with_steps(steps))[steps] if steps else latents
     with torch.no_grad():
         modulations = composer.compose(latents)
@@ -106,7 +109,7 @@ def _made(composer, batch, index, steps):
 
 
 def _frames(video):
-    """Return the images of a GIF ``(F, H, W, 3)``."""
+    """Return the frames of a GIF ``(F, H, W, 3)``."""
     with Image.open(io.BytesIO(video)) as gif:
         frames = []
         for frame in range(gif.n_frames):
@@ -115,7 +118,7 @@ def _frames(video):
         return np.stack(frames)
 
 
-def test_rows_show_support_query_and_what_is_made_of_it():
+def test_rows_show_support_query_prediction_and_refinement():
     composer, batch = _composer(), _batch(Squares())
     rows = _rows(composer, batch)
     columns = ["name", "support", "query", "prediction", "refined", "PSNR", "refined PSNR"]
@@ -126,33 +129,33 @@ def test_rows_show_support_query_and_what_is_made_of_it():
         assert np.abs(np.asarray(row["support"]) - _levels(support, 1)).max() < 0.51
         assert np.abs(np.asarray(row["query"]) - _levels(batch.query.values[index], QUERIES)).max() < 0.51
         for steps, column, number in ((0, "prediction", "PSNR"), (2, "refined", "refined PSNR")):
-            values, _ = _made(composer, batch, index, steps)
+            values, _ = _render(composer, batch, index, steps)
             assert np.abs(np.asarray(row[column]) - _levels(values, QUERIES)).max() < 0.51
             assert row[number] == pytest.approx(_psnr(values, batch.query.values[index]), abs=1e-3)
 
 
-def test_the_video_goes_around_what_was_refined():
+def test_turntable_video_shows_the_refinement():
     composer, batch = _composer(), _batch(Squares())
     videos = [row["orbit"].gif for row in _rows(composer, batch, 1, frames=3)]
     for index, video in enumerate(videos):
-        _, modulations = _made(composer, batch, index, 1)
+        _, modulations = _render(composer, batch, index, 1)
         rays = pixel_rays(orbit(3, RADIUS, 30.0), torch.full((2,), FOCAL), (SIZE, SIZE))
         with torch.no_grad():
-            wanted = [composer.render(modulations, some[None])[0].clamp(0, 1) * 255 for some in rays]
-        found = _frames(video)
-        assert found.shape == (3, SIZE, SIZE, 3)
-        assert np.abs(found - torch.stack(wanted).unflatten(1, (SIZE, SIZE)).numpy()).max() < 1
+            expected = [composer.render(modulations, view[None])[0].clamp(0, 1) * 255 for view in rays]
+        actual = _frames(video)
+        assert actual.shape == (3, SIZE, SIZE, 3)
+        assert np.abs(actual - torch.stack(expected).unflatten(1, (SIZE, SIZE)).numpy()).max() < 1
     assert len(set(videos)) == 3
 
 
-def test_without_refinement_the_video_is_of_the_prediction():
+def test_turntable_video_shows_the_prediction_without_refinement():
     composer, batch = _composer(steps=0), _batch(Squares())
     [row, *_] = _rows(composer, batch, frames=2)
     assert list(row) == ["name", "support", "query", "prediction", "orbit", "PSNR"]
     assert list(_rows(composer, batch)[0]) == ["name", "support", "query", "prediction", "PSNR"]
 
 
-def test_no_more_than_four_views_are_shown():
+def test_rows_show_at_most_four_views():
     data = Squares(views=5, query_views=6)
     batch = _batch(data)
     [row, *_] = _rows(_composer(steps=0, views=5), batch)
@@ -161,7 +164,7 @@ def test_no_more_than_four_views_are_shown():
     assert np.abs(np.asarray(row["support"]) - _levels(support, 4)).max() < 0.51
 
 
-def test_rays_of_training_have_numbers_only():
+def test_training_rays_have_metrics_only():
     data = Squares()
     data.setup("fit")
     batch = data.to_coordinates(data.collate([data.train_set[0], data.train_set[1]]), training=True)
@@ -171,8 +174,8 @@ def test_rays_of_training_have_numbers_only():
 
 
 @pytest.fixture
-def _nobody(tmp_path, monkeypatch):
-    """Be a user without an account in an empty folder, on a machine without a network."""
+def _no_account(tmp_path, monkeypatch):
+    """Run in an empty folder without a W&B account and without network access."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
@@ -186,8 +189,8 @@ def _nobody(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_nobody")
-def test_validation_sends_images_and_films(tmp_path):
+@pytest.mark.usefixtures("_no_account")
+def test_validation_logs_images_and_turntable_videos(tmp_path):
     composer, data = _composer(), Squares()
     local = CSVLogger(tmp_path, name="scenes", version="run")
     logger = BoundedWandbLogger(WandbSettings(mode="offline"), local, {}, "validate")
@@ -201,25 +204,25 @@ def test_validation_sends_images_and_films(tmp_path):
         enable_checkpointing=False,
     )
     trainer.validate(composer, data, verbose=False)
-    wandb.teardown()  # its process writes the last files when it ends
-    waiting = [path.read_bytes() for path in Path(local.log_dir).glob("wandb/artifacts/staging/*")]
-    [content] = {content for content in waiting if content.startswith(b"{")}
+    wandb.teardown()  # the process of W&B writes the last files at its end
+    staged = [path.read_bytes() for path in Path(local.log_dir).glob("wandb/artifacts/staging/*")]
+    [content] = {content for content in staged if content.startswith(b"{")}
     stored = json.loads(content)
     columns = ["name", "support", "query", "prediction", "refined", "orbit", "PSNR", "refined PSNR"]
     assert stored["columns"] == columns
-    wanted = _rows(composer, _batch(data), 1, frames=3)[:2]
-    for row, other in zip(stored["data"], wanted, strict=True):
+    expected_rows = _rows(composer, _batch(data), 1, frames=3)[:2]
+    for row, expected in zip(stored["data"], expected_rows, strict=True):
         cells = dict(zip(columns, row, strict=True))
-        assert cells["name"] == other["name"]
+        assert cells["name"] == expected["name"]
         for column in ("support", "query", "prediction", "refined"):
             assert cells[column]["_type"] == "image-file"
-            assert (cells[column]["width"], cells[column]["height"]) == other[column].size
+            assert (cells[column]["width"], cells[column]["height"]) == expected[column].size
         assert (cells["orbit"]["_type"], cells["orbit"]["path"][-4:]) == ("video-file", ".gif")
-        assert cells["PSNR"] == pytest.approx(other["PSNR"], abs=1e-4)
-        assert cells["refined PSNR"] == pytest.approx(other["refined PSNR"], abs=1e-3)
-    assert {content for content in waiting if content.startswith(b"GIF8")} == {row["orbit"].gif for row in wanted}
+        assert cells["PSNR"] == pytest.approx(expected["PSNR"], abs=1e-4)
+        assert cells["refined PSNR"] == pytest.approx(expected["refined PSNR"], abs=1e-3)
+    assert {content for content in staged if content.startswith(b"GIF8")} == {row["orbit"].gif for row in expected_rows}
 
 
-def test_films_of_fewer_than_no_frames():
-    with pytest.raises(ValueError, match="orbit_frames, which is -1, at least 0"):
+def test_negative_number_of_frames_raises():
+    with pytest.raises(ValueError, match="orbit_frames is -1: it must be at least 0"):
         ValidationTable(orbit_frames=-1)

@@ -1,4 +1,4 @@
-"""Composers rebuilt from files: `build`, `save`, `load`, and files that tell them apart."""
+"""Composers and checkpoints: `build`, `save`, `load`, and files that do not fit."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ PLAIN = (dict, list, str, int, float, bool, type(None))
 
 
 def _config(composer):
-    """Return the model of a tiny config, with the sizes that the data would state."""
+    """Return the model of a tiny config, with the sizes that are filled in from the data."""
     path = TESTS / "configs" / f"tiny_{composer}.yaml"
     with contextlib.chdir(path.parent):
         config = load_layers(path.read_text())["model"]
@@ -29,24 +29,24 @@ def _config(composer):
     return config
 
 
-def _disturbed(composer):
-    """Return a composer of a tiny config whose weights are none that an initialisation would give."""
-    built = composers.build(_config(composer)).eval()
+def _perturbed(name):
+    """Return a composer of a tiny config with random changes to its initial weights."""
+    composer = composers.build(_config(name)).eval()
     with torch.no_grad():
-        for parameter in built.parameters():
+        for parameter in composer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return built
+    return composer
 
 
 def _values(composer):
-    """Return what a composer makes of fixed images at fixed places."""
+    """Return the values of fixed images at fixed coordinates."""
     signal = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         return composer(Observation(signal), grid((5, 7)))
 
 
 def _leaves(tree):
-    """Yield what is nested in dictionaries and lists."""
+    """Yield all objects nested in dictionaries and lists."""
     children = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     yield tree
     for child in children:
@@ -55,7 +55,7 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module", params=COMPOSERS)
 def trained(request, tmp_path_factory):
-    """Return the checkpoint of a tiny composer that was trained by the program."""
+    """Return the checkpoint of a tiny composer trained by the program."""
     folder = tmp_path_factory.mktemp(request.param)
     with contextlib.chdir(folder):
         run("fit", *tiny(request.param))
@@ -63,8 +63,8 @@ def trained(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)
-def test_a_saved_composer_is_loaded_as_it_was(composer, tmp_path):
-    original = _disturbed(composer)
+def test_loaded_composer_equals_the_saved_one(composer, tmp_path):
+    original = _perturbed(composer)
     composers.save(original, tmp_path / "model.ckpt")
     torch.manual_seed(7)
     loaded = composers.load(tmp_path / "model.ckpt")
@@ -78,8 +78,8 @@ def test_a_saved_composer_is_loaded_as_it_was(composer, tmp_path):
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)
-def test_saving_and_loading_again_changes_nothing(composer, tmp_path):
-    original = _disturbed(composer)
+def test_repeated_saving_and_loading_changes_nothing(composer, tmp_path):
+    original = _perturbed(composer)
     loaded = original
     for generation in range(3):
         composers.save(loaded, tmp_path / f"{generation}.ckpt")
@@ -88,7 +88,7 @@ def test_saving_and_loading_again_changes_nothing(composer, tmp_path):
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)
-def test_building_leaves_the_config_as_it_was(composer):
+def test_build_does_not_modify_the_config(composer):
     config = _config(composer)
     before = copy.deepcopy(config)
     built = composers.build(config)
@@ -98,7 +98,7 @@ def test_building_leaves_the_config_as_it_was(composer):
     assert built.config == before
 
 
-def test_a_trained_checkpoint_is_data_only_and_rebuilds_its_model(trained):
+def test_trained_checkpoint_holds_plain_data_and_builds_its_model(trained):
     content = torch.load(trained, weights_only=True)
     assert all(type(leaf) in PLAIN for leaf in _leaves(content["composer"]))
     loaded = composers.load(trained)
@@ -109,21 +109,21 @@ def test_a_trained_checkpoint_is_data_only_and_rebuilds_its_model(trained):
     assert saved["model"] == content["composer"]
 
 
-def test_a_trained_checkpoint_can_be_saved_without_its_training(trained, tmp_path):
+def test_save_leaves_out_the_state_of_training(trained, tmp_path):
     composers.save(composers.load(trained), tmp_path / "weights.ckpt")
     assert (tmp_path / "weights.ckpt").stat().st_size < trained.stat().st_size / 2
     assert torch.equal(_values(composers.load(tmp_path / "weights.ckpt")), _values(composers.load(trained)))
 
 
-def test_weights_go_where_they_are_wanted(trained):
-    meta = composers.load(trained, map_location="meta")
-    assert {parameter.device.type for parameter in meta.parameters()} == {"meta"}
-    here = composers.load(str(trained), map_location=torch.device("cpu"))
-    assert {tensor.device.type for tensor in here.state_dict().values()} == {"cpu"}
+def test_load_moves_weights_to_map_location(trained):
+    on_meta = composers.load(trained, map_location="meta")
+    assert {parameter.device.type for parameter in on_meta.parameters()} == {"meta"}
+    on_cpu = composers.load(str(trained), map_location=torch.device("cpu"))
+    assert {tensor.device.type for tensor in on_cpu.state_dict().values()} == {"cpu"}
 
 
-def test_a_composer_made_in_python_cannot_be_saved(make_ipc, tmp_path):
-    with pytest.raises(ValueError, match=r"made in Python and knows no config: make it with composers\.build"):
+def test_composer_created_in_python_cannot_be_saved(make_ipc, tmp_path):
+    with pytest.raises(ValueError, match=r"created in Python and has no config: create it with `composers\.build"):
         composers.save(make_ipc(), tmp_path / "model.ckpt")
     assert not (tmp_path / "model.ckpt").exists()
 
@@ -137,7 +137,7 @@ def test_a_composer_made_in_python_cannot_be_saved(make_ipc, tmp_path):
         ({"init_args": {"rank": "many"}}, r"no Composer of this version: .*rank.*int.*many"),
     ],
 )
-def test_configs_that_describe_no_composer(change, message):
+def test_build_with_an_invalid_config_raises(change, message):
     config = _config("ipc")
     config["init_args"] |= change.pop("init_args", {})
     with pytest.raises(ValueError, match=message) as raised:
@@ -145,14 +145,14 @@ def test_configs_that_describe_no_composer(change, message):
     assert "Union subtypes" not in str(raised.value)
 
 
-def test_a_checkpoint_without_config(trained, tmp_path):
+def test_load_of_a_checkpoint_without_config_raises(trained, tmp_path):
     content = torch.load(trained, weights_only=True)
     torch.save(content | {"composer": None}, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"bare\.ckpt does not say how its model is built: .*tools\.released"):
+    with pytest.raises(ValueError, match=r"bare\.ckpt has no config of its model: .*tools\.released"):
         composers.load(tmp_path / "bare.ckpt")
 
 
-def test_a_checkpoint_whose_weights_do_not_fit_its_config(tmp_path):
+def test_load_with_weights_that_do_not_match_the_config_raises(tmp_path):
     composer = composers.build(_config("ipc"))
     weights = composer.state_dict()
     weights["bases.1"] = weights["bases.1"][:4]
@@ -168,7 +168,7 @@ def test_a_checkpoint_whose_weights_do_not_fit_its_config(tmp_path):
         assert line in str(raised.value)
 
 
-def test_only_the_first_differences_are_listed(trained, tmp_path):
+def test_error_message_lists_the_first_differences_only(trained, tmp_path):
     content = torch.load(trained, weights_only=True)
     torch.save(content | {"state_dict": {}}, tmp_path / "none.ckpt")
     count = len(content["state_dict"])
@@ -177,7 +177,7 @@ def test_only_the_first_differences_are_listed(trained, tmp_path):
     assert str(raised.value).count("missing in the file") == 8
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_are_not_checkpoints_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no checkpoint .*nowhere\.ckpt"):
         read(tmp_path / "nowhere.ckpt")
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
@@ -193,17 +193,17 @@ def test_files_that_cannot_be_read(tmp_path):
         good[: len(good) // 2],
     ):
         (tmp_path / "bad.ckpt").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.ckpt is cut off or no checkpoint"):
+        with pytest.raises(ValueError, match=r"bad\.ckpt is truncated or not a checkpoint"):
             read(tmp_path / "bad.ckpt")
     torch.save({"state_dict": {}, "path": Path()}, tmp_path / "object.ckpt")
     with pytest.raises(ValueError, match=r"object\.ckpt holds an object, pathlib\.\w+, which could run code"):
         read(tmp_path / "object.ckpt")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt is no checkpoint of this software: it has no state_dict"):
+    with pytest.raises(ValueError, match=r"other\.ckpt is not a checkpoint of this software: it has no `state_dict`"):
         read(tmp_path / "other.ckpt")
 
 
-def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
+def test_newest_checkpoint_is_the_one_written_last(tmp_path):
     for age, version in enumerate(("version_3", "version_11", "version_2")):
         path = tmp_path / version / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
         newest(tmp_path / "never")
 
 
-def test_weights_that_come_along_are_loaded_by_name():
+def test_bundled_weights_are_loaded_by_name():
     composer = composers.load("photos_ipc")
     assert located("photos_ipc") == REPOSITORY / "weights" / "photos_ipc" / "weights.ckpt"
     assert located("photos_ipc").stat().st_size < 8e6
@@ -225,7 +225,7 @@ def test_weights_that_come_along_are_loaded_by_name():
         located("photos_icp")
 
 
-def test_the_config_beside_shipped_weights_builds_their_model():
+def test_config_of_bundled_weights_builds_their_model():
     folder = located("photos_ipc").parent
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     composer = composers.build(config["model"])

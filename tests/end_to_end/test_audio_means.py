@@ -40,7 +40,7 @@ data: {{class_path: {__name__}.SomeSilence, init_args: {{batch_size: 2}}}}
 trainer: {{accelerator: cpu, max_epochs: 1, log_every_n_steps: 1}}
 model:
   init_args:
-    inr: {{init_args: {{hidden_dim: 8, num_layers: 3, encoding: {{init_args: {{num_frequencies: 2, max_frequency: 4}}}}}}}}
+    network: {{init_args: {{hidden_dim: 8, num_layers: 3, encoding: {{init_args: {{num_frequencies: 2, max_frequency: 4}}}}}}}}
     transformer: {{init_args: {{embed_dim: 12, num_blocks: 1, num_heads: 3}}}}
     refinement: {{class_path: composers.Refinement, init_args: {{steps: 2}}}}
 """)

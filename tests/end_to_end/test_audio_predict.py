@@ -289,16 +289,16 @@ def test_predict_without_a_readable_recording_raises(weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"audio": ["a.wav"], "size": 9}, "--size is of images, and this predicts from audio: leave it out."),
-        ({"audio": ["a.wav"], "tile": True}, "--tile is of images, and this predicts from audio: leave it out."),
-        ({"audio": ["a.wav"], "images": ["a.png"]}, "--images is of images"),
+        ({"audio": ["a.wav"], "size": 9}, "--size is an option for images, but the input is audio: remove it."),
+        ({"audio": ["a.wav"], "tile": True}, "--tile is an option for images, but the input is audio: remove it."),
+        ({"audio": ["a.wav"], "images": ["a.png"]}, "--images is an option for images"),
         (
             {"images": ["a.png"], "sample_rate": 8000},
-            "--sample_rate is of audio, and this predicts from images: leave it out.",
+            "--sample_rate is an option for audio, but the input is images: remove it.",
         ),
         (
             {"audio": ["a.wav"]},
-            "--audio serves datamodules.audio.prediction.AudioFiles, which this --config replaces",
+            "--audio sets an argument of datamodules.audio.prediction.AudioFiles, which this --config replaces",
         ),
     ],
     ids=["size", "tile", "images", "sample_rate", "replaced"],

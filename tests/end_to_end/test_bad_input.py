@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
         ("modle: {rank: 4}", ["modle.rank"]),
         ("trainer: {max_epoch: 1}", ["trainer.max_epoch"]),
         ("model: {init_args: {rnk: 4}}", ["model", "composers.TransformerIPC", "'rnk' is not accepted"]),
-        ("model: {init_args: {inr: {init_args: {hiden_dim: 4}}}}", ["inr", "CoordinateMLP", "'hiden_dim'"]),
+        ("model: {init_args: {network: {init_args: {hiden_dim: 4}}}}", ["network", "CoordinateMLP", "'hiden_dim'"]),
         ("model: {init_args: {rank: many}}", ["rank", "int", "many"]),
         ("data: {init_args: {size: 8.5}}", ["data", "size", "int", "8.5"]),
         ("trainer: {precision: 15}", ["trainer.precision", "bf16-mixed", "15"]),
@@ -133,15 +133,15 @@ def _cut(content):
 def test_a_missing_checkpoint_raises_an_error():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "nowhere.ckpt")
     assert "There is no checkpoint nowhere.ckpt" in message
-    assert "train one with cli.py fit" in message
+    assert "train one with `cli.py fit`" in message
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (_cut, "cut off"),
-        (lambda content: b"hello world, this is text", "no checkpoint"),
+        (_cut, "truncated"),
+        (lambda content: b"hello world, this is text", "not a checkpoint"),
         (lambda content: content[:200] + b"\x55" * 3000 + content[3200:], "damaged"),
     ],
     ids=["half", "text", "overwritten"],
@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_raises_an_error(trained, damage, expected):
     message = refused("test", *tiny("ipc"), "--ckpt_path", "bad.ckpt")
     assert "bad.ckpt is " in message
     assert expected in message
-    assert "from its source again" in message
+    assert "copy or download it again" in message
     assert "weights_only" not in message  # must not suggest loading the file anyway
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_with_an_object_is_not_loaded(trained):
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(2)}, [1, 2]], ids=["a dictionary", "a list"])
 def test_a_file_of_other_software_raises_an_error(content):
     torch.save(content, "other.ckpt")
-    assert "other.ckpt is no checkpoint of this software: it has no state_dict" in refused(
+    assert "other.ckpt is not a checkpoint of this software: it has no `state_dict`" in refused(
         "test", *tiny("ipc"), "--ckpt_path", "other.ckpt"
     )
 
@@ -218,12 +218,12 @@ def test_evaluation_without_a_checkpoint_raises_an_error(command):
 def test_last_without_runs_raises_an_error():
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "last", NAME, "never")
     assert "There is no */checkpoints/last.ckpt in runs/never" in message
-    assert "train first, or give the path" in message
+    assert "train first, or pass the path" in message
 
 
 def test_last_without_a_logger_raises_an_error():
     message = refused("test", *tiny("ipc"), "--ckpt_path", "last", "--trainer.logger", "false")
-    assert "give the path" in message
+    assert "pass the path" in message
 
 
 def test_an_output_folder_that_is_a_file_raises_an_error():
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(composer, monkeypatch):
     assert len(written) == 3
     assert "The disk is full" in message
     assert "No space left on device" in message
-    assert "Earlier checkpoints are as they were" in message
+    assert "Earlier checkpoints are intact" in message
     folder = Path("runs/unnamed/version_0")
     assert checkpoint(folder)["epoch"] == 0
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

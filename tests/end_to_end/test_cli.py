@@ -1,4 +1,4 @@
-"""The real program on tiny data: fit, validate, test, resume, and what it writes and prints."""
+"""The program on tiny data: fit, validate, test and resume, with its files and output."""
 
 import contextlib
 import math
@@ -17,13 +17,13 @@ import composers
 from composers import Composer, TransformerIPC, TransINR
 from datamodules import CoordinateDataModule, SamplePhotos
 
-STEPS = 6  # of an epoch
+STEPS = 6  # per epoch
 HELD_OUT = 34
 
 
 @pytest.fixture(scope="module", params=["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
-    """Return the folder where a tiny composer was trained for an epoch, its name, and what that printed."""
+    """Train a tiny composer for one epoch and return the working directory, the name of the composer, and the output."""
     folder = tmp_path_factory.mktemp(request.param)
     with contextlib.chdir(folder):
         printed = run("fit", *tiny(request.param))
@@ -31,17 +31,17 @@ def trained(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return a run of two epochs that also kept every second step."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory):
+    """Train for two epochs with a checkpoint at every second step, and return the run folder."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     with contextlib.chdir(folder):
-        run("fit", *tiny("ipc"), *keep_every(2), "--trainer.max_epochs", 2, NAME, "whole")
-    return folder / "runs" / "whole" / "version_0"
+        run("fit", *tiny("ipc"), *keep_every(2), "--trainer.max_epochs", 2, NAME, "uninterrupted")
+    return folder / "runs" / "uninterrupted" / "version_0"
 
 
 @pytest.fixture(scope="module")
 def tested(trained):
-    """Return the folder that a test of a trained composer wrote, and what it printed."""
+    """Test the trained composer and return the run folder and the output."""
     folder, composer, _ = trained
     with contextlib.chdir(folder):
         weights = "runs/unnamed/version_0/checkpoints/last.ckpt"
@@ -51,7 +51,7 @@ def tested(trained):
 
 @pytest.fixture
 def evaluated(trained, monkeypatch):
-    """Return a function that runs a command on a trained composer, and gives the folder it wrote and what it printed."""
+    """Return a function that runs a command on the trained composer and returns the run folder and the output."""
     folder, composer, _ = trained
     monkeypatch.chdir(folder)
 
@@ -74,16 +74,16 @@ def test_fit_writes_config_metrics_and_checkpoints(trained):
         assert len(column(metrics, name)) == 1
     for loss, psnr in zip(column(metrics, "train/loss"), column(metrics, "train/psnr"), strict=True):
         assert 0 < loss < 1
-        assert psnr > -10 * math.log10(loss) - 1e-3  # the mean of logarithms is not below the logarithm of the mean
+        assert psnr > -10 * math.log10(loss) - 1e-3  # by Jensen's inequality
     assert checkpoint(run_folder)["global_step"] == STEPS
 
 
-def test_the_summary_says_what_is_trained_on_what(trained):
+def test_summary_describes_model_and_data(trained):
     folder, composer, printed = trained
     facts = dict(re.findall(r"│ (\S[^│]*?)\s+│ ([^│]*?)\s+│", printed))
     rebuilt = composers.load(folder / "runs/unnamed/version_0/checkpoints/last.ckpt")
     assert facts["parameters"] == f"{sum(parameter.numel() for parameter in rebuilt.parameters()):,}"
-    # IPC: a column for each of 8 outputs of layer 1, 8 numbers high; TransINR: scales for all 8 + 8 + 3 outputs
+    # IPC: one token for each of the 8 columns of layer 1, with 8 values; TransINR: scales for all 8 + 8 + 3 outputs
     assert facts["tokens"] == {"ipc": "4 data + 8 weight", "transinr": "4 data + 19 weight"}[composer]
     assert facts["instance code"] == {"ipc": "64 numbers", "transinr": f"{8 * 8 + 8 * 8 + 8 * 3} numbers"}[composer]
     assert facts["data"].startswith("SamplePhotos (3, 16, 16), 24 training and 34 validation")
@@ -95,33 +95,33 @@ def test_the_summary_says_what_is_trained_on_what(trained):
     assert "Checkpoint: runs/unnamed/version_0/checkpoints/last.ckpt" in printed
 
 
-def test_the_command_printed_after_training_works(trained, monkeypatch):
+def test_command_printed_after_training_works(trained, monkeypatch):
     folder, _, printed = trained
     monkeypatch.chdir(folder)
     command = shlex.split(re.search(r"Next: python cli\.py (.*)", printed)[1])
     assert "Mean over 34 instances" in run(*command)
 
 
-def test_validate_finds_what_training_logged(trained, evaluated):
+def test_validate_reproduces_the_logged_metrics(trained, evaluated):
     written, printed = evaluated("validate")
     logged = column(trained[0] / "runs/unnamed/version_0/metrics.csv", "val/psnr")
     assert column(written / "metrics.csv", "val/psnr") == pytest.approx(logged, abs=1e-4)
     assert f"{logged[0]:.3f}" in printed
-    assert "val/refined_psnr" not in rows(written / "metrics.csv")[0]  # a stage of refinement only where named
+    assert "val/refined_psnr" not in rows(written / "metrics.csv")[0]  # not in the stages of refinement
 
 
-def test_test_writes_a_row_per_instance_and_prints_their_mean(tested):
+def test_test_writes_a_row_per_instance_and_prints_the_mean(tested):
     written, printed = tested
-    found = rows(written / "test_instances.csv")
+    instances = rows(written / "test_instances.csv")
     columns = [f"{metric}@{step}" for step in (0, 1, 3) for metric in ("psnr", "ssim", "gain")]
     further = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
-    assert list(found[0]) == ["name", *columns, *further]
-    names = [row["name"] for row in found]
+    assert list(instances[0]) == ["name", *columns, *further]
+    names = [row["name"] for row in instances]
     assert len(set(names)) == len(names) == HELD_OUT
     assert names[0] == "astronaut"
     assert names[-1] == "coffee-33"
     assert "Mean over 34 instances" in printed
-    means = {key: sum(float(row[key]) for row in found) / HELD_OUT for key in found[0] if key != "name"}
+    means = {key: sum(float(row[key]) for row in instances) / HELD_OUT for key in instances[0] if key != "name"}
     for step, label in {0: "0 (predicted)", 1: "1", 3: "3"}.items():
         line = re.search(rf"│ {re.escape(label)}\s*│(.*)│", printed)[1]
         cells = [float(cell) for cell in line.split("│")]
@@ -134,7 +134,7 @@ def test_test_writes_a_row_per_instance_and_prints_their_mean(tested):
     assert means["psnr@3"] > means["psnr@1"] > means["psnr@0"]
 
 
-def test_the_curves_of_refinement_are_drawn(tested):
+def test_refinement_curves_are_drawn(tested):
     written, printed = tested
     with Image.open(written / "refinement.png") as plot:
         assert plot.size == (720, 450)
@@ -147,28 +147,28 @@ def test_the_curves_of_refinement_are_drawn(tested):
     assert "Refinement curves: runs/tested/version_0/refinement.png" in printed
 
 
-def test_the_gallery_has_a_row_per_image(tested):
+def test_gallery_has_a_row_per_image(tested):
     written, printed = tested
     with Image.open(written / "gallery.png") as figure:
-        # 6 rows; original, predicted, refined, decoded; each 16 x 16 pixels wide, 8 of margin and 18 of label around it
+        # 6 rows of original, predicted, refined and decoded, enlarged to 256 x 256, with margins of 8 and labels of 18 pixels
         assert figure.size == (4 * (256 + 8) + 8, 6 * (256 + 8 + 18) + 8)
         first = figure.crop((8, 8 + 18, 8 + 256, 8 + 18 + 256))
-        assert len(first.getcolors(256 * 256)) > 20  # an image, not paper
+        assert len(first.getcolors(256 * 256)) > 20  # not blank
     assert "Gallery: runs/tested/version_0/gallery.png\n" in printed
-    assert not (written / "gallery").exists()  # images neither move nor sound
+    assert not (written / "gallery").exists()  # images have no video or audio files
 
 
 @pytest.mark.slow
-def test_another_model_stands_beside_where_it_fits(evaluated):
+def test_gallery_compares_with_another_model_if_it_fits(evaluated):
     arguments = "filename: beside.png, num_instances: 2, beside: %s"
     gallery = f"{{class_path: callbacks.gallery.Gallery, init_args: {{{arguments}}}}}"
     written, _ = evaluated("test", "--trainer.callbacks+", gallery % "runs/unnamed/version_0/checkpoints/last.ckpt")
     with Image.open(written / "beside.png") as image:
         assert image.size == (7 * (256 + 8) + 8, 2 * (256 + 8 + 18) + 8)
-        width = 3 * (256 + 8)  # predicted, refined and decoded, of one model and of the other, which is the same
+        width = 3 * (256 + 8)  # predicted, refined and decoded, for both models, which are equal
         top = 8 + 18
-        one, other = (image.crop((8 + 264 + start, top, 8 + 264 + start + width, top + 256)) for start in (0, width))
-        difference = np.abs(np.asarray(one).astype(int) - np.asarray(other))
+        first, second = (image.crop((8 + 264 + start, top, 8 + 264 + start + width, top + 256)) for start in (0, width))
+        difference = np.abs(np.asarray(first).astype(int) - np.asarray(second))
         assert difference.max() <= 1
     written, printed = evaluated("test", "--trainer.callbacks+", gallery % "photos_ipc")
     assert not (written / "beside.png").exists()
@@ -177,7 +177,7 @@ def test_another_model_stands_beside_where_it_fits(evaluated):
 
 
 @pytest.mark.slow
-def test_refinement_is_set_on_the_command_line(evaluated):
+def test_refinement_is_configured_on_the_command_line(evaluated):
     setting = "--model.init_args.refinement.init_args"
     written, _ = evaluated("validate", f"{setting}.stages", "[val]")
     logged = rows(written / "metrics.csv")[-1]
@@ -188,21 +188,21 @@ def test_refinement_is_set_on_the_command_line(evaluated):
     assert [key for key in rows(written / "test_instances.csv")[0] if "psnr" in key] == ["psnr@0", "psnr@2"]
 
 
-def test_last_is_the_newest_checkpoint(whole, tmp_path, monkeypatch):
+def test_last_selects_the_newest_checkpoint(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    content = checkpoint(whole) | {"callbacks": {}}
+    content = checkpoint(uninterrupted) | {"callbacks": {}}
     for version, age in {"version_2": 30, "version_10": 10, "version_9": 20}.items():
         path = tmp_path / "runs" / "unnamed" / version / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
         offset = float(version.removeprefix("version_"))
-        weights = content["state_dict"] | {"inr.biases.2": torch.full((3,), offset)}
+        weights = content["state_dict"] | {"network.biases.2": torch.full((3,), offset)}
         torch.save(content | {"state_dict": weights}, path)
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
     run("validate", *tiny("ipc"), "--ckpt_path", "last")
     used = yaml.safe_load((tmp_path / "runs/unnamed/version_11/config.yaml").read_text())["ckpt_path"]
     assert used == "runs/unnamed/version_10/checkpoints/last.ckpt"
     psnr = column(tmp_path / "runs/unnamed/version_11/metrics.csv", "val/psnr")[0]
-    assert -25 < psnr < -15  # an output of about 10.5 everywhere
+    assert -25 < psnr < -15  # for an output of about 10.5 everywhere
 
 
 @pytest.mark.parametrize(
@@ -216,41 +216,41 @@ def test_last_is_the_newest_checkpoint(whole, tmp_path, monkeypatch):
         pytest.param("step-10", 2, marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, start, num_workers):
+def test_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch, start, num_workers):
     monkeypatch.chdir(tmp_path)
     if start == "epoch":
         run("fit", *tiny("ipc"), *keep_every(2), NAME, "first")
         path = "runs/first/version_0/checkpoints/last.ckpt"
         assert checkpoint("runs/first/version_0")["global_step"] == STEPS
     else:
-        path = whole / "checkpoints" / f"{start}.ckpt"
+        path = uninterrupted / "checkpoints" / f"{start}.ckpt"
     arguments = ["--ckpt_path", path, "--trainer.max_epochs", 2, "--data.init_args.num_workers", num_workers]
     run("fit", *tiny("ipc"), *keep_every(2), NAME, "rest", *arguments)
-    found, wanted = checkpoint("runs/rest/version_0"), checkpoint(whole)
+    actual, expected = checkpoint("runs/rest/version_0"), checkpoint(uninterrupted)
     for key in ("state_dict", "optimizer_states", "global_step", "epoch"):
-        assert_same(found[key], wanted[key])
-    left = len(column("runs/rest/version_0/metrics.csv", "train/loss"))
-    assert left == 2 * STEPS - (STEPS if start == "epoch" else int(start.removeprefix("step-")))
+        assert_same(actual[key], expected[key])
+    remaining = len(column("runs/rest/version_0/metrics.csv", "train/loss"))
+    assert remaining == 2 * STEPS - (STEPS if start == "epoch" else int(start.removeprefix("step-")))
     for name in ("train/loss", "val/psnr"):
         logged = column("runs/rest/version_0/metrics.csv", name)
-        assert logged == column(whole / "metrics.csv", name)[-len(logged) :]
+        assert logged == column(uninterrupted / "metrics.csv", name)[-len(logged) :]
 
 
-def test_training_does_not_depend_on_the_loading_processes(whole, tmp_path, monkeypatch):
+def test_training_does_not_depend_on_num_workers(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("fit", *tiny("ipc"), *keep_every(2), "--trainer.max_epochs", 2, "--data.init_args.num_workers", 2)
-    assert_same(checkpoint("runs/unnamed/version_0")["state_dict"], checkpoint(whole)["state_dict"])
+    assert_same(checkpoint("runs/unnamed/version_0")["state_dict"], checkpoint(uninterrupted)["state_dict"])
 
 
-def test_another_seed_is_another_run(whole, tmp_path, monkeypatch):
+def test_seed_changes_training(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("fit", *tiny("ipc"), "--seed_everything", 1)
-    found = column("runs/unnamed/version_0/metrics.csv", "train/loss")
-    assert len(found) == STEPS
-    assert not set(found) & set(column(whole / "metrics.csv", "train/loss"))
+    losses = column("runs/unnamed/version_0/metrics.csv", "train/loss")
+    assert len(losses) == STEPS
+    assert not set(losses) & set(column(uninterrupted / "metrics.csv", "train/loss"))
 
 
-def test_a_resumed_schedule_is_as_long_as_the_resumed_run(tmp_path, monkeypatch):
+def test_resumed_schedule_has_the_length_of_the_resumed_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     schedule = "--model.init_args.scheduler"
     arguments = [
@@ -263,8 +263,8 @@ def test_a_resumed_schedule_is_as_long_as_the_resumed_run(tmp_path, monkeypatch)
     run("fit", *arguments)
     assert checkpoint("runs/unnamed/version_0")["lr_schedulers"][0]["_last_lr"] == [0.0]
     run("fit", *arguments, "--trainer.max_epochs", 3, "--ckpt_path", "last", *keep_every(2))
-    [rate] = checkpoint("runs/unnamed/version_1", "step-8")["lr_schedulers"][0]["_last_lr"]
-    assert rate == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * (8 - 2) / (3 * STEPS - 2))))
+    [lr] = checkpoint("runs/unnamed/version_1", "step-8")["lr_schedulers"][0]["_last_lr"]
+    assert lr == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * (8 - 2) / (3 * STEPS - 2))))
 
 
 @pytest.mark.parametrize("composer", ["ipc", pytest.param("transinr", marks=pytest.mark.slow)])
@@ -280,7 +280,7 @@ def test_mixed_precision_trains_a_step(composer, tmp_path, monkeypatch):
     assert all(weight.dtype != torch.bfloat16 for weight in checkpoint("runs/mixed/version_0")["state_dict"].values())
 
 
-def test_help_lists_every_command_and_its_settings():
+def test_help_lists_commands_and_options():
     for command in ("fit", "validate", "test"):
         assert command in asked("--help")
         assert {"--trainer.max_epochs", "--model.help", "--data.help", "--ckpt_path"} <= set(
@@ -296,21 +296,21 @@ def test_help_lists_every_command_and_its_settings():
         ("data", "datamodules.SamplePhotos", (SamplePhotos, CoordinateDataModule)),
     ],
 )
-def test_the_help_of_a_class_is_its_docstring_and_that_of_its_base(kind, class_path, documented):
-    shown = " ".join(asked("fit", f"--{kind}.help", class_path).split())
-    assert " ".join(documented[0].__doc__.split("\n\n")[0].split()).removesuffix(".") in shown
-    for one in documented:
-        arguments = one.__doc__.partition("Args:")[2].partition("Raises:")[0]
-        described = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments, re.MULTILINE | re.DOTALL))
-        described.pop("kwargs", None)
-        assert len(described) > 3
-        for name, text in described.items():
-            assert f"--{kind}.{name} " in shown
-            assert " ".join(text.split()).removesuffix(".") in shown
+def test_help_of_a_class_contains_its_docstring_and_that_of_its_base(kind, class_path, documented):
+    printed = " ".join(asked("fit", f"--{kind}.help", class_path).split())
+    assert " ".join(documented[0].__doc__.split("\n\n")[0].split()).removesuffix(".") in printed
+    for owner in documented:
+        arguments = owner.__doc__.partition("Args:")[2].partition("Raises:")[0]
+        descriptions = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments, re.MULTILINE | re.DOTALL))
+        descriptions.pop("kwargs", None)
+        assert len(descriptions) > 3
+        for name, text in descriptions.items():
+            assert f"--{kind}.{name} " in printed
+            assert " ".join(text.split()).removesuffix(".") in printed
 
 
 @pytest.mark.parametrize("composer", COMPOSERS)
-def test_the_printed_config_gives_itself_again(composer, tmp_path):
+def test_printed_config_reproduces_itself(composer, tmp_path):
     printed = asked("fit", *tiny(composer), "--print_config")
     assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.SamplePhotos"
     (tmp_path / "printed.yaml").write_text(printed)
@@ -318,6 +318,6 @@ def test_the_printed_config_gives_itself_again(composer, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_set_is_named_without_its_module(tmp_path):
+def test_data_set_can_be_named_without_its_module(tmp_path):
     printed = run_process("fit", *tiny("ipc"), "--data", "ImageFolder", "--print_config", cwd=tmp_path)
     assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.ImageFolder"

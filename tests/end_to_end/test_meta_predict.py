@@ -15,7 +15,7 @@ from application.shortcuts import expand_shortcuts, state_signal
 from benchmarks import cost
 from callbacks.gallery import Gallery
 from composers import Refinement
-from composers.codes import read_code, stated_shape, steps_taken
+from composers.codes import read_code, steps_taken
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.domain import Grid
@@ -33,12 +33,12 @@ METHODS = ("MetaIPC", "LearnedInit", "Functa")
 
 def _config(kind, shape=(3, 8, 8), **changes):
     """Return the config of a tiny model for signals of a shape."""
-    inr = {"coord_dim": len(shape) - 1, "value_dim": shape[0], "hidden_dim": 8, "num_layers": 3}
-    inr |= {"encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": {"num_frequencies": 4}}}
-    inr |= {"Functa": {"modulates": "biases"}, "LearnedInit": {"modulated_layers": "all"}}.get(kind, {})
+    network = {"coord_dim": len(shape) - 1, "value_dim": shape[0], "hidden_dim": 8, "num_layers": 3}
+    network |= {"encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": {"num_frequencies": 4}}}
+    network |= {"Functa": {"modulates": "biases"}, "LearnedInit": {"modulated_layers": "all"}}.get(kind, {})
     loop = {"class_path": "composers.GradientSteps", "init_args": {"steps": 2, "lr": 0.01}}
-    network = {"class_path": "composers.networks.CoordinateMLP", "init_args": inr}
-    arguments = {"inr": network, "inner_loop": loop, "signal_shape": list(shape)} | changes
+    network = {"class_path": "composers.networks.CoordinateMLP", "init_args": network}
+    arguments = {"network": network, "inner_loop": loop, "signal_shape": list(shape)} | changes
     return {"class_path": f"composers.{kind}", "init_args": arguments}
 
 
@@ -181,10 +181,10 @@ def test_steps_are_inner_steps_where_there_is_an_inner_loop():
     assert found.refinement is None
     assert _expanded(0, refinement=refinement).refinement.init_args.steps == 0
     with pytest.raises(
-        ValueError, match=r"^--steps is 0: of a meta-learned model these are its inner steps, at least 1\.$"
+        ValueError, match=r"^--steps is 0; for a meta-learned model it is the number of inner steps, at least 1\.$"
     ):
         _expanded(0, inner_loop=loop)
-    assert "inner steps of a meta-learned model" in " ".join(asked("predict", "--help").split())
+    assert "inner steps for a meta-learned model" in " ".join(asked("predict", "--help").split())
 
 
 def test_scenes_are_looked_at_from_as_many_sides_as_are_named():

@@ -164,31 +164,31 @@ def test_invalid_image_options_raise_one_line_errors(trained):
 
 def test_unusable_output_folders_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
-    assert "The folder . holds other things" in refused("predict", *args, ".")
+    assert "The folder . is not empty" in refused("predict", *args, ".")
     assert "The output folder tall.png cannot be written: it is a file" in refused("predict", *args, "tall.png")
     message = refused("predict", *args, "tall.png/in")
     assert "The output folder tall.png/in cannot be written: it is a file" in message
-    assert "choose another with --output" in message
+    assert "choose another folder with --output" in message
     assert {path.name for path in Path().iterdir()} >= {"wide.png", "tall.png"}
 
 
 def test_unusable_checkpoints_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path"]
     assert "There is no checkpoint no.ckpt" in refused("predict", *args, "no.ckpt")
-    assert "wide.png is cut off or no checkpoint" in refused("predict", *args, "wide.png")
+    assert "wide.png is truncated or not a checkpoint" in refused("predict", *args, "wide.png")
     content = torch.load(trained["ipc"], weights_only=True)
     del content["composer"]
     torch.save(content, "bare.ckpt")
     refused("predict", *args, "bare.ckpt")
     message = refused("predict", *args, trained["ipc"], *tiny("ipc"))
-    assert "--images serves datamodules.ImageFiles" in message
-    assert "leave the config out" in message
+    assert "--images sets an argument of datamodules.ImageFiles" in message
+    assert "omit the config" in message
 
 
 def test_help_lists_the_short_options():
     printed = asked("predict", "--help")
     assert all(f"--{name} " in printed or f"--{name}\n" in printed for name in OPTIONS)
-    assert "Images in and out" in printed
+    assert "Options for images" in printed
 
 
 def _run_codes(capsys, *args):

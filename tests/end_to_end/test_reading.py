@@ -56,7 +56,7 @@ def test_a_flipped_bit_in_a_tensor_raises_an_error(runs, way):
     readers[way](runs)
     record = damage(runs)
     assert torch.load(runs, weights_only=True)  # which does not verify checksums
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its record {record} differs .* name another file"):
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its record {record} differs .* use another file"):
         readers[way](runs)
 
 
@@ -80,7 +80,7 @@ def test_checksums_are_verified_once_per_file(runs, monkeypatch):
         verified.append(archive.filename)
         return testzip(archive)
 
-    monkeypatch.setattr(checkpoints, "_whole", set())
+    monkeypatch.setattr(checkpoints, "_verified", set())
     monkeypatch.setattr(zipfile.ZipFile, "testzip", record)
     run("validate", *tiny("ipc"), "--ckpt_path", "last")
     assert len(verified) == 1
@@ -144,7 +144,7 @@ def test_evaluation_requires_only_weights(runs):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"state_dict": {"a": 1}}, "a in its state_dict is no tensor"),
+        ({"state_dict": {"a": 1}}, "a in its `state_dict` is not a tensor"),
         ({"data": {"coord_range": [0.0, 1.0]}}, "without a domain and a signal_shape"),
         ({"data": {"domain": {"class_path": "os.system"}, "signal_shape": [3, 16, 16]}}, "'os.system' is unknown"),
         ({"data": {"coord_range": 3, "signal_shape": [3, 16, 16]}}, "without a domain and a signal_shape"),
@@ -160,7 +160,7 @@ def test_last_is_resolved_with_several_loggers(runs):
     folder = folder_of_runs([True, Namespace(init_args=Namespace(save_dir="a", name=None)), _logger("b", "c")])
     assert folder == Path("b/c")
     message = refused("validate", *tiny("ipc"), "--trainer.logger", "false", "--ckpt_path", "last")
-    assert "none of trainer.logger has save_dir and name: give the path" in message
+    assert "a logger with save_dir and name in trainer.logger: add one, or pass the path" in message
     printed = run("validate", *tiny("ipc"), "--trainer.logger", loggers, "--ckpt_path", "last")
     assert "psnr" in printed.lower()
 

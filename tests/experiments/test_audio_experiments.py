@@ -1,4 +1,4 @@
-"""The published experiments on speech: every hyper-parameter typed here, the overlay of audio, one step at full size."""
+"""Published experiments on speech: hyper-parameters, the overlay for audio, and a training step at full size."""
 
 import importlib.util
 from pathlib import Path
@@ -20,9 +20,9 @@ from modalities.audio_metrics import SISDR, LogSpectralDistance, OverSilence, Si
 CONFIGS = REPOSITORY / "configs"
 EXPERIMENTS = CONFIGS / "experiments"
 
-# Columns: seconds, coordinates of a step, data tokens.
+# Columns: seconds, coordinate subset, data tokens.
 PUBLISHED = {"librispeech1": (1.0, None, 80), "librispeech3": (3.0, 0.25, 240)}
-# Columns: class, modulated layers, weight tokens, numbers of a code, parameters of 1 s; positions of 160 tokens more for 3 s.
+# Columns: class, modulated layers, weight tokens, code size, parameters for 1 s (3 s: 160 more position embeddings).
 METHODS = {
     "ipc": ("TransformerIPC", [1], 256, 65_536, 44_384_513),
     "transinr": ("TransINR", "all", 4 * 64 + 1, 311_552, 48_131_841),
@@ -30,11 +30,11 @@ METHODS = {
 NAMES = [f"{data}_{method}" for data in PUBLISHED for method in METHODS]
 
 
-class Hum(CoordinateDataModule):
-    """Sound of any length, of which there is none.
+class EmptyAudio(CoordinateDataModule):
+    """A data module of audio without data.
 
     Args:
-        samples: Of a signal.
+        samples: Number of samples of a signal.
     """
 
     def __init__(self, samples: int = 16000) -> None:
@@ -43,45 +43,45 @@ class Hum(CoordinateDataModule):
 
     @property
     def spec(self):
-        """Mono audio of so many samples."""
+        """Mono audio."""
         return DataSpec(Grid.unit(1), 1, (1, self.samples), Modality())
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
 def _overlaid(composer, samples):
-    """Return a composer with one block as the overlay of audio makes it, for signals of so many samples."""
+    """Return a composer with one transformer block and the overlay for audio, for signals with this number of samples."""
     bases = (f"composers/{composer}.yaml", "modalities/audio.yaml", "modalities/audio_tokens.yaml")
     lines = [f"_base_: [{', '.join(str(CONFIGS / base) for base in bases)}]"]
-    lines += [f"data: {{class_path: {Hum.__module__}.Hum, init_args: {{samples: {samples}}}}}"]
+    lines += [f"data: {{class_path: {EmptyAudio.__module__}.EmptyAudio, init_args: {{samples: {samples}}}}}"]
     lines += ["model: {init_args: {transformer: {init_args: {num_blocks: 1}}}}"]
-    Path("sound.yaml").write_text("\n".join(lines))
-    made, data, _ = cost.build(Path("sound.yaml"))
-    made.check_sizes(data)
-    return made.eval()
+    Path("audio.yaml").write_text("\n".join(lines))
+    model, data, _ = cost.build(Path("audio.yaml"))
+    model.check_sizes(data)
+    return model.eval()
 
 
 @pytest.mark.parametrize(("samples", "tokens"), [(16000, 80), (15801, 80), (16100, 81)])
 @pytest.mark.parametrize("composer", ["transformer_ipc", "transinr"])
-def test_the_overlay_makes_composers_of_sound(composer, samples, tokens):
-    made = _overlaid(composer, samples)
-    assert made.hypernet.num_tokens[0] == tokens
-    assert made.hypernet.tokenizer.token_dim == 200
-    assert (made.network.coord_dim, made.network.value_dim, made.network.output_offset) == (1, 1, 0.0)
-    assert made.network.layer_sizes == [(4096, 256), *[(256, 256)] * 3, (256, 1)]
-    frequencies = made.network.encoding.frequencies
+def test_overlay_builds_composers_for_audio(composer, samples, tokens):
+    model = _overlaid(composer, samples)
+    assert model.start.encoder.num_tokens == tokens
+    assert model.start.encoder.embed_dim == 200
+    assert (model.network.coord_dim, model.network.value_dim, model.network.output_offset) == (1, 1, 0.0)
+    assert model.network.layer_sizes == [(4096, 256), *[(256, 256)] * 3, (256, 1)]
+    frequencies = model.network.encoding.frequencies
     assert (frequencies[0], len(frequencies), round(float(frequencies[-1]), 2)) == (1, 2048, 1024)
     with torch.no_grad():
-        values = made(Observation(torch.randn(2, 1, samples)), grid((7,)))
+        values = model(Observation(torch.randn(2, 1, samples)), grid((7,)))
     assert values.shape == (2, 7, 1)
     assert values.isfinite().all()
 
 
-def test_the_overlay_measures_what_is_read_of_sound():
+def test_overlay_sets_the_metrics_of_audio():
     measures = _overlaid("transformer_ipc", 16000).measures
     assert {name: type(metric) for name, metric in measures.items()} == {
         "psnr": PSNR,
@@ -95,24 +95,24 @@ def test_the_overlay_measures_what_is_read_of_sound():
 
 
 @pytest.mark.parametrize(("metric", "package"), [("STOI", "pystoi"), ("PESQ", "pesq")])
-def test_a_metric_whose_package_is_missing_ends_with_one_message(metric, package, monkeypatch):
+def test_metric_without_its_package_is_one_message(metric, package, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     Path("more.yaml").write_text(
         f"_base_: {EXPERIMENTS / 'librispeech1_ipc.yaml'}\n"
-        f"model: {{init_args: {{metrics: {{heard: {{class_path: modalities.audio_metrics.{metric}}}}}}}}}"
+        f"model: {{init_args: {{metrics: {{intelligibility: {{class_path: modalities.audio_metrics.{metric}}}}}}}}}"
     )
-    told = refused("fit", "--config", "more.yaml", "--model.init_args.transformer.init_args.num_blocks", 1)
-    assert f"{metric} needs the package {package}, which is not installed: pip install {package}," in told
+    message = refused("fit", "--config", "more.yaml", "--model.init_args.transformer.init_args.num_blocks", 1)
+    assert f"{metric} needs the package {package}, which is not installed: pip install {package}," in message
 
 
-def test_every_published_experiment_is_there():
-    found = {path.stem for path in EXPERIMENTS.glob("librispeech*.yaml")}
-    assert {name for name in found if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
+def test_every_published_experiment_exists():
+    names = {path.stem for path in EXPERIMENTS.glob("librispeech*.yaml")}
+    assert {name for name in names if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hyper_parameters_are_the_published_ones(name):
+def test_hyper_parameters_match_the_paper(name):
     column_name, method = name.split("_")
     seconds, coordinates, _ = PUBLISHED[column_name]
     composer, modulated_layers, *_ = METHODS[method]
@@ -129,7 +129,7 @@ def test_hyper_parameters_are_the_published_ones(name):
     assert trainer["accumulate_grad_batches"] == 1
     assert trainer["gradient_clip_val"] is None
     assert data["class_path"].endswith(".LibriSpeech")
-    wanted = {
+    expected = {
         "seconds": seconds,
         "sample_rate": 16000,
         "batch_size": 16,
@@ -141,18 +141,18 @@ def test_hyper_parameters_are_the_published_ones(name):
         "cropping": "whole",
         "partial": False,
     }
-    assert {key: data["init_args"][key] for key in wanted} == wanted
+    assert {key: data["init_args"][key] for key in expected} == expected
     assert model["class_path"].endswith(f".{composer}")
     _check_model(model["init_args"], modulated_layers)
 
 
 def _check_model(model, modulated_layers):
-    """Compare the arguments of a composer with what is common to the published experiments on speech."""
-    inr = model["inr"]["init_args"]
-    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 5, modulated_layers)
-    assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (True, 0.0, None)
-    assert inr["encoding"]["class_path"].endswith(".FourierFeatures")
-    assert inr["encoding"]["init_args"] == {"num_frequencies": 2048, "max_frequency": 1024, "use_pi": True}
+    """Check the arguments of a composer that all published experiments on speech share."""
+    network = model["network"]["init_args"]
+    assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, modulated_layers)
+    assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.0, None)
+    assert network["encoding"]["class_path"].endswith(".FourierFeatures")
+    assert network["encoding"]["init_args"] == {"num_frequencies": 2048, "max_frequency": 1024, "use_pi": True}
     assert model["tokenizer"]["class_path"].endswith(".Patches")
     tokenizer = model["tokenizer"]["init_args"]
     assert (tokenizer["patch_size"], tokenizer["padding"], tokenizer["remainder"]) == (200, 0, "reflect")
@@ -176,15 +176,15 @@ def _check_model(model, modulated_layers):
     assert list(model["metrics"]) == ["psnr", "silence", "over_silence", "si_sdr", "lsd"]
 
 
-def test_every_experiment_says_what_it_costs():
+def test_every_experiment_states_its_cost():
     for name in NAMES:
         header = (EXPERIMENTS / f"{name}.yaml").read_text().split("_base_")[0]
         for part in (
             "docs/experiments.md",
             "M parameters",
             "1.78 M steps of 16 recordings",
-            "TFLOP each",
-            "EFLOP in all",
+            "TFLOP",
+            "EFLOP in total",
             "Disk:",
             "--data.init_args.cropping released",
             "--trainer.devices 4",
@@ -192,7 +192,7 @@ def test_every_experiment_says_what_it_costs():
             assert part in header
 
 
-def test_a_unit_of_the_coordinates_is_half_a_second():
+def test_unit_of_coordinates_is_half_a_second():
     for name, seconds in (("librispeech1_ipc", 1.0), ("librispeech3_ipc", 3.0)):
         _, data, epochs = cost.build(EXPERIMENTS / f"{name}.yaml")
         assert (data.signal_shape, data.spec.domain, epochs) == (
@@ -203,7 +203,7 @@ def test_a_unit_of_the_coordinates_is_half_a_second():
 
 
 def _utterances(folder, seconds):
-    """Write noisy FLAC files under the names of LibriSpeech, one to train on and one held out."""
+    """Write noisy FLAC files with the names of LibriSpeech, one for training and one held out."""
     soundfile = pytest.importorskip("soundfile")
     generator = torch.Generator().manual_seed(0)
     for subset in ("train-clean-100", "test-clean"):
@@ -215,7 +215,7 @@ def _utterances(folder, seconds):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
+def test_experiment_trains_a_step_at_full_size(name, tmp_path):
     column_name, method = name.split("_")
     seconds, _, data_tokens = PUBLISHED[column_name]
     _, _, weight_tokens, _, parameters = METHODS[method]
@@ -238,19 +238,17 @@ def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
     assert 0 < loss < 1
     measured = {key: column(folder / "metrics.csv", f"val/{key}") for key in ("psnr", "silence", "over_silence", "lsd")}
     [psnr], [silence], [over_silence], [distance] = measured.values()
-    assert silence == pytest.approx(20, abs=0.1)  # of noise of 0.1
+    assert silence == pytest.approx(20, abs=0.1)  # for noise with standard deviation 0.1
     assert over_silence == pytest.approx(psnr - silence, abs=1e-4)
-    assert -40 < over_silence < 1  # of a network that has heard one recording
+    assert -40 < over_silence < 1  # after training on one recording
     assert 0 < distance < 100
     saved = checkpoint(folder)
     trained, moments = saved["state_dict"], saved["optimizer_states"][0]["state"]
     assert saved["global_step"] == 1
     assert all(tensor.isfinite().all() for tensor in trained.values())
-    gradients = [
-        moment["exp_avg"] * 10 for moment in moments.values()
-    ]  # the first moment after the first step is a tenth
+    # after one step, the first moment is a tenth of the gradient
+    gradients = [moment["exp_avg"] * 10 for moment in moments.values()]
     assert sum(gradient.numel() for gradient in gradients) == parameters + 768 * (data_tokens - 80)
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
-    assert trained["inr.biases.4"].abs().item() == pytest.approx(
-        1e-4, rel=1e-2
-    )  # was zero, and Adam's step is its rate
+    # initially zero; the first Adam step has the length of the learning rate
+    assert trained["network.biases.4"].abs().item() == pytest.approx(1e-4, rel=1e-2)

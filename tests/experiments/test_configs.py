@@ -1,4 +1,4 @@
-"""Every shipped YAML is read, and builds what it names; how files are laid over each other."""
+"""Every bundled config builds the classes it names; merging of config files."""
 
 from pathlib import Path
 from unittest import mock
@@ -14,34 +14,34 @@ from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
 CONFIGS = REPOSITORY / "configs"
-# Sizes that make the data of a YAML fit the patches of every composer, which are those of images of 178 pixels.
+# Arguments that make the data fit the patches of every composer, which are those for images of 178 x 178 pixels.
 FITTING = {"sample_photos": ["--data.init_args.size", 178]}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
-META_LEARNED = ("meta_ipc", "learned_init", "functa")  # in names of experiments
-SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # the others are like it, and take time
-FEW = [  # likewise
+META_LEARNED = ("meta_ipc", "learned_init", "functa")  # parts of names of experiments
+SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
+FEW = [  # for the same reason
     *("--model.init_args.inner.init_args.test_samples_per_step", 8),
     *("--model.init_args.inner.init_args.test_steps", 2),
 ]
 
 
 def _named(folder):
-    """Return the YAML files of a folder of configs, as parameters named after them."""
+    """Return the files in a folder of configs as named test parameters."""
     return [pytest.param(path, id=path.stem) for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 
 
 def _build(*args):
-    """Return what ``fit`` builds before it trains."""
-    made = []
-    with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: made.append(self)):
+    """Return the `CLI` of ``fit`` after instantiation, without training."""
+    programs = []
+    with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: programs.append(self)):
         run("fit", *args)
-    return made[0]
+    return programs[0]
 
 
 def _assert_works(*args):
-    """Check that a config builds a composer that represents the data beside it."""
-    built = _build(*args)
-    composer, data = built.model, built.datamodule
+    """Check that a config builds a composer that fits its data, and return the `CLI`."""
+    program = _build(*args)
+    composer, data = program.model, program.datamodule
     assert isinstance(composer, Composer)
     assert isinstance(data, CoordinateDataModule)
     composer.check_sizes(data)
@@ -51,11 +51,11 @@ def _assert_works(*args):
         values = composer.eval()(batch.observation, coords)
     assert values.shape == (2, coords.shape[-2], data.spec.value_dim)
     assert values.isfinite().all()
-    return built
+    return program
 
 
 def _assert_prints_itself(*args):
-    """Check that a config prints one that says the same."""
+    """Check that the printed config of a config is equivalent."""
     printed = asked("fit", *args, "--print_config")
     Path("printed.yaml").write_text(printed)
     assert asked("fit", "--config", "printed.yaml", "--print_config") == printed
@@ -63,17 +63,17 @@ def _assert_prints_itself(*args):
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
-def test_there_are_configs_of_every_kind():
+def test_configs_of_every_kind_exist():
     for folder in ("composers", "data", "experiments"):
         assert _named(folder)
 
 
 def _pairs():
-    """Return every composer with every data set; IPC alone meets data to download outside the slow tests."""
+    """Return all pairs of composers and data sets; outside the slow tests, only IPC is paired with data sets to download."""
     return [
         pytest.param(
             composer.values[0],
@@ -93,18 +93,18 @@ def test_every_composer_works_with_every_data_set(composer, data):
     tokens = CONFIGS / "modalities" / f"{modality}_tokens.yaml"
     if composer.stem in HYPERNETWORKS and tokens.is_file():
         layers.append(tokens)
-    chosen = [part for layer in layers for part in ("--config", layer)]
+    arguments = [part for layer in layers for part in ("--config", layer)]
     quick = SHALLOW if composer.stem in HYPERNETWORKS else FEW
-    built = _assert_works(*chosen, *FITTING.get(data.stem, []), *quick)
+    program = _assert_works(*arguments, *FITTING.get(data.stem, []), *quick)
     if composer.stem == "transformer_ipc":
-        _assert_prints_itself(*chosen)
-    named = [yaml.safe_load(path.read_text())[key] for path, key in ((composer, "model"), (data, "data"))]
-    for instance, config in zip((built.model, built.datamodule), named, strict=True):
+        _assert_prints_itself(*arguments)
+    configs = [yaml.safe_load(path.read_text())[key] for path, key in ((composer, "model"), (data, "data"))]
+    for instance, config in zip((program.model, program.datamodule), configs, strict=True):
         assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
 
 
 def _experiments():
-    """Return every experiment; those of published sizes are left to the slow tests."""
+    """Return all experiments; those of published sizes are slow."""
     small = ("photos", "speech", "objects", "folder")
     return [
         pytest.param(path.values[0], id=path.id, marks=[] if path.id.startswith(small) else pytest.mark.slow)
@@ -115,12 +115,12 @@ def _experiments():
 @pytest.mark.parametrize("experiment", _experiments())
 def test_every_experiment_works(experiment):
     meta_learned = any(kind in experiment.stem for kind in META_LEARNED)
-    built = _assert_works("--config", experiment, *(FEW if meta_learned else SHALLOW))
+    program = _assert_works("--config", experiment, *(FEW if meta_learned else SHALLOW))
     _assert_prints_itself("--config", experiment)
-    assert built.trainer.logger.name == experiment.stem  # so that --ckpt_path last finds its own runs
+    assert program.trainer.logger.name == experiment.stem  # so that --ckpt_path last finds the runs of this experiment
 
 
-def test_every_other_config_is_an_overlay_or_the_defaults():
+def test_config_folder_has_no_other_files():
     known = {
         "default.yaml",
         "composers",
@@ -134,15 +134,15 @@ def test_every_other_config_is_an_overlay_or_the_defaults():
     assert {path.name for path in CONFIGS.iterdir()} <= known
 
 
-def test_the_defaults_are_always_loaded():
-    built = _build("--config", TESTS / "configs" / "tiny_ipc.yaml")
-    names = [type(callback).__name__ for callback in built.trainer.callbacks]
+def test_defaults_are_always_loaded():
+    program = _build("--config", TESTS / "configs" / "tiny_ipc.yaml")
+    names = [type(callback).__name__ for callback in program.trainer.callbacks]
     for name in ("StartSummary", "ProgressBar", "ResultsTable", "RefinementPlot", "BestCheckpoint", "Gallery"):
         assert names.count(name) == 1
 
 
 def _write(**files):
-    """Write YAML files, whose names have ``__`` for ``/``, and return the content of the last one with its bases."""
+    """Write YAML files, with ``__`` for ``/`` in names, and return the last one merged with its bases."""
     for name, text in files.items():
         path = Path(*name.split("__")).with_suffix(".yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,30 +150,30 @@ def _write(**files):
     return load_layers(text)
 
 
-def test_mappings_merge_and_the_upper_file_wins():
-    found = _write(
+def test_mappings_merge_and_later_files_override():
+    merged = _write(
         low="a: {x: 1, y: {z: 2, w: 3}}\nb: 1\nc: [1, 2]",
         high="_base_: low.yaml\na: {y: {z: 5}, v: 6}\nc: [3]\nd: null",
     )
-    assert found == {"a": {"x": 1, "y": {"z": 5, "w": 3}, "v": 6}, "b": 1, "c": [3], "d": None}
+    assert merged == {"a": {"x": 1, "y": {"z": 5, "w": 3}, "v": 6}, "b": 1, "c": [3], "d": None}
 
 
-def test_later_bases_lie_over_earlier_ones():
-    found = _write(first="a: 1\nb: 1\nc: 1", second="b: 2\nc: 2", top="_base_: [first.yaml, second.yaml]\nc: 3")
-    assert found == {"a": 1, "b": 2, "c": 3}
+def test_later_bases_override_earlier_ones():
+    merged = _write(first="a: 1\nb: 1\nc: 1", second="b: 2\nc: 2", top="_base_: [first.yaml, second.yaml]\nc: 3")
+    assert merged == {"a": 1, "b": 2, "c": 3}
 
 
-def test_bases_have_bases_and_paths_are_relative_to_the_file_that_names_them():
-    found = _write(
+def test_bases_are_nested_with_paths_relative_to_the_file():
+    merged = _write(
         below__deep__root="a: 1\nb: 1",
         below__middle="_base_: deep/root.yaml\nb: 2\nc: 2",
         beside__other="d: 4",
         top="_base_: [below/middle.yaml, beside/other.yaml]\nc: 3",
     )
-    assert found == {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert merged == {"a": 1, "b": 2, "c": 3, "d": 4}
 
 
-def test_another_class_replaces_the_arguments_of_the_first():
+def test_different_class_replaces_the_arguments():
     low = "model: {class_path: A, init_args: {x: 1, y: {class_path: B, init_args: {z: 2}}}}"
     same = _write(low=low, high="_base_: low.yaml\nmodel: {class_path: A, init_args: {x: 5}}")
     assert same["model"]["init_args"] == {"x": 5, "y": {"class_path": "B", "init_args": {"z": 2}}}
@@ -183,32 +183,34 @@ def test_another_class_replaces_the_arguments_of_the_first():
     assert other["model"]["init_args"] == {"x": 1, "y": {"class_path": "C", "init_args": {"w": 3}}}
 
 
-def test_lists_replace_lists_except_where_they_are_to_be_joined():
-    found = _write(
+def test_lists_are_replaced_unless_appended():
+    merged = _write(
         low="callbacks+: [1, 2]\nplain: [1, 2]",
         middle="_base_: low.yaml\ncallbacks+: [3]",
         high="_base_: middle.yaml\ncallbacks+: [4]\nplain: [5]\nnew+: [6]",
     )
-    assert found == {"callbacks+": [1, 2, 3, 4], "plain": [5], "new+": [6]}
+    assert merged == {"callbacks+": [1, 2, 3, 4], "plain": [5], "new+": [6]}
 
 
-def test_a_list_can_be_given_and_added_to():
-    given = "trainer: {callbacks: [{class_path: callbacks.results.ResultsTable}]}"
+def test_list_can_be_replaced_or_appended():
+    replaced = "trainer: {callbacks: [{class_path: callbacks.results.ResultsTable}]}"
     added = "trainer: {callbacks+: [{class_path: callbacks.gallery.Gallery}]}"
     assert _write(low="a: [1]", high="_base_: low.yaml\na+: [2]") == {"a": [1, 2]}
     assert _write(low="a+: [1]", high="_base_: low.yaml\na: [2]") == {"a": [2]}
     tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
-    for low, high, wanted in (
-        (given, added, {"ResultsTable", "Gallery"}),
-        (added, given, {"ResultsTable"}),
+    for low, high, expected in (
+        (replaced, added, {"ResultsTable", "Gallery"}),
+        (added, replaced, {"ResultsTable"}),
     ):
         _write(low=low, high=f"_base_: low.yaml\n{high}")
         callbacks = _build(*tiny, "--config", "high.yaml").trainer.callbacks
-        ours = [type(callback).__name__ for callback in callbacks if type(callback).__module__.startswith("callbacks.")]
-        assert sorted(ours) == sorted(wanted | {"ExactResume", "NonFinite", "StopOnSignal"})  # of every command
+        names = [
+            type(callback).__name__ for callback in callbacks if type(callback).__module__.startswith("callbacks.")
+        ]
+        assert sorted(names) == sorted(expected | {"ExactResume", "NonFinite", "StopOnSignal"})  # part of every command
 
 
-def test_yaml_without_a_base_is_left_alone():
+def test_yaml_without_a_base_is_unchanged():
     assert load_layers("[1, 2]") == [1, 2]
     assert load_layers("1e-3") == 1e-3
     assert load_layers("{a: {_base_: x.yaml}}") == {"a": {"_base_": "x.yaml"}}
@@ -225,39 +227,39 @@ def test_yaml_without_a_base_is_left_alone():
     ],
     ids=["missing", "a folder", "a list", "empty", "no YAML"],
 )
-def test_bases_that_cannot_be_used(files, message):
+def test_invalid_bases_raise(files, message):
     with pytest.raises(ValueError, match=message):
         _write(**files)
 
 
-def test_a_file_laid_over_itself_is_refused():
+def test_circular_base_raises():
     with pytest.raises(ValueError, match=r"top\.yaml.*itself"):
         _write(top="_base_: top.yaml")
 
 
-def test_the_command_line_wins_over_files_and_files_over_bases():
+def test_command_line_overrides_files_and_files_override_bases():
     tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
     Path("over.yaml").write_text("data: {init_args: {batch_size: 3}}\nmodel: {init_args: {rank: 4}}\n")
-    built = _build(*tiny, "--config", "over.yaml", "--model.init_args.rank", 2)
-    assert built.datamodule.batch_size == 3
-    assert built.model.bases["1"].shape == (2, 8)
-    assert built.datamodule.size == 16
+    program = _build(*tiny, "--config", "over.yaml", "--model.init_args.rank", 2)
+    assert program.datamodule.batch_size == 3
+    assert program.model.bases["1"].shape == (2, 8)
+    assert program.datamodule.size == 16
 
 
-def test_sizes_come_from_the_data_and_a_size_that_was_given_stays():
+def test_sizes_are_filled_from_the_data():
     tiny = ["--config", str(TESTS / "configs" / "tiny_ipc.yaml")]
     saved = yaml.safe_load(asked("fit", *tiny, "--data.init_args.size", 24, "--print_config"))
-    assert saved["model"]["init_args"]["inr"]["init_args"]["coord_dim"] is None  # as it was given
-    built = _build(*tiny, "--data.init_args.size", 24)
-    assert built.model.hypernet.tokenizer.signal_shape == (3, 24, 24)
-    assert (built.model.network.coord_dim, built.model.network.value_dim) == (2, 3)
-    stated = built.model.config["init_args"]
-    assert stated["tokenizer"]["init_args"]["signal_shape"] == [3, 24, 24]  # so that a checkpoint can be rebuilt
+    assert saved["model"]["init_args"]["network"]["init_args"]["coord_dim"] is None  # as in the config
+    program = _build(*tiny, "--data.init_args.size", 24)
+    assert program.model.start.encoder.signal_shape == (3, 24, 24)
+    assert (program.model.network.coord_dim, program.model.network.value_dim) == (2, 3)
+    arguments = program.model.config["init_args"]
+    assert arguments["encoder"]["init_args"]["signal_shape"] == [3, 24, 24]  # so that a checkpoint can be loaded
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("composer", ["transformer_ipc", "transinr"])
-def test_the_published_sizes_train_a_step(composer):
+def test_published_sizes_train_a_step(composer):
     arguments = [
         "--config",
         CONFIGS / "composers" / f"{composer}.yaml",
@@ -284,4 +286,4 @@ def test_the_published_sizes_train_a_step(composer):
     trained = checkpoint(folder)["state_dict"]
     assert start.keys() == trained.keys()
     assert not torch.equal(start["hypernet.positions"], trained["hypernet.positions"])
-    assert_same(trained["inr.encoding.frequencies"], start["inr.encoding.frequencies"])
+    assert_same(trained["network.encoding.frequencies"], start["network.encoding.frequencies"])

@@ -1,4 +1,4 @@
-"""The published experiments: every hyper-parameter against the papers' tables typed here, and one step at full size."""
+"""Published experiments on images: hyper-parameters against the values in the papers, and a training step at full size."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from program import REPOSITORY, asked, checkpoint, column, run
 
 EXPERIMENTS = REPOSITORY / "configs" / "experiments"
 
-# Columns: data module, pixels, epochs, epochs between evaluations, maximum frequency, patch, padding, coordinates, noise.
+# Columns: data module, image size, epochs, epochs between validations, maximum frequency, patch size, padding,
+# coordinate subset, coordinate noise.
 PUBLISHED = {
     "celeba178": ("CelebA", 178, 300, 5, 64, 9, 1, None, "none"),
     "ffhq178": ("FFHQ", 178, 1000, 10, 64, 9, 1, None, "none"),
@@ -22,22 +23,22 @@ NAMES = [f"{data}_{method}" for data in PUBLISHED for method in METHODS]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
 def _parsed(name):
-    """Return the whole configuration of an experiment as the program parses it."""
+    """Return the complete config of an experiment as parsed by the program."""
     return yaml.safe_load(asked("fit", "--config", EXPERIMENTS / f"{name}.yaml", "--print_config"))
 
 
-def test_every_published_experiment_is_there():
-    found = {path.stem for size in ("178", "512", "1024") for path in EXPERIMENTS.glob(f"*{size}_*.yaml")}
-    assert {name for name in found if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
+def test_every_published_experiment_exists():
+    names = {path.stem for size in ("178", "512", "1024") for path in EXPERIMENTS.glob(f"*{size}_*.yaml")}
+    assert {name for name in names if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hyper_parameters_are_the_published_ones(name):
+def test_hyper_parameters_match_the_paper(name):
     column_name, method = name.split("_")
     source, size, epochs, evaluation, highest, patch, padding, coordinates, noise = PUBLISHED[column_name]
     composer, modulated_layers = METHODS[method]
@@ -54,24 +55,24 @@ def test_hyper_parameters_are_the_published_ones(name):
     assert trainer["accumulate_grad_batches"] == 1
     assert trainer["gradient_clip_val"] is None
     assert data["class_path"].endswith(f".{source}")
-    given = data["init_args"]
-    wanted = {"size": size, "batch_size": 16, "coordinate_subset": coordinates, "coordinate_noise": noise}
-    assert {key: given[key] for key in wanted} == wanted
-    assert given["partial"] is False
-    assert (given["cache"] is None) == (size > 178)
-    assert given.get("training_list") is None
-    assert given.get("evaluation", "resized") == "resized"
+    arguments = data["init_args"]
+    expected = {"size": size, "batch_size": 16, "coordinate_subset": coordinates, "coordinate_noise": noise}
+    assert {key: arguments[key] for key in expected} == expected
+    assert arguments["partial"] is False
+    assert (arguments["cache"] is None) == (size > 178)
+    assert arguments.get("training_list") is None
+    assert arguments.get("evaluation", "resized") == "resized"
     assert model["class_path"].endswith(f".{composer}")
     _check_model(model["init_args"], modulated_layers, highest, patch, padding)
 
 
 def _check_model(model, modulated_layers, highest, patch, padding):
-    """Compare the arguments of a composer with what is common to all published experiments on images."""
-    inr = model["inr"]["init_args"]
-    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 5, modulated_layers)
-    assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (True, 0.5, None)
-    assert inr["encoding"]["class_path"].endswith(".FourierFeatures")
-    assert inr["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
+    """Check the arguments of a composer that all published experiments on images share."""
+    network = model["network"]["init_args"]
+    assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, modulated_layers)
+    assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.5, None)
+    assert network["encoding"]["class_path"].endswith(".FourierFeatures")
+    assert network["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
     assert model["tokenizer"]["class_path"].endswith(".Patches")
     tokenizer = model["tokenizer"]["init_args"]
     assert (tokenizer["patch_size"], tokenizer["padding"], tokenizer["remainder"]) == (patch, padding, "refuse")
@@ -95,14 +96,14 @@ def _check_model(model, modulated_layers, highest, patch, padding):
     assert "psnr" in model["metrics"]
 
 
-def test_every_experiment_says_what_it_costs():
+def test_every_experiment_states_its_cost():
     for name in NAMES:
         header = (EXPERIMENTS / f"{name}.yaml").read_text().split("_base_")[0]
         for part in (
             "docs/experiments.md",
             "M parameters",
-            "TFLOP each",
-            "EFLOP in all",
+            "TFLOP",
+            "EFLOP in total",
             "Disk:",
             "--trainer.devices 4",
         ):
@@ -110,7 +111,7 @@ def test_every_experiment_says_what_it_costs():
 
 
 def _faces(folder, count):
-    """Write noisy PNG files of 1024 pixels under the names of FFHQ, for training and, from 60000 on, for validation."""
+    """Write noisy PNG files of 1024 x 1024 pixels with the names of FFHQ: from 0 for training, from 60000 for validation."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for index in [*range(count), *range(60_000, 60_000 + count)]:
@@ -120,7 +121,7 @@ def _faces(folder, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ffhq178_ipc", "ffhq178_transinr", "ffhq1024_ipc"])
-def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
+def test_experiment_trains_a_step_at_full_size(name, tmp_path):
     _faces(tmp_path / "data" / "ffhq" / "images1024x1024", 1)
     settings = {
         "data.init_args.partial": "true",
@@ -144,17 +145,16 @@ def test_an_experiment_trains_a_step_at_full_size(name, tmp_path):
     folder = tmp_path / "runs" / name / "version_0"
     [loss], [psnr] = (column(folder / "metrics.csv", key) for key in ("train/loss", "val/psnr"))
     assert 0 < loss < 1
-    assert -20 < psnr < 30  # of a network that has seen one image
+    assert -20 < psnr < 30  # after training on one image
     saved = checkpoint(folder)
     trained, moments = saved["state_dict"], saved["optimizer_states"][0]["state"]
     assert saved["global_step"] == 1
     assert all(tensor.isfinite().all() for tensor in trained.values())
     assert all(moment["step"] == 1 for moment in moments.values())
-    gradients = [
-        moment["exp_avg"] * 10 for moment in moments.values()
-    ]  # the first moment after the first step is a tenth
+    # after one step, the first moment is a tenth of the gradient
+    gradients = [moment["exp_avg"] * 10 for moment in moments.values()]
     parameters = sum(gradient.numel() for gradient in gradients)
     assert parameters == {178: 43_680_771, 512: 45_742_851, 1024: 46_332_675}[size] + 795_904 * (method == "transinr")
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
-    bias = trained["inr.biases.4"]  # was zero, and Adam's first step is as long as its rate
+    bias = trained["network.biases.4"]  # initially zero; the first Adam step has the length of the learning rate
     assert bias.abs().tolist() == pytest.approx([1e-4] * 3, rel=1e-2)

@@ -1,4 +1,4 @@
-"""The experiments on meta-learning: published hyper-parameters typed here, ours by name, and one step at full size."""
+"""Experiments on meta-learning: published hyper-parameters, and a training step at full size of every experiment."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from datamodules.cameras import orbit
 
 EXPERIMENTS = REPOSITORY / "configs" / "experiments"
 
-# Columns: data, pixels, epochs, maximum frequency, noise-free step size of the inner loop, rate of Adam, epochs of warm-up.
+# Columns: data, image size, epochs, maximum frequency, inner learning rate, learning rate of Adam, warm-up epochs.
 PUBLISHED = {
     "imagenette178_meta_ipc": ("ImageNette", 178, 800, 128, 0.003, 1e-4, None),
     "imagenette178_learned_init": ("ImageNette", 178, 800, 128, 0.003, 1e-4, None),
@@ -30,7 +30,7 @@ OURS = (
     "chairs_learned_init",
     "celeba178_functa",
 )
-# Columns: parameters, numbers of an adapted instance.
+# Columns: parameters, code size.
 SIZES = {
     "imagenette178_meta_ipc": (395_075 - 256 * 256 - 64, 256 * 256),
     "imagenette178_learned_init": (526_915 - 4 * 256 * 256 - 256 * 3 - 64, 4 * 256 * 256 + 256 * 3),
@@ -39,7 +39,8 @@ SIZES = {
     "chairs_learned_init_reptile": (120 * 256 + 4 * 256 * 256 + 256 * 4 + 5 * 256 + 4,) * 2,
     "celeba178_learned_init_siren": (2 * 256 + 3 * 256 * 256 + 256 * 3 + 4 * 256 + 3,) * 2,
     "celeba178_functa": (
-        (2 * 512 + 13 * 512 * 512 + 512 * 3) + (14 * 512 + 3) + 128 * 14 * 512 + 128,  # the last are step sizes
+        # weights, biases, projection of the code, learned step sizes
+        (2 * 512 + 13 * 512 * 512 + 512 * 3) + (14 * 512 + 3) + 128 * 14 * 512 + 128,
         128,
     ),
 }
@@ -47,12 +48,12 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
 def _parsed(name):
-    """Return the whole configuration of an experiment as the program parses it."""
+    """Return the complete config of an experiment as parsed by the program."""
     return yaml.safe_load(asked("fit", "--config", EXPERIMENTS / f"{name}.yaml", "--print_config"))
 
 
@@ -66,47 +67,47 @@ def _header(name):
     return (EXPERIMENTS / f"{name}.yaml").read_text().split("_base_")[0]
 
 
-def test_every_experiment_is_there():
-    found = {
+def test_every_experiment_exists():
+    names = {
         path.stem for kind in ("meta_ipc", "learned_init*", "functa") for path in EXPERIMENTS.glob(f"*_{kind}.yaml")
     }
-    assert {name for name in found if not name.startswith("photos_")} == {*PUBLISHED, *ORIGINAL, *OURS}
+    assert {name for name in names if not name.startswith("photos_")} == {*PUBLISHED, *ORIGINAL, *OURS}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_hyper_parameters_are_the_published_ones(name):
-    source, size, epochs, highest, inner_rate, rate, warmup = PUBLISHED[name]
+def test_hyper_parameters_match_the_paper(name):
+    source, size, epochs, highest, inner_lr, lr, warmup = PUBLISHED[name]
     config = _parsed(name)
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
-    wanted = {"max_epochs": epochs, "check_val_every_n_epoch": 10, "precision": "32-true", "devices": 1}
-    wanted |= {"accumulate_grad_batches": 1, "gradient_clip_val": None, "max_steps": -1}
-    assert {key: trainer[key] for key in wanted} == wanted
+    expected = {"max_epochs": epochs, "check_val_every_n_epoch": 10, "precision": "32-true", "devices": 1}
+    expected |= {"accumulate_grad_batches": 1, "gradient_clip_val": None, "max_steps": -1}
+    assert {key: trainer[key] for key in expected} == expected
     assert (config["seed_everything"], trainer["logger"]["init_args"]["name"]) == (0, name)
     assert config["data"]["class_path"].endswith(f".{source}")
-    wanted = {"size": size, "batch_size": 16, "coordinate_subset": None, "coordinate_noise": "none", "partial": False}
-    assert {key: data[key] for key in wanted} == wanted
+    expected = {"size": size, "batch_size": 16, "coordinate_subset": None, "coordinate_noise": "none", "partial": False}
+    assert {key: data[key] for key in expected} == expected
     assert data.get("evaluation", "resized") == "resized"
     assert config["model"]["class_path"].endswith(".MetaIPC" if "ipc" in name else ".LearnedInit")
     _check_model(model, [1] if "ipc" in name else "all", highest)
     inner = model["inner_loop"]["init_args"]
-    wanted = {"steps": 2, "test_steps": None, "lr": inner_rate, "learned_lr": [], "first_order": False}
-    wanted |= {"samples_per_step": "all", "test_samples_per_step": None}
-    assert {key: inner[key] for key in wanted} == wanted
+    expected = {"steps": 2, "test_steps": None, "lr": inner_lr, "learned_lr": [], "first_order": False}
+    expected |= {"samples_per_step": "all", "test_samples_per_step": None}
+    assert {key: inner[key] for key in expected} == expected
     assert model["optimizer"]["class_path"] == "torch.optim.Adam"
     optimizer = model["optimizer"]["init_args"]
-    assert (optimizer["lr"], list(optimizer["betas"]), optimizer["weight_decay"]) == (rate, [0.9, 0.999], 0.0)
+    assert (optimizer["lr"], list(optimizer["betas"]), optimizer["weight_decay"]) == (lr, [0.9, 0.999], 0.0)
     schedule = model["scheduler"] and (model["scheduler"]["class_path"], model["scheduler"]["init_args"])
-    told = {"warmup_epochs": warmup, "steps_per_epoch": None}
-    assert schedule == (warmup and ("composers.training.schedules.EpochWarmup", told))
+    schedule_arguments = {"warmup_epochs": warmup, "steps_per_epoch": None}
+    assert schedule == (warmup and ("composers.training.schedules.EpochWarmup", schedule_arguments))
 
 
 def _check_model(model, modulated_layers, highest):
-    """Compare the arguments of a composer with what is common to the published experiments on meta-learning."""
-    inr = model["inr"]["init_args"]
-    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 5, modulated_layers)
-    assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (True, 0.5, None)
-    assert inr["modulates"] == "weights"
-    assert inr["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
+    """Check the arguments of a composer that all published experiments on meta-learning share."""
+    network = model["network"]["init_args"]
+    assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, modulated_layers)
+    assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.5, None)
+    assert network["modulates"] == "weights"
+    assert network["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
     assert (model["loss"], model["refinement"], model["renderer"]) == (None, None, None)
     if modulated_layers == "all":
         assert (model["adapt_biases"], model["outer"]) == (False, "maml")
@@ -114,47 +115,54 @@ def _check_model(model, modulated_layers, highest):
         assert model["rank"] is None
 
 
-def test_the_original_on_views_is_as_its_authors_have_it():
+def test_original_on_views_matches_its_authors():
     config = _parsed("chairs_learned_init_reptile")
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     assert (trainer["max_steps"], trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (100_000, None, None)
-    inr, inner = model["inr"]["init_args"], model["inner_loop"]["init_args"]
-    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 6, "all")
-    assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (False, 0.0, None)
-    assert inr["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
+    network, inner = model["network"]["init_args"], model["inner_loop"]["init_args"]
+    assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 6, "all")
+    assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (False, 0.0, None)
+    assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
     assert (model["adapt_biases"], model["outer"]) == (True, "reptile")
-    wanted = {"steps": 32, "lr": 0.5, "test_steps": 1000, "samples_per_step": 128, "test_samples_per_step": 64}
-    assert {key: inner[key] for key in wanted} == wanted
+    expected = {"steps": 32, "lr": 0.5, "test_steps": 1000, "samples_per_step": 128, "test_samples_per_step": 64}
+    assert {key: inner[key] for key in expected} == expected
     assert (inner["learned_lr"], inner["choose"]) == ([], "random")
     assert (model["optimizer"]["class_path"], model["optimizer"]["init_args"]["lr"]) == ("torch.optim.Adam", 5e-4)
-    wanted = {"category": "chairs", "batch_size": 1, "train_frames": 25, "near": 2.0, "far": 6.0, "protocol": "halves"}
-    assert {key: data[key] for key in wanted} == wanted
+    expected = {
+        "category": "chairs",
+        "batch_size": 1,
+        "train_frames": 25,
+        "near": 2.0,
+        "far": 6.0,
+        "protocol": "halves",
+    }
+    assert {key: data[key] for key in expected} == expected
     assert data["views"] + data["query_views"] == 25
     assert model["renderer"]["init_args"]["samples_per_ray"] == 128
 
 
-def test_the_original_on_images_is_as_its_authors_have_it():
+def test_original_on_images_matches_its_authors():
     config = _parsed("celeba178_learned_init_siren")
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     assert (trainer["max_steps"], trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (150_000, None, None)
-    inr, inner = model["inr"]["init_args"], model["inner_loop"]["init_args"]
-    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 5, "all")
-    assert (inr["normalize_weights"], inr["output_offset"], inr["encoding"]["class_path"]) == (
+    network, inner = model["network"]["init_args"], model["inner_loop"]["init_args"]
+    assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, "all")
+    assert (network["normalize_weights"], network["output_offset"], network["encoding"]["class_path"]) == (
         False,
         0.5,
         "composers.networks.IdentityEncoding",
     )
-    assert inr["activation"]["init_args"]["omega"] == 200
+    assert network["activation"]["init_args"]["omega"] == 200
     assert (model["adapt_biases"], model["outer"]) == (True, "maml")
-    wanted = {"steps": 2, "lr": 0.01, "test_steps": None, "samples_per_step": "all", "first_order": False}
-    assert {key: inner[key] for key in wanted} == wanted
+    expected = {"steps": 2, "lr": 0.01, "test_steps": None, "samples_per_step": "all", "first_order": False}
+    assert {key: inner[key] for key in expected} == expected
     assert (model["optimizer"]["class_path"], model["optimizer"]["init_args"]["lr"]) == ("torch.optim.Adam", 1e-5)
     assert (config["data"]["class_path"].rpartition(".")[2], data["size"], data["batch_size"]) == ("CelebA", 178, 3)
     assert data["coordinate_subset"] is None
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes(name):
+def test_sizes_match(name):
     composer, data = _built(name)
     parameters, numbers = SIZES[name]
     assert sum(parameter.numel() for parameter in composer.parameters()) == parameters
@@ -163,16 +171,16 @@ def test_sizes(name):
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *ORIGINAL, *OURS])
-def test_every_experiment_says_what_it_is_and_what_it_costs(name):
+def test_every_experiment_states_its_origin_and_cost(name):
     header = _header(name)
-    for part in ("M parameters", "TFLOP each", "python -m benchmarks.cost", "GiB of tensors"):
+    for part in ("M parameters", "TFLOP", "python -m benchmarks.cost", "GiB of tensors"):
         assert part in header
-    assert ("OURS, not published" in header) == (name in OURS)
+    assert ("Not published" in header) == (name in OURS)
     assert ("as published" in header and "docs/experiments.md" in header) == (name in PUBLISHED)
-    assert ("as its authors have it" in header and "Different from theirs" in header) == (name in ORIGINAL)
+    assert ("The original" in header and "Reference:" in header) == (name in ORIGINAL)
 
 
-def test_the_curve_of_a_test_stays_affordable():
+def test_reported_steps_keep_the_test_affordable():
     for name in [*PUBLISHED, *ORIGINAL, *OURS]:
         composer, data = _built(name)
         report, trained = composer.inner.report, composer.inner.test_steps
@@ -185,19 +193,19 @@ def test_the_curve_of_a_test_stays_affordable():
 
 
 def _objects(folder):
-    """Write an object of 50 frames of noise in the layout of the published data, listed in every split."""
-    (place := folder / "chairs" / "one").mkdir(parents=True)
+    """Write an object with 50 frames of noise in the layout of the published data, listed in every split."""
+    (object_folder := folder / "chairs" / "one").mkdir(parents=True)
     frames, generator = [], np.random.default_rng(0)
     for index, pose in enumerate(orbit(50)):
-        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(place / f"r_{index}.png")
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(object_folder / f"r_{index}.png")
         matrix = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
         frames.append({"file_path": f"r_{index}", "transform_matrix": matrix})
-    (place / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.8, "frames": frames}))
+    (object_folder / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.8, "frames": frames}))
     (folder / "chair_splits.json").write_text(json.dumps({split: ["one"] for split in ("train", "val", "test")}))
 
 
 @pytest.mark.slow
-def test_the_original_on_views_trains_on_many_views_and_is_tested_with_one(tmp_path):
+def test_original_on_views_trains_on_many_views_and_is_tested_on_one(tmp_path):
     _objects(tmp_path / "data" / "shapenet")
     small = ["--data.init_args.size", 8, "--data.init_args.num_workers", 0, "--trainer.accelerator", "cpu"]
     small += [
@@ -215,30 +223,30 @@ def test_the_original_on_views_trains_on_many_views_and_is_tested_with_one(tmp_p
     short = ["--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--trainer.num_sanity_val_steps", 0]
     config = ["--config", EXPERIMENTS / "chairs_learned_init_reptile.yaml"]
     run("fit", *config, *small, *short)
-    one = ["--data.init_args.views", 1, "--data.init_args.query_views", 25, "--ckpt_path", "last"]
-    printed = run("test", *config, *small, *one)
+    protocol = ["--data.init_args.views", 1, "--data.init_args.query_views", 25, "--ckpt_path", "last"]
+    printed = run("test", *config, *small, *protocol)
     assert "Mean over 1 instances" in printed
-    [told] = (tmp_path / "runs" / "chairs_learned_init_reptile").glob("*/test_instances.csv")
-    [tested] = rows(told)
-    assert tested["name"] == "one"
-    assert 2 < float(tested["psnr@0"]) < 20  # of noise
+    [path] = (tmp_path / "runs" / "chairs_learned_init_reptile").glob("*/test_instances.csv")
+    [row] = rows(path)
+    assert row["name"] == "one"
+    assert 2 < float(row["psnr@0"]) < 20  # for noise
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PUBLISHED, *ORIGINAL, *OURS])
-def test_an_experiment_trains_a_step_at_full_width(name):
+def test_experiment_trains_a_step_at_full_width(name):
     torch.manual_seed(0)
     composer, data, _ = cost.build(EXPERIMENTS / f"{name}.yaml")
-    start = {key: parameter.detach().clone() for key, parameter in composer.named_parameters()}
+    initial = {key: parameter.detach().clone() for key, parameter in composer.named_parameters()}
     optimizer = composer.optimizer(composer.parameters())
     loss, latents = cost.TrainingStep(composer)(cost.random_batch(data, 1))
     loss.backward()
     optimizer.step()
-    assert 0 < loss.item() < 2  # random numbers in [0, 1], or around 0, and a network that has seen none
-    rate = optimizer.param_groups[0]["lr"]
+    assert 0 < loss.item() < 2  # random values in [0, 1] or around 0, and an untrained network
+    lr = optimizer.param_groups[0]["lr"]
     for key, parameter in composer.named_parameters():
         assert parameter.grad.isfinite().all()
-        moved = (parameter.detach() - start[key]).abs()
-        assert 0 < moved.max() <= 1.01 * rate  # Adam's first step is as long as its rate
+        update = (parameter.detach() - initial[key]).abs()
+        assert 0 < update.max() <= 1.01 * lr  # the first Adam step has the length of the learning rate
     assert all(latent.isfinite().all() for latent in latents.values())
     assert any(not torch.equal(latent[0], composer.start()[key]) for key, latent in latents.items())

@@ -1,4 +1,4 @@
-"""The published experiments on new views: every hyper-parameter typed here, and one step at full size."""
+"""Published experiments on novel views: hyper-parameters, and a training step at full size."""
 
 import json
 import math
@@ -17,9 +17,9 @@ from datamodules.cameras import orbit
 CONFIGS = REPOSITORY / "configs"
 EXPERIMENTS = CONFIGS / "experiments"
 
-# Columns: epochs, times that an object comes in one of them.
+# Columns: epochs, repeats of an object per epoch.
 PUBLISHED = {"cars": (1000, 2), "chairs": (1000, 1), "lamps": (400, 3)}
-# Columns: class, modulated layers, weight tokens, numbers of a code, parameters with one support view.
+# Columns: class, modulated layers, weight tokens, code size, parameters with one support view.
 METHODS = {
     "ipc": ("TransformerIPC", [1], 256, 65_536, 43_922_712 - 256 * 256 - 20),
     "transinr": ("TransINR", "all", 5 * 32 + 4, 37_632, 44_673_936 - 20),
@@ -29,47 +29,53 @@ NAMES = [f"{category}_{method}" for category in PUBLISHED for method in METHODS]
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
-def test_every_published_experiment_is_there():
-    found = {path.stem for category in PUBLISHED for path in EXPERIMENTS.glob(f"{category}_*.yaml")}
-    assert {name for name in found if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
+def test_every_published_experiment_exists():
+    names = {path.stem for category in PUBLISHED for path in EXPERIMENTS.glob(f"{category}_*.yaml")}
+    assert {name for name in names if name.partition("_")[2] in ("ipc", "transinr")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hyper_parameters_are_the_published_ones(name):
+def test_hyper_parameters_match_the_paper(name):
     category, method = name.split("_")
     epochs, repeats = PUBLISHED[category]
     composer, modulated_layers, *_ = METHODS[method]
     config = yaml.safe_load(asked("fit", "--config", EXPERIMENTS / f"{name}.yaml", "--print_config"))
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
-    wanted = {"max_epochs": epochs, "check_val_every_n_epoch": 20, "precision": "32-true", "devices": 1}
-    assert {key: trainer[key] for key in wanted} == wanted
+    expected = {"max_epochs": epochs, "check_val_every_n_epoch": 20, "precision": "32-true", "devices": 1}
+    assert {key: trainer[key] for key in expected} == expected
     assert (trainer["accumulate_grad_batches"], trainer["gradient_clip_val"]) == (1, None)
     assert (config["seed_everything"], trainer["logger"]["init_args"]["name"]) == (0, name)
     assert config["data"]["class_path"].endswith(".ShapeNet")
-    wanted = {"category": category, "repeats": repeats, "batch_size": 32, "views": 1, "query_views": 1, "size": 128}
-    wanted |= {"near": 2.0, "far": 6.0, "rays_per_view": 128, "foreground_epochs": 2, "train_frames": 25}
-    wanted |= {"protocol": "draws", "draws": 100}
-    assert {key: data[key] for key in wanted} == wanted
+    expected = {"category": category, "repeats": repeats, "batch_size": 32, "views": 1, "query_views": 1, "size": 128}
+    expected |= {"near": 2.0, "far": 6.0, "rays_per_view": 128, "foreground_epochs": 2, "train_frames": 25}
+    expected |= {"protocol": "draws", "draws": 100}
+    assert {key: data[key] for key in expected} == expected
     assert config["model"]["class_path"].endswith(f".{composer}")
     _check_model(model, modulated_layers)
 
 
 def _check_model(model, modulated_layers):
-    """Compare the arguments of a composer with what is common to the published experiments on new views."""
-    inr = model["inr"]["init_args"]
-    assert (inr["hidden_dim"], inr["num_layers"], inr["modulated_layers"]) == (256, 6, modulated_layers)
-    assert (inr["normalize_weights"], inr["output_offset"], inr["activation"]) == (True, 0.0, None)
-    assert inr["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
+    """Check the arguments of a composer that all published experiments on novel views share."""
+    network = model["network"]["init_args"]
+    assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 6, modulated_layers)
+    assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.0, None)
+    assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
     assert model["tokenizer"]["class_path"].endswith(".ViewPatches")
     assert model["tokenizer"]["init_args"]["patch_size"] == 8
     assert model["renderer"]["class_path"].endswith(".VolumeRenderer")
     renderer = model["renderer"]["init_args"]
-    wanted = {"samples_per_ray": 128, "importance_samples": 0, "stratified": True, "density": "relu", "background": 1.0}
-    assert {key: renderer[key] for key in wanted} == wanted
+    expected = {
+        "samples_per_ray": 128,
+        "importance_samples": 0,
+        "stratified": True,
+        "density": "relu",
+        "background": 1.0,
+    }
+    assert {key: renderer[key] for key in expected} == expected
     transformer = model["transformer"]["init_args"]
     assert (transformer["embed_dim"], transformer["num_blocks"], transformer["num_heads"]) == (768, 6, 12)
     assert (transformer["residual_dropout"], transformer["qkv_bias"]) == (0.1, True)
@@ -85,7 +91,7 @@ def _check_model(model, modulated_layers):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sizes_are_the_published_ones(method):
+def test_sizes_match_the_paper(method):
     composer, data, _ = cost.build(EXPERIMENTS / f"chairs_{method}.yaml")
     _, _, weight_tokens, numbers, parameters = METHODS[method]
     assert composer.hypernet.num_tokens == (256, weight_tokens)
@@ -99,13 +105,13 @@ def test_sizes_are_the_published_ones(method):
     torch.testing.assert_close(composer.network.encoding.frequencies, (2**exponents).float(), rtol=1e-6, atol=0)
 
 
-def test_every_experiment_says_what_it_costs():
+def test_every_experiment_states_its_cost():
     for name in NAMES:
         header = (EXPERIMENTS / f"{name}.yaml").read_text().split("_base_")[0]
         for part in (
             "docs/experiments.md",
             "M parameters",
-            "TFLOP each",
+            "TFLOP per step",
             "--data.init_args.views 5",
             "view_refinement.yaml",
         ):
@@ -113,23 +119,25 @@ def test_every_experiment_says_what_it_costs():
 
 
 def _objects(folder, category="chairs"):
-    """Write two objects of noise in the layout of the published data, one to train on and one held out."""
+    """Write two objects of noise in the layout of the published data, one for training and one held out."""
     generator = np.random.default_rng(0)
     for name in ("one", "other"):
-        (place := folder / category / name).mkdir(parents=True)
+        (object_folder := folder / category / name).mkdir(parents=True)
         frames = []
         for index, pose in enumerate(orbit(26)):
-            Image.fromarray(generator.integers(0, 256, (128, 128, 4), dtype=np.uint8)).save(place / f"r_{index}.png")
+            Image.fromarray(generator.integers(0, 256, (128, 128, 4), dtype=np.uint8)).save(
+                object_folder / f"r_{index}.png"
+            )
             matrix = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
             frames.append({"file_path": f"./train/r_{index}", "transform_matrix": matrix})
-        (place / "transforms.json").write_text(json.dumps({"camera_angle_x": math.pi / 4, "frames": frames}))
+        (object_folder / "transforms.json").write_text(json.dumps({"camera_angle_x": math.pi / 4, "frames": frames}))
     splits = {"train": ["one"], "val": ["other"], "test": ["other"]}
     (folder / "chair_splits.json").write_text(json.dumps(splits))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ipc"])
-def test_an_experiment_trains_a_step_at_full_size(method, tmp_path):
+def test_experiment_trains_a_step_at_full_size(method, tmp_path):
     name = f"chairs_{method}"
     _, data, _ = cost.build(EXPERIMENTS / f"{name}.yaml")
     _objects(Path(data.root))
@@ -148,8 +156,9 @@ def test_an_experiment_trains_a_step_at_full_size(method, tmp_path):
     assert f"{numbers:,} numbers" in printed
     folder = tmp_path / "runs" / name / "version_0"
     [psnr] = column(folder / "metrics.csv", "val/psnr")
-    assert 3 < psnr < 12  # of noise
+    assert 3 < psnr < 12  # for noise
     moments = checkpoint(folder)["optimizer_states"][0]["state"]
-    gradients = [moment["exp_avg"] * 10 for moment in moments.values()]  # a tenth after the first step
+    # after one step, the first moment is a tenth of the gradient
+    gradients = [moment["exp_avg"] * 10 for moment in moments.values()]
     assert sum(gradient.numel() for gradient in gradients) == parameters
     assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)

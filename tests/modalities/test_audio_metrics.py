@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from composers.metrics import PSNR
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from modalities import audio_metrics
 from modalities.audio_metrics import PESQ, SISDR, STOI, LogSpectralDistance, OverSilence, Silence
@@ -91,7 +92,7 @@ def _assert_close(actual, expected, atol=1e-3):
 
 
 def _measure(metric, prediction, target):
-    return metric.measure(prediction, target, prediction.shape[1:2])
+    return metric.measure(Reconstruction.of_values(prediction), target, prediction.shape[1:2])
 
 
 @given(st.integers(1, 3), st.integers(2, 30), st.integers(1, 2), st.booleans(), st.integers(0, 100))
@@ -126,7 +127,7 @@ def test_si_sdr_does_not_depend_on_scale(prediction_scale, target_scale):
 def test_si_sdr_does_not_depend_on_order():
     prediction, target = _recordings()
     order = torch.randperm(40)
-    result = SISDR().measure(prediction[:, order], _samples(target.values[:, order]), None)
+    result = SISDR().measure(Reconstruction.of_values(prediction[:, order]), _samples(target.values[:, order]), None)
     _assert_close(result, _measure(SISDR(), prediction, target))
 
 
@@ -139,7 +140,7 @@ def test_si_sdr_is_bounded_and_undefined_for_silence():
         "silent target": (first, silence, math.nan),
     }
     for name, (prediction, target, expected) in cases.items():
-        actual = SISDR().measure(prediction, _samples(target), None).item()
+        actual = SISDR().measure(Reconstruction.of_values(prediction), _samples(target), None).item()
         assert actual == pytest.approx(expected, nan_ok=True), name
 
 
@@ -352,7 +353,10 @@ def test_metrics_that_depend_on_order_are_nan_unless_recordings_are_whole(percep
     for metric in _all_metrics(perceptual_metrics):
         needs_order = not isinstance(metric, (SISDR, Silence))
         for shape in (None, (8, 5), (2, 4, 5)):
-            assert metric.measure(prediction, target, shape).isnan().tolist() == [needs_order] * 3
+            assert (
+                metric.measure(Reconstruction.of_values(prediction), target, shape).isnan().tolist()
+                == [needs_order] * 3
+            )
 
 
 def test_nan_predictions_have_nan_metrics(perceptual_metrics):

@@ -12,10 +12,12 @@ import torch
 from skimage.metrics import structural_similarity
 
 from composers.metrics import PSNR, SSIM
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from modalities import view_metrics
 from modalities.view_metrics import LPIPS, OverWhite, ViewPSNR, ViewSSIM, WhiteView, view_psnr
 
+of_values = Reconstruction.of_values
 SHAPE = (3, 12, 14)
 COUNT = math.prod(SHAPE)
 
@@ -28,6 +30,11 @@ def _scenes(instances=2, shape=SHAPE, seed=0):
     prediction = values + scale * torch.randn(values.shape, generator=generator)
     target = Samples(torch.zeros(instances, math.prod(shape), 6), values.flatten(1, 3))
     return prediction.flatten(1, 3), target
+
+
+def _reconstructed(**options):
+    prediction, target = _scenes(**options)
+    return of_values(prediction), target
 
 
 def _views(values, shape=SHAPE):
@@ -45,21 +52,21 @@ def test_psnr_is_the_mean_over_views():
     pairs = zip(_views(prediction), _views(target.values), strict=True)
     expected = [[_naive_psnr(*pair) for pair in zip(*views, strict=True)] for views in pairs]
     assert view_psnr(prediction, target, SHAPE).tolist() == [pytest.approx(row, abs=1e-4) for row in expected]
-    found = ViewPSNR().measure(prediction, target, SHAPE)
+    found = ViewPSNR().measure(of_values(prediction), target, SHAPE)
     assert found.tolist() == pytest.approx([np.mean(row) for row in expected], abs=1e-4)
-    pooled = PSNR().measure(prediction, target, SHAPE)
+    pooled = PSNR().measure(of_values(prediction), target, SHAPE)
     assert (found - pooled > 0.2).all()  # the mean of logarithms is above the logarithm of the mean
 
 
 def test_two_views_match_values_by_hand():
     target = Samples(torch.zeros(8, 6), torch.zeros(1, 8, 3))
     prediction = torch.cat([torch.full((1, 4, 3), 0.1), torch.full((1, 4, 3), 0.01)], dim=1)
-    assert ViewPSNR().measure(prediction, target, (2, 2, 2)).item() == pytest.approx(30, abs=1e-4)
-    assert WhiteView().measure(prediction, target, (2, 2, 2)).item() == pytest.approx(0, abs=1e-5)
-    assert OverWhite().measure(prediction, target, (2, 2, 2)).item() == pytest.approx(30, abs=1e-4)
+    assert ViewPSNR().measure(of_values(prediction), target, (2, 2, 2)).item() == pytest.approx(30, abs=1e-4)
+    assert WhiteView().measure(of_values(prediction), target, (2, 2, 2)).item() == pytest.approx(0, abs=1e-5)
+    assert OverWhite().measure(of_values(prediction), target, (2, 2, 2)).item() == pytest.approx(30, abs=1e-4)
     grey = target._replace(values=torch.full((1, 8, 3), 0.9))
-    assert WhiteView().measure(prediction, grey, (2, 2, 2)).item() == pytest.approx(20, abs=1e-4)
-    assert OverWhite().measure(torch.ones(1, 8, 3), grey, (2, 2, 2)).item() == pytest.approx(0, abs=1e-5)
+    assert WhiteView().measure(of_values(prediction), grey, (2, 2, 2)).item() == pytest.approx(20, abs=1e-4)
+    assert OverWhite().measure(of_values(torch.ones(1, 8, 3)), grey, (2, 2, 2)).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_masked_pixels_are_ignored():
@@ -77,18 +84,24 @@ def test_masked_pixels_are_ignored():
 def test_ssim_is_the_mean_over_views():
     shape = (2, 24, 20)
     prediction, target = _scenes(shape=shape)
-    found = ViewSSIM().measure(prediction, target, shape)
+    found = ViewSSIM().measure(of_values(prediction), target, shape)
     for instance in range(2):
         views = [values[instance].view(*shape, 3) for values in (prediction, target.values)]
         single = [
-            SSIM().measure(seen.view(1, -1, 3), Samples(torch.zeros(480, 2), true.reshape(1, -1, 3)), shape[1:]).item()
+            SSIM()
+            .measure(
+                of_values(seen.view(1, -1, 3)),
+                Samples(torch.zeros(480, 2), true.reshape(1, -1, 3)),
+                shape[1:],
+            )
+            .item()
             for seen, true in zip(*views, strict=True)
         ]
         assert found[instance].item() == pytest.approx(np.mean(single), abs=1e-5)
         options = {"data_range": 1.0, "channel_axis": -1, "gaussian_weights": True, "use_sample_covariance": False}
         others = [structural_similarity(*(one.numpy() for one in pair), **options) for pair in zip(*views, strict=True)]
         assert found[instance].item() == pytest.approx(np.mean(others), abs=0.03)  # scikit-image excludes borders
-    assert ViewSSIM().measure(target.values, target, shape).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert ViewSSIM().measure(of_values(target.values), target, shape).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +109,16 @@ def test_ssim_is_the_mean_over_views():
 )
 def test_metrics_are_nan_unless_samples_are_complete_views(metric):
     prediction, target = _scenes()
-    assert metric.measure(prediction, target, SHAPE).isfinite().all()
+    assert metric.measure(of_values(prediction), target, SHAPE).isfinite().all()
     for shape in (None, (COUNT,), (36, 14)):
-        found = metric.measure(prediction, target, shape)
+        found = metric.measure(of_values(prediction), target, shape)
         assert found.shape == (2,)
         assert found.isnan().all()
 
 
 def test_ssim_of_small_views_is_nan():
-    assert ViewSSIM().measure(*_scenes(shape=(1, 10, 30)), (1, 10, 30)).isnan().all()
-    assert ViewSSIM().measure(*_scenes(shape=(1, 11, 30)), (1, 11, 30)).isfinite().all()
+    assert ViewSSIM().measure(*_reconstructed(shape=(1, 10, 30)), (1, 10, 30)).isnan().all()
+    assert ViewSSIM().measure(*_reconstructed(shape=(1, 11, 30)), (1, 11, 30)).isfinite().all()
 
 
 def _torchvision(monkeypatch, tmp_path):
@@ -125,7 +138,7 @@ def test_lpips_warns_about_missing_dependencies(monkeypatch, tmp_path):
         UserWarning, match="^LPIPS is NaN: it needs the package torchvision, .*: pip install torchvision, or"
     ):
         metric = LPIPS()
-    assert metric.measure(*_scenes(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
+    assert metric.measure(*_reconstructed(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
     path = _torchvision(monkeypatch, tmp_path)
     expected = (
         f"it needs the file {path}: download it from https://example.org/models/alexnet-1.pth?raw=1, or remove LPIPS "
@@ -133,7 +146,7 @@ def test_lpips_warns_about_missing_dependencies(monkeypatch, tmp_path):
     )
     with pytest.warns(UserWarning, match=re.escape(expected)):
         metric = LPIPS()
-    assert metric.measure(*_scenes(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
+    assert metric.measure(*_reconstructed(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
     monkeypatch.setitem(sys.modules, "torchvision", None)  # makes the import fail
     with pytest.warns(
         UserWarning, match="^LPIPS is NaN: the package torchvision is incompatible with this torch, .*: pip install it"
@@ -165,7 +178,7 @@ def test_lpips_is_the_mean_over_views(monkeypatch, tmp_path):
     )
     shape = (2, 32, 40)
     prediction, target = _scenes(shape=shape)
-    found = LPIPS().measure(prediction, target, shape)
+    found = LPIPS().measure(of_values(prediction), target, shape)
     assert networks == ["alex"]
     assert torch.allclose(found, (prediction.clamp(0, 1) - target.values).abs().mean((1, 2)), atol=1e-6)
-    assert LPIPS().measure(*_scenes(shape=(2, 31, 40)), (2, 31, 40)).isnan().all()
+    assert LPIPS().measure(*_reconstructed(shape=(2, 31, 40)), (2, 31, 40)).isnan().all()

@@ -1,4 +1,4 @@
-"""The ablations: what a sweep plans, what is collected of its runs, and that the README shows what was measured."""
+"""The ablation study: the runs of the sweep, the collected results, and the table in the README."""
 
 import re
 import statistics
@@ -21,11 +21,11 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch):
-    """Work where the sweep's paths begin."""
+    """Run each test in the repository root, to which the paths of the sweep are relative."""
     monkeypatch.chdir(REPOSITORY)
 
 
-def test_the_sweep_lists_every_variant_once_and_all_paths_are_there():
+def test_sweep_lists_every_variant_once_and_all_paths_exist():
     sweep = yaml.safe_load(SWEEP.read_text())
     files = sweep["parameters"]["config"]["values"]
     assert sorted(files) == sorted(str(path.relative_to(REPOSITORY)) for path in SWEEP.parent.glob("ablations/*.yaml"))
@@ -34,23 +34,24 @@ def test_the_sweep_lists_every_variant_once_and_all_paths_are_there():
     assert sweep["command"][-1] == "${args}"
 
 
-def leaves(mapping, above=()):
-    """Return the values of nested mappings by their path."""
-    found = {}
+def leaves(mapping, prefix=()):
+    """Return the values of nested mappings by key path."""
+    values = {}
     for key, value in mapping.items():
-        found |= leaves(value, (*above, key)) if isinstance(value, dict) and value else {(*above, key): value}
-    return found
+        nested = isinstance(value, dict) and value
+        values |= leaves(value, (*prefix, key)) if nested else {(*prefix, key): value}
+    return values
 
 
-def test_every_variant_changes_one_thing_of_what_the_sweep_runs():
+def test_every_variant_changes_one_setting():
     command = [item for item in yaml.safe_load(SWEEP.read_text())["command"] if item.startswith("--config=")]
     base = leaves(yaml.safe_load(asked("fit", *command, "--print_config")))
     changes = []
-    for path in SWEEP.parent.glob("ablations/*.yaml"):
-        changed = leaves(yaml.safe_load(path.read_text()))
-        assert len(changed) == (path.stem != "published")
-        assert all(base[place] != value for place, value in changed.items())
-        changes += [(place, str(value)) for place, value in changed.items()]
+    for file in SWEEP.parent.glob("ablations/*.yaml"):
+        changed = leaves(yaml.safe_load(file.read_text()))
+        assert len(changed) == (file.stem != "published")
+        assert all(base[path] != value for path, value in changed.items())
+        changes += [(path, str(value)) for path, value in changed.items()]
     assert len(changes) == len(set(changes)) == 14
 
 
@@ -64,11 +65,11 @@ def test_every_variant_trains(variant, tmp_path):
     assert ablations.outcome(planned).figures["refined_psnr"] > 0
 
 
-def test_runs_are_planned_seed_by_seed_without_an_account(tmp_path):
+def test_runs_are_ordered_by_seed(tmp_path):
     planned = ablations.planned(
         ablations.AblationSettings(output=tmp_path, variants=["published", "rank_4"], seeds=[0, 2])
     )
-    assert [(one.variant, one.seed) for one in planned] == [
+    assert [(item.variant, item.seed) for item in planned] == [
         ("published", 0),
         ("rank_4", 0),
         ("published", 2),
@@ -85,49 +86,49 @@ def test_runs_are_planned_seed_by_seed_without_an_account(tmp_path):
     assert len(ablations.planned(ablations.AblationSettings())) == 3 * len(list(SWEEP.parent.glob("ablations/*.yaml")))
 
 
-def test_unknown_variants_are_refused(capsys):
+def test_unknown_variants_raise(capsys):
     with pytest.raises(SystemExit, match=r"\['rank_5'\].*published, layer_0"):
         ablations.main(["--variants=[rank_5]"])
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_once_and_its_figures_are_those_of_its_log(tmp_path, monkeypatch, capsys):
+def test_run_is_trained_once_and_results_match_its_log(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def here(command, **_):
+    def run_here(command, **_):
         trained.append(command)
         run(*command[2:])
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(ablations.subprocess, "run", here)
+    monkeypatch.setattr(ablations.subprocess, "run", run_here)
     arguments = [f"--output={tmp_path}", "--variants=[rank_4]", "--seeds=[1]"]
     options = ", ".join(f'"{option}"' for option in TINY)
     ablations.main([*arguments, f"--options=[{options}]"])
     assert len(trained) == 1
-    found = ablations.read(tmp_path / "ablations.csv")
-    assert [(one.variant, one.seed, one.steps, one.code) for one in found] == [("rank_4", 1, 2, 64 * 4)]
+    results = ablations.read(tmp_path / "ablations.csv")
+    assert [(item.variant, item.seed, item.steps, item.code) for item in results] == [("rank_4", 1, 2, 64 * 4)]
     log = (tmp_path / "rank_4-1" / "version_0" / "metrics.csv").read_text().splitlines()
     last = dict(zip(log[0].split(","), log[-1].split(","), strict=True))
-    assert found[0].figures["gain"] == pytest.approx(float(last["val/gain"]), abs=1e-4)
-    assert found[0].figures["refined_psnr"] == pytest.approx(float(last["val/refined_psnr"]), abs=1e-4)
+    assert results[0].figures["gain"] == pytest.approx(float(last["val/gain"]), abs=1e-4)
+    assert results[0].figures["refined_psnr"] == pytest.approx(float(last["val/refined_psnr"]), abs=1e-4)
     assert (tmp_path / "ablations.png").stat().st_size > 5000
     assert "predicted gain [dB]" in capsys.readouterr().out
     ablations.main([*arguments, f"--options=[{options}]"])
     assert len(trained) == 1
 
 
-def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
+def test_failed_run_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
-    with pytest.raises(SystemExit, match="error: layer_4 with seed 0 ended with 1"):
+    with pytest.raises(SystemExit, match="error: layer_4 with seed 0 failed with exit status 1"):
         ablations.main([f"--output={tmp_path}", "--variants=[layer_4]"])
 
 
-def test_the_readme_shows_what_was_measured():
+def test_readme_shows_the_results():
     outcomes = ablations.read(MEASURED)
     sweep = yaml.safe_load(SWEEP.read_text())
     variants = [Path(file).stem for file in sweep["parameters"]["config"]["values"]]
     seeds = sweep["parameters"]["seed_everything"]["values"]
-    assert sorted((one.variant, one.seed) for one in outcomes) == sorted(
+    assert sorted((result.variant, result.seed) for result in outcomes) == sorted(
         (name, seed) for name in variants for seed in seeds
     )
     readme = (REPOSITORY / "README.md").read_text()

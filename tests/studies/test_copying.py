@@ -1,4 +1,4 @@
-"""What copying a training object reaches, against a loop over images written out."""
+"""Baselines for novel views against an explicit loop over images."""
 
 import math
 
@@ -13,7 +13,7 @@ from studies import copying
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -25,36 +25,37 @@ def _data():
     return data
 
 
-def _psnr(one, other):
-    return -10 * math.log10((one.double() / 255 - other.double() / 255).square().mean())
+def _psnr(actual, expected):
+    return -10 * math.log10((actual.double() / 255 - expected.double() / 255).square().mean())
 
 
-def test_the_nearest_from_the_support_view_is_copied_from_the_query_view(capsys):
-    found = copying.main(["--config", str(TESTS / "configs" / "tiny_objects.yaml")])
+def test_nearest_object_in_the_support_view_is_copied(capsys):
+    result = copying.main(["--config", str(TESTS / "configs" / "tiny_objects.yaml")])
     data = _data()
     objects = [[read_view(path) for path in scene.images] for scene in data.train_set.scenes]
     white, copied, best = [], [], []
     for item in data.test_set:
         frames = [
-            next(k for k, pose in enumerate(data.train_set.scenes[0].poses) if pose.allclose(own)) for own in item.poses
+            next(k for k, pose in enumerate(data.train_set.scenes[0].poses) if pose.allclose(item_pose))
+            for item_pose in item.poses
         ]
-        nearest = max(objects, key=lambda own: _psnr(own[frames[0]], item.images[0]))
+        nearest = max(objects, key=lambda images: _psnr(images[frames[0]], item.images[0]))
         white.append(_psnr(torch.full_like(item.images[1], 255), item.images[1]))
         copied.append(_psnr(nearest[frames[1]], item.images[1]))
-        best.append(max(_psnr(own[frames[1]], item.images[1]) for own in objects))
-    wanted = [sum(numbers) / 8 for numbers in (white, copied, best)]
-    assert list(found) == [pytest.approx(number, abs=1e-3) for number in wanted] + [8]
-    assert found.best >= found.copied
+        best.append(max(_psnr(images[frames[1]], item.images[1]) for images in objects))
+    expected = [sum(numbers) / 8 for numbers in (white, copied, best)]
+    assert list(result) == [pytest.approx(number, abs=1e-3) for number in expected] + [8]
+    assert result.best >= result.copied
     assert "8 views of tiny_objects" in capsys.readouterr().out
 
 
-def test_objects_seen_by_other_cameras_are_refused():
+def test_objects_with_other_cameras_raise():
     data = _data()
     scenes = [scene._replace(poses=scene.poses + 1) for scene in data.train_set.scenes]
-    with pytest.raises(ValueError, match="share their cameras"):
+    with pytest.raises(ValueError, match="share the same cameras"):
         copying.measure(scenes, data.test_set, 1)
 
 
-def test_other_data_are_refused():
-    with pytest.raises(ValueError, match="name an experiment on scenes"):
+def test_data_other_than_scenes_raise():
+    with pytest.raises(ValueError, match="pass the config of an experiment on scenes"):
         copying.main(["--config", str(TESTS / "configs" / "tiny_ipc.yaml")])

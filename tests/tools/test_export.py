@@ -469,7 +469,7 @@ def test_mistakes_end_with_one_line(tmp_path):
     _checkpoint(tmp_path / "tiny.ckpt")
     (tmp_path / "file").write_text("text")
     assert "There is no checkpoint" in _refused(tmp_path / "absent.ckpt", tmp_path / "out")
-    assert "is cut off or no checkpoint" in _refused(tmp_path / "file", tmp_path / "out")
+    assert "is truncated or not a checkpoint" in _refused(tmp_path / "file", tmp_path / "out")
     assert "file cannot be written: File exists" in _refused(tmp_path / "tiny.ckpt", tmp_path / "file")
     assert "shape is [8]; this model" in _refused(tmp_path / "tiny.ckpt", tmp_path / "out", "--shape", "[8]")
     assert "onnx: Expected a" in _refused("a", "b", "--onnx", "maybe", status=2)

@@ -80,7 +80,7 @@ def test_evaluation_has_all_rays_and_their_colours(shared):
     assert (data.signal_shape, data.spec.domain.coord_dim, data.spec.value_dim) == ((2, 3, SIZE, SIZE), 6, 3)
     raw = next(iter(data.val_dataloader()))
     batch = data.to_coordinates(raw)
-    signal, samples = batch.observation
+    signal, samples, _ = batch.observation
     assert batch.shape == (3, SIZE, SIZE)
     assert batch.names == ["a", "b"]
     assert batch.query.coords.shape == (2, 3 * SIZE * SIZE, 6)

@@ -97,7 +97,7 @@ def _check(images, files, preparation=AS_IT_IS):
     """Compare a cache with reading the files."""
     assert len(images) == len(files)
     assert images.names == [file.name for file in files]
-    for file, (values, name, seed, _) in zip(files, images, strict=True):
+    for file, (values, name, seed, *_) in zip(files, images, strict=True):
         assert (name, seed) == (file.name, 0)
         assert values.dtype == torch.uint8
         assert torch.equal(values, preparation(read_image(file.path).pixels))
