@@ -62,8 +62,8 @@ class Composer(LightningModule):
 
     def __init__(
         self,
-        network: CoordinateNetwork[Any],
-        parametrization: Parametrization[Any],
+        network: CoordinateNetwork,  # type: ignore[type-arg]  # jsonargparse finds no subclasses of generic aliases
+        parametrization: Parametrization,  # type: ignore[type-arg]
         start: Start,
         inner: GradientSteps | None = None,
         refinement: Refinement | None = None,
