@@ -1,13 +1,14 @@
 """Memory and time of inner loops: ``python -m benchmarks.inner_loop``.
 
-Memory is measured in processes of their own. What is timed runs in turn in one process, and only after values and gradients
-of ours and of the plain formulation agree.
+Memory is measured in new processes. Timed runs alternate in one process, and start only once the values and gradients of this
+implementation and of the plain formulation agree.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from composers.meta_learned import MetaLearned
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.memory import memory
-from benchmarks.reference import from_meta_learned
+from benchmarks.reference import PlainComposer
 from benchmarks.speed import (
     GRADIENT_TOLERANCE,
     VALUE_TOLERANCE,
@@ -39,41 +39,45 @@ from benchmarks.speed import (
     duration,
     relative_difference,
 )
-from composers import Functa, InnerLoop, LearnedInit, MetaIPC
+from composers import Composer, Functa, GradientSteps, LearnedInit, MetaIPC
+from composers.inference import DifferentiableSGD
 from composers.networks import CoordinateMLP, FourierFeatures, IdentityEncoding, Sine
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid
 
 METHODS = ("MetaIPC", "LearnedInit", "Functa")
-CHECKED = (2, 16)  # images, and pixels along each side, at most when sides are compared: see `check`
+CHECKED = (2, 16)  # maximum batch size and image size when formulations are compared, see `check`
 _CLEAR = Path("/proc/self/clear_refs")
-_OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # given once, glibc no longer raises it by itself
+_OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # disables the dynamic threshold of glibc
 
 
 @dataclass(frozen=True)
 class InnerLoopSettings:
-    """Measure inner loops on random images. The sizes are the published ones of ImageNette, but for the batch of 16.
+    """Measure inner loops on random images.
+
+    The default sizes are those published for ImageNette, except for the batch size, which is 16 there.
 
     Args:
-        parts: What is measured, of ``memory``, ``evaluation`` and ``training``.
-        size: Pixels along each side of an image.
-        batch_size: Images of a training step that is timed.
-        hidden_dim: Width of the coordinate network, also the rank.
-        num_layers: Layers of the coordinate network, at least 2.
-        num_frequencies: Frequencies of the Fourier features per axis.
-        inner_steps: Inner steps of a training step that is timed.
-        memory_steps: Inner steps whose memory is measured; the first is what the others are compared with.
-        memory_batch_size: Images of a training step whose memory is measured.
-        own_pages: Whether every large tensor gets pages of its own when memory is measured, so that the peak is of tensors
-            and not of the holes between them (glibc only).
-        evaluation_batch_sizes: Images that are adapted at a time in evaluation.
-        repeats: Timed runs of every side, at least 2; one more of each goes before them and is not counted.
-        device: Where to time: ``cpu``, ``cuda`` or ``cuda:1``; memory is always measured on the CPU, under Linux.
-        threads: Threads of the CPU; as PyTorch chooses if None.
-        csv: File that gets one row per measurement, made if missing; none if None.
+        parts: Measurements to make, among ``memory``, ``evaluation`` and ``training``.
+        size: Height and width of an image in pixels.
+        batch_size: Number of images in a timed training step.
+        hidden_dim: Width of the coordinate network, and also the rank.
+        num_layers: Number of layers of the coordinate network, at least 2.
+        num_frequencies: Number of frequencies of the Fourier features per axis.
+        inner_steps: Number of inner steps in a timed training step.
+        memory_steps: Numbers of inner steps whose memory is measured. Other numbers are compared with the first.
+        memory_batch_size: Number of images in a training step whose memory is measured.
+        own_pages: Whether large tensors are allocated with ``mmap`` when memory is measured, so that fragmentation of the heap
+            does not count (glibc only).
+        evaluation_batch_sizes: Numbers of images in a timed evaluation.
+        repeats: Number of timed runs, at least 2. One warm-up run is not counted.
+        device: Device of timed runs, for example ``cpu``, ``cuda`` or ``cuda:1``. Memory is always measured on the CPU, which
+            requires Linux.
+        threads: Number of CPU threads. If None, the default of PyTorch.
+        csv: CSV file to which one row per measurement is appended. If None, no file is written.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     parts: tuple[Literal["memory", "evaluation", "training"], ...] = ("memory", "evaluation", "training")
@@ -93,27 +97,27 @@ class InnerLoopSettings:
     csv: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Raise if an argument is out of range."""
         if not self.parts or not self.memory_steps or not self.evaluation_batch_sizes:
             raise ValueError(
-                f"parts is {self.parts}, memory_steps {self.memory_steps}, evaluation_batch_sizes "
-                f"{self.evaluation_batch_sizes}: give at least one of each."
+                f"parts is {self.parts}, memory_steps {self.memory_steps} and evaluation_batch_sizes "
+                f"{self.evaluation_batch_sizes}; none may be empty."
             )
         counts = (self.inner_steps, self.memory_batch_size, *self.memory_steps, *self.evaluation_batch_sizes)
         if min(self.size, self.batch_size, *counts) < 1 or self.num_layers < 2 or self.repeats < 2:
             raise ValueError(
-                f"num_layers is {self.num_layers} and repeats {self.repeats}, which must be at least 2, or another number "
-                "is not positive."
+                f"num_layers is {self.num_layers} and repeats is {self.repeats}, which must be at least 2; all other numbers "
+                "must be positive."
             )
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a training step needs beyond the loaded model and data, in 10^6 bytes.
+    """Memory of a training step in MB (10^6 bytes), without that of the model and the data.
 
     Attributes:
-        peak_mb: Largest memory of the process, as the kernel counted it.
-        alive_mb: Largest sum of all tensors that were alive at a time, without the model and the data.
+        peak_mb: Peak memory of the process, as reported by the kernel.
+        alive_mb: Largest total size of all tensors that exist at the same time.
     """
 
     peak_mb: float
@@ -122,18 +126,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class InnerLoopMeasurement:
-    """One amount as a ratio to another of the same run.
+    """A measurement, and its ratio to another of the same run.
 
     Attributes:
         part: ``memory``, ``evaluation`` or ``training``.
-        case: What was measured.
-        against: What it is compared with.
-        unit: Of both amounts: ``MB`` or ``s``.
-        amount: The median of what was measured.
-        other: The median of what it is compared with.
-        ratio: Amount over other, the median of neighbouring runs.
-        ratio_low: Lower quartile of the same; of memory, which is measured once, the ratio.
-        ratio_high: Upper quartile, likewise.
+        case: Name of the measurement.
+        against: Name of the measurement it is compared with.
+        unit: Unit of both: ``MB`` or ``s``.
+        amount: Median of the measurement.
+        other: Median of the one it is compared with.
+        ratio: Ratio of ``amount`` to ``other``, the median over consecutive runs.
+        ratio_low: Lower quartile of this ratio. Memory is measured once, so that quartiles equal the ratio.
+        ratio_high: Upper quartile of this ratio.
     """
 
     part: str
@@ -148,35 +152,35 @@ class InnerLoopMeasurement:
 
 
 class Alive(TorchDispatchMode):
-    """Adds up the storages that operations make while it is on, and takes off those that are freed.
+    """Track the total size of the storages that operations create, until they are freed.
 
     Attributes:
-        bytes: What is alive now.
-        peak: The most that was alive at a time.
+        bytes: Current size.
+        peak: Largest size so far.
 
     Args:
-        owned: Tensors that were there before and do not count, nor their views.
+        excluded: Existing tensors that do not count, nor do their views.
     """
 
-    def __init__(self, owned: Iterable[Tensor]) -> None:
+    def __init__(self, excluded: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        for tensor in owned:
-            self._note(tensor.untyped_storage(), 0)
+        for tensor in excluded:
+            self._track(tensor.untyped_storage(), 0)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Do an operation, and note what it made."""
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
+        """Run an operation, and track the storages of its results."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in self._known:
-                self._note(leaf.untyped_storage(), leaf.untyped_storage().nbytes())
-        return found
+                self._track(leaf.untyped_storage(), leaf.untyped_storage().nbytes())
+        return result
 
-    def _note(self, storage: torch.UntypedStorage, size: int) -> None:
-        """Count a storage until it is freed."""
+    def _track(self, storage: torch.UntypedStorage, size: int) -> None:
+        """Add the size of a storage until it is freed."""
         key = id(storage)
 
         def freed(_: object) -> None:
@@ -189,15 +193,19 @@ class Alive(TorchDispatchMode):
 
 
 def main(args: list[str] | None = None) -> list[InnerLoopMeasurement]:
-    """Run the command line: all parts, or the memory of one training step here, with ``--once STEPS KIND``."""
-    given = sys.argv[1:] if args is None else args
-    if "--once" in given:
-        place = given.index("--once")
-        settings = auto_cli(InnerLoopSettings, args=given[:place] + given[place + 3 :])
+    """Run the benchmark, print a table and append it to the CSV file.
+
+    With ``--once STEPS KIND``, measure the memory of one training step in this process and print the result as JSON.
+    """
+    arguments = sys.argv[1:] if args is None else args
+    if "--once" in arguments:
+        index = arguments.index("--once")
+        steps, kind = arguments[index + 1 : index + 3]
+        settings = auto_cli(InnerLoopSettings, args=arguments[:index] + arguments[index + 3 :])
         _set_threads(settings)
-        print(json.dumps(vars(measure_memory(settings, int(given[place + 1]), given[place + 2] == "recomputed"))))
+        print(json.dumps(vars(measure_memory(settings, int(steps), kind == "recomputed"))))
         return []
-    settings = auto_cli(InnerLoopSettings, args=given)
+    settings = auto_cli(InnerLoopSettings, args=arguments)
     _set_threads(settings)
     context = surroundings(settings)
     if settings.csv is not None:
@@ -205,33 +213,35 @@ def main(args: list[str] | None = None) -> list[InnerLoopMeasurement]:
     console = Console(width=128)
     console.print(", ".join(f"{name} {value}" for name, value in context.items()))
     runs = {"memory": compare_memory, "evaluation": compare_evaluation, "training": compare_training}
-    found = [one for part in settings.parts for one in runs[part](settings, console)]
-    console.print(table(found))
+    measurements = [measurement for part in settings.parts for measurement in runs[part](settings, console)]
+    console.print(table(measurements))
     if settings.csv is not None:
-        append(settings.csv, [asdict(one) | context for one in found])
-    return found
+        append(settings.csv, [asdict(measurement) | context for measurement in measurements])
+    return measurements
 
 
 def _set_threads(settings: InnerLoopSettings) -> None:
-    """Use so many threads, if a number was given."""
+    """Set the number of CPU threads, unless it is None."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
 
 
-def build(settings: InnerLoopSettings, method: str, **inner_loop: Any) -> MetaLearned:
-    """Return an untrained composer of these sizes on the device, in training mode; Functa has a SIREN of the same size."""
+def build(settings: InnerLoopSettings, method: str, inner: GradientSteps) -> Composer:
+    """Return an untrained composer on the device, in training mode. Functa has a SIREN of the same size."""
     torch.manual_seed(0)
-    loop = InnerLoop(**inner_loop)
     sizes = (2, 3, settings.hidden_dim, settings.num_layers)
-    composer: MetaLearned
+    composer: Composer
     if method == "Functa":
         siren = CoordinateMLP(
-            *sizes, "hidden", IdentityEncoding(), Sine(30.0), normalize_weights=False, modulates="biases"
+            *sizes, "hidden", IdentityEncoding(), Sine(30.0), normalize_weights=False, modulates="shifts"
         )
-        composer = Functa(siren, loop)
+        composer = Functa(siren, inner)
     else:
-        made, layers = (MetaIPC, [1]) if method == "MetaIPC" else (LearnedInit, "all")
-        composer = made(CoordinateMLP(*sizes, layers, FourierFeatures(settings.num_frequencies)), loop)  # type: ignore[arg-type]
+        encoding = FourierFeatures(settings.num_frequencies)
+        if method == "MetaIPC":
+            composer = MetaIPC(CoordinateMLP(*sizes, [1], encoding), inner)
+        else:
+            composer = LearnedInit(CoordinateMLP(*sizes, "all", encoding), inner)
     return composer.to(settings.device).train()
 
 
@@ -242,177 +252,184 @@ def make_images(settings: InnerLoopSettings, batch_size: int, size: int | None =
     return Samples(Grid.unit(2).coords((size, size)).to(settings.device), values)
 
 
-def train(evaluate: Callable[[Observation, Tensor], Tensor], optimizer: torch.optim.Optimizer, seen: Samples) -> None:
-    """Do one training step: inner loop, forward, mean squared error, backward, Adam."""
-    assert seen.values is not None
+def train(
+    evaluate: Callable[[Observation, Tensor], Tensor], optimizer: torch.optim.Optimizer, samples: Samples
+) -> None:
+    """Take one training step: inner loop, forward, mean squared error, backward, Adam."""
+    assert samples.values is not None
     optimizer.zero_grad()
-    functional.mse_loss(evaluate(Observation(samples=seen), seen.coords), seen.values).backward()
+    functional.mse_loss(evaluate(Observation(samples=samples), samples.coords), samples.values).backward()
     optimizer.step()
 
 
 def measure_memory(settings: InnerLoopSettings, steps: int, recompute: bool) -> Memory:
-    """Measure a training step of MetaIPC in this process, after a small one that loads what is loaded once."""
-    composer = build(settings, "MetaIPC", steps=steps, recompute=recompute)
+    """Measure the memory of a training step of MetaIPC in this process, after a small warm-up step."""
+    composer = build(settings, "MetaIPC", GradientSteps(steps, DifferentiableSGD(recompute=recompute)))
     optimizer = torch.optim.Adam(composer.parameters(), lr=1e-4)
     train(composer, optimizer, make_images(settings, settings.memory_batch_size, size=4))
-    seen = make_images(settings, settings.memory_batch_size)
-    _CLEAR.write_text("5")  # the peak starts again from here
+    samples = make_images(settings, settings.memory_batch_size)
+    _CLEAR.write_text("5")  # resets the peak
     before = memory("VmRSS")
-    train(composer, optimizer, seen)
+    train(composer, optimizer, samples)
     peak = memory("VmHWM") - before
-    assert seen.values is not None
+    assert samples.values is not None
     optimizer.zero_grad()
-    with Alive([*composer.parameters(), *composer.buffers(), seen.coords, seen.values]) as alive:
-        train(composer, optimizer, seen)
+    with Alive([*composer.parameters(), *composer.buffers(), samples.coords, samples.values]) as alive:
+        train(composer, optimizer, samples)
     return Memory(peak, alive.peak / 1e6)
 
 
 def compare_memory(settings: InnerLoopSettings, console: Console) -> list[InnerLoopMeasurement]:
-    """Measure every number of inner steps, stored and recomputed, each in a process of its own."""
-    found = []
+    """Measure the memory of all numbers of inner steps, stored and recomputed, each in a new process."""
+    measurements = []
     for kind in ("stored", "recomputed"):
-        memories = {steps: _in_own_process(settings, steps, kind) for steps in settings.memory_steps}
+        memories = {steps: _in_subprocess(settings, steps, kind) for steps in settings.memory_steps}
         first = memories[settings.memory_steps[0]]
-        for steps, one in sorted(memories.items()):
+        for steps, result in sorted(memories.items()):
             for name, amount, other in (
-                ("peak", one.peak_mb, first.peak_mb),
-                ("tensors alive", one.alive_mb, first.alive_mb),
+                ("peak", result.peak_mb, first.peak_mb),
+                ("tensors alive", result.alive_mb, first.alive_mb),
             ):
                 case, against = f"{kind}, {steps} inner steps, {name}", f"{settings.memory_steps[0]} inner steps"
                 ratio = amount / max(other, 1e-6)
-                found.append(InnerLoopMeasurement("memory", case, against, "MB", amount, other, ratio, ratio, ratio))
-    return found
+                measurements.append(
+                    InnerLoopMeasurement("memory", case, against, "MB", amount, other, ratio, ratio, ratio)
+                )
+    return measurements
 
 
-def _in_own_process(settings: InnerLoopSettings, steps: int, kind: str) -> Memory:
-    """Return what `measure_memory` finds in a process of its own."""
+def _in_subprocess(settings: InnerLoopSettings, steps: int, kind: str) -> Memory:
+    """Return the result of `measure_memory` in a new process."""
     command = [sys.executable, "-m", "benchmarks.inner_loop", "--once", str(steps), kind, "--device=cpu"]
     passed = ("size", "memory_batch_size", "hidden_dim", "num_layers", "num_frequencies")
     command += [f"--{name}={getattr(settings, name)}" for name in passed]
     if settings.threads is not None:
         command.append(f"--threads={settings.threads}")
-    own = os.environ | (_OWN_PAGES if settings.own_pages else {})
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=own).stdout  # noqa: S603 - ourselves
+    environment = os.environ | (_OWN_PAGES if settings.own_pages else {})
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout  # noqa: S603 - this module
     return Memory(**json.loads(printed.splitlines()[-1]))
 
 
 def compare_evaluation(settings: InnerLoopSettings, console: Console) -> list[InnerLoopMeasurement]:
-    """Time inner steps of evaluation against one forward pass of the network, which keeps no graph."""
-    found = []
-    for method in METHODS:
-        for batch_size in settings.evaluation_batch_sizes:
-            found += _compare_steps(settings, method, batch_size)
-    return found
+    """Time inner steps in evaluation relative to a forward pass of the network without a graph."""
+    return [
+        measurement
+        for method in METHODS
+        for batch_size in settings.evaluation_batch_sizes
+        for measurement in _compare_steps(settings, method, batch_size)
+    ]
 
 
 def _compare_steps(settings: InnerLoopSettings, method: str, batch_size: int) -> list[InnerLoopMeasurement]:
-    """Time one inner step with the loss after it, and the mean of the next two, in turn with a forward pass."""
-    loops = [build(settings, method, test_steps=steps).eval() for steps in (1, 3)]
-    seen = make_images(settings, batch_size)
+    """Time one inner step with the loss after it, and the mean of the next two, alternating with a forward pass."""
+    composers = {steps: build(settings, method, GradientSteps(test_steps=steps)).eval() for steps in (1, 3)}
+    samples = make_images(settings, batch_size)
     with torch.no_grad():
-        modulations = loops[0].modulate(Observation(samples=seen))
-        sides = {"forward": partial(loops[0].network, seen.coords, modulations)} | {
-            f"{loop.inner.test_steps}": partial(loop.encode, Observation(samples=seen)) for loop in loops
+        modulations = composers[1].modulate(Observation(samples=samples))
+        sides = {"forward": partial(composers[1].network, samples.coords, modulations)} | {
+            f"{steps}": partial(composer.encode, Observation(samples=samples)) for steps, composer in composers.items()
         }
         seconds = alternate(sides, settings)
-    forward, one, three = seconds.values()
+    forward, one_step, three_steps = seconds.values()
     case = f"{method}, batch of {batch_size}"
-    further = [(late - early) / 2 for early, late in zip(one, three, strict=True)]
+    later_step = [(three - one) / 2 for one, three in zip(one_step, three_steps, strict=True)]
     return [
-        compare("evaluation", f"{case}, an inner step", further, "forward pass", forward),
-        compare("evaluation", f"{case}, the first and its check", one, "forward pass", forward),
+        compare("evaluation", f"{case}, an inner step", later_step, "forward pass", forward),
+        compare("evaluation", f"{case}, the first step and the final loss", one_step, "forward pass", forward),
     ]
 
 
 def compare_training(settings: InnerLoopSettings, console: Console) -> list[InnerLoopMeasurement]:
-    """Time the training step against the plain formulation, and against the one that computes steps again."""
-    found = []
+    """Time the training step relative to the plain formulation, and to one that recomputes inner steps."""
+    measurements = []
     for method in ("MetaIPC", "LearnedInit"):
-        composer = build(settings, method, steps=settings.inner_steps)
-        again = build(settings, method, steps=settings.inner_steps, recompute=True)
-        assert isinstance(composer, (MetaIPC, LearnedInit))
-        plain, bare = (from_meta_learned(composer, history=history) for history in (True, False))
-        seen = make_images(settings, settings.batch_size)
-        sides: dict[str, torch.nn.Module] = {"ours": composer, "plain": plain, "bare": bare, "again": again}
-        few = make_images(settings, *map(min, CHECKED, (settings.batch_size, settings.size)))
-        console.print(f"{method}: {check(sides, few)}")
-        steps = {name: partial(train, side, _adam(side), seen) for name, side in sides.items()}
+        composer = build(settings, method, GradientSteps(settings.inner_steps))
+        recomputing = build(settings, method, GradientSteps(settings.inner_steps, DifferentiableSGD(recompute=True)))
+        samples = make_images(settings, settings.batch_size)
+        sides: dict[str, torch.nn.Module] = {
+            "ours": composer,
+            "plain": PlainComposer(composer),
+            "without history": PlainComposer(composer, keep_history=False),
+            "recomputed": recomputing,
+        }
+        small = make_images(settings, *map(min, CHECKED, (settings.batch_size, settings.size)))
+        console.print(f"{method}: {check(sides, small)}")
+        steps = {name: partial(train, side, _adam(side), samples) for name, side in sides.items()}
         seconds = alternate(steps, settings)
         ours = seconds["ours"]
-        found += [
+        measurements += [
             compare("training", f"{method}, plain", seconds["plain"], "ours", ours),
-            compare("training", f"{method}, plain without history", seconds["bare"], "ours", ours),
-            compare("training", f"{method}, ours recomputed", seconds["again"], "ours", ours),
+            compare("training", f"{method}, plain without history", seconds["without history"], "ours", ours),
+            compare("training", f"{method}, ours recomputed", seconds["recomputed"], "ours", ours),
         ]
-    return found
+    return measurements
 
 
 def _adam(side: torch.nn.Module) -> torch.optim.Optimizer:
-    """Return Adam for all parameters of a side, each once."""
+    """Return Adam for all parameters of a formulation."""
     return torch.optim.Adam(side.parameters(), lr=1e-4)
 
 
-def check(sides: Mapping[str, torch.nn.Module], seen: Samples) -> str:
-    """Say how far values and gradients of the training step are from those of the first side.
+def check(sides: Mapping[str, torch.nn.Module], samples: Samples) -> str:
+    """Compare the values and gradients of a training step with those of the first formulation, and return a summary.
 
-    On few samples: of millions of ReLUs float32 turns a few one way or the other after an inner step, and gradients then differ
-    by more than rounding, from those in float64 as much as from each other.
+    The comparison needs few samples: rounding in float32 flips a few of millions of ReLUs after an inner step, and gradients
+    then differ by more than rounding errors, from those in float64 as much as from each other.
 
     Raises:
-        ValueError: If they differ by more than rounding.
+        ValueError: If they differ by more than rounding errors.
     """
-    wanted, *others = (differentiate(side, seen) for side in sides.values())
-    value = max((values - wanted[0]).abs().max().item() for values, _ in others)
+    expected, *others = (differentiate(side, samples) for side in sides.values())
+    value = max((values - expected[0]).abs().max().item() for values, _ in others)
     gradient = max(
-        relative_difference(found[name], wanted[1][name]) for _, found in others for name in wanted[1] | found
+        relative_difference(gradients[name], expected[1][name])
+        for _, gradients in others
+        for name in expected[1] | gradients
     )
-    said = f"largest difference of a value {value:.1e}, of a gradient {gradient:.1e} (relative)"
-    if not (value <= VALUE_TOLERANCE and gradient <= GRADIENT_TOLERANCE):  # so that NaN is refused too
+    summary = f"largest difference of values {value:.1e}, of gradients {gradient:.1e} (relative)"
+    if not (value <= VALUE_TOLERANCE and gradient <= GRADIENT_TOLERANCE):  # negated, so that NaN fails too
         raise ValueError(
-            f"All sides must agree before they are timed: {said}, allowed are {VALUE_TOLERANCE:.0e} and "
-            f"{GRADIENT_TOLERANCE:.0e}. One of the formulations is wrong."
+            f"The formulations of the inner loop differ: {summary}; the tolerances are {VALUE_TOLERANCE:.0e} and "
+            f"{GRADIENT_TOLERANCE:.0e}. At least one formulation is wrong."
         )
-    return said
+    return summary
 
 
-def differentiate(side: torch.nn.Module, seen: Samples) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the values of one side, and the gradients of its training step by the name of the parameter within a composer."""
-    assert seen.values is not None
-    values = side(Observation(samples=seen), seen.coords)
-    loss = functional.mse_loss(values, seen.values)
-    named = {_name(name): parameter for name, parameter in side.named_parameters()}
-    gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-    return values.detach(), dict(zip(named, gradients, strict=True))
-
-
-def _name(name: str) -> str:
-    """Return what the parameter of a plain formulation is called in the composer."""
-    return name.replace("inr.network.", "inr.").replace("start_weights.", "weights.")
+def differentiate(side: torch.nn.Module, samples: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the values of a formulation, and the gradients of its training step by the name of the composer's parameter."""
+    assert samples.values is not None
+    values = side(Observation(samples=samples), samples.coords)
+    loss = functional.mse_loss(values, samples.values)
+    parameters = {
+        re.sub(r"^(\w+)\.\1\.", r"\1.", name): parameter for name, parameter in side.named_parameters()
+    }  # plain parts hold the part they share parameters with under the same name
+    gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return values.detach(), dict(zip(parameters, gradients, strict=True))
 
 
 def alternate(sides: Mapping[str, Callable[[], object]], settings: InnerLoopSettings) -> dict[str, list[float]]:
-    """Run the sides in turn, and return the seconds of every run after the first."""
+    """Run all functions in turn, and return the seconds of all runs but the first."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(settings.repeats + 1):
         for name, side in sides.items():
             seconds[name].append(duration(side, settings.device))
-    return {name: kept[1:] for name, kept in seconds.items()}
+    return {name: timed[1:] for name, timed in seconds.items()}
 
 
 def compare(
     part: str, case: str, seconds: Sequence[float], against: str, others: Sequence[float]
 ) -> InnerLoopMeasurement:
-    """Return the medians of both, and quartiles of the ratio of neighbouring runs."""
-    ratios = [own / other for own, other in zip(seconds, others, strict=True)]
+    """Return the medians of both, and the quartiles of the ratio of consecutive runs."""
+    ratios = [amount / other for amount, other in zip(seconds, others, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     amounts = (statistics.median(seconds), statistics.median(others))
     return InnerLoopMeasurement(part, case, against, "s", *amounts, middle, low, high)
 
 
 def surroundings(settings: InnerLoopSettings) -> dict[str, object]:
-    """Return where and on which sizes was measured."""
-    left_out = ("csv", "parts")
-    sizes = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in left_out}
+    """Return the settings and the environment of the measurements."""
+    omitted = ("csv", "parts")
+    sizes = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in omitted}
     return sizes | {
         "device": device_name(settings.device),
         "threads": torch.get_num_threads(),
@@ -420,19 +437,20 @@ def surroundings(settings: InnerLoopSettings) -> dict[str, object]:
     }
 
 
-def table(found: Sequence[InnerLoopMeasurement]) -> Table:
-    """Return the measurements for people."""
-    shown = Table("", "measured", "against", "other", "ratio", "quartiles")
-    for one in found:
-        shown.add_row(
-            f"{one.part}: {one.case}",
-            f"{one.amount:.4g} {one.unit}",
-            one.against,
-            f"{one.other:.4g} {one.unit}",
-            f"{one.ratio:.2f}",
-            "" if one.part == "memory" else f"{one.ratio_low:.2f} to {one.ratio_high:.2f}",
+def table(measurements: Sequence[InnerLoopMeasurement]) -> Table:
+    """Return the measurements as a table."""
+    rows = Table("", "measured", "against", "other", "ratio", "quartiles")
+    for measurement in measurements:
+        quartiles = f"{measurement.ratio_low:.2f} to {measurement.ratio_high:.2f}"
+        rows.add_row(
+            f"{measurement.part}: {measurement.case}",
+            f"{measurement.amount:.4g} {measurement.unit}",
+            measurement.against,
+            f"{measurement.other:.4g} {measurement.unit}",
+            f"{measurement.ratio:.2f}",
+            "" if measurement.part == "memory" else quartiles,
         )
-    return shown
+    return rows
 
 
 if __name__ == "__main__":

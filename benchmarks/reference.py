@@ -1,8 +1,8 @@
-"""The plain formulation of the transformer and the meta-learned composers, to measure and to test ours against.
+"""Plain formulation of the published composers, a reference for speed, memory and correctness.
 
-This is how such models are commonly written: every weight is repeated for every instance, a column of ones carries the
-bias, every layer is a batched product, coordinates are encoded per instance, attention is spelled out and the last block
-computes all tokens. It reads the parameters of a composer, the very same tensors, so that values and gradients compare.
+Such models are commonly written this way: every weight is repeated for every instance, a column of ones multiplies the bias,
+every layer is a batched product, coordinates are encoded per instance, attention stores its scores, and the last block computes
+all tokens. The plain formulation shares the parameters of a composer, so that values and gradients can be compared.
 """
 
 from __future__ import annotations
@@ -10,249 +10,289 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from composers import LearnedInit, MetaIPC, TransformerIPC, TransINR
-from composers.encoders import Patches
+from composers import Composer, GradientSteps
+from composers.encoders import Patches, WeightTokens
 from composers.encoders.transformer import Attention, Block
-from composers.inference import Hypernetwork
-from composers.networks import CoordinateMLP, FourierFeatures, ReLU
-from datamodules.batch import Observation
+from composers.inference import DifferentiableSGD, Hypernetwork, LearnedStart, Start
+from composers.latents import ColumnScales, Direct, Latents, LowRank, module_key
+from composers.networks import CoordinateMLP, CoordinateNetwork, FourierFeatures, ReLU
+from datamodules.batch import Observation, Samples
 
 
-def from_composer(composer: TransformerIPC | TransINR) -> PlainComposer:
-    """Return the plain formulation of a composer, sharing its parameters and its training mode.
+class PlainComposer(nn.Module):
+    """From an observation and coordinates to values, in the plain formulation.
+
+    Args:
+        composer: The composer whose parameters and training mode are shared.
+        keep_history: Whether every inner step stores copies of the reconstruction and the latents, as for logging.
 
     Raises:
-        TypeError: If the composer is of another kind, or has parts that the plain formulation does not know.
-    """
-    if isinstance(composer, TransformerIPC):
-        return PlainIPC(composer)
-    if isinstance(composer, TransINR):
-        return PlainTransINR(composer)
-    raise TypeError(f"There is no plain formulation of {type(composer).__name__}: give TransformerIPC or TransINR.")
-
-
-class PlainComposer(nn.Module, ABC):
-    """From an image and coordinates to values, in the plain formulation.
-
-    Args:
-        composer: Whose parameters are used.
-    """
-
-    def __init__(self, composer: TransformerIPC | TransINR) -> None:
-        super().__init__()
-        self.hypernet = PlainHypernetwork(composer.hypernet)
-        self.network = PlainCoordinateMLP(composer.network)
-        self.base_weights = composer.base_weights
-
-    def forward(self, observation: Observation, coords: Tensor) -> Tensor:
-        """Return values ``(B, N, C)`` of the observed images at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
-        columns = self.hypernet(observation.signal)
-        weights = {layer: self.weight(str(layer), part) for layer, part in columns.items()}
-        values: Tensor = self.network(coords, weights)
-        return values
-
-    @abstractmethod
-    def weight(self, layer: str, columns: Tensor) -> Tensor:
-        """Return the weight ``(B, I, O)`` of a layer from its predicted columns."""
-
-
-class PlainIPC(PlainComposer):
-    """Instance pattern composers in the plain formulation.
-
-    Args:
-        composer: Whose parameters are used.
-    """
-
-    def __init__(self, composer: TransformerIPC) -> None:
-        super().__init__(composer)
-        self.bases = composer.bases
-
-    def weight(self, layer: str, columns: Tensor) -> Tensor:
-        """Return patterns ``(B, I, R)`` times the repeated basis, plus the repeated base weight where there is one."""
-        part = torch.bmm(columns, _repeat(self.bases[layer], len(columns))) if layer in self.bases else columns
-        return _repeat(self.base_weights[layer], len(part)) + part if layer in self.base_weights else part
-
-
-class PlainTransINR(PlainComposer):
-    """TransINR in the plain formulation."""
-
-    def weight(self, layer: str, columns: Tensor) -> Tensor:
-        """Return the repeated base weight, its column ``j`` times the scales ``(B, I, G)`` of group ``j mod G``."""
-        base = _repeat(self.base_weights[layer], len(columns))
-        return base * torch.cat([columns] * (base.shape[2] // columns.shape[2]), dim=2)
-
-
-def from_meta_learned(composer: MetaIPC | LearnedInit, history: bool = True) -> PlainMetaLearned:
-    """Return the plain formulation of a meta-learned composer, sharing its parameters and its training mode.
-
-    Args:
-        composer: With the published inner loop: its steps and its rate are read.
-        history: Whether every step keeps copies of the reconstruction and of what is adapted, for logging.
-
-    Raises:
-        TypeError: If the composer is of another kind, or has parts that the plain formulation does not know.
+        TypeError: If the composer has a part without a plain formulation.
         ValueError: If its inner loop has settings beyond the published ones.
     """
-    if isinstance(composer, MetaIPC):
-        return PlainMetaIPC(composer, history)
-    if isinstance(composer, LearnedInit):
-        return PlainLearnedInit(composer, history)
-    raise TypeError(f"There is no plain inner loop of {type(composer).__name__}: give MetaIPC or LearnedInit.")
 
-
-class PlainMetaLearned(nn.Module, ABC):
-    """From samples and coordinates to values by an inner loop, in the plain formulation.
-
-    Everything that is adapted is repeated for every instance, every step composes all weights anew and encodes all
-    coordinates of all instances anew; the graph of all steps is kept in training.
-
-    Args:
-        composer: Whose parameters are used.
-        history: Whether every step keeps copies of what it saw.
-
-    Raises:
-        TypeError: If the network has another encoding or activation.
-        ValueError: If the inner loop has settings beyond the published ones, or the network no normalised weights.
-    """
-
-    def __init__(self, composer: MetaIPC | LearnedInit, history: bool) -> None:
+    def __init__(self, composer: Composer, keep_history: bool = True) -> None:
         super().__init__()
-        loop = composer.inner
-        if (
-            loop.learned_lr
-            or loop.first_order
-            or loop.samples_per_step != "all"
-            or not composer.network.normalize_weights
-        ):
-            raise ValueError(
-                "The plain formulation knows the published inner loop only: learned_lr [], first_order false, "
-                "samples_per_step all and normalize_weights true."
-            )
         self.network = PlainCoordinateMLP(composer.network)
-        self.steps, self.lr = loop.steps, loop.lr
-        self.keeps_history = history
-        self.history: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self.parametrization = _plain_parametrization(composer.parametrization)
+        self.start = _plain_start(composer.start)
+        self.inner: PlainInnerLoop | None = None
+        if composer.inner is not None:
+            if not all(spec.normalized for spec in composer.parametrization.latents.values()):
+                raise ValueError(
+                    "The plain inner loop supports latents of normalised weights only: set normalize_weights to true and "
+                    "modulates to weights."
+                )
+            self.inner = PlainInnerLoop(composer.inner, keep_history)
         self.train(composer.training)
 
     def forward(self, observation: Observation, coords: Tensor) -> Tensor:
-        """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``, after the inner loop."""
-        factors = self.adapted(observation)
-        values: Tensor = self.network(coords, self.weights(factors))
+        """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
+        return self.reconstruct(self.encode(observation), coords)
+
+    def encode(self, observation: Observation) -> Latents:
+        """Return the latents ``(B, ...)`` by name, after the inner loop if there is one."""
+        latents: Latents = self.start(observation)
+        if self.inner is not None:
+            assert observation.samples is not None
+            latents = self.inner(latents, observation.samples, self.reconstruct)
+        return latents
+
+    def reconstruct(self, latents: Latents, coords: Tensor) -> Tensor:
+        """Return values ``(B, N, C)`` of latents at ``coords``."""
+        weights = {
+            int(name.rpartition(".")[2]): self.parametrization.weight(name.rpartition(".")[2], latent)
+            for name, latent in latents.items()
+        }
+        values: Tensor = self.network(coords, weights)
         return values
 
-    def adapted(self, observation: Observation) -> dict[str, Tensor]:
-        """Return what is adapted, ``(B, I, R)`` by layer, after the inner loop on the samples observed."""
-        samples = observation.samples
-        assert samples is not None
-        assert samples.values is not None
-        size = len(samples.values)
-        factors = {layer: _repeat(start, size) for layer, start in self.starts().items()}
-        self.history = []
-        for _ in range(self.steps):
-            factors = self._step(factors, samples.coords, samples.values)
-        return factors
 
-    def _step(self, factors: dict[str, Tensor], coords: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return what is adapted after one step."""
-        with torch.enable_grad():
-            if not self.training:
-                factors = {layer: factor.detach().requires_grad_() for layer, factor in factors.items()}
-            values = self.network(coords, self.weights(factors))
-            loss = (values - target).square().mean((1, 2)).sum()
-            gradients = torch.autograd.grad(loss, list(factors.values()), create_graph=self.training)
-        moved = {}
-        for (layer, factor), gradient in zip(factors.items(), gradients, strict=True):
-            moved[layer] = factor - self.lr * factor.norm(dim=(1, 2), keepdim=True) ** 2 * gradient
-        if self.keeps_history:
-            copies = {layer: factor.detach().clone() for layer, factor in moved.items()}
-            self.history.append((values.detach().clone(), copies))
-        return moved
-
-    @abstractmethod
-    def starts(self) -> nn.ParameterDict:
-        """Return where the loop starts, ``(I, R)`` by layer."""
-
-    @abstractmethod
-    def weights(self, factors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        """Return the weight ``(B, I, O)`` of every layer that is adapted."""
-
-
-class PlainMetaIPC(PlainMetaLearned):
-    """Meta-learned instance pattern composers in the plain formulation.
+class PlainParametrization(nn.Module, ABC):
+    """From latents to weights, in the plain formulation.
 
     Args:
-        composer: Whose parameters are used.
-        history: Whether every step keeps copies of what it saw.
+        parametrization: The parametrization whose parameters are shared.
     """
 
-    def __init__(self, composer: MetaIPC, history: bool) -> None:
-        super().__init__(composer, history)
-        self.patterns, self.bases = composer.patterns, composer.bases
+    def __init__(self, parametrization: nn.Module) -> None:
+        super().__init__()
+        self.parametrization = parametrization
 
-    def starts(self) -> nn.ParameterDict:
-        """Return the learned patterns."""
-        return self.patterns
+    @abstractmethod
+    def weight(self, layer: str, latent: Tensor) -> Tensor:
+        """Return the weight ``(B, I, O)`` of a layer."""
 
-    def weights(self, factors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        """Return the patterns times the repeated basis."""
+
+class PlainLowRank(PlainParametrization):
+    """Instance pattern composers in the plain formulation."""
+
+    parametrization: LowRank
+
+    def weight(self, layer: str, latent: Tensor) -> Tensor:
+        """Return patterns ``(B, I, R)`` times the repeated basis, plus the repeated base weight if there is one."""
+        bases, base_weights = self.parametrization.bases, self.parametrization.base_weights
+        product = torch.bmm(latent, _repeat(bases[layer], len(latent))) if layer in bases else latent
+        return _repeat(base_weights[layer], len(product)) + product if layer in base_weights else product
+
+
+class PlainColumnScales(PlainParametrization):
+    """TransINR in the plain formulation."""
+
+    parametrization: ColumnScales
+
+    def weight(self, layer: str, latent: Tensor) -> Tensor:
+        """Return the repeated base weight, its column ``j`` times the scales ``(B, I, G)`` of group ``j mod G``."""
+        base = _repeat(self.parametrization.base_weights[layer], len(latent))
+        return base * torch.cat([latent] * (base.shape[2] // latent.shape[2]), dim=2)
+
+
+class PlainDirect(PlainParametrization):
+    """Learned Init in the plain formulation."""
+
+    def weight(self, layer: str, latent: Tensor) -> Tensor:
+        """Return the latent."""
+        return latent
+
+
+def _plain_parametrization(parametrization: nn.Module) -> PlainParametrization:
+    """Return the plain formulation of a parametrization."""
+    for kind, plain in ((LowRank, PlainLowRank), (ColumnScales, PlainColumnScales), (Direct, PlainDirect)):
+        if isinstance(parametrization, kind):
+            return plain(parametrization)
+    raise TypeError(
+        f"There is no plain formulation of {type(parametrization).__name__}: use LowRank, ColumnScales or Direct."
+    )
+
+
+class PlainHypernetwork(nn.Module):
+    """Transformer hypernetwork on images or audio that computes every token in every block.
+
+    Args:
+        start: The hypernetwork whose parameters are shared. Its encoder must be `Patches`, its readout `WeightTokens`.
+
+    Raises:
+        TypeError: If it has another encoder or readout.
+    """
+
+    start: Hypernetwork
+
+    def __init__(self, start: Hypernetwork) -> None:
+        super().__init__()
+        if not isinstance(start.encoder, Patches) or not isinstance(start.readout, WeightTokens):
+            raise TypeError(
+                f"The encoder is {type(start.encoder).__name__} and the readout {type(start.readout).__name__}; the plain "
+                "formulation supports Patches and WeightTokens only."
+            )
+        self.start = start
+        self.patch_size, self.padding = start.encoder.patch_size[0], start.encoder.padding[0]
+
+    def forward(self, observation: Observation) -> Latents:
+        """Return the latents ``(B, I, R)`` by name from signals ``(B, C, H, W)`` or ``(B, C, N)``."""
+        readout, signal, size, padding = self.start.readout, observation.signal, self.patch_size, self.padding
+        assert isinstance(readout, WeightTokens)
+        assert isinstance(signal, Tensor)
+        if signal.dim() == 3:  # as an image with one row
+            patches = functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
+        else:
+            patches = functional.unfold(signal, size, padding=padding, stride=size).mT  # (B, T, C p p)
+        data_tokens = readout.embedding(patches) + readout.positions
+        tokens = torch.cat((data_tokens, _repeat(readout.weight_tokens, len(signal))), dim=1)
+        for block in readout.transformer.blocks:
+            assert isinstance(block, Block)
+            tokens = _plain_block(block, tokens)
+        weight_tokens = tokens[:, data_tokens.shape[1] :].split(readout.tokens_per_latent, dim=1)
         return {
-            int(layer): torch.bmm(factor, _repeat(self.bases[layer], len(factor))) for layer, factor in factors.items()
+            name: readout.heads[module_key(name)](part).reshape(len(part), -1, height).mT
+            for name, (height, _), part in zip(readout.names, readout.shapes, weight_tokens, strict=True)
         }
 
 
-class PlainLearnedInit(PlainMetaLearned):
-    """Learned Init, as the IPC paper compares it, in the plain formulation.
+class PlainLearnedStart(nn.Module):
+    """Learned initialisation, repeated for every instance.
 
     Args:
-        composer: Whose parameters are used.
-        history: Whether every step keeps copies of what it saw.
-
-    Raises:
-        ValueError: If biases are adapted too, or the outer update is Reptile's.
+        start: The start whose parameters are shared.
     """
 
-    def __init__(self, composer: LearnedInit, history: bool) -> None:
-        super().__init__(composer, history)
-        if composer.adapt_biases or composer.outer != "maml":
-            raise ValueError("The plain formulation of LearnedInit knows adapt_biases false and outer maml only.")
-        self.start_weights = composer.weights
+    start: LearnedStart
 
-    def starts(self) -> nn.ParameterDict:
-        """Return the learned weights."""
-        return self.start_weights
+    def __init__(self, start: LearnedStart) -> None:
+        super().__init__()
+        self.start = start
 
-    def weights(self, factors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        """Return the weights as they are."""
-        return {int(layer): factor for layer, factor in factors.items()}
+    def forward(self, observation: Observation) -> Latents:
+        """Return the latents ``(B, ...)`` by name."""
+        return {
+            name: _repeat(self.start.latents[module_key(name)], observation.num_instances) for name in self.start.specs
+        }
+
+
+def _plain_start(start: Start) -> PlainHypernetwork | PlainLearnedStart:
+    """Return the plain formulation of a start."""
+    if isinstance(start, Hypernetwork):
+        return PlainHypernetwork(start)
+    if isinstance(start, LearnedStart):
+        return PlainLearnedStart(start)
+    raise TypeError(f"There is no plain formulation of {type(start).__name__}: use Hypernetwork or LearnedStart.")
+
+
+class PlainInnerLoop(nn.Module):
+    """The published inner loop: second order, on all samples, with steps times the squared norm of the latents.
+
+    Every step composes all weights and encodes all coordinates again, and training stores the graph of all steps.
+
+    Args:
+        inner: The inner loop whose number of steps and learning rate are used.
+        keep_history: Whether every step appends copies of the reconstruction and the latents to ``history``.
+
+    Raises:
+        ValueError: If the inner loop has other settings.
+    """
+
+    def __init__(self, inner: GradientSteps, keep_history: bool) -> None:
+        super().__init__()
+        rule = inner.rule
+        if (
+            not isinstance(rule, DifferentiableSGD)
+            or rule.learned_lr
+            or rule.outer != "second_order"
+            or inner.samples_per_step != "all"
+            or inner.loss is not None
+        ):
+            raise ValueError(
+                "The plain inner loop supports the published settings only: DifferentiableSGD with learned_lr [] and outer "
+                "second_order, samples_per_step all, and the loss of the composer."
+            )
+        self.steps, self.lr = inner.steps, rule.lr
+        self.keep_history = keep_history
+        self.history: list[tuple[Tensor, Latents]] = []
+
+    def forward(self, latents: Latents, samples: Samples, reconstruct: Any) -> Latents:
+        """Return the latents after the last step.
+
+        Args:
+            latents: Where to begin, ``(B, ...)`` by name.
+            samples: Coordinates and values of the same instances.
+            reconstruct: From latents and coordinates to values ``(B, N, C)``.
+        """
+        assert samples.values is not None
+        self.history = []
+        for _ in range(self.steps):
+            latents = self.step(latents, samples.coords, samples.values, reconstruct)
+        return latents
+
+    def step(self, latents: Latents, coords: Tensor, target: Tensor, reconstruct: Any) -> Latents:
+        """Return the latents after one step."""
+        with torch.enable_grad():
+            if not self.training:
+                latents = {name: latent.detach().requires_grad_() for name, latent in latents.items()}
+            values = reconstruct(latents, coords)
+            loss = (values - target).square().mean((1, 2)).sum()
+            gradients = torch.autograd.grad(loss, list(latents.values()), create_graph=self.training)
+        updated = {}
+        for (name, latent), gradient in zip(latents.items(), gradients, strict=True):
+            updated[name] = latent - self.lr * latent.norm(dim=(1, 2), keepdim=True) ** 2 * gradient
+        if self.keep_history:
+            copies = {name: latent.detach().clone() for name, latent in updated.items()}
+            self.history.append((values.detach().clone(), copies))
+        return updated
 
 
 class PlainCoordinateMLP(nn.Module):
-    """The coordinate network with one weight per instance in every layer.
+    """Coordinate network with one weight per instance in every layer.
 
     Args:
-        inr: Whose parameters are used, with the published Fourier features and ReLU.
+        network: The network whose parameters are shared. It must have Fourier features and ReLU, as published.
 
     Raises:
-        TypeError: If it has another encoding or activation.
+        TypeError: If it is of another class, or has another encoding or activation.
     """
 
-    def __init__(self, inr: CoordinateMLP) -> None:
+    network: CoordinateMLP
+
+    def __init__(self, network: CoordinateNetwork[Any]) -> None:
         super().__init__()
-        if not isinstance(inr.encoding, FourierFeatures) or not isinstance(inr.activation, ReLU):
+        if (
+            not isinstance(network, CoordinateMLP)
+            or not isinstance(network.encoding, FourierFeatures)
+            or not isinstance(network.activation, ReLU)
+        ):
             raise TypeError(
-                f"The network has {type(inr.encoding).__name__} and {type(inr.activation).__name__}; "
-                "the plain formulation knows FourierFeatures and ReLU only."
+                f"The network is {type(network).__name__} with {type(getattr(network, 'encoding', None)).__name__} and "
+                f"{type(getattr(network, 'activation', None)).__name__}; the plain formulation supports CoordinateMLP with "
+                "FourierFeatures and ReLU only."
             )
-        self.network = inr
-        self.encoding = inr.encoding
+        self.network = network
 
     def forward(self, coords: Tensor, weights: Mapping[int, Tensor]) -> Tensor:
-        """Return values ``(B, N, C)`` at ``coords``, given the weights ``(B, I, O)`` of the modulated layers."""
+        """Return values ``(B, N, C)`` at ``coords``, with weights ``(B, I, O)`` of the modulated layers."""
         size = len(next(iter(weights.values())))
         hidden = self._encode(coords.expand(size, -1, -1))  # (B, N, F)
         for layer in range(self.network.num_layers):
@@ -264,8 +304,9 @@ class PlainCoordinateMLP(nn.Module):
 
     def _encode(self, coords: Tensor) -> Tensor:
         """Return the Fourier features ``(B, N, F)`` of ``coords (B, N, D)``, computed for every instance."""
-        phases = coords.unsqueeze(-1) * (self.encoding.frequencies * self.encoding.factor)  # (B, N, D, K)
-        phases = phases.flatten(-2)  # (B, N, D K)
+        encoding = self.network.encoding
+        assert isinstance(encoding, FourierFeatures)
+        phases = (coords.unsqueeze(-1) * (encoding.frequencies * encoding.factor)).flatten(-2)  # (B, N, D K)
         return torch.cat((torch.cos(phases), torch.sin(phases)), dim=-1)
 
     def _linear(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -276,44 +317,6 @@ class PlainCoordinateMLP(nn.Module):
         return torch.bmm(extended, torch.cat((weight, bias.unsqueeze(1)), dim=1))
 
 
-class PlainHypernetwork(nn.Module):
-    """The transformer hypernetwork on images or sound, computing every token in every block.
-
-    Args:
-        hypernet: Whose parameters are used; its tokenizer cuts signals into patches.
-
-    Raises:
-        TypeError: If its tokenizer is another.
-    """
-
-    def __init__(self, hypernet: Hypernetwork) -> None:
-        super().__init__()
-        if not isinstance(hypernet.tokenizer, Patches):
-            raise TypeError(
-                f"The tokenizer is {type(hypernet.tokenizer).__name__}; the plain formulation knows Patches only."
-            )
-        self.hypernet = hypernet
-        self.tokenizer = hypernet.tokenizer
-
-    def forward(self, signal: Tensor) -> dict[int, Tensor]:
-        """Return the columns ``(B, I, R)`` of every modulated layer from signals ``(B, C, H, W)`` or ``(B, C, N)``."""
-        hypernet, size, padding = self.hypernet, self.tokenizer.patch_size[0], self.tokenizer.padding[0]
-        if signal.dim() == 3:  # as an image of one row
-            patches = functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
-        else:
-            patches = functional.unfold(signal, size, padding=padding, stride=size).mT  # (B, T, C p p)
-        data_tokens = hypernet.embedding(patches) + hypernet.positions
-        tokens = torch.cat((data_tokens, _repeat(hypernet.weight_tokens, len(signal))), dim=1)
-        for block in hypernet.transformer.blocks:
-            assert isinstance(block, Block)
-            tokens = _plain_block(block, tokens)
-        read = tokens[:, data_tokens.shape[1] :].split(hypernet.tokens_per_layer, dim=1)
-        return {
-            layer: hypernet.heads[str(layer)](part).reshape(len(part), -1, height).mT
-            for (layer, height), part in zip(hypernet.heights.items(), read, strict=True)
-        }
-
-
 def _plain_block(block: Block, tokens: Tensor) -> Tensor:
     """Return all ``tokens (B, T, E)`` after a block."""
     tokens = tokens + block.dropout(_plain_attention(block.attention, block.attention_norm(tokens)))
@@ -322,7 +325,7 @@ def _plain_block(block: Block, tokens: Tensor) -> Tensor:
 
 
 def _plain_attention(attention: Attention, tokens: Tensor) -> Tensor:
-    """Return what all ``tokens (B, T, E)`` gather from each other, with the ``(T, T)`` scores of every head stored."""
+    """Return the self-attention of ``tokens (B, T, E)``, with the ``(T, T)`` scores of every head stored."""
     parts = (attention.query(tokens), *attention.key_value(tokens).chunk(2, dim=-1))
     query, key, value = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
     scores = query @ key.mT / math.sqrt(query.shape[-1])  # (B, heads, T, T)
@@ -331,5 +334,5 @@ def _plain_attention(attention: Attention, tokens: Tensor) -> Tensor:
 
 
 def _repeat(shared: Tensor, size: int) -> Tensor:
-    """Return a shared tensor once per instance, ``(B, *shape)``."""
+    """Return a shared tensor repeated for every instance, ``(B, *shape)``."""
     return shared.expand(size, *shared.shape)

@@ -84,8 +84,8 @@ def measure(settings: RenderingSettings, views: int) -> RenderingMeasurement:
 
 def scene(hidden_dim: int) -> Field:
     """Return a field with random weights, including the modulated second layer."""
-    inr = CoordinateMLP(3, 4, hidden_dim, 6, (1,), FourierFeatures(20, 2.0**8, use_pi=False), output_offset=0.0)
-    return inr.bind({1: (torch.randn(1, *inr.layer_sizes[1]), None)})
+    network = CoordinateMLP(3, 4, hidden_dim, 6, (1,), FourierFeatures(20, 2.0**8, use_pi=False), output_offset=0.0)
+    return network.bind({"weight.1": torch.randn(1, *network.layer_sizes[1])})
 
 
 def _rays(views: int, size: int) -> Tensor:

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.reference import from_composer
+from benchmarks.reference import PlainComposer
 from composers import TransformerIPC
 from composers.encoders import Patches, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
@@ -164,10 +164,10 @@ def build(settings: SpeedSettings) -> TransformerIPC:
     torch.manual_seed(0)
     frequencies = FourierFeatures(settings.num_frequencies)
     sizes = (settings.axes, settings.channels, settings.hidden_dim, settings.num_layers)
-    inr = CoordinateMLP(*sizes, encoding=frequencies)
-    tokenizer = Patches((settings.channels, *extents(settings)), settings.patch_size, settings.padding)
+    network = CoordinateMLP(*sizes, encoding=frequencies)
+    encoder = Patches((settings.channels, *extents(settings)), settings.patch_size, settings.padding)
     transformer = Transformer(settings.embed_dim, settings.num_blocks, settings.num_heads)
-    return TransformerIPC(inr, tokenizer, transformer).to(settings.device)
+    return TransformerIPC(network, encoder, transformer).to(settings.device)
 
 
 def extents(settings: SpeedSettings) -> tuple[int, ...]:
@@ -177,15 +177,15 @@ def extents(settings: SpeedSettings) -> tuple[int, ...]:
 
 def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Contest]:
     """Return the computations to compare on random signals: the whole model, and its coordinate network alone."""
-    reference = from_composer(composer)
+    reference = PlainComposer(composer)
     signal = torch.rand(settings.batch_size, settings.channels, *extents(settings), device=settings.device)
     observation, target = Observation(signal), signal.flatten(2).mT.contiguous()
     coords = make_coords(settings)
     with torch.no_grad():
         modulations = composer.modulate(observation)
-    weights = {layer: weight.requires_grad_() for layer, (weight, _) in modulations.items() if weight is not None}
-    network = [*composer.network.parameters(), *weights.values()]
-    ours = partial(composer.network, coords, {layer: (weight, None) for layer, weight in weights.items()})
+    weights = {int(name.removeprefix("weight.")): weight.requires_grad_() for name, weight in modulations.items()}
+    parameters = [*composer.network.parameters(), *weights.values()]
+    ours = partial(composer.network, coords, modulations)
     return [
         Contest(
             "whole model",
@@ -194,7 +194,7 @@ def make_contests(composer: TransformerIPC, settings: SpeedSettings) -> list[Con
             list(composer.parameters()),
             target,
         ),
-        Contest("coordinate network", ours, partial(reference.network, coords, weights), network, target),
+        Contest("coordinate network", ours, partial(reference.network, coords, weights), parameters, target),
     ]
 
 

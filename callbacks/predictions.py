@@ -19,7 +19,7 @@ from callbacks.results import gather_rows
 from composers.base import Composer
 from composers.codes import InstanceCode, fingerprint, steps_taken
 from composers.evaluation import Evaluation
-from composers.latents import Latents
+from composers.latents import Latents, Layout
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of
 from datamodules.domain import Domain
@@ -41,6 +41,7 @@ class Tile(NamedTuple):
         steps: Number of refinement steps of the latents.
         errors: Errors before and after refinement as returned by `Writer.errors`; NaN if nothing was measured.
         instance: The signal and its reconstructions if the tile is the complete signal, else None.
+        layout: Layout of the latents.
     """
 
     piece: Piece
@@ -48,6 +49,7 @@ class Tile(NamedTuple):
     steps: int
     errors: list[float]
     instance: Instance | None
+    layout: Layout
 
 
 class PredictionWriter(Callback):
@@ -140,7 +142,9 @@ class PredictionWriter(Callback):
         facts = steps_taken(pl_module, tiles[0].steps)
         facts |= {f"{metric} predicted": f"{predicted:.3f}", f"{metric} refined": f"{refined:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
-        code = InstanceCode(latents, boxes, shape, self._model, name, facts, domain=data.spec.domain)
+        code = InstanceCode(
+            latents, boxes, shape, self._model, name, facts, domain=data.spec.domain, layout=tiles[0].layout
+        )
         original = None if tiles[0].instance is not None else data.original(name)
         reconstruction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
         row = self.writer.write(reconstruction, self.folder / name)
@@ -223,7 +227,7 @@ def _tiles(evaluation: Evaluation, batch: CoordinateBatch, writer: Writer, domai
             piece = Piece(name, _unpadded_shape(batch, index), whole(batch.shape))
             instance = instance_of(batch, index, domain, values)
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        yield Tile(piece, latents, last, [error[index] for error in errors], instance)
+        yield Tile(piece, latents, last, [error[index] for error in errors], instance, evaluation["layout"])
 
 
 def _unpadded_shape(batch: CoordinateBatch, index: int) -> tuple[int, ...]:

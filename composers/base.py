@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from composers.evaluation import CodeStatistics, Evaluation, measure_training_codes, other_starts
 from composers.inference import GradientSteps, Refinement, Start, Trajectory
-from composers.inference.adapt import DivergenceError
+from composers.inference.adapt import DivergenceError, check_finite
 from composers.inference.refinement import INNER, NETWORK
 from composers.latents import Latents, Layout, Parametrization
 from composers.losses import Loss, MeanSquaredError
@@ -153,7 +153,9 @@ class Composer(LightningModule):
         start = self.start(observation, self.layout(observation))
         if self.inner is None:
             return start, start
-        return start, self._adapt(observation, start, training=self.training).last
+        trajectory = self._adapt(observation, start, training=self.training)
+        check_finite(trajectory.losses)
+        return start, trajectory.last
 
     def _adapt(
         self,

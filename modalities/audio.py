@@ -74,7 +74,9 @@ def encode(
     latents = encoded(composer, (_observation(values, batch, domain, composer.device) for batch in batches), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
     facts |= steps_taken(composer, steps.steps)
-    return InstanceCode(latents, boxes, (values.shape[1],), fingerprint(composer), name, facts, domain=domain)
+    layout = composer.layout(Observation(torch.empty(1, channels, length)))
+    shape = (values.shape[1],)
+    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
 
 
 def render(composer: Composer, code: InstanceCode, sample_rate: int | None = None, max_memory: float = 500.0) -> Tensor:

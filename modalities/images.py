@@ -120,7 +120,8 @@ def encode(
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
     facts = steps_taken(composer, refinement.steps)
-    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=Grid.unit(2))
+    layout = composer.layout(Observation(torch.empty(1, 3, size, size)))
+    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=Grid.unit(2), layout=layout)
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:

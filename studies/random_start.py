@@ -16,8 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.cost import build
-from composers import Composer, LearnedInit
-from composers.inference.refinement import Refinement
+from composers import Composer, Refinement
+from composers.inference import LearnedStart, TorchOptimizer
+from composers.latents import Direct
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.networks import CoordinateMLP
 from datamodules.base import CoordinateDataModule
@@ -73,38 +74,40 @@ def measure(composer: Composer, data: CoordinateDataModule, settings: RandomStar
     data.prepare_data()
     data.setup("test")
     batches = [data.to_coordinates(batch) for batch in data.test_dataloader()]
-    network = free_network(composer)
+    free = free_composer(composer)
     return {
-        lr: torch.cat([fitted(network, batch, lr, settings.steps) for batch in batches]).mean().item()
+        lr: torch.cat([fitted(free, batch, lr, settings.steps) for batch in batches]).mean().item()
         for lr in settings.rates
     }
 
 
-def free_network(composer: Composer) -> LearnedInit:
-    """Return a randomly initialised network of the same sizes, whose weights and biases are all adapted per instance."""
-    inr = composer.network
-    network = CoordinateMLP(
-        inr.coord_dim,
-        inr.value_dim,
-        hidden_dim=[fan_out for _, fan_out in inr.layer_sizes[:-1]],
-        num_layers=inr.num_layers,
+def free_composer(composer: Composer) -> Composer:
+    """Return a composer with a random network of the same sizes, whose weights and biases are all adapted per instance."""
+    network = composer.network
+    assert isinstance(network, CoordinateMLP)
+    free_network = CoordinateMLP(
+        network.coord_dim,
+        network.value_dim,
+        hidden_dim=[fan_out for _, fan_out in network.layer_sizes[:-1]],
+        num_layers=network.num_layers,
         modulated_layers="all",
-        encoding=inr.encoding,
-        activation=inr.activation,
-        normalize_weights=inr.normalize_weights,
-        output_offset=inr.output_offset,
+        encoding=network.encoding,
+        activation=network.activation,
+        normalize_weights=network.normalize_weights,
+        output_offset=network.output_offset,
+        modulates="both",
     )
-    return LearnedInit(network, adapt_biases=True, renderer=composer.renderer, loss=composer.loss).eval()
+    return Composer(free_network, Direct(), LearnedStart(), renderer=composer.renderer, loss=composer.loss).eval()
 
 
-def fitted(network: LearnedInit, batch: CoordinateBatch, lr: float, steps: int) -> Tensor:
+def fitted(composer: Composer, batch: CoordinateBatch, lr: float, steps: int) -> Tensor:
     """Return the PSNR ``(B,)`` in dB of the query of a batch, after fitting every instance from the same initialisation."""
     assert batch.observation.samples is not None
-    start = {name: latent.expand(len(batch.names), *latent.shape) for name, latent in network.start().items()}
-    refinement = Refinement(steps, lambda parameters: torch.optim.Adam(parameters, lr=lr), report=())
-    latents = network.refine(start, batch.observation.samples, refinement)[steps]
+    rule = TorchOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=lr))
+    refinement = Refinement(steps, rule, report=())
+    latents = composer.refine(composer.encode(batch.observation), batch.observation.samples, refinement)[steps]
     with torch.no_grad():
-        values = network.render(network.compose(latents), batch.query.coords)
+        values = composer.render(composer.compose(latents), batch.query.coords)
     return psnr_of_mse(instance_mse(values, batch.query))
 
 

@@ -22,7 +22,6 @@ OWNERS = {
     "composers/networks": "a network distinguishes shared coordinates from coordinates per instance",
     "composers/rendering": "a renderer rejects coordinates that it does not support",
     "tools/activations": "draws the layers of image models, and rejects others",
-    "tools/export": "exports one encoder per type of signal",
     "tools/released": "converts released weights of one method per module",
 }
 RANKS = ("dim", "ndimension")

@@ -1,4 +1,4 @@
-"""Instance codes: what one signal is to a model, in a file; ``python -m tools.codes`` renders and compares them."""
+"""Instance codes: the latents of a signal in a file; ``python -m tools.codes`` renders and compares them."""
 
 from composers.codes.code import MEASURED, InstanceCode, fingerprint, interpolate, read_code
 from composers.codes.decoding import Axis, decode, decode_at

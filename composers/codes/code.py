@@ -1,4 +1,4 @@
-"""The instance code and its file: latents, the fingerprint of their model, and the shape of what they stand for."""
+"""Instance codes and their files: latents, the fingerprint of their model, and the shape of the signal."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from datamodules.tiles import Box
 
 MEASURED = ("sample_rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
 _KIND = "instance code"
-_VERSION, _EARLIER = "2", "1"  # the earlier one states one range for all axes, coord_range
+_VERSION, _EARLIER = "2", "1"  # version 1 has one range for all axes, coord_range
 
 
 @dataclass(frozen=True)
 class InstanceCode:
-    """One signal as a model sees it: the latents of its tiles, or of the whole.
+    """Code of a signal: the latents of its tiles, or of the complete signal.
 
     Args:
         latents: ``(T, ...)`` by name, one row for each of ``T`` tiles.
-        boxes: Start and stop of every tile along every axis, in samples of the signal; one box if it is whole, which may
-            reach beyond the end: what the model saw there was padding.
-        shape: Extents of the signal: rows and columns of an image.
-        model: The `fingerprint` of the model that the latents belong to.
-        name: Of the signal.
-        facts: What else is worth knowing: refinement steps, PSNR, of audio the rate that it had.
-        domain: Of a tile: the coordinates that the model was trained with.
-        layout: Of the latents of a tile.
+        boxes: Start and stop of every tile along every axis, in samples of the signal. The box of a complete signal may exceed
+            the signal, which was padded in this case.
+        shape: Samples of the signal along every axis: rows and columns of an image.
+        model: `fingerprint` of the model.
+        name: Name of the signal.
+        facts: Further facts by name: refinement steps, PSNR, the original sampling rate of audio.
+        domain: Domain of a tile, as in training.
+        layout: Layout of the latents of a tile.
     """
 
     latents: Latents
@@ -51,88 +51,101 @@ class InstanceCode:
 
     @property
     def numel(self) -> int:
-        """Numbers in the code."""
+        """Code size: the number of entries of all latents."""
         return sum(latent.numel() for latent in self.latents.values())
 
     def check(self, composer: Composer, name: str | Path = "This code") -> None:
-        """Refuse another model than the one that the code belongs to.
+        """Check that the code belongs to a model.
 
         Raises:
-            ValueError: With both fingerprints.
+            ValueError: If it belongs to another model.
         """
-        if (found := fingerprint(composer)) != self.model:
+        if (actual := fingerprint(composer)) != self.model:
             raise ValueError(
-                f"{name} belongs to the model {self.model}, the checkpoint holds {found}: a code means nothing to another "
-                "model. Give the checkpoint that made it."
+                f"{name} belongs to the model {self.model}, the checkpoint holds {actual}: a code can only be decoded by its "
+                "own model. Pass the checkpoint that it was encoded with."
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the code as safetensors, whole or not at all."""
-        told = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
-        told |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
-        told |= {"domain": json.dumps(self.domain.config()), "layout": json.dumps(self.layout.config())}
+        """Write the code as safetensors, atomically."""
+        metadata = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
+        metadata |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
+        metadata |= {"domain": json.dumps(self.domain.config()), "layout": json.dumps(self.layout.config())}
         with written_whole(Path(path)) as part:
-            part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, told))
+            part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, metadata))
 
 
 def read_code(path: str | Path) -> InstanceCode:
-    """Return the code in a file.
+    """Read a code from a file.
 
     Raises:
-        ValueError: If the file is missing, damaged, or holds something else.
+        ValueError: If the file is missing, damaged, or not an instance code.
     """
     if not Path(path).is_file():
-        raise ValueError(f"There is no code {path}: make one with cli.py predict, or name another file.")
+        raise ValueError(f"{path} does not exist: write a code with cli.py predict, or pass another file.")
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            latents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata = file.metadata() or {}
+            latents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no instance code: make it again with cli.py predict.") from error
-    if told.get("kind") != _KIND or not latents:
-        raise ValueError(f"{path} holds tensors, but no instance code: name a file that cli.py predict wrote.")
-    if told.get("version") not in (_VERSION, _EARLIER):
+        raise ValueError(f"{path} is damaged or not an instance code: write it again with cli.py predict.") from error
+    if metadata.get("kind") != _KIND or not latents:
+        raise ValueError(f"{path} holds tensors, but not an instance code: pass a file written by cli.py predict.")
+    if metadata.get("version") not in (_VERSION, _EARLIER):
         raise ValueError(
-            f"{path} is an instance code of version {told.get('version')}, this software reads {_EARLIER} and "
-            f"{_VERSION}: update it."
+            f"{path} is an instance code of version {metadata.get('version')}; this software reads versions {_EARLIER} and "
+            f"{_VERSION}: update the software."
         )
-    boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(told["boxes"])]
-    shape, facts = tuple(json.loads(told["shape"])), json.loads(told["facts"])
+    boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(metadata["boxes"])]
+    shape, facts = tuple(json.loads(metadata["shape"])), json.loads(metadata["facts"])
     return InstanceCode(
         latents,
         boxes,
         shape,
-        told["model"],
-        told["name"],
+        metadata["model"],
+        metadata["name"],
         facts,
-        domain=_domain(told, len(shape), path),
-        layout=Layout.from_config(json.loads(told.get("layout", "{}"))),
+        domain=_domain(metadata, len(shape), path),
+        layout=Layout.from_config(json.loads(metadata.get("layout", "{}"))),
     )
 
 
-def _domain(told: Mapping[str, str], axes: int, path: str | Path) -> Domain:
-    """Return the domain that a file states, in the words of its version."""
+def _domain(metadata: Mapping[str, str], axes: int, path: str | Path) -> Domain:
+    """Return the domain from the metadata of a file of any version."""
     try:
-        if told["version"] == _EARLIER:
-            return Grid((json.loads(told.get("coord_range", "[-1.0, 1.0]")),) * axes)
-        return Domain.from_config(json.loads(told["domain"]))
+        if metadata["version"] == _EARLIER:
+            return Grid((json.loads(metadata.get("coord_range", "[-1.0, 1.0]")),) * axes)
+        return Domain.from_config(json.loads(metadata["domain"]))
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} does not state the coordinates of its model ({error}): make it again.") from error
+        raise ValueError(
+            f"{path} does not state a valid domain ({error}): write it again with cli.py predict."
+        ) from error
 
 
 def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> InstanceCode:
-    """Return the code on the straight line between two, at a share of the way in [0, 1].
+    """Interpolate linearly between two codes.
 
-    Its shape is that of the first, and of the first's facts it keeps those that say how it was measured (`MEASURED`).
+    The result has the shape of the first code, and those of its facts that describe the original recording (`MEASURED`).
+
+    Args:
+        first: Code at ``share`` 0.
+        last: Code at ``share`` 1.
+        share: Position between the codes, in [0, 1].
 
     Raises:
-        ValueError: If they belong to different models, or are cut into different numbers of tiles.
+        ValueError: If the codes belong to different models, or have different numbers of tiles or layouts.
     """
     if first.model != last.model:
-        raise ValueError(f"The codes belong to the models {first.model} and {last.model}: nothing lies between them.")
+        raise ValueError(
+            f"The codes belong to the models {first.model} and {last.model}: interpolate codes of one model."
+        )
     if len(first.boxes) != len(last.boxes):
         raise ValueError(
-            f"The codes have {len(first.boxes)} and {len(last.boxes)} tiles: encode both signals whole, or at one size."
+            f"The codes have {len(first.boxes)} and {len(last.boxes)} tiles: encode both signals without tiles, or at one size."
+        )
+    if first.layout != last.layout:
+        raise ValueError(
+            f"The codes have the layouts {first.layout.config()} and {last.layout.config()}: encode both signals at one size."
         )
     latents = {name: torch.lerp(latent, last.latents[name], share) for name, latent in first.latents.items()}
     facts = {fact: first.facts[fact] for fact in MEASURED if fact in first.facts}
@@ -140,14 +153,14 @@ def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> Instan
 
 
 def fingerprint(composer: Composer) -> str:
-    """Return what tells a trained model from every other: 16 hexadecimal digits of all its weights.
+    """Return a hash of the class and all weights of a model as 16 hexadecimal digits.
 
     Example:
         ``fingerprint(composers.load("weights/photos_ipc/weights.ckpt"))``
     """
     digest = hashlib.sha256(type(composer).__name__.encode())
     for name, weight in sorted(composer.state_dict().items()):
-        raw = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        content = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(raw.numpy().tobytes())
+        digest.update(content.numpy().tobytes())
     return digest.hexdigest()[:16]

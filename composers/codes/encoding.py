@@ -1,4 +1,4 @@
-"""From what was observed to the latents of a code: predicted, by a hypernetwork or an inner loop, then refined."""
+"""Encoding: predicted and refined latents of observations."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from datamodules.batch import Observation
 
 
 def encoded(composer: Composer, observations: Iterable[Observation], refinement: Refinement | None = None) -> Latents:
-    """Return the latents of all instances: predicted, then refined.
+    """Predict and refine the latents of all instances.
 
     Args:
         composer: The model.
-        observations: Batches of signals and their samples, on the device of the model, at least one.
-        refinement: Steps and rate; the model's own if None, ``Refinement(steps=0)`` for the prediction alone.
+        observations: At least one batch of signals and their samples, on the device of the model.
+        refinement: Refinement of the latents; that of the model if None. ``Refinement(steps=0)`` disables it.
 
     Returns:
         ``(T, ...)`` by name, on the device of the model.
     """
-    steps, parts = refinement or composer.refinement, []
+    refinement, batches = refinement or composer.refinement, []
     for observation in observations:
         assert observation.samples is not None
         with torch.no_grad():
             predicted = composer.encode(observation)
         layout = composer.layout(observation)
-        parts.append(composer.refine(predicted, observation.samples, steps, layout)[steps.steps])
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        batches.append(composer.refine(predicted, observation.samples, refinement, layout)[refinement.steps])
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def steps_taken(composer: Composer, refinement: int) -> dict[str, str]:
-    """Return the steps behind a code as facts of it: of the inner loop where a model has one, and of the refinement."""
+    """Return the numbers of inner and refinement steps as facts of a code; only the latter without an inner loop."""
     inner = {} if composer.inner is None else {"inner steps": str(composer.inner.test_steps)}
     return inner | {"refinement steps": str(refinement)}

@@ -1,6 +1,6 @@
-"""The inner loop: gradient steps on the latents of each instance, differentiable and free of side effects.
+"""Differentiable gradient steps on the latents of every instance, as a pure function.
 
-Meta-learned composers find latents so (paper section 3.3; MAML, Finn et al. 2017; CAVIA, Zintgraf et al. 2019).
+Meta-learned composers adapt latents this way (paper section 3.3; MAML, Finn et al. 2017; CAVIA, Zintgraf et al. 2019).
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ def adapt(
     create_graph: bool = False,
     recompute: bool = False,
 ) -> tuple[Latents, Tensor]:
-    """Take gradient steps on latents: ``latent - step size * gradient``, every instance on its own.
+    """Take gradient steps ``latent - step size * gradient``, independently for every instance.
 
-    A pure function: nothing that goes in is changed, and the same goes out again. It works under ``no_grad``, and inside
-    ``torch.compile``; in inference mode it must be called under ``torch.inference_mode(False)``, on tensors made outside.
+    The arguments are not modified. The function works under ``torch.no_grad`` and inside ``torch.compile``. In inference mode,
+    call it under ``torch.inference_mode(False)``, with tensors created outside of inference mode.
 
     Args:
-        loss_fn: From latents and the step, counted from 0, to one loss per instance ``(B,)``; the sum is differentiated, so
-            that instances never mix.
-        latents: Where to start, ``(B, ...)`` by name. Where they have a graph, what comes out is attached to it.
-        steps: How many, at least 0.
-        step_size: A number, one tensor per latent that broadcasts with it, or a function of the latents and the step that
-            returns such tensors.
-        create_graph: Whether to keep the graph of the gradients and the step sizes, for exact gradients of second order.
-            Without it, gradients count as constants (first order), and step sizes do not depend on the latents.
-        recompute: Whether to compute every step again in the backward pass rather than to store what it needs: memory then
-            hardly depends on the number of steps, for about a quarter more time. The loss must then return the same again, so
-            that draws belong before the loop, and depend on leaves besides, such as parameters, not on what was computed of
-            them before. Inside ``torch.compile`` it counts for nothing: the compiler chooses itself what to store.
+        loss_fn: Return one loss per instance ``(B,)``, given latents and the step, counted from 0. Gradients are those of the
+            sum, so that instances do not interact.
+        latents: Initial latents ``(B, ...)`` by name. If they have a graph, the result is attached to it.
+        steps: Number of steps, at least 0.
+        step_size: A number, one tensor per latent that broadcasts with it, or a function that returns such tensors, given
+            latents and the step.
+        create_graph: Whether to keep the graph of gradients and step sizes, for exact second-order gradients. If False,
+            gradients are constants (first order), and step sizes do not depend on the latents.
+        recompute: Whether to recompute every step in the backward pass instead of storing its activations. Memory is then
+            almost independent of the number of steps, at the cost of about a quarter more time. The loss must be
+            deterministic, so draw random numbers before the loop, and may depend on leaves such as parameters, but not on
+            tensors computed from them before the loop. Has no effect inside ``torch.compile``, which decides what to store.
 
     Returns:
         The latents after the last step, and the losses ``(steps + 1, B)`` before every step and after the last, detached.
 
     Raises:
-        ValueError: If the loss does not depend on a latent, which is named.
+        ValueError: If the loss does not depend on one of the latents.
 
     Example:
-        >>> found, losses = adapt(
+        >>> latents, losses = adapt(
         ...     lambda at, step: (at["x"] - 3).square(), {"x": torch.zeros(1)}, steps=2, step_size=0.25
         ... )
-        >>> found["x"].tolist(), losses.flatten().tolist()
+        >>> latents["x"].tolist(), losses.flatten().tolist()
         ([2.25], [9.0, 2.25, 0.5625])
     """
     losses = []
-    again = recompute and create_graph and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    recompute = recompute and create_graph and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     for step in range(steps):
-        if again:
+        if recompute:
             latents, loss = _recomputed_step(loss_fn, latents, step, step_size)
         else:
             latents, loss = _step(loss_fn, latents, step, step_size, create_graph)
@@ -78,27 +78,27 @@ def _step(
 ) -> tuple[Latents, Tensor]:
     """Return the latents after one step, and the losses before it."""
     gradients, losses = _gradients(loss_fn, latents, step, create_graph)
-    own = latents if create_graph else {name: latent.detach() for name, latent in latents.items()}
-    return _moved(latents, gradients, _sizes(step_size, own, step)), losses
+    constants = latents if create_graph else {name: latent.detach() for name, latent in latents.items()}
+    return _updated(latents, gradients, _sizes(step_size, constants, step)), losses
 
 
-def _moved(latents: Latents, gradients: Latents, sizes: Mapping[str, Tensor | float]) -> Latents:
-    """Return the latents after a step against their gradients."""
+def _updated(latents: Latents, gradients: Latents, sizes: Mapping[str, Tensor | float]) -> Latents:
+    """Return the latents after a step."""
     return {name: latent - sizes[name] * gradients[name] for name, latent in latents.items()}
 
 
 def _sizes(step_size: StepSize, latents: Latents, step: int) -> Mapping[str, Tensor | float]:
-    """Return the size of the step on every latent."""
+    """Return the step size of every latent."""
     if callable(step_size):
         return step_size(latents, step)
     return step_size if isinstance(step_size, Mapping) else dict.fromkeys(latents, step_size)
 
 
 def _gradients(loss_fn: LossFunction, latents: Latents, step: int, create_graph: bool) -> tuple[Latents, Tensor]:
-    """Return the gradients of the summed losses, and the losses, detached."""
-    if torch.compiler.is_compiling():  # which knows gradients of gradients in this form only
+    """Return the gradients of the summed losses, and the detached losses."""
+    if torch.compiler.is_compiling():  # which supports gradients of gradients in this form only
         return _gradients_in_compilation(loss_fn, latents, step, create_graph)
-    attached = torch.is_grad_enabled()  # else a view of a parameter says that it requires gradients, and gets none
+    attached = torch.is_grad_enabled()  # otherwise, a view of a parameter requires gradients but has no graph
     with torch.enable_grad():
         tracked = {
             name: latent if attached and latent.requires_grad else latent.detach().requires_grad_()
@@ -109,97 +109,97 @@ def _gradients(loss_fn: LossFunction, latents: Latents, step: int, create_graph:
 
 
 def _differentiated(losses: Tensor, latents: Latents, create_graph: bool) -> Latents:
-    """Return the gradients of the summed losses, or refuse latents that they do not depend on."""
-    found = torch.autograd.grad(losses.sum(), list(latents.values()), create_graph=create_graph, allow_unused=True)
-    if unused := [name for name, gradient in zip(latents, found, strict=True) if gradient is None]:
-        raise ValueError(f"The loss does not depend on {', '.join(unused)}: compose what is rendered of every latent.")
-    return dict(zip(latents, found, strict=True))
+    """Return the gradients of the summed losses; raise if they do not depend on a latent."""
+    gradients = torch.autograd.grad(losses.sum(), list(latents.values()), create_graph=create_graph, allow_unused=True)
+    if unused := [name for name, gradient in zip(latents, gradients, strict=True) if gradient is None]:
+        raise ValueError(f"The loss does not depend on {', '.join(unused)}: compose the modulations from all latents.")
+    return dict(zip(latents, gradients, strict=True))
 
 
 def _gradients_in_compilation(
     loss_fn: LossFunction, latents: Latents, step: int, create_graph: bool
 ) -> tuple[Latents, Tensor]:
-    """Return what `_gradients` does, written with ``torch.func``."""
+    """Return the same as `_gradients`, using ``torch.func``."""
 
-    def summed(moved: Latents) -> tuple[Tensor, Tensor]:
-        losses = loss_fn(moved, step)
+    def total(tracked: Latents) -> tuple[Tensor, Tensor]:
+        losses = loss_fn(tracked, step)
         return losses.sum(), losses.detach()
 
     with torch.set_grad_enabled(create_graph):
-        gradients, losses = torch.func.grad(summed, has_aux=True)(latents)
+        gradients, losses = torch.func.grad(total, has_aux=True)(latents)
     return gradients, losses
 
 
 def _recomputed_step(loss_fn: LossFunction, latents: Latents, step: int, step_size: StepSize) -> tuple[Latents, Tensor]:
-    """Return what `_step` does with a graph, which however keeps nothing but the latents and takes the step again.
+    """Return the same as `_step` with a graph that stores only the latents and recomputes the step in the backward pass.
 
-    `torch.utils.checkpoint` cannot serve: a gradient taken inside of it has it compute the forward pass a second time at once,
-    and what comes before the latents, which that gradient does not ask for, stays in memory for every step.
+    `torch.utils.checkpoint` does not fit: a gradient inside it recomputes the forward pass immediately, and the activations
+    before the latents, which that gradient does not need, stay in memory for every step.
     """
     tracked = {name: latent.detach().requires_grad_() for name, latent in latents.items()}
     losses = loss_fn(tracked, step)
     sizes = _sizes(step_size, tracked, step)
     tensors = [size for size in sizes.values() if isinstance(size, Tensor)]
-    leaves = [leaf for leaf in _leaves([losses, *tensors]) if all(leaf is not own for own in tracked.values())]
+    leaves = [leaf for leaf in _leaves([losses, *tensors]) if all(leaf is not latent for latent in tracked.values())]
     gradients = _differentiated(losses, tracked, create_graph=False)
     with torch.no_grad():
-        moved = _moved(tracked, gradients, sizes)
+        updated = _updated(tracked, gradients, sizes)
 
-    def again(starts: Iterable[Tensor]) -> list[Tensor]:
+    def recompute(inputs: Iterable[Tensor]) -> list[Tensor]:
         return list(
-            _step(loss_fn, dict(zip(latents, starts, strict=True)), step, step_size, create_graph=True)[0].values()
+            _step(loss_fn, dict(zip(latents, inputs, strict=True)), step, step_size, create_graph=True)[0].values()
         )
 
-    found = _Recomputed.apply(again, list(moved.values()), *latents.values(), *leaves)  # type: ignore[no-untyped-call]
-    return dict(zip(latents, found, strict=True)), losses.detach()
+    attached = _Recomputed.apply(recompute, list(updated.values()), *latents.values(), *leaves)  # type: ignore[no-untyped-call]
+    return dict(zip(latents, attached, strict=True)), losses.detach()
 
 
 def _leaves(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """Return the parameters, and other leaves of the graph, that these depend on."""
-    waiting = [get_gradient_edge(output).node for output in outputs if output.requires_grad]
-    known: dict[object, Tensor | None] = {}
-    while waiting:
-        node = waiting.pop()
-        if node not in known:
-            known[node] = getattr(node, "variable", None)
-            waiting += [earlier for earlier, _ in node.next_functions if earlier is not None]
-    return [leaf for leaf in known.values() if leaf is not None]
+    """Return the parameters and other leaves of the graph of some outputs."""
+    queue = [get_gradient_edge(output).node for output in outputs if output.requires_grad]
+    leaves: dict[object, Tensor | None] = {}  # by node; None for inner nodes
+    while queue:
+        node = queue.pop()
+        if node not in leaves:
+            leaves[node] = getattr(node, "variable", None)
+            queue += [earlier for earlier, _ in node.next_functions if earlier is not None]
+    return [leaf for leaf in leaves.values() if leaf is not None]
 
 
 class _Recomputed(torch.autograd.Function):
-    """A step that was taken without a graph; the backward pass takes it again with one.
+    """Attach the result of a step without a graph to one that recomputes the step in the backward pass.
 
-    Args of ``apply``: from latents to those after the step, what it returned, the latents, and all other leaves it depends on.
+    ``apply`` takes a function from latents to those after the step, its result, the latents, and the other leaves it reads.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, again: Callable[[Iterable[Tensor]], list[Tensor]], moved: list[Tensor], *inputs: Tensor
+        ctx: Any, recompute: Callable[[Iterable[Tensor]], list[Tensor]], updated: list[Tensor], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return what the step returned."""
+        """Return the latents after the step."""
         device = inputs[0].device.type
-        ctx.again = again
+        ctx.recompute = recompute
         ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         ctx.save_for_backward(*inputs)
-        return tuple(moved)
+        return tuple(updated)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Take the step again, and differentiate it."""
+        """Recompute the step, and differentiate it."""
         latents = [latent.detach().requires_grad_() for latent in ctx.saved_tensors[: len(gradients)]]
         leaves = ctx.saved_tensors[len(gradients) :]
         with torch.enable_grad(), torch.autocast(*ctx.autocast):
-            found = ctx.again(latents)
-        return (None, None, *torch.autograd.grad(found, [*latents, *leaves], gradients, allow_unused=True))
+            updated = ctx.recompute(latents)
+        return (None, None, *torch.autograd.grad(updated, [*latents, *leaves], gradients, allow_unused=True))
 
 
 class DivergenceError(ValueError):
-    """An inner loop that left the numbers.
+    """Raised when a loss of the inner loop is not finite.
 
     Attributes:
-        step: After so many steps the loss was no number.
-        instance: Of this instance, counted from 0.
+        step: Number of steps taken before the loss.
+        instance: Index of the instance in the batch.
     """
 
     def __init__(self, step: int, instance: int) -> None:
@@ -209,10 +209,10 @@ class DivergenceError(ValueError):
 
 
 def check_finite(losses: Tensor) -> None:
-    """Refuse losses ``(steps + 1, B)`` of an inner loop that are no numbers.
+    """Raise if losses ``(steps + 1, B)`` of an inner loop are not finite.
 
     Raises:
-        DivergenceError: With the first step, and the first instance in it.
+        DivergenceError: With the first such step, and its first such instance.
     """
     finite = losses.isfinite()
     if not bool(finite.all()):

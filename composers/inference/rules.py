@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from composers.inference.adapt import LossFunction, adapt, check_finite
+from composers.inference.adapt import LossFunction, adapt
 from composers.latents import Latents, module_key
 from composers.networks import TensorSpec
 
@@ -128,11 +128,7 @@ class DifferentiableSGD(Rule):
         scales: Scales,
         training: bool,
     ) -> Trajectory:
-        """Take gradient steps; see `Rule.take`.
-
-        Raises:
-            DivergenceError: If a loss is not finite.
-        """
+        """Take gradient steps; see `Rule.take`."""
         second_order = training and self.outer == "second_order"
         kept, losses, done = {0: latents}, [], 0
         for until in sorted({*(step for step in report if 0 < step < steps), steps}):
@@ -146,9 +142,7 @@ class DifferentiableSGD(Rule):
             )
             kept[until], done = latents, until
             losses.append(part if until == steps else part[:-1])
-        trajectory = Trajectory(kept, torch.cat(losses))
-        check_finite(trajectory.losses)
-        return trajectory
+        return Trajectory(kept, torch.cat(losses))
 
     def step_sizes(self, scales: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return the step size of every latent, a tensor that broadcasts with it.

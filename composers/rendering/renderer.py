@@ -89,6 +89,16 @@ class Renderer(nn.Module, ABC):
         """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
         return self.rendered(field, coords).values
 
+    def pointwise(self, field: Field) -> Field:
+        """Return the function from coordinates to values where a value is that of the field at its coordinate, for export.
+
+        Unlike `forward`, it does not split the coordinates into chunks, so that it can be traced for any number of them.
+
+        Raises:
+            ValueError: If a value depends on more than the field at its coordinate.
+        """
+        raise ValueError(f"{type(self).__name__} does not render single points of the field: use PointRenderer.")
+
     def reconstruct(self, field: Field, coords: Tensor, source: Mapping[str, Any] | None = None) -> Reconstruction:
         """Return the reconstruction of a field at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
         rendered = self.rendered(field, coords)
@@ -118,6 +128,10 @@ class PointRenderer(Renderer):
     def field_spec(self, spec: DataSpec) -> DataSpec:
         """Return the specification of the data."""
         return spec
+
+    def pointwise(self, field: Field) -> Field:
+        """Return the field."""
+        return field
 
     def rendered(self, field: Field, coords: Tensor) -> Rendered:
         """Return the field at ``coords``, as values and raw."""

@@ -328,7 +328,7 @@ def test_checkpoint_of_a_requeued_job_is_validated(job):
     run(*arguments)
     (FOLDER / "version_0/checkpoints/last.ckpt").write_text("cut off")
     job(restarts=2)
-    assert "version_0/checkpoints/last.ckpt is cut off" in refused(*arguments)
+    assert "version_0/checkpoints/last.ckpt is truncated" in refused(*arguments)
 
 
 def test_commands_of_a_requeued_job_find_their_folders(job):

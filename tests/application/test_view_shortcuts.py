@@ -121,11 +121,9 @@ def test_options_without_the_writer_raise():
 
 def _model(**renderer):
     """Return the config of a model of two views with a volume renderer."""
-    tokenizer = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[2, 3, 8, 8]))
+    encoder = Namespace(class_path="composers.encoders.ViewPatches", init_args=Namespace(signal_shape=[2, 3, 8, 8]))
     rendering = Namespace(class_path="composers.rendering.VolumeRenderer", init_args=Namespace(renderer))
-    return Namespace(
-        class_path="composers.TransformerIPC", init_args=Namespace(tokenizer=tokenizer, renderer=rendering)
-    )
+    return Namespace(class_path="composers.TransformerIPC", init_args=Namespace(encoder=encoder, renderer=rendering))
 
 
 def test_shape_and_depths_are_read_from_the_model():
@@ -170,15 +168,16 @@ def _tiny(renderer=None, views=1):
     """Return the config of a tiny IPC for views of 8 x 8."""
     volume = {"near": 2.0, "far": 6.0, "samples_per_ray": 6}
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05}}
+    rule = {"class_path": "composers.inference.TorchOptimizer", "init_args": {"optimizer": optimizer}}
     parts = {
         "network": (
             "composers.networks.CoordinateMLP",
             {"coord_dim": 3, "value_dim": 4, "hidden_dim": 8, "num_layers": 3},
         ),
-        "tokenizer": ("composers.encoders.ViewPatches", {"signal_shape": [views, 3, 8, 8], "patch_size": 4}),
+        "encoder": ("composers.encoders.ViewPatches", {"signal_shape": [views, 3, 8, 8], "patch_size": 4}),
         "transformer": ("composers.encoders.Transformer", {"embed_dim": 12, "num_blocks": 1, "num_heads": 3}),
         "renderer": ("composers.rendering.VolumeRenderer", volume) if renderer is None else renderer,
-        "refinement": ("composers.Refinement", {"steps": 2, "report": [], "optimizer": optimizer}),
+        "refinement": ("composers.Refinement", {"steps": 2, "report": [], "rule": rule}),
     }
     stated = {name: {"class_path": path, "init_args": arguments} for name, (path, arguments) in parts.items()}
     return {"class_path": "composers.TransformerIPC", "init_args": stated}

@@ -126,7 +126,7 @@ def test_run_contains_the_whole_config(offline):
     config = {item.key: json.loads(item.value_json) for item in record.config.update if not item.key.startswith("_")}
     assert config == yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["init_args"]["network"]["init_args"]["coord_dim"] == 2
-    assert record.project == "generalizable-network"
+    assert record.project == "generalizable-inr"
     assert record.display_name == "unnamed/version_0"
     assert record.job_type == "fit"
 
@@ -160,7 +160,7 @@ def _assert_norms_match_the_updates(folder):
     lrs = _logged(folder, "lr-SGD")
     weights = [checkpoint(folder, f"step-{step}")["state_dict"] for step in range(1, EPOCHS * STEPS + 1)]
     for step in range(1, EPOCHS * STEPS - 1):
-        squares = {"bases": 0.0, "hypernet": 0.0, "network": 0.0}
+        squares = {"network": 0.0, "parametrization": 0.0, "start": 0.0}
         for name, before in weights[step - 1].items():
             if not name.startswith("means."):
                 update = before.double() - weights[step][name].double()
@@ -449,7 +449,7 @@ def test_failure_to_finish_is_not_an_error(late, monkeypatch, capsys):
 
 def test_prediction_accepts_the_config_of_a_run_with_wandb(offline):
     config = offline[0] / "config.yaml"
-    assert yaml.safe_load(config.read_text())["wandb"]["project"] == "generalizable-network"
+    assert yaml.safe_load(config.read_text())["wandb"]["project"] == "generalizable-inr"
     assert "seed_everything: 0" in asked("predict", "--config", config, "--print_config")
     assert "--wandb" not in asked("predict", "--help")
 

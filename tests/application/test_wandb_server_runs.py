@@ -87,8 +87,8 @@ def test_run_uploads_config_console_and_checkpoints(tmp_path):
         code, printed, _ = _fit(tmp_path, url, "--wandb.log_model", "true")
         assert code == 0, printed
         [run_id] = server.runs
-    assert server.runs[run_id]["project"] == "generalizable-network"
-    assert f"W&B: {url}/someone/generalizable-network/runs/{run_id}" in printed
+    assert server.runs[run_id]["project"] == "generalizable-inr"
+    assert f"W&B: {url}/someone/generalizable-inr/runs/{run_id}" in printed
     sent = _config(server, run_id)
     del sent["_wandb"]
     assert sent == yaml.safe_load((tmp_path / "runs/unnamed/version_0/config.yaml").read_text())
@@ -146,15 +146,15 @@ def test_sweep_continues_after_a_failed_and_a_stopped_run(tmp_path):
     }
     planned = [settings, {"data.init_args.batch_size": -1}, {"trainer.max_epochs": 10000}, {"seed_everything": 5}]
     sweep = yaml.safe_load((REPOSITORY / "configs" / "sweeps" / "ablations.yaml").read_text())
-    assert sweep["project"] == "generalizable-network"
+    assert sweep["project"] == "generalizable-inr"
     sweep |= {"program": str(REPOSITORY / "cli.py"), "parameters": {"seed_everything": {"values": [0]}}}
     sweep["command"] = ["${env}", sys.executable, "${program}", "fit", *tiny("ipc"), *OVERLAY, *SHORT, "${args}"]
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     with serve(planned) as (server, url):
         server.stopped.add("run3")
-        assert "wandb agent someone/generalizable-network/s1" in _agent(tmp_path, url, "sweep", "sweep.yaml")
-        printed = _agent(tmp_path, url, "agent", "someone/generalizable-network/s1")
-        assert server.projects == ["generalizable-network"]
+        assert "wandb agent someone/generalizable-inr/s1" in _agent(tmp_path, url, "sweep", "sweep.yaml")
+        printed = _agent(tmp_path, url, "agent", "someone/generalizable-inr/s1")
+        assert server.projects == ["generalizable-inr"]
         assert server.handed == len(planned)
     assert server.ended.get("run1") == server.ended.get("run4") == 0, printed
     assert "batch_size is -1" in printed
@@ -170,5 +170,5 @@ def test_sweep_continues_after_a_failed_and_a_stopped_run(tmp_path):
     assert sent["trainer"]["gradient_clip_val"] is None
     assert sent["wandb"]["tags"] == server.runs["run1"]["tags"] == ["one", "two"]
     for run_id in ("run1", "run4"):
-        assert server.runs[run_id]["project"] == "generalizable-network"
+        assert server.runs[run_id]["project"] == "generalizable-inr"
         assert any("val/gain" in row or "val/psnr" in row for row in server.history(run_id))

@@ -1,4 +1,4 @@
-"""The plain formulation equals ours, and the benchmark refuses to time what differs."""
+"""The plain formulation equals the composers, and benchmarks measure what they state."""
 
 import csv
 from functools import partial
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import decode, loading, reference, speed
-from benchmarks.reference import from_composer
+from benchmarks.reference import PlainComposer
 from composers.networks import Sine
 from datamodules.domain import jitter
 from modalities.images import render, to_image
@@ -31,75 +31,79 @@ IPC = {
 }
 
 
-def wake(composer):
-    """Give heads that start at zero a prediction, so that there is something to compare."""
-    for head in composer.hypernet.heads.values():
+def with_random_heads(composer):
+    """Replace the weights of heads that are initialised with zero, so that predictions depend on the signal."""
+    for head in composer.start.readout.heads.values():
         torch.nn.init.normal_(head[1].weight, std=0.3)
     return composer.eval()
 
 
 def assert_equal(composer, batch, coords):
-    """Compare values and the gradients of every parameter."""
-    plain = from_composer(composer)
-    parameters = list(composer.parameters())
-    outcomes = []
-    for model in (composer, plain):
+    """Compare the values and the gradients of all parameters."""
+    results = []
+    for model in (composer, PlainComposer(composer)):
         values = model(batch.observation, coords)
         loss = (values - batch.query.values).square().mean()
-        outcomes.append((values, torch.autograd.grad(loss, parameters)))
-    (ours, our_gradients), (theirs, their_gradients) = outcomes
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    for found, wanted in zip(our_gradients, their_gradients, strict=True):
-        assert wanted.abs().max() > 0
-        torch.testing.assert_close(found, wanted, atol=1e-4 * wanted.abs().max().item(), rtol=0)
+        results.append((values, torch.autograd.grad(loss, list(composer.parameters()))))
+    (actual, actual_gradients), (expected, expected_gradients) = results
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    for actual, expected in zip(actual_gradients, expected_gradients, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(actual, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared_coords", "own_coords"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared_coords", "coords_per_instance"])
 @pytest.mark.parametrize("case", IPC)
-def test_plain_ipc_equals_ours(make_ipc, make_inr, tiny_batch, case, shared):
-    changes, inr_changes = IPC[case]
-    composer = wake(make_ipc(inr=make_inr(**inr_changes), **changes))
+def test_plain_ipc_equals_the_composer(make_ipc, make_network, tiny_batch, case, shared):
+    changes, network_changes = IPC[case]
+    composer = with_random_heads(make_ipc(network=make_network(**network_changes), **changes))
     coords = tiny_batch.query.coords
     if not shared:
         coords = jitter(coords.repeat(3, 1, 1), (0.1, 0.1), torch.Generator())
     assert_equal(composer, tiny_batch, coords)
 
 
-def test_plain_transinr_equals_ours(make_transinr, tiny_batch):
-    assert_equal(wake(make_transinr()), tiny_batch, tiny_batch.query.coords)
+def test_plain_transinr_equals_the_composer(make_transinr, tiny_batch):
+    assert_equal(with_random_heads(make_transinr()), tiny_batch, tiny_batch.query.coords)
 
 
 def test_plain_formulation_shares_parameters_and_mode(make_ipc):
     composer = make_ipc(base_weight=True)
-    plain = from_composer(composer)
+    plain = PlainComposer(composer)
     assert {id(parameter) for parameter in plain.parameters()} == {id(parameter) for parameter in composer.parameters()}
     composer.eval()
-    assert not plain.hypernet.hypernet.transformer.blocks[0].dropout.training
+    assert not plain.start.start.readout.transformer.blocks[0].dropout.training
 
 
-def test_plain_formulation_refuses_what_it_does_not_know(make_ipc, make_inr):
+def test_plain_formulation_of_other_parts_raises_an_error(make_ipc, make_network):
     with pytest.raises(TypeError, match="Sine"):
-        from_composer(make_ipc(inr=make_inr(activation=Sine())))
-    with pytest.raises(TypeError, match="Linear"):
-        from_composer(torch.nn.Linear(1, 1))
+        PlainComposer(make_ipc(network=make_network(activation=Sine())))
+    composer = make_ipc()
+    composer.start.encoder = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="encoder is Linear"):
+        PlainComposer(composer)
 
 
 def test_main_measures_and_appends(tmp_path, capsys):
     path = tmp_path / "new" / "speed.csv"
-    measured = [speed.main([*TINY, f"--csv={path}", f"--shared_coords={shared}"]) for shared in ("true", "false")]
+    measurements = [
+        measurement
+        for shared in ("true", "false")
+        for measurement in speed.main([*TINY, f"--csv={path}", f"--shared_coords={shared}"])
+    ]
     assert "largest difference of values" in capsys.readouterr().out
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["section"] for row in rows] == 2 * (2 * ["whole model"] + 2 * ["coordinate network"])
     assert [row["work"] for row in rows] == 4 * ["training step", "evaluation"]
-    assert [float(row["ratio"]) for row in rows] == [one.ratio for found in measured for one in found]
+    assert [float(row["ratio"]) for row in rows] == [measurement.ratio for measurement in measurements]
     assert {row["size"] for row in rows} == {"8"}
     assert {row["torch"] for row in rows} == {torch.__version__}
-    for one in (found[i] for found in measured for i in (0, 2)):
-        assert 0 < one.ours_saved_mb < one.reference_saved_mb
-        assert one.ratio_low <= one.ratio <= one.ratio_high
+    for measurement in measurements[::2]:  # of training steps
+        assert 0 < measurement.ours_saved_mb < measurement.reference_saved_mb
+        assert measurement.ratio_low <= measurement.ratio <= measurement.ratio_high
 
 
-def test_other_columns_are_refused_before_anything_is_timed(monkeypatch, tmp_path):
+def test_csv_with_other_columns_raises_an_error_before_timing(monkeypatch, tmp_path):
     path = tmp_path / "speed.csv"
     path.write_text("a,b\n1,2\n")
     monkeypatch.setattr(speed, "build", partial(pytest.fail, "was built"))
@@ -108,72 +112,55 @@ def test_other_columns_are_refused_before_anything_is_timed(monkeypatch, tmp_pat
     assert path.read_text() == "a,b\n1,2\n"
 
 
-def double_gradient(self, layer, columns, original):
-    weight = original(self, layer, columns)
-    return 2 * weight - weight.detach()
-
-
-def nothing(attention, tokens):
-    return 0 * tokens
-
-
-def not_a_number(self, coords, original):
-    return original(self, coords) * float("nan")
-
-
 @pytest.mark.parametrize(
-    ("owner", "name", "disturbance"),
+    ("owner", "name", "disturb"),
     [
-        (reference, "_plain_attention", nothing),
-        (reference.PlainIPC, "weight", double_gradient),
-        (reference.PlainCoordinateMLP, "_encode", not_a_number),
+        (reference, "_plain_attention", lambda tokens: 0 * tokens),
+        (reference.PlainLowRank, "weight", lambda weight: 2 * weight - weight.detach()),  # doubles the gradient
+        (reference.PlainCoordinateMLP, "_encode", lambda features: features * float("nan")),
     ],
 )
-def test_main_refuses_to_time_what_differs(monkeypatch, owner, name, disturbance):
+def test_differing_formulations_raise_an_error_before_timing(monkeypatch, owner, name, disturb):
     original = getattr(owner, name)
-
-    def disturbed(*arguments):
-        return disturbance(*arguments) if disturbance is nothing else disturbance(*arguments, original=original)
-
-    monkeypatch.setattr(owner, name, disturbed)
+    monkeypatch.setattr(owner, name, lambda *arguments: disturb(original(*arguments)))
     monkeypatch.setattr(speed, "duration", partial(pytest.fail, "was timed"))
     with pytest.raises(ValueError, match=r"formulations of the .* differ"):
         speed.main(TINY)
 
 
-def test_sound_is_timed_too(capsys):
-    found = speed.main([*TINY, "--axes=1", "--channels=1", "--size=40"])
-    assert [one.work for one in found] == ["training step", "evaluation"] * 2
+def test_audio_is_measured(capsys):
+    measurements = speed.main([*TINY, "--axes=1", "--channels=1", "--size=40"])
+    assert [measurement.work for measurement in measurements] == ["training step", "evaluation"] * 2
     assert "axes 1" in capsys.readouterr().out
 
 
-def test_settings_are_checked():
+def test_settings_out_of_range_raise_an_error():
     with pytest.raises(ValueError, match="axes is 3"):
         speed.SpeedSettings(axes=3)
     with pytest.raises(ValueError, match="steps 1"):
         speed.SpeedSettings(steps=1)
 
 
-def test_saved_bytes_count_each_storage_once_and_no_parameter():
+def test_saved_bytes_count_every_storage_once_and_no_parameters():
     parameter = torch.ones(10, requires_grad=True)
 
     def evaluate():
         hidden = 2 * parameter
-        return hidden * hidden * parameter  # keeps hidden, its square and the parameter
+        return hidden * hidden * parameter  # saves hidden, its square and the parameter
 
     contest = speed.Contest("", evaluate, evaluate, [parameter], torch.zeros(10))
-    assert speed.saved_bytes(contest, evaluate) == 4 * 10 * 4  # and the values and the target for the loss
+    assert speed.saved_bytes(contest, evaluate) == 4 * 10 * 4  # the loss saves the values and the target
 
 
-def test_quartiles_are_of_neighbouring_runs():
-    found = speed.summarise("", "", [[1, 2, 4], [2, 8, 4]], [10**6, 3 * 10**6])
-    assert (found.ours_seconds, found.reference_seconds) == (2, 4)
-    assert (found.ratio_low, found.ratio, found.ratio_high) == (1.5, 2, 3)
-    assert (found.ours_saved_mb, found.reference_saved_mb) == (1, 3)
+def test_ratios_are_of_consecutive_runs():
+    measurement = speed.summarise("", "", [[1, 2, 4], [2, 8, 4]], [10**6, 3 * 10**6])
+    assert (measurement.ours_seconds, measurement.reference_seconds) == (2, 4)
+    assert (measurement.ratio_low, measurement.ratio, measurement.ratio_high) == (1.5, 2, 3)
+    assert (measurement.ours_saved_mb, measurement.reference_saved_mb) == (1, 3)
 
 
 @pytest.mark.slow
-def test_decodings_are_measured_in_processes_of_their_own(tmp_path, capsys):
+def test_decodings_are_measured_in_subprocesses(tmp_path, capsys):
     table = tmp_path / "decode.csv"
     for _ in range(2):
         decode.main(["--size=256", "--limits=[200,5]", "--repeats=1", f"--csv={table}"])
@@ -185,21 +172,21 @@ def test_decodings_are_measured_in_processes_of_their_own(tmp_path, capsys):
         assert float(row["peak [MB]"]) < 300
         assert float(row["megapixels per second"]) > 0
     assert float(rows[0]["speed-up over the first"]) == 1
-    with pytest.raises(ValueError, match="repeats 0"):
+    with pytest.raises(ValueError, match="repeats"):
         decode.DecodeSettings(repeats=0)
 
 
-def test_a_decoding_is_measured_and_the_plain_one_makes_the_same_image(monkeypatch):
-    made = []
-    monkeypatch.setattr(decode, "to_image", lambda *args: made.append(to_image(*args)))
-    monkeypatch.setattr(decode, "render", lambda *args, **options: made.append(render(*args, **options)))
+def test_decoding_with_and_without_a_memory_limit_gives_the_same_image(monkeypatch):
+    images = []
+    monkeypatch.setattr(decode, "to_image", lambda *args: images.append(to_image(*args)))
+    monkeypatch.setattr(decode, "render", lambda *args, **options: images.append(render(*args, **options)))
     for limit in (100.0, 0.0):
         torch.manual_seed(0)
-        measured = decode.measure("photos_ipc", 48, limit)
-        assert measured.seconds > 0
-        assert measured.peak_mb >= 0
-    small, limited, again, plain = (np.asarray(image).astype(int) for image in made)
-    assert np.abs(small - again).max() <= 1
+        measurement = decode.measure("photos_ipc", 48, limit)
+        assert measurement.seconds > 0
+        assert measurement.peak_mb >= 0
+    limited_warm_up, limited, plain_warm_up, plain = (np.asarray(image).astype(int) for image in images)
+    assert np.abs(limited_warm_up - plain_warm_up).max() <= 1
     assert limited.shape == plain.shape == (48, 48, 3)
     assert np.abs(limited - plain).max() <= 1
 

@@ -1,4 +1,4 @@
-"""What training costs is counted as a hand formula counts it, without data and without computing."""
+"""The training cost equals a count by hand, without data and without computation."""
 
 import re
 
@@ -19,7 +19,7 @@ EXPERIMENTS = sorted(
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Return a maker of YAML files laid over the tiny config of a composer; keywords are arguments of the data."""
+    """Return a function that writes a config based on the tiny one of a composer; keywords are arguments of the data."""
 
     def make(composer, **data):
         path = tmp_path / f"{composer}.yaml"
@@ -32,7 +32,7 @@ def tiny(tmp_path):
 
 
 def product(times, rows, inner, columns):
-    """Return the operations of ``times`` products of matrices, forward and backward of one being three."""
+    """Return the operations of ``times`` matrix products; a product with its backward pass counts as three."""
     return times * 2 * rows * inner * columns
 
 
@@ -40,12 +40,12 @@ def by_hand(weight_tokens, heads, composition, layers, batch):
     """Return the operations of a training step of a tiny composer, product by product."""
     data_tokens, numbers, width = 4, 3 * 8 * 8, 12
     tokens = data_tokens + weight_tokens
-    total = product(2, batch * data_tokens, numbers, width)  # of pixels there is no gradient
-    for read in (tokens, weight_tokens):  # the last block computes what is read
+    total = product(2, batch * data_tokens, numbers, width)  # pixels have no gradient
+    for read in (tokens, weight_tokens):  # the last block computes only the weight tokens
         total += product(3, batch * read, width, width)  # queries
         total += product(3, batch * tokens, width, 2 * width)  # keys and values
         total += product(3, batch * 3 * read, width // 3, tokens)  # scores of three heads
-        total += product(3, batch * 3 * read, tokens, width // 3)  # what they gather
+        total += product(3, batch * 3 * read, tokens, width // 3)  # weighted values
         total += product(3, batch * read, width, width)  # projection
         total += product(3, batch * read, width, 4 * width) + product(3, batch * read, 4 * width, width)
     total += sum(product(3, batch * count, width, height) for count, height in heads)
@@ -54,23 +54,23 @@ def by_hand(weight_tokens, heads, composition, layers, batch):
 
 
 @pytest.mark.parametrize("noise", ["per_instance", "shared"])
-def test_ipc_is_counted_as_by_hand(tiny, noise):
+def test_cost_of_ipc_equals_the_count_by_hand(tiny, noise):
     batch, points = 4, 128  # half of 16 x 16
     first = batch * points if noise == "per_instance" else points  # shared coordinates are computed once for the batch
     layers = [(2, first, 8, 8), (3, batch * points, 8, 8), (3, batch * points, 8, 3)]
-    found = cost.count(tiny("ipc", coordinate_noise=noise))
-    assert found.step_flop == by_hand(8, [(8, 8)], [(8, 8, 8)], layers, batch)
-    assert (found.data_tokens, found.weight_tokens, found.code_numbers) == (4, 8, 64)
-    assert (found.coordinates, found.batch_size) == (points, batch)
+    actual = cost.count(tiny("ipc", coordinate_noise=noise))
+    assert actual.step_flop == by_hand(8, [(8, 8)], [(8, 8, 8)], layers, batch)
+    assert (actual.tokens, actual.code_size) == ("4 data + 8 weight", 64)
+    assert (actual.coordinates, actual.batch_size) == (points, batch)
 
 
-def test_transinr_is_counted_as_by_hand(tiny):
+def test_cost_of_transinr_equals_the_count_by_hand(tiny):
     batch, points = 5, 256
     layers = [(2, batch * points, 8, 8), (3, batch * points, 8, 8), (3, batch * points, 8, 3)]
-    found = cost.count(tiny("transinr", coordinate_subset="null"), batch_size=batch)
-    assert found.step_flop == by_hand(19, [(8, 8), (8, 8), (3, 8)], [], layers, batch)
-    assert (found.data_tokens, found.weight_tokens, found.code_numbers) == (4, 19, 152)
-    assert (found.coordinates, found.batch_size) == (points, batch)
+    actual = cost.count(tiny("transinr", coordinate_subset="null"), batch_size=batch)
+    assert actual.step_flop == by_hand(19, [(8, 8), (8, 8), (3, 8)], [], layers, batch)
+    assert (actual.tokens, actual.code_size) == ("4 data + 19 weight", 152)
+    assert (actual.coordinates, actual.batch_size) == (points, batch)
 
 
 def test_parameters_are_counted(tiny):
@@ -84,11 +84,11 @@ def test_parameters_are_counted(tiny):
     assert (type(data), epochs) == (SamplePhotos, 1)
 
 
-def test_the_run_is_known_where_the_published_items_are():
+def test_steps_are_known_if_the_number_of_items_is_published():
     published = {CelebA: 162_770, FFHQ: 60_000, ImageNette: 9_469, LibriSpeech: 28_539, SamplePhotos: None}
     assert {data: cost.published_items(data()) for data in published} == published
-    sizes = {"parameters": 1, "data_tokens": 0, "weight_tokens": 0, "code_numbers": 1, "coordinates": 1, "step_flop": 1}
-    assert Cost(**sizes, batch_size=16, epochs=3, items=100).steps == 18  # four left over
+    sizes = {"parameters": 1, "tokens": None, "code_size": 1, "coordinates": 1, "step_flop": 1}
+    assert Cost(**sizes, batch_size=16, epochs=3, items=100).steps == 18  # four are dropped
     assert Cost(**sizes, batch_size=16, epochs=None, items=100).steps is None
     assert Cost(**sizes, batch_size=16, epochs=3, items=None).steps is None
 
@@ -97,22 +97,22 @@ def test_main_prints_and_measures(tiny, monkeypatch, capsys):
     monkeypatch.setattr(cost, "published_items", lambda data: 30)
     steps = []
     monkeypatch.setattr(cost, "duration", lambda step, device: steps.append(step()) or float(len(steps)))
-    found = cost.main(["--config", str(tiny("ipc")), "--batch_size", "2", "--measure", "true", "--steps", "3"])
+    actual = cost.main(["--config", str(tiny("ipc")), "--batch_size", "2", "--measure", "true", "--steps", "3"])
     printed = capsys.readouterr().out
-    assert found.batch_size == 2
+    assert actual.batch_size == 2
     assert len(steps) == 4
-    assert "3 s a step" in printed  # the median of 2, 3 and 4: the first is not counted
+    assert "3 s per step" in printed  # the median of 2, 3 and 4, without the warm-up step
     for part in (
         "4 data + 8 weight",
-        "64 numbers",
+        "code size",
         "training step of 2",
-        f"{found.step_flop / 2e9:.1f} GFLOP",
+        f"{actual.step_flop / 2e9:.1f} GFLOP",
         "EFLOP",
     ):
         assert part in printed
 
 
-def test_a_measured_step_trains(tiny, monkeypatch):
+def test_measured_steps_train(tiny, monkeypatch):
     composers = []
     build = cost.build
     monkeypatch.setattr(cost, "build", lambda config: composers.append(build(config)) or composers[-1])
@@ -123,24 +123,24 @@ def test_a_measured_step_trains(tiny, monkeypatch):
     assert torch.all(composer.network.biases["2"] != 0)  # zero before training
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"steps": 0}], ids=["batch_size", "steps"])
-def test_settings_are_checked(tmp_path, wrong):
-    [(name, value)] = wrong.items()
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"steps": 0}], ids=["batch_size", "steps"])
+def test_settings_out_of_range_raise_an_error(tmp_path, arguments):
+    [(name, value)] = arguments.items()
     with pytest.raises(ValueError, match=f"{name} .*{value}"):
-        cost.CostSettings(tmp_path, **wrong)
+        cost.CostSettings(tmp_path, **arguments)
 
 
-def test_a_missing_config_is_named(tmp_path):
+def test_missing_config_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*nowhere\.yaml"):
         cost.build(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_costs_that_experiments_state_are_the_counted_ones(path):
-    found = cost.count(path)
+def test_costs_in_experiments_equal_the_counted_ones(path):
+    actual = cost.count(path)
     stated = [float(number) for number in re.findall(r"([\d.]+) (?:M|TFLOP|EFLOP)\b", path.read_text())]
-    counted = [found.parameters / 1e6, found.step_flop / 1e12]
-    if found.steps is not None:
-        counted = [counted[0], found.steps / 1e6, counted[1], found.steps * found.step_flop / 1e18]
+    counted = [actual.parameters / 1e6, actual.step_flop / 1e12]
+    if actual.steps is not None:
+        counted = [counted[0], actual.steps / 1e6, counted[1], actual.steps * actual.step_flop / 1e18]
     assert stated == pytest.approx(counted, rel=5e-3)

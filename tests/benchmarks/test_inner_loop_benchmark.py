@@ -1,4 +1,4 @@
-"""The plain inner loop equals ours, and the benchmark of inner loops measures what it says."""
+"""The plain inner loop equals that of the composers, and the benchmark of inner loops."""
 
 import csv
 
@@ -7,8 +7,9 @@ import torch
 
 from benchmarks import inner_loop, reference
 from benchmarks.inner_loop import Alive, InnerLoopSettings, main
-from benchmarks.reference import from_meta_learned
-from composers import Functa, InnerLoop, LearnedInit, MetaIPC
+from benchmarks.reference import PlainComposer
+from composers import Functa, GradientSteps, LearnedInit, MetaIPC
+from composers.inference import DifferentiableSGD
 from composers.networks import Sine
 from datamodules.domain import jitter
 
@@ -18,83 +19,88 @@ TINY = [
 ]
 TIMED = [*TINY, "--parts=[training,evaluation]"]
 METHODS = {
-    "meta_ipc": lambda make_inr, **inner: MetaIPC(make_inr(modulated_layers=[1]), InnerLoop(**inner)),
-    "meta_ipc_of_rank": lambda make_inr, **inner: MetaIPC(
-        make_inr(modulated_layers=[0, 2]), InnerLoop(**inner), rank=3
-    ),
-    "learned_init": lambda make_inr, **inner: LearnedInit(make_inr(modulated_layers="all"), InnerLoop(**inner)),
+    "meta_ipc": lambda make_network, inner: MetaIPC(make_network(modulated_layers=[1]), inner),
+    "meta_ipc_with_rank": lambda make_network, inner: MetaIPC(make_network(modulated_layers=[0, 2]), inner, rank=3),
+    "learned_init": lambda make_network, inner: LearnedInit(make_network(modulated_layers="all"), inner),
 }
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared_coords", "own_coords"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared_coords", "coords_per_instance"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_plain_inner_loop_equals_ours(make_inr, tiny_batch, method, shared):
-    composer = METHODS[method](make_inr, steps=3, lr=0.01)
+def test_plain_inner_loop_equals_the_composer(make_network, tiny_batch, method, shared):
+    composer = METHODS[method](make_network, GradientSteps(3, DifferentiableSGD(0.01)))
     samples = tiny_batch.query
     if not shared:
         samples = samples._replace(coords=jitter(samples.coords.repeat(3, 1, 1), (0.1, 0.1), torch.Generator()))
     observation = tiny_batch.observation._replace(samples=samples)
-    parameters, outcomes = list(composer.parameters()), []
-    for model in (composer, from_meta_learned(composer)):
+    results = []
+    for model in (composer, PlainComposer(composer)):
         values = model(observation, samples.coords)
         loss = (values - samples.values).square().mean()
-        outcomes.append((values, torch.autograd.grad(loss, parameters)))
-    (ours, our_gradients), (theirs, their_gradients) = outcomes
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    for found, wanted in zip(our_gradients, their_gradients, strict=True):
-        assert wanted.abs().max() > 0
-        torch.testing.assert_close(found, wanted, atol=1e-4 * wanted.abs().max().item(), rtol=0)
+        results.append((values, torch.autograd.grad(loss, list(composer.parameters()))))
+    (actual, actual_gradients), (expected, expected_gradients) = results
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    for actual, expected in zip(actual_gradients, expected_gradients, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(actual, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
 
 
-def test_the_plain_inner_loop_evaluates_without_a_graph_and_keeps_a_history(make_inr, tiny_batch):
-    composer = METHODS["meta_ipc"](make_inr, steps=2).eval()
-    plain, bare = from_meta_learned(composer), from_meta_learned(composer, history=False)
+def test_plain_inner_loop_keeps_no_graph_in_evaluation_and_a_history_on_request(make_network, tiny_batch):
+    composer = METHODS["meta_ipc"](make_network, GradientSteps(2)).eval()
+    plain, without_history = PlainComposer(composer), PlainComposer(composer, keep_history=False)
     with torch.no_grad():
-        wanted = composer.encode(tiny_batch.observation)["patterns.1"]
-        found = plain.adapted(tiny_batch.observation)["1"]
-        bare.adapted(tiny_batch.observation)
-    assert not found.requires_grad
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-    assert [values.shape for values, _ in plain.history] == 2 * [tiny_batch.query.values.shape]
-    assert torch.equal(plain.history[-1][1]["1"], found)
-    assert plain.history[-1][1]["1"].data_ptr() != found.data_ptr()
-    assert bare.history == []
+        expected = composer.encode(tiny_batch.observation)["patterns.1"]
+        actual = plain.encode(tiny_batch.observation)["patterns.1"]
+        without_history.encode(tiny_batch.observation)
+    assert not actual.requires_grad
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    history = plain.inner.history
+    assert [values.shape for values, _ in history] == 2 * [tiny_batch.query.values.shape]
+    assert torch.equal(history[-1][1]["patterns.1"], actual)
+    assert history[-1][1]["patterns.1"].data_ptr() != actual.data_ptr()
+    assert without_history.inner.history == []
 
 
-def test_the_plain_inner_loop_refuses_what_it_does_not_know(make_inr):
-    with pytest.raises(TypeError, match="Functa"):
-        from_meta_learned(Functa(make_inr(modulated_layers="hidden", modulates="biases")))
+def test_other_inner_loops_raise_an_error(make_network):
+    with pytest.raises(TypeError, match="Shifts"):
+        PlainComposer(Functa(make_network(modulated_layers="hidden", modulates="shifts"), GradientSteps()))
     with pytest.raises(TypeError, match="Sine"):
-        from_meta_learned(MetaIPC(make_inr(activation=Sine())))
-    for changes in ({"learned_lr": ["step"]}, {"first_order": True}, {"samples_per_step": 4}):
-        with pytest.raises(ValueError, match="published inner loop only"):
-            from_meta_learned(METHODS["meta_ipc"](make_inr, **changes))
-    with pytest.raises(ValueError, match="normalize_weights true"):
-        from_meta_learned(MetaIPC(make_inr(normalize_weights=False)))
-    with pytest.raises(ValueError, match="adapt_biases false"):
-        from_meta_learned(LearnedInit(make_inr(modulated_layers="all"), adapt_biases=True))
+        PlainComposer(MetaIPC(make_network(activation=Sine()), GradientSteps()))
+    for inner in (
+        GradientSteps(rule=DifferentiableSGD(learned_lr=["step"])),
+        GradientSteps(rule=DifferentiableSGD(outer="first_order")),
+        GradientSteps(samples_per_step=4),
+    ):
+        with pytest.raises(ValueError, match="published settings only"):
+            PlainComposer(METHODS["meta_ipc"](make_network, inner))
+    for changes in ({"normalize_weights": False}, {"modulates": "both"}):
+        network = make_network(modulated_layers="all", **changes)
+        with pytest.raises(ValueError, match="set normalize_weights to true and modulates to weights"):
+            PlainComposer(LearnedInit(network, GradientSteps()))
 
 
 def test_main_times_and_appends(tmp_path, capsys):
     path = tmp_path / "new" / "inner_loop.csv"
-    found = main([*TIMED, f"--csv={path}"])
+    measurements = main([*TIMED, f"--csv={path}"])
     printed = capsys.readouterr().out
-    assert printed.count("largest difference of a value") == 2
+    assert printed.count("largest difference of values") == 2
     assert "plain without history" in printed
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert [(row["part"], float(row["ratio"])) for row in rows] == [(one.part, one.ratio) for one in found]
+    assert [(row["part"], float(row["ratio"])) for row in rows] == [
+        (measurement.part, measurement.ratio) for measurement in measurements
+    ]
     assert [row["part"] for row in rows] == 6 * ["training"] + 6 * ["evaluation"]
     assert [row["case"] for row in rows][6:8] == [
         "MetaIPC, batch of 2, an inner step",
-        "MetaIPC, batch of 2, the first and its check",
+        "MetaIPC, batch of 2, the first step and the final loss",
     ]
     assert {(row["size"], row["unit"], row["torch"]) for row in rows} == {("6", "s", torch.__version__)}
-    for one in found:
-        assert one.other > 0
-        assert one.ratio_low <= one.ratio <= one.ratio_high
+    for measurement in measurements:
+        assert measurement.other > 0
+        assert measurement.ratio_low <= measurement.ratio <= measurement.ratio_high
 
 
-def test_the_first_two_steps_are_taken_off_the_further_ones(monkeypatch):
+def test_time_of_later_steps_excludes_the_first_step_and_the_final_loss(monkeypatch):
     seconds = {"forward": [1.0, 2.0], "1": [3.0, 5.0], "3": [7.0, 13.0]}
     monkeypatch.setattr(inner_loop, "alternate", lambda sides, settings: {name: seconds[name] for name in sides})
     settings = InnerLoopSettings(size=4, hidden_dim=8, num_layers=3, num_frequencies=2, evaluation_batch_sizes=(1,))
@@ -103,32 +109,33 @@ def test_the_first_two_steps_are_taken_off_the_further_ones(monkeypatch):
     assert (first.amount, first.ratio) == (4, 2.75)
 
 
-def wrong_step(self, factors, coords, target, original):
-    return {layer: factor - 1e-3 for layer, factor in original(self, factors, coords, target).items()}
+def wrong_step(latents, updated):
+    return {name: latent - 1e-3 for name, latent in updated.items()}
 
 
-def first_order(self, factors, coords, target, original):
-    moved = original(self, factors, coords, target)
-    return {layer: factors[layer] + (factor - factors[layer]).detach() for layer, factor in moved.items()}
+def first_order(latents, updated):
+    return {name: latents[name] + (latent - latents[name]).detach() for name, latent in updated.items()}
 
 
-@pytest.mark.parametrize("disturbance", [wrong_step, first_order])
-def test_main_refuses_to_time_what_differs(monkeypatch, disturbance):
-    original = reference.PlainMetaLearned._step
+@pytest.mark.parametrize("disturb", [wrong_step, first_order])
+def test_differing_formulations_raise_an_error_before_timing(monkeypatch, disturb):
+    original = reference.PlainInnerLoop.step
     monkeypatch.setattr(
-        reference.PlainMetaLearned, "_step", lambda *arguments: disturbance(*arguments, original=original)
+        reference.PlainInnerLoop,
+        "step",
+        lambda self, latents, *arguments: disturb(latents, original(self, latents, *arguments)),
     )
     monkeypatch.setattr(inner_loop, "duration", lambda *_: pytest.fail("was timed"))
-    with pytest.raises(ValueError, match="must agree before they are timed"):
+    with pytest.raises(ValueError, match="formulations of the inner loop differ"):
         main([*TINY, "--parts=[training]"])
 
 
-def test_alive_counts_each_storage_until_it_is_freed():
-    owned = torch.ones(10)
-    with Alive([owned]) as alive:
-        first = owned + 1
-        view = first[:5]  # no storage of its own
-        assert (alive.bytes, owned.view(2, 5).shape) == (40, (2, 5))
+def test_alive_counts_every_storage_until_it_is_freed():
+    excluded = torch.ones(10)
+    with Alive([excluded]) as alive:
+        first = excluded + 1
+        view = first[:5]  # shares the storage
+        assert (alive.bytes, excluded.view(2, 5).shape) == (40, (2, 5))
         second = first * 2
         assert alive.bytes == 80
         del first
@@ -139,29 +146,29 @@ def test_alive_counts_each_storage_until_it_is_freed():
     assert (third.shape, alive.bytes, alive.peak) == ((10,), 80, 80)
 
 
-def test_memory_is_measured_in_this_process():
+def test_memory_grows_with_stored_steps():
     settings = InnerLoopSettings(size=8, hidden_dim=8, num_layers=3, num_frequencies=2)
     stored = [inner_loop.measure_memory(settings, steps, False) for steps in (1, 4)]
-    assert all(one.peak_mb >= 0 for one in stored)
+    assert all(memory.peak_mb >= 0 for memory in stored)
     assert 0 < stored[0].alive_mb < stored[1].alive_mb
 
 
-def test_a_number_of_steps_is_compared_with_the_first(monkeypatch):
-    measured = {2: inner_loop.Memory(10.0, 8.0), 8: inner_loop.Memory(30.0, 4.0)}
-    monkeypatch.setattr(inner_loop, "_in_own_process", lambda settings, steps, kind: measured[steps])
-    found = inner_loop.compare_memory(InnerLoopSettings(memory_steps=(2, 8)), None)
-    assert [one.case for one in found[:3]] == [
+def test_numbers_of_steps_are_compared_with_the_first(monkeypatch):
+    memories = {2: inner_loop.Memory(10.0, 8.0), 8: inner_loop.Memory(30.0, 4.0)}
+    monkeypatch.setattr(inner_loop, "_in_subprocess", lambda settings, steps, kind: memories[steps])
+    measurements = inner_loop.compare_memory(InnerLoopSettings(memory_steps=(2, 8)), None)
+    assert [measurement.case for measurement in measurements[:3]] == [
         "stored, 2 inner steps, peak",
         "stored, 2 inner steps, tensors alive",
         "stored, 8 inner steps, peak",
     ]
-    assert [one.ratio for one in found] == 2 * [1, 1, 3, 0.5]
+    assert [measurement.ratio for measurement in measurements] == 2 * [1, 1, 3, 0.5]
 
 
 @pytest.mark.slow
-def test_stored_steps_need_memory_and_recomputed_ones_hardly(capsys):
-    found = main(["--parts=[memory]", "--size=48", "--memory_steps=[2,8]", "--threads=1"])
-    amounts = {one.case: one.amount for one in found}
+def test_memory_grows_with_stored_steps_and_hardly_with_recomputed_ones(capsys):
+    measurements = main(["--parts=[memory]", "--size=48", "--memory_steps=[2,8]", "--threads=1"])
+    amounts = {measurement.case: measurement.amount for measurement in measurements}
     assert "recomputed, 8 inner steps" in capsys.readouterr().out
     for name in ("peak", "tensors alive"):
         assert amounts[f"stored, 8 inner steps, {name}"] > 2 * amounts[f"stored, 2 inner steps, {name}"] > 0
@@ -169,11 +176,11 @@ def test_stored_steps_need_memory_and_recomputed_ones_hardly(capsys):
 
 
 @pytest.mark.parametrize("changes", [{"size": 0}, {"memory_steps": (2, 0)}, {"repeats": 1}, {"num_layers": 1}], ids=str)
-def test_what_cannot_be_measured_is_refused(changes):
-    with pytest.raises(ValueError, match="must be at least 2, or another number is not positive"):
+def test_settings_out_of_range_raise_an_error(changes):
+    with pytest.raises(ValueError, match="all other numbers must be positive"):
         InnerLoopSettings(**changes)
 
 
-def test_nothing_to_measure_is_refused():
-    with pytest.raises(ValueError, match="give at least one of each"):
+def test_empty_settings_raise_an_error():
+    with pytest.raises(ValueError, match="none may be empty"):
         InnerLoopSettings(parts=())

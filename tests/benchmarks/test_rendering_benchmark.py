@@ -26,8 +26,8 @@ def test_all_pixels_are_rendered(monkeypatch):
 
 
 def test_network_has_the_published_size():
-    inr = scene(256).keywords
-    assert inr["modulations"][1][0].shape == (1, 256, 256)
+    modulations = scene(256).keywords["modulations"]
+    assert {name: modulation.shape for name, modulation in modulations.items()} == {"weight.1": (1, 256, 256)}
     assert scene(8)(torch.zeros(2, 3)).shape == (1, 2, 4)
 
 

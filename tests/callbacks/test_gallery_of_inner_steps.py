@@ -74,13 +74,16 @@ def _trainer(folder, *callbacks, logger=False, **options):
 def _naive(composer, values, steps):
     """Return the reconstruction of one signal ``(N, C)`` after inner steps, by plain gradient descent."""
     coords = grid((8, 12))
-    patterns, basis = composer.patterns["1"].detach()[None], composer.bases["1"].detach()
+    patterns, basis = (
+        composer.start.latents["patterns_1"].detach()[None],
+        composer.parametrization.bases["1"].detach(),
+    )
     for _ in range(steps):
         leaf = patterns.clone().requires_grad_()
-        loss = (composer.network.bind({1: (leaf @ basis, None)})(coords)[0] - values).square().mean()
+        loss = (composer.network.bind({"weight.1": leaf @ basis})(coords)[0] - values).square().mean()
         loss.backward()
         patterns = patterns - LR * float((patterns**2).sum()) * leaf.grad
-    return composer.network.bind({1: (patterns @ basis, None)})(coords)[0].detach()
+    return composer.network.bind({"weight.1": patterns @ basis})(coords)[0].detach()
 
 
 def _psnr(actual, expected):

@@ -1,4 +1,4 @@
-"""Composers against loops over the paper's formulas, their sizes against the published ones, and what training reaches."""
+"""Presets with a hypernetwork: against loops over instances, published sizes, training steps, metrics, refused arguments."""
 
 import copy
 import math
@@ -8,10 +8,11 @@ import pytest
 import torch
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from composers import Refinement, TransformerIPC, TransINR
+from composers import Composer, Refinement, TransformerIPC, TransINR
 from composers.encoders import Patches, Transformer
 from composers.metrics import PSNR, SSIM, Gain
 from composers.networks import CoordinateMLP, FourierFeatures
+from composers.rendering import Reconstruction
 from datamodules import SamplePhotos
 from datamodules.batch import CoordinateBatch, Observation, Samples
 
@@ -40,101 +41,25 @@ NETWORKS = [
 
 @pytest.fixture
 def logged(monkeypatch):
-    """Return what composers log, by name, without a trainer."""
-    found = {}
-    for kind in (TransformerIPC, TransINR):
-        monkeypatch.setattr(kind, "log", lambda self, name, value, **options: found.update({name: value}))
-    return found
+    """Return the values that composers log, by name, without a trainer."""
+    values = {}
+    monkeypatch.setattr(Composer, "log", lambda self, name, value, **options: values.update({name: value}))
+    return values
 
 
 @pytest.fixture
 def composers(make_ipc, make_transinr):
-    """Return one of each kind, in evaluation mode."""
+    """Return a `TransformerIPC` and a `TransINR`, in evaluation mode."""
     return [make_ipc().eval(), make_transinr().eval()]
 
 
-def _random_latents(composer, num_instances=2):
-    """Return random latents of the shapes that the composer predicts."""
-    channels, height, width = composer.hypernet.tokenizer.signal_shape
-    predicted = composer.encode(Observation(torch.rand(num_instances, channels, height, width)))
-    return {name: torch.randn_like(latent) for name, latent in predicted.items()}
-
-
-def _assert_weights(modulations, layer, wanted):
-    weight, bias = modulations[layer]
-    assert bias is None
-    torch.testing.assert_close(weight.detach(), torch.tensor(wanted), atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("network", NETWORKS, ids=str)
-@pytest.mark.parametrize("switches", [{}, {"rank": 3}, {"rank": 3, "base_weight": True}], ids=str)
-def test_ipc_composes_patterns_times_basis(make_ipc, make_network, network, switches):
-    composer = make_ipc(inr=make_network(**network), **switches)
-    latents = _random_latents(composer)
-    modulations = composer.compose(latents)
-    assert list(modulations) == list(composer.network.modulated_layers)
-    for layer in composer.network.modulated_layers:
-        fan_in, fan_out = composer.network.layer_sizes[layer]
-        patterns, basis = latents[f"patterns.{layer}"].tolist(), composer.bases[str(layer)].tolist()
-        rank = switches.get("rank", fan_out)
-        base = composer.base_weights[str(layer)].tolist() if "base_weight" in switches else None
-        wanted = [
-            [
-                [
-                    sum(patterns[b][i][r] * basis[r][o] for r in range(rank)) + (base[i][o] if base else 0)
-                    for o in range(fan_out)
-                ]
-                for i in range(fan_in)
-            ]
-            for b in range(2)
-        ]
-        _assert_weights(modulations, layer, wanted)
-
-
-@pytest.mark.parametrize("base_weight", [False, True])
-def test_ipc_without_factors_predicts_the_weight_itself(make_ipc, base_weight):
-    composer = make_ipc(factorized=False, base_weight=base_weight)
-    assert not composer.bases
-    latents = _random_latents(composer)
-    base = composer.base_weights["1"].detach() if base_weight else torch.zeros(8, 8)
-    _assert_weights(composer.compose(latents), 1, (latents["patterns.1"] + base).tolist())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("num_groups", "network"),
-    [
-        *((num_groups, network) for num_groups in (1, 64) for network in NETWORKS),
-        (4, {"modulated_layers": "all"}),
-        (2, {"modulated_layers": (0, 1)}),
-        (4, {"hidden_dim": [8, 4, 12], "modulated_layers": (0, 1, 2)}),
-        (3, {"hidden_dim": [6, 3, 12], "modulated_layers": "all"}),
-    ],
-    ids=str,
-)
-def test_transinr_scales_columns_in_turn(make_transinr, make_network, num_groups, network):
-    composer = make_transinr(inr=make_network(**network), num_groups=num_groups)
-    latents = _random_latents(composer)
-    modulations = composer.compose(latents)
-    assert list(modulations) == list(composer.network.modulated_layers)
-    for layer in composer.network.modulated_layers:
-        fan_in, fan_out = composer.network.layer_sizes[layer]
-        groups = min(num_groups, fan_out)
-        scales, base = latents[f"scales.{layer}"].tolist(), composer.base_weights[str(layer)].tolist()
-        wanted = [
-            [[base[i][j] * scales[b][i][j % groups] for j in range(fan_out)] for i in range(fan_in)] for b in range(2)
-        ]
-        _assert_weights(modulations, layer, wanted)
-
-
-def test_latents_have_the_shapes_of_the_contract(make_ipc, make_transinr, make_network, tiny_batch):
+def test_predicted_latents_have_the_documented_shapes(make_ipc, make_transinr, make_network, tiny_batch):
     def shapes(composer):
         return {name: tuple(latent.shape) for name, latent in composer.encode(tiny_batch.observation).items()}
 
     assert shapes(make_ipc()) == {"patterns.1": (3, 8, 8)}
     assert shapes(make_ipc(rank=5)) == {"patterns.1": (3, 8, 5)}
-    assert shapes(make_ipc(inr=make_network(modulated_layers=(0, 3)))) == {
+    assert shapes(make_ipc(network=make_network(modulated_layers=(0, 3)))) == {
         "patterns.0": (3, 8, 8),
         "patterns.3": (3, 8, 3),
     }
@@ -146,40 +71,35 @@ def test_latents_have_the_shapes_of_the_contract(make_ipc, make_transinr, make_n
     }
 
 
-def test_weight_tokens_give_the_columns_of_the_patterns(make_ipc, tiny_batch):
-    """Disturb the last weight token: only what attends to it may change, and its own columns change most."""
-    composer = make_ipc(rank=6, num_weight_tokens=3, transformer=_deaf_transformer()).eval()
-    before = composer.encode(tiny_batch.observation)["patterns.1"]
-    with torch.no_grad():
-        composer.hypernet.weight_tokens[1] += 1 + torch.rand(12)
-    changed = (composer.encode(tiny_batch.observation)["patterns.1"] != before).all(dim=(0, 1))
-    assert changed.tolist() == [False, False, True, True, False, False]
-
-
-def _deaf_transformer():
-    """Return a transformer in which no token hears of another."""
+def test_each_weight_token_predicts_its_own_columns(make_ipc, tiny_batch):
+    """Without attention between tokens, a change of one weight token changes only its columns of the patterns."""
     transformer = Transformer(embed_dim=12, num_blocks=1, num_heads=3, mlp_ratio=2)
     torch.nn.init.zeros_(transformer.blocks[0].attention.projection.weight)
-    return transformer
+    composer = make_ipc(rank=6, num_weight_tokens=3, transformer=transformer).eval()
+    before = composer.encode(tiny_batch.observation)["patterns.1"]
+    with torch.no_grad():
+        composer.start.readout.weight_tokens[1] += 1 + torch.rand(12)
+    changed = (composer.encode(tiny_batch.observation)["patterns.1"] != before).all(dim=(0, 1))
+    assert changed.tolist() == [False, False, True, True, False, False]
 
 
 def test_values_equal_a_loop_over_instances(composers, naive_network, tiny_batch):
     for composer in composers:
         modulations = composer.modulate(tiny_batch.observation)
         values = composer(tiny_batch.observation, tiny_batch.query.coords)
-        wanted = naive_network(composer.network, tiny_batch.query.coords, modulations, 3)
-        torch.testing.assert_close(values.double(), wanted, atol=2e-5, rtol=0)
+        expected = naive_network(composer.network, tiny_batch.query.coords, modulations, 3)
+        torch.testing.assert_close(values.double(), expected, atol=2e-5, rtol=0)
 
 
 def test_permuting_instances_permutes_values(composers, tiny_batch):
     order = [2, 0, 1]
-    moved = tiny_batch.observation._replace(signal=tiny_batch.observation.signal[order])
+    permuted = tiny_batch.observation._replace(signal=tiny_batch.observation.signal[order])
     for composer in composers:
         values = composer(tiny_batch.observation, tiny_batch.query.coords)
-        torch.testing.assert_close(composer(moved, tiny_batch.query.coords), values[order], atol=1e-5, rtol=0)
+        torch.testing.assert_close(composer(permuted, tiny_batch.query.coords), values[order], atol=1e-5, rtol=0)
 
 
-def test_no_instance_sees_another(composers, tiny_batch):
+def test_instances_do_not_depend_on_each_other(composers, tiny_batch):
     signal = tiny_batch.observation.signal.requires_grad_()
     for composer in composers:
         values = composer(Observation(signal), tiny_batch.query.coords)
@@ -188,22 +108,16 @@ def test_no_instance_sees_another(composers, tiny_batch):
         assert not gradient[[0, 2]].any()
 
 
-def test_base_weight_starts_as_one_network_for_all(make_ipc, tiny_batch):
+def test_with_a_base_weight_all_instances_start_equal(make_ipc, tiny_batch):
     composer = make_ipc(base_weight=True).eval()
     values = composer(tiny_batch.observation, tiny_batch.query.coords)
     assert torch.equal(values[0], values[1])
-    shared = {1: (composer.base_weights["1"].unsqueeze(0), None)}
+    shared = {"weight.1": composer.parametrization.base_weights["1"].unsqueeze(0)}
     torch.testing.assert_close(values[:1], composer.network(tiny_batch.query.coords, shared))
 
 
-def test_basis_starts_with_its_published_spread():
-    composer = TransformerIPC(CoordinateMLP(2, 3), Patches((3, 8, 12), 4), Transformer(12, 1, 3), rank=64)
-    assert composer.bases["1"].shape == (64, 256)
-    assert composer.bases["1"].std().item() == pytest.approx(1 / math.sqrt(64 * 256), rel=0.05)
-
-
 def _train(composer, batch, steps):
-    """Return the losses of some training steps; the gradients of the last are left in place."""
+    """Return the losses of some training steps; the gradients of the last step are kept."""
     optimizer = torch.optim.Adam(composer.parameters(), lr=3e-3)
     losses = []
     for step in range(steps):
@@ -218,27 +132,28 @@ def _train(composer, batch, steps):
     return losses
 
 
-def _assert_all_reached(composer):
-    """Check that every parameter has a gradient that is not zero all over."""
-    unread = [name for name, parameter in composer.named_parameters() if not parameter.grad.any()]
-    assert not unread
+def _assert_gradients_everywhere(composer):
+    """Check that every parameter has a gradient with a nonzero entry."""
+    assert [name for name, parameter in composer.named_parameters() if not parameter.grad.any()] == []
 
 
 @pytest.mark.parametrize("switches", IPC_SWITCHES, ids=str)
-def test_training_ipc_reaches_every_parameter(make_ipc, tiny_batch, logged, switches):
+def test_every_parameter_of_ipc_gets_a_gradient(make_ipc, tiny_batch, logged, switches):
     composer = make_ipc(**switches).train()
-    _train(composer, tiny_batch, 3)  # what starts at zero hides the gradient of its factor for a step
-    _assert_all_reached(composer)
+    _train(
+        composer, tiny_batch, 3
+    )  # factors of a head that is initialised with zero have no gradient in the first step
+    _assert_gradients_everywhere(composer)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_training_reaches_every_parameter_of_every_network(
+def test_every_parameter_gets_a_gradient_with_every_network(
     make_ipc, make_transinr, make_network, tiny_batch, logged, network
 ):
     for make in (make_ipc, lambda **parts: make_transinr(num_groups=1, **parts)):
-        composer = make(inr=make_network(**network)).train()
+        composer = make(network=make_network(**network)).train()
         _train(composer, tiny_batch, 2)
-        _assert_all_reached(composer)
+        _assert_gradients_everywhere(composer)
 
 
 def test_training_lowers_the_loss(make_ipc, make_transinr, tiny_batch, logged):
@@ -252,16 +167,17 @@ def test_the_training_loss_is_the_mean_over_instances(make_ipc, tiny_batch, logg
     loss = composer.training_step(tiny_batch, 0)
     values = composer(tiny_batch.observation, tiny_batch.query.coords)
     errors = [
-        sum((a - b) ** 2 for a, b in zip(seen.flatten().tolist(), true.flatten().tolist(), strict=True)) / true.numel()
-        for seen, true in zip(values, tiny_batch.query.values, strict=True)
+        sum((a - b) ** 2 for a, b in zip(output.flatten().tolist(), true.flatten().tolist(), strict=True))
+        / true.numel()
+        for output, true in zip(values, tiny_batch.query.values, strict=True)
     ]
     assert loss.item() == pytest.approx(sum(errors) / 3, rel=1e-5)
     assert logged["train/loss"].item() == pytest.approx(loss.item())
-    decibels = [-10 * math.log10(error) for error in errors]
-    assert logged["train/psnr"].item() == pytest.approx(sum(decibels) / 3, rel=1e-5)
+    psnrs = [-10 * math.log10(error) for error in errors]
+    assert logged["train/psnr"].item() == pytest.approx(sum(psnrs) / 3, rel=1e-5)
 
 
-def _part(batch, instances):
+def _subset(batch, instances):
     """Return some instances of a batch."""
     samples = Samples(batch.query.coords, batch.query.values[instances])
     return CoordinateBatch(
@@ -272,36 +188,36 @@ def _part(batch, instances):
 @pytest.mark.parametrize("stage", ["validation", "test"])
 def test_reported_metrics_are_means_over_instances(make_ipc, tiny_batch, logged, stage):
     composer = make_ipc(metrics={"psnr": PSNR(), "gain": Gain()}).eval()
-    tiny_batch.query.values[0] *= 3  # far off, so that a pooled error would be its error
+    tiny_batch.query.values[0] *= 3  # far off: it would dominate a pooled error
     reference = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2))
     gains = []
     with torch.no_grad():
         for instances in ([0, 1], [2]):
-            batch = _part(tiny_batch, instances)
+            batch = _subset(tiny_batch, instances)
             getattr(composer, f"{stage}_step")(batch, 0)
             values = composer(batch.observation, batch.query.coords)
             reference.update(values, batch.query.values)
-            gains.append(Gain().measure(values, batch.query, None))
+            gains.append(Gain().measure(Reconstruction.of_values(values), batch.query, None))
     prefix = "val" if stage == "validation" else "test"
     assert set(logged) == {f"{prefix}/{name}" for name in ("loss", "psnr", "gain")}
     assert logged[f"{prefix}/psnr"].compute().item() == pytest.approx(reference.compute().item(), abs=1e-4)
     assert logged[f"{prefix}/gain"].compute().item() == pytest.approx(torch.cat(gains).mean().item(), abs=1e-4)
 
 
-def test_metrics_of_two_processes_are_those_of_one(make_ipc, tiny_batch, logged):
+def test_metrics_of_two_processes_equal_those_of_one(make_ipc, tiny_batch, logged):
     composer = make_ipc().eval()
     processes = [copy.deepcopy(composer) for _ in range(2)]
     with torch.no_grad():
         means = []
         for process, instances in zip(processes, ([0, 1], [2]), strict=True):
-            process.test_step(_part(tiny_batch, instances), 0)
+            process.test_step(_subset(tiny_batch, instances), 0)
             means.append(logged["test/psnr"])
         composer.test_step(tiny_batch, 0)
     means[0].merge_state(means[1])
     assert means[0].compute().item() == pytest.approx(logged["test/psnr"].compute().item(), abs=1e-4)
 
 
-def test_steps_refine_in_the_stages_named(make_ipc, tiny_batch, logged):
+def test_refinement_runs_in_its_stages_only(make_ipc, tiny_batch, logged):
     composer = make_ipc(refinement=Refinement(4, report=(1,), stages=("test",))).eval()
     with torch.no_grad():
         refined, plain = composer.test_step(tiny_batch, 0), composer.validation_step(tiny_batch, 0)
@@ -314,19 +230,19 @@ def test_steps_refine_in_the_stages_named(make_ipc, tiny_batch, logged):
     assert not any(name.startswith("val/refined") for name in logged)
 
 
-def test_metrics_are_measured_in_float32_in_every_precision(make_ipc):
-    """Filters of bfloat16 subtract rounded squares, and make an SSIM of 0.9999 one of 0.3."""
+def test_metrics_are_computed_in_float32_under_autocast(make_ipc):
+    """The filters of the SSIM subtract squares: in bfloat16, 0.9999 becomes 0.3."""
     composer = make_ipc(metrics={"ssim": SSIM()})
     values = 0.5 + 0.02 * torch.rand(2, 256, 3)
     batch = CoordinateBatch(Observation(), Samples(torch.zeros(256, 2), values), (16, 16), ["a", "b"])
-    seen = values + 0.001 * torch.rand(2, 256, 3)
-    wanted = composer._measure(batch, seen)["ssim"]
+    reconstruction = Reconstruction.of_values(values + 0.001 * torch.rand(2, 256, 3))
+    expected = composer._measure(batch, reconstruction)["ssim"]
     with torch.autocast("cpu", torch.bfloat16):
-        found = composer._measure(batch, seen)["ssim"]
-    assert torch.equal(found, wanted)
+        actual = composer._measure(batch, reconstruction)["ssim"]
+    assert torch.equal(actual, expected)
 
 
-def test_prediction_needs_no_values(tiny_ipc, tiny_batch):
+def test_prediction_works_without_query_values(tiny_ipc, tiny_batch):
     query = Samples(torch.rand(7, 2))
     batch = tiny_batch._replace(observation=Observation(tiny_batch.observation.signal), query=query, shape=None)
     evaluation = tiny_ipc.predict_step(batch, 0)
@@ -334,18 +250,18 @@ def test_prediction_needs_no_values(tiny_ipc, tiny_batch):
     assert evaluation["values"][0].shape == (3, 7, 3)
 
 
-def test_the_optimizer_is_the_published_one_unless_given(make_ipc):
+def test_the_default_optimizer_is_the_published_one(make_ipc):
     optimizer = make_ipc().configure_optimizers()
     assert type(optimizer) is torch.optim.Adam
-    wanted = {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0}
-    assert {name: optimizer.defaults[name] for name in wanted} == wanted
-    given = make_ipc(
+    expected = {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0}
+    assert {name: optimizer.defaults[name] for name in expected} == expected
+    configured = make_ipc(
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
         scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1),
     ).configure_optimizers()
-    assert type(given["optimizer"]) is torch.optim.SGD
-    assert given["lr_scheduler"]["interval"] == "step"
-    assert given["lr_scheduler"]["scheduler"].optimizer is given["optimizer"]
+    assert type(configured["optimizer"]) is torch.optim.SGD
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert configured["lr_scheduler"]["scheduler"].optimizer is configured["optimizer"]
 
 
 IMAGE = {"signal": (3, 178, 178), "patch": 9, "padding": 1, "dims": (2, 3), "frequencies": 64}
@@ -354,7 +270,8 @@ VIEWS = {"signal": (9, 128, 128), "patch": 8, "dims": (3, 4), "frequencies": 20,
 FIVE_VIEWS = VIEWS | {"signal": (9, -1, -1), "tokens": 5 * 256}
 FFHQ = {"signal": (3, 1024, 1024), "patch": 32, "dims": (2, 3), "frequencies": 64}
 AUDIO_3S = AUDIO | {"signal": (1, 48000)}
-# Released totals (their `ff_linear`, our buffers, counted), to the number or in millions; data and weight tokens; code.
+# Columns: preset, sizes, parameters of the released code including its `ff_linear` (a buffer here), exact or in millions,
+# data and weight tokens, code size.
 PUBLISHED = [
     (TransformerIPC, IMAGE, 43_746_371, (400, 256), 65_536),
     (TransINR, IMAGE, 44_476_739, (400, 259), 66_304),
@@ -372,10 +289,10 @@ PUBLISHED = [
 
 
 def _full_size(kind, sizes):
-    """Return a composer of the published sizes without memory for its weights."""
+    """Return a composer of the published sizes on the meta device."""
     coord_dim, value_dim = sizes["dims"]
     with torch.device("meta"):
-        inr = CoordinateMLP(
+        network = CoordinateMLP(
             coord_dim,
             value_dim,
             hidden_dim=256,
@@ -383,16 +300,21 @@ def _full_size(kind, sizes):
             modulated_layers=(1,) if kind is TransformerIPC else "all",
             encoding=FourierFeatures(sizes["frequencies"], 256),
         )
-        tokenizer = Patches(sizes["signal"], sizes["patch"], sizes.get("padding", 0), num_tokens=sizes.get("tokens"))
+        encoder = Patches(sizes["signal"], sizes["patch"], sizes.get("padding", 0), num_tokens=sizes.get("tokens"))
         if kind is TransformerIPC:
-            return TransformerIPC(inr, tokenizer)
-        return TransINR(inr, tokenizer, num_groups=32 if sizes.get("layers") == 6 else 64)
+            return TransformerIPC(network, encoder)
+        return TransINR(network, encoder, num_groups=32 if sizes.get("layers") == 6 else 64)
 
 
-def _paper_count(composer):
-    """Return the parameters that sections 1.2 to 1.5 of the facts figure add up to, written out."""
-    width, (data_tokens, weight_tokens) = 768, composer.hypernet.num_tokens
-    embedding = composer.hypernet.tokenizer.token_dim * width + width + data_tokens * width
+def _num_tokens(composer):
+    """Return the numbers of data and weight tokens."""
+    return composer.start.encoder.num_tokens, composer.start.readout.num_weight_tokens
+
+
+def _expected_parameters(composer):
+    """Return the number of parameters, added up part by part."""
+    width, (data_tokens, weight_tokens) = 768, _num_tokens(composer)
+    embedding = composer.start.encoder.embed_dim * width + width + data_tokens * width
     attention, mlp, norms = 4 * (width * width + width), 2 * 4 * width * width + 5 * width, 4 * width
     layers = list(enumerate(composer.network.layer_sizes))
     heads = sum(2 * width + width * i + i for layer, (i, _) in layers if layer in composer.network.modulated_layers)
@@ -407,21 +329,21 @@ def _paper_count(composer):
 @pytest.mark.parametrize(("kind", "sizes", "released", "tokens", "code"), PUBLISHED)
 def test_published_sizes(kind, sizes, released, tokens, code):
     composer = _full_size(kind, sizes)
-    found = sum(parameter.numel() for parameter in composer.parameters())
-    unread = 256 * 256 if kind is TransformerIPC else 0  # a base weight that the released IPC stores and never reads
-    total = found + sizes["frequencies"] + unread  # the released code counts its constant frequencies too
+    parameters = sum(parameter.numel() for parameter in composer.parameters())
+    unused = 256 * 256 if kind is TransformerIPC else 0  # a base weight that the released IPC stores and never uses
+    total = parameters + sizes["frequencies"] + unused  # the released code counts its constant frequencies too
     assert (f"{total / 1e6:.2f} M" if isinstance(released, str) else total) == released
-    assert found == _paper_count(composer)
-    assert composer.hypernet.num_tokens == tokens
+    assert parameters == _expected_parameters(composer)
+    assert _num_tokens(composer) == tokens
     if sizes["signal"][-1] > 0:
         latents = composer.encode(Observation(torch.empty(1, *sizes["signal"], device="meta")))
         assert sum(latent.numel() for latent in latents.values()) == code
 
 
-def test_nothing_but_frequencies_is_stored_beside_parameters(composers):
+def test_checkpoints_hold_parameters_and_frequencies_only(composers):
     for composer in composers:
         assert set(composer.state_dict()) == {
-            "inr.encoding.frequencies",
+            "network.encoding.frequencies",
             *(name for name, _ in composer.named_parameters()),
         }
 
@@ -432,29 +354,19 @@ def test_nothing_but_frequencies_is_stored_beside_parameters(composers):
         ({"rank": 0}, "rank is 0"),
         ({"rank": -2}, "rank is -2"),
         ({"rank": 4, "factorized": False}, "rank is 4 with factorized False"),
-        ({"num_weight_tokens": 3}, "3 weight tokens do not divide the 8 columns of layer 1"),
-        ({"num_weight_tokens": 4, "rank": 6}, "4 weight tokens do not divide the 6 columns of layer 1"),
-        ({"num_weight_tokens": -1}, "-1 weight tokens"),
+        ({"num_weight_tokens": 3}, "num_tokens of the weight tokens is 3; the latent patterns.1 has 8 columns"),
+        (
+            {"num_weight_tokens": 4, "rank": 6},
+            "weight tokens is 4; the latent patterns.1 has 6 columns: choose a divisor",
+        ),
+        ({"num_weight_tokens": -1}, "num_tokens of the weight tokens is -1"),
+        ({"num_weight_tokens": 0}, "num_tokens of the weight tokens is 0"),
     ],
     ids=str,
 )
-def test_switches_that_do_not_fit_ipc_are_refused(make_ipc, switches, message):
+def test_ipc_rejects_sizes_that_do_not_fit(make_ipc, switches, message):
     with pytest.raises(ValueError, match=message):
         make_ipc(**switches)
-
-
-@pytest.mark.parametrize(
-    ("num_groups", "message"),
-    [(0, "num_groups 0"), (-3, "num_groups -3"), (5, "num_groups 5 does not divide the 8 outputs of layer 0")],
-)
-def test_groups_that_do_not_fit_transinr_are_refused(make_transinr, num_groups, message):
-    with pytest.raises(ValueError, match=message):
-        make_transinr(num_groups=num_groups)
-
-
-def test_groups_must_divide_the_last_layer_too(make_transinr):
-    with pytest.raises(ValueError, match="num_groups 2 does not divide the 3 outputs of layer 3"):
-        make_transinr(num_groups=2)
 
 
 def _set_up(composer, data):
@@ -466,11 +378,11 @@ def _set_up(composer, data):
     ("size", "changes", "message"),
     [
         (16, {}, r"Patches was built for signal_shape \(3, 8, 12\); the data has \(3, 16, 16\)"),
-        (8, {"tokenizer": Patches((1, 8, 8), 4)}, r"signal_shape \(1, 8, 8\); the data has \(3, 8, 8\)"),
-        (8, {"tokenizer": Patches((1, -1, -1), 4, num_tokens=4)}, r"\(1, -1, -1\); the data has \(3, 8, 8\)"),
+        (8, {"encoder": Patches((1, 8, 8), 4)}, r"signal_shape \(1, 8, 8\); the data has \(3, 8, 8\)"),
+        (8, {"encoder": Patches((1, -1, -1), 4, num_tokens=4)}, r"\(1, -1, -1\); the data has \(3, 8, 8\)"),
     ],
 )
-def test_signals_of_another_size_are_refused_at_set_up(make_ipc, size, changes, message):
+def test_set_up_rejects_signals_of_another_size(make_ipc, size, changes, message):
     with pytest.raises(ValueError, match=message):
         _set_up(make_ipc(**changes), SamplePhotos(size=size))
 
@@ -483,23 +395,18 @@ def test_signals_of_another_size_are_refused_at_set_up(make_ipc, size, changes, 
     ],
     ids=str,
 )
-def test_networks_of_other_dimensions_are_refused_at_set_up(make_ipc, make_network, network, message):
-    composer = make_ipc(inr=make_network(**network), tokenizer=Patches((3, 8, 8), 4))
+def test_set_up_rejects_networks_of_other_dimensions(make_ipc, make_network, network, message):
+    composer = make_ipc(network=make_network(**network), encoder=Patches((3, 8, 8), 4))
     with pytest.raises(ValueError, match=message):
         _set_up(composer, SamplePhotos(size=8))
 
 
-def test_what_fits_is_set_up(make_ipc):
+def test_set_up_accepts_matching_sizes(make_ipc):
     for shape, tokens in (((3, 8, 8), None), ((3, -1, -1), 4)):
-        _set_up(make_ipc(tokenizer=Patches(shape, 4, num_tokens=tokens)), SamplePhotos(size=8))
+        _set_up(make_ipc(encoder=Patches(shape, 4, num_tokens=tokens)), SamplePhotos(size=8))
 
 
-def test_a_network_without_modulated_layers_is_refused(make_ipc, make_transinr, make_network):
+def test_a_network_without_modulated_layers_is_rejected(make_ipc, make_transinr, make_network):
     for make in (make_ipc, make_transinr):
         with pytest.raises(ValueError, match="modulated_layers"):
-            make(inr=make_network(modulated_layers=()))
-
-
-def test_no_weight_tokens_at_all_are_refused(make_ipc):
-    with pytest.raises(ValueError, match="0 weight tokens"):
-        make_ipc(num_weight_tokens=0)
+            make(network=make_network(modulated_layers=()))

@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
         ("data: {init_args: {coordinate_noise: some}}", ["coordinate_noise", "per_instance", "some"]),
         ("model: {init_args: {optimizer: {init_args: {lr: fast}}}}", ["optimizer", "lr", "float", "fast"]),
         ("model: {class_path: composers.TransformerICP}", ["model", "composers", "'TransformerICP'"]),
-        ("model: {init_args: {tokenizer: {class_path: composers.encoders.Patchez}}}", ["tokenizer", "'Patchez'"]),
+        ("model: {init_args: {encoder: {class_path: composers.encoders.Patchez}}}", ["encoder", "'Patchez'"]),
         ("data: {class_path: composers.TransformerIPC}", ["data", "composers.TransformerIPC", "CoordinateDataModule"]),
         ("model: {init_args: {optimizer: {class_path: torch.optim.Adm}}}", ["optimizer", "torch.optim", "'Adm'"]),
         ("trainer: {callbacks+: [{class_path: callbacks.results.Tabel}]}", ["trainer.callbacks", "'Tabel'"]),
@@ -85,9 +85,9 @@ def test_an_invalid_command_line_raises_an_error(arguments, expected):
 @pytest.mark.parametrize(
     ("composer", "arguments", "expected"),
     [
-        ("ipc", [f"{MODEL}.tokenizer.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
+        ("ipc", [f"{MODEL}.encoder.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder: reflect"]),
         ("ipc", [f"{INR}.coord_dim", 3], ["CoordinateMLP", "coord_dim 3", "for 2", "leave coord_dim out"]),
-        ("ipc", [f"{MODEL}.tokenizer.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
+        ("ipc", [f"{MODEL}.encoder.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
         ("ipc", [f"{INR}.hidden_dim", "[8, 8, 8]"], ["hidden_dim", "[8, 8, 8]", "num_layers 3", "2 of them"]),
         ("ipc", [f"{INR}.modulated_layers", "[3]"], ["modulated_layers", "[3]", "3 layers", "0 to 2"]),
         ("ipc", [f"{MODEL}.num_weight_tokens", 3], ["3 weight tokens", "8 columns", "divisor"]),
@@ -183,7 +183,12 @@ def test_a_file_of_other_software_raises_an_error(content):
 @pytest.mark.parametrize(
     ("command", "composer", "arguments", "expected"),
     [
-        ("fit", "transinr", [], ["TransINR", "hypernet.weight_tokens: (8, 12) in the file, (19, 12) in the model"]),
+        (
+            "fit",
+            "transinr",
+            [],
+            ["TransINR", "start.readout.weight_tokens: (8, 12) in the file, (19, 12) in the model"],
+        ),
         (
             "validate",
             "ipc",

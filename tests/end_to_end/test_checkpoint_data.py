@@ -49,7 +49,8 @@ def error_message(data, content):
 def test_recordings_with_another_sampling_rate_raise(sample_rate, received):
     assert error_message(AudioFiles("a.wav", (1, 16000), sample_rate), ONE_SECOND) == (
         f"coordinates from -1 to 1 (1 s at 16,000 Hz); this AudioFiles has {received}: use "
-        "`--data.init_args.sample_rate 16000` and, for a data set, `--data.init_args.seconds 1` as in training, or use another checkpoint."
+        "`--data.init_args.sample_rate 16000` and, for a data set, `--data.init_args.seconds 1` as in training, or use another "
+        "checkpoint."
     )
 
 
@@ -100,7 +101,7 @@ def test_program_uses_the_sampling_rate_of_training(tmp_path, monkeypatch):
         for number in range(count):
             soundfile.write(f"audio/{split}/{number}.wav", 0.3 * np.sin(np.arange(1600) * (number + 2) / 20), 1000)
     data = ["--data=datamodules.AudioFolder", "--data.root=audio", "--data.seconds=0.4", "--data.sample_rate=500"]
-    small = ["--model.tokenizer.patch_size=50", "--trainer.max_steps=2", SAVE_DIR, "out", NAME, "a"]
+    small = ["--model.encoder.patch_size=50", "--trainer.max_steps=2", SAVE_DIR, "out", NAME, "a"]
     run("fit", *tiny("ipc"), *data, *small, "--data.batch_size=2")
     [path] = Path("out").rglob("last.ckpt")
     content = torch.load(path, weights_only=True)

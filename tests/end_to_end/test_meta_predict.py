@@ -24,7 +24,7 @@ from modalities import Images
 from modalities import audio as sound
 from modalities.images import encode, input_size, render, square_samples
 from tools import codes as codes
-from tools.activations.subject import StudySettings, Subject
+from tools.activations import AnalysisSettings, ModelAnalysis
 from tools.export import __main__ as exporting
 from tools.export import export, export_decoder, export_encoder
 
@@ -232,14 +232,14 @@ def test_a_meta_learned_model_stands_beside(saved, tmp_path):
 @pytest.mark.parametrize("kind", METHODS)
 def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
     images = {"a": _noise(3, 8, 8), "b": _noise(3, 12, 9)}
-    settings = StudySettings(num_units=2, num_rows=2, size=4, crops=2)
-    subject = Subject(kind, _build(kind), images, 1, settings)
-    assert subject.size == 8
-    assert [layer.maps.shape for layer in subject.layers()] == [(2, 2, 4, 4)] * 2
-    assert subject.shares[1] > 0
-    assert (subject.shares[0] > 0) == (kind == "LearnedInit")  # the others have layer 0 in common
-    assert subject.units().costs.shape == (2, 8)
-    assert subject.components().scores.shape[0] == 6
+    settings = AnalysisSettings(num_units=2, num_rows=2, size=4, crops=2)
+    analysis = ModelAnalysis(kind, _build(kind), images, settings, layer=1)
+    assert analysis.size == 8
+    assert [layer.maps.shape for layer in analysis.layers()] == [(2, 2, 4, 4)] * 2
+    assert analysis.shares[1] > 0
+    assert (analysis.shares[0] > 0) == (kind == "LearnedInit")  # the others have layer 0 in common
+    assert analysis.units().losses.shape == (2, 8)
+    assert analysis.components().scores.shape[0] == 6
 
 
 # Export
@@ -249,15 +249,16 @@ def test_layers_and_units_of_a_meta_learned_model_are_looked_at(kind):
 def test_the_decoder_is_exported_alone(saved, tmp_path, capsys):
     composer, checkpoint = saved
     with pytest.raises(
-        ValueError, match=r"^MetaIPC finds latents by gradient steps, .* a decoder to export, and no encoder"
+        ValueError,
+        match=r"^There is no encoder to export: MetaIPC finds latents by gradient steps, .* Export the decoder",
     ):
         export_encoder(composer)
     exporting.main([str(checkpoint), str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "No encoder: gradient steps find the latents of this model." in printed
+    assert "No encoder: MetaIPC finds latents by gradient steps" in printed
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["decoder.pt2", "export.json"]
     told = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert "encoder" not in told
+    assert told["encoder"] is None
     assert told["decoder"]["inputs"] == {"patterns.1": ["B", 8, 8], "coords": ["N", 2]}
     decoder = torch.export.load(tmp_path / "out" / "decoder.pt2").module()
     code, coords = encode(composer, _noise(3, 8, 8)), 2 * torch.rand(5, 2) - 1

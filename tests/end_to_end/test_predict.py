@@ -12,7 +12,6 @@ from program import REPOSITORY, asked, refused, rows, run, run_process, tiny
 
 import composers
 from composers.codes import decode, read_code
-from composers.inference.refinement import Refinement
 from datamodules.storage.images import cut, read_image
 from datamodules.tiles import boxes, whole
 from modalities.images import encode, render
@@ -71,7 +70,7 @@ def test_predict_writes_image_error_code_and_table(trained, kind):
     assert (row["name"], row["rows"], row["columns"], row["tiles"]) == ("wide", "18", "40", "1")
     resized = cut(read_image("wide.png").pixels, whole((18, 40)), 16).permute(1, 2, 0).double().numpy() / 255
     for key, steps in (("psnr predicted", 0), ("psnr refined", 3)):
-        code = encode(composer, "wide.png", refinement=Refinement(steps, composer.refinement.optimizer))
+        code = encode(composer, "wide.png", refinement=composer.refinement.with_steps(steps))
         field = torch.cat(list(decode(composer, code, (16, 16)))).double().numpy()
         assert float(row[key]) == pytest.approx(_psnr(field, resized, peak=1), abs=2e-3)
     assert "18 x 40" in printed
@@ -259,13 +258,13 @@ def test_info_prints_the_properties_of_a_code(encoded, trained, capsys):
 
 def test_unusable_codes_raise_one_line_errors(encoded, trained, capsys):
     weights = ["--checkpoint", trained["ipc"]]
-    assert "means nothing to another model" in _codes_error(
+    assert "can only be decoded by its own model" in _codes_error(
         "render", "wide.safetensors", "--checkpoint", trained["transinr"]
     )
-    assert "There is no code no.safetensors" in _codes_error("render", "no.safetensors", *weights)
-    assert "wide.png is damaged or no instance code" in _codes_error("info", "wide.png")
+    assert "no.safetensors does not exist" in _codes_error("render", "no.safetensors", *weights)
+    assert "wide.png is damaged or not an instance code" in _codes_error("info", "wide.png")
     assert "There is no checkpoint no.ckpt" in _codes_error("render", "wide.safetensors", "--checkpoint", "no.ckpt")
-    assert "positive" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
+    assert "above 0" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
     for size in ("axb", "-4", "0", "3x4x5"):
         with pytest.raises(SystemExit):
             codes.main(["render", "wide.safetensors", "--checkpoint", "x", f"--size={size}"])

@@ -23,9 +23,9 @@ class Round(Fields):
         return field
 
 
-def _composer(inr=None, **options):
+def _composer(network=None, **options):
     composer = Balls(VolumeRenderer(2.0, 6.0, **options))
-    composer.network = inr or Round()
+    composer.network = network or Round()
     return composer
 
 

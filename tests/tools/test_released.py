@@ -1,4 +1,4 @@
-"""Released weights: golden vectors, a naive reading of the released layout, refusals, and the command line."""
+"""Released weights: golden vectors, a naive reference for other options, unsupported options, and the command line."""
 
 import copy
 import json
@@ -35,11 +35,11 @@ def _arch(name):
 
 @pytest.fixture(scope="module", params=NAMES)
 def golden(request):
-    """Return name, architecture, weights and vectors of a golden file."""
     return _golden(request.param)
 
 
 def _golden(name):
+    """Return name, architecture, weights and vectors of a golden file."""
     vectors = load_file(GOLDEN / f"{name}.safetensors")
     weights = {key.removeprefix("state_dict."): vectors.pop(key) for key in list(vectors) if key.startswith("state_")}
     return name, _arch(name), weights, vectors
@@ -56,7 +56,7 @@ def transinr_image():
 
 
 def _changed(arch, **changes):
-    """Return a copy of an architecture with other options, dots written as two underscores; `...` removes one."""
+    """Return a copy of an architecture with changed options; ``__`` stands for a dot, and `...` removes an option."""
     arch = copy.deepcopy(arch)
     for name, value in changes.items():
         *sections, option = name.split("__")
@@ -82,29 +82,28 @@ def _render(composer, signal, coords):
 def test_outputs_equal_those_of_the_released_code(golden, resolution):
     name, arch, weights, vectors = golden
     if resolution and "audio" in name:
-        return  # the released code made no audio at twice the rate
-    coords, wanted = vectors[f"coord{resolution}"], vectors[f"output{resolution}"]
+        return  # no golden vectors of audio at twice the sampling rate
+    coords, expected = vectors[f"coord{resolution}"], vectors[f"output{resolution}"]
     composer = from_released(weights, arch)
     assert not composer.training
-    each = _render(composer, vectors["input"], coords.flatten(1, -2)).mT.reshape(wanted.shape)
-    shared = _render(composer, vectors["input"], coords[0].flatten(0, -2)).mT.reshape(wanted.shape)
-    torch.testing.assert_close(each, wanted, atol=1e-5, rtol=0)
-    torch.testing.assert_close(shared, wanted, atol=1e-5, rtol=0)
+    for query in (coords.flatten(1, -2), coords[0].flatten(0, -2)):  # per instance, and shared
+        actual = _render(composer, vectors["input"], query).mT.reshape(expected.shape)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_ipc_weights_equal_those_of_the_released_code(ipc_image):
     arch, weights, vectors = ipc_image
     modulations = from_released(weights, arch).modulate(Observation(vectors["input"]))
-    assert list(modulations) == [1]
-    torch.testing.assert_close(modulations[1][0], vectors["modulation.linear_wb1"], atol=1e-5, rtol=0)
+    assert list(modulations) == ["weight.1"]
+    torch.testing.assert_close(modulations["weight.1"], vectors["modulation.linear_wb1"], atol=1e-5, rtol=0)
 
 
 def test_transinr_scales_equal_those_of_the_released_code(transinr_image):
     arch, weights, vectors = transinr_image
     modulations = from_released(weights, arch).modulate(Observation(vectors["input"]))
-    assert list(modulations) == [0, 1, 2, 3]
-    for layer, (weight, _) in modulations.items():
-        scales = weight / weights[f"hyponet.params_dict.linear_wb{layer}"][:-1]
+    assert list(modulations) == [f"weight.{layer}" for layer in range(4)]
+    for layer in range(4):
+        scales = modulations[f"weight.{layer}"] / weights[f"hyponet.params_dict.linear_wb{layer}"][:-1]
         torch.testing.assert_close(scales, vectors[f"modulation.linear_wb{layer}"], atol=1e-5, rtol=0)
 
 
@@ -115,7 +114,7 @@ def test_frequencies_are_those_of_the_file(ipc_image):
     assert torch.equal(composer.network.encoding.frequencies, stored)
 
 
-def test_the_file_is_left_as_it_is(ipc_image):
+def test_released_weights_are_not_modified(ipc_image):
     arch, weights, _ = ipc_image
     before = {key: weight.clone() for key, weight in weights.items()}
     composer = from_released(weights, arch)
@@ -132,22 +131,23 @@ def test_prefix_of_data_parallel_training_is_stripped(ipc_image):
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in wrapped.state_dict().items())
 
 
-def test_base_weight_of_the_modulated_layer_is_never_read(ipc_image):
+def test_base_weight_of_a_modulated_layer_is_unused(ipc_image):
     arch, weights, vectors = ipc_image
-    other = weights[WB1].clone()
-    other[:-1] = 7
+    changed = weights[WB1].clone()
+    changed[:-1] = 7
     coords = vectors["coord"][0].flatten(0, -2)
-    outputs = [
-        _render(from_released(weights | {WB1: wb}, arch), vectors["input"], coords) for wb in (weights[WB1], other)
-    ]
-    assert torch.equal(*outputs)
+    actual, expected = (
+        _render(from_released(weights | {WB1: matrix}, arch), vectors["input"], coords)
+        for matrix in (changed, weights[WB1])
+    )
+    assert torch.equal(actual, expected)
 
 
-# Options that no golden file has
+# Options without golden vectors
 
 
 def _naive_network(arch, weights, layer_weights, coords):
-    """Return values ``(N, C)`` of one instance from the released layout and options, in float64, calling none of our code."""
+    """Return values ``(N, C)`` of one instance from released weights, in float64 and without code of this software."""
     options = arch["hyponet"]
     coords, frequencies = coords.double().numpy(), weights["hyponet.ff_linear"].double().numpy()
     phases = np.concatenate([coords[:, axis : axis + 1] * frequencies for axis in range(coords.shape[1])], axis=1)
@@ -164,7 +164,7 @@ def _naive_network(arch, weights, layer_weights, coords):
 
 
 def _random_weights(arch, weights):
-    """Return the weights of a golden file with the coordinate network, heads and bases that ``arch`` asks for, at random."""
+    """Return the weights of a golden file, with a random coordinate network, heads and bases that fit ``arch``."""
     options = arch["hyponet"]
     kept = {key: value for key, value in weights.items() if key.startswith(("latent_mapping", "transformer"))}
     kept["hyponet.ff_linear"] = 1 + torch.rand(options["fourier_mapping"]["ff_dim"] // 2)
@@ -200,7 +200,7 @@ def _random_weights(arch, weights):
     ],
     ids=lambda changes: " ".join(changes),
 )
-def test_options_are_honoured(name, changes):
+def test_other_options_equal_the_naive_reference(name, changes):
     arch = _changed(_arch(name), **changes)
     weights = _random_weights(arch, _golden(name)[2])
     composer = from_released(weights, arch)
@@ -210,19 +210,21 @@ def test_options_are_honoured(name, changes):
         modulations = composer.modulate(observation)
         values = composer.render(modulations, coords)
     for instance in range(2):
-        given = {layer: weight[instance].double().numpy() for layer, (weight, _) in modulations.items()}
-        wanted = _naive_network(arch, weights, given, coords)
-        torch.testing.assert_close(values[instance].double(), wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
+        layer_weights = {
+            int(name.removeprefix("weight.")): weight[instance].double().numpy() for name, weight in modulations.items()
+        }
+        expected = _naive_network(arch, weights, layer_weights, coords)
+        torch.testing.assert_close(values[instance].double(), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
-def test_residual_dropout_is_taken_over(ipc_image):
+def test_residual_dropout_is_converted(ipc_image):
     arch, weights, _ = ipc_image
-    assert from_released(weights, arch).hypernet.transformer.blocks[0].dropout.p == 0.1
+    assert from_released(weights, arch).start.readout.transformer.blocks[0].dropout.p == 0.1
     other = _changed(arch, transformer__block__resid_pdrop=0)
-    assert from_released(weights, other).hypernet.transformer.blocks[0].dropout.p == 0
+    assert from_released(weights, other).start.readout.transformer.blocks[0].dropout.p == 0
 
 
-def test_options_of_full_configs_are_known(ipc_image):
+def test_options_of_full_configs_are_supported(ipc_image):
     arch, weights, _ = ipc_image
     full = _changed(
         arch,
@@ -254,7 +256,7 @@ def test_audio_is_mirrored_only_with_use_padding():
     composer.encode(Observation(torch.rand(1, 1, 220)))
 
 
-# Refusals
+# Unsupported options and mismatched weights
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_audio_is_mirrored_only_with_use_padding():
     [
         ({"type": "liif"}, ["type", "'liif'", "low_rank_modulated_transinr"]),
         ({"type": ...}, ["type", "None"]),
-        ({"ignore_base_param": True}, ["ignore_base_param", "does not know"]),
+        ({"ignore_base_param": True}, ["ignore_base_param", "unknown"]),
         ({"hyponet__gain": 2}, ["hyponet.gain"]),
         ({"hyponet": 5}, ["hyponet"]),
         ({"hyponet__activation__type": "silu"}, ["hyponet.activation.type", "'silu'", "'relu'"]),
@@ -305,7 +307,7 @@ def test_audio_is_mirrored_only_with_use_padding():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_options_are_refused_by_name(ipc_image, changes, words):
+def test_unsupported_options_raise_an_error(ipc_image, changes, words):
     arch, weights, _ = ipc_image
     with pytest.raises(ValueError, match=r"\w") as caught:
         from_released(weights, _changed(arch, **changes))
@@ -332,24 +334,24 @@ def test_options_are_refused_by_name(ipc_image, changes, words):
         (WB1, torch.zeros(24, 24), f"{WB1}: (24, 24) in the file, (25, 24) in the model"),
         ("transformer.blocks.0.attn.value.weight", torch.zeros(48, 40), "(48, 40) in the file, (48, 48) in the model"),
         ("latent_mapping.pos_emb_latent", torch.zeros(1, 19, 48), "(1, 19, 48) in the file, (1, 20, 48) in the model"),
-        ("hyponet.ff_linear", "exp", "hyponet.ff_linear, which is no named tensor"),
+        ("hyponet.ff_linear", "exp", "hyponet.ff_linear, which is not a named tensor"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(ipc_image, key, weight, line):
+def test_mismatched_weights_raise_an_error(ipc_image, key, weight, line):
     arch, weights, _ = ipc_image
-    other = {name: value for name, value in weights.items() if name != key}
+    changed = {name: value for name, value in weights.items() if name != key}
     if weight is not None:
-        other[key] = weight
+        changed[key] = weight
     with pytest.raises(ValueError, match=r"\w") as caught:
-        from_released(other, arch)
+        from_released(changed, arch)
     assert line in str(caught.value)
 
 
-def test_long_lists_of_misfits_are_cut(ipc_image):
-    with pytest.raises(ValueError, match="another model") as caught:
+def test_long_lists_of_mismatches_are_truncated(ipc_image):
+    with pytest.raises(ValueError, match="do not fit the model") as caught:
         from_released({f"other{number}": torch.zeros(2) for number in range(9)}, ipc_image[0])
-    assert "and 42 more like the last\n  other0: (2,) in the file, not in the model" in str(caught.value)
-    assert "and 5 more like the last" in str(caught.value)
+    assert "and 42 more\n  other0: (2,) in the file, not in the model" in str(caught.value)
+    assert "and 5 more" in str(caught.value)
 
 
 # TransINR's own code
@@ -371,20 +373,20 @@ TRANS_INR_ARGS = {
 
 @pytest.fixture
 def trans_inr():
-    """Return a model of ours without biases of q, k, v, and the same in the layout of TransINR's own code."""
-    inr = CoordinateMLP(2, 3, 8, 3, "all", FourierFeatures(num_frequencies=3, max_frequency=1024))
-    ours = TransINR(inr, Patches((3, 10, 10), 4, 1), Transformer(16, 2, 4, qkv_bias=False), num_groups=4).eval()
-    for parameter in ours.parameters():
+    """Return a composer without biases of queries, keys and values, and the same in the layout of TransINR's own code."""
+    network = CoordinateMLP(2, 3, 8, 3, "all", FourierFeatures(num_frequencies=3, max_frequency=1024))
+    composer = TransINR(network, Patches((3, 10, 10), 4, 1), Transformer(16, 2, 4, qkv_bias=False), num_groups=4).eval()
+    for parameter in composer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    inr.encoding.frequencies.copy_(torch.linspace(0, math.log(1024), 3).exp())
-    hypernet = ours.hypernet
+    network.encoding.frequencies.copy_(torch.linspace(0, math.log(1024), 3).exp())
+    readout = composer.start.readout
     weights = {
-        "tokenizer.prefc.weight": hypernet.embedding.weight,
-        "tokenizer.prefc.bias": hypernet.embedding.bias,
-        "tokenizer.posemb": hypernet.positions[0],
-        "wtokens": hypernet.weight_tokens,
+        "tokenizer.prefc.weight": readout.embedding.weight,
+        "tokenizer.prefc.bias": readout.embedding.bias,
+        "tokenizer.posemb": readout.positions[0],
+        "wtokens": readout.weight_tokens,
     }
-    for index, block in enumerate(hypernet.transformer.blocks):
+    for index, block in enumerate(readout.transformer.blocks):
         layer = f"transformer_encoder.layers.{index}"
         weights |= {
             f"{layer}.0.norm.weight": block.attention_norm.weight,
@@ -401,28 +403,30 @@ def trans_inr():
             f"{layer}.1.fn.net.3.bias": block.mlp[2].bias,
         }
     for layer in "012":
-        head = hypernet.heads[layer]
+        head = readout.heads[f"scales_{layer}"]
         weights |= {
-            f"base_params.wb{layer}": torch.cat((ours.base_weights[layer], inr.biases[layer].unsqueeze(0))),
+            f"base_params.wb{layer}": torch.cat(
+                (composer.parametrization.base_weights[layer], network.biases[layer].unsqueeze(0))
+            ),
             f"wtoken_postfc.wb{layer}.0.weight": head[0].weight,
             f"wtoken_postfc.wb{layer}.0.bias": head[0].bias,
             f"wtoken_postfc.wb{layer}.1.weight": head[1].weight,
             f"wtoken_postfc.wb{layer}.1.bias": head[1].bias,
         }
     weights = {key: weight.detach().clone() for key, weight in weights.items()}
-    return ours, {"name": "trans_inr", "args": copy.deepcopy(TRANS_INR_ARGS), "sd": weights}
+    return composer, {"name": "trans_inr", "args": copy.deepcopy(TRANS_INR_ARGS), "sd": weights}
 
 
-def test_trans_inr_goes_round(trans_inr):
-    ours, model = trans_inr
+def test_trans_inr_round_trip(trans_inr):
+    composer, model = trans_inr
     signal, coords = torch.rand(2, 3, 10, 10), torch.rand(30, 2) * 2 - 1
-    found = from_trans_inr(model)
-    assert not found.training
-    assert torch.equal(_render(found, signal, coords), _render(ours, signal, coords))
+    converted = from_trans_inr(model)
+    assert not converted.training
+    assert torch.equal(_render(converted, signal, coords), _render(composer, signal, coords))
 
 
-def test_trans_inr_attention_as_in_its_own_code(trans_inr):
-    """Keys come before values in the fused weight, and heads are consecutive slices."""
+def test_trans_inr_attention_equals_its_own_code(trans_inr):
+    """Keys precede values in the fused weight, and heads are consecutive slices."""
     _, model = trans_inr
     tokens, layer = torch.rand(1, 5, 16), "transformer_encoder.layers.1.0.fn"
     query = tokens @ model["sd"][f"{layer}.to_q.weight"].T
@@ -431,9 +435,11 @@ def test_trans_inr_attention_as_in_its_own_code(trans_inr):
         functional.softmax(query[..., s] @ key[..., s].mT / 4**0.5, -1) @ value[..., s]
         for s in (slice(start, start + 4) for start in range(0, 16, 4))
     ]
-    wanted = torch.cat(gathered, -1) @ model["sd"][f"{layer}.to_out.0.weight"].T + model["sd"][f"{layer}.to_out.0.bias"]
-    found = from_trans_inr(model).hypernet.transformer.blocks[1].attention(tokens, 5)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    expected = (
+        torch.cat(gathered, -1) @ model["sd"][f"{layer}.to_out.0.weight"].T + model["sd"][f"{layer}.to_out.0.bias"]
+    )
+    actual = from_trans_inr(model).start.readout.transformer.blocks[1].attention(tokens, 5)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -446,11 +452,11 @@ def test_trans_inr_attention_as_in_its_own_code(trans_inr):
         ("transformer_encoder", "args", {"ff_dim": 32}, ["transformer_encoder.args.ff_dim", "32", "64"]),
         ("hyponet", "args", {"pe_sigma": "x"}, ["hyponet.args.pe_sigma"]),
         ("hyponet", "args", {"pe_sigma": 0}, ["max_frequency is 0"]),
-        ("hyponet", "args", {"gain": 1}, ["hyponet.args.gain", "does not know"]),
+        ("hyponet", "args", {"gain": 1}, ["hyponet.args.gain", "unknown"]),
         ("tokenizer", "args", {"patch_size": 0}, ["tokenizer.args.patch_size", "0"]),
     ],
 )
-def test_trans_inr_options_are_refused_by_name(trans_inr, section, option, value, words):
+def test_unsupported_trans_inr_options_raise_an_error(trans_inr, section, option, value, words):
     _, model = trans_inr
     if isinstance(value, dict):
         model["args"][section][option] |= value
@@ -461,11 +467,11 @@ def test_trans_inr_options_are_refused_by_name(trans_inr, section, option, value
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_trans_inr_is_read_strictly(trans_inr):
+def test_mismatched_trans_inr_weights_raise_an_error(trans_inr):
     _, model = trans_inr
     del model["sd"]["tokenizer.posemb"]
     model["sd"]["base_params.rgb_density_fc"] = torch.zeros(9, 4)
-    with pytest.raises(ValueError, match="another model") as caught:
+    with pytest.raises(ValueError, match="do not fit the model") as caught:
         from_trans_inr(model)
     assert "tokenizer.posemb: missing in the file, (1, 9, 16) in the model" in str(caught.value)
     assert "base_params.rgb_density_fc: (9, 4) in the file, not in the model" in str(caught.value)
@@ -477,14 +483,14 @@ def test_trans_inr_is_read_strictly(trans_inr):
 
 
 class _Foreign:
-    """Stands for the objects of a config library inside a checkpoint."""
+    """Stand-in for an object of a config library in a checkpoint."""
 
     def __init__(self):
         self.content = [0.9, 0.999]
 
 
 class _Malicious:
-    """Creates a file when it is unpickled, as code in a checkpoint could."""
+    """Calls a function when it is unpickled, as code in a checkpoint could."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -495,7 +501,7 @@ class _Malicious:
 
 @pytest.fixture
 def run(tmp_path, ipc_image):
-    """Return the folder of a released run: a checkpoint with an average, and its config."""
+    """Return the folder of a released run: a checkpoint with a moving average, and its config."""
     arch, weights, _ = ipc_image
     average = {key: weight * 0.9 for key, weight in weights.items()}
     checkpoint = {"epoch": 3, "state_dict": weights, "state_dict_ema": average, "optimizer": {}, "scheduler": {}}
@@ -505,11 +511,11 @@ def run(tmp_path, ipc_image):
 
 
 def _fails(capsys, *arguments, status=1):
-    """Run the command line, which must fail without a traceback, and return its message."""
+    """Run the command line, which must fail without a traceback, and return the error message."""
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     printed = capsys.readouterr().err
-    if isinstance(caught.value.code, str):  # what the interpreter prints before it ends with status 1
+    if isinstance(caught.value.code, str):  # the interpreter prints it and exits with status 1
         assert status == 1
         return caught.value.code
     assert caught.value.code == status
@@ -517,7 +523,7 @@ def _fails(capsys, *arguments, status=1):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_converted_checkpoint_rebuilds_the_model(run, capsys, ipc_image, ema):
+def test_converted_checkpoint_equals_the_released_model(run, capsys, ipc_image, ema):
     arch, weights, vectors = ipc_image
     main([str(run / "epoch3_model.pt"), str(run / "new" / "ipc.ckpt"), *(["--ema"] if ema else [])])
     printed = capsys.readouterr().out
@@ -531,18 +537,19 @@ def test_converted_checkpoint_rebuilds_the_model(run, capsys, ipc_image, ema):
 
 
 def test_checkpoint_of_trans_inr_is_converted(tmp_path, trans_inr, capsys):
-    ours, model = trans_inr
+    composer, model = trans_inr
     torch.save({"model": model, "optimizer": {}, "epoch": 30, "cfg": {}}, tmp_path / "epoch-last.pth")
     main([str(tmp_path / "epoch-last.pth"), str(tmp_path / "out.ckpt")])
     assert "TransINR" in capsys.readouterr().out
     signal, coords = torch.rand(1, 3, 10, 10), torch.rand(30, 2)
-    assert torch.equal(_render(composers.load(tmp_path / "out.ckpt"), signal, coords), _render(ours, signal, coords))
+    converted = composers.load(tmp_path / "out.ckpt")
+    assert torch.equal(_render(converted, signal, coords), _render(composer, signal, coords))
     message = _fails(capsys, tmp_path / "epoch-last.pth", tmp_path / "b.ckpt", "--ema")
     assert "yinboc/trans-inr" in message
     assert "--ema" in message
 
 
-def test_help_names_every_option(capsys):
+def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     printed = capsys.readouterr().out
@@ -550,7 +557,7 @@ def test_help_names_every_option(capsys):
     assert all(words in printed for words in ("python -m tools.released", "config.yaml", "--ema", "--overwrite"))
 
 
-def test_the_module_is_a_program(run, monkeypatch, capsys):
+def test_module_runs_as_a_program(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["released", str(run / "epoch3_model.pt"), str(run / "ipc.ckpt")])
     monkeypatch.delitem(sys.modules, "tools.released.__main__")
     runpy.run_module("tools.released", run_name="__main__")
@@ -558,7 +565,7 @@ def test_the_module_is_a_program(run, monkeypatch, capsys):
     assert (run / "ipc.ckpt").is_file()
 
 
-def test_config_may_lie_elsewhere(run, capsys):
+def test_config_may_be_in_another_folder(run, capsys):
     config = (run / "config.yaml").rename(run / "elsewhere.yaml")
     message = _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
     assert str(run / "config.yaml") in message
@@ -567,7 +574,7 @@ def test_config_may_lie_elsewhere(run, capsys):
     assert (run / "ipc.ckpt").is_file()
 
 
-def test_existing_files_are_kept(run, capsys):
+def test_existing_files_are_not_overwritten(run, capsys):
     target = run / "ipc.ckpt"
     target.write_text("precious")
     assert str(target) in _fails(capsys, run / "epoch3_model.pt", target)
@@ -589,25 +596,25 @@ def test_existing_files_are_kept(run, capsys):
     ],
     ids=["empty", "text", "cut", "flipped"],
 )
-def test_damaged_checkpoints_are_refused(run, capsys, damage):
+def test_damaged_checkpoints_raise_an_error(run, capsys, damage):
     source = run / "epoch3_model.pt"
     source.write_bytes(damage(source.read_bytes()))
     message = _fails(capsys, source, run / "ipc.ckpt")
-    assert message.startswith(f"error: {source} cannot be converted: it is no whole checkpoint")
+    assert message.startswith(f"error: {source} cannot be converted: it is not a complete checkpoint")
     assert not (run / "ipc.ckpt").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([1, 2], ["no dictionary"]),
+        ([1, 2], ["not contain a dictionary"]),
         ({"epoch": 1, "weights": {}}, ["no state_dict", "weights", "ginr-ipc"]),
-        ({"state_dict": {}, "composer": {}}, ["this software already", "composers.load"]),
-        ({"state_dict": {"a": torch.ones(1)}}, ["another model", "a: (1,) in the file"]),
+        ({"state_dict": {}, "composer": {}}, ["already a checkpoint of this software", "composers.load"]),
+        ({"state_dict": {"a": torch.ones(1)}}, ["do not fit the model", "a: (1,) in the file"]),
         ({"model": {"name": "other"}}, ["yinboc/trans-inr", "'other'"]),
     ],
 )
-def test_other_contents_are_refused(run, capsys, content, words):
+def test_files_other_than_released_checkpoints_raise_an_error(run, capsys, content, words):
     torch.save(content, run / "epoch3_model.pt")
     message = _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
     assert all(word in message for word in ["error: ", str(run / "epoch3_model.pt"), *words]), message
@@ -616,24 +623,24 @@ def test_other_contents_are_refused(run, capsys, content, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("arch: [", ["no plain YAML"]),
-        ("arch: !!python/object/apply:os.getcwd []", ["no plain YAML"]),
+        ("arch: [", ["not plain YAML"]),
+        ("arch: !!python/object/apply:os.getcwd []", ["not plain YAML"]),
         ("dataset: {}", ["no section arch"]),
         ("- 1", ["no section arch"]),
     ],
 )
-def test_bad_configs_are_refused(run, capsys, text, words):
+def test_invalid_configs_raise_an_error(run, capsys, text, words):
     (run / "config.yaml").write_text(text)
     message = _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
     assert all(word in message for word in [str(run / "config.yaml"), *words]), message
 
 
-def test_other_kinds_are_refused_on_the_command_line(run, capsys):
+def test_unsupported_types_fail_on_the_command_line(run, capsys):
     (run / "config.yaml").write_text(yaml.safe_dump({"arch": _arch("ipc_image") | {"type": "liif"}}))
     assert "option type is" in _fails(capsys, run / "epoch3_model.pt", run / "ipc.ckpt")
 
 
-def test_other_mistakes_on_the_command_line(run, capsys):
+def test_user_errors_on_the_command_line(run, capsys):
     assert "There is no checkpoint" in _fails(capsys, run / "no.pt", run / "ipc.ckpt")
     assert "dst" in _fails(capsys, run / "epoch3_model.pt", status=2)
     message = _fails(capsys, run / "epoch3_model.pt", run / "config.yaml" / "ipc.ckpt")
@@ -643,15 +650,14 @@ def test_other_mistakes_on_the_command_line(run, capsys):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_objects_of_other_software_are_refused_with_the_way_out(run, capsys, zipped):
+def test_objects_of_other_software_raise_an_error_with_the_fix(run, capsys, zipped):
     source = run / "epoch3_model.pt"
     checkpoint = torch.load(source, weights_only=True)
     content = checkpoint | {"optimizer": {"betas": _Foreign()}}
     torch.save(content, source, _use_new_zipfile_serialization=zipped)
     message = _fails(capsys, source, run / "ipc.ckpt")
     assert all(words in message for words in (str(source), f"class {__name__}._Foreign", "--ema", "trans-inr"))
-    way_out = 'torch.save({"state_dict": torch.load(path)["state_dict"]}, new_path)'
-    assert way_out in message
+    assert 'torch.save({"state_dict": torch.load(path)["state_dict"]}, new_path)' in message
     torch.save({"state_dict": torch.load(source, weights_only=False)["state_dict"]}, source)
     main([str(source), str(run / "ipc.ckpt")])
 

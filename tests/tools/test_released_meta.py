@@ -1,4 +1,4 @@
-"""Released meta-learned models: golden vectors, a naive inner loop on other options, refusals, and the command line."""
+"""Released meta-learned models: golden vectors, a naive inner loop for other options, unsupported options, the command line."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from tools.released.__main__ import main
 GOLDEN = Path(__file__).parents[1] / "golden"
 FACTORS, SHARED = "factors.init_modulation_factors.linear_wb", "factors.shared_factors.linear_wb"
 WB = "hyponet.params_dict.linear_wb"
-KINDS = {"ipc_meta_image": MetaIPC, "learned_init_image": LearnedInit}
+COMPOSERS = {"ipc_meta_image": MetaIPC, "learned_init_image": LearnedInit}
 
 
 def _golden(name):
@@ -30,7 +30,7 @@ def _golden(name):
     return json.loads((GOLDEN / f"{name}.json").read_text()), weights, vectors
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=COMPOSERS)
 def golden(request):
     return request.param, *_golden(request.param)
 
@@ -46,7 +46,7 @@ def learned_init():
 
 
 def _changed(arch, **changes):
-    """Return a copy of an architecture with other options, dots written as two underscores; `...` removes one."""
+    """Return a copy of an architecture with changed options; ``__`` stands for a dot, and `...` removes an option."""
     arch = copy.deepcopy(arch)
     for name, value in changes.items():
         *sections, option = name.split("__")
@@ -61,7 +61,7 @@ def _changed(arch, **changes):
 
 
 def _adapted(composer, images):
-    """Return the latents of images by the number of the layer, and their reconstructions."""
+    """Return the latents of images by layer index, and their reconstructions."""
     coords = grid(images.shape[2:])
     latents = composer.encode(Observation(None, Samples(coords, images.flatten(2).mT)))
     with torch.no_grad():
@@ -72,10 +72,10 @@ def _adapted(composer, images):
 # Golden vectors
 
 
-def test_a_converted_file_adapts_and_renders_as_the_released_code(golden, tmp_path):
+def test_converted_model_adapts_and_renders_as_the_released_code(golden, tmp_path):
     name, arch, weights, vectors = golden
     composer = from_released(weights, arch)
-    assert type(composer) is KINDS[name]
+    assert type(composer) is COMPOSERS[name]
     composers.save(composer, tmp_path / "meta.ckpt")
     latents, values = _adapted(composers.load(tmp_path / "meta.ckpt"), vectors["input"])
     torch.testing.assert_close(values, vectors["output"], atol=1e-5, rtol=0)
@@ -84,33 +84,35 @@ def test_a_converted_file_adapts_and_renders_as_the_released_code(golden, tmp_pa
         torch.testing.assert_close(latent, vectors[f"adapted.linear_wb{layer}"], atol=1e-6, rtol=0)
 
 
-def test_the_inner_loop_is_that_of_the_config(golden):
+def test_inner_loop_follows_the_config(golden):
     _, arch, weights, _ = golden
-    settings = from_released(weights, _changed(arch, n_inner_step=5, inner_lr=0.25)).inner
-    assert (settings.steps, settings.test_steps, settings.lr) == (5, 5, 0.25)
-    assert (settings.samples_per_step, settings.learned_lr, settings.first_order) == ("all", (), False)
-    settings = from_released(weights, _changed(arch, n_inner_step=None, inner_lr=...)).inner
-    assert (settings.steps, settings.lr) == (2, 0.01)  # the released defaults
+    inner = from_released(weights, _changed(arch, n_inner_step=5, inner_lr=0.25)).inner
+    assert (inner.steps, inner.test_steps, inner.samples_per_step) == (5, 5, "all")
+    assert (inner.rule.lr, inner.rule.learned_lr, inner.rule.outer) == (0.25, (), "second_order")
+    inner = from_released(weights, _changed(arch, n_inner_step=None, inner_lr=...)).inner
+    assert (inner.steps, inner.rule.lr) == (2, 0.01)  # the released defaults
 
 
-def test_only_the_bias_of_an_adapted_layer_is_read(golden):
+def test_base_weights_of_adapted_layers_are_unused(golden):
     _, arch, weights, vectors = golden
     adapted = [key for key in weights if key.startswith(FACTORS)]
     rows = {WB + key[-1]: weights[WB + key[-1]].clone() for key in adapted}
     for matrix in rows.values():
         matrix[:-1] = 7
-    found, wanted = (_adapted(from_released(each, arch), vectors["input"])[1] for each in (weights | rows, weights))
-    assert torch.equal(found, wanted)
+    actual, expected = (_adapted(from_released(each, arch), vectors["input"])[1] for each in (weights | rows, weights))
+    assert torch.equal(actual, expected)
     shifted = {key: matrix + 0.1 for key, matrix in rows.items()}
-    assert not torch.equal(_adapted(from_released(weights | shifted, arch), vectors["input"])[1], wanted)
+    assert not torch.equal(_adapted(from_released(weights | shifted, arch), vectors["input"])[1], expected)
 
 
-def test_every_number_is_used_but_those_rows(golden):
+def test_all_other_weights_are_used(golden):
     _, arch, weights, _ = golden
     composer = from_released({f"module.{key}": weight for key, weight in weights.items()}, arch)
-    unread = sum(weights[WB + key[-1]][:-1].numel() for key in weights if key.startswith(FACTORS))
-    kept = sum(parameter.numel() for parameter in composer.parameters())
-    assert kept == sum(weight.numel() for weight in weights.values()) - unread - weights["hyponet.ff_linear"].numel()
+    unused = sum(weights[WB + key[-1]][:-1].numel() for key in weights if key.startswith(FACTORS))
+    converted = sum(parameter.numel() for parameter in composer.parameters())
+    assert (
+        converted == sum(weight.numel() for weight in weights.values()) - unused - weights["hyponet.ff_linear"].numel()
+    )
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("ipc_meta_image", 395_075), ("learned_init_image", 526_915)])
@@ -120,11 +122,11 @@ def test_sizes_of_the_published_models(name, parameters):
     weights = _random(arch)
     assert sum(weight.numel() for weight in weights.values()) == parameters
     composer = from_released(weights, arch)
-    own = {"ipc_meta_image": 329_475, "learned_init_image": 263_939}[name]
-    assert sum(parameter.numel() for parameter in composer.parameters()) == own
+    used = {"ipc_meta_image": 329_475, "learned_init_image": 263_939}[name]
+    assert sum(parameter.numel() for parameter in composer.parameters()) == used
 
 
-# Options that no golden file has
+# Options without golden vectors
 
 
 def _random(arch):
@@ -146,11 +148,11 @@ def _random(arch):
 
 
 def _naive(arch, weights, image):
-    """Return the reconstruction ``(N, C)`` of one image ``(C, H, W)``, in float64, calling none of our code."""
+    """Return the reconstruction ``(N, C)`` of one image ``(C, H, W)``, in float64 and without code of this software."""
     options, weights = arch["hyponet"], {key: weight.double() for key, weight in weights.items()}
     axes = [-1 + 2 * (torch.arange(size).double() + 0.5) / size for size in image.shape[1:]]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
-    phases = torch.cat([places[:, axis : axis + 1] * weights["hyponet.ff_linear"] for axis in range(2)], 1) * math.pi
+    coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    phases = torch.cat([coords[:, axis : axis + 1] * weights["hyponet.ff_linear"] for axis in range(2)], 1) * math.pi
     target = image.double().flatten(1).T
 
     def field(factors):
@@ -189,16 +191,17 @@ def _naive(arch, weights, image):
     ],
     ids=lambda changes: " ".join(changes),
 )
-def test_options_are_honoured(ipc, factorized, changes):
+def test_other_options_equal_the_naive_reference(ipc, factorized, changes):
     arch = _changed(ipc[0], use_factorization=factorized, **changes)
     weights, images = _random(arch), torch.rand(2, arch["hyponet"]["output_dim"], 6, 5)
     _, values = _adapted(from_released(weights, arch), images)
-    for found, image in zip(values, images, strict=True):
-        wanted = _naive(arch, weights, image)
-        torch.testing.assert_close(found.flatten(1).T.double(), wanted, atol=2e-5 * float(wanted.abs().max()), rtol=0)
+    for actual, image in zip(values, images, strict=True):
+        expected = _naive(arch, weights, image)
+        tolerance = 2e-5 * float(expected.abs().max())
+        torch.testing.assert_close(actual.flatten(1).T.double(), expected, atol=tolerance, rtol=0)
 
 
-def test_options_of_full_configs_are_known(golden):
+def test_options_of_full_configs_are_supported(golden):
     _, arch, weights, _ = golden
     full = _changed(
         arch,
@@ -214,7 +217,7 @@ def test_options_of_full_configs_are_known(golden):
     assert from_released(weights, full).config == from_released(weights, arch).config
 
 
-# Refusals
+# Unsupported options and mismatched weights
 
 
 @pytest.mark.parametrize(
@@ -233,9 +236,9 @@ def test_options_of_full_configs_are_known(golden):
         ({"rank": [3, 4, 5, 6], "modulated_layer_idxs": [1, 2]}, ["rank", "one rank", "[4, 5]"]),
         ({"modulated_layer_idxs": []}, ["modulated_layer_idxs", "[]", "null"]),
         ({"modulated_layer_idxs": [4]}, ["modulated_layer_idxs", "[4]"]),
-        ({"latent_mapping__type": "linear"}, ["latent_mapping.type", "does not know"]),
-        ({"n_weight_groups": [12]}, ["n_weight_groups", "does not know"]),
-        ({"inner_optimizer": "adam"}, ["inner_optimizer", "does not know"]),
+        ({"latent_mapping__type": "linear"}, ["latent_mapping.type", "unknown"]),
+        ({"n_weight_groups": [12]}, ["n_weight_groups", "unknown"]),
+        ({"inner_optimizer": "adam"}, ["inner_optimizer", "unknown"]),
         ({"coord_sampler__data_type": "audio"}, ["coord_sampler.data_type", "'audio'", "'image'"]),
         ({"coord_sampler__coord_range": [0, 1]}, ["coord_sampler.coord_range", "[0, 1]"]),
         ({"hyponet__input_dim": 3}, ["hyponet.input_dim", "3"]),
@@ -244,19 +247,23 @@ def test_options_of_full_configs_are_known(golden):
     ],
     ids=str,
 )
-def test_options_are_refused_by_name(ipc, changes, words):
+def test_unsupported_options_raise_an_error(ipc, changes, words):
     arch, weights, _ = ipc
     with pytest.raises(ValueError, match=r"^arch ") as caught:
         from_released(weights, _changed(arch, **changes))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_weights_that_do_not_fit_are_named(golden):
+def test_mismatched_weights_raise_an_error(golden):
     name, arch, weights, _ = golden
-    odd = weights | {f"{FACTORS}1": torch.zeros(24, 5), "factors.more": torch.zeros(3), f"{WB}2": weights[f"{WB}2"].T}
-    del odd[f"{WB}3"]
-    with pytest.raises(ValueError, match="another model") as caught:
-        from_released(odd, arch)
+    changed = weights | {
+        f"{FACTORS}1": torch.zeros(24, 5),
+        "factors.more": torch.zeros(3),
+        f"{WB}2": weights[f"{WB}2"].T,
+    }
+    del changed[f"{WB}3"]
+    with pytest.raises(ValueError, match="do not fit the model") as caught:
+        from_released(changed, arch)
     columns = 12 if name == "ipc_meta_image" else 24
     for line in (
         f"{FACTORS}1: (24, 5) in the file, (24, {columns}) in the model",
@@ -267,7 +274,7 @@ def test_weights_that_do_not_fit_are_named(golden):
         assert line in str(caught.value)
 
 
-def test_a_basis_belongs_to_factorization_alone(ipc, learned_init):
+def test_only_factorized_models_have_a_basis(ipc, learned_init):
     arch, weights, _ = ipc
     with pytest.raises(ValueError, match=rf"{SHARED}1: \(12, 24\) in the file, not in the model"):
         from_released(weights, _changed(arch, use_factorization=False))
@@ -288,29 +295,29 @@ def run(tmp_path, golden):
     return tmp_path
 
 
-@pytest.mark.parametrize(("told", "shape"), [([], None), (["--size", "178"], (3, 178, 178))], ids=["unknown", "178"])
-def test_a_checkpoint_is_converted(run, golden, capsys, told, shape):
+@pytest.mark.parametrize(("options", "shape"), [([], None), (["--size", "178"], (3, 178, 178))], ids=["unknown", "178"])
+def test_checkpoint_is_converted_on_the_command_line(run, golden, capsys, options, shape):
     name, _, _, vectors = golden
-    main([str(run / "epoch800_model.pt"), str(run / "meta.ckpt"), *told])
-    assert f"{KINDS[name].__name__}, 2,067 parameters" in capsys.readouterr().out
+    main([str(run / "epoch800_model.pt"), str(run / "meta.ckpt"), *options])
+    assert f"{COMPOSERS[name].__name__}, 2,067 parameters" in capsys.readouterr().out
     loaded = composers.load(run / "meta.ckpt")
-    assert loaded.signal_shape == shape
+    assert loaded.start.signal_shape == shape
     torch.testing.assert_close(_adapted(loaded, vectors["input"])[1], vectors["output"], atol=1e-5, rtol=0)
 
 
-def test_hypernetworks_need_no_size():
+def test_size_of_a_hypernetwork_raises_an_error():
     arch, weights, _ = _golden("ipc_image")
-    with pytest.raises(ValueError, match="size is 178, but this is a hypernetwork"):
+    with pytest.raises(ValueError, match="size is 178, but the tokens of this hypernetwork determine it"):
         from_released(weights, arch, size=178)
 
 
-def test_an_impossible_size_is_refused(ipc):
+def test_size_must_be_positive(ipc):
     arch, weights, _ = ipc
-    with pytest.raises(ValueError, match="size is 0; it counts from 1"):
+    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
         from_released(weights, arch, size=0)
 
 
-def test_views_are_refused(run, capsys):
+def test_views_option_raises_an_error(run, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(run / "epoch800_model.pt"), str(run / "meta.ckpt"), "--views", "1"])
     assert "leave --views out" in str(caught.value.code)

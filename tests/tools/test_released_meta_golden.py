@@ -1,4 +1,4 @@
-"""Golden vectors of the meta-learned models: outputs, adapted factors and outer gradients of second order."""
+"""Golden vectors of meta-learned models: outputs, adapted factors and second-order outer gradients."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch
 from coordinates import grid
 from safetensors.torch import load_file
 
-from composers import InnerLoop, LearnedInit, MetaIPC
+from composers import GradientSteps, LearnedInit, MetaIPC
+from composers.inference import DifferentiableSGD
 from composers.metrics import instance_mse, psnr_of_mse
 from composers.networks import CoordinateMLP, FourierFeatures
 from datamodules.batch import CoordinateBatch, Observation, Samples
@@ -28,15 +29,12 @@ def golden(request):
     return arch, load_file(GOLDEN / f"{request.param}.safetensors")
 
 
-def _inner_loop(arch, **changes):
-    return InnerLoop(**{"steps": arch["n_inner_step"], "lr": arch["inner_lr"]} | changes)
-
-
-def _composer(arch, vectors, inner_loop):
-    """Return a composer with the weights of the file; every tensor is copied by hand."""
+def _composer(arch, vectors, **rule):
+    """Return a composer with the weights of the file, copied one by one; keywords are arguments of the inner rule."""
+    inner = GradientSteps(arch["n_inner_step"], DifferentiableSGD(arch["inner_lr"], **rule))
     hyponet = arch["hyponet"]
     state = {name.removeprefix("state_dict."): tensor for name, tensor in vectors.items()}
-    inr = CoordinateMLP(
+    network = CoordinateMLP(
         coord_dim=2,
         value_dim=3,
         hidden_dim=hyponet["hidden_dim"][0],
@@ -45,8 +43,8 @@ def _composer(arch, vectors, inner_loop):
         encoding=FourierFeatures(hyponet["fourier_mapping"]["ff_dim"] // 2, 4),
         output_offset=hyponet["output_bias"],
     )
-    inr.encoding.frequencies.copy_(state["hyponet.ff_linear"])
-    composer = MetaIPC(inr, inner_loop, arch["rank"][0]) if arch["use_factorization"] else LearnedInit(inr, inner_loop)
+    network.encoding.frequencies.copy_(state["hyponet.ff_linear"])
+    composer = MetaIPC(network, inner, arch["rank"][0]) if arch["use_factorization"] else LearnedInit(network, inner)
     with torch.no_grad():
         for _, released, parameter, rows in _pairs(composer):
             parameter.copy_(state[released][rows])
@@ -54,13 +52,17 @@ def _composer(arch, vectors, inner_loop):
 
 
 def _pairs(composer):
-    """Return our name, the released name, our parameter, and its rows of the released tensor, of every parameter."""
+    """Return for every parameter its name, the released name, the parameter, and its rows of the released tensor."""
     pairs = []
     for name, parameter in composer.named_parameters():
-        kind, layer = name.rsplit(".", 1)
-        prefix = {"patterns": FACTOR, "weights": FACTOR, "bases": SHARED}.get(kind, LAYER)
-        rows = {"inr.weights": slice(-1), "inr.biases": -1}.get(kind, slice(None))
-        pairs.append((name, prefix + layer, parameter, rows))
+        prefix, rows = {
+            "start.latents.patterns_": (FACTOR, slice(None)),
+            "start.latents.weight_": (FACTOR, slice(None)),
+            "parametrization.bases.": (SHARED, slice(None)),
+            "network.weights.": (LAYER, slice(-1)),
+            "network.biases.": (LAYER, -1),
+        }[name[:-1]]
+        pairs.append((name, prefix + name[-1], parameter, rows))
     return pairs
 
 
@@ -71,49 +73,49 @@ def _batch(vectors):
 
 
 def _outer_gradients(composer, vectors):
-    """Return what training makes of a batch, and the gradient of every parameter by name."""
+    """Return the evaluation of a batch in training, and the gradient of every parameter by name."""
     evaluation = composer._evaluate(_batch(vectors), "train")
-    composer.training_losses(evaluation).mean().backward()
+    evaluation["losses"].mean().backward()
     return evaluation, {name: parameter.grad for name, parameter in composer.named_parameters()}
 
 
-def _largest_misses(composer, gradients, vectors):
-    """Return of every gradient its largest difference from the stored one, relative to the largest stored entry."""
-    misses = {}
+def _largest_differences(composer, gradients, vectors):
+    """Return the largest difference of every gradient from the stored one, relative to the largest stored entry."""
+    differences = {}
     for name, released, _, rows in _pairs(composer):
-        wanted = vectors[f"grad.{released}"][rows]
-        assert gradients[name].shape == wanted.shape
-        misses[name] = ((gradients[name] - wanted).abs().max() / wanted.abs().max()).item()
-    return misses
+        expected = vectors[f"grad.{released}"][rows]
+        assert gradients[name].shape == expected.shape
+        differences[name] = ((gradients[name] - expected).abs().max() / expected.abs().max()).item()
+    return differences
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_outputs_factors_and_outer_gradients_equal_those_of_the_released_code(golden, recompute):
     arch, vectors = golden
-    composer = _composer(arch, vectors, _inner_loop(arch, recompute=recompute))
+    composer = _composer(arch, vectors, recompute=recompute)
     evaluation, gradients = _outer_gradients(composer, vectors)
     output = evaluation["values"][0].mT.reshape(vectors["output"].shape)
     torch.testing.assert_close(output, vectors["output"], atol=1e-5, rtol=0)
     adapted = {name: tensor for name, tensor in vectors.items() if name.startswith("adapted.")}
     assert len(adapted) == len(evaluation["latents"][0]) == len(composer.network.modulated_layers)
     for name, latent in evaluation["latents"][0].items():
-        wanted = adapted[f"adapted.linear_wb{name.split('.')[1]}"]
-        torch.testing.assert_close(latent, wanted, atol=1e-6, rtol=0)
-    misses = _largest_misses(composer, gradients, vectors)
-    assert max(misses.values()) < 1e-5, misses
+        expected = adapted[f"adapted.linear_wb{name.split('.')[1]}"]
+        torch.testing.assert_close(latent, expected, atol=1e-6, rtol=0)
+    differences = _largest_differences(composer, gradients, vectors)
+    assert max(differences.values()) < 1e-5, differences
 
 
 def test_every_stored_gradient_is_compared(golden):
     arch, vectors = golden
     compared = {}
-    for _, released, parameter, rows in _pairs(_composer(arch, vectors, _inner_loop(arch))):
+    for _, released, parameter, rows in _pairs(_composer(arch, vectors)):
         covered = compared.setdefault(released, torch.zeros_like(vectors[f"grad.{released}"], dtype=torch.bool))
         covered[rows] = True
         assert covered[rows].numel() == parameter.numel()
     stored = {name.removeprefix("grad."): tensor for name, tensor in vectors.items() if name.startswith("grad.")}
     assert compared.keys() == stored.keys()
     for name, covered in compared.items():
-        assert not stored[name][~covered].any()  # base weights that the released code owns and never reads
+        assert not stored[name][~covered].any()  # unused base weights of the released code
     assert sum(int((~covered).sum()) for covered in compared.values()) == (
         24 * 24 if arch["use_factorization"] else 32 * 24 + 2 * 24 * 24 + 24 * 3
     )
@@ -121,35 +123,34 @@ def test_every_stored_gradient_is_compared(golden):
 
 def test_psnr_before_every_step_equals_that_of_the_released_code(golden):
     arch, vectors = golden
-    composer, batch = _composer(arch, vectors, _inner_loop(arch)), _batch(vectors)
-    found = []
-    for step, latents in composer.eval().trajectory(batch.observation, (0, 1)):
+    composer, batch = _composer(arch, vectors), _batch(vectors)
+    psnr = []
+    for latents in composer.eval().trajectory(batch.observation, (0, 1)).values():
         values = composer.render(composer.compose(latents), batch.query.coords)
-        found.append(psnr_of_mse(instance_mse(values, batch.query)).sum())
-        assert len(found) == step + 1
-    torch.testing.assert_close(torch.stack(found).detach(), vectors["inner_psnr"], atol=1e-5, rtol=0)
+        psnr.append(psnr_of_mse(instance_mse(values, batch.query)).sum())
+    torch.testing.assert_close(torch.stack(psnr).detach(), vectors["inner_psnr"], atol=1e-5, rtol=0)
 
 
-def test_evaluation_finds_the_same_factors(golden):
+def test_evaluation_gives_the_same_factors(golden):
     arch, vectors = golden
-    composer = _composer(arch, vectors, _inner_loop(arch)).eval()
+    composer = _composer(arch, vectors).eval()
     for name, latent in composer.encode(_batch(vectors).observation).items():
-        wanted = vectors[f"adapted.linear_wb{name.split('.')[1]}"]
-        torch.testing.assert_close(latent, wanted, atol=1e-6, rtol=0)
+        expected = vectors[f"adapted.linear_wb{name.split('.')[1]}"]
+        torch.testing.assert_close(latent, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("mistake", ["first_order", "detached", "unscaled"])
-def test_mistakes_miss_the_tolerance(golden, mistake, monkeypatch):
+def test_wrong_gradients_exceed_the_tolerance(golden, mistake, monkeypatch):
     arch, vectors = golden
-    composer = _composer(arch, vectors, _inner_loop(arch, first_order=mistake == "first_order"))
-    scales = composer.step_scales
+    composer = _composer(arch, vectors, outer="first_order" if mistake == "first_order" else "second_order")
+    scales = composer.parametrization.step_scales
     wrong = {
         "detached": lambda latents: {name: scale.detach() for name, scale in scales(latents).items()},
         "unscaled": lambda latents: dict.fromkeys(latents, torch.ones(())),
     }
     if mistake in wrong:
-        monkeypatch.setattr(composer, "step_scales", wrong[mistake])
+        monkeypatch.setattr(composer.parametrization, "step_scales", wrong[mistake])
     evaluation, gradients = _outer_gradients(composer, vectors)
     output = evaluation["values"][0].mT.reshape(vectors["output"].shape)
     assert torch.allclose(output, vectors["output"], atol=1e-5, rtol=0) == (mistake != "unscaled")
-    assert max(_largest_misses(composer, gradients, vectors).values()) > 5e-5
+    assert max(_largest_differences(composer, gradients, vectors).values()) > 5e-5

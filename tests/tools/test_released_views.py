@@ -1,4 +1,4 @@
-"""Released weights of views, and of audio of other lengths: golden vectors, refusals, and TransINR's own files."""
+"""Released weights of views and of longer audio: golden vectors, unsupported options, and TransINR's own files."""
 
 import copy
 import json
@@ -41,19 +41,19 @@ def ipc_nerf():
 
 
 def _support(vectors):
+    """Return the observation of the support views."""
     return Observation(Views(vectors["support_imgs"], vectors["support_poses"], vectors["support_focals"]))
 
 
-@torch.no_grad()
 def _views(number, size, instances=2):
     """Return random posed views."""
-    places = torch.nn.functional.normalize(torch.randn(instances, number, 3), dim=-1) * 4
+    positions = torch.nn.functional.normalize(torch.randn(instances, number, 3), dim=-1) * 4
     focals = torch.full((instances, number, 2), 1.2 * size)
-    return Observation(Views(torch.rand(instances, number, 3, size, size), look_at(places), focals))
+    return Observation(Views(torch.rand(instances, number, 3, size, size), look_at(positions), focals))
 
 
 def _changed(arch, **changes):
-    """Return a copy of an architecture with other options, dots written as two underscores; `...` removes one."""
+    """Return a copy of an architecture with changed options; ``__`` stands for a dot, and `...` removes an option."""
     arch = copy.deepcopy(arch)
     for name, value in changes.items():
         *sections, option = name.split("__")
@@ -88,7 +88,7 @@ def test_colours_equal_those_of_the_released_code(golden, gradients):
             torch.testing.assert_close(values, vectors["output"], atol=1e-6, rtol=0)
 
 
-def test_depths_are_those_of_the_released_data_and_of_the_file(golden):
+def test_depth_range_and_samples_per_ray_equal_the_released_ones(golden):
     arch, weights, vectors = golden
     renderer = from_released(weights, arch).renderer
     assert isinstance(renderer, VolumeRenderer)
@@ -98,7 +98,7 @@ def test_depths_are_those_of_the_released_data_and_of_the_file(golden):
     assert from_released(weights, arch).renderer.samples_per_ray == 128
 
 
-def test_kinds_and_frequencies(golden):
+def test_type_and_frequencies_follow_the_file(golden):
     arch, weights, _ = golden
     stored = weights["hyponet.ff_linear"]
     torch.testing.assert_close(stored, 2 ** torch.linspace(0, 4, 4))
@@ -109,13 +109,13 @@ def test_kinds_and_frequencies(golden):
 
 
 @pytest.mark.parametrize(("views", "size"), [(2, 16), (1, 12)])
-def test_other_views_than_those_of_the_file_are_refused(ipc_nerf, views, size):
+def test_other_numbers_or_sizes_of_views_raise_an_error(ipc_nerf, views, size):
     arch, weights, _ = ipc_nerf
     with pytest.raises(ValueError, match=rf"views have shape \({views}, 3, {size}, {size}\).*with 16 patches of 4 x 4"):
         from_released(weights, arch).encode(_views(views, size))
 
 
-def test_options_of_full_configs_of_views_are_known(ipc_nerf):
+def test_options_of_full_configs_of_views_are_supported(ipc_nerf):
     arch, weights, _ = ipc_nerf
     full = _changed(
         arch,
@@ -153,37 +153,37 @@ def test_options_of_full_configs_of_views_are_known(ipc_nerf):
         ({"coord_sampler__data_type": "image"}, ["coord_sampler.data_type", "'image'", "'nvs'"]),
         ({"coord_sampler__coord_range": [-3, 3]}, ["coord_sampler.coord_range", "[-3, 3]"]),
         ({"coord_sampler__num_points_per_ray": 0}, ["coord_sampler.num_points_per_ray", "0"]),
-        ({"coord_sampler__near": 1}, ["coord_sampler.near", "does not know"]),
+        ({"coord_sampler__near": 1}, ["coord_sampler.near", "unknown"]),
         ({"type": "transinr"}, ["hyponet.fourier_mapping.type"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_options_of_views_are_refused_by_name(ipc_nerf, changes, words):
+def test_unsupported_options_of_views_raise_an_error(ipc_nerf, changes, words):
     arch, weights, _ = ipc_nerf
     with pytest.raises(ValueError, match=r"\w") as caught:
         from_released(weights, _changed(arch, **changes))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-# Audio of other lengths than one second
+# Audio longer than one second
 
 
-def test_audio_of_three_seconds_is_read():
+def test_audio_of_three_seconds_is_supported():
     arch, weights, vectors = _golden("ipc_audio")
     longer = _changed(arch, coord_sampler__coord_range=[-3.0, 3.0])
     composer = from_released(weights, longer)
     coords = grid((215,), -3.0, 3.0)
     with torch.no_grad():
-        found = composer(Observation(vectors["input"]), coords)
-        wanted = from_released(weights, arch)(Observation(vectors["input"]), coords)
-    assert torch.equal(found, wanted)  # the range is the data's, the network is the same
+        actual = composer(Observation(vectors["input"]), coords)
+        expected = from_released(weights, arch)(Observation(vectors["input"]), coords)
+    assert torch.equal(actual, expected)  # the range belongs to the data, and the network is the same
 
 
-@pytest.mark.parametrize("found", [[-1, 3], [0, 0], [1.0, -1.0], [-3], ["a", "b"], 3, [-1.0, float("nan")]])
-def test_ranges_that_no_recording_has_are_refused(found):
+@pytest.mark.parametrize("coord_range", [[-1, 3], [0, 0], [1.0, -1.0], [-3], ["a", "b"], 3, [-1.0, float("nan")]])
+def test_ranges_other_than_those_of_recordings_raise_an_error(coord_range):
     arch, weights, _ = _golden("ipc_audio")
-    with pytest.raises(ValueError, match=r"coord_sampler\.coord_range is .* reads"):
-        from_released(weights, _changed(arch, coord_sampler__coord_range=found))
+    with pytest.raises(ValueError, match=r"coord_sampler\.coord_range is .*; supported"):
+        from_released(weights, _changed(arch, coord_sampler__coord_range=coord_range))
 
 
 # TransINR's own code
@@ -202,25 +202,26 @@ ARGS = {
 
 @pytest.fixture
 def trans_inr():
-    """Return a model of ours for two views without positions, and the same in the layout of TransINR's own code."""
-    inr = CoordinateMLP(3, 4, 8, 3, "all", FourierFeatures(3, 256, use_pi=False), output_offset=0.0)
-    ours = TransINR(
-        inr,
+    """Return a composer for two views without positions, and the same in the layout of TransINR's own code."""
+    network = CoordinateMLP(3, 4, 8, 3, "all", FourierFeatures(3, 256, use_pi=False), output_offset=0.0)
+    composer = TransINR(
+        network,
         ViewPatches((2, 3, 8, 8), 4),
         Transformer(16, 1, 4, qkv_bias=False),
         num_groups=4,
         renderer=VolumeRenderer(2, 6),
     ).eval()
-    for parameter in ours.parameters():
+    for parameter in composer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    torch.nn.init.zeros_(ours.hypernet.positions)
-    inr.encoding.frequencies.copy_(2 ** torch.linspace(0, 8, 3))
-    hypernet, block = ours.hypernet, ours.hypernet.transformer.blocks[0]
+    readout = composer.start.readout
+    torch.nn.init.zeros_(readout.positions)
+    network.encoding.frequencies.copy_(2 ** torch.linspace(0, 8, 3))
+    block = readout.transformer.blocks[0]
     attention, feed = "transformer_encoder.layers.0.0", "transformer_encoder.layers.0.1"
     weights = {
-        "tokenizer.prefc.weight": hypernet.embedding.weight,
-        "tokenizer.prefc.bias": hypernet.embedding.bias,
-        "wtokens": hypernet.weight_tokens,
+        "tokenizer.prefc.weight": readout.embedding.weight,
+        "tokenizer.prefc.bias": readout.embedding.bias,
+        "wtokens": readout.weight_tokens,
         f"{attention}.norm.weight": block.attention_norm.weight,
         f"{attention}.norm.bias": block.attention_norm.bias,
         f"{attention}.fn.to_q.weight": block.attention.query.weight,
@@ -235,30 +236,30 @@ def trans_inr():
         f"{feed}.fn.net.3.bias": block.mlp[2].bias,
     }
     for layer, name in enumerate(("wb0", "wb1", "rgb_density_fc")):
-        head = hypernet.heads[str(layer)]
-        base = torch.cat((ours.base_weights[str(layer)], inr.biases[str(layer)].unsqueeze(0)))
+        head = readout.heads[f"scales_{layer}"]
+        base = torch.cat((composer.parametrization.base_weights[str(layer)], network.biases[str(layer)].unsqueeze(0)))
         weights |= {f"base_params.{name}": base}
         weights |= {
             f"wtoken_postfc.{name}.{i}.{kind}": getattr(head[i], kind) for i in (0, 1) for kind in ("weight", "bias")
         }
     weights = {key: weight.detach().clone() for key, weight in weights.items()}
-    return ours, {"name": "trans_inr", "args": copy.deepcopy(ARGS), "sd": weights}
+    return composer, {"name": "trans_inr", "args": copy.deepcopy(ARGS), "sd": weights}
 
 
 def _rays():
-    """Return some rays that pass near the origin."""
+    """Return rays that pass near the origin."""
     return torch.cat(
         (torch.tensor([[0.0, -4.0, 0.0]]).expand(5, -1), torch.tensor([0.0, 1.0, 0.0]) + torch.rand(5, 3) / 9), -1
     )
 
 
-def test_trans_inr_of_views_goes_round(trans_inr):
-    ours, model = trans_inr
-    found, observation, rays = from_trans_inr(model, views=2), _views(2, 8), _rays()
-    assert not found.training
-    assert found.renderer.samples_per_ray == 128
+def test_trans_inr_round_trip_of_views(trans_inr):
+    composer, model = trans_inr
+    converted, observation, rays = from_trans_inr(model, views=2), _views(2, 8), _rays()
+    assert not converted.training
+    assert converted.renderer.samples_per_ray == 128
     with torch.no_grad():
-        assert torch.equal(found(observation, rays), ours(observation, rays))
+        assert torch.equal(converted(observation, rays), composer(observation, rays))
 
 
 def test_trans_inr_frequencies_are_powers_of_two(trans_inr):
@@ -270,15 +271,15 @@ def test_trans_inr_defaults_of_views(trans_inr):
     _, model = trans_inr
     arguments = model["args"]["hyponet"]["args"]
     arguments.clear()
-    with pytest.raises(ValueError, match="another model") as caught:
+    with pytest.raises(ValueError, match="do not fit the model") as caught:
         from_trans_inr(model)
     assert "base_params.wb0: (19, 8) in the file, (121, 256) in the model" in str(caught.value)
     assert "base_params.wb5: (9, 4) in the file, (257, 4) in the model" in str(caught.value)
 
 
-def test_trans_inr_takes_one_view_unless_told_otherwise(trans_inr):
+def test_trans_inr_has_one_view_by_default(trans_inr):
     _, model = trans_inr
-    assert from_trans_inr(model).hypernet.tokenizer.signal_shape == (1, 3, 8, 8)
+    assert from_trans_inr(model).start.encoder.signal_shape == (1, 3, 8, 8)
     with pytest.raises(ValueError, match=r"signal_shape is \(0, 3, 8, 8\)"):
         from_trans_inr(model, views=0)
 
@@ -288,14 +289,14 @@ def test_trans_inr_takes_one_view_unless_told_otherwise(trans_inr):
     [
         ("hyponet", {"use_viewdirs": True}, ["hyponet.args.use_viewdirs", "True", "False"]),
         ("hyponet", {"use_pe": False}, ["hyponet.args.use_pe", "False"]),
-        ("hyponet", {"out_bias": 0.5}, ["hyponet.args.out_bias", "does not know"]),
+        ("hyponet", {"out_bias": 0.5}, ["hyponet.args.out_bias", "unknown"]),
         ("tokenizer", {"padding": 1}, ["tokenizer.args.padding", "1", "0"]),
         ("tokenizer", {"img_channels": 4}, ["tokenizer.args.img_channels", "4", "3"]),
         ("tokenizer", {"patch_size": 3}, ["patch_size 3", "8 x 8"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_trans_inr_options_of_views_are_refused_by_name(trans_inr, section, changes, words):
+def test_unsupported_trans_inr_options_of_views_raise_an_error(trans_inr, section, changes, words):
     _, model = trans_inr
     model["args"][section]["args"] |= changes
     with pytest.raises(ValueError, match=r"\w") as caught:
@@ -310,7 +311,7 @@ def test_trans_inr_options_of_views_are_refused_by_name(trans_inr, section, chan
         ("hyponet", "hypo_mlp", ["tokenizer.name", "'nvs_tokenizer'", "'imgrec_tokenizer'"]),
     ],
 )
-def test_trans_inr_parts_of_images_and_views_do_not_mix(trans_inr, section, name, words):
+def test_mixed_trans_inr_parts_of_images_and_views_raise_an_error(trans_inr, section, name, words):
     _, model = trans_inr
     model["args"][section]["name"] = name
     with pytest.raises(ValueError, match=r"\w") as caught:
@@ -319,16 +320,16 @@ def test_trans_inr_parts_of_images_and_views_do_not_mix(trans_inr, section, name
 
 
 def test_views_on_the_command_line(tmp_path, trans_inr, capsys):
-    ours, model = trans_inr
+    composer, model = trans_inr
     torch.save({"model": model}, tmp_path / "epoch-last.pth")
     main([str(tmp_path / "epoch-last.pth"), str(tmp_path / "two.ckpt"), "--views", "2"])
     assert "TransINR" in capsys.readouterr().out
     observation, rays = _views(2, 8), _rays()
     with torch.no_grad():
-        assert torch.equal(composers.load(tmp_path / "two.ckpt")(observation, rays), ours(observation, rays))
+        assert torch.equal(composers.load(tmp_path / "two.ckpt")(observation, rays), composer(observation, rays))
 
 
-def test_views_are_refused_where_a_file_says_them(tmp_path, trans_inr, ipc_nerf):
+def test_number_of_views_is_refused_where_the_file_determines_it(tmp_path, trans_inr, ipc_nerf):
     arch, weights, _ = ipc_nerf
     torch.save({"state_dict": weights}, tmp_path / "epoch1_model.pt")
     (tmp_path / "config.yaml").write_text(json.dumps({"arch": arch}))

@@ -1,20 +1,19 @@
-"""A look inside coordinate networks: activation maps, what single units are worth, and where codes lie.
+"""Analysis of coordinate networks: activation maps, importance of units, and principal components of codes.
 
-``python -m tools.activations --checkpoint ipc.ckpt --compare transinr.ckpt --images photos/`` writes the figures of the
-paper's argument: instance patterns differ from image to image, the rules before and after them are common to all.
+``python -m tools.activations --checkpoint ipc.ckpt --compare transinr.ckpt --images photos/`` draws the claim of the paper:
+instance patterns differ between images, the layers before and after them are shared.
 """
 
-from tools.activations.codes import principal_components
-from tools.activations.layers import activation_maps, hidden_layers, spreads
-from tools.activations.subject import StudySettings, Subject
-from tools.activations.units import unit_costs
+from tools.activations.analysis import AnalysisSettings, ModelAnalysis
+from tools.activations.components import principal_components
+from tools.activations.layers import activation_maps, spreads
+from tools.activations.units import ablate_units
 
 __all__ = [
-    "StudySettings",
-    "Subject",
+    "AnalysisSettings",
+    "ModelAnalysis",
+    "ablate_units",
     "activation_maps",
-    "hidden_layers",
     "principal_components",
     "spreads",
-    "unit_costs",
 ]

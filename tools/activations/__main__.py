@@ -1,8 +1,8 @@
-"""Draw what happens inside a coordinate network: activation maps, what single units are worth, and where codes lie.
+"""Draw figures of a coordinate network: activation maps, importance of units, and principal components of codes.
 
-activations.png shows the layers before, at and after the modulated one; the units are those whose maps vary most over images
-and places together, the same for every image. units.png shows the PSNR that is lost when a unit is switched off, codes.png
-the first principal components of codes. Beside each lies its table.
+activations.png shows the analysed layer, the one before and the one after it; the units are those with the largest variance
+over images and coordinates, the same for all images. units.png shows the PSNR that is lost if a unit is set to zero, codes.png
+the first two principal components of codes. A table with the values is written beside each figure.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from jsonargparse import ArgumentError, ArgumentParser
 from composers.base import Composer
 from composers.checkpoint import load
 from datamodules.configuration import readable
+from tools.activations.analysis import AnalysisSettings, ModelAnalysis
 from tools.activations.images import read_all
 from tools.activations.report import report_activations, report_codes, report_units
-from tools.activations.subject import StudySettings, Subject
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends with one message, and exit status 2 if in the arguments, else 1.
+    """Run the command line; invalid input ends with one message, and exit status 2 for invalid arguments, else 1.
 
     Args:
-        args: What the command line would say; the command line itself if None.
+        args: Arguments of the command line; ``sys.argv`` if None.
     """
     parser = ArgumentParser(
         prog="python -m tools.activations", description=__doc__, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_function_arguments(_look_inside, as_group=False, skip={"images", "settings"})
-    parser.add_argument("--images", nargs="+", required=True, help="images, and folders that are searched for images")
-    parser.add_class_arguments(StudySettings, as_group=False)
+    parser.add_function_arguments(_analyse, as_group=False, skip={"images", "settings"})
+    parser.add_argument("--images", nargs="+", required=True, help="image files, and folders to search for images")
+    parser.add_class_arguments(AnalysisSettings, as_group=False)
     try:
         options = parser.parse_args(args).as_dict()
-        settings = StudySettings(**{field.name: options.pop(field.name) for field in fields(StudySettings)})
-        _look_inside(settings=settings, **options)
+        settings = AnalysisSettings(**{field.name: options.pop(field.name) for field in fields(AnalysisSettings)})
+        _analyse(settings=settings, **options)
     except ArgumentError as error:
         print(f"error: {readable(error)}\nSee python -m tools.activations --help.", file=sys.stderr)
         sys.exit(2)
@@ -48,63 +48,63 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def _look_inside(
+def _analyse(
     checkpoint: str,
     images: list[str],
-    settings: StudySettings,
+    settings: AnalysisSettings,
     compare: str | None = None,
     output: str = "activations",
     device: str = "cpu",
 ) -> None:
-    """Draw the figures of one model, or of two side by side, and say what was found.
+    """Draw the figures of one model, or of two models side by side, and print the main results.
 
     Args:
-        checkpoint: Of the model, as cli.py fit and composers.save write it.
-        images: Images, and folders that are searched for images.
-        settings: How much is shown, and of which layer.
-        compare: Checkpoint of a second model, drawn beside the first.
-        output: Folder of figures and tables; those of an earlier call are replaced.
-        device: Where to compute, such as cpu or cuda.
+        checkpoint: Checkpoint of cli.py fit or composers.save, or the name of bundled weights.
+        images: Image files, and folders to search for images.
+        settings: Settings of the figures.
+        compare: Checkpoint of a second model to draw beside the first.
+        output: Folder for figures and tables, which replace those of an earlier run.
+        device: Device for the computation, such as cpu or cuda.
     """
     paths = [path for path in (checkpoint, compare) if path is not None]
     models = [load(path, _device(device)) for path in paths]
-    found, skipped = read_all(images)
-    layer = min(models[0].network.modulated_layers, default=0) if settings.layer is None else settings.layer
-    subjects = [
-        Subject(name, model, found, layer, settings) for name, model in zip(_names(models), models, strict=True)
-    ]
-    for subject, path in zip(subjects, paths, strict=True):
-        print(f"{subject.name}: {path}, images of {subject.size} x {subject.size} pixels")
+    pixels, skipped = read_all(images)
+    analyses: list[ModelAnalysis] = []
+    for name, model in zip(_names(models), models, strict=True):
+        layer = analyses[0].layer if analyses else None
+        analyses.append(ModelAnalysis(name, model, pixels, settings, layer))
+    for analysis, path in zip(analyses, paths, strict=True):
+        print(f"{analysis.name}: {path}, images of {analysis.size} x {analysis.size} pixels")
     for line in skipped:
         print(line)
-    folder = _made(Path(output))
+    folder = _create_folder(Path(output))
     for report in (report_activations, report_units, report_codes):
-        print(*report(subjects, folder), sep="\n", flush=True)
+        print(*report(analyses, folder), sep="\n", flush=True)
 
 
 def _names(models: Sequence[Composer]) -> list[str]:
-    """Return the classes of models, with a letter where they are of one class."""
-    kinds = [type(model).__name__ for model in models]
-    return kinds if len(set(kinds)) == len(kinds) else [f"{kinds[0]} A", f"{kinds[1]} B"]
+    """Return the class names of models, with a letter if they are the same."""
+    names = [type(model).__name__ for model in models]
+    return names if len(set(names)) == len(names) else [f"{names[0]} A", f"{names[1]} B"]
 
 
-def _made(folder: Path) -> Path:
-    """Return a folder that exists."""
+def _create_folder(folder: Path) -> Path:
+    """Create a folder if it does not exist, and return it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"The folder {folder} cannot be made: {error.strerror}. Choose another with --output."
+            f"The folder {folder} cannot be created: {error.strerror}. Choose another folder with --output."
         ) from error
     return folder
 
 
 def _device(name: str) -> torch.device:
-    """Return a device that this machine has."""
+    """Return a device if this machine has it."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {name!r}, which this machine does not have: try cpu.") from error
+        raise ValueError(f"device is {name!r}, which is not available: try cpu.") from error
 
 
 if __name__ == "__main__":

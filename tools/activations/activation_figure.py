@@ -1,4 +1,4 @@
-"""The figure of activation maps: the layers before, at and after the modulated one, for several images."""
+"""Figure of activation maps of neighbouring layers for several images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TITLE = 0.27
 
 
 def activation_figure(images: Mapping[str, Tensor], models: Mapping[str, Sequence[LayerMaps]]) -> Page:
-    """Return the figure: a row for every image, a group of columns for every layer, one model under the other.
+    """Draw a row for every image and a group of columns for every layer, one model below the other.
 
     Args:
-        images: Square ones, ``(3, H, W)`` uint8 by name.
-        models: Layers of every model, by its name.
+        images: Square images ``(3, H, W)`` uint8 by name.
+        models: Layers of every model by its name.
     """
     blocks = [MapRows(images, [_group(layer) for layer in layers], boxed=True) for layers in models.values()]
     page = Page(sum(_TITLE + block.height for block in blocks) + FOOT)
@@ -32,7 +32,7 @@ def activation_figure(images: Mapping[str, Tensor], models: Mapping[str, Sequenc
 
 
 def _group(layer: LayerMaps) -> UnitGroup:
-    """Return the maps of a layer with what is said of it."""
-    kind = "modulated per image" if layer.modulated else "common to all images"
+    """Return the maps of a layer with their labels."""
+    kind = "modulated per image" if layer.modulated else "shared by all images"
     detail = "" if layer.share is None else f"{layer.share:.1%} of variance between images"
     return UnitGroup(f"Layer {layer.layer}, {kind}", detail, [str(unit) for unit in layer.units], layer.maps)

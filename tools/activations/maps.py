@@ -1,4 +1,4 @@
-"""Rows of images with maps of units beside them, and what their colours mean."""
+"""Rows of images with activation maps of units, and their colour scales."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from tools.activations.page import SMALL, WIDTH, Page
 
-FOOT = 0.3  # inches that the bar of colours needs below the last row
+FOOT = 0.3  # height of the colour bar below the last row in inches, as all sizes here
 
-_LEFT = 0.2  # the names of the images stand there
+_LEFT = 0.2  # margin with the names of the images
 _RIGHT = 0.06
 _GAP = 0.16  # between the image and groups of maps
-_BETWEEN = 0.025  # of maps of one group
-_LARGEST = 0.9
+_SPACING = 0.025  # between maps of a group
+_MAX_SIDE = 0.9
 _HEADING, _LABEL = 0.36, 0.26
 _BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 class UnitGroup(NamedTuple):
-    """A group of columns: the same units for every image.
+    """A group of columns with the same units for every image.
 
     Attributes:
-        heading: What they are.
-        detail: A second line of that.
-        labels: One for each unit; of two lines at most where they stand above the maps.
+        heading: Heading of the group.
+        detail: Second line of the heading.
+        labels: A label for each unit, of at most two lines above the maps.
         maps: ``(B, U, h, w)``.
-        colour: Of the heading.
+        colour: Colour of the heading.
     """
 
     heading: str
@@ -42,49 +42,49 @@ class UnitGroup(NamedTuple):
 
 
 class MapRows:
-    """Rows that fill the width of a page.
+    """Rows of images with groups of maps that fill the width of a page.
 
     Args:
-        images: Square ones, ``(3, H, W)`` uint8 by name.
-        groups: As many maps in each.
-        boxed: Whether labels stand in the maps instead of above them, and more than three maps of a group in two lines.
+        images: Square images ``(3, H, W)`` uint8 by name.
+        groups: Groups with the same number of maps.
+        boxed: Whether to draw labels inside the maps instead of above them, and groups of more than three maps in two lines.
 
     Attributes:
-        height: Inches of the page that the rows take.
+        height: Height of the rows in inches.
     """
 
     def __init__(self, images: Mapping[str, Tensor], groups: Sequence[UnitGroup], boxed: bool = False) -> None:
         self.images = images
         self.groups = groups
         self.boxed = boxed
-        number = len(groups[0].labels)
-        self._lines = 2 if boxed and number > 3 else 1
-        self._columns = math.ceil(number / self._lines)
-        gaps = len(groups) * (_GAP + (self._columns - 1) * _BETWEEN) + _LEFT + _RIGHT + (self._lines - 1) * _BETWEEN
+        count = len(groups[0].labels)
+        self._lines = 2 if boxed and count > 3 else 1
+        self._columns = math.ceil(count / self._lines)
+        gaps = len(groups) * (_GAP + (self._columns - 1) * _SPACING) + _LEFT + _RIGHT + (self._lines - 1) * _SPACING
         columns = len(groups) * self._columns + self._lines  # the image is as high as all lines
-        self._side = min((WIDTH - gaps) / columns, _LARGEST)
-        self._row = self._lines * (self._side + _BETWEEN) - _BETWEEN
+        self._side = min((WIDTH - gaps) / columns, _MAX_SIDE)
+        self._row = self._lines * (self._side + _SPACING) - _SPACING
         self._heading = _HEADING + (0 if boxed else _LABEL)
         self.height = self._heading + len(images) * (self._row + _GAP / 2)
 
-    def draw(self, page: Page, top: float) -> list[Scale]:
-        """Draw the rows and return the scales of their colours."""
-        scales = [Scale(group.maps) for group in self.groups]
+    def draw(self, page: Page, top: float) -> list[ColourScale]:
+        """Draw the rows and return their colour scales."""
+        scales = [ColourScale(group.maps) for group in self.groups]
         for row, (title, pixels) in enumerate(self.images.items()):
             page.image(pixels, title, _LEFT, top + self._heading + row * (self._row + _GAP / 2), self._row)
         for index, (group, scale) in enumerate(zip(self.groups, scales, strict=True)):
-            width = self._columns * (self._side + _BETWEEN) - _BETWEEN + _GAP
+            width = self._columns * (self._side + _SPACING) - _SPACING + _GAP
             left = _LEFT + self._row + _GAP + index * width
             page.text(left, top, group.heading, color=group.colour, fontsize=SMALL + 0.5)
             page.text(left, top + 0.16, group.detail, fontsize=SMALL)
             self._draw_group(page, left, top + self._heading, group, scale)
         return scales
 
-    def _draw_group(self, page: Page, left: float, top: float, group: UnitGroup, scale: Scale) -> None:
-        """Draw the maps of a group; labels stand at those of the first image."""
+    def _draw_group(self, page: Page, left: float, top: float, group: UnitGroup, scale: ColourScale) -> None:
+        """Draw the maps of a group, with labels at the maps of the first image."""
         for unit, label in enumerate(group.labels):
             line, column = divmod(unit, self._columns)
-            across, down = (place * (self._side + _BETWEEN) for place in (column, line))
+            across, down = (index * (self._side + _SPACING) for index in (column, line))
             for row in range(len(self.images)):
                 lower = down + row * (self._row + _GAP / 2)
                 scale.draw(page.image_axes(left + across, top + lower, self._side, self._side), row, unit)
@@ -94,10 +94,10 @@ class MapRows:
                 page.text(left + across, top - 0.03, label, fontsize=SMALL, va="bottom", linespacing=1.1)
 
 
-class Scale:
-    """Maps of units as colours: every unit by its own largest activation, the same for all images of a model.
+class ColourScale:
+    """Colours of maps: relative to the largest activation of a unit over all images of a model.
 
-    Activations that are never negative go from white to black, others from blue over white to red.
+    Nonnegative activations are drawn from white to black, signed activations from blue over white to red.
 
     Args:
         maps: ``(B, U, h, w)``.
@@ -105,12 +105,12 @@ class Scale:
 
     def __init__(self, maps: Tensor) -> None:
         values = maps.numpy()
-        largest = np.quantile(np.abs(values), 0.995, axis=(0, 2, 3), keepdims=True)  # a few pixels may be cut off
+        largest = np.quantile(np.abs(values), 0.995, axis=(0, 2, 3), keepdims=True)  # clips a few pixels
         self.maps = values / np.where(largest > 0, largest, 1)
         self.signed = bool(values.min() < 0)
 
     def draw(self, axes: Axes, instance: int, unit: int) -> None:
-        """Show the map of a unit."""
+        """Draw the map of a unit."""
         axes.imshow(
             self.maps[instance, unit],
             cmap="RdBu_r" if self.signed else "gray_r",
@@ -121,8 +121,8 @@ class Scale:
         )
 
 
-def colour_bar(page: Page, scales: Sequence[Scale]) -> None:
-    """Draw what colours mean at the foot of a page: one bar for each kind of activations on it."""
+def colour_bar(page: Page, scales: Sequence[ColourScale]) -> None:
+    """Draw a colour bar for nonnegative and for signed activations at the bottom of a page, where there are any."""
     right, top = WIDTH - _RIGHT, page.size[1] - FOOT + 0.08
     for signed in sorted({scale.signed for scale in scales}):
         low = -1 if signed else 0
@@ -131,4 +131,4 @@ def colour_bar(page: Page, scales: Sequence[Scale]) -> None:
         page.text(right - 1.05, top - 0.02, f"{low}", fontsize=SMALL, ha="right")
         page.text(right - 0.1, top - 0.02, "1", fontsize=SMALL)
         right -= 1.35
-    page.text(right + 0.1, top - 0.02, "activation / largest of the unit", fontsize=SMALL, ha="right")
+    page.text(right + 0.1, top - 0.02, "activation / maximum of the unit", fontsize=SMALL, ha="right")

@@ -1,69 +1,64 @@
-"""What every unit of a layer is worth: the PSNR that is lost when it is switched off."""
+"""Ablation of single units: the PSNR that is lost if the activation of a unit is set to zero."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from composers.metrics import instance_mse, psnr_of_mse
-from composers.networks import CoordinateMLP, Modulations
+from composers.metrics import psnr_of_mse
+from composers.networks import CoordinateNetwork
 from datamodules.batch import Samples
-from tools.activations.layers import some
+
+M = TypeVar("M")
+_MAX_FLOATS = 2**22  # of the values without some units, 16 MB
 
 
-class UnitCosts(NamedTuple):
-    """What the units of the layer under study are worth.
+class UnitAblation(NamedTuple):
+    """Importance of the units of a layer.
 
     Attributes:
-        psnr: With all units, the mean over images in dB.
-        order: Units ``(O,)``, the costliest on average first.
-        costs: PSNR in dB ``(B, O)`` lost without a unit, in that order.
-        maps: Of the first units in that order, ``(b, U, h, w)`` of the first images.
+        psnr: PSNR with all units in dB, the mean over images.
+        order: Indices of the units ``(O,)``, the most important on average first.
+        losses: PSNR in dB ``(B, O)`` that is lost without a unit, in this order.
+        maps: Activation maps ``(b, U, h, w)`` of the first units in this order, of the first images.
     """
 
     psnr: float
     order: list[int]
-    costs: Tensor
+    losses: Tensor
     maps: Tensor
 
 
 @torch.no_grad()
-def unit_costs(inr: CoordinateMLP, layer: int, samples: Samples, modulations: Modulations) -> tuple[Tensor, Tensor]:
-    """Switch off the units of a hidden layer one by one: the activation is zero everywhere, what follows is recomputed.
+def ablate_units(network: CoordinateNetwork[M], layer: int, samples: Samples, modulations: M) -> tuple[Tensor, Tensor]:
+    """Set the units of a hidden layer to zero, one after the other, and evaluate the layers after it.
 
     Args:
-        inr: The coordinate network.
-        layer: Which hidden layer, counted from 0.
-        samples: Coordinates ``(N, D)`` and the true values ``(B, N, C)``.
-        modulations: Of the same instances.
+        network: The coordinate network.
+        layer: Index of the hidden layer, counted from 0.
+        samples: Coordinates ``(N, D)`` and true values ``(1, N, C)`` of one instance.
+        modulations: Modulations of this instance.
 
     Returns:
-        The PSNR ``(B,)`` in dB with all units, and what is lost without each ``(B, O)`` in dB; negative where a unit harms.
+        The PSNR in dB with all units, a scalar, and the loss of PSNR without each unit ``(O,)`` in dB, which is negative for
+        units that reduce the quality.
+
+    Raises:
+        ValueError: If the network does not expose its layers.
     """
     assert samples.values is not None
-    whole, losses = [], []
-    for index, values in enumerate(samples.values.split(1)):  # one instance at a time bounds the memory
-        own = some(modulations, slice(index, index + 1))
-        one = Samples(samples.coords, values)
-        hidden: Tensor = inr.encoding(samples.coords)
-        for earlier in range(layer + 1):
-            hidden = inr.apply_layer(earlier, hidden, own)
-        psnr = _psnr(inr, layer, hidden, one, own)
-        without = [_psnr(inr, layer, _without(hidden, unit), one, own) for unit in range(hidden.shape[-1])]
-        whole.append(psnr)
-        losses.append(psnr - torch.cat(without))
-    return torch.cat(whole), torch.stack(losses)
+    width = network.activations(modulations, samples.coords[:1])[layer].shape[-1]
+    units = torch.arange(width, device=samples.coords.device)
+    psnrs = []
+    for some in units.split(max(1, _MAX_FLOATS // samples.values.numel())):
+        values = network.values_without(modulations, samples.coords, layer, some)
+        psnrs.append(_psnr(values, samples.values))
+    psnr = _psnr(network(samples.coords, modulations), samples.values)[0]
+    return psnr, psnr - torch.cat(psnrs)
 
 
-def _without(hidden: Tensor, unit: int) -> Tensor:
-    """Return activations in which one unit is zero."""
-    return hidden.index_fill(-1, torch.tensor(unit, device=hidden.device), 0.0)
-
-
-def _psnr(inr: CoordinateMLP, layer: int, hidden: Tensor, samples: Samples, modulations: Modulations) -> Tensor:
-    """Return the PSNR ``(1,)`` that the layers after ``layer`` make of its activations."""
-    for later in range(layer + 1, inr.num_layers):
-        hidden = inr.apply_layer(later, hidden, modulations)
-    return psnr_of_mse(instance_mse(hidden if hidden.dim() == 3 else hidden.unsqueeze(0), samples))
+def _psnr(values: Tensor, target: Tensor) -> Tensor:
+    """Return the PSNR ``(U,)`` of values ``(U, N, C)`` for a target ``(1, N, C)``."""
+    return psnr_of_mse((values - target).square().mean((1, 2)))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from composers.meta_learned import MetaLearned
 from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.checkpoint import load
 from datamodules.configuration import readable
 from tools.export.files import DESCRIPTION, export
+from tools.export.modules import missing_encoder
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends with one message, and exit status 2 if in the arguments, else 1.
+    """Run the command line; invalid input ends with one message, and exit status 2 for invalid arguments, else 1.
 
     Args:
-        args: What the command line would say; the command line itself if None.
+        args: Arguments of the command line; ``sys.argv`` if None.
     """
     parser = ArgumentParser(prog="python -m tools.export", description=__doc__, exit_on_error=False)
     parser.add_function_arguments(_export, as_group=False, as_positional=True)
@@ -33,25 +33,24 @@ def main(args: list[str] | None = None) -> None:
 def _export(
     checkpoint: Path, folder: Path, onnx: bool = False, shape: list[int] | None = None, overwrite: bool = False
 ) -> None:
-    """Export a checkpoint and say what was written.
+    """Export a checkpoint and print the files.
 
     Args:
-        checkpoint: A checkpoint of cli.py fit, of composers.save, or of python -m tools.released.
-        folder: Where to write; made if it does not exist.
-        onnx: Whether to write ONNX too; needs the packages onnx, onnxscript and onnxruntime.
-        shape: Sizes of the axes of the signal, as in "[178, 178]"; only for a checkpoint that leaves them open.
-        overwrite: Whether an earlier export in the folder is replaced.
+        checkpoint: Checkpoint of cli.py fit, composers.save or python -m tools.released, or the name of bundled weights.
+        folder: Output folder, created if it does not exist.
+        onnx: Whether to write ONNX too; requires the packages onnx, onnxscript and onnxruntime.
+        shape: Sizes of the axes of the signal, as in "[178, 178]", only if the checkpoint leaves them open. Latents whose
+            shape depends on the signal have the layout of this size.
+        overwrite: Whether to replace an earlier export in the folder.
     """
     composer = load(checkpoint)
     differences = export(composer, folder, onnx, shape, overwrite)
     for name, difference in differences.items():
         size = (folder / name).stat().st_size / 1e6
-        print(f"Wrote {folder / name}: {size:.1f} MB, read again, differs by at most {difference:.1e}.")
-    if isinstance(composer, MetaLearned):
-        print(
-            "No encoder: gradient steps find the latents of this model. Take them from the codes that cli.py predict writes."
-        )
-    print(f"Wrote {folder / DESCRIPTION}: what goes in and what comes out.")
+        print(f"Wrote {folder / name}: {size:.1f} MB; largest difference from the checkpoint {difference:.1e}.")
+    if reason := missing_encoder(composer):
+        print(f"No encoder: {reason}. Take latents from the codes that cli.py predict writes.")
+    print(f"Wrote {folder / DESCRIPTION}: inputs, outputs, domain and layout.")
 
 
 if __name__ == "__main__":

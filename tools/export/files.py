@@ -1,4 +1,4 @@
-"""The files of an export: written together or not at all, compared with the composer, and described."""
+"""Files of an export: written atomically, compared with the composer, and described."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composers.meta_learned import MetaLearned
 from torch import Tensor
 
 from composers.base import Composer
-from composers.checkpoint import stated_domain
 from datamodules.storage.files import flush_file, flush_folder, temporary_folder
-from tools.export.halves import Decoder, Encoder, Half
-from tools.export.onnx import check_packages, flat, read_onnx, write_onnx
+from tools.export.modules import DecoderModule, EncoderModule, ExportModule, missing_encoder
+from tools.export.onnx import check_packages, flattened, read_onnx, write_onnx
 from tools.export.programs import trace, write_program
 
 TOLERANCE = 1e-5
 PROGRAMS = ("encoder.pt2", "decoder.pt2", "encoder.onnx", "decoder.onnx")
 DESCRIPTION = "export.json"
 
-_COMPARED = ((1, 1), (3, 7))  # instances and coordinates
+_COMPARED_SIZES = ((1, 1), (3, 7), (2, 64))  # instances and coordinates
 
 
 def export(
@@ -33,22 +31,22 @@ def export(
     shape: Sequence[int] | None = None,
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Write encoder and decoder, read them again and compare them with the composer: all files are written, or none.
+    """Write encoder and decoder, read them again and compare them with the composer; write all files or none.
 
-    The folder then holds ``encoder.pt2`` and ``decoder.pt2``, with ``onnx`` also ``encoder.onnx`` and ``decoder.onnx``, and
-    ``export.json``, which says what goes in and what comes out. A meta-learned composer has a decoder alone: what finds its
-    latents is an optimisation, which torch.export cannot trace.
+    The folder then holds ``decoder.pt2`` and, if the latents are predicted from a tensor signal, ``encoder.pt2``; with ``onnx``
+    the same as ``.onnx``; and ``export.json``, which describes inputs, outputs, domain and layout. A composer with an inner
+    loop has no encoder, because `torch.export` cannot trace gradient steps, nor has one whose start reads no signal.
 
     Args:
-        composer: In float32 on the CPU; left in the mode it is in.
-        folder: Made if it does not exist.
-        onnx: Whether to write ONNX too; needs the packages onnx, onnxscript and onnxruntime.
-        shape: Sizes of the axes of the signal, only where the tokenizer leaves them open.
-        overwrite: Whether an earlier export in the folder is replaced.
+        composer: In float32 on the CPU; the modes of its modules are restored.
+        folder: Created if it does not exist.
+        onnx: Whether to write ONNX too; requires the packages onnx, onnxscript and onnxruntime.
+        shape: Sizes of the axes of the signal, only where the encoder leaves them open.
+        overwrite: Whether to replace an earlier export in the folder.
 
     Returns:
-        By file name, the largest difference to the composer, for one instance at one coordinate and for several at several:
-        absolute where numbers stay below 1, else relative to the largest.
+        The largest difference from the composer by file name, at random signals, latents and coordinates of the domain:
+        absolute where values are below 1, else relative to the largest value.
 
     Raises:
         ValueError: If the composer cannot be exported, a package is missing, the folder cannot be written or holds an
@@ -57,96 +55,109 @@ def export(
     if onnx:
         check_packages()
     folder = Path(folder)
-    if not overwrite and (there := [name for name in (*PROGRAMS, DESCRIPTION) if (folder / name).exists()]):
+    if not overwrite and (existing := [name for name in (*PROGRAMS, DESCRIPTION) if (folder / name).exists()]):
         raise ValueError(
-            f"{folder} holds {', '.join(there)}: name another folder, or replace them with --overwrite true."
+            f"{folder} contains {', '.join(existing)}: choose another folder, or replace the files with --overwrite true."
         )
-    kinds: list[type[Half]] = [Decoder] if isinstance(composer, MetaLearned) else [Encoder, Decoder]
-    halves = [kind(composer, shape) for kind in kinds]
-    with _workplace(folder) as work:
-        differences = {path.name: _difference(half, path) for half in halves for path in _write(half, work, onnx)}
+    modules: list[ExportModule] = [DecoderModule(composer, shape)]
+    if missing_encoder(composer) is None:
+        modules.insert(0, EncoderModule(composer, shape))
+    with _temporary_subfolder(folder) as temporary:
+        differences = {
+            path.name: _difference(module, path) for module in modules for path in _write(module, temporary, onnx)
+        }
         _check(differences)
-        described = json.dumps(_describe(halves, differences), indent=2)
-        (work / DESCRIPTION).write_text(described + "\n", encoding="utf-8")
-        _move(work, folder)
+        description = json.dumps(_describe(composer, modules, differences), indent=2)
+        (temporary / DESCRIPTION).write_text(description + "\n", encoding="utf-8")
+        _replace(temporary, folder)
     return differences
 
 
-def _write(half: Half, folder: Path, onnx: bool) -> list[Path]:
-    """Write the programs of a half and return their files."""
-    program = trace(half)
-    path = folder / f"{half.name}.pt2"
+def _write(module: ExportModule, folder: Path, onnx: bool) -> list[Path]:
+    """Write the programs of a module and return their files."""
+    program = trace(module)
+    path = folder / f"{module.name}.pt2"
     write_program(program, path)
     if not onnx:
         return [path]
-    write_onnx(half, program, path.with_suffix(".onnx"))
+    write_onnx(module, program, path.with_suffix(".onnx"))
     return [path, path.with_suffix(".onnx")]
 
 
-def _difference(half: Half, path: Path) -> float:
+def _difference(module: ExportModule, path: Path) -> float:
     """Return the largest difference between a file, read again, and the composer."""
     program = read_onnx(path) if path.suffix == ".onnx" else torch.export.load(path).module()
     differences = []
-    for sizes in _COMPARED:
-        inputs = half.inputs(*sizes)
-        found, wanted = half.call(program, inputs), half.call(half.eager, inputs)
-        for name, value in wanted.items():
-            differences.append((found[name] - value).abs().max() / value.abs().max().clamp_min(1))
+    for sizes in _COMPARED_SIZES:
+        inputs = module.random_inputs(*sizes)
+        actual = module.call(program, inputs)
+        for name, expected in module.call(module.expected, inputs).items():
+            differences.append((actual[name] - expected).abs().max() / expected.abs().max().clamp_min(1))
     return torch.stack(differences).max().item()
 
 
 def _check(differences: Mapping[str, float]) -> None:
-    """Refuse programs that differ from the composer."""
-    if wrong := {name: number for name, number in differences.items() if not number <= TOLERANCE}:
+    """Raise a `ValueError` if a program differs from the composer."""
+    if exceeding := {name: difference for name, difference in differences.items() if not difference <= TOLERANCE}:
         raise ValueError(
-            f"{', '.join(f'{name} differs by {number:.1e}' for name, number in wrong.items())} from the composer, "
-            f"more than {TOLERANCE:.0e}, so nothing was written: this network amplifies rounding, as steep activations and "
-            "high frequencies do. Leave --onnx out if only ONNX differs."
+            f"{', '.join(f'{name} differs by {difference:.1e}' for name, difference in exceeding.items())} from the composer, "
+            f"more than {TOLERANCE:.0e}, so that nothing was written. Steep activations and high frequencies of the network "
+            "amplify rounding errors. Omit --onnx if only ONNX differs."
         )
 
 
-def _describe(halves: Sequence[Half], differences: Mapping[str, float]) -> dict[str, Any]:
-    """Return what a user of the files has to know."""
-    encoder = "encoder(signal) returns the latents, " if len(halves) > 1 else ""
-    described: dict[str, Any] = {
-        "composer": type(halves[0].composer).__name__,
+def _describe(composer: Composer, modules: Sequence[ExportModule], differences: Mapping[str, float]) -> dict[str, Any]:
+    """Return what a user of the files needs to know."""
+    decoder = modules[-1]
+    assert isinstance(decoder, DecoderModule)
+    encoder = "encoder(signal) returns the latents, " if len(modules) > 1 else ""
+    description: dict[str, Any] = {
+        "composer": type(composer).__name__,
         "torch": torch.__version__,
         "dtype": "float32",
-        "letters": {"B": "instances, at least 1", "N": "coordinates, at least 1, shared by the instances"},
-        "coords": "Cell centres, axes in the order of the signal's, row before column: cell i of n along an axis from low "
-        "to high lies at low + (high - low) (i + 1/2) / n; the ends are the ranges of the domain.",
-        "domain": stated_domain(halves[0].composer).config(),
-        "value_range": [0, 1] if halves[0].composer.network.output_offset == 0.5 else None,
-        "pt2": f"torch.export.load(file).module() is a function: {encoder}decoder(latents, coords) returns the values; latents "
-        "are a dictionary by name.",
-        "onnx": "Inputs and outputs go by name; those of the decoder are the latents one by one, and coords.",
+        "letters": {"B": "instances, at least 1", "N": "coordinates, at least 1, shared by all instances"},
+        "domain": decoder.domain.config(),
+        "layout": decoder.layout.config(),
+        "coords": {
+            "shape": ["N", composer.network.coord_dim],
+            "values": "Any coordinates, in any order: of the training grid, between its points, or outside the domain, where "
+            "the network extrapolates. Axes have the order of the signal, rows before columns. The centre of cell i of n "
+            "along an axis from low to high is low + (high - low) * (i + 1/2) / n; low and high are the ranges of the domain.",
+        },
+        "values": "Not clipped; in the range of the training data, which is [0, 1] for images and [-1, 1] for audio.",
+        "pt2": f"torch.export.load(file).module() is a function: {encoder}decoder(latents, coords) returns the values. The "
+        "latents are a dictionary by name.",
+        "onnx": "Inputs and outputs have names; the inputs of the decoder are the latents, one by one, and coords.",
     }
-    for half in halves:
-        described[half.name] = {
-            "largest_difference": {name: number for name, number in differences.items() if half.name in name},
-            "inputs": {name: _shape(name, value) for name, value in flat(half.example).items()},
-            "outputs": {name: _shape(name, value) for name, value in half.outputs.items()},
+    if reason := missing_encoder(composer):
+        description["encoder"] = None
+        description["missing_encoder"] = reason
+    for module in modules:
+        description[module.name] = {
+            "largest_difference": {name: number for name, number in differences.items() if module.name in name},
+            "inputs": {name: _shape(name, value) for name, value in flattened(module.inputs).items()},
+            "outputs": {name: _shape(name, value) for name, value in module.outputs.items()},
         }
-    return described
+    return description
 
 
 def _shape(name: str, value: Tensor) -> list[int | str]:
-    """Return the shape of an input or output, its free sizes as letters."""
+    """Return the shape of an input or output with letters for dynamic sizes."""
     letters = {"coords": ["N"], "values": ["B", "N"]}.get(name, ["B"])
     return [*letters, *value.shape[len(letters) :]]
 
 
 @contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """Make a folder, and in it a temporary one; afterwards remove that one, and the folder if it is new and empty."""
+def _temporary_subfolder(folder: Path) -> Iterator[Path]:
+    """Create a folder and a temporary folder in it; finally remove the latter, and the folder if it is new and empty."""
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder) as work:
-            yield work
+        with temporary_folder(folder) as temporary:
+            yield temporary
     except OSError as error:
         raise ValueError(
-            f"{folder} cannot be written: {error.strerror or error}. Name a folder that takes the export."
+            f"{folder} cannot be written: {error.strerror or error}. Choose a folder that can be written."
         ) from error
     finally:
         if not existed:
@@ -154,12 +165,12 @@ def _workplace(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _move(work: Path, folder: Path) -> None:
-    """Move finished files to their place, after what is left of an earlier export."""
-    new = [path.name for path in work.iterdir()]
-    for name in new:
-        flush_file(work / name)
-        (work / name).replace(folder / name)
+def _replace(temporary: Path, folder: Path) -> None:
+    """Move all files to the folder, and remove the remaining files of an earlier export."""
+    names = [path.name for path in temporary.iterdir()]
+    for name in names:
+        flush_file(temporary / name)
+        (temporary / name).replace(folder / name)
     flush_folder(folder)
-    for name in set(PROGRAMS).difference(new):
+    for name in set(PROGRAMS).difference(names):
         (folder / name).unlink(missing_ok=True)

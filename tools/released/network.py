@@ -1,4 +1,4 @@
-"""The coordinate network of models of kakaobrain/ginr-ipc, which hypernetworks and meta-learned models have in common."""
+"""Options of the coordinate network, shared by hypernetworks and meta-learned models of kakaobrain/ginr-ipc."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FIXED = {
     "coord_sampler.train_strategy": None,
     "coord_sampler.val_strategy": None,
 }
-UNREAD = (
-    "ema",  # whether an average was kept too; which weights are read is the caller's choice
+IGNORED = (
+    "ema",  # whether averaged weights were saved too; the caller selects the weights
     "hyponet.initialization.weight_init_type",  # initial weights are overwritten
     "hyponet.initialization.bias_init_type",
-    "hyponet.activation.siren_w0",  # for sines
+    "hyponet.activation.siren_w0",  # sine activations only
 )
 
 
 def network(options: Options, coord_dim: int) -> Config:
-    """Return the arguments of the coordinate network, for coordinates of so many dimensions."""
+    """Return the arguments of a `CoordinateMLP` for coordinates with ``coord_dim`` dimensions."""
     num_layers = options.count("hyponet.n_layer", 5)
     return {
         "coord_dim": coord_dim,
@@ -39,22 +39,27 @@ def network(options: Options, coord_dim: int) -> Config:
     }
 
 
+def layer_widths(arguments: Config) -> list[int]:
+    """Return the output width of every layer of a `CoordinateMLP` with these arguments."""
+    return [*arguments["hidden_dim"], arguments["value_dim"]]
+
+
 def _modulated_layers(options: Options, num_layers: int) -> list[int]:
-    """Return the modulated layers; without any list, all are."""
-    every = list(range(num_layers))
-    layers = options.read("modulated_layer_idxs", list, every)
-    if not layers or any(type(layer) is not int or layer not in every for layer in layers):
-        options.refuse("modulated_layer_idxs", layers, f"null for all layers, or a list of some of {every}")
+    """Return the modulated layers; all if the option is omitted."""
+    all_layers = list(range(num_layers))
+    layers = options.read("modulated_layer_idxs", list, all_layers)
+    if not layers or any(type(layer) is not int or layer not in all_layers for layer in layers):
+        options.refuse("modulated_layer_idxs", layers, f"null for all layers, or a non-empty list from {all_layers}")
     return sorted(set(layers))
 
 
 def _encoding(options: Options, coord_dim: int) -> Config:
-    """Return the config of the encoding, whose frequencies are those of the file in the end."""
+    """Return the config of the encoding. Its frequencies are replaced by those of the file."""
     width = options.count("hyponet.fourier_mapping.ff_dim", 128)
     if width % coord_dim:
-        options.refuse("hyponet.fourier_mapping.ff_dim", width, f"multiples of {coord_dim}, one for every axis")
+        options.refuse("hyponet.fourier_mapping.ff_dim", width, f"multiples of the {coord_dim} coordinate dimensions")
     highest = options.read("hyponet.fourier_mapping.ff_sigma", float, 1024.0)
-    if coord_dim == 3:  # of views, the option is an exponent
+    if coord_dim == 3:  # views: the option is an exponent
         if not 0 <= highest <= 64:
             options.refuse(
                 "hyponet.fourier_mapping.ff_sigma", highest, "0 to 64, the exponent of the highest frequency"

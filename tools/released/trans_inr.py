@@ -1,4 +1,4 @@
-"""Models of yinboc/trans-inr, of images and of views: the ``args`` in their checkpoints, and the names of their weights."""
+"""Models of yinboc/trans-inr for images and views: the ``args`` of their checkpoints, and the names of their weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from composers.base import Composer
+from composers.networks import CoordinateMLP
 from tools.released.ginr_ipc import renderer
 from tools.released.options import Config, Options, describe
 
 NAMES = {
-    "hypernet.embedding.": "tokenizer.prefc.",
-    "hypernet.positions": "tokenizer.posemb",
-    "hypernet.weight_tokens": "wtokens",
-    "hypernet.heads.": "wtoken_postfc.wb",
-    "hypernet.transformer.blocks.": "transformer_encoder.layers.",
+    "start.readout.embedding.": "tokenizer.prefc.",
+    "start.readout.positions": "tokenizer.posemb",
+    "start.readout.weight_tokens": "wtokens",
+    "start.readout.heads.scales_": "wtoken_postfc.wb",
+    "start.readout.transformer.blocks.": "transformer_encoder.layers.",
     ".attention_norm.": ".0.norm.",
     ".attention.query.": ".0.fn.to_q.",
     ".attention.key_value.": ".0.fn.to_kv.",
@@ -26,12 +27,12 @@ NAMES = {
     ".mlp_norm.": ".1.norm.",
     ".mlp.0.": ".1.fn.net.0.",
     ".mlp.2.": ".1.fn.net.3.",
-    "inr.layers.": "base_params.wb",
+    "network.layers.": "base_params.wb",
 }
 _FIXED = {
     "hyponet.args.use_pe": True,
     "transformer_encoder.name": "transformer_encoder",
-    "transformer_encoder.args.dropout": 0,  # it also drops inside the MLP
+    "transformer_encoder.args.dropout": 0,  # it would also apply inside the MLP
 }
 _IMAGES = {"tokenizer.name": "imgrec_tokenizer", "hyponet.name": "hypo_mlp", "hyponet.args.in_dim": 2}
 _VIEWS = {
@@ -40,19 +41,19 @@ _VIEWS = {
     "tokenizer.args.padding": 0,
     "hyponet.args.use_viewdirs": False,
 }
-_LAST = "rgb_density_fc"  # the last layer of a network of views has a name, and no number
-_SAMPLES_PER_RAY = 128  # of every released config; it is no part of the model there
+_LAST = "rgb_density_fc"  # the last layer of a network of views has a name instead of a number
+_SAMPLES_PER_RAY = 128  # of all released configs; not part of the released model
 
 
 def composer_config(args: Mapping[str, Any], views: int | None) -> Config:
-    """Return the config of the composer that the ``args`` of a model describe.
+    """Return the config of the composer equivalent to the model that ``args`` describe.
 
     Args:
-        args: As plain data.
-        views: Views that a model of views is given at a time, 1 if None; no file says how many.
+        args: The arguments as plain data.
+        views: Number of support views of a model of views, 1 if None; checkpoints do not contain it.
 
     Raises:
-        ValueError: If there is an option that this version does not read, or ``views`` for a model of images.
+        ValueError: If an option is not supported, or ``views`` is passed for a model of images.
     """
     options = Options("model.args", args)
     of_views = options.choose("hyponet.name", ("hypo_mlp", "hypo_nerf")) == "hypo_nerf"
@@ -66,26 +67,29 @@ def composer_config(args: Mapping[str, Any], views: int | None) -> Config:
 
 
 def completed(weights: Mapping[str, Tensor], composer: Composer) -> dict[str, Tensor]:
-    """Return the weights of a file with what no file holds: frequencies, and of views the positions, which are zero there.
+    """Return the weights of a file with those that files lack: frequencies, and the positions of views, which are zero.
 
-    Reference: frequencies are made in float32 there, which is seen where the highest times pi x is rounded; ours are rounded
-    once.
+    Reference: the released code computes frequencies in float32, which matters where the highest frequency times pi x is
+    rounded; ours are rounded once.
     """
-    inr, positions = composer.network, composer.get_parameter("hypernet.positions")
-    highest = float(inr.encoding.get_buffer("frequencies")[-1])
-    count = len(inr.encoding.get_buffer("frequencies"))
-    if inr.coord_dim == 2:
-        return {**weights, "inr.encoding.frequencies": torch.linspace(0, math.log(highest), count).exp()}
-    last = f"wb{inr.num_layers - 1}"
+    network, positions = composer.network, composer.get_parameter("start.readout.positions")
+    assert isinstance(network, CoordinateMLP)
+    frequencies = network.encoding.get_buffer("frequencies")
+    count, highest = len(frequencies), float(frequencies[-1])
+    if network.coord_dim == 2:
+        return {**weights, "network.encoding.frequencies": torch.linspace(0, math.log(highest), count).exp()}
+    last = f"wb{network.num_layers - 1}"
     renamed = {name.replace(f".{_LAST}", f".{last}"): weight for name, weight in weights.items()}
-    made = {"inr.encoding.frequencies": 2 ** torch.linspace(0, math.log2(highest), count)}
-    return renamed | made | {"tokenizer.posemb": torch.zeros_like(positions)}
+    return renamed | {
+        "network.encoding.frequencies": 2 ** torch.linspace(0, math.log2(highest), count),
+        "tokenizer.posemb": torch.zeros_like(positions),
+    }
 
 
 def _scene_parts(options: Options, views: int) -> Config:
-    """Return the configs of network, tokenizer and renderer of a model of views."""
+    """Return the configs of the network, the encoder and the renderer of a model of views."""
     frequencies = options.count("hyponet.args.pe_dim", 40) // 2
-    inr = describe(
+    network = describe(
         "networks.CoordinateMLP",
         coord_dim=3,
         value_dim=4,
@@ -97,18 +101,18 @@ def _scene_parts(options: Options, views: int) -> Config:
     )
     size = options.count("tokenizer.args.input_size")
     patch_size = options.count("tokenizer.args.patch_size")
-    tokenizer = describe("encoders.ViewPatches", signal_shape=[views, 3, size, size], patch_size=patch_size)
-    return {"inr": inr, "tokenizer": tokenizer, "renderer": renderer(_SAMPLES_PER_RAY)}
+    encoder = describe("encoders.ViewPatches", signal_shape=[views, 3, size, size], patch_size=patch_size)
+    return {"network": network, "encoder": encoder, "renderer": renderer(_SAMPLES_PER_RAY)}
 
 
 def _image_parts(options: Options) -> Config:
-    """Return the configs of network and tokenizer of a model of images."""
+    """Return the configs of the network and the encoder of a model of images."""
     encoding = describe(
         "networks.FourierFeatures",
         num_frequencies=options.count("hyponet.args.pe_dim") // 2,
         max_frequency=options.read("hyponet.args.pe_sigma", float, 1024.0),
     )
-    inr = describe(
+    network = describe(
         "networks.CoordinateMLP",
         coord_dim=2,
         value_dim=options.count("hyponet.args.out_dim"),
@@ -119,17 +123,17 @@ def _image_parts(options: Options) -> Config:
         output_offset=options.read("hyponet.args.out_bias", float, 0.0),
     )
     size = options.count("tokenizer.args.input_size")
-    tokenizer = describe(
+    encoder = describe(
         "encoders.Patches",
         signal_shape=[options.count("tokenizer.args.img_channels", 3), size, size],
         patch_size=options.count("tokenizer.args.patch_size"),
         padding=options.read("tokenizer.args.padding", int, 0),
     )
-    return {"inr": inr, "tokenizer": tokenizer}
+    return {"network": network, "encoder": encoder}
 
 
 def _transformer(options: Options) -> Config:
-    """Return the config of the transformer, whose heads share the width and whose MLPs are four times as wide."""
+    """Return the config of the transformer, whose MLPs must be four times as wide as a token."""
     embed_dim, num_heads = (options.count(f"transformer_encoder.args.{name}") for name in ("dim", "n_head"))
     options.choose("transformer_encoder.args.head_dim", [embed_dim // num_heads])
     options.choose("transformer_encoder.args.ff_dim", [4 * embed_dim])

@@ -1,4 +1,4 @@
-"""The transformer against loops over instances, heads and tokens, and what its last block leaves out."""
+"""The transformer against loops over instances, heads and tokens, and the cost of its last block."""
 
 import math
 
@@ -14,8 +14,8 @@ from composers.encoders.transformer import Attention, Block
 B, T, K, E, HEADS, RATIO = 2, 5, 3, 12, 3, 2
 
 
-def _disturbed(module):
-    """Move every parameter, so that no bias is zero and no LayerNorm the identity."""
+def _perturbed(module):
+    """Add noise to all parameters, so that no bias is zero and no LayerNorm the identity."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -43,7 +43,7 @@ def _naive_norm(norm, tokens):
 
 
 def _naive_attention(attention, tokens):
-    """Return the attention of all tokens ``(T, E)`` to all, by loops over heads and pairs of tokens."""
+    """Return the self-attention of tokens ``(T, E)``, computed with loops over heads and pairs of tokens."""
     queries = _naive_linear(attention.query, tokens)
     keys_values = _naive_linear(attention.key_value, tokens)
     keys, values = keys_values[:, : tokens.shape[1]], keys_values[:, tokens.shape[1] :]
@@ -72,23 +72,23 @@ def _naive_transformer(transformer, tokens):
 @pytest.mark.parametrize("num_blocks", [1, 3])
 @pytest.mark.parametrize("num_heads", [1, 3, 12])
 def test_weight_tokens_equal_a_loop(qkv_bias, num_blocks, num_heads):
-    transformer = _disturbed(Transformer(E, num_blocks, num_heads, RATIO, qkv_bias=qkv_bias)).double().eval()
+    transformer = _perturbed(Transformer(E, num_blocks, num_heads, RATIO, qkv_bias=qkv_bias)).double().eval()
     data, weight = torch.randn(B, T, E).double(), torch.randn(B, K, E).double()
-    found = transformer(data, weight)
-    assert found.shape == (B, K, E)
+    actual = transformer(data, weight)
+    assert actual.shape == (B, K, E)
     for instance in range(B):
-        wanted = _naive_transformer(transformer, np.concatenate((data[instance], weight[instance])))[T:]
-        np.testing.assert_allclose(found[instance].detach().numpy(), wanted, atol=1e-10)
+        expected = _naive_transformer(transformer, np.concatenate((data[instance], weight[instance])))[T:]
+        np.testing.assert_allclose(actual[instance].detach().numpy(), expected, atol=1e-10)
 
 
-def test_float32_is_close_to_the_loop():
-    transformer = _disturbed(Transformer(E, 2, HEADS, RATIO)).eval()
+def test_float32_is_close_to_a_loop():
+    transformer = _perturbed(Transformer(E, 2, HEADS, RATIO)).eval()
     data, weight = torch.randn(B, T, E), torch.randn(B, K, E)
-    wanted = _naive_transformer(transformer, torch.cat((data[0], weight[0])).double().numpy())[T:]
-    np.testing.assert_allclose(transformer(data, weight)[0].detach().numpy(), wanted, atol=1e-4)
+    expected = _naive_transformer(transformer, torch.cat((data[0], weight[0])).double().numpy())[T:]
+    np.testing.assert_allclose(transformer(data, weight)[0].detach().numpy(), expected, atol=1e-4)
 
 
-def test_queries_have_a_bias_or_not():
+def test_bias_of_queries_keys_and_values_is_optional():
     assert Attention(E, HEADS, qkv_bias=True).query.bias is not None
     without = Attention(E, HEADS, qkv_bias=False)
     assert without.query.bias is None
@@ -96,68 +96,68 @@ def test_queries_have_a_bias_or_not():
     assert without.projection.bias is not None
 
 
-def test_the_last_block_equals_computing_all_tokens_and_slicing():
-    block = _disturbed(Block(E, HEADS, RATIO, residual_dropout=0.1, qkv_bias=True)).eval()
+def test_last_block_equals_computing_all_tokens_and_slicing():
+    block = _perturbed(Block(E, HEADS, RATIO, residual_dropout=0.1, qkv_bias=True)).eval()
     tokens = torch.randn(B, T + K, E)
     torch.testing.assert_close(block(tokens, K), block(tokens, T + K)[:, T:], atol=1e-6, rtol=0)
 
 
 def _linear_flops(num_tokens, num_read):
-    """Return the operations of a block's linear layers: two for every token, input and output."""
+    """Return the operations of the linear layers of a block: two for every token, input and output."""
     keys_values = num_tokens * E * 2 * E
     read = num_read * (E * E + E * E + 2 * E * RATIO * E)  # query, projection, MLP
     return 2 * B * (keys_values + read)
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
-def test_the_last_block_computes_only_what_is_read(num_blocks):
+def test_last_block_computes_only_the_weight_tokens(num_blocks):
     transformer = Transformer(E, num_blocks, HEADS, RATIO).eval()
     with FlopCounterMode(display=False) as counter:
         transformer(torch.randn(B, T, E), torch.randn(B, K, E))
     counts = counter.get_flop_counts()["Global"]
-    found = sum(count for operator, count in counts.items() if operator in (torch.ops.aten.addmm, torch.ops.aten.mm))
-    assert found == (num_blocks - 1) * _linear_flops(T + K, T + K) + _linear_flops(T + K, K)
+    actual = sum(count for operator, count in counts.items() if operator in (torch.ops.aten.addmm, torch.ops.aten.mm))
+    assert actual == (num_blocks - 1) * _linear_flops(T + K, T + K) + _linear_flops(T + K, K)
 
 
-def test_order_of_data_tokens_does_not_matter_without_positions():
-    transformer = _disturbed(Transformer(E, 2, HEADS, RATIO)).eval()
+def test_order_of_data_tokens_has_no_effect_without_positions():
+    transformer = _perturbed(Transformer(E, 2, HEADS, RATIO)).eval()
     data, weight = torch.randn(B, T, E), torch.randn(B, K, E)
     torch.testing.assert_close(
         transformer(data[:, torch.randperm(T)], weight), transformer(data, weight), atol=1e-5, rtol=0
     )
 
 
-def test_no_instance_sees_another():
-    transformer = _disturbed(Transformer(E, 2, HEADS, RATIO)).eval()
+def test_tokens_depend_on_their_own_instance_only():
+    transformer = _perturbed(Transformer(E, 2, HEADS, RATIO)).eval()
     data = torch.randn(B, T, E, requires_grad=True)
     (gradient,) = torch.autograd.grad(transformer(data, torch.randn(B, K, E))[0].square().sum(), data)
     assert gradient[0].any()
     assert not gradient[1].any()
 
 
-def test_dropout_works_on_both_residuals_and_in_training_only():
+def test_dropout_applies_to_both_residuals_in_training_only():
     transformer = Transformer(E, 2, HEADS, RATIO, residual_dropout=0.5)
-    dropped = []
+    calls = []
     for block in transformer.blocks:
-        block.dropout.register_forward_hook(lambda module, arguments, output: dropped.append((arguments[0], output)))
+        block.dropout.register_forward_hook(lambda module, arguments, output: calls.append((arguments[0], output)))
     data, weight = torch.randn(B, T, E), torch.randn(B, K, E)
     assert not torch.equal(transformer(data, weight), transformer(data, weight))
-    assert [len(output[0]) for _, output in dropped] == [T + K, T + K, K, K] * 2
-    for before, after in dropped:
+    assert [len(output[0]) for _, output in calls] == [T + K, T + K, K, K] * 2
+    for before, after in calls:
         kept = after != 0
         torch.testing.assert_close(after[kept], 2 * before[kept])
-    assert 0.3 < torch.cat([(after == 0).flatten() for _, after in dropped]).float().mean() < 0.7
+    assert 0.3 < torch.cat([(after == 0).flatten() for _, after in calls]).float().mean() < 0.7
     transformer.eval()
     assert torch.equal(transformer(data, weight), transformer(data, weight))
 
 
-def test_no_dropout_on_request():
+def test_dropout_can_be_disabled():
     transformer = Transformer(E, 2, HEADS, RATIO, residual_dropout=0.0).train()
     data, weight = torch.randn(B, T, E), torch.randn(B, K, E)
     assert torch.equal(transformer(data, weight), transformer(data, weight))
 
 
-def test_no_final_norm_and_exact_gelu():
+def test_transformer_has_no_final_norm_and_an_exact_gelu():
     transformer = Transformer(E, 1, HEADS, RATIO)
     assert sum(isinstance(module, nn.LayerNorm) for module in transformer.modules()) == 2
     assert [module.approximate for module in transformer.modules() if isinstance(module, nn.GELU)] == ["none"]
@@ -176,6 +176,6 @@ def test_no_final_norm_and_exact_gelu():
     ],
     ids=str,
 )
-def test_what_is_out_of_range_is_refused(arguments, message):
+def test_arguments_out_of_range_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         Transformer(**arguments)

@@ -1,13 +1,14 @@
-"""Patches of posed views against loops over views, patches and pixels."""
+"""`ViewPatches` against loops over views, patches and pixels."""
 
 import numpy as np
 import pytest
 import torch
-from composers.inference.hypernetwork import Columns
 
-from composers.encoders import Patches, Transformer, ViewPatches
+from composers.encoders import Patches, Transformer, ViewPatches, WeightTokens
 from composers.inference import Hypernetwork
-from datamodules.batch import Views
+from composers.latents import Layout
+from composers.networks import TensorSpec
+from datamodules.batch import Observation, Views
 
 
 def _views(number, height, width, instances=2):
@@ -20,7 +21,7 @@ def _views(number, height, width, instances=2):
 
 
 def _naive_pixel(views, instance, view, row, column):
-    """Return the nine numbers of one pixel: colour, origin, direction."""
+    """Return the nine channels of one pixel: colour, ray origin, ray direction."""
     height, width = views.images.shape[-2:]
     pose = views.poses[instance, view].double().numpy()
     along, down = views.focals[instance, view].double().numpy()
@@ -31,6 +32,7 @@ def _naive_pixel(views, instance, view, row, column):
 
 
 def _naive_tokens(views, patch_size, instance):
+    """Return the tokens of one instance."""
     tokens = []
     for view in range(views.images.shape[1]):
         for top in range(0, views.images.shape[-2], patch_size):
@@ -48,10 +50,10 @@ def _naive_tokens(views, patch_size, instance):
     ("number", "height", "width", "patch_size"), [(1, 4, 4, 2), (2, 4, 6, 2), (3, 3, 3, 3), (2, 6, 3, 3), (1, 2, 3, 1)]
 )
 def test_tokens_equal_loops(number, height, width, patch_size):
-    tokenizer, views = ViewPatches((number, 3, height, width), patch_size), _views(number, height, width)
-    tokens = tokenizer(views)
+    encoder, views = ViewPatches((number, 3, height, width), patch_size), _views(number, height, width)
+    tokens = encoder.tokens(views)
     count = number * (height // patch_size) * (width // patch_size)
-    assert (tokenizer.num_tokens, tokenizer.token_dim) == (count, 9 * patch_size**2)
+    assert (encoder.num_tokens, encoder.embed_dim) == (count, 9 * patch_size**2)
     assert tokens.shape == (2, count, 9 * patch_size**2)
     for instance in range(2):
         np.testing.assert_allclose(tokens[instance].numpy(), _naive_tokens(views, patch_size, instance), atol=1e-5)
@@ -59,45 +61,53 @@ def test_tokens_equal_loops(number, height, width, patch_size):
 
 @pytest.mark.parametrize(("number", "tokens"), [(1, 256), (2, 512), (5, 1280)])
 def test_published_sizes_of_views(number, tokens):
-    tokenizer = ViewPatches((number, 3, 128, 128))
-    assert (tokenizer.num_tokens, tokenizer.token_dim) == (tokens, 576)
-    assert not list(tokenizer.parameters())
+    encoder = ViewPatches((number, 3, 128, 128))
+    assert (encoder.num_tokens, encoder.embed_dim) == (tokens, 576)
+    assert not list(encoder.parameters())
 
 
 def test_rays_are_exact_under_autocast():
-    tokenizer, views = ViewPatches((2, 3, 4, 4), 2), _views(2, 4, 4)
+    encoder, views = ViewPatches((2, 3, 4, 4), 2), _views(2, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        found = tokenizer(views)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, tokenizer(views))
+        actual = encoder.tokens(views)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, encoder.tokens(views))
 
 
-def test_hypernetworks_read_views():
+def test_latents_of_a_hypernetwork_depend_on_the_poses():
     transformer = Transformer(embed_dim=12, num_blocks=1, num_heads=3, mlp_ratio=2)
-    hypernet = Hypernetwork(ViewPatches((2, 3, 4, 4), 2), transformer, {1: Columns(6, 5, 6)}).eval()
+    start = Hypernetwork(ViewPatches((2, 3, 4, 4), 2), WeightTokens(transformer)).eval()
+    start.connect({"patterns.1": TensorSpec((5, 6), lambda: torch.zeros(5, 6))})
     views = _views(2, 4, 4)
-    columns = hypernet(views)
-    assert columns[1].shape == (2, 5, 6)
-    moved = views._replace(poses=views.poses + 0.1)
-    assert not torch.allclose(hypernet(moved)[1], columns[1])
+    latents = start(Observation(views), Layout())["patterns.1"]
+    assert latents.shape == (2, 5, 6)
+    moved = Observation(views._replace(poses=views.poses + 0.1))
+    assert not torch.allclose(start(moved, Layout())["patterns.1"], latents)
 
 
-def test_the_number_of_views_may_be_left_to_the_number_of_tokens():
-    tokenizer = ViewPatches((-1, 3, -1, -1), 2, num_tokens=8)
+def test_tokens_of_views_have_no_grid():
+    encoder, views = ViewPatches((2, 3, 4, 4), 2), _views(2, 4, 4)
+    assert encoder(views).grid is None
+    assert encoder.layout(views) == Layout()
+    assert Patches((3, 4, 4), 2).layout(views) == Layout()
+
+
+def test_open_shape_takes_views_with_the_given_number_of_tokens():
+    encoder = ViewPatches((-1, 3, -1, -1), 2, num_tokens=8)
     views = _views(2, 4, 4)
-    assert torch.equal(tokenizer(views), ViewPatches((2, 3, 4, 4), 2)(views))
-    assert tokenizer(_views(1, 4, 8)).shape == (2, 8, 36)
+    assert torch.equal(encoder.tokens(views), ViewPatches((2, 3, 4, 4), 2).tokens(views))
+    assert encoder(_views(1, 4, 8)).tokens.shape == (2, 8, 36)
     with pytest.raises(ValueError, match=r"\(3, 3, 4, 4\).*with 8 patches of 2 x 2"):
-        tokenizer(_views(3, 4, 4))
+        encoder(_views(3, 4, 4))
 
 
-@pytest.mark.parametrize("found", [(1, 4, 6), (3, 4, 6), (2, 6, 4), (2, 4, 4), (2, 8, 12), (2, 5, 6)])
-def test_other_views_than_stated_are_refused(found):
+@pytest.mark.parametrize("sizes", [(1, 4, 6), (3, 4, 6), (2, 6, 4), (2, 4, 4), (2, 8, 12), (2, 5, 6)])
+def test_other_numbers_or_sizes_of_views_raise_an_error(sizes):
     with pytest.raises(
         ValueError, match=r"views have shape \(.*this model takes \(2, 3, 4, 6\) with 12 patches"
     ) as caught:
-        ViewPatches((2, 3, 4, 6), 2)(_views(*found))
-    assert f"({found[0]}, 3, {found[1]}, {found[2]})" in str(caught.value)
+        ViewPatches((2, 3, 4, 6), 2)(_views(*sizes))
+    assert f"({sizes[0]}, 3, {sizes[1]}, {sizes[2]})" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +126,13 @@ def test_other_views_than_stated_are_refused(found):
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused(arguments, words):
+def test_invalid_arguments_raise_an_error(arguments, words):
     with pytest.raises(ValueError, match=words):
         ViewPatches(*arguments)
 
 
-def test_images_and_views_are_told_apart():
-    with pytest.raises(ValueError, match=r"ViewPatches takes posed views.*tokenizer Patches"):
+def test_images_for_views_and_views_for_images_raise_an_error():
+    with pytest.raises(ValueError, match=r"ViewPatches takes posed views.*encoder Patches"):
         ViewPatches((1, 3, 4, 4), 2)(torch.rand(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="was given posed views: choose tokenizer ViewPatches"):
+    with pytest.raises(ValueError, match="was given posed views: choose encoder ViewPatches"):
         Patches((3, 4, 4), 2)(_views(1, 4, 4))

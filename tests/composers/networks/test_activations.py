@@ -1,4 +1,4 @@
-"""Activations against their formulas, and the ranges their networks start in."""
+"""Activations against their formulas, and the initialisation of their networks."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from composers.networks import FINER, WIRE, Gaussian, ReLU, Sine
 
-PLACES = [-2.5, -1.0, -0.3, -0.01, 0.0, 0.02, 0.4, 1.0, 3.1]
+POINTS = [-2.5, -1.0, -0.3, -0.01, 0.0, 0.02, 0.4, 1.0, 3.1]
 FORMULAS = [
     (ReLU(), lambda h: max(h, 0.0)),
     (Sine(30.0), lambda h: math.sin(30 * h)),
@@ -25,41 +25,41 @@ def _name(value):
 
 @pytest.mark.parametrize(("activation", "formula"), FORMULAS, ids=_name)
 def test_values_equal_the_formula(activation, formula):
-    found = activation(torch.tensor(PLACES, dtype=torch.float64))
-    wanted = torch.tensor([formula(h) for h in PLACES], dtype=torch.float64)
-    torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+    actual = activation(torch.tensor(POINTS, dtype=torch.float64))
+    expected = torch.tensor([formula(h) for h in POINTS], dtype=torch.float64)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("activation", [Sine(3.0), Gaussian(0.5), WIRE(4.0, 2.0)], ids=_name)
-def test_gradients_of_the_smooth_ones(activation):
+def test_gradients_of_smooth_activations(activation):
     hidden = torch.linspace(-1, 1, 9, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(activation, hidden)
     assert torch.autograd.gradgradcheck(activation, hidden)
 
 
-def test_gradient_of_relu_away_from_its_bend():
+def test_gradient_of_relu_away_from_zero():
     hidden = torch.tensor([-1.0, -0.1, 0.1, 1.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ReLU(), hidden)
 
 
-def test_gradient_of_finer_leaves_its_factor_out():
-    hidden = torch.tensor(PLACES, dtype=torch.float64, requires_grad=True)
+def test_gradient_of_finer_treats_its_factor_as_constant():
+    hidden = torch.tensor(POINTS, dtype=torch.float64, requires_grad=True)
     FINER(5.0)(hidden).sum().backward()
-    factors = [5 * (abs(h) + 1) for h in PLACES]
-    wanted = [factor * math.cos(factor * h) for factor, h in zip(factors, PLACES, strict=True)]
-    torch.testing.assert_close(hidden.grad, torch.tensor(wanted, dtype=torch.float64), atol=1e-12, rtol=0)
+    factors = [5 * (abs(h) + 1) for h in POINTS]
+    expected = [factor * math.cos(factor * h) for factor, h in zip(factors, POINTS, strict=True)]
+    torch.testing.assert_close(hidden.grad, torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-def _assert_uniform(numbers, bound):
-    """Check that numbers fill ``[-bound, bound]`` and its halves evenly."""
-    assert numbers.abs().max() <= bound
-    assert numbers.max() > 0.95 * bound
-    assert numbers.min() < -0.95 * bound
-    assert numbers.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+def _assert_uniform(values, bound):
+    """Check that values are distributed uniformly in ``[-bound, bound]``."""
+    assert values.abs().max() <= bound
+    assert values.max() > 0.95 * bound
+    assert values.min() < -0.95 * bound
+    assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
 @pytest.mark.parametrize("activation", [ReLU(), Gaussian(), WIRE()], ids=_name)
-def test_default_start_is_kaiming_uniform_of_the_transposed_matrix(activation):
+def test_default_initialisation_is_kaiming_uniform_of_the_transposed_matrix(activation):
     weight = activation.init_weight_(torch.empty(50, 20), layer=1)
     torch.manual_seed(0)
     torch.testing.assert_close(weight, nn.init.kaiming_uniform_(torch.empty(50, 20), a=math.sqrt(5)))
@@ -68,14 +68,14 @@ def test_default_start_is_kaiming_uniform_of_the_transposed_matrix(activation):
 
 
 @pytest.mark.parametrize(("size", "norm"), [((256, 256), 0.58), ((256, 1), 9.2), ((256, 3), 5.3), ((4096, 256), 2.3)])
-def test_default_start_has_the_column_norms_of_the_released_code(size, norm):
+def test_default_initialisation_has_the_column_norms_of_the_released_code(size, norm):
     weight = ReLU().init_weight_(torch.empty(size), layer=0)
     assert weight.norm(dim=0).mean().item() == pytest.approx(norm, rel=0.06)
 
 
 @pytest.mark.parametrize("activation", [Sine(30.0), FINER(30.0)], ids=_name)
 @pytest.mark.parametrize("layer", [0, 1, 4])
-def test_periodic_networks_start_as_siren_says(activation, layer):
+def test_initial_weights_of_periodic_networks_are_those_of_siren(activation, layer):
     fan_in = 40
     bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / 30
     _assert_uniform(activation.init_weight_(torch.empty(fan_in, 500), layer), bound)
@@ -90,11 +90,11 @@ def test_periodic_networks_start_as_siren_says(activation, layer):
         (FINER(first_bias_scale=5.0), 2, 1 / math.sqrt(40)),
     ],
 )
-def test_biases_of_periodic_networks(activation, layer, bound):
+def test_initial_biases_of_periodic_networks(activation, layer, bound):
     _assert_uniform(activation.init_bias_(torch.empty(2000), 40, layer), bound)
 
 
-def test_hidden_phases_of_a_siren_start_with_unit_spread():
+def test_hidden_phases_of_a_siren_have_unit_standard_deviation():
     weight = Sine(30.0).init_weight_(torch.empty(256, 256), layer=1)
     incoming = torch.sin(torch.linspace(0, 700, 2000).unsqueeze(1) * torch.rand(256).add(0.5))
     assert (30 * incoming @ weight).std().item() == pytest.approx(1.0, rel=0.15)  # section 3.2 of SIREN
@@ -111,6 +111,6 @@ def test_hidden_phases_of_a_siren_start_with_unit_spread():
         (lambda: WIRE(scale=-2.0), "scale -2.0"),
     ],
 )
-def test_what_is_out_of_range_is_refused(make, message):
+def test_arguments_out_of_range_raise_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()

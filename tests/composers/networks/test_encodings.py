@@ -21,9 +21,9 @@ def test_fourier_features_equal_a_loop(naive_features, shape, num_frequencies, u
     coords = torch.rand(shape) * 2 - 1
     encoding = FourierFeatures(num_frequencies, max_frequency=8, use_pi=use_pi)
     features = encoding(coords)
-    wanted = naive_features(coords.reshape(-1, shape[-1]), num_frequencies, 8, use_pi)
+    expected = naive_features(coords.reshape(-1, shape[-1]), num_frequencies, 8, use_pi)
     assert features.shape == (*shape[:-1], encoding.width(shape[-1]))
-    torch.testing.assert_close(features.flatten(0, -2).double(), torch.from_numpy(wanted), atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.flatten(0, -2).double(), torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -39,19 +39,19 @@ def test_fourier_features_equal_a_loop(naive_features, shape, num_frequencies, u
 def test_frequencies_per_axis_equal_a_loop(counts, highest, per_axis):
     encoding = FourierFeatures(counts, highest)
     coords = torch.rand(5, len(per_axis)) * 2 - 1
-    wanted = []
-    for place in coords.double().tolist():
+    expected = []
+    for point in coords.double().tolist():
         phases = []
-        for number, (count, top) in zip(place, per_axis, strict=True):
-            frequencies = [top ** (k / (count - 1)) if count > 1 else 1.0 for k in range(count)]
-            phases += [math.pi * number * frequency for frequency in frequencies]
-        wanted.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
-    assert encoding.width(len(per_axis)) == len(wanted[0])
-    torch.testing.assert_close(encoding(coords), torch.tensor(wanted), atol=1e-5, rtol=0)
+        for coordinate, (count, highest_of_axis) in zip(point, per_axis, strict=True):
+            frequencies = [highest_of_axis ** (k / (count - 1)) if count > 1 else 1.0 for k in range(count)]
+            phases += [math.pi * coordinate * frequency for frequency in frequencies]
+        expected.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
+    assert encoding.width(len(per_axis)) == len(expected[0])
+    torch.testing.assert_close(encoding(coords), torch.tensor(expected), atol=1e-5, rtol=0)
     assert list(encoding.state_dict()) == ["frequencies"]
 
 
-def test_the_same_numbers_for_every_axis_are_one_number():
+def test_equal_arguments_for_all_axes_equal_a_single_one():
     coords = torch.rand(7, 2) * 2 - 1
     assert torch.equal(FourierFeatures((6, 6), (16.0, 16.0))(coords), FourierFeatures(6, 16.0)(coords))
 
@@ -69,27 +69,27 @@ def test_the_same_numbers_for_every_axis_are_one_number():
     ],
     ids=str,
 )
-def test_frequencies_that_do_not_fit_are_refused(arguments, words):
+def test_invalid_frequencies_raise_an_error(arguments, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         FourierFeatures(*arguments)
 
 
-def test_frequencies_of_other_axes_than_the_network_has_are_refused():
+def test_frequencies_for_another_number_of_axes_raise_an_error():
     with pytest.raises(
         ValueError, match=r"for 2 axes, num_frequencies \[2, 3\]; the network has coord_dim 3: give one"
     ):
         CoordinateMLP(3, 1, encoding=FourierFeatures((2, 3)))
 
 
-def test_fourier_features_of_one_place_written_out():
-    found = FourierFeatures(num_frequencies=3, max_frequency=4)(torch.tensor([0.25, -0.5]))
-    phases = [math.pi * x * f for x in (0.25, -0.5) for f in (1, 2, 4)]  # all frequencies of one axis, then of the next
-    wanted = [math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases]
-    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-6, rtol=0)
+def test_fourier_features_of_one_point_written_out():
+    actual = FourierFeatures(num_frequencies=3, max_frequency=4)(torch.tensor([0.25, -0.5]))
+    phases = [math.pi * x * f for x in (0.25, -0.5) for f in (1, 2, 4)]  # frequencies vary fastest
+    expected = [math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases]
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("num_frequencies", "highest"), [(64, 128.0), (2048, 1024.0), (2, 1.0)])
-def test_frequencies_run_from_one_to_the_highest_in_equal_ratios(num_frequencies, highest):
+def test_frequencies_increase_geometrically_from_one_to_the_highest(num_frequencies, highest):
     frequencies = FourierFeatures(num_frequencies, highest).frequencies.double()
     assert frequencies[0] == 1
     assert frequencies[-1].item() == pytest.approx(highest, rel=1e-6)
@@ -101,8 +101,8 @@ def test_frequencies_run_from_one_to_the_highest_in_equal_ratios(num_frequencies
 
 def test_nerf_frequencies_are_powers_of_two_with_equally_spaced_exponents():
     frequencies = FourierFeatures(20, max_frequency=2**8, use_pi=False).frequencies
-    wanted = [2 ** (8 * k / 19) for k in range(20)]
-    torch.testing.assert_close(frequencies, torch.tensor(wanted), atol=0, rtol=1e-6)
+    expected = [2 ** (8 * k / 19) for k in range(20)]
+    torch.testing.assert_close(frequencies, torch.tensor(expected), atol=0, rtol=1e-6)
 
 
 def test_published_widths():
@@ -112,16 +112,16 @@ def test_published_widths():
 
 
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=1, max_size=5))
-def test_cosines_and_sines_belong_together(places):
-    cosines, sines = FourierFeatures(4, 16)(torch.tensor(places)).double().chunk(2, dim=-1)
+def test_squares_of_cosine_and_sine_add_up_to_one(points):
+    cosines, sines = FourierFeatures(4, 16)(torch.tensor(points)).double().chunk(2, dim=-1)
     torch.testing.assert_close(cosines**2 + sines**2, torch.ones_like(cosines), atol=1e-6, rtol=0)
 
 
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), min_size=1, max_size=5), st.randoms(use_true_random=False))
-def test_permuted_coordinates_have_permuted_features(places, random):
-    order = random.sample(range(len(places)), len(places))
+def test_permuted_coordinates_have_permuted_features(points, random):
+    order = random.sample(range(len(points)), len(points))
     encoding = FourierFeatures(4, 16)
-    coords = torch.tensor(places)
+    coords = torch.tensor(points)
     torch.testing.assert_close(encoding(coords[order]), encoding(coords)[order], atol=1e-6, rtol=0)
 
 
@@ -130,15 +130,15 @@ def test_gaussian_features_equal_a_loop(coord_dim):
     encoding = GaussianFourierFeatures(coord_dim, num_frequencies=5, scale=2.0, seed=3)
     coords = torch.rand(4, coord_dim) * 2 - 1
     directions = encoding.frequencies.double().tolist()
-    wanted = []
-    for place in coords.double().tolist():
-        phases = [2 * math.pi * sum(place[a] * directions[a][k] for a in range(coord_dim)) for k in range(5)]
-        wanted.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
+    expected = []
+    for point in coords.double().tolist():
+        phases = [2 * math.pi * sum(point[a] * directions[a][k] for a in range(coord_dim)) for k in range(5)]
+        expected.append([math.cos(phase) for phase in phases] + [math.sin(phase) for phase in phases])
     assert encoding.width(coord_dim) == 10
-    torch.testing.assert_close(encoding(coords), torch.tensor(wanted), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoding(coords), torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-def test_gaussian_directions_have_the_scale_and_depend_on_their_seed_alone():
+def test_gaussian_directions_have_the_scale_and_depend_on_their_seed_only():
     first = GaussianFourierFeatures(2, 4000, scale=7.0, seed=1)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -159,24 +159,24 @@ def test_identity_returns_the_coordinates():
 @pytest.mark.parametrize(
     "encoding", [FourierFeatures(64, 128), GaussianFourierFeatures(2, 64, scale=20.0), IdentityEncoding()]
 )
-def test_features_are_float32_under_autocast_too(encoding):
+def test_features_are_float32_under_autocast(encoding):
     coords = torch.rand(50, 2) * 2 - 1
-    wanted = encoding(coords)
+    expected = encoding(coords)
     with torch.autocast("cpu", torch.bfloat16):
-        found = encoding(coords)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, wanted)
+        actual = encoding(coords)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
     assert (
         copy.deepcopy(encoding).double()(coords.double()).dtype == torch.float64
     )  # as --trainer.precision 64-true needs
 
 
 @pytest.mark.parametrize("encoding", [FourierFeatures(4), GaussianFourierFeatures(2, 4), IdentityEncoding()])
-def test_encodings_have_nothing_to_learn(encoding):
+def test_encodings_have_no_parameters(encoding):
     assert not list(encoding.parameters())
 
 
-def test_stored_frequencies_are_what_is_used():
+def test_frequencies_of_a_state_dict_are_used():
     trained, fresh = GaussianFourierFeatures(2, 4, seed=1), GaussianFourierFeatures(2, 4, seed=2)
     fresh.load_state_dict(trained.state_dict())
     coords = torch.rand(3, 2)
@@ -195,6 +195,6 @@ def test_stored_frequencies_are_what_is_used():
         (lambda: GaussianFourierFeatures(2).width(3), "coord_dim 2, the network has 3"),
     ],
 )
-def test_what_is_out_of_range_is_refused(make, message):
+def test_arguments_out_of_range_raise_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()

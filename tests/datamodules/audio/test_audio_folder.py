@@ -141,6 +141,6 @@ def test_command_line_names_the_recording_that_a_worker_cannot_read(tmp_path, mo
     fill(tmp_path / "sound" / "val", 1)
     (tmp_path / "sound" / "train" / "003.wav").write_text("not audio")
     data = ["--data=datamodules.AudioFolder", "--data.root=sound", "--data.seconds=0.1", "--data.batch_size=3"]
-    message = refused("fit", *tiny("ipc"), *data, "--data.num_workers=1", "--model.tokenizer.patch_size=200")
+    message = refused("fit", *tiny("ipc"), *data, "--data.num_workers=1", "--model.encoder.patch_size=200")
     assert "003.wav is not an audio file of a supported format: convert it to FLAC or WAV" in message
     assert "--data.init_args.on_bad_file skip" in message

@@ -154,8 +154,8 @@ data:
   init_args: {{crops_per_epoch: 8, batch_size: 4, eval_batch_size: 12, coordinate_subset: 500}}
 model:
   init_args:
-    inr: {{init_args: {{output_offset: 0.0}}}}
-    tokenizer: {{init_args: {{patch_size: 200, padding: 0}}}}
+    network: {{init_args: {{output_offset: 0.0}}}}
+    encoder: {{init_args: {{patch_size: 200, padding: 0}}}}
     metrics: {{psnr: {{class_path: composers.metrics.PSNR}}}}
 """
 

@@ -297,7 +297,7 @@ def test_rendering_more_than_fits_into_memory_raises_an_error(square_ipc):
 
 def test_codes_of_other_models_and_signals_raise_an_error(square_ipc, tiny_ipc, make_ipc):
     code = encode(square_ipc, torch.zeros(3, 8, 8, dtype=torch.uint8), refinement=Refinement(steps=0))
-    with pytest.raises(ValueError, match="means nothing to another model"):
+    with pytest.raises(ValueError, match="can only be decoded by its own model"):
         render(tiny_ipc, code)
     with pytest.raises(ValueError, match="not an image"):
         render(square_ipc, InstanceCode(code.latents, [((0, 8),)], (8,), fingerprint(square_ipc), domain=Grid.unit(1)))

@@ -1,5 +1,6 @@
-"""Patches against loops that slice them out one by one."""
+"""`Patches` against loops over patches, channels and offsets."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from composers.encoders import Patches
+from composers.latents import Layout
 
 
-def _padded_sample(signal, channel, place, paddings):
-    """Return one number of a signal with zeros around it, whose far ends are mirrored without repeating the last."""
+def _padded_sample(signal, channel, position, paddings):
+    """Return one sample of a signal padded with zeros, whose far end is mirrored without repeating the last sample."""
     source = []
-    for index, size, padding in zip(place, signal.shape[1:], paddings, strict=True):
+    for index, size, padding in zip(position, signal.shape[1:], paddings, strict=True):
         padded = size + 2 * padding
         mirrored = index if index < padded else 2 * (padded - 1) - index
         if not padding <= mirrored < padding + size:
@@ -25,16 +27,16 @@ def _padded_sample(signal, channel, place, paddings):
 
 
 def _naive_patches(signal, patch_size, padding):
-    """Return the tokens of one signal ``(C, *shape)`` by a loop over patches, channels and offsets."""
+    """Return the tokens of one signal ``(C, *shape)``."""
     axes = signal.ndim - 1
-    patches, paddings = ([n] * axes if isinstance(n, int) else list(n) for n in (patch_size, padding))
-    counts = [-(-(size + 2 * p) // n) for size, n, p in zip(signal.shape[1:], patches, paddings, strict=True)]
+    sizes, paddings = ([n] * axes if isinstance(n, int) else list(n) for n in (patch_size, padding))
+    counts = [-(-(size + 2 * p) // n) for size, n, p in zip(signal.shape[1:], sizes, paddings, strict=True)]
     return np.array(
         [
             [
-                _padded_sample(signal, channel, np.array(patch) * patches + offset, paddings)
+                _padded_sample(signal, channel, np.array(patch) * sizes + offset, paddings)
                 for channel in range(signal.shape[0])
-                for offset in product(*(range(n) for n in patches))
+                for offset in product(*(range(n) for n in sizes))
             ]
             for patch in product(*(range(count) for count in counts))
         ]
@@ -42,12 +44,13 @@ def _naive_patches(signal, patch_size, padding):
 
 
 def _assert_equal_loop(shape, patch_size, padding, remainder):
-    tokenizer = Patches(shape, patch_size, padding, remainder)
+    encoder = Patches(shape, patch_size, padding, remainder)
     signal = torch.rand(2, *shape)
-    tokens = tokenizer(signal)
-    assert tokens.shape == (2, tokenizer.num_tokens, tokenizer.token_dim)
-    for found, image in zip(tokens, signal, strict=True):
-        np.testing.assert_array_equal(found.numpy(), _naive_patches(image.numpy(), patch_size, padding))
+    features = encoder(signal)
+    assert features.tokens.shape == (2, encoder.num_tokens, encoder.embed_dim)
+    assert math.prod(features.grid) == encoder.num_tokens
+    for actual, instance in zip(features.tokens, signal, strict=True):
+        np.testing.assert_array_equal(actual.numpy(), _naive_patches(instance.numpy(), patch_size, padding))
 
 
 @pytest.mark.parametrize(
@@ -77,19 +80,19 @@ def test_tokens_equal_a_loop(shape, patch_size, padding, remainder):
 
 
 @given(st.lists(st.integers(4, 7), min_size=1, max_size=2), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2))
-def test_any_size_can_be_cut(sizes, channels, patch_size, padding):
+def test_tokens_of_any_size_equal_a_loop(sizes, channels, patch_size, padding):
     _assert_equal_loop((channels, *sizes), patch_size, padding, "reflect")
 
 
 @pytest.mark.parametrize(("height", "width", "padding"), [(12, 18, 0), (16, 10, 1), (8, 2, 2)])
-def test_images_are_cut_as_unfold_cuts_them(height, width, padding):
+def test_tokens_of_images_equal_unfold(height, width, padding):
     signal = torch.rand(2, 3, height, width)
-    wanted = functional.unfold(signal, kernel_size=6, stride=6, padding=padding).mT
-    assert torch.equal(Patches((3, height, width), 6, padding)(signal), wanted)
+    expected = functional.unfold(signal, kernel_size=6, stride=6, padding=padding).mT
+    assert torch.equal(Patches((3, height, width), 6, padding).tokens(signal), expected)
 
 
 @pytest.mark.parametrize(
-    ("shape", "patch_size", "padding", "num_tokens", "token_dim"),
+    ("shape", "patch_size", "padding", "num_tokens", "embed_dim"),
     [
         ((3, 178, 178), 9, 1, 400, 243),
         ((1, 16000), 200, 0, 80, 200),
@@ -98,19 +101,37 @@ def test_images_are_cut_as_unfold_cuts_them(height, width, padding):
         ((3, 1024, 1024), 32, 0, 1024, 3072),
     ],
 )
-def test_published_sizes(shape, patch_size, padding, num_tokens, token_dim):
-    tokenizer = Patches(shape, patch_size, padding)
-    assert (tokenizer.num_tokens, tokenizer.token_dim) == (num_tokens, token_dim)
-    assert not list(tokenizer.parameters())
+def test_published_sizes(shape, patch_size, padding, num_tokens, embed_dim):
+    encoder = Patches(shape, patch_size, padding)
+    assert (encoder.num_tokens, encoder.embed_dim) == (num_tokens, embed_dim)
+    assert not list(encoder.parameters())
 
 
-def test_tokens_that_were_stated_for_an_open_shape():
-    tokenizer = Patches((3, -1, -1), patch_size=4, num_tokens=6)
+def test_open_shape_takes_signals_with_the_given_number_of_tokens():
+    encoder = Patches((3, -1, -1), patch_size=4, num_tokens=6)
     signal = torch.rand(1, 3, 8, 12)
-    assert torch.equal(tokenizer(signal), Patches((3, 8, 12), 4)(signal))
-    assert tokenizer(torch.rand(1, 3, 4, 24)).shape == (1, 6, 48)
+    assert torch.equal(encoder.tokens(signal), Patches((3, 8, 12), 4).tokens(signal))
+    assert encoder(torch.rand(1, 3, 4, 24)).tokens.shape == (1, 6, 48)
     with pytest.raises(ValueError, match=r"shape \(3, 8, 8\) and 4 patches .* with 6"):
-        tokenizer(torch.rand(1, 3, 8, 8))
+        encoder(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "grid"),
+    [
+        (((3, 8, 12), 4), (8, 12), (2, 3)),
+        (((3, 8, 12), (2, 3)), (8, 12), (4, 4)),
+        (((3, 14, 18), 4, 1), (14, 18), (4, 5)),
+        (((1, 11), 4, 0, "reflect"), (11,), (3,)),
+        (((3, -1, -1), 4, 0, "refuse", 6), (4, 24), (1, 6)),
+    ],
+    ids=str,
+)
+def test_layout_has_the_grid_and_the_extent_without_padding(arguments, shape, grid):
+    encoder = Patches(*arguments)
+    signal = torch.rand(2, encoder.signal_shape[0], *shape)
+    assert encoder.layout(signal) == Layout(grid, shape)
+    assert encoder(signal).grid == grid
 
 
 @pytest.mark.parametrize(
@@ -135,28 +156,28 @@ def test_tokens_that_were_stated_for_an_open_shape():
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused(arguments, message):
+def test_invalid_arguments_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         Patches(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (3, 8, 8), (3, 16, 12), (3, 8, 13)], ids=str)
-def test_signals_that_do_not_fit_are_refused(shape):
+def test_signals_of_another_shape_raise_an_error(shape):
     with pytest.raises(ValueError, match=r"signal|signal_shape"):
         Patches((3, 8, 12), patch_size=4)(torch.rand(2, *shape))
 
 
-def test_patches_of_another_size_along_each_axis_are_named():
-    tokenizer = Patches((3, -1, -1), (4, 2), num_tokens=6)
+def test_error_message_has_the_patch_size_of_every_axis():
+    encoder = Patches((3, -1, -1), (4, 2), num_tokens=6)
     with pytest.raises(ValueError, match=r"shape \(3, 8, 8\) and 8 patches of 4 x 2; .* with 6"):
-        tokenizer(torch.rand(1, 3, 8, 8))
+        encoder(torch.rand(1, 3, 8, 8))
 
 
-def test_a_signal_on_its_side_is_refused():
+def test_transposed_signal_raises_an_error():
     with pytest.raises(ValueError, match=r"shape \(3, 12, 8\)"):
         Patches((3, 8, 12), patch_size=4)(torch.rand(2, 3, 12, 8))
 
 
-def test_a_remainder_that_is_too_short_to_mirror_is_refused_at_construction():
+def test_remainder_too_short_to_mirror_raises_an_error_at_construction():
     with pytest.raises(ValueError, match=r"200.*50|50.*200"):
         Patches((1, 50), patch_size=200, remainder="reflect")

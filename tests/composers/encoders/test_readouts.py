@@ -1,0 +1,200 @@
+"""Readouts against loops over tokens: which token becomes which part of a latent."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from composers.encoders import Features, Patches, PerToken, Transformer, WeightTokens
+from composers.networks import TensorSpec
+
+E = 12
+
+
+class _Recorder(nn.Module):
+    """Stand-in for the transformer that returns the weight tokens plus the index of the instance."""
+
+    embed_dim = E
+
+    def forward(self, data_tokens, weight_tokens):
+        self.data_tokens = data_tokens
+        return weight_tokens + torch.arange(len(weight_tokens)).reshape(-1, 1, 1)
+
+
+def _specs(**shapes):
+    """Return the specifications of latents by name; underscores stand for dots."""
+    return {name.replace("_", "."): TensorSpec(shape, partial(torch.zeros, shape)) for name, shape in shapes.items()}
+
+
+def _naive_head(head, token):
+    """Return LayerNorm and Linear of one token, value by value."""
+    norm, linear = head
+    token = token.tolist()
+    mean = sum(token) / E
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in token) / E + 1e-5)
+    normed = [(token[e] - mean) / deviation * float(norm.weight[e]) + float(norm.bias[e]) for e in range(E)]
+    return [
+        sum(float(linear.weight[i, e]) * normed[e] for e in range(E)) + float(linear.bias[i])
+        for i in range(linear.out_features)
+    ]
+
+
+def _weight_tokens(latents, **arguments):
+    """Return connected `WeightTokens` with a recorder and random norms."""
+    readout = WeightTokens(_Recorder(), **arguments)
+    readout.connect(Patches((1, 8), 4), latents)
+    for head in readout.heads.values():
+        nn.init.normal_(head[0].weight)
+        nn.init.normal_(head[0].bias)
+    return readout
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("shapes", "num_tokens"),
+    [
+        ({"patterns_1": (4, 5)}, None),
+        ({"patterns_1": (4, 6)}, 3),
+        ({"patterns_1": (4, 6)}, 1),
+        ({"scales_0": (3, 4), "scales_2": (5, 6), "scales_3": (2, 2)}, 2),
+        ({"weight_0": (3, 4), "bias_0": (4,)}, None),
+        ({"latent": (7,)}, None),
+    ],
+    ids=str,
+)
+def test_weight_tokens_become_their_columns_in_order(shapes, num_tokens):
+    specs = _specs(**shapes)
+    readout = _weight_tokens(specs, num_tokens=num_tokens)
+    latents = readout(Features(torch.rand(2, 2, 4)))
+    assert list(latents) == list(specs)
+    place = 0
+    for name, spec in specs.items():
+        height, columns = spec.shape if len(spec.shape) == 2 else (spec.shape[0], 1)
+        count = num_tokens or columns
+        assert latents[name].shape == (2, *spec.shape)
+        for token in range(count):
+            for instance in range(2):
+                values = _naive_head(readout.heads[name.replace(".", "_")], readout.weight_tokens[place] + instance)
+                for part in range(columns // count):
+                    latent = latents[name][instance].reshape(height, columns)
+                    expected = torch.tensor(values[part * height : (part + 1) * height])
+                    actual = latent[:, token * (columns // count) + part]
+                    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+            place += 1
+    assert readout.num_weight_tokens == place
+
+
+def test_data_tokens_are_embedded_and_get_positions():
+    readout = _weight_tokens(_specs(patterns_1=(3, 2)))
+    tokens = torch.rand(3, 2, 4)
+    readout(Features(tokens))
+    for instance in range(3):
+        for token in range(2):
+            embedded = readout.embedding.weight @ tokens[instance, token] + readout.embedding.bias
+            expected = embedded + readout.positions[0, token]
+            actual = readout.transformer.data_tokens[instance, token]
+            torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+
+
+def test_encoder_with_any_number_of_tokens_has_no_positions():
+    encoder = Patches((1, 8), 4)
+    encoder.num_tokens = None
+    readout = WeightTokens(_Recorder())
+    readout.connect(encoder, _specs(patterns_1=(3, 2)))
+    assert not hasattr(readout, "positions")
+    tokens = torch.rand(3, 5, 4)
+    readout(Features(tokens))
+    torch.testing.assert_close(readout.transformer.data_tokens, readout.embedding(tokens))
+
+
+def test_learned_tokens_and_positions_have_a_normal_initialisation():
+    readout = WeightTokens(Transformer(96, 1, 1, 1))
+    readout.connect(Patches((1, 800), 4), _specs(patterns_1=(3, 64)))
+    assert readout.positions.shape == (1, 200, 96)
+    assert readout.weight_tokens.shape == (64, 96)
+    for values in (readout.positions, readout.weight_tokens):
+        assert values.std().item() == pytest.approx(1.0, abs=0.05)
+        assert values.mean().item() == pytest.approx(0.0, abs=0.05)
+
+
+def test_zero_init_gives_latents_of_zero_with_gradients():
+    readout = WeightTokens(Transformer(E, 2, 3, 2), zero_init=True)
+    readout.connect(Patches((1, 8), 4), _specs(patterns_0=(3, 4), patterns_1=(5, 3)))
+    latents = readout(Features(torch.rand(2, 2, 4)))
+    assert not any(latent.any() for latent in latents.values())
+    sum(latent.sum() for latent in latents.values()).backward()
+    assert all(head[1].weight.grad.any() for head in readout.heads.values())
+    assert all(parameter.grad is not None for parameter in readout.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "num_tokens", "message"),
+    [
+        ({"patterns_1": (4, 6)}, 4, r"num_tokens of the weight tokens is 4; the latent patterns\.1 has 6 columns"),
+        ({"patterns_0": (4, 6), "patterns_2": (4, 3)}, 2, r"is 2; the latent patterns\.2 has 3 columns"),
+        ({"patterns_1": (4, 6)}, 0, "is 0; the latent"),
+        ({"patterns_1": (4, 3)}, 6, "is 6; the latent"),
+        ({"map": (4, -1, -1)}, None, r"map has shape \(4, -1, -1\): use .*PerToken"),
+        ({"map": (4, 3, 2)}, None, r"map has shape \(4, 3, 2\)"),
+        ({}, None, "no modulated_layers, so there is nothing to predict"),
+    ],
+    ids=str,
+)
+def test_latents_that_do_not_fit_weight_tokens_raise_an_error(shapes, num_tokens, message):
+    with pytest.raises(ValueError, match=message):
+        _weight_tokens(_specs(**shapes), num_tokens=num_tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [((5, -1, -1), (2, 3)), ((5, -1), (6,)), ((-1, 4, 3), None), ((-1, 7), (2, 3))],
+    ids=str,
+)
+def test_every_token_becomes_the_latent_at_its_position(shape, grid):
+    encoder = Patches((1, 24), 4)
+    readout = PerToken()
+    readout.connect(encoder, _specs(codes=shape))
+    tokens = torch.rand(2, 6, encoder.embed_dim)
+    latent = readout(Features(tokens, grid))["codes"]
+    weight, bias = readout.heads["codes"].weight, readout.heads["codes"].bias
+    fixed = [size for size in shape if size != -1]
+    assert len(weight) == math.prod(fixed)
+    for instance in range(2):
+        for token in range(6):
+            expected = (weight @ tokens[instance, token] + bias).reshape(fixed)
+            if shape[0] == -1:
+                actual = latent[instance, token]
+            elif len(grid) == 1:
+                actual = latent[instance, :, token]
+            else:
+                actual = latent[instance, :, token // grid[1], token % grid[1]]
+            torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+
+
+def test_per_token_takes_any_number_of_tokens():
+    readout = PerToken()
+    readout.connect(Patches((1, 24), 4), _specs(map=(5, -1, -1)))
+    assert readout(Features(torch.rand(2, 20, 4), (4, 5)))["map"].shape == (2, 5, 4, 5)
+    assert readout.num_weight_tokens == 0
+
+
+def test_zero_init_of_per_token_gives_latents_of_zero_with_gradients():
+    readout = PerToken(zero_init=True)
+    readout.connect(Patches((1, 24), 4), _specs(codes=(-1, 3)))
+    latent = readout(Features(torch.rand(2, 6, 4)))["codes"]
+    assert not latent.any()
+    latent.sum().backward()
+    assert all(parameter.grad.any() for parameter in readout.parameters())
+
+
+def test_latents_that_do_not_fit_per_token_raise_an_error():
+    for specs in ({}, _specs(map=(5, -1), patterns_1=(3, 2))):
+        with pytest.raises(ValueError, match="use readout WeightTokens"):
+            PerToken().connect(Patches((1, 24), 4), specs)
+    readout = PerToken()
+    readout.connect(Patches((1, 24), 4), _specs(map=(5, -1, -1)))
+    with pytest.raises(ValueError, match=r"map is a map .* have no grid"):
+        readout(Features(torch.rand(2, 6, 4)))
