@@ -19,9 +19,22 @@ from composers.metrics import InstanceMetric
 from composers.training import schedules
 
 PACKAGES = ("application", "benchmarks", "callbacks", "composers", "datamodules", "modalities", "studies", "tools")
-REMOVED = ("inr", "tokenizer", "hypernet", "inner_loop", "InnerLoop", "adapt_biases", "MetaLearned", "first_order: true")
+REMOVED = (
+    "inr",
+    "tokenizer",
+    "hypernet",
+    "inner_loop",
+    "InnerLoop",
+    "adapt_biases",
+    "MetaLearned",
+    "first_order: true",
+)
 DOCUMENTS = sorted(
-    {path for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "weights/**/*.md") for path in REPOSITORY.glob(pattern)}
+    {
+        path
+        for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "weights/**/*.md")
+        for path in REPOSITORY.glob(pattern)
+    }
 )
 CHANGELOG = REPOSITORY / "CHANGELOG.md"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -161,6 +174,15 @@ def test_config_files_exist(document):
 def test_options_of_models_and_data_exist(document):
     options = _options(document.read_text(encoding="utf-8"))
     assert {option: name for option in options if (name := unresolved(option)) is not None} == {}
+
+
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=_name)
+def test_options_in_comments_of_configs_exist(config):
+    comments = "\n".join(re.findall(r"#.*", config.read_text(encoding="utf-8")))
+    options = re.findall(r"--((?:model|data)(?:\.\w+)+)", comments)
+    assert {option: name for option in options if (name := unresolved(option)) is not None} == {}
+    names = re.findall(r"(?:configs|docs)/[\w/.]+\.(?:yaml|md)", comments)
+    assert [name for name in names if not (REPOSITORY / name).is_file()] == []
 
 
 @pytest.mark.parametrize("document", _current(), ids=_name)

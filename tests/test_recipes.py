@@ -141,9 +141,7 @@ def test_recipes_are_typed(tmp_path):
     files = _all_files()
     _write(files, tmp_path)
     modules = [name for name in files if name.endswith(".py")]
-    finished = subprocess.run(
-        [sys.executable, "-m", "mypy", *modules], cwd=tmp_path, capture_output=True, text=True
-    )
+    finished = subprocess.run([sys.executable, "-m", "mypy", *modules], cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
