@@ -81,6 +81,7 @@ def mean_factors(rule: Rule) -> dict[str, float]:
     """Return the mean learned factor of the step size of every latent and step, with the keys of `LearnedStepSizes`.
 
     Example:
+        >>> from composers.networks import TensorSpec
         >>> rule = DifferentiableSGD(learned_lr=["step"])
         >>> rule.connect({"latent": TensorSpec((5,), torch.zeros)}, steps=2)
         >>> mean_factors(rule)

@@ -17,6 +17,7 @@ from composers.evaluation import CodeStatistics, Evaluation, measure_training_co
 from composers.inference import GradientSteps, Refinement, Start, Trajectory
 from composers.inference.adapt import DivergenceError, check_finite
 from composers.inference.refinement import INNER, NETWORK
+from composers.inference.rules import Scales, unit_scales
 from composers.latents import Latents, Layout, Parametrization
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
@@ -185,15 +186,21 @@ class Composer(LightningModule):
         )
 
     def _take(
-        self, gradient_steps: GradientSteps, field_of: FieldOf, latents: Latents, samples: Samples, **options: Any
+        self,
+        gradient_steps: GradientSteps,
+        field_of: FieldOf,
+        latents: Latents,
+        samples: Samples,
+        scales: Scales | None = None,
+        **options: Any,
     ) -> Trajectory:
-        """Take gradient steps on whatever latents make a field."""
+        """Take gradient steps on whatever latents make a field, scaled as the parametrization states if ``scales`` is None."""
 
         def reconstruct(moved: Latents, coords: Tensor) -> Reconstruction:
             return self.renderer.reconstruct(field_of(moved), coords)
 
         trajectory: Trajectory = gradient_steps(
-            latents, samples, reconstruct, self.loss, self.parametrization.step_scales, **options
+            latents, samples, reconstruct, self.loss, scales or self.parametrization.step_scales, **options
         )
         return trajectory
 
@@ -243,10 +250,15 @@ class Composer(LightningModule):
         return self._refine(partial(self.bind, layout=layout), latents, samples, refinement or self.refinement)
 
     def _refine(
-        self, field_of: FieldOf, latents: Latents, samples: Samples, refinement: Refinement
+        self,
+        field_of: FieldOf,
+        latents: Latents,
+        samples: Samples,
+        refinement: Refinement,
+        scales: Scales | None = None,
     ) -> dict[int, Latents]:
         """Refine whatever latents make a field."""
-        return self._take(refinement, field_of, latents, samples, report=refinement.report).latents
+        return self._take(refinement, field_of, latents, samples, scales, report=refinement.report).latents
 
     def trajectory(self, observation: Observation, steps: Sequence[int]) -> dict[int, Latents]:
         """Return the latents after some numbers of steps of the inner loop, with its settings of evaluation.
@@ -404,7 +416,7 @@ class Composer(LightningModule):
                 curves[name] = self._curve(batch, bind, self._refine(bind, latents, samples, self.refinement))
             if self.refinement.network is not None:
                 free = self.network.free(self.compose(predicted, layout))
-                fitted = self._refine(free.field, free.latents, samples, self.refinement.network)
+                fitted = self._refine(free.field, free.latents, samples, self.refinement.network, unit_scales)
                 curves[NETWORK] = self._curve(batch, free.field, fitted)
         if self.inner is not None and self.inner.report:
             curves[INNER] = self._curve(batch, bind, self.trajectory(batch.observation, self.inner.report))

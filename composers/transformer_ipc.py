@@ -37,5 +37,4 @@ class TransformerIPC(Composer):
         **kwargs: Any,
     ) -> None:
         readout = WeightTokens(transformer, num_weight_tokens, zero_init=base_weight)
-        parametrization = LowRank(rank, factorized, base_weight)
-        super().__init__(network, parametrization, Hypernetwork(encoder, readout), **kwargs)
+        super().__init__(network, LowRank(rank, factorized, base_weight), Hypernetwork(encoder, readout), **kwargs)

@@ -35,26 +35,30 @@ class HumItems(Dataset):
 
 
 def ipc_config(signal_shape=(1, 400), steps=2):
-    """Return the config of a tiny IPC."""
-    inr = {"coord_dim": len(signal_shape) - 1, "value_dim": signal_shape[0], "hidden_dim": 8, "num_layers": 3}
+    """Return the config of a tiny `TransformerIPC`."""
     frequencies = {"num_frequencies": 6, "max_frequency": 64}
-    inr |= {
+    network = {
+        "coord_dim": len(signal_shape) - 1,
+        "value_dim": signal_shape[0],
+        "hidden_dim": 8,
+        "num_layers": 3,
         "output_offset": 0.0,
         "encoding": {"class_path": "composers.networks.FourierFeatures", "init_args": frequencies},
     }
     optimizer = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05}}
+    rule = {"class_path": "composers.inference.TorchOptimizer", "init_args": {"optimizer": optimizer}}
     parts = {
-        "inr": ("composers.networks.CoordinateMLP", inr),
-        "tokenizer": ("composers.encoders.Patches", {"signal_shape": list(signal_shape), "patch_size": 50}),
+        "network": ("composers.networks.CoordinateMLP", network),
+        "encoder": ("composers.encoders.Patches", {"signal_shape": list(signal_shape), "patch_size": 50}),
         "transformer": ("composers.encoders.Transformer", {"embed_dim": 12, "num_blocks": 1, "num_heads": 3}),
-        "refinement": ("composers.Refinement", {"steps": steps, "report": [], "optimizer": optimizer}),
+        "refinement": ("composers.Refinement", {"steps": steps, "report": [], "rule": rule}),
     }
-    stated = {name: {"class_path": path, "init_args": arguments} for name, (path, arguments) in parts.items()}
-    return {"class_path": "composers.TransformerIPC", "init_args": stated}
+    arguments = {name: {"class_path": path, "init_args": options} for name, (path, options) in parts.items()}
+    return {"class_path": "composers.TransformerIPC", "init_args": arguments}
 
 
 def build_ipc(**changes):
-    """Return a tiny untrained model with disturbed biases."""
+    """Return a tiny untrained `TransformerIPC` with random biases."""
     torch.manual_seed(0)
     composer = build(ipc_config(**changes)).eval()
     for bias in composer.network.biases.values():

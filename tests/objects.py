@@ -4,6 +4,9 @@ import torch
 from coordinates import pixel_rays
 
 from composers import Composer, Refinement
+from composers.inference import LearnedStart, TorchOptimizer
+from composers.latents import Direct
+from composers.networks import CoordinateNetwork, TensorSpec
 from composers.rendering import LightFieldRenderer, VolumeRenderer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
@@ -13,13 +16,22 @@ from datamodules.spec import DataSpec
 from modalities import PosedViews
 
 
-class Fields(torch.nn.Module):
-    """Fake coordinate network: a ball with a pole on top, red towards +x and blue towards -x."""
+class Fields(CoordinateNetwork):
+    """A closed-form network: a ball with a pole on top, red towards +x and blue towards -x."""
 
-    coord_dim, value_dim, layer_sizes, modulates = 3, 4, ((3, 16), (16, 4)), "weights"
+    coord_dim, value_dim, floats_per_coord = 3, 4, 64
+
+    def __init__(self):
+        super().__init__()
+        self.slots = {"radius": TensorSpec((1,), lambda: torch.full((1,), 0.5))}
+
+    def forward(self, coords, modulations):
+        """Return the values of the field."""
+        return self.bind(modulations)(coords)
 
     def bind(self, modulations):
-        radius = modulations[0][0]  # (B, 1)
+        """Return the field of balls whose radii are the modulations ``(B, 1)``."""
+        radius = modulations["radius"]
 
         def field(points):
             points = points.expand(len(radius), -1, -1) if points.dim() == 2 else points
@@ -33,36 +45,30 @@ class Fields(torch.nn.Module):
 
 
 class LineFields(Fields):
-    """Fake coordinate network for light fields: red for rays that point upwards."""
+    """A closed-form network of light fields: red for rays that point upwards, whatever the radius."""
 
     coord_dim, value_dim = 6, 3
 
     def bind(self, modulations):
-        return lambda lines: (lines[..., 2:3] * torch.tensor([50.0, 0, 0])).expand(len(modulations[0][0]), -1, -1)
+        """Return the field of lines."""
+        radius = modulations["radius"].unsqueeze(-1)
+        return lambda lines: lines[..., 2:3] * torch.tensor([50.0, 0, 0]) + 0 * radius
 
 
 class Balls(Composer):
-    """Composer with the radius of a ball as latent; it always predicts a radius of 0.5."""
+    """A composer that adapts the radius of a ball and always predicts 0.5."""
 
     def __init__(self, renderer=None, steps=0):
         renderer = renderer or VolumeRenderer(near=2.0, far=6.0, samples_per_ray=32)
-        inr = LineFields() if isinstance(renderer, LightFieldRenderer) else Fields()
-        refinement = Refinement(
-            steps, lambda latents: torch.optim.Adam(latents, lr=0.05), report=[], starts=["prediction"]
-        )
-        super().__init__(inr, renderer, refinement=refinement)
-        self.scale = torch.nn.Parameter(torch.ones(()))
-
-    def encode(self, observation):
-        return {"radius": torch.full((len(observation.signal.images), 1), 0.5)}
-
-    def compose(self, latents):
-        return {0: (latents["radius"], None)}
+        network = LineFields() if isinstance(renderer, LightFieldRenderer) else Fields()
+        rule = TorchOptimizer(lambda latents: torch.optim.Adam(latents, lr=0.05))
+        refinement = Refinement(steps, rule, report=[], starts=["prediction"])
+        super().__init__(network, Direct(), LearnedStart(), refinement=refinement, renderer=renderer)
 
 
 def radius_of(*radii):
-    """Return the modulations of balls with the given radii."""
-    return {0: (torch.tensor(radii).unsqueeze(-1), None)}
+    """Return the modulations of balls of these radii."""
+    return {"radius": torch.tensor(radii).unsqueeze(-1)}
 
 
 def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=True):
@@ -74,10 +80,10 @@ def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=Tru
     images = values.unflatten(1, (-1, size, size)).movedim(-1, 2)
     count = len(radii)
     signal = Views(images[:, :views], poses[:views].expand(count, -1, -1, -1), focals[:views].expand(count, -1, -1))
-    support, query = (part.flatten(0, 1).expand(count, -1, -1) for part in (rays[:views], rays[views:]))
-    edge = views * size * size
-    observation = Observation(signal, Samples(support, values[:, :edge]))
-    target = Samples(query, values[:, edge:] if known else None)
+    support, query = (half.flatten(0, 1).expand(count, -1, -1) for half in (rays[:views], rays[views:]))
+    num_support = views * size * size
+    observation = Observation(signal, Samples(support, values[:, :num_support]))
+    target = Samples(query, values[:, num_support:] if known else None)
     return CoordinateBatch(observation, target, (queries, size, size), names or [f"ball.{i:03d}" for i in range(count)])
 
 

@@ -36,7 +36,7 @@ def _subclasses(kind):
 KINDS = {
     "Views",
     "PosedImages",
-    *(_subclasses(Composer) & {*composers.__all__, "MetaLearned"}),
+    *(_subclasses(Composer) & {*composers.__all__}),
     *(type(modality).__name__ for modality in MODALITIES),
 }
 
@@ -107,7 +107,7 @@ def test_only_owners_test_ranks_and_types(name):
         "if data.coord_dim != 6: pass",
         "x = isinstance(signal, Views)",
         "x = isinstance(signal, batch.Views)",
-        "x = isinstance(composer, MetaLearned)",
+        "x = isinstance(composer, TransINR)",
         "x = isinstance(composer, (LearnedInit, MetaIPC))",
         "x = isinstance(data.modality, Images)",
         "x = issubclass(kind, TransformerIPC)",

@@ -33,7 +33,7 @@ class Refinement(GradientSteps):
             1e-4 and 100 steps of 1,024 samples. Its ``starts``, ``stages`` and ``network`` are not used.
 
     Raises:
-        ValueError: If a number, a stage or a start is out of range.
+        ValueError: If a number, a stage or a start is out of range, or the rule has learned factors.
     """
 
     address: ClassVar[str] = "refinement"
@@ -50,6 +50,10 @@ class Refinement(GradientSteps):
         network: Refinement | None = None,
     ) -> None:
         super().__init__(steps, rule, samples_per_step=samples_per_step, loss=loss, report=report)
+        if learned := getattr(self.rule, "learned_lr", ()):
+            raise ValueError(
+                f"learned_lr of a refinement is {list(learned)}; no training would reach it: leave it empty."
+            )
         if unknown := set(stages) - {"val", "test", "predict"}:
             raise ValueError(f"stages names {sorted(unknown)}; allowed are val, test and predict.")
         if unknown := set(starts) - set(STARTS):

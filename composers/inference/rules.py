@@ -17,6 +17,11 @@ from composers.networks import TensorSpec
 Scales = Callable[[Latents], Mapping[str, Tensor]]
 
 
+def unit_scales(latents: Latents) -> dict[str, Tensor]:
+    """Return scales that leave steps as they are."""
+    return {name: torch.ones((), device=latent.device) for name, latent in latents.items()}
+
+
 class Trajectory(NamedTuple):
     """The course of gradient steps.
 

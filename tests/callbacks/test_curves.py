@@ -466,8 +466,8 @@ def test_axis_is_cut_only_if_the_inner_loop_diverges(last, expected):
 
 def test_values_that_are_not_finite_are_written(make_network, run_test, tmp_path):
     composer = _meta(make_network, report=(0, 3, 40), test_steps=2, lr=0.05)
-    composer.step_scales = lambda latents: {name: 1e25 * latent.square() for name, latent in latents.items()}
-    composer.encode = lambda observation: composer._starts(observation.samples)
+    composer.parametrization.step_scales = lambda latents: {name: 1e25 * latent**2 for name, latent in latents.items()}
+    composer._infer = lambda observation: 2 * (composer.start(observation, composer.layout(observation)),)
     printed = run_test(composer, FlatData(eval_batch_size=2))
     points = _table(tmp_path / "refinement.csv")
     assert [math.isfinite(float(point["mean"])) for point in points] == [True, True, False, False]

@@ -103,7 +103,7 @@ def test_table_has_audio_and_spectrograms():
         predicted = composer(batch.observation, batch.query.coords)
     for index, length in ((0, 200), (1, 150)):
         row = rows[index]
-        assert (row["input"].rate, row["reconstruction"].rate) == (400, 400)
+        assert (row["input"].sample_rate, row["reconstruction"].sample_rate) == (400, 400)
         assert torch.equal(row["input"].values, batch.query.values[index, :length].T)
         assert torch.allclose(row["reconstruction"].values, predicted[index, :length].T, atol=1e-6)
         assert row["spectrograms"].size == (500, 480)

@@ -24,8 +24,8 @@ def _config(composer):
     path = TESTS / "configs" / f"tiny_{composer}.yaml"
     with contextlib.chdir(path.parent):
         config = load_layers(path.read_text())["model"]
-    config["init_args"]["inr"]["init_args"] |= {"coord_dim": 2, "value_dim": 3}
-    config["init_args"]["tokenizer"]["init_args"]["signal_shape"] = [3, 16, 16]
+    config["init_args"]["network"]["init_args"] |= {"coord_dim": 2, "value_dim": 3}
+    config["init_args"]["encoder"]["init_args"]["signal_shape"] = [3, 16, 16]
     return config
 
 
@@ -94,7 +94,7 @@ def test_build_does_not_modify_the_config(composer):
     built = composers.build(config)
     assert config == before
     assert built.config == before
-    config["init_args"]["inr"]["init_args"]["hidden_dim"] = 99
+    config["init_args"]["network"]["init_args"]["hidden_dim"] = 99
     assert built.config == before
 
 
@@ -131,10 +131,10 @@ def test_composer_created_in_python_cannot_be_saved(make_ipc, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"class_path": "composers.TransformerICP"}, r"no Composer of this version: .*'TransformerICP'"),
-        ({"class_path": "torch.nn.Linear"}, r"no Composer of this version: .*torch\.nn\.Linear"),
-        ({"init_args": {"rnk": 4}}, r"no Composer of this version: .*'rnk' is not accepted"),
-        ({"init_args": {"rank": "many"}}, r"no Composer of this version: .*rank.*int.*many"),
+        ({"class_path": "composers.TransformerICP"}, r"not a valid Composer in this version: .*'TransformerICP'"),
+        ({"class_path": "torch.nn.Linear"}, r"not a valid Composer in this version: .*torch\.nn\.Linear"),
+        ({"init_args": {"rnk": 4}}, r"not a valid Composer in this version: .*'rnk' is not accepted"),
+        ({"init_args": {"rank": "many"}}, r"not a valid Composer in this version: .*rank.*int.*many"),
     ],
 )
 def test_build_with_an_invalid_config_raises(change, message):
@@ -155,14 +155,14 @@ def test_load_of_a_checkpoint_without_config_raises(trained, tmp_path):
 def test_load_with_weights_that_do_not_match_the_config_raises(tmp_path):
     composer = composers.build(_config("ipc"))
     weights = composer.state_dict()
-    weights["bases.1"] = weights["bases.1"][:4]
-    weights["extra"] = weights.pop("hypernet.positions")
+    weights["parametrization.bases.1"] = weights["parametrization.bases.1"][:4]
+    weights["extra"] = weights.pop("start.readout.positions")
     torch.save({"state_dict": weights, "composer": composer.config}, tmp_path / "odd.ckpt")
     with pytest.raises(ValueError, match=r"odd\.ckpt belongs to another model than the TransformerIPC") as raised:
         composers.load(tmp_path / "odd.ckpt")
     for line in (
         "bases.1: (4, 8) in the file, (8, 8) in the model",
-        "hypernet.positions: missing in the file",
+        "start.readout.positions: missing in the file",
         "extra: not in the model",
     ):
         assert line in str(raised.value)

@@ -90,8 +90,8 @@ def _initial(composer):
 def _naive_layer(composer, latents, layer):
     """Return the weight and the bias of a layer for one instance, before normalisation."""
     key, network, parametrization = str(layer), composer.network, composer.parametrization
-    weight = network.weights[key] if key in network.weights else None
-    bias = network.biases[key] if key in network.biases else None
+    weight = network.weights.get(key)
+    bias = network.biases.get(key)
     if layer not in network.modulated_layers:
         return weight, bias
     if isinstance(parametrization, LowRank):

@@ -1,4 +1,4 @@
-"""Numbers per instance against loops, and their mean over instances."""
+"""Metrics and losses per instance against loops, with masks, constant signals and other precisions."""
 
 import math
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from composers.losses import MeanSquaredError
 from composers.metrics import PSNR, SSIM, Gain, instance_mean, instance_mse, psnr_of_mse
+from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
 
@@ -16,8 +17,13 @@ def _samples(values, mask=None):
     return Samples(torch.zeros(values.shape[1], 2), values, mask)
 
 
+def _measure(metric, values, target, shape=None):
+    """Return what a metric measures of values at the coordinates of the target."""
+    return metric.measure(Reconstruction.of_values(values), target, shape)
+
+
 def _random(num_instances=3, num_coords=5, channels=2, *, masked=False, seed=0):
-    """Return a prediction and its target; what the mask leaves out is far off in both."""
+    """Return a prediction and its target; masked samples differ by about 100."""
     generator = torch.Generator().manual_seed(seed)
     prediction, values = torch.rand(2, num_instances, num_coords, channels, generator=generator)
     if not masked:
@@ -29,19 +35,19 @@ def _random(num_instances=3, num_coords=5, channels=2, *, masked=False, seed=0):
     return prediction, _samples(values, mask)
 
 
-def _counted(target, instance):
-    """Return the places of an instance that count."""
-    places = range(target.values.shape[1])
-    return [place for place in places if target.mask is None or target.mask[instance, place]]
+def _unmasked(target, instance):
+    """Return the indices of the unmasked samples of an instance."""
+    indices = range(target.values.shape[1])
+    return [index for index in indices if target.mask is None or target.mask[instance, index]]
 
 
 def _naive_mse(prediction, target):
-    """Return the mean squared error of every instance by a loop over its places and channels."""
+    """Return the mean squared error of every instance by a loop over its samples and channels."""
     errors = []
     for instance in range(len(prediction)):
         squares = [
-            (float(prediction[instance, place, channel]) - float(target.values[instance, place, channel])) ** 2
-            for place in _counted(target, instance)
+            (float(prediction[instance, index, channel]) - float(target.values[instance, index, channel])) ** 2
+            for index in _unmasked(target, instance)
             for channel in range(prediction.shape[2])
         ]
         errors.append(sum(squares) / len(squares))
@@ -52,52 +58,53 @@ def _naive_psnr(prediction, target):
     return [-10 * math.log10(error) for error in _naive_mse(prediction, target)]
 
 
-def _assert_close(found, wanted, atol=1e-4):
-    torch.testing.assert_close(found, torch.tensor(wanted), atol=atol, rtol=0)
+def _assert_close(actual, expected, atol=1e-4):
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=atol, rtol=0)
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.booleans(), st.integers(0, 100))
 def test_errors_equal_a_loop(num_instances, num_coords, channels, masked, seed):
     prediction, target = _random(num_instances, num_coords, channels, masked=masked, seed=seed)
     _assert_close(instance_mse(prediction, target), _naive_mse(prediction, target), atol=1e-6)
-    _assert_close(MeanSquaredError()(prediction, target), _naive_mse(prediction, target), atol=1e-6)
-    _assert_close(PSNR().measure(prediction, target, None), _naive_psnr(prediction, target))
+    _assert_close(
+        MeanSquaredError()(Reconstruction.of_values(prediction), target), _naive_mse(prediction, target), atol=1e-6
+    )
+    _assert_close(_measure(PSNR(), prediction, target), _naive_psnr(prediction, target))
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_gain_is_over_the_constant_of_the_mean_value(masked):
+def test_gain_is_relative_to_the_constant_mean_value(masked):
     prediction, target = _random(masked=masked)
     constant = torch.empty_like(prediction)
     for instance in range(3):
-        places = _counted(target, instance)
+        indices = _unmasked(target, instance)
         for channel in range(2):
-            constant[instance, :, channel] = sum(target.values[instance, place, channel] for place in places) / len(
-                places
-            )
+            total = sum(target.values[instance, index, channel] for index in indices)
+            constant[instance, :, channel] = total / len(indices)
     torch.testing.assert_close(instance_mean(target), constant)
     pairs = zip(_naive_psnr(prediction, target), _naive_psnr(constant, target), strict=True)
-    _assert_close(Gain().measure(prediction, target, None), [reached - mean for reached, mean in pairs])
-    _assert_close(Gain().measure(constant, target, None), [0.0, 0.0, 0.0])
+    _assert_close(_measure(Gain(), prediction, target), [psnr - mean for psnr, mean in pairs])
+    _assert_close(_measure(Gain(), constant, target), [0.0, 0.0, 0.0])
 
 
 def _mirrored(index, size):
-    """Return an index beyond an end, mirrored at the last one."""
+    """Return an index, mirrored at the ends of an axis."""
     index = abs(index)
     return index if index < size else 2 * (size - 1) - index
 
 
-def _naive_ssim(seen, true, shape):
+def _naive_ssim(prediction, true, shape):
     """Return the SSIM of one instance: a Gaussian window of 11 x 11 around every pixel, borders mirrored (Wang et al. 2004)."""
     height, width = shape
-    bell = [math.exp(-(offset**2) / (2 * 1.5**2)) for offset in range(-5, 6)]
-    weights = {(r - 5, c - 5): bell[r] * bell[c] / sum(bell) ** 2 for r in range(11) for c in range(11)}
+    gaussian = [math.exp(-(offset**2) / (2 * 1.5**2)) for offset in range(-5, 6)]
+    weights = {(r - 5, c - 5): gaussian[r] * gaussian[c] / sum(gaussian) ** 2 for r in range(11) for c in range(11)}
     similarities = []
-    for channel in range(seen.shape[1]):
-        x, y = (values[:, channel].double().reshape(shape).tolist() for values in (seen, true))
+    for channel in range(prediction.shape[1]):
+        x, y = (values[:, channel].double().reshape(shape).tolist() for values in (prediction, true))
         for row in range(height):
             for column in range(width):
-                places = [(_mirrored(row + r, height), _mirrored(column + c, width)) for r, c in weights]
-                window = [(w, x[r][c], y[r][c]) for w, (r, c) in zip(weights.values(), places, strict=True)]
+                pixels = [(_mirrored(row + r, height), _mirrored(column + c, width)) for r, c in weights]
+                window = [(w, x[r][c], y[r][c]) for w, (r, c) in zip(weights.values(), pixels, strict=True)]
                 mean_x, mean_y = sum(w * a for w, a, _ in window), sum(w * b for w, _, b in window)
                 variance_x = sum(w * (a - mean_x) ** 2 for w, a, _ in window)
                 variance_y = sum(w * (b - mean_y) ** 2 for w, _, b in window)
@@ -112,21 +119,21 @@ def _naive_ssim(seen, true, shape):
 def test_ssim_equals_a_loop_over_windows(shape):
     prediction, target = _random(2, shape[0] * shape[1], 3)
     prediction = 0.7 * target.values + 0.3 * prediction
-    wanted = [_naive_ssim(prediction[i], target.values[i], shape) for i in range(2)]
-    _assert_close(SSIM().measure(prediction, target, shape), wanted)
-    _assert_close(SSIM().measure(target.values, target, shape), [1.0, 1.0])
+    expected = [_naive_ssim(prediction[i], target.values[i], shape) for i in range(2)]
+    _assert_close(_measure(SSIM(), prediction, target, shape), expected)
+    _assert_close(_measure(SSIM(), target.values, target, shape), [1.0, 1.0])
 
 
 @pytest.mark.parametrize("shape", [None, (132,), (4, 33), (1, 12, 11)])
-def test_ssim_is_not_a_number_where_there_is_no_image(shape):
+def test_ssim_is_nan_without_an_image_of_at_least_one_window(shape):
     prediction, target = _random(2, 132, 3)
-    assert SSIM().measure(prediction, target, shape).isnan().tolist() == [True, True]
+    assert _measure(SSIM(), prediction, target, shape).isnan().tolist() == [True, True]
 
 
 def test_predictions_are_neither_clamped_nor_rounded():
     target = _samples(torch.ones(1, 4, 1))
-    assert PSNR().measure(torch.full((1, 4, 1), 2.0), target, None).item() == pytest.approx(0.0, abs=1e-5)
-    assert PSNR().measure(torch.full((1, 4, 1), 1.0005), target, None).item() == pytest.approx(66.02, abs=0.01)
+    assert _measure(PSNR(), torch.full((1, 4, 1), 2.0), target).item() == pytest.approx(0.0, abs=1e-5)
+    assert _measure(PSNR(), torch.full((1, 4, 1), 1.0005), target).item() == pytest.approx(66.02, abs=0.01)
 
 
 def test_errors_are_measured_in_float32():
@@ -138,20 +145,20 @@ def test_errors_are_measured_in_float32():
 
 @pytest.mark.parametrize("metric", [PSNR(), Gain(), SSIM()], ids=lambda metric: type(metric).__name__)
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_constant_images_and_perfect_predictions_give_numbers(metric, value):
+def test_constant_images_and_perfect_predictions_have_finite_metrics(metric, value):
     constant, noise = torch.full((1, 132, 3), value), torch.rand(1, 132, 3)
     for prediction, values in ((constant, constant), (noise, constant), (constant, noise), (noise, noise)):
-        assert metric.measure(prediction, _samples(values), (12, 11)).isfinite().all()
+        assert _measure(metric, prediction, _samples(values), (12, 11)).isfinite().all()
 
 
-def test_a_perfect_prediction_counts_as_120_db():
+def test_the_psnr_is_at_most_120_db():
     assert psnr_of_mse(torch.tensor([0.0, 1e-20, 1e-12, 1e-2])).tolist() == pytest.approx([120, 120, 120, 20])
 
 
 def test_instances_do_not_mix():
     prediction, target = _random()
     prediction.requires_grad_()
-    (gradient,) = torch.autograd.grad(MeanSquaredError()(prediction, target)[1], prediction)
+    (gradient,) = torch.autograd.grad(MeanSquaredError()(Reconstruction.of_values(prediction), target)[1], prediction)
     assert gradient[1].all()
     assert not gradient[[0, 2]].any()
 
@@ -159,10 +166,10 @@ def test_instances_do_not_mix():
 def test_masked_samples_have_no_gradient():
     prediction, target = _random(masked=True)
     prediction.requires_grad_()
-    MeanSquaredError()(prediction, target).sum().backward()
+    MeanSquaredError()(Reconstruction.of_values(prediction), target).sum().backward()
     assert torch.equal(prediction.grad.any(-1), target.mask)
 
 
-def test_a_target_without_values_is_refused():
+def test_a_target_without_values_is_rejected():
     with pytest.raises(ValueError, match="no values"):
         instance_mse(torch.zeros(1, 2, 1), Samples(torch.zeros(2, 1)))

@@ -1,4 +1,4 @@
-"""What data states, written where parts declare it and a config leaves it open."""
+"""Arguments that parts take from the data: filled in where a config leaves them open, and compared at set-up."""
 
 from typing import ClassVar
 
@@ -13,145 +13,145 @@ from datamodules.spec import DataSpec, Modality
 
 
 class Rays(CoordinateDataModule):
-    """Stands for data of scenes: it states sizes, and has no items."""
+    """A data module of scenes, with a specification only."""
 
     spec = DataSpec(domain.Rays(1.5, 4.5), 3, (2, 3, 8, 8), Modality())
 
     def setup(self, stage):
-        raise AssertionError("sizes need no data")
-
-
-def _stated(**renderer):
-    """Return the config of a model for `Rays`, completed; the renderer's arguments as given."""
-    inr = {"class_path": "composers.networks.CoordinateMLP", "init_args": {"coord_dim": None, "value_dim": None}}
-    tokenizer = {"class_path": "composers.encoders.ViewPatches", "init_args": {"signal_shape": None, "patch_size": 4}}
-    parts = {"inr": inr, "tokenizer": tokenizer}
-    name = renderer.pop("name", "VolumeRenderer")
-    parts["renderer"] = {"class_path": f"composers.rendering.{name}", "init_args": renderer}
-    model = Namespace({"class_path": "composers.TransformerIPC", "init_args": _namespaces(parts)})
-    state_sizes(model, Namespace({"class_path": f"{__name__}.Rays", "init_args": Namespace()}))
-    return model.init_args
-
-
-def _namespaces(part):
-    return Namespace({k: _namespaces(v) for k, v in part.items()}) if isinstance(part, dict) else part
-
-
-def test_depths_and_dimensions_come_from_the_data():
-    stated = _stated(near=None, far=None, samples_per_ray=9)
-    assert stated.renderer.init_args == Namespace(near=1.5, far=4.5, samples_per_ray=9)
-    assert stated.network.init_args == Namespace(coord_dim=3, value_dim=4)
-    assert stated.tokenizer.init_args.signal_shape == [2, 3, 8, 8]
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"), [({"near": 1.0, "far": None}, (1.0, 4.5)), ({"near": 0, "far": 9}, (0, 9))]
-)
-def test_depths_that_were_given_stay(given, wanted):
-    found = _stated(**given).renderer.init_args
-    assert (found.near, found.far) == wanted
-
-
-def test_light_fields_have_no_depths():
-    stated = _stated(name="LightFieldRenderer", chunk_size=5)
-    assert stated.renderer.init_args == Namespace(chunk_size=5)
-    assert stated.network.init_args == Namespace(coord_dim=6, value_dim=3)
+        raise AssertionError("the specification must suffice")
 
 
 class Images(CoordinateDataModule):
-    """Stands for data of images on a grid with another range along each axis."""
+    """A data module of images with another range along each axis, with a specification only."""
 
-    spec = DataSpec(domain.Grid(((0.0, 1.0), (-1.0, 1.0))), 3, (3, 4, 6), Modality())
+    spec = DataSpec(domain.Grid(((0.0, 1.0), (-1.0, 1.0))), 3, (3, 4, 6), Modality(), num_instances=7)
 
     def setup(self, stage):
-        raise AssertionError("sizes need no data")
+        raise AssertionError("the specification must suffice")
 
 
 class Ends(torch.nn.Module):
-    """A part of somebody else, which takes the upper ends of the axes, and holds a part of its own.
+    """A third-party part that takes the upper ends of the axes, and contains another part.
 
     Args:
         ends: Upper ends.
-        value_dim: The same name as an argument of the network, and declared by nobody here.
-        inner: Another part.
+        value_dim: An argument with the name of one of the network, which this part does not declare.
+        part: Another part.
     """
 
     from_data: ClassVar = {"ends": lambda spec: tuple(high for _, high in spec.domain.ranges)}
 
-    def __init__(self, ends=None, value_dim=None, inner=None):
+    def __init__(self, ends=None, value_dim=None, part=None):
         super().__init__()
-        self.ends, self.value_dim, self.inner = ends, value_dim, inner
-
-
-def _filled(**parts):
-    """Return the parts of a model for `Images`, completed."""
-    model = Namespace({"class_path": "composers.TransformerIPC", "init_args": _namespaces(parts)})
-    state_sizes(model, Namespace({"class_path": f"{__name__}.Images", "init_args": Namespace()}))
-    return model.init_args
-
-
-def _ends(**arguments):
-    return {"class_path": f"{__name__}.Ends", "init_args": {"ends": None, "value_dim": None, "inner": None} | arguments}
-
-
-def test_parts_of_somebody_else_take_what_they_declare_and_nothing_else():
-    found = _filled(tokenizer=_ends(inner=_ends()), signal_shape=None).tokenizer.init_args
-    assert found.ends == found.inner.init_args.ends == [1.0, 1.0]
-    assert found.value_dim is found.inner.init_args.value_dim is None
-
-
-def test_a_name_that_a_composer_does_not_declare_stays_open():
-    assert _filled(tokenizer=_ends(), signal_shape=None).signal_shape is None
-
-
-def test_composers_declare_too():
-    model = Namespace({"class_path": "composers.MetaIPC", "init_args": Namespace(signal_shape=None)})
-    state_sizes(model, Namespace({"class_path": f"{__name__}.Images", "init_args": Namespace()}))
-    assert model.init_args.signal_shape == [3, 4, 6]
-
-
-def test_parts_in_lists_and_dictionaries_are_found():
-    model = Namespace({"class_path": "composers.TransformerIPC", "init_args": Namespace()})
-    model.init_args["metrics"] = {"a": _namespaces(_ends())}
-    model.init_args["tokenizer"] = Namespace(
-        class_path=f"{__name__}.Plain", init_args=Namespace(parts=[_namespaces(_ends())])
-    )
-    state_sizes(model, Namespace({"class_path": f"{__name__}.Images", "init_args": Namespace()}))
-    assert model.init_args["metrics"]["a"].init_args.ends == [1.0, 1.0]
-    assert model.init_args.encoder.init_args.parts[0].init_args.ends == [1.0, 1.0]
+        self.ends, self.value_dim, self.part = ends, value_dim, part
 
 
 class Plain:
     """A part that declares nothing."""
 
 
-def test_parts_of_the_network_see_the_field_behind_the_renderer():
-    inr = {
-        "class_path": "composers.networks.CoordinateMLP",
-        "init_args": {
-            "coord_dim": None,
-            "value_dim": None,
-            "encoding": {"class_path": "composers.networks.GaussianFourierFeatures", "init_args": {"coord_dim": None}},
-        },
-    }
-    found = _filled(inr=inr).network.init_args
-    assert (found.coord_dim, found.value_dim, found.encoding.init_args.coord_dim) == (2, 3, 2)
+def _part(class_path, **arguments):
+    """Return the config of a part."""
+    return {"class_path": class_path, "init_args": arguments}
+
+
+def _ends(**arguments):
+    """Return the config of an `Ends`."""
+    return _part(f"{__name__}.Ends", **{"ends": None, "value_dim": None, "part": None} | arguments)
+
+
+def _namespaces(config):
+    """Return nested dictionaries as namespaces."""
+    if not isinstance(config, dict):
+        return config
+    return Namespace({name: _namespaces(value) for name, value in config.items()})
+
+
+def _filled(data, class_path="composers.TransformerIPC", **arguments):
+    """Return the arguments of a model, completed from the specification of a data module."""
+    model = _namespaces(_part(class_path, **arguments))
+    state_sizes(model, Namespace({"class_path": f"{__name__}.{data}", "init_args": Namespace()}))
+    return model.init_args
+
+
+def _views_model(name, **arguments):
+    """Return the completed arguments of a model of views with a renderer."""
+    return _filled(
+        "Rays",
+        network=_part("composers.networks.CoordinateMLP", coord_dim=None, value_dim=None),
+        encoder=_part("composers.encoders.ViewPatches", signal_shape=None, patch_size=4),
+        renderer=_part(f"composers.rendering.{name}", **arguments),
+    )
+
+
+def test_depths_and_dimensions_come_from_the_data():
+    arguments = _views_model("VolumeRenderer", near=None, far=None, samples_per_ray=9)
+    assert arguments.renderer.init_args == Namespace(near=1.5, far=4.5, samples_per_ray=9)
+    assert arguments.network.init_args == Namespace(coord_dim=3, value_dim=4)
+    assert arguments.encoder.init_args.signal_shape == [2, 3, 8, 8]
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "words"),
+    ("depths", "expected"), [({"near": 1.0, "far": None}, (1.0, 4.5)), ({"near": 0, "far": 9}, (0, 9))]
+)
+def test_depths_of_the_config_are_kept(depths, expected):
+    renderer = _views_model("VolumeRenderer", **depths).renderer.init_args
+    assert (renderer.near, renderer.far) == expected
+
+
+def test_light_fields_have_no_depths():
+    arguments = _views_model("LightFieldRenderer", chunk_size=5)
+    assert arguments.renderer.init_args == Namespace(chunk_size=5)
+    assert arguments.network.init_args == Namespace(coord_dim=6, value_dim=3)
+
+
+def test_third_party_parts_take_what_they_declare_only():
+    encoder = _filled("Images", encoder=_ends(part=_ends()), signal_shape=None).encoder.init_args
+    assert encoder.ends == encoder.part.init_args.ends == [1.0, 1.0]
+    assert encoder.value_dim is encoder.part.init_args.value_dim is None
+
+
+def test_an_argument_that_a_composer_does_not_declare_stays_open():
+    assert _filled("Images", encoder=_ends(), signal_shape=None).signal_shape is None
+
+
+@pytest.mark.parametrize("preset", ["MetaIPC", "LearnedInit", "Functa"])
+def test_composers_declare_too(preset):
+    assert _filled("Images", f"composers.{preset}", signal_shape=None).signal_shape == [3, 4, 6]
+
+
+def test_starts_declare_the_shape_of_the_signal_and_the_number_of_instances():
+    start = _part("composers.inference.LearnedCode", num_instances=None, signal_shape=None)
+    arguments = _filled("Images", "composers.Composer", start=start).start.init_args
+    assert (arguments.num_instances, arguments.signal_shape) == (7, [3, 4, 6])
+
+
+def test_parts_in_lists_and_dictionaries_are_found():
+    plain = Namespace(class_path=f"{__name__}.Plain", init_args=Namespace(parts=[_namespaces(_ends())]))
+    model = Namespace(class_path="composers.TransformerIPC", init_args=Namespace(encoder=plain))
+    model.init_args["metrics"] = {"a": _namespaces(_ends())}
+    state_sizes(model, Namespace({"class_path": f"{__name__}.Images", "init_args": Namespace()}))
+    assert model.init_args["metrics"]["a"].init_args.ends == [1.0, 1.0]
+    assert model.init_args.encoder.init_args.parts[0].init_args.ends == [1.0, 1.0]
+
+
+def test_parts_of_the_network_take_the_field_behind_the_renderer():
+    encoding = _part("composers.networks.GaussianFourierFeatures", coord_dim=None)
+    network = _part("composers.networks.CoordinateMLP", coord_dim=None, value_dim=None, encoding=encoding)
+    arguments = _filled("Images", network=network).network.init_args
+    assert (arguments.coord_dim, arguments.value_dim, arguments.encoding.init_args.coord_dim) == (2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("slot", "ends", "message"),
     [
-        (
-            "tokenizer",
-            {"ends": (1.0, 2.0)},
-            r"^Ends was built for ends \(1.0, 2.0\); the data has \(1.0, 1.0\): leave ends out",
-        ),
-        ("inr", {"ends": (3.0, 3.0)}, r"^Ends was built for ends \(3.0, 3.0\); PointRenderer asks for \(1.0, 1.0\)"),
+        ("start", (1.0, 2.0), r"^Ends was built for ends \(1.0, 2.0\); the data has \(1.0, 1.0\): leave ends out"),
+        ("network", (3.0, 3.0), r"^Ends was built for ends \(3.0, 3.0\); PointRenderer asks for \(1.0, 1.0\)"),
     ],
 )
-def test_what_was_given_is_compared_by_the_same_declaration(make_ipc, part, change, words):
-    composer = make_ipc(tokenizer=Patches((3, 4, 6), 2))
+def test_arguments_of_the_config_are_compared_with_the_data(make_ipc, slot, ends, message):
+    composer = make_ipc(encoder=Patches((3, 4, 6), 2))
     composer.check_sizes(Images())
-    {"tokenizer": composer.hypernet, "inr": composer.network}[part].add_module("ends", Ends(**change))
-    with pytest.raises(ValueError, match=words):
+    getattr(composer, slot).add_module("ends", Ends(ends))
+    with pytest.raises(ValueError, match=message):
         composer.check_sizes(Images())

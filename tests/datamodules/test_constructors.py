@@ -16,7 +16,7 @@ from datamodules import CoordinateDataModule
 DATA_OPTIONS = {"batch_size", "eval_batch_size", "num_workers"}
 WITHOUT_ROOT = {"SamplePhotos", "SampleSpeech"}  # which contain bundled data
 WITH_CACHE = {"CelebA", "FFHQ", "ImageFolder", "ImageNette"}
-COMPOSER_OPTIONS = {"inr", "renderer", "loss", "metrics", "optimizer", "scheduler", "refinement"}
+COMPOSER_OPTIONS = {"network", "renderer", "loss", "metrics", "optimizer", "scheduler", "inner", "refinement"}
 
 
 def _exported(package, base):
@@ -45,14 +45,14 @@ def _family(base):
 
 
 def _forwarded(kind):
-    """Return the positional arguments of the call of the base constructor; None if there is no constructor."""
+    """Return the call of the base constructor; None if there is no constructor."""
     if "__init__" not in vars(kind):
         return None
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__init__)))
     [call] = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__"
     ]
-    return [ast.unparse(argument) for argument in call.args]
+    return call
 
 
 @pytest.mark.parametrize("kind", DATA)
@@ -71,14 +71,21 @@ def test_composers_have_and_document_the_common_arguments(kind):
     assert [name for name, text in options.items() if not text] == []
 
 
-@pytest.mark.parametrize(
-    ("base", "allowed"), [(CoordinateDataModule, []), (Composer, ["inr", "inner_loop"])], ids=["data", "composers"]
-)
-def test_arguments_are_passed_to_the_base_by_name(base, allowed):
-    by_position = {kind.__name__: _forwarded(kind) for kind in dict.fromkeys(_family(base))}
-    assert len(by_position) > 5
-    for name, arguments in by_position.items():
-        assert arguments is None or arguments == allowed[: len(arguments)], name
+def test_data_modules_pass_arguments_to_the_base_by_name():
+    calls = {kind.__name__: _forwarded(kind) for kind in dict.fromkeys(_family(CoordinateDataModule))}
+    assert len(calls) > 5
+    assert [name for name, call in calls.items() if call is not None and call.args] == []
+
+
+@pytest.mark.parametrize("preset", [kind for kind in COMPOSERS if kind is not Composer])
+def test_presets_pass_their_parts_in_the_order_of_the_base_and_all_else_by_name(preset):
+    call = _forwarded(preset)
+    slots = list(inspect.signature(Composer.__init__).parameters)[1:]
+    assert slots[:4] == ["network", "parametrization", "start", "inner"]
+    assert 3 <= len(call.args) <= 4
+    assert ast.unparse(call.args[0]) == "network"
+    assert [ast.unparse(argument) for argument in call.args[3:]] in ([], ["inner"])
+    assert [(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords] == [(None, "kwargs")]
 
 
 @pytest.mark.parametrize("kind", DATA)

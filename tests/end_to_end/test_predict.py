@@ -264,7 +264,7 @@ def test_unusable_codes_raise_one_line_errors(encoded, trained, capsys):
     assert "no.safetensors does not exist" in _codes_error("render", "no.safetensors", *weights)
     assert "wide.png is damaged or not an instance code" in _codes_error("info", "wide.png")
     assert "There is no checkpoint no.ckpt" in _codes_error("render", "wide.safetensors", "--checkpoint", "no.ckpt")
-    assert "above 0" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
+    assert "must be positive" in _codes_error("render", "wide.safetensors", *weights, "--scale", 0)
     for size in ("axb", "-4", "0", "3x4x5"):
         with pytest.raises(SystemExit):
             codes.main(["render", "wide.safetensors", "--checkpoint", "x", f"--size={size}"])

@@ -118,7 +118,7 @@ def test_data_set_without_problems(checked):
     assert row(printed, "train") == ["3", "-", "0", "0", "0", "0", "0"]
     assert row(printed, "val, test") == ["1", "-", "0", "0", "0", "0", "0"]
     assert "split: by folders: sound/train and sound/val\n" in printed
-    assert printed.endswith("All right: 4 files, all could be read.\n")
+    assert printed.endswith("No problems: 4 files, all decoded.\n")
     assert "Fix" not in printed
     assert len(printed.splitlines()) == 7
 
@@ -151,11 +151,11 @@ def test_every_kind_of_problem_is_counted_and_named(checked):
         "  sound/train/rate.flac has a sampling rate of 2,000 Hz: it is resampled to 1,000 Hz.",
         "  sound/train/stereo.wav has 2 channels, which are mixed to one.",
         "  sound/lost.flac belongs to no split.",
-        "Fix: take these files from their source again, or delete them.",
-        "Or leave out what is unreadable: --data.init_args.on_bad_file skip",
+        "Fix: obtain new copies of these files, or delete them.",
+        "Or skip unreadable files: --data.init_args.on_bad_file skip",
     ):
         assert line in printed.splitlines()
-    assert "All right" not in printed
+    assert "No problems" not in printed
     assert "partial" not in printed
     with Path("all.csv").open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -170,9 +170,9 @@ def test_warnings_are_no_failure(checked):
     for name in ("train/truncated.flac", "train/truncated.wav", "train/empty.wav", "train/text.flac", "val/nan.wav"):
         Path("sound", name).unlink()
     printed = checked(*FOLDER)
-    assert "Silent, which is no error: 1\n" in printed
+    assert "Silent (warning): 1\n" in printed
     assert "Fix" not in printed
-    assert printed.endswith("All right: 8 files, all could be read.\n")
+    assert printed.endswith("No problems: 8 files, all decoded.\n")
 
 
 def test_headers_do_not_reveal_corrupt_samples(checked):
@@ -183,7 +183,7 @@ def test_headers_do_not_reveal_corrupt_samples(checked):
     assert {kind for _, kind, _, _ in by_header} == {"unreadable", "short", "sample_rate", "channels", "unused"}
     for name in unreadable:
         Path("sound/train", name).unlink()
-    assert "All right: 10 files, by their headers" in checked(*FOLDER, "--decode", "false")
+    assert "No problems: 10 files" in checked(*FOLDER, "--decode", "false")
 
 
 def test_whole_recording_is_decoded_in_blocks(monkeypatch):
@@ -235,13 +235,13 @@ def test_counts_are_compared_with_published_ones(checked):
     assert printed.startswith("error: There are no recordings of the split train in data.\n")
     fix = f"python -m tools.check {' '.join(map(str, data))} --fetch true"
     assert printed.endswith(f"\nFix: {fix}\n")
-    assert "All right: 5 files" in checked(*data, "--fetch", "true")
+    assert "No problems: 5 files" in checked(*data, "--fetch", "true")
     Path("data/part/held/1.wav").unlink()
     printed = checked(*data, "--data.partial", "true", status=1)
     assert row(printed, "val, test") == ["1", "2", "1", "0", "0", "0", "0"]
-    assert "\nMissing: 1\n  1 of the split val, test: which ones is not known" in printed
+    assert "\nMissing: 1\n  1 in split val, test. Only the number of files was published" in printed
     assert "\nFix: mv data/part data/part.old && python -m tools.check" in printed
-    assert "\nOr take what is there: --data.init_args.partial true\n" in printed
+    assert "\nOr use the existing files only: --data.init_args.partial true\n" in printed
 
 
 def test_librispeech_is_counted_and_decoded(monkeypatch):
@@ -260,7 +260,7 @@ def test_split_without_recordings_fails(checked):
     Path("sound/val").mkdir()
     printed = checked(*FOLDER, status=1)
     assert "  There are no recordings of the split val in sound.\n" in printed
-    assert "All right" not in printed
+    assert "No problems" not in printed
     Path("sound/train/a.wav").unlink()
     assert checked(*FOLDER, status=1) == "error: There are no recordings of the split train in sound.\n"
     assert "error: There is no folder nowhere" in checked(*FOLDER[:3], "nowhere", status=1)

@@ -83,6 +83,6 @@ def test_numbers_of_groups_that_are_no_divisors_are_rejected(make_network, num_g
 @pytest.mark.parametrize("network", [{"modulated_layers": ()}, {"modulates": "shifts"}, {"modulates": "both"}], ids=str)
 def test_networks_with_other_modulations_are_rejected(make_network, network):
     with pytest.raises(
-        ValueError, match="ColumnScales composes weights; this CoordinateMLP takes .*: set its modulates"
+        ValueError, match=r"ColumnScales composes weights; this CoordinateMLP takes .*: set its modulates"
     ):
         ColumnScales().connect(make_network(**network))

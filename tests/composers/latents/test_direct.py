@@ -71,6 +71,6 @@ def test_step_scales_are_exact_in_bfloat16(make_network):
 
 def test_a_network_without_modulations_is_rejected(make_network):
     with pytest.raises(
-        ValueError, match="Direct adapts the modulations .* CoordinateMLP has none: name its modulated_layers"
+        ValueError, match=r"Direct adapts the modulations .* CoordinateMLP has none: name its modulated_layers"
     ):
         Direct().connect(make_network(modulated_layers=()))

@@ -1,4 +1,4 @@
-"""Light fields: one evaluation per ray, of the line it lies on."""
+"""Light fields: one evaluation per ray, of its line."""
 
 import math
 
@@ -19,16 +19,16 @@ def _rays(*shape):
 
 
 def _field(lines):
-    """Return three numbers of every line ``(..., 6)``, one instance per batch."""
-    found = torch.stack((lines[..., 0] - lines[..., 4], lines[..., 1] * lines[..., 5], lines.sum(-1)), dim=-1)
-    return found if found.dim() == 3 else torch.stack((found, -found))
+    """Return three values of lines ``(..., 6)``; two instances for shared lines."""
+    raw = torch.stack((lines[..., 0] - lines[..., 4], lines[..., 1] * lines[..., 5], lines.sum(-1)), dim=-1)
+    return raw if raw.dim() == 3 else torch.stack((raw, -raw))
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 5)], ids=["shared", "own"])
+@pytest.mark.parametrize("shape", [(5,), (2, 5)], ids=["shared", "per_instance"])
 def test_colours_equal_a_loop(shape):
     rays = _rays(*shape)
-    found = LightFieldRenderer()(_field, rays)
-    assert found.shape == (2, 5, 3)
+    values = LightFieldRenderer()(_field, rays)
+    assert values.shape == (2, 5, 3)
     for instance in range(2):
         for index in range(5):
             ray = (rays if len(shape) == 1 else rays[instance])[index].double().numpy()
@@ -37,11 +37,11 @@ def test_colours_equal_a_loop(shape):
             numbers = np.array([line[0] - line[4], line[1] * line[5], sum(line)])
             if len(shape) == 1 and instance == 1:
                 numbers = -numbers
-            wanted = [1 / (1 + math.exp(-number)) for number in numbers]
-            np.testing.assert_allclose(found[instance, index].numpy(), wanted, atol=1e-5)
+            expected = [1 / (1 + math.exp(-number)) for number in numbers]
+            np.testing.assert_allclose(values[instance, index].numpy(), expected, atol=1e-5)
 
 
-def test_where_a_ray_starts_on_its_line_does_not_count():
+def test_colours_do_not_depend_on_the_origin_along_the_line():
     rays = _rays(2, 7)
     moved = torch.cat((rays[..., :3] + 2.5 * rays[..., 3:], 4 * rays[..., 3:]), dim=-1)
     torch.testing.assert_close(
@@ -49,44 +49,46 @@ def test_where_a_ray_starts_on_its_line_does_not_count():
     )
 
 
-def test_the_draw_is_not_used():
+def test_draws_are_ignored():
     rays = _rays(2, 7)
     drawn = torch.cat((rays, torch.rand(2, 7, 1)), dim=-1)
     assert torch.equal(LightFieldRenderer()(_field, drawn), LightFieldRenderer()(_field, rays))
 
 
-def test_there_is_no_depth():
+def test_raw_output_is_that_of_the_field_and_there_is_no_depth():
     rays = _rays(2, 7)
-    found = LightFieldRenderer().rendered(_field, rays)
-    assert torch.equal(found.values, LightFieldRenderer()(_field, rays))
-    assert (found.depth, found.opacity) == (None, None)
+    rendered = LightFieldRenderer().rendered(_field, rays)
+    assert torch.equal(rendered.values, LightFieldRenderer()(_field, rays))
+    assert torch.equal(rendered.raw, _field(plucker(rays)))
+    assert torch.equal(rendered.values, rendered.raw.sigmoid())
+    assert (rendered.depth, rendered.opacity) == (None, None)
 
 
 @given(st.integers(1, 9), st.booleans())
-def test_chunked_light_equals_unchunked(chunk_size, shared):
+def test_chunked_light_fields_equal_unchunked(chunk_size, shared):
     rays = _rays(7) if shared else _rays(2, 7)
-    seen = []
+    sizes = []
 
     def field(lines):
-        seen.append(lines.shape[-2])
+        sizes.append(lines.shape[-2])
         return _field(lines)
 
     with torch.no_grad():
-        found = LightFieldRenderer(chunk_size)(field, rays)
-    assert max(seen) <= chunk_size
-    assert sum(seen) == 7
-    torch.testing.assert_close(found, LightFieldRenderer(None)(_field, rays), atol=1e-6, rtol=0)
+        values = LightFieldRenderer(chunk_size)(field, rays)
+    assert max(sizes) <= chunk_size
+    assert sum(sizes) == 7
+    torch.testing.assert_close(values, LightFieldRenderer(None)(_field, rays), atol=1e-6, rtol=0)
 
 
 def test_lines_are_exact_under_autocast():
-    rays, seen = _rays(2, 7), []
+    rays, evaluated = _rays(2, 7), []
     with torch.autocast("cpu", torch.bfloat16):
-        found = LightFieldRenderer()(lambda lines: seen.append(lines) or _field(lines).bfloat16(), rays)
-    assert found.dtype == torch.float32
-    assert torch.equal(seen[0], plucker(rays))
+        values = LightFieldRenderer()(lambda lines: evaluated.append(lines) or _field(lines).bfloat16(), rays)
+    assert values.dtype == torch.float32
+    assert torch.equal(evaluated[0], plucker(rays))
 
 
-def test_the_field_is_of_lines_and_the_data_of_rays():
+def test_the_field_takes_lines_and_the_data_rays():
     spec = DataSpec(Rays(2.0, 6.0), 3, (1, 3, 8, 8), Modality())
     field = LightFieldRenderer().field_spec(spec)
     assert (field.domain.coord_dim, field.value_dim) == (6, 3)

@@ -15,6 +15,7 @@ from PIL import Image
 from composers import Refinement
 from composers.codes import InstanceCode, fingerprint
 from composers.encoders import Patches
+from composers.inference import TorchOptimizer
 from datamodules import ImageFiles
 from datamodules.batch import Observation
 from datamodules.domain import Grid
@@ -33,9 +34,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def square_ipc(make_ipc):
-    """Return a tiny `TransformerIPC` for images of 8 x 8 pixels."""
-    return make_ipc(tokenizer=Patches(SHAPE, patch_size=4)).eval()
+def square_ipc(make_ipc, make_network):
+    """Return a tiny `TransformerIPC` for images of 8 x 8 pixels, wide enough to fit two colours."""
+    return make_ipc(network=make_network(hidden_dim=48), encoder=Patches(SHAPE, patch_size=4)).eval()
 
 
 def _write_image(path, shape=(6, 9), colour=(200, 30, 60)):
@@ -243,7 +244,8 @@ def test_render_restores_the_aspect_ratio(square_ipc):
     """The colour of the left half stays left of the centre of an oblong image."""
     pixels = torch.zeros(3, 30, 90, dtype=torch.uint8)
     pixels[0, :, :45], pixels[2, :, 45:] = 255, 255
-    code = encode(square_ipc, pixels, refinement=Refinement(150, lambda latents: torch.optim.Adam(latents, lr=0.1)))
+    rule = TorchOptimizer(lambda latents: torch.optim.Adam(latents, lr=0.1))
+    code = encode(square_ipc, pixels, refinement=Refinement(150, rule))
     actual = np.asarray(render(square_ipc, code)).astype(int)
     assert actual.shape == (30, 90, 3)
     redness = (actual[..., 0] - actual[..., 2]).mean(0)

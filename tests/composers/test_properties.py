@@ -1,0 +1,228 @@
+"""Properties of every preset and combination, found by enumeration: each is built tiny from its YAML."""
+
+import ast
+import contextlib
+import inspect
+import pkgutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from program import REPOSITORY, TESTS
+from torch.nn.parallel import DistributedDataParallel
+
+import composers
+from composers import Composer, Refinement
+from composers.codes import decode, read_code
+from composers.rendering import PointRenderer
+from datamodules.batch import CoordinateBatch, Observation, Samples
+from datamodules.configuration import load_layers
+from datamodules.domain import Grid
+from datamodules.spec import DataSpec, declared
+from modalities import Images
+from modalities.images import encode
+
+SHAPE = (8, 8)
+SPEC = DataSpec(Grid.unit(2), 3, (3, *SHAPE), Images(), num_instances=12)
+SIZES = {  # arguments of parts, by class
+    "CoordinateMLP": {"hidden_dim": 8, "num_layers": 3},
+    "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
+    "Sine": {"omega": 5},
+    "Patches": {"patch_size": 4, "padding": 0},
+    "Transformer": {"embed_dim": 12, "num_blocks": 2, "num_heads": 3, "residual_dropout": 0.0},
+    "Functa": {"latent_dim": 6},
+}
+PRESETS = {
+    name: kind
+    for name, kind in vars(composers).items()
+    if inspect.isclass(kind) and issubclass(kind, Composer) and kind is not Composer
+}
+
+
+def _model(path):
+    """Return the model of a YAML file with its bases."""
+    with contextlib.chdir(path.parent):
+        return load_layers(path.read_text()).get("model")
+
+
+FOLDERS = (REPOSITORY / "configs" / "composers", TESTS / "configs" / "combinations")
+MODELS = {path.stem: _model(path) for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
+SUBJECTS = [name for name, model in MODELS.items() if "class_path" in model]
+
+
+def _tiny(part):
+    """Return the config of a part with small sizes, and with what it takes from the data."""
+    if not isinstance(part, dict):
+        return part
+    if "class_path" not in part:
+        return {name: _tiny(value) for name, value in part.items()}
+    kind = pkgutil.resolve_name(part["class_path"])
+    arguments = {name: _tiny(value) for name, value in part.get("init_args", {}).items()}
+    arguments |= SIZES.get(kind.__name__, {})
+    arguments |= {name: of(SPEC) for name, of in declared(kind).items()}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+    return {"class_path": part["class_path"], "init_args": plain}
+
+
+def _build(name):
+    """Return the tiny composer of a YAML, in evaluation mode, with disturbed biases."""
+    torch.manual_seed(0)
+    composer = composers.build(_tiny(MODELS[name])).eval()
+    for bias in composer.network.biases.values():
+        torch.nn.init.normal_(bias, std=0.3)
+    return composer
+
+
+def _batch(instances=slice(None)):
+    """Return some of four training images."""
+    signal = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(1))[instances]
+    samples = Samples(Grid.unit(2).coords(SHAPE), signal.flatten(2).mT)
+    index = torch.tensor([5, 0, 7, 2])[instances]
+    return CoordinateBatch(Observation(signal, samples, index), samples, SHAPE, [f"image {i}" for i in index.tolist()])
+
+
+@pytest.fixture(params=SUBJECTS)
+def composer(request):
+    """Return the tiny composer of every YAML."""
+    return _build(request.param)
+
+
+@pytest.fixture
+def pixels():
+    """Return an image."""
+    return torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
+
+
+def _decoded(composer, code, shape=None):
+    """Return the decoded code."""
+    return torch.cat(list(decode(composer, code, shape)))
+
+
+def test_every_preset_has_a_yaml():
+    assert {MODELS[name]["class_path"] for name in SUBJECTS} == {
+        "composers.Composer",
+        *(f"composers.{name}" for name in PRESETS),
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_preset_only_names_its_parts(preset):
+    path = Path(inspect.getfile(preset))
+    assert len(path.read_text().splitlines()) <= 40
+    [definition] = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    functions = [node.name for node in ast.walk(definition) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert functions == ["__init__"]
+
+
+def test_a_code_file_round_trips(composer, pixels, tmp_path):
+    code = encode(composer, pixels, refinement=Refinement(2))
+    code.save(tmp_path / "code.safetensors")
+    restored = read_code(tmp_path / "code.safetensors")
+    assert restored.latents.keys() == code.latents.keys() == composer.parametrization.latents.keys()
+    for name, latent in code.latents.items():
+        assert torch.equal(restored.latents[name], latent)
+    for field in ("shape", "model", "name", "facts", "domain", "layout"):
+        assert getattr(restored, field) == getattr(code, field)
+    assert [tuple(box) for box in restored.boxes] == [tuple(box) for box in code.boxes]
+    assert torch.equal(_decoded(composer, restored), _decoded(composer, code))
+
+
+def test_a_decoded_code_equals_the_rendered_latents(composer, pixels):
+    code = encode(composer, pixels)
+    with torch.no_grad():
+        values = composer.render(composer.compose(code.latents, code.layout), Grid.unit(2).coords(SHAPE))[0]
+    torch.testing.assert_close(_decoded(composer, code).flatten(0, 1), values, atol=1e-5, rtol=0)
+
+
+def test_decoding_at_three_times_the_size_agrees_at_shared_centres(composer, pixels):
+    code = encode(composer, pixels)
+    enlarged = _decoded(composer, code, tuple(3 * size for size in SHAPE))
+    torch.testing.assert_close(enlarged[1::3, 1::3], _decoded(composer, code), atol=1e-4, rtol=0)
+
+
+def test_thirty_refinement_steps_do_not_raise_the_loss(composer):
+    batch = _batch()
+    with torch.no_grad():
+        predicted = composer.encode(batch.observation)
+    layout = composer.layout(batch.observation)
+    refined = composer.refine(predicted, batch.query, Refinement(30, report=()), layout)
+    with torch.no_grad():
+        first, last = (
+            composer.loss(composer.reconstruct(composer.compose(latents, layout), batch.query.coords), batch.query)
+            for latents in (refined[0], refined[30])
+        )
+    assert (last <= first).all()
+    assert (last < first).any()
+
+
+def test_permuting_instances_permutes_outputs(composer):
+    order = [2, 0, 3, 1]
+    with torch.no_grad():
+        evaluation, permuted = (composer._evaluate(_batch(instances), "predict") for instances in (slice(None), order))
+        for step, values in evaluation["values"].items():
+            torch.testing.assert_close(permuted["values"][step], values[order], atol=1e-4, rtol=0)
+        composer.train()
+        trained, permuted = (composer.encode(_batch(instances).observation) for instances in (slice(None), order))
+        for name, latent in trained.items():
+            torch.testing.assert_close(permuted[name], latent[order], atol=1e-5, rtol=0)
+
+
+def test_chunked_equals_unchunked(composer):
+    batch = _batch()
+    with torch.no_grad():
+        composer.renderer = PointRenderer(chunk_size=None)
+        unchunked = composer(batch.observation, batch.query.coords)
+        composer.renderer = PointRenderer(chunk_size=7)
+        chunked = composer(batch.observation, batch.query.coords)
+    torch.testing.assert_close(chunked, unchunked, atol=1e-5, rtol=0)
+
+
+class _TrainingLoss(torch.nn.Module):
+    """The loss of a training step as a module, for `DistributedDataParallel`.
+
+    Args:
+        composer: Put into training mode.
+    """
+
+    def __init__(self, composer):
+        super().__init__()
+        self.composer = composer.train()
+
+    def forward(self, instances):
+        """Return the mean loss of some instances."""
+        return self.composer._evaluate(_batch(instances), "train")["losses"].mean()
+
+
+def _gradients(composer):
+    """Return the gradient of every trained parameter, by name."""
+    return {name: parameter.grad for name, parameter in composer.named_parameters() if parameter.requires_grad}
+
+
+def _train_distributed(rank, port, folder):
+    """Compute the gradients of every subject on half of the batch in one of two processes, and save them."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    for name in SUBJECTS:
+        composer = _build(name)
+        DistributedDataParallel(_TrainingLoss(composer))([2 * rank, 2 * rank + 1]).backward()
+        torch.save(_gradients(composer), Path(folder, f"{name}-{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_train_distributed, (port, str(tmp_path)), nprocs=2)
+    for name in SUBJECTS:
+        composer = _build(name)
+        _TrainingLoss(composer)([0, 1, 2, 3]).backward()
+        for rank in (0, 1):
+            distributed = torch.load(tmp_path / f"{name}-{rank}.pt")
+            assert distributed.keys() == _gradients(composer).keys()
+            for key, gradient in _gradients(composer).items():
+                difference = (distributed[key] - gradient).abs().max()
+                assert difference <= 1e-4 * gradient.abs().max() + 1e-7, (name, key)
