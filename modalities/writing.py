@@ -14,6 +14,7 @@ from torch import Tensor
 from composers.base import Composer
 from composers.codes import InstanceCode
 from composers.metrics import instance_mse, psnr_of_mse
+from composers.rendering import Reconstruction
 from datamodules.batch import Instance, Samples
 
 Row = dict[str, str]
@@ -36,6 +37,12 @@ class Prediction(NamedTuple):
     original: Tensor | None = None
     source: Mapping[str, Any] = {}
 
+    def reconstruction(self) -> Reconstruction:
+        """Return the reconstruction of all tiles as a batch, on the device of the model, without rendering."""
+        latents = {name: latent.to(self.composer.device) for name, latent in self.code.latents.items()}
+        with torch.no_grad():
+            return self.composer.reconstruction(latents, self.code.layout, self.source)
+
 
 class Writer(ABC):
     """Base class for writers of predictions. A subclass is a frozen dataclass, and its fields are options of prediction.
@@ -55,11 +62,11 @@ class Writer(ABC):
     numbers: ClassVar[Mapping[str, str]]
 
     @abstractmethod
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
+    def write(self, prediction: Prediction, path: Path) -> Row:
         """Write the files of one signal.
 
         Args:
-            reconstruction: The signal and its reconstruction.
+            prediction: The signal and its prediction.
             path: Path of the files without extensions.
 
         Returns:
