@@ -19,7 +19,6 @@ from composers.base import Composer
 from composers.checkpoint import load
 from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
-from composers.networks import Modulations
 from composers.rendering import Reconstruction
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Cell, CoordinateBatch, Instance, Samples, instance_of, observation_of
@@ -172,21 +171,21 @@ class Gallery(Callback):
         shown = self._modality.shown(instance)
         if shown is None or shown.name in self.rows or shown.query.values is None:
             return
-        modulations = _modulations(composer, evaluation["latents"][last], evaluation["layout"], index)
+        reconstruction = _reconstruction(composer, evaluation["latents"][last], evaluation["layout"], index)
         cells = self._modality.context(instance)
         cells.append(Cell("original" if cells else "", shown.query.values, shown.shape, shown.domain))
         cells[0] = cells[0]._replace(label=shown.name)
-        cells += self._reconstruction_cells(composer, modulations, shown)
+        cells += self._reconstruction_cells(composer, reconstruction, shown)
         if self.other is not None:
             cells += self._comparison_cells(self.other, batch, index, instance)
         elif self.beside is None:
             assert self.folder is not None
             stem = self.folder / Path(self.filename).stem / shown.name
-            self.has_media |= self._modality.save_media(composer, modulations, instance, stem, self.max_memory)
+            self.has_media |= self._modality.save_media(composer, reconstruction, instance, stem, self.max_memory)
         self.rows[shown.name] = cells
 
     def _reconstruction_cells(
-        self, composer: Composer, modulations: Modulations, shown: Instance, prefix: str = ""
+        self, composer: Composer, reconstruction: Reconstruction, shown: Instance, prefix: str = ""
     ) -> list[Cell]:
         """Return the labelled reconstructions of an instance, and the further cells of its modality."""
         cells = []
@@ -194,7 +193,7 @@ class Gallery(Callback):
             metric = _with_unit(headline_value(self._modality, values, shown), self._modality)
             label = f"{prefix}{f'{step} steps' if step else 'predicted'} {metric}"
             cells.append(Cell(label, values, shown.shape, shown.domain))
-        extras = self._modality.extras(composer, modulations, shown, self.max_memory)
+        extras = self._modality.extras(composer, reconstruction, shown, self.max_memory)
         return [*cells, *(cell._replace(label=prefix + cell.label) for cell in extras)]
 
     def _comparison_cells(
@@ -209,11 +208,11 @@ class Gallery(Callback):
             curve = composer.refine(curve[0], observation.samples, layout=layout)
         values: dict[int, Tensor] = {}
         for step in sorted({0, max(curve)}):
-            modulations = _modulations(composer, curve[step], layout, 0)
-            values[step] = self._modality.values_at(composer, modulations, instance.query.coords, self.max_memory)
+            reconstruction = _reconstruction(composer, curve[step], layout, 0)
+            values[step] = self._modality.values_at(composer, reconstruction, instance.query.coords, self.max_memory)
         shown = self._modality.shown(instance._replace(values=values))
         assert shown is not None, "`_add_row` adds no row of an instance that is not shown"
-        return self._reconstruction_cells(composer, modulations, shown, f"{self.beside}: ")
+        return self._reconstruction_cells(composer, reconstruction, shown, f"{self.beside}: ")
 
 
 def inner_rows(
@@ -253,8 +252,8 @@ def inner_rows(
         note = {loop.test_steps: ", tested", loop.steps: ", trained", 0: ", start"}.get(step, "")
         title = f"{step} step{'' if step == 1 else 's'}{note}"
         for place, (row, shown) in enumerate(zip(rows, instances, strict=True)):
-            modulations = _modulations(composer, latents, layout, place)
-            values = modality.values_at(composer, modulations, shown.query.coords, max_memory)
+            reconstruction = _reconstruction(composer, latents, layout, place)
+            values = modality.values_at(composer, reconstruction, shown.query.coords, max_memory)
             value = headline_value(modality, values, shown)
             label = f"{title} {_with_unit(value, modality)}" if math.isfinite(value) else f"{title}, diverged"
             row.steps.append(step)
@@ -277,10 +276,10 @@ def _with_unit(value: float, modality: Modality) -> str:
     return f"{value:.1f} {modality.headline.unit}".rstrip()
 
 
-def _modulations(composer: Composer, latents: Latents, layout: Layout, index: int) -> Any:
-    """Return the modulations of one instance of a batch of latents."""
+def _reconstruction(composer: Composer, latents: Latents, layout: Layout, index: int) -> Reconstruction:
+    """Return the reconstruction of one instance of a batch of latents, without rendering it."""
     with torch.no_grad():
-        return composer.compose({name: latent[index : index + 1] for name, latent in latents.items()}, layout)
+        return composer.reconstruction({name: latent[index : index + 1] for name, latent in latents.items()}, layout)
 
 
 def _table_row(row: InnerRow, modality: Modality) -> dict[str, Any]:

@@ -148,8 +148,8 @@ class PredictionWriter(Callback):
             latents, boxes, shape, self._model, name, facts, domain=data.spec.domain, layout=tiles[0].layout
         )
         original = None if tiles[0].instance is not None else data.original(name)
-        reconstruction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
-        row = self.writer.write(reconstruction, self.folder / name)
+        prediction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
+        row = self.writer.write(prediction, self.folder / name)
         self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
 
     def _write_table(self, trainer: Trainer) -> None:

@@ -141,8 +141,10 @@ def sample_rows(
         if batch.shape is not None and batch.query.values is not None:
             instance = instance_of(batch, index, domain, values)
             row |= modality.media(instance)
-            modulations = composer.compose({key: latent[index : index + 1] for key, latent in latents.items()}, layout)
-            animation = modality.animation(composer, modulations, instance, frames) if frames else None
+            reconstruction = composer.reconstruction(
+                {key: latent[index : index + 1] for key, latent in latents.items()}, layout
+            )
+            animation = modality.animation(composer, reconstruction, instance, frames) if frames else None
             if animation is not None:
                 row["orbit"] = animation
         rows.append(row | {column: metrics[index] for column, metrics in measured.items()})

@@ -22,7 +22,7 @@ from composers.latents import Latents, Layout, Parametrization
 from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.networks import CoordinateNetwork, Field
-from composers.rendering import PointRenderer, Reconstruction, Renderer
+from composers.rendering import PointRenderer, Reconstruction, Rendered, Renderer
 from composers.training import resume
 from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
@@ -224,6 +224,20 @@ class Composer(LightningModule):
     def reconstruct(self, modulations: Any, coords: Tensor) -> Reconstruction:
         """Return the reconstruction of modulations at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
         return self.renderer.reconstruct(self.network.bind(modulations), coords)
+
+    def reconstruction(
+        self, latents: Latents, layout: Layout | None = None, source: Mapping[str, Any] | None = None
+    ) -> Reconstruction:
+        """Return the reconstruction of latents ``(B, ...)`` without rendering; its values are empty.
+
+        Args:
+            latents: By name.
+            layout: Of the latents, as for `compose`.
+            source: Facts of the source of the signals.
+        """
+        field = self.bind(latents, layout)
+        latent = next(iter(latents.values()))
+        return self.renderer.reconstruction(field, Rendered(latent.new_empty(len(latent), 0, 0)), source)
 
     def render(self, modulations: Any, coords: Tensor) -> Tensor:
         """Return values ``(B, N, C)`` at ``coords``, ``(N, D)`` or ``(B, N, D)``."""

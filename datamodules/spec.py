@@ -64,11 +64,11 @@ class Modality:
         """
         raise ValueError(f"{path} cannot be read: {type(self).__name__} reads no files.")
 
-    def write(self, reconstruction: Any, path: str | Path, **options: Any) -> dict[str, str]:
+    def write(self, prediction: Any, path: str | Path, **options: Any) -> dict[str, str]:
         """Write a prediction.
 
         Args:
-            reconstruction: A `modalities.writing.Reconstruction`.
+            prediction: A `modalities.writing.Prediction`.
             path: Path of the files without suffixes.
             options: Fields of ``writer``.
 
@@ -80,7 +80,7 @@ class Modality:
         """
         if self.writer is None:
             raise ValueError(f"{path} cannot be written: {type(self).__name__} writes no files.")
-        row: dict[str, str] = self.writer(**options).write(reconstruction, Path(path))
+        row: dict[str, str] = self.writer(**options).write(prediction, Path(path))
         return row
 
     def input_shape(self, composer: Any) -> tuple[int, ...] | None:
@@ -107,25 +107,25 @@ class Modality:
         """Return the cells that precede an instance in a row: the input of the model, if it differs from the target."""
         return []
 
-    def extras(self, composer: Any, modulations: Any, shown: Instance, max_memory: float = 500.0) -> list[Cell]:
+    def extras(self, composer: Any, reconstruction: Any, shown: Instance, max_memory: float = 500.0) -> list[Cell]:
         """Return additional cells of a row, such as the depth of a view.
 
         Args:
             composer: The model.
-            modulations: Modulations of one instance, on the device of the model.
+            reconstruction: Reconstruction of one instance.
             shown: Result of `shown` for the instance.
             max_memory: Memory for rendering in MB, in addition to the model and the result.
         """
         return []
 
     def save_media(
-        self, composer: Any, modulations: Any, instance: Instance, stem: Path, max_memory: float = 500.0
+        self, composer: Any, reconstruction: Any, instance: Instance, stem: Path, max_memory: float = 500.0
     ) -> bool:
         """Write files that complement a figure: audio, or a turntable video.
 
         Args:
             composer: The model.
-            modulations: Modulations of one instance, on the device of the model.
+            reconstruction: Reconstruction of one instance.
             instance: The instance with its reconstructions.
             stem: Path of the files without suffixes.
             max_memory: Memory for rendering in MB, in addition to the model and the result.
@@ -135,7 +135,7 @@ class Modality:
         """
         return False
 
-    def values_at(self, composer: Any, modulations: Any, coords: Tensor, max_memory: float = 500.0) -> Tensor:
+    def values_at(self, composer: Any, reconstruction: Any, coords: Tensor, max_memory: float = 500.0) -> Tensor:
         """Return the values ``(N, C)`` of one instance at ``coords (N, D)``, rendered in chunks, on the CPU."""
         raise ValueError(f"{type(self).__name__} draws nothing.")
 
@@ -147,7 +147,7 @@ class Modality:
         """Return media of an instance and its reconstructions for loggers, by column of a table."""
         return {}
 
-    def animation(self, composer: Any, modulations: Any, instance: Instance, frames: int) -> Any:
+    def animation(self, composer: Any, reconstruction: Any, instance: Instance, frames: int) -> Any:
         """Return a small `modalities.drawing.Animation` of an instance for loggers; None if there is none."""
         return None
 

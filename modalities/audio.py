@@ -17,7 +17,7 @@ from composers.base import Composer
 from composers.codes import MEASURED, Axis, InstanceCode, decode_at, encoded, fingerprint, steps_taken
 from composers.inference.refinement import Refinement
 from composers.metrics import PSNR, InstanceMetric, psnr_of_mse
-from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline, Modality
@@ -257,19 +257,17 @@ class AudioWriter(Writer):
             raise ValueError(f"sample_rate is {self.sample_rate}; it must be at least 1.")
         check_bits(self.bits)
 
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
-        """Write the reconstruction, the spectrograms and the code of a recording."""
-        composer, (original, sample_rate) = reconstruction.composer, _original(reconstruction)
-        code = replace(
-            reconstruction.code, facts=reconstruction.code.facts | source_facts(sample_rate, original.shape[1])
-        )
+    def write(self, prediction: Prediction, path: Path) -> Row:
+        """Write the prediction, the spectrograms and the code of a recording."""
+        composer, (original, sample_rate) = prediction.composer, _original(prediction)
+        code = replace(prediction.code, facts=prediction.code.facts | source_facts(sample_rate, original.shape[1]))
         code.save(f"{path}.safetensors")
         output_sample_rate = self.sample_rate or sample_rate
         output = render(composer, code, output_sample_rate, self.max_memory)
         save_wav(output, output_sample_rate, Path(f"{path}.wav"), self.bits)
         compared = output if output_sample_rate == sample_rate else render(composer, code, sample_rate, self.max_memory)
         psnr, silence = audio_psnr(compared, original), audio_psnr(torch.zeros_like(original), original)
-        label = f"reconstruction {psnr:.1f} dB"
+        label = f"prediction {psnr:.1f} dB"
         save_figure(
             draw([[Waveform("original", original, sample_rate)], [Waveform(label, output, output_sample_rate)]]),
             Path(f"{path}.png"),
@@ -370,7 +368,12 @@ class Audio(Modality):
         )
 
     def save_media(
-        self, composer: Composer, modulations: Modulations, instance: Instance, stem: Path, max_memory: float = 500.0
+        self,
+        composer: Composer,
+        reconstruction: Reconstruction,
+        instance: Instance,
+        stem: Path,
+        max_memory: float = 500.0,
     ) -> bool:
         """Write STEM.original.wav, STEM.predicted.wav and STEM.refined.wav."""
         shown = self.shown(instance)
@@ -384,10 +387,10 @@ class Audio(Modality):
         return True
 
     def values_at(
-        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
+        self, composer: Composer, reconstruction: Reconstruction, coords: Tensor, max_memory: float = 500.0
     ) -> Tensor:
         """Return the values ``(n, C)`` of one instance at ``coords (n, 1)``, on the CPU."""
-        return values_at(composer, modulations, coords, max_memory)
+        return values_at(composer, reconstruction, coords, max_memory)
 
     def media(self, instance: Instance) -> dict[str, Any]:
         """Return the recording and its prediction as playable waveforms, and the spectrograms of both."""
@@ -403,11 +406,11 @@ class Audio(Modality):
         return len(code.shape) == 1
 
 
-def _original(reconstruction: Prediction) -> tuple[Tensor, int]:
+def _original(prediction: Prediction) -> tuple[Tensor, int]:
     """Return the original recording ``(C, n)`` and its sampling rate."""
-    code, instance = reconstruction.code, reconstruction.instance
-    if reconstruction.original is not None:
-        return reconstruction.original, reconstruction.source.get("sample_rate", code_sample_rate(code))
+    code, instance = prediction.code, prediction.instance
+    if prediction.original is not None:
+        return prediction.original, prediction.source.get("sample_rate", code_sample_rate(code))
     assert instance is not None, "a data module that cuts tiles must provide the original"
     assert instance.query.values is not None
     return instance.query.values[: code.shape[0]].mT, code_sample_rate(code)

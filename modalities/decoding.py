@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from composers.base import Composer
-from composers.networks import Modulations
+from composers.rendering import Reconstruction
 
 _MAX_CHUNK = {"cpu": 1 << 16}  # points; larger chunks are not faster
 
@@ -18,14 +18,14 @@ def chunk_of_points(composer: Composer, max_memory: float) -> int:
 
 
 @torch.no_grad()
-def values_at(composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0) -> Tensor:
+def values_at(composer: Composer, reconstruction: Reconstruction, coords: Tensor, max_memory: float = 500.0) -> Tensor:
     """Return the values ``(N, C)`` of one instance at ``coords (N, D)``, on the CPU.
 
     Args:
         composer: The model.
-        modulations: Modulations of one instance, on the device of the model.
+        reconstruction: Reconstruction of one instance.
         coords: Coordinates on any device.
         max_memory: Memory in MB for the evaluation, besides the model and the result.
     """
     chunks = coords.split(max(1, chunk_of_points(composer, max_memory)))
-    return torch.cat([composer.render(modulations, chunk.to(composer.device))[0].float().cpu() for chunk in chunks])
+    return torch.cat([reconstruction.render(chunk.to(composer.device)).values[0].float().cpu() for chunk in chunks])

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance
 from datamodules.spec import Modality
 from modalities.decoding import values_at
@@ -37,7 +37,7 @@ class DrawnModality(Modality):
         )
 
     def values_at(
-        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
+        self, composer: Composer, reconstruction: Reconstruction, coords: Tensor, max_memory: float = 500.0
     ) -> Tensor:
         """Return values ``(N, C)`` of one instance at ``coords (N, D)``, on the CPU."""
-        return values_at(composer, modulations, coords, max_memory)
+        return values_at(composer, reconstruction, coords, max_memory)

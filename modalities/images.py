@@ -20,7 +20,7 @@ from composers.encoders import Patches
 from composers.inference.refinement import Refinement
 from composers.latents import Latents
 from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
-from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Observation, Samples
 from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline
@@ -246,13 +246,13 @@ class ImageWriter(Writer):
             object.__setattr__(self, "size", tuple(self.size))
         image_size((1, 1), self.size, self.scale)
 
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
-        """Write the reconstruction, its error and the code of an image."""
-        composer, code = reconstruction.composer, reconstruction.code
+    def write(self, prediction: Prediction, path: Path) -> Row:
+        """Write the prediction, its error and the code of an image."""
+        composer, code = prediction.composer, prediction.code
         code.save(f"{path}.safetensors")
         image = render(composer, code, self.size, self.scale, self.max_memory)
         save_image(image, Path(f"{path}.png"))
-        target = _target_image(reconstruction)
+        target = _target_image(prediction)
         if image.size != target.size:
             image = render(composer, code, (target.height, target.width), max_memory=self.max_memory)
         error, psnr = error_image(image, target)
@@ -321,12 +321,12 @@ class Images(DrawnModality):
         return [Cell("input", signal.flatten(1).mT, tuple(signal.shape[1:]), instance.domain)]
 
     def extras(
-        self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
+        self, composer: Composer, reconstruction: Reconstruction, shown: Instance, max_memory: float = 500.0
     ) -> list[Cell]:
         """Return the image decoded at the resolution of the gallery."""
         scale = math.ceil(GALLERY_SIZE / max(shown.shape))
         shape = tuple(scale * extent for extent in shown.shape)
-        values = values_at(composer, modulations, shown.domain.coords(shape), max_memory)
+        values = values_at(composer, reconstruction, shown.domain.coords(shape), max_memory)
         return [Cell(f"decoded at {scale}x", values, shape, shown.domain)]
 
     def media(self, instance: Instance) -> dict[str, Any]:
@@ -342,13 +342,13 @@ class Images(DrawnModality):
         return len(code.shape) == 2
 
 
-def _target_image(reconstruction: Prediction) -> Image.Image:
+def _target_image(prediction: Prediction) -> Image.Image:
     """Return the image to compare with, reduced in size if it is very large."""
-    if reconstruction.original is not None:
-        image = Image.fromarray(reconstruction.original.permute(1, 2, 0).contiguous().numpy())
+    if prediction.original is not None:
+        image = Image.fromarray(prediction.original.permute(1, 2, 0).contiguous().numpy())
         image.thumbnail((_MAX_ERROR_SIZE, _MAX_ERROR_SIZE))
         return image
-    instance = reconstruction.instance
+    instance = prediction.instance
     assert instance is not None, "data modules with tiles provide the original"
     assert instance.query.values is not None
     return to_image(instance.query.values, instance.shape)

@@ -15,8 +15,8 @@ from torch.nn import functional
 from trimesh.exchange.ply import export_ply
 
 from composers.base import Composer
-from composers.networks import Field, Modulations
-from composers.rendering import VolumeRenderer
+from composers.networks import Field
+from composers.rendering import Reconstruction, VolumeRenderer
 from datamodules.domain import Volume
 from datamodules.storage.files import written_whole
 from datamodules.tiles import bands
@@ -72,7 +72,7 @@ def half_opaque(renderer: VolumeRenderer) -> float:
 @torch.no_grad()
 def surface(
     composer: Composer,
-    modulations: Modulations,
+    reconstruction: Reconstruction,
     bound: float = 1.5,
     resolution: int = 128,
     level: float | None = None,
@@ -82,7 +82,7 @@ def surface(
 
     Args:
         composer: The model; its renderer must have a density.
-        modulations: Modulations of one instance, on the device of the model.
+        reconstruction: Reconstruction of one instance.
         bound: The cube extends from ``-bound`` to ``bound`` along every axis.
         resolution: Number of cells along each side of the cube, at least 2; the density is evaluated at their centres.
         level: Density of the surface; `half_opaque` if None.
@@ -100,8 +100,7 @@ def surface(
     level = half_opaque(renderer) if level is None else level
     if chunk < 1:
         raise ValueError(f"max_memory is {max_memory:g} MB, too little for one point of the field: increase it.")
-    field = composer.network.bind(modulations)
-    volume = _densities(renderer, field, Volume(bound), resolution, chunk, composer.device)
+    volume = _densities(renderer, reconstruction.field, Volume(bound), resolution, chunk, composer.device)
     low, high = float(volume.min()), float(volume.max())
     if not high > level:
         raise ValueError(
@@ -109,7 +108,8 @@ def surface(
             f"{low:.4g} to {high:.4g}: choose a level between them."
         )
     vertices, faces = _triangles(volume, level, bound)
-    raw = [field(points.to(composer.device))[0, :, :3].cpu() for points in torch.from_numpy(vertices).split(chunk)]
+    chunks = torch.from_numpy(vertices).split(chunk)
+    raw = [reconstruction.field(points.to(composer.device))[0, :, :3].cpu() for points in chunks]
     colours = (torch.sigmoid(torch.cat(raw).float()) * 255).round().to(torch.uint8).numpy()
     return SurfaceMesh(vertices, faces, colours)
 

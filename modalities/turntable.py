@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from composers.base import Composer
-from composers.networks import Modulations
+from composers.rendering import Reconstruction
 from datamodules.batch import Views
 from datamodules.cameras import orbit
 from datamodules.domain import Rays
@@ -55,7 +55,7 @@ class Camera(NamedTuple):
 
 def orbit_frames(
     composer: Composer,
-    modulations: Modulations,
+    reconstruction: Reconstruction,
     camera: Camera,
     count: int = 48,
     elevation: float = 30.0,
@@ -65,7 +65,7 @@ def orbit_frames(
 
     Args:
         composer: The model; its renderer must render rays.
-        modulations: Modulations of one instance, on the device of the model.
+        reconstruction: Reconstruction of one instance.
         camera: Size, focal lengths and distance of the camera.
         count: Number of frames per revolution.
         elevation: Elevation of the camera in degrees.
@@ -79,7 +79,7 @@ def orbit_frames(
     """
     poses, focals = orbit(count, camera.radius, elevation), torch.tensor(camera.focals)
     views = (Rays().coords(camera.size, cameras=(pose, focals)) for pose in poses)
-    frames = [render_rays(composer, modulations, rays, max_memory) for rays in views]
+    frames = [render_rays(composer, reconstruction, rays, max_memory) for rays in views]
     for rendered, depth in zip(frames, depth_images(frames, camera.size), strict=True):
         yield to_image(rendered.colours, camera.size), depth
 

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.networks import Modulations
-from composers.rendering import RayRenderer, Rendered
+from composers.rendering import RayRenderer, Reconstruction, Rendered
 from datamodules.batch import Views
 from modalities.decoding import chunk_of_points
 from modalities.images import to_image
@@ -38,26 +37,27 @@ def depth_range(composer: Composer) -> tuple[float, float] | None:
 
 
 @torch.no_grad()
-def render_rays(composer: Composer, modulations: Modulations, rays: Tensor, max_memory: float = 500.0) -> RenderedRays:
+def render_rays(
+    composer: Composer, reconstruction: Reconstruction, rays: Tensor, max_memory: float = 500.0
+) -> RenderedRays:
     """Render rays in chunks.
 
     Args:
         composer: The model; its renderer must render rays.
-        modulations: Modulations of one instance, on the device of the model.
+        reconstruction: Reconstruction of one instance.
         rays: ``(N, 6)``.
         max_memory: Memory in MB for rendering, in addition to the model and the result.
 
     Raises:
         ValueError: If the renderer does not render rays, or if ``max_memory`` is too small for a single ray.
     """
-    renderer, field = composer.renderer, composer.network.bind(modulations)
-    if not isinstance(renderer, RayRenderer):
+    if not isinstance(composer.renderer, RayRenderer):
         raise ValueError(
-            f"{type(renderer).__name__} does not render views: scenes need VolumeRenderer or LightFieldRenderer."
+            f"{type(composer.renderer).__name__} does not render views: scenes need VolumeRenderer or LightFieldRenderer."
         )
     ends = depth_range(composer)
     chunks = rays.split(_rays_at_a_time(composer, max_memory))
-    parts = [_remove_background(renderer.rendered(field, chunk.to(composer.device)), ends) for chunk in chunks]
+    parts = [_remove_background(reconstruction.render(chunk.to(composer.device)), ends) for chunk in chunks]
     colours, depths, opacities = zip(*parts, strict=True)
     if depths[0] is None:
         return RenderedRays(torch.cat(colours), None, None)

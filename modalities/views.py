@@ -18,7 +18,6 @@ from torch import Tensor
 from composers.base import Composer
 from composers.codes import InstanceCode
 from composers.metrics import InstanceMetric
-from composers.networks import Modulations
 from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Samples, Views
 from datamodules.spec import Headline, Modality
@@ -117,41 +116,38 @@ class ViewWriter(Writer):
             return [f"No encoder is installed, so only GIFs are written: {HOW_TO_MP4}."]
         return []
 
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
+    def write(self, prediction: Prediction, path: Path) -> Row:
         """Write the turntable video, the figure, the code and the mesh of a scene."""
-        composer, code, instance = reconstruction.composer, reconstruction.code, reconstruction.instance
+        composer, code, instance = prediction.composer, prediction.code, prediction.instance
         assert instance is not None, "scenes are not tiled"
         support = _support(instance)
         shape = (len(support.images), *support.images.shape[-2:])
         code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts)
         code.save(f"{path}.safetensors")
-        with torch.no_grad():
-            modulations = composer.compose(
-                {name: latent.to(composer.device) for name, latent in code.latents.items()}, code.layout
-            )
-        save_image(_views_figure(composer, modulations, instance, self.max_memory), Path(f"{path}.png"))
-        self._write_turntable(composer, modulations, support, path)
+        reconstruction = prediction.reconstruction()
+        save_image(_views_figure(composer, reconstruction, instance, self.max_memory), Path(f"{path}.png"))
+        self._write_turntable(composer, reconstruction, support, path)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(instance.shape[0])}
-        row |= {"support views": str(shape[0])} | reconstruction.code.facts | {"white": _white_psnr(instance)}
-        return row | ({"mesh": self._write_mesh(composer, modulations, path, code.name)} if self.mesh else {})
+        row |= {"support views": str(shape[0])} | prediction.code.facts | {"white": _white_psnr(instance)}
+        return row | ({"mesh": self._write_mesh(composer, reconstruction, path, code.name)} if self.mesh else {})
 
     def size_of(self, row: Row) -> str:
         """Return the size of a view in pixels."""
         return f"{row['rows']} x {row['columns']}"
 
-    def _write_turntable(self, composer: Composer, modulations: Modulations, support: Views, path: Path) -> None:
+    def _write_turntable(self, composer: Composer, reconstruction: Reconstruction, support: Views, path: Path) -> None:
         """Write the turntable video of a scene."""
         camera = Camera.of(support, self.size)
-        pairs = orbit_frames(composer, modulations, camera, self.frames, self.elevation, self.max_memory)
+        pairs = orbit_frames(composer, reconstruction, camera, self.frames, self.elevation, self.max_memory)
         frames = [side_by_side(pair) for pair in pairs]
         write_gif(frames, Path(f"{path}.gif"), self.seconds)
         if self.mp4 and turntable.encoder() is not None:
             turntable.write_mp4(frames, Path(f"{path}.mp4"), self.seconds)
 
-    def _write_mesh(self, composer: Composer, modulations: Modulations, path: Path, name: str) -> str:
+    def _write_mesh(self, composer: Composer, reconstruction: Reconstruction, path: Path, name: str) -> str:
         """Write the mesh of a scene; return its number of faces, or the reason why there is none."""
         try:
-            mesh = surface(composer, modulations, 1.5, self.mesh_resolution, self.mesh_level, self.max_memory)
+            mesh = surface(composer, reconstruction, 1.5, self.mesh_resolution, self.mesh_level, self.max_memory)
         except ValueError as error:  # a scene without a surface must not stop the others
             message = f"No {name}.ply: {error} Set the level with --mesh_level."
             Console(soft_wrap=True).print(message, markup=False, highlight=False)
@@ -228,28 +224,33 @@ class PosedViews(Modality):
         return [Cell("", image.flatten(1).mT, (1, *image.shape[1:]), instance.domain) for image in images]
 
     def extras(
-        self, composer: Composer, modulations: Modulations, shown: Instance, max_memory: float = 500.0
+        self, composer: Composer, reconstruction: Reconstruction, shown: Instance, max_memory: float = 500.0
     ) -> list[Cell]:
         """Return the depth of the view, if the renderer has depth."""
-        rendered = render_rays(composer, modulations, shown.query.coords, max_memory)
+        rendered = render_rays(composer, reconstruction, shown.query.coords, max_memory)
         if rendered.depth is None:
             return []
         return [Cell("depth", depth_colours(rendered, depth_ends([rendered])), shown.shape, shown.domain)]
 
     def save_media(
-        self, composer: Composer, modulations: Modulations, instance: Instance, stem: Path, max_memory: float = 500.0
+        self,
+        composer: Composer,
+        reconstruction: Reconstruction,
+        instance: Instance,
+        stem: Path,
+        max_memory: float = 500.0,
     ) -> bool:
         """Write the turntable video STEM.gif."""
         camera = Camera.of(_support(instance))
-        pairs = orbit_frames(composer, modulations, camera, _FRAMES, _ELEVATION, max_memory)
+        pairs = orbit_frames(composer, reconstruction, camera, _FRAMES, _ELEVATION, max_memory)
         write_gif([side_by_side(pair) for pair in pairs], Path(f"{stem}.gif"), _SECONDS)
         return True
 
     def values_at(
-        self, composer: Composer, modulations: Modulations, coords: Tensor, max_memory: float = 500.0
+        self, composer: Composer, reconstruction: Reconstruction, coords: Tensor, max_memory: float = 500.0
     ) -> Tensor:
         """Return the colours ``(N, 3)`` of rays ``(N, 6)`` of one instance, on the CPU."""
-        return render_rays(composer, modulations, coords, max_memory).colours
+        return render_rays(composer, reconstruction, coords, max_memory).colours
 
     def media(self, instance: Instance) -> dict[str, Any]:
         """Return support views, query views, prediction and refinement, up to four views of each side by side."""
@@ -264,12 +265,12 @@ class PosedViews(Modality):
         }
 
     def animation(
-        self, composer: Composer, modulations: Modulations, instance: Instance, frames: int
+        self, composer: Composer, reconstruction: Reconstruction, instance: Instance, frames: int
     ) -> Animation | None:
         """Return a small turntable video at the mean distance of the support views."""
         support = _support(instance)
         camera = Camera.of(support, min(_ANIMATION_SIZE, max(support.images.shape[-2:])))
-        colours = [colour for colour, _ in orbit_frames(composer, modulations, camera, frames)]
+        colours = [colour for colour, _ in orbit_frames(composer, reconstruction, camera, frames)]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "orbit.gif")
             write_gif(colours, path, _ANIMATION_SECONDS)
@@ -308,10 +309,12 @@ def _white_psnr(instance: Instance) -> str:
     )
 
 
-def _views_figure(composer: Composer, modulations: Modulations, instance: Instance, max_memory: float) -> Image.Image:
+def _views_figure(
+    composer: Composer, reconstruction: Reconstruction, instance: Instance, max_memory: float
+) -> Image.Image:
     """Return a figure with the support views on top, and below the labelled images of every query view."""
     support = [(f"support {view}", image) for view, image in enumerate(support_images(_support(instance)))]
-    views = _view_cells(composer, modulations, instance, max_memory)
+    views = _view_cells(composer, reconstruction, instance, max_memory)
     views_per_row = max(1, round(math.sqrt(len(views)) / 2))  # for an aspect ratio near 1
     width = views_per_row * len(views[0]) if views else len(support)
     rows = [support[start : start + width] for start in range(0, len(support), width)]
@@ -322,7 +325,7 @@ def _views_figure(composer: Composer, modulations: Modulations, instance: Instan
 
 
 def _view_cells(
-    composer: Composer, modulations: Modulations, instance: Instance, max_memory: float
+    composer: Composer, reconstruction: Reconstruction, instance: Instance, max_memory: float
 ) -> list[list[LabelledImage]]:
     """Return the truth, the prediction, its error and the depth of every query view, as far as they are available."""
     prediction, truth, shape = instance.values[max(instance.values)], instance.query.values, instance.shape
@@ -338,5 +341,5 @@ def _view_cells(
     if depth_range(composer) is None:
         return cells
     views = instance.query.coords.unflatten(0, (shape[0], -1))
-    depths = depth_images([render_rays(composer, modulations, rays, max_memory) for rays in views], shape[1:])
+    depths = depth_images([render_rays(composer, reconstruction, rays, max_memory) for rays in views], shape[1:])
     return [row if depth is None else [*row, ("depth", depth)] for row, depth in zip(cells, depths, strict=True)]

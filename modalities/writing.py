@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from composers.base import Composer
 from composers.codes import InstanceCode
+from composers.rendering import Reconstruction
 from datamodules.batch import Instance
 
 Row = dict[str, str]
@@ -32,6 +34,12 @@ class Prediction(NamedTuple):
     original: Tensor | None = None
     source: Mapping[str, Any] = {}
 
+    def reconstruction(self) -> Reconstruction:
+        """Return the reconstruction of all tiles as a batch, on the device of the model, without rendering."""
+        latents = {name: latent.to(self.composer.device) for name, latent in self.code.latents.items()}
+        with torch.no_grad():
+            return self.composer.reconstruction(latents, self.code.layout, self.source)
+
 
 class Writer:
     """Base class for writers of predictions: write the instance code of a signal as NAME.safetensors.
@@ -51,17 +59,17 @@ class Writer:
     counted: ClassVar[str] = "tiles"
     numbers: ClassVar[Mapping[str, str]] = {}
 
-    def write(self, reconstruction: Prediction, path: Path) -> Row:
+    def write(self, prediction: Prediction, path: Path) -> Row:
         """Write the files of one signal.
 
         Args:
-            reconstruction: The signal and its reconstruction.
+            prediction: The signal and its prediction.
             path: Path of the files without extensions.
 
         Returns:
             The row of the table, with the same columns for all signals.
         """
-        code = reconstruction.code
+        code = prediction.code
         code.save(f"{path}.safetensors")
         return {"size": " x ".join(map(str, code.shape)), "tiles": str(len(code.boxes))} | code.facts
 

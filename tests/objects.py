@@ -71,6 +71,12 @@ def radius_of(*radii):
     return {"radius": torch.tensor(radii).unsqueeze(-1)}
 
 
+def ball(composer, radius):
+    """Return a composer, and its reconstruction of one ball."""
+    with torch.no_grad():
+        return composer, composer.reconstruction(radius_of(radius))
+
+
 def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=True):
     """Return an evaluation batch of balls, with cameras around them."""
     poses, focals = orbit(views + queries, 4.0), torch.full((views + queries, 2), 1.2 * size)

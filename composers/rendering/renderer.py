@@ -125,7 +125,12 @@ class Renderer(nn.Module, ABC):
 
     def reconstruct(self, field: Field, coords: Tensor, source: Mapping[str, Any] | None = None) -> Reconstruction:
         """Return the reconstruction of a field at ``coords``, ``(N, D)`` or ``(B, N, D)``."""
-        rendered = self.rendered(field, coords)
+        return self.reconstruction(field, self.rendered(field, coords), source)
+
+    def reconstruction(
+        self, field: Field, rendered: Rendered, source: Mapping[str, Any] | None = None
+    ) -> Reconstruction:
+        """Return the reconstruction of a field of which ``rendered`` is known."""
 
         def render(others: Tensor) -> Rendered:
             return self.rendered(field, others)

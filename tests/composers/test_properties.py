@@ -206,7 +206,8 @@ def _train_distributed(rank, port, folder):
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     for name in SUBJECTS:
         composer = _build(name)
-        DistributedDataParallel(_TrainingLoss(composer))([2 * rank, 2 * rank + 1]).backward()
+        distributed = DistributedDataParallel(_TrainingLoss(composer))  # must live until the backward pass
+        distributed([2 * rank, 2 * rank + 1]).backward()
         torch.save(_gradients(composer), Path(folder, f"{name}-{rank}.pt"))
     torch.distributed.destroy_process_group()
 

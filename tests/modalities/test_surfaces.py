@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from objects import Balls, Fields, radius_of
+from objects import Balls, Fields, ball
 
 from composers.rendering import LightFieldRenderer, VolumeRenderer
 from modalities.surfaces import SurfaceMesh, half_opaque, save_ply, surface
@@ -35,7 +35,7 @@ def _solid(mesh):
 
 @pytest.mark.parametrize(("level", "radius"), [(20.0, 0.7), (40.0, 0.5)])
 def test_level_sets_of_a_ball_are_spheres(level, radius):
-    mesh = surface(_composer(), radius_of(1.0), bound=1.2, resolution=49, level=level)
+    mesh = surface(*ball(_composer(), 1.0), bound=1.2, resolution=49, level=level)
     distances = np.linalg.norm(mesh.vertices, axis=1)
     assert np.abs(distances - radius).max() < 2e-3
     solid = _solid(mesh)
@@ -62,7 +62,7 @@ def test_vertices_and_colours_are_in_world_coordinates():
 
             return field
 
-    mesh = surface(_composer(Box()), radius_of(1.0), bound=1.0, resolution=41, level=30.0)
+    mesh = surface(*ball(_composer(Box()), 1.0), bound=1.0, resolution=41, level=30.0)
     assert mesh.vertices.min(0) == pytest.approx([-0.3, -0.6, -0.1], abs=0.03)
     assert mesh.vertices.max(0) == pytest.approx([0.9, 0.2, 0.3], abs=0.03)
     expected = 255 / (1 + np.exp(-2 * mesh.vertices.astype(float)))
@@ -71,7 +71,7 @@ def test_vertices_and_colours_are_in_world_coordinates():
 
 
 def test_surfaces_are_closed_at_the_sides_of_the_cube():
-    mesh = surface(_composer(), radius_of(1.0), bound=0.5, resolution=21, level=20.0)
+    mesh = surface(*ball(_composer(), 1.0), bound=0.5, resolution=21, level=20.0)
     solid = _solid(mesh)
     assert solid.is_watertight
     assert solid.volume == pytest.approx(1.0, rel=0.25)  # the cube, a step larger, without its corners
@@ -82,7 +82,7 @@ def test_default_level_transmits_half_of_the_light_between_samples():
     renderer = VolumeRenderer(1.0, 5.0, samples_per_ray=101)
     assert math.exp(-half_opaque(renderer) * 0.04) == pytest.approx(0.5)
     composer = _composer(samples_per_ray=101)
-    mesh = surface(composer, radius_of(1.0), bound=1.2, resolution=33)
+    mesh = surface(*ball(composer, 1.0), bound=1.2, resolution=33)
     expected = 0.9 - half_opaque(composer.renderer) / 100
     assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(expected, abs=2e-3)
     with pytest.raises(ValueError, match="no near and far, so there is no default level: pass level"):
@@ -92,13 +92,13 @@ def test_default_level_transmits_half_of_the_light_between_samples():
 def test_softplus_density_is_used():
     """At the edge of the ball, where ReLU has density 0, softplus has log 2."""
     composer = _composer(density="softplus")
-    mesh = surface(composer, radius_of(1.0), bound=1.2, resolution=65, level=math.log(2))
+    mesh = surface(*ball(composer, 1.0), bound=1.2, resolution=65, level=math.log(2))
     assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(0.9, abs=0.01)
 
 
 def test_result_does_not_depend_on_max_memory():
     expected, actual = (
-        surface(_composer(), radius_of(1.0), resolution=24, level=20.0, max_memory=memory) for memory in (500, 0.1)
+        surface(*ball(_composer(), 1.0), resolution=24, level=20.0, max_memory=memory) for memory in (500, 0.1)
     )
     for left, right in zip(expected, actual, strict=True):
         assert np.array_equal(left, right)
@@ -106,15 +106,15 @@ def test_result_does_not_depend_on_max_memory():
 
 def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"no surface of density 95 within 1\.5 of the origin, .* 0 to 7\d"):
-        surface(_composer(), radius_of(1.0), resolution=16, level=95)
+        surface(*ball(_composer(), 1.0), resolution=16, level=95)
     with pytest.raises(ValueError, match="LightFieldRenderer has no density"):
-        surface(Balls(LightFieldRenderer()), radius_of(1.0))
+        surface(*ball(Balls(LightFieldRenderer()), 1.0))
     with pytest.raises(ValueError, match=r"resolution is 1, bound 1\.5, level None"):
-        surface(_composer(), radius_of(1.0), resolution=1)
+        surface(*ball(_composer(), 1.0), resolution=1)
     with pytest.raises(ValueError, match="level -1"):
-        surface(_composer(), radius_of(1.0), level=-1)
+        surface(*ball(_composer(), 1.0), level=-1)
     with pytest.raises(ValueError, match="max_memory is 1e-05 MB, too little"):
-        surface(_composer(), radius_of(1.0), max_memory=1e-5)
+        surface(*ball(_composer(), 1.0), max_memory=1e-5)
 
 
 def test_ply_files_round_trip(tmp_path):

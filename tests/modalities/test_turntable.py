@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from coordinates import pixel_rays
-from objects import Balls, Fields, radius_of
+from objects import Balls, Fields, ball
 from PIL import Image
 
 from composers.rendering import LightFieldRenderer, PointRenderer, VolumeRenderer
@@ -28,7 +28,7 @@ def _array(image):
 def test_images_are_upright_and_right_handed():
     """For a camera at -y, +x is to the right and +z is up, and the width of the ball follows from its angle."""
     rays = pixel_rays(look_at(torch.tensor([0.0, -4.0, 0.0])), torch.tensor(CAMERA.focals), CAMERA.size)
-    rendered = render_rays(Balls(), radius_of(0.8), rays)
+    rendered = render_rays(*ball(Balls(), 0.8), rays)
     pixels = rendered.colours.view(32, 48, 3)
     red, green, blue = pixels[16].unbind(-1)
     assert (red > blue)[25:32].all()
@@ -43,7 +43,7 @@ def test_images_are_upright_and_right_handed():
 
 def test_depth_is_the_distance_of_the_ball():
     rays = pixel_rays(look_at(torch.tensor([0.0, -4.0, 0.0])), torch.tensor(CAMERA.focals), CAMERA.size)
-    rendered = render_rays(Balls(VolumeRenderer(2.0, 6.0, samples_per_ray=512)), radius_of(0.8), rays)
+    rendered = render_rays(*ball(Balls(VolumeRenderer(2.0, 6.0, samples_per_ray=512)), 0.8), rays)
     depth, opacity = rendered.depth.view(32, 48), rendered.opacity.view(32, 48)
     expected = 3.2 + math.sqrt(math.pi) / 20  # at depth d in a density of 200 d, the transmittance is exp(-100 d^2)
     assert depth[16, 24].item() == pytest.approx(expected, abs=0.005)
@@ -60,20 +60,20 @@ def test_depth_of_transparent_objects_ignores_the_far_end():
 
     composer = Balls()
     composer.network = Veil()
-    rendered = render_rays(composer, radius_of(0.1), torch.tensor([[0.0, -4.0, 0.0, 0.0, 1.0, 0.0]]))
+    rendered = render_rays(*ball(composer, 0.1), torch.tensor([[0.0, -4.0, 0.0, 0.0, 1.0, 0.0]]))
     assert 0.05 < rendered.opacity.item() < 0.5
     assert rendered.depth.item() == pytest.approx(4, abs=0.1)
 
 
 def test_result_does_not_depend_on_max_memory():
     rays = pixel_rays(orbit(3)[1], torch.tensor(CAMERA.focals), CAMERA.size)
-    single, chunked = (render_rays(Balls(), radius_of(0.7), rays, memory) for memory in (500, 0.1))
+    single, chunked = (render_rays(*ball(Balls(), 0.7), rays, memory) for memory in (500, 0.1))
     for expected, actual in zip(single, chunked, strict=True):
         assert torch.allclose(actual, expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"max_memory is 0\.001 MB, too little for the 32 points of a ray"):
-        render_rays(Balls(), radius_of(0.7), rays, 0.001)
+        render_rays(*ball(Balls(), 0.7), rays, 0.001)
     with pytest.raises(ValueError, match="PointRenderer does not render views"):
-        render_rays(Balls(PointRenderer()), radius_of(0.7), rays)
+        render_rays(*ball(Balls(PointRenderer()), 0.7), rays)
 
 
 def test_depth_colours():
@@ -108,10 +108,10 @@ def test_depth_range_is_that_of_opaque_rays():
 
 def test_orbit_frames_match_rendered_views():
     composer = Balls()
-    frames = list(orbit_frames(composer, radius_of(0.8), CAMERA, count=4, elevation=20))
+    frames = list(orbit_frames(*ball(composer, 0.8), CAMERA, count=4, elevation=20))
     assert len(frames) == 4
     for pose, (colour, depth) in zip(orbit(4, 4.0, 20.0), frames, strict=True):
-        rendered = render_rays(composer, radius_of(0.8), pixel_rays(pose, torch.tensor(CAMERA.focals), CAMERA.size))
+        rendered = render_rays(*ball(composer, 0.8), pixel_rays(pose, torch.tensor(CAMERA.focals), CAMERA.size))
         expected = rendered.colours.view(32, 48, 3).numpy()
         assert np.abs(_array(colour) / 255 - expected).max() < 0.003
         assert (colour.size, depth.size) == ((48, 32), (48, 32))
@@ -125,7 +125,7 @@ def test_orbit_frames_match_rendered_views():
 
 def test_light_fields_have_no_depth():
     composer = Balls(LightFieldRenderer())
-    (colour, depth), *_ = orbit_frames(composer, radius_of(0.8), CAMERA, count=2, elevation=0)
+    (colour, depth), *_ = orbit_frames(*ball(composer, 0.8), CAMERA, count=2, elevation=0)
     assert depth is None
     assert depth_range(composer) is None
     assert side_by_side((colour, depth)) is colour
@@ -150,7 +150,7 @@ def _video(count=6, size=(31, 20)):
 
 
 def test_gif_contains_the_frames(tmp_path):
-    frames = [side_by_side(pair) for pair in orbit_frames(Balls(), radius_of(0.8), CAMERA, count=6)]
+    frames = [side_by_side(pair) for pair in orbit_frames(*ball(Balls(), 0.8), CAMERA, count=6)]
     write_gif(frames, tmp_path / "new" / "ball.gif", seconds=1.5)
     with Image.open(tmp_path / "new" / "ball.gif") as video:
         assert (video.n_frames, video.info["loop"], video.info["duration"]) == (6, 0, 250)
