@@ -139,7 +139,7 @@ def test_python_example_encodes_and_renders(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_python_example_is_typed(tmp_path):
     config = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    (tmp_path / "pyproject.toml").write_text(re.sub(r"^files = \[.*?^\]\n", "", config, flags=re.MULTILINE | re.DOTALL))
+    (tmp_path / "pyproject.toml").write_text(re.sub(r"^packages = \[.*\n", "", config, flags=re.MULTILINE))
     for text, is_wrong in ((_python_lines(), False), (_python_lines().replace('"photo.jpg"', "3"), True)):
         (tmp_path / "lines.py").write_text(text, encoding="utf-8")
         command = [
