@@ -168,7 +168,7 @@ def test_python_lines_encode_and_render(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_python_lines_are_typed(tmp_path):
     config = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    (tmp_path / "pyproject.toml").write_text(re.sub(r"^files = \[.*?^\]\n", "", config, flags=re.MULTILINE | re.DOTALL))
+    (tmp_path / "pyproject.toml").write_text(re.sub(r"^packages = \[.*\n", "", config, flags=re.MULTILINE))
     for text, has_errors in ((_python_lines(), False), (_python_lines().replace('"photo.jpg"', "3"), True)):
         (tmp_path / "lines.py").write_text(text, encoding="utf-8")
         command = [
