@@ -246,7 +246,7 @@ def test_command_line_overrides_files_and_files_override_bases():
     Path("over.yaml").write_text("data: {init_args: {batch_size: 3}}\nmodel: {init_args: {rank: 4}}\n")
     program = _build(*tiny, "--config", "over.yaml", "--model.init_args.rank", 2)
     assert program.datamodule.batch_size == 3
-    assert program.model.bases["1"].shape == (2, 8)
+    assert program.model.parametrization.bases["1"].shape == (2, 8)
     assert program.datamodule.size == 16
 
 
@@ -289,5 +289,5 @@ def test_published_sizes_train_a_step(composer):
     start = _build(*arguments).model.state_dict()
     trained = checkpoint(folder)["state_dict"]
     assert start.keys() == trained.keys()
-    assert not torch.equal(start["hypernet.positions"], trained["hypernet.positions"])
+    assert not torch.equal(start["start.readout.positions"], trained["start.readout.positions"])
     assert_same(trained["network.encoding.frequencies"], start["network.encoding.frequencies"])
