@@ -34,8 +34,9 @@ class SISDR(InstanceMetric):
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SI-SDR of every instance."""
-        assert target.values is not None
-        predicted, true = (_to_peak(_signal(values, target.mask)) for values in (reconstruction.values, target.values))
+        predicted, true = (
+            _to_peak(_signal(values, target.mask)) for values in (reconstruction.values, target.measured)
+        )
         energy = true.square().sum(-1)  # (B, C); 0 for silence, else at least 1 because the peak is 1
         gain = (predicted * true).sum(-1) / energy.clamp(min=1)
         residual = (predicted - gain.unsqueeze(-1) * true).square().sum(-1)
@@ -76,11 +77,10 @@ class LogSpectralDistance(InstanceMetric):
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the log-spectral distance of every instance."""
-        assert target.values is not None
         if not _whole(shape):
             return _undefined(reconstruction.values)
         predicted, true = (
-            self._levels(_signal(values, target.mask)) for values in (reconstruction.values, target.values)
+            self._levels(_signal(values, target.mask)) for values in (reconstruction.values, target.measured)
         )
         distance = (predicted - true).square().mean(-2).sqrt().mean(1)  # (B, frames)
         if target.mask is None:
@@ -129,10 +129,9 @@ class _PerceptualMetric(InstanceMetric):
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the metric of every instance."""
-        assert target.values is not None
         if not _whole(shape):
             return _undefined(reconstruction.values)
-        pairs = torch.stack((reconstruction.values.float(), target.values.float()), -1).cpu()  # (B, N, C, 2)
+        pairs = torch.stack((reconstruction.values.float(), target.measured.float()), -1).cpu()  # (B, N, C, 2)
         masks = [slice(None)] * len(pairs) if target.mask is None else target.mask.cpu()
         numbers = [
             [self._score(*channel.mT) for channel in pair[mask].transpose(0, 1)]

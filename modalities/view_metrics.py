@@ -40,10 +40,9 @@ def view_psnr(prediction: Tensor, target: Samples, shape: tuple[int, ...]) -> Te
         >>> view_psnr(torch.tensor([[[0.1] * 3, [0.01] * 3]]), target, (2, 1, 1)).round().tolist()
         [[20.0, 40.0]]
     """
-    assert target.values is not None
     views = (len(prediction) * shape[0], -1)
     mask = None if target.mask is None else target.mask.reshape(views)
-    true = Samples(target.coords, target.values.reshape(*views, target.values.shape[-1]), mask)
+    true = Samples(target.coords, target.measured.reshape(*views, target.measured.shape[-1]), mask)
     errors = instance_mse(prediction.reshape(*views, prediction.shape[-1]), true)
     return psnr_of_mse(errors).view(len(prediction), shape[0])
 
@@ -94,10 +93,9 @@ class ViewSSIM(InstanceMetric):
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean SSIM of every instance."""
-        assert target.values is not None
         if not _views(shape, _SSIM_WINDOW):
             return _undefined(reconstruction.values)
-        pairs = zip(_images(reconstruction.values, shape), _images(target.values, shape), strict=True)
+        pairs = zip(_images(reconstruction.values, shape), _images(target.measured, shape), strict=True)
         return torch.stack([_ssim(seen, true) for seen, true in pairs])  # scene by scene, for memory
 
 
@@ -128,11 +126,10 @@ class LPIPS(InstanceMetric):
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean LPIPS of every instance."""
-        assert target.values is not None
         if self.distance is None or not _views(shape, _LPIPS_LEAST):
             return _undefined(reconstruction.values)
         distance = self.distance.net.to(reconstruction.values.device)
-        pairs = zip(_images(reconstruction.values, shape), _images(target.values, shape), strict=True)
+        pairs = zip(_images(reconstruction.values, shape), _images(target.measured, shape), strict=True)
         with torch.no_grad():
             return torch.stack([distance(seen.clamp(0, 1), true, normalize=True).mean() for seen, true in pairs])
 

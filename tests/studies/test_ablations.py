@@ -1,4 +1,4 @@
-"""The ablation study: the runs of the sweep, the collected results, and the table in the README."""
+"""The ablation study: the runs of the sweep, the collected results, and the table in the documentation."""
 
 import re
 import statistics
@@ -123,7 +123,7 @@ def test_failed_run_is_named(tmp_path, monkeypatch):
         ablations.main([f"--output={tmp_path}", "--variants=[layer_4]"])
 
 
-def test_readme_shows_the_results():
+def test_documentation_shows_the_results():
     outcomes = ablations.read(MEASURED)
     sweep = yaml.safe_load(SWEEP.read_text())
     variants = [Path(file).stem for file in sweep["parameters"]["config"]["values"]]
@@ -131,9 +131,9 @@ def test_readme_shows_the_results():
     assert sorted((result.variant, result.seed) for result in outcomes) == sorted(
         (name, seed) for name in variants for seed in seeds
     )
-    readme = (REPOSITORY / "README.md").read_text()
+    document = (REPOSITORY / "docs" / "results.md").read_text()
     for name in variants:
-        [row] = re.findall(rf"^\| `{name}` \|(.*)\|$", readme, re.MULTILINE)
+        [row] = re.findall(rf"^\| `{name}` \|(.*)\|$", document, re.MULTILINE)
         cells = [cell.strip() for cell in row.split("|")]
         for figure in ("gain", "refined_gain"):
             numbers = ablations.by_variant(outcomes, figure)[name]
