@@ -289,5 +289,5 @@ def test_published_sizes_train_a_step(composer):
     start = _build(*arguments).model.state_dict()
     trained = checkpoint(folder)["state_dict"]
     assert start.keys() == trained.keys()
-    assert not torch.equal(start["hypernet.positions"], trained["hypernet.positions"])
+    assert not torch.equal(start["start.readout.positions"], trained["start.readout.positions"])
     assert_same(trained["network.encoding.frequencies"], start["network.encoding.frequencies"])

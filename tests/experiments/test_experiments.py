@@ -73,9 +73,9 @@ def _check_model(model, modulated_layers, highest, patch, padding):
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.5, None)
     assert network["encoding"]["class_path"].endswith(".FourierFeatures")
     assert network["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
-    assert model["tokenizer"]["class_path"].endswith(".Patches")
-    tokenizer = model["tokenizer"]["init_args"]
-    assert (tokenizer["patch_size"], tokenizer["padding"], tokenizer["remainder"]) == (patch, padding, "refuse")
+    assert model["encoder"]["class_path"].endswith(".Patches")
+    encoder = model["encoder"]["init_args"]
+    assert (encoder["patch_size"], encoder["padding"], encoder["remainder"]) == (patch, padding, "refuse")
     assert model["transformer"]["init_args"] == {
         "embed_dim": 768,
         "num_blocks": 6,

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -63,6 +64,12 @@ def _built(name):
     return cost.build(EXPERIMENTS / f"{name}.yaml")[:2]
 
 
+def _inner(model):
+    """Return the arguments of the inner loop of a model, and those of its rule."""
+    inner = model["inner"]["init_args"]
+    return inner, inner["rule"]["init_args"]
+
+
 def _header(name):
     return (EXPERIMENTS / f"{name}.yaml").read_text().split("_base_")[0]
 
@@ -89,8 +96,9 @@ def test_hyper_parameters_match_the_paper(name):
     assert data.get("evaluation", "resized") == "resized"
     assert config["model"]["class_path"].endswith(".MetaIPC" if "ipc" in name else ".LearnedInit")
     _check_model(model, [1] if "ipc" in name else "all", highest)
-    inner = model["inner_loop"]["init_args"]
-    expected = {"steps": 2, "test_steps": None, "lr": inner_lr, "learned_lr": [], "first_order": False}
+    inner, rule = _inner(model)
+    assert rule == {"lr": inner_lr, "learned_lr": [], "outer": "second_order", "recompute": False}
+    expected = {"steps": 2, "test_steps": None}
     expected |= {"samples_per_step": "all", "test_samples_per_step": None}
     assert {key: inner[key] for key in expected} == expected
     assert model["optimizer"]["class_path"] == "torch.optim.Adam"
@@ -110,7 +118,7 @@ def _check_model(model, modulated_layers, highest):
     assert network["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
     assert (model["loss"], model["refinement"], model["renderer"]) == (None, None, None)
     if modulated_layers == "all":
-        assert (model["adapt_biases"], model["outer"]) == (False, "maml")
+        assert model["network"]["init_args"]["modulates"] == "weights"
     else:
         assert model["rank"] is None
 
@@ -119,14 +127,15 @@ def test_original_on_views_matches_its_authors():
     config = _parsed("chairs_learned_init_reptile")
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     assert (trainer["max_steps"], trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (100_000, None, None)
-    network, inner = model["network"]["init_args"], model["inner_loop"]["init_args"]
+    network, (inner, rule) = model["network"]["init_args"], _inner(model)
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 6, "all")
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (False, 0.0, None)
     assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
-    assert (model["adapt_biases"], model["outer"]) == (True, "reptile")
-    expected = {"steps": 32, "lr": 0.5, "test_steps": 1000, "samples_per_step": 128, "test_samples_per_step": 64}
+    assert network["modulates"] == "both"
+    assert rule == {"lr": 0.5, "learned_lr": [], "outer": "reptile", "recompute": False}
+    expected = {"steps": 32, "test_steps": 1000, "samples_per_step": 128, "test_samples_per_step": 64}
     assert {key: inner[key] for key in expected} == expected
-    assert (inner["learned_lr"], inner["choose"]) == ([], "random")
+    assert inner["choose"] == "random"
     assert (model["optimizer"]["class_path"], model["optimizer"]["init_args"]["lr"]) == ("torch.optim.Adam", 5e-4)
     expected = {
         "category": "chairs",
@@ -145,7 +154,7 @@ def test_original_on_images_matches_its_authors():
     config = _parsed("celeba178_learned_init_siren")
     trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
     assert (trainer["max_steps"], trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (150_000, None, None)
-    network, inner = model["network"]["init_args"], model["inner_loop"]["init_args"]
+    network, (inner, rule) = model["network"]["init_args"], _inner(model)
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, "all")
     assert (network["normalize_weights"], network["output_offset"], network["encoding"]["class_path"]) == (
         False,
@@ -153,8 +162,9 @@ def test_original_on_images_matches_its_authors():
         "composers.networks.IdentityEncoding",
     )
     assert network["activation"]["init_args"]["omega"] == 200
-    assert (model["adapt_biases"], model["outer"]) == (True, "maml")
-    expected = {"steps": 2, "lr": 0.01, "test_steps": None, "samples_per_step": "all", "first_order": False}
+    assert network["modulates"] == "both"
+    assert rule == {"lr": 0.01, "learned_lr": [], "outer": "second_order", "recompute": False}
+    expected = {"steps": 2, "test_steps": None, "samples_per_step": "all"}
     assert {key: inner[key] for key in expected} == expected
     assert (model["optimizer"]["class_path"], model["optimizer"]["init_args"]["lr"]) == ("torch.optim.Adam", 1e-5)
     assert (config["data"]["class_path"].rpartition(".")[2], data["size"], data["batch_size"]) == ("CelebA", 178, 3)
@@ -166,8 +176,8 @@ def test_sizes_match(name):
     composer, data = _built(name)
     parameters, numbers = SIZES[name]
     assert sum(parameter.numel() for parameter in composer.parameters()) == parameters
-    assert sum(latent.numel() for latent in composer.start().values()) == numbers
-    assert composer.signal_shape == data.signal_shape
+    assert sum(math.prod(spec.shape) for spec in composer.parametrization.latents.values()) == numbers
+    assert composer.start.signal_shape == data.signal_shape
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *ORIGINAL, *OURS])
@@ -239,7 +249,10 @@ def test_experiment_trains_a_step_at_full_width(name):
     composer, data, _ = cost.build(EXPERIMENTS / f"{name}.yaml")
     initial = {key: parameter.detach().clone() for key, parameter in composer.named_parameters()}
     optimizer = composer.optimizer(composer.parameters())
-    loss, latents = cost.TrainingStep(composer)(cost.random_batch(data, 1))
+    batch = cost.random_batch(data, 1)
+    start = composer.start(batch.observation, composer.layout(batch.observation))
+    begin = {name: latent.detach().clone() for name, latent in start.items()}
+    loss, latents = cost.TrainingStep(composer)(batch)
     loss.backward()
     optimizer.step()
     assert 0 < loss.item() < 2  # random values in [0, 1] or around 0, and an untrained network
@@ -249,4 +262,4 @@ def test_experiment_trains_a_step_at_full_width(name):
         update = (parameter.detach() - initial[key]).abs()
         assert 0 < update.max() <= 1.01 * lr  # the first Adam step has the length of the learning rate
     assert all(latent.isfinite().all() for latent in latents.values())
-    assert any(not torch.equal(latent[0], composer.start()[key]) for key, latent in latents.items())
+    assert any(not torch.equal(latent, begin[key]) for key, latent in latents.items())

@@ -64,8 +64,8 @@ def _check_model(model, modulated_layers):
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 6, modulated_layers)
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.0, None)
     assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
-    assert model["tokenizer"]["class_path"].endswith(".ViewPatches")
-    assert model["tokenizer"]["init_args"]["patch_size"] == 8
+    assert model["encoder"]["class_path"].endswith(".ViewPatches")
+    assert model["encoder"]["init_args"]["patch_size"] == 8
     assert model["renderer"]["class_path"].endswith(".VolumeRenderer")
     renderer = model["renderer"]["init_args"]
     expected = {
@@ -94,12 +94,10 @@ def _check_model(model, modulated_layers):
 def test_sizes_match_the_paper(method):
     composer, data, _ = cost.build(EXPERIMENTS / f"chairs_{method}.yaml")
     _, _, weight_tokens, numbers, parameters = METHODS[method]
-    assert composer.hypernet.num_tokens == (256, weight_tokens)
+    assert (composer.start.encoder.num_tokens, composer.start.readout.num_weight_tokens) == (256, weight_tokens)
     assert (composer.network.coord_dim, composer.network.value_dim) == (3, 4)
     assert sum(parameter.numel() for parameter in composer.parameters()) == parameters
-    hypernet = composer.hypernet
-    columns = zip(hypernet.tokens_per_layer, hypernet.heights.values(), strict=True)  # a token predicts a column
-    assert sum(tokens * height for tokens, height in columns) == numbers
+    assert sum(math.prod(spec.shape) for spec in composer.parametrization.latents.values()) == numbers
     assert (composer.renderer.near, composer.renderer.far) == (data.near, data.far) == (2.0, 6.0)
     exponents = torch.linspace(0, 8, 20, dtype=torch.float64)
     torch.testing.assert_close(composer.network.encoding.frequencies, (2**exponents).float(), rtol=1e-6, atol=0)
