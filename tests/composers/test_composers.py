@@ -1,4 +1,4 @@
-"""Presets with a hypernetwork: against loops over instances, published sizes, training steps, metrics, refused arguments."""
+"""Presets with a hypernetwork: against loops over instances, published sizes, training steps, metrics, rejected arguments."""
 
 import copy
 import math

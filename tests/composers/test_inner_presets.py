@@ -18,7 +18,7 @@ SIREN = {"encoding": IdentityEncoding(), "activation": Sine(3.0), "normalize_wei
 
 
 def _meta_transinr(network, inner, num_groups):
-    """Return a TransINR found by an inner loop, which is no preset."""
+    """Return a TransINR whose scales an inner loop finds, which is no preset."""
     return Composer(network, ColumnScales(num_groups), LearnedStart(), inner)
 
 
@@ -36,7 +36,7 @@ RULE = ("lr", "learned_lr", "outer", "recompute")
 
 
 def _gradient_steps(**options):
-    """Return gradient steps with options of their own and of their rule."""
+    """Return gradient steps from options of the steps and of their rule."""
     rule = DifferentiableSGD(**{name: options.pop(name) for name in RULE if name in options})
     return GradientSteps(rule=rule, **options)
 

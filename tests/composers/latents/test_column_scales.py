@@ -62,7 +62,7 @@ def test_initial_scales_give_the_base_weights(make_network):
 def test_steps_scale_with_the_squared_norm_where_weights_are_normalised(make_network, normalize):
     parametrization, latents = _connect(make_network(normalize_weights=normalize), 4)
     scale = parametrization.step_scales(latents)["scales.1"].expand(2, 1, 1)
-    expected = [sum(x**2 for x in own) if normalize else 1.0 for own in latents["scales.1"].flatten(1).tolist()]
+    expected = [sum(x**2 for x in scales) if normalize else 1.0 for scales in latents["scales.1"].flatten(1).tolist()]
     assert scale.flatten().tolist() == pytest.approx(expected, rel=1e-5)
 
 

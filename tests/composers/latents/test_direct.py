@@ -55,7 +55,7 @@ def test_steps_on_normalised_weights_scale_with_their_squared_norm(make_network)
     for normalize in (True, False):
         parametrization, latents = _connect(make_network(modulates="both", normalize_weights=normalize))
         scales = parametrization.step_scales(latents)
-        norms = [sum(x**2 for x in own) for own in latents["weight.1"].flatten(1).tolist()]
+        norms = [sum(x**2 for x in weight) for weight in latents["weight.1"].flatten(1).tolist()]
         expected = norms if normalize else [1.0, 1.0]
         assert scales["weight.1"].expand(2, 1, 1).flatten().tolist() == pytest.approx(expected, rel=1e-5)
         assert scales["bias.1"].item() == 1
