@@ -90,7 +90,7 @@ def test_an_invalid_command_line_raises_an_error(arguments, expected):
         ("ipc", [f"{MODEL}.encoder.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
         ("ipc", [f"{INR}.hidden_dim", "[8, 8, 8]"], ["hidden_dim", "[8, 8, 8]", "num_layers 3", "2 of them"]),
         ("ipc", [f"{INR}.modulated_layers", "[3]"], ["modulated_layers", "[3]", "3 layers", "0 to 2"]),
-        ("ipc", [f"{MODEL}.num_weight_tokens", 3], ["3 weight tokens", "8 columns", "divisor"]),
+        ("ipc", [f"{MODEL}.num_weight_tokens", 3], ["weight tokens is 3", "8 columns", "divisor"]),
         ("ipc", [f"{MODEL}.transformer.init_args.num_heads", 5], ["num_heads 5", "embed_dim 12", "divisor"]),
         ("transinr", [f"{MODEL}.num_groups", 3], ["num_groups 3", "8 outputs", "divisor"]),
         ("ipc", [f"{MODEL}.refinement.init_args.stages", "[vall]"], ["['vall']", "val, test and predict"]),

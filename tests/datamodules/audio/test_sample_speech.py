@@ -148,7 +148,7 @@ def test_arguments_out_of_range_raise(arguments):
 
 
 CONFIG = """
-_base_: [{repository}/configs/composers/transformer_ipc.yaml, {tests}/configs/tiny.yaml]
+_base_: [{tests}/configs/tiny_ipc.yaml]
 data:
   class_path: datamodules.SampleSpeech
   init_args: {{crops_per_epoch: 8, batch_size: 4, eval_batch_size: 12, coordinate_subset: 500}}
