@@ -20,17 +20,24 @@ from datamodules.images.sample_photos import photograph
 EXTENDING = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 SMALL_PHOTOS = ["--data.init_args.size=16", "--data.init_args.crops_per_epoch=32", "--data.init_args.scales=[1.0]"]
 FEW_STEPS = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+REPORT = "--model.init_args.inner.init_args.report=[0,1]"
+STEPS = "--model.init_args.refinement.init_args.steps=2"
+SMALL_BATCHES = ["--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=4"]
 SMALL_IPC = [
-    "--model.init_args.refinement.init_args.steps=2",
+    STEPS,
     "--model.init_args.network.init_args.hidden_dim=32",
     "--model.init_args.transformer.init_args.num_blocks=1",
-    "--data.init_args.batch_size=4",
-    "--data.init_args.eval_batch_size=4",
+    *SMALL_BATCHES,
 ]
 # By the name of the run folder: the class that the log names, the headline metric, and options for a run of a few steps.
 RECIPES = {
-    "A method from existing parts": ("photos_meta_transinr", "Composer", "psnr", SMALL_PHOTOS),
-    "A parametrization": ("photos_low_rank_update", "Composer", "psnr", SMALL_PHOTOS),
+    "A method from existing parts": (
+        "photos_meta_transinr",
+        "Composer",
+        "psnr",
+        [*SMALL_PHOTOS, *SMALL_BATCHES, REPORT],
+    ),
+    "A parametrization": ("photos_low_rank_update", "Composer", "psnr", [*SMALL_PHOTOS, *SMALL_BATCHES, STEPS]),
     "A network and an encoder: LIIF": ("photos_liif", "Composer", "psnr", SMALL_PHOTOS),
     "A loss": ("photos_ipc", "TransformerIPC", "psnr", [*SMALL_PHOTOS, *SMALL_IPC]),
     "A data set": ("photos_ipc", "Gratings", "psnr", SMALL_IPC),
