@@ -86,7 +86,12 @@ def test_every_recipe_is_tested():
     assert list(_sections()) == list(RECIPES)
 
 
-@pytest.mark.parametrize("title", RECIPES)
+QUICK = ("A network and an encoder: LIIF", "A modality")  # the others take longer
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=[] if title in QUICK else [pytest.mark.slow]) for title in RECIPES]
+)
 def test_recipe_trains_tests_and_loads(title, tmp_path, monkeypatch):
     run_name, class_name, headline, smaller = RECIPES[title]
     files, arguments = _recipe(title)
@@ -167,6 +172,7 @@ def _python_lines():
     return text
 
 
+@pytest.mark.slow
 def test_python_lines_encode_and_render(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     astronaut = photograph("astronaut").permute(1, 2, 0).numpy()

@@ -106,6 +106,7 @@ def test_concurrent_commands_use_different_folders():
     assert all(len(column(folder / "metrics.csv", "val/psnr")) == 1 for folder in folders)
 
 
+@pytest.mark.slow
 def test_folder_is_claimed_before_data_are_prepared(monkeypatch):
     folders = []
 
@@ -243,6 +244,7 @@ def test_lightning_does_not_requeue(job):
     assert not environment.auto_requeue
 
 
+@pytest.mark.slow
 def test_requeued_job_continues_in_its_folder(job):
     arguments = ["fit", *tiny("ipc"), *SHORT, "--trainer.max_epochs", 2]
     run("fit", *tiny("ipc"), *SHORT)

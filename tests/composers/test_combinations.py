@@ -72,7 +72,9 @@ def test_every_code_of_an_auto_decoder_is_trained(trained):
     assert (first != last).flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "adapted_ipc" else [pytest.mark.slow]) for name in NAMES]
+)
 def test_test_and_prediction_follow(trained, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = _weights(trained(name))

@@ -681,6 +681,7 @@ def _tiny(make, kind, **inner):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ipc", "learned_init"])
 def test_compiled_training_equals_eager(make, batch, kind, monkeypatch):
     monkeypatch.setattr("composers.base.check_finite", lambda losses: None)  # the only graph break

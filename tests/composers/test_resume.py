@@ -88,6 +88,7 @@ def test_unchanged_configuration_keeps_the_states(folder, name, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_learning_rates_of_a_torch_schedule_are_scaled(folder):
     printed = _resume(_last(folder, "step"), *STEP, 4, GAMMA, 0.5, f"{OPTIMIZER}.init_args.lr", LR / 10)
     assert f"{MESSAGE}lr 0.01 -> 0.001." in printed.splitlines()
@@ -99,6 +100,7 @@ def test_learning_rates_of_a_torch_schedule_are_scaled(folder):
         assert schedule["_last_lr"] == pytest.approx([LR / 10 * factor])
 
 
+@pytest.mark.slow
 def test_changed_arguments_of_a_run_schedule_are_applied(folder):
     printed = _resume(_last(folder, "cosine"), *COSINE, 10, f"{OPTIMIZER}.init_args.lr", 2 * LR)
     [line] = [line for line in printed.splitlines() if MESSAGE in line]

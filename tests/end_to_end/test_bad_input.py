@@ -206,6 +206,7 @@ def test_a_checkpoint_of_another_model_raises_an_error(trained, command, compose
         assert part in message
 
 
+@pytest.mark.slow
 def test_weights_without_training_state_can_be_tested_but_not_resumed(trained):
     composers.save(composers.load(trained), "weights.ckpt")
     message = refused("fit", *tiny("ipc"), "--ckpt_path", "weights.ckpt")

@@ -236,6 +236,7 @@ def test_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkey
         assert logged == column(uninterrupted / "metrics.csv", name)[-len(logged) :]
 
 
+@pytest.mark.slow
 def test_training_does_not_depend_on_num_workers(uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("fit", *tiny("ipc"), *keep_every(2), "--trainer.max_epochs", 2, "--data.init_args.num_workers", 2)

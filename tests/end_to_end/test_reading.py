@@ -130,6 +130,7 @@ def test_resuming_from_a_checkpoint_without_a_key_raises_an_error(runs, key):
         assert f"part.ckpt cannot be resumed, it lacks {key}" in message
 
 
+@pytest.mark.slow
 def test_evaluation_requires_only_weights(runs):
     content = checkpoint("runs/unnamed/version_0")
     torch.save({key: content[key] for key in ("state_dict", "composer")}, "part.ckpt")

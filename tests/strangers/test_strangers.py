@@ -71,7 +71,9 @@ def _data(name, monkeypatch):
     return data
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "attention_" in name else []) for name in CONFIGS]
+)
 def test_every_command_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = _data(name, monkeypatch)
@@ -112,6 +114,7 @@ def test_every_command_runs(name, tmp_path, monkeypatch):
     assert doubled.isfinite().all()
 
 
+@pytest.mark.slow
 def test_tokens_of_patches_are_read_one_by_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = _fit("attention_per_token")
@@ -138,6 +141,7 @@ def test_a_super_resolver_predicts_files_and_decodes_codes(tmp_path, monkeypatch
     assert "out/photo.96x64.png: 96 x 64 pixels" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_codes_without_a_decoder_in_the_program_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = _fit("video")

@@ -479,6 +479,7 @@ def _refused(*args, status=1):
     return message
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_prints_its_files(written):
     assert sorted(path.name for path in written.folder.iterdir()) == ALL_FILES
     names = ["encoder.pt2", "encoder.onnx", "decoder.pt2", "decoder.onnx", "export.json"]
