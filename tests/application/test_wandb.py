@@ -264,6 +264,7 @@ def test_overlay_keeps_logger_and_callbacks_of_the_experiment(monkeypatch):
     assert names.count("Gallery") == 2  # one of them compares with the bundled weights
 
 
+@pytest.mark.slow
 def test_log_model_without_a_server_raises():
     model = ["--wandb.log_model", "true", "--wandb.mode", "offline"]
     message = refused("fit", *tiny("ipc"), *OVERLAY, *model)
@@ -313,6 +314,7 @@ def test_unknown_wandb_mode_raises(monkeypatch):
         make_logger()
 
 
+@pytest.mark.slow
 def test_missing_wandb_is_one_message(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     message = refused("fit", *tiny("ipc"), *OVERLAY)
@@ -454,6 +456,7 @@ def test_prediction_accepts_the_config_of_a_run_with_wandb(offline):
     assert "--wandb" not in asked("predict", "--help")
 
 
+@pytest.mark.slow
 def test_logger_receives_the_checkpoint_callbacks(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     programs = []
@@ -463,6 +466,7 @@ def test_logger_receives_the_checkpoint_callbacks(monkeypatch):
     assert [type(saver).__name__ for saver in logger.savers] == ["BestCheckpoint", "LastCheckpoint"]
 
 
+@pytest.mark.slow
 def test_logger_is_a_wandb_logger():
     programs = []
     with mock.patch.object(cli.CLI, "_run_subcommand", lambda self, name: programs.append(self)):

@@ -142,6 +142,7 @@ def test_evaluation_requires_only_weights(runs):
         check_state(content | {"loops": {}}, "loops.ckpt", "fit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
