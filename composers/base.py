@@ -113,9 +113,8 @@ class Composer(LightningModule):
         self.inner.connect(self.parametrization.latents)
         self._check_dependence()
         trained = {id(parameter) for parameter in self.parameters() if parameter.requires_grad}
-        if getattr(self.inner.rule, "outer", None) == "reptile" and trained != {
-            id(own) for own in self.start.parameters()
-        }:
+        adapted = {id(parameter) for parameter in self.start.parameters()}
+        if self.inner.rule.outer == "reptile" and trained != adapted:
             raise ValueError(
                 "Reptile learns only what the inner loop adapts: set modulates to both, modulated_layers to all and learned_lr "
                 "to []."
@@ -194,7 +193,7 @@ class Composer(LightningModule):
         scales: Scales | None = None,
         **options: Any,
     ) -> Trajectory:
-        """Take gradient steps on whatever latents make a field, scaled as the parametrization states if ``scales`` is None."""
+        """Take gradient steps on latents, scaled as the parametrization states if ``scales`` is None."""
 
         def reconstruct(moved: Latents, coords: Tensor) -> Reconstruction:
             return self.renderer.reconstruct(field_of(moved), coords)
@@ -271,7 +270,7 @@ class Composer(LightningModule):
         refinement: Refinement,
         scales: Scales | None = None,
     ) -> dict[int, Latents]:
-        """Refine whatever latents make a field."""
+        """Refine latents of the parametrization, or of a free network."""
         return self._take(refinement, field_of, latents, samples, scales, report=refinement.report).latents
 
     def trajectory(self, observation: Observation, steps: Sequence[int]) -> dict[int, Latents]:
@@ -332,9 +331,9 @@ class Composer(LightningModule):
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, RunSchedule):
-            self.trainer.fit_loop.setup_data()  # or nobody has counted the batches yet
+            self.trainer.fit_loop.setup_data()  # counts the batches
             per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-            scheduler.tell(self.trainer.estimated_stepping_batches, per_epoch)
+            scheduler.set_length(self.trainer.estimated_stepping_batches, per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
@@ -353,7 +352,7 @@ class Composer(LightningModule):
             self.check_sizes(data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the checkpoint of a resumed run until the optimizer is made that goes on from it."""
+        """Keep the checkpoint of a resumed run until its optimizer exists."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 
@@ -369,8 +368,8 @@ class Composer(LightningModule):
 
     def on_test_start(self) -> None:
         """Measure the training codes where a curve of this test starts from them."""
-        asked = self.refinement.steps and "test" in self.refinement.stages and len(self.refinement.starts) > 1
-        self.training_codes = measure_training_codes(self) if asked else None
+        needed = self.refinement.steps and "test" in self.refinement.stages and len(self.refinement.starts) > 1
+        self.training_codes = measure_training_codes(self) if needed else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how this composer is built, for `composers.load`, how it is trained, and what the data stated."""

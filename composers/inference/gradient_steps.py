@@ -67,7 +67,7 @@ class GradientSteps(nn.Module):
         if (
             loss is not None
             and any(True for _ in loss.parameters())
-            and getattr(self.rule, "outer", "") != "second_order"
+            and self.rule.outer != "second_order"
         ):
             raise ValueError(
                 f"{type(loss).__name__} has parameters, which only gradients of second order train: set outer of the rule to "
@@ -128,7 +128,7 @@ class GradientSteps(nn.Module):
             ValueError: If the loss does not depend on a latent.
         """
         count = steps if steps is not None else self.steps if training else self.test_steps
-        graph = training and torch.is_grad_enabled() and getattr(self.rule, "outer", None) != "reptile"
+        graph = training and torch.is_grad_enabled() and self.rule.outer != "reptile"
 
         def take() -> Trajectory:
             begin = {name: exact(latent) if graph else _copied(latent) for name, latent in latents.items()}
@@ -195,7 +195,7 @@ class GradientSteps(nn.Module):
 
         For Reptile the values are the losses and the gradient with respect to the start is ``start - adapted``.
         """
-        if getattr(self.rule, "outer", None) != "reptile":
+        if self.rule.outer != "reptile":
             return losses
         pull = torch.zeros_like(losses)
         for name, latent in start.items():

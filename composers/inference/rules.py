@@ -44,9 +44,11 @@ class Rule(nn.Module, ABC):
 
     Attributes:
         differentiable: Whether training can differentiate through the steps.
+        outer: How training uses the steps, see `DifferentiableSGD`; empty for rules of evaluation only.
     """
 
     differentiable: ClassVar[bool] = False
+    outer: str = ""
 
     def connect(self, latents: Mapping[str, TensorSpec], steps: int) -> None:
         """Create learned factors, for latents of these shapes and so many steps in training."""

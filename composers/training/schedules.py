@@ -36,7 +36,7 @@ class RunSchedule(LambdaLR):
     def factor(self, step: int) -> float:
         """Return the factor of the learning rate at a step, counted from 0."""
 
-    def tell(self, total_steps: float, steps_per_epoch: float) -> None:
+    def set_length(self, total_steps: float, steps_per_epoch: float) -> None:
         """Set the length of the run, which may be infinite, unless it was passed to the constructor."""
         self.total_steps = self.total_steps or total_steps
         self.steps_per_epoch = self.steps_per_epoch or steps_per_epoch

@@ -19,7 +19,7 @@ from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec, Modality
 from datamodules.storage.audio import in_channels, read_recording, read_resampled, recording_facts, resampled_frames
-from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
+from datamodules.storage.folders import NamedFile, Split, splits_of, report_skipped
 from datamodules.storage.parallel import unreadable_of
 from modalities.audio import Audio
 
@@ -252,7 +252,7 @@ class RecordingSet(AudioModule):
             dataset: Dataset[Any] = RecordingFiles(files) if split == "train" else FirstCrops(files, self.reader)
             setattr(self, f"{split}_set", dataset)
         if self.skipped:
-            tell_left_out(self.skipped, "recordings")
+            report_skipped(self.skipped, "recordings")
 
     def _usable_files(self, split: Split) -> list[NamedFile]:
         """Return the recordings of a split without skipped ones."""

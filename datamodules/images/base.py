@@ -20,7 +20,7 @@ from datamodules.randomness import generator_at
 from datamodules.spec import DataSpec
 from datamodules.storage.cache import cached
 from datamodules.storage.download import Source
-from datamodules.storage.folders import NamedFile, Split, splits_of, tell_left_out
+from datamodules.storage.folders import NamedFile, Split, splits_of, report_skipped
 from datamodules.storage.images import Preparation, RandomCrop, quiet, read_image
 from datamodules.storage.parallel import unreadable_of
 from modalities.images import Images
@@ -194,7 +194,7 @@ class ImageSet(CoordinateDataModule):
             is_cropped = split == "train" and self.random_crop is not None
             setattr(self, f"{split}_set", UncutImages(images) if is_cropped else images)
         if self.skipped:
-            tell_left_out(self.skipped, "images")
+            report_skipped(self.skipped, "images")
 
     def images(self, split: Split) -> Dataset[Signal]:
         """Return the preprocessed images of a split.

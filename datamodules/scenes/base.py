@@ -19,7 +19,7 @@ from datamodules.scenes.draws import (
     drawn_frames,
 )
 from datamodules.scenes.rays import SceneModule
-from datamodules.storage.folders import Split, splits_of, tell_left_out
+from datamodules.storage.folders import Split, splits_of, report_skipped
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene, is_opaque, read_transforms, read_view
@@ -124,7 +124,7 @@ class SceneSet(SceneModule):
                     f"images without transparency are used as they are, whatever their background ({scenes[0].name})"
                 )
         if self.skipped:
-            tell_left_out(self.skipped, "scenes")
+            report_skipped(self.skipped, "scenes")
 
     def readable(self, split: Split) -> tuple[list[Scene], dict[str, str]]:
         """Return the usable scenes of a split, and the reasons why the others are not usable, by folder.

@@ -84,7 +84,7 @@ def splits_of(stage: str | None) -> tuple[Split, ...]:
 
 
 @rank_zero_only
-def tell_left_out(paths: Collection[str], what: str) -> None:
+def report_skipped(paths: Collection[str], what: str) -> None:
     """Log which files are skipped because they cannot be read, on the first process only.
 
     Args:

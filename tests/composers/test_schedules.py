@@ -43,7 +43,7 @@ def test_epoch_warmup_without_steps_per_epoch_raises():
 
 def test_explicit_lengths_take_precedence_over_those_of_the_trainer():
     warmup = EpochWarmup(_optimizer(), steps_per_epoch=8)
-    warmup.tell(100, 10)
+    warmup.set_length(100, 10)
     assert (warmup.total_steps, warmup.steps_per_epoch) == (100, 8)
     cosine = WarmupCosine(_optimizer(), total_steps=50)
     cosine.tell(100, 10)
