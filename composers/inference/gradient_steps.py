@@ -64,11 +64,7 @@ class GradientSteps(nn.Module):
         if choose not in ("random", "error"):
             raise ValueError(f"choose is {choose}; allowed are random and error.")
         self.rule = rule or self._default_rule()
-        if (
-            loss is not None
-            and any(True for _ in loss.parameters())
-            and self.rule.outer != "second_order"
-        ):
+        if loss is not None and any(True for _ in loss.parameters()) and self.rule.outer != "second_order":
             raise ValueError(
                 f"{type(loss).__name__} has parameters, which only gradients of second order train: set outer of the rule to "
                 "second_order."

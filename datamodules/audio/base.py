@@ -19,7 +19,7 @@ from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec, Modality
 from datamodules.storage.audio import in_channels, read_recording, read_resampled, recording_facts, resampled_frames
-from datamodules.storage.folders import NamedFile, Split, splits_of, report_skipped
+from datamodules.storage.folders import NamedFile, Split, report_skipped, splits_of
 from datamodules.storage.parallel import unreadable_of
 from modalities.audio import Audio
 

@@ -20,7 +20,7 @@ from datamodules.randomness import generator_at
 from datamodules.spec import DataSpec
 from datamodules.storage.cache import cached
 from datamodules.storage.download import Source
-from datamodules.storage.folders import NamedFile, Split, splits_of, report_skipped
+from datamodules.storage.folders import NamedFile, Split, report_skipped, splits_of
 from datamodules.storage.images import Preparation, RandomCrop, quiet, read_image
 from datamodules.storage.parallel import unreadable_of
 from modalities.images import Images

@@ -19,7 +19,7 @@ from datamodules.scenes.draws import (
     drawn_frames,
 )
 from datamodules.scenes.rays import SceneModule
-from datamodules.storage.folders import Split, splits_of, report_skipped
+from datamodules.storage.folders import Split, report_skipped, splits_of
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene, is_opaque, read_transforms, read_view
