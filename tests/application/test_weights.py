@@ -44,6 +44,7 @@ def test_weights_are_loaded_and_the_training_state_is_new(first):
     assert yaml.safe_load((folder / "config.yaml").read_text())["ckpt_path"] is None
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_weights(first):
     run("fit", *tiny("ipc"), "--weights", first)
     run("fit", *tiny("ipc"))

@@ -35,6 +35,7 @@ def test_spec_is_available_before_setup(module, arguments, expected):
     assert spec.sample_rate == arguments.get("sample_rate")
 
 
+@pytest.mark.slow
 def test_training_instances_are_counted_after_setup():
     photos = datamodules.SamplePhotos(size=8, crops_per_epoch=5, scales=[1.0])
     assert photos.spec.num_instances is None

@@ -251,6 +251,7 @@ def test_seed_changes_training(uninterrupted, tmp_path, monkeypatch):
     assert not set(losses) & set(column(uninterrupted / "metrics.csv", "train/loss"))
 
 
+@pytest.mark.slow
 def test_resumed_schedule_has_the_length_of_the_resumed_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     schedule = "--model.init_args.scheduler"

@@ -161,6 +161,7 @@ def test_invalid_image_options_raise_one_line_errors(trained):
     assert not Path("predictions").exists()
 
 
+@pytest.mark.slow
 def test_unusable_output_folders_raise_one_line_errors(trained):
     args = ["--images", "wide.png", "--ckpt_path", trained["ipc"], "--output"]
     assert "The folder . is not empty" in refused("predict", *args, ".")

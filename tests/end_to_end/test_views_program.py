@@ -22,6 +22,7 @@ def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_fit_validate_test_and_predict(tmp_path):
     assert "SampleObjects (1, 3, 16, 16), 12 training and" in run("fit", *TINY)
     weights = ["--ckpt_path", "runs/unnamed/version_0/checkpoints/last.ckpt"]

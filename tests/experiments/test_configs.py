@@ -79,7 +79,7 @@ def _pairs():
             composer.values[0],
             data.values[0],
             id=f"{composer.id}-{data.id}",
-            marks=[] if composer.id == "transformer_ipc" or data.id.startswith("sample") else pytest.mark.slow,
+            marks=[] if composer.id == "transformer_ipc" or data.id == "sample_photos" else pytest.mark.slow,
         )
         for composer in _named("composers")
         for data in _named("data")
