@@ -1,4 +1,4 @@
-"""Numbers per instance, and their mean over instances (paper section 4: no clamp, no rounding, never pooled)."""
+"""Metrics per instance, averaged over instances (paper section 4): values are not clamped, rounded or pooled."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from datamodules.domain import exact
 
-_SMALLEST_ERROR = 1e-12  # a PSNR of 120 dB stands for perfect
+_SMALLEST_ERROR = 1e-12  # limits the PSNR to 120 dB
 
 
 def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
     """Return the mean squared error of every instance over its unmasked samples and channels.
 
     Args:
-        prediction: ``(B, N, C)``.
-        target: With ``values (B, N, C)``.
+        prediction: Predicted values ``(B, N, C)``.
+        target: Samples with ``values (B, N, C)``.
 
     Returns:
-        ``(B,)`` in float32 at least.
+        ``(B,)``, at least in float32.
 
     Raises:
         ValueError: If the target has no values.
@@ -41,7 +41,7 @@ def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
 
 
 def psnr_of_mse(mse: Tensor) -> Tensor:
-    """Return ``-10 log10(mse)`` in dB for a peak of 1; errors below 1e-12 count as that.
+    """Return ``-10 log10(mse)`` in dB for a peak of 1; errors below 1e-12 are raised to 1e-12.
 
     Example:
         >>> psnr_of_mse(torch.tensor(0.01)).item()
@@ -51,21 +51,23 @@ def psnr_of_mse(mse: Tensor) -> Tensor:
 
 
 def instance_mean(target: Samples) -> Tensor:
-    """Return for every sample the mean value of its instance, per channel: ``(B, N, C)``, the mean-colour image."""
+    """Return the mean of every instance per channel, expanded to all samples ``(B, N, C)``: the mean-colour image."""
     weight = torch.ones_like(target.measured[..., :1]) if target.mask is None else target.mask.unsqueeze(-1)
     mean = (target.measured * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
     return mean.expand_as(target.measured)
 
 
 def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
-    """Return which instances have a number: NaN is none, as silence has no SI-SDR, unless the prediction is not finite.
+    """Return for which instances a metric is defined.
+
+    NaN means undefined, such as the SI-SDR of silence. If the prediction is not finite, NaN counts as a value.
 
     Args:
-        numbers: ``(B,)``, what a metric measured.
-        prediction: ``(B, N, C)``.
+        numbers: Metric values ``(B,)``.
+        prediction: Predicted values ``(B, N, C)``.
 
     Returns:
-        ``(B,)`` booleans.
+        Booleans ``(B,)``.
 
     Example:
         >>> numbers, prediction = torch.tensor([1.0, torch.nan, torch.nan]), torch.tensor([0.0, 0.0, torch.inf])
@@ -76,11 +78,11 @@ def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
 
 
 class InstanceMetric(ABC):
-    """Measure one value per instance; means are taken over these values, never over pooled errors.
+    """Compute one value per instance; the reported mean is taken over these values, not over pooled errors.
 
     Attributes:
-        heading: Name in tables and figures; the key of the metric in ``metrics`` if empty.
-        unit: Unit of the values; empty if they have none.
+        heading: Name in tables and figures; if empty, the key of the metric in ``metrics``.
+        unit: Unit of the values; empty if dimensionless.
     """
 
     heading: ClassVar[str] = ""
@@ -88,19 +90,19 @@ class InstanceMetric(ABC):
 
     @abstractmethod
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
-        """Return one number per instance.
+        """Return one value per instance.
 
         Args:
-            reconstruction: At the same ``N`` coordinates.
-            target: What was measured at the same ``N`` places.
-            shape: How ``N`` unflattens, or None.
+            reconstruction: Reconstruction at the ``N`` coordinates of the target.
+            target: Measured samples at the same coordinates.
+            shape: Grid shape with ``N`` elements, or None if the coordinates form no grid.
 
         Returns:
-            ``(B,)``; NaN where an instance has no such number, which no mean counts.
+            ``(B,)``; NaN where the metric is undefined. Means exclude NaN.
         """
 
     def of_tiles(self, values: Sequence[float]) -> float:
-        """Return the value of a signal from those of its tiles: their mean by default."""
+        """Combine the values of the tiles of a signal into one; the mean by default."""
         return sum(values) / len(values)
 
 
@@ -125,7 +127,7 @@ class PSNR(InstanceMetric):
 
 
 class Gain(InstanceMetric):
-    """PSNR in dB over the constant signal of the instance's own mean value: for images, over the mean-colour image."""
+    """PSNR gain in dB over a constant signal with the mean of the instance; for images, the mean-colour image."""
 
     heading = "gain over the mean"
     unit = "dB"
@@ -137,9 +139,10 @@ class Gain(InstanceMetric):
 
 
 class SSIM(InstanceMetric):
-    """Structural similarity of images in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN.
+    """Structural similarity of images in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels).
 
-    Borders are mirrored and counted, as in torchmetrics; other programs average inner windows only.
+    NaN for other signals and for images with a side below 11 pixels. Borders are mirrored and included, as in torchmetrics;
+    other implementations average inner windows only.
     """
 
     heading = "SSIM"
@@ -148,7 +151,9 @@ class SSIM(InstanceMetric):
         """Return the SSIM of every instance."""
         if shape is None or len(shape) != 2 or min(shape) < 11:
             return reconstruction.values.new_full((len(reconstruction.values),), float("nan"))
-        seen, true = (values.float().mT.unflatten(-1, shape) for values in (reconstruction.values, target.measured))
-        similarity = structural_similarity_index_measure(seen, true, data_range=1.0, reduction="none")
+        prediction, image = (
+            values.float().mT.unflatten(-1, shape) for values in (reconstruction.values, target.measured)
+        )
+        similarity = structural_similarity_index_measure(prediction, image, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
         return similarity

@@ -1,4 +1,4 @@
-"""Patches of a signal as tokens of raw numbers; embedding and positions belong to the readout."""
+"""Patches of a signal as tokens of raw values; the readout adds the embedding and positions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ class Patches(Encoder):
     """Non-overlapping patches of a signal with any number of axes, flattened channel by channel (paper section 3).
 
     Args:
-        signal_shape: ``(C, *shape)`` of one signal; under the command line, the data module states it. If only the number
-            of tokens is known, ``(C, -1, -1)`` with one -1 per axis, and ``num_tokens``.
-        patch_size: Samples along every axis of a patch, pixels or audio samples; or one number per axis.
-        padding: Zeros added at both ends of every axis; or one number per axis.
-        remainder: What happens to an axis that is no multiple of ``patch_size``: ``refuse`` it, or ``reflect`` its end.
-        num_tokens: Only where ``signal_shape`` leaves the number open.
+        signal_shape: ``(C, *shape)`` of one signal; set from the data module on the command line. If only the number of
+            tokens is known, pass ``(C, -1, -1)``, with one -1 per axis, and ``num_tokens``.
+        patch_size: Number of samples (pixels or audio samples) along every axis of a patch; or one number per axis.
+        padding: Number of zeros added at both ends of every axis; or one number per axis.
+        remainder: How to handle an axis whose padded size is not a multiple of ``patch_size``: ``refuse`` raises an error,
+            ``reflect`` extends the axis by reflection at its end.
+        num_tokens: Number of tokens; required only if ``signal_shape`` does not determine it.
 
     Raises:
-        ValueError: If sizes are missing or do not fit each other.
+        ValueError: If sizes are missing or inconsistent.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Patches(Encoder):
         super().__init__()
         if signal_shape is None or len(signal_shape) < 2:
             raise ValueError(
-                f"signal_shape is {signal_shape}: under the command line the data module states it, "
+                f"signal_shape is {signal_shape}: the command line sets it from the data module; "
                 "in Python pass (channels, *shape), for an image (3, height, width)."
             )
         self.signal_shape: tuple[int, ...] = tuple(signal_shape)
@@ -56,19 +57,20 @@ class Patches(Encoder):
         self.embed_dim = self.signal_shape[0] * math.prod(self.patch_size)
         self.num_tokens: int = self._count(num_tokens)
 
-    def _count(self, stated: int | None) -> int:
-        """Return the number of tokens, from the shape or as stated."""
+    def _count(self, num_tokens: int | None) -> int:
+        """Return the number of tokens from the signal shape, or ``num_tokens`` if the shape does not determine it."""
         shape = self.signal_shape[1:]
         if -1 in shape:
-            if stated is None or stated < 1:
+            if num_tokens is None or num_tokens < 1:
                 raise ValueError(
-                    f"num_tokens is {stated}, but signal_shape {self.signal_shape} leaves it open: state it, at least 1."
+                    f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} does not determine it: "
+                    "pass num_tokens, at least 1."
                 )
-            return stated
+            return num_tokens
         count = math.prod(self._counts(shape))
-        if stated not in (None, count):
+        if num_tokens not in (None, count):
             raise ValueError(
-                f"num_tokens is {stated}, but signal_shape {self.signal_shape} gives {count}: leave num_tokens out."
+                f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} gives {count}: omit num_tokens."
             )
         return count
 
@@ -83,18 +85,18 @@ class Patches(Encoder):
         if padded % patch and self.remainder == "refuse":
             raise ValueError(
                 f"patch_size {patch} with padding {padding} does not divide {size} samples "
-                f"({padded} with padding) of signal_shape {self.signal_shape}: choose a patch_size that divides, a padding, "
-                "or remainder: reflect."
+                f"({padded} with padding) of signal_shape {self.signal_shape}: choose a patch_size or padding that fits, "
+                "or set remainder to reflect."
             )
         if -padded % patch >= padded:
             raise ValueError(
                 f"patch_size {patch} is at least twice the {padded} samples (with padding) of signal_shape "
-                f"{self.signal_shape}, whose end is too short to mirror: choose a smaller patch_size."
+                f"{self.signal_shape}, which is too short to reflect: choose a smaller patch_size."
             )
         return math.ceil(padded / patch)
 
     def layout(self, signal: Tensor | Views) -> Layout:
-        """Return the number of patches along every axis of a signal ``(B, C, *shape)``, and the samples they cover."""
+        """Return the number of patches and of samples along every axis of a signal ``(B, C, *shape)``."""
         if isinstance(signal, Views):
             return Layout()
         return Layout(tuple(self._counts(signal.shape[2:])), tuple(signal.shape[2:]))
@@ -103,16 +105,16 @@ class Patches(Encoder):
         """Return patches ``(B, T, embed_dim)`` of a signal ``(B, C, *shape)``, first axis slowest."""
         if isinstance(signal, Views):
             raise ValueError(
-                "Patches cuts signals (B, C, *shape), and was given posed views: choose encoder ViewPatches."
+                "Patches takes signals (B, C, *shape) but received posed views: choose encoder ViewPatches."
             )
-        found = tuple(signal.shape[1:])
-        if len(found) != len(self.signal_shape):
-            raise ValueError(f"The signal has shape {found}; this model takes {self.signal_shape}: resize or crop it.")
-        counts = self._counts(found[1:])
-        if not agrees(self.signal_shape, found) or math.prod(counts) != self.num_tokens:
+        shape = tuple(signal.shape[1:])
+        if len(shape) != len(self.signal_shape):
+            raise ValueError(f"The signal has shape {shape}; this model takes {self.signal_shape}: resize or crop it.")
+        counts = self._counts(shape[1:])
+        if not agrees(self.signal_shape, shape) or math.prod(counts) != self.num_tokens:
             raise ValueError(
-                f"The signal has shape {found} and {math.prod(counts)} patches of {_shown(self.patch_size)}; "
-                f"this model takes {self.signal_shape} with {self.num_tokens}: resize or crop it."
+                f"The signal has shape {shape} and {math.prod(counts)} patches of {_format_size(self.patch_size)}; "
+                f"this model takes {self.signal_shape} with {self.num_tokens} patches: resize or crop it."
             )
         padded = functional.pad(signal, [number for side in reversed(self.padding) for number in (side, side)])
         axes = zip(counts, self.patch_size, padded.shape[2:], strict=True)
@@ -122,9 +124,9 @@ class Patches(Encoder):
         return cut(padded, counts, self.patch_size)
 
 
-def _per_axis(name: str, given: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """Return one number for each axis, the same for all where one was given."""
-    numbers = (given,) * axes if isinstance(given, int) else tuple(given)
+def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """Return one number per axis; an integer is repeated for all axes."""
+    numbers = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(numbers) != axes:
         raise ValueError(
             f"{name} is {list(numbers)}, and the signal has {axes} axes: give one number, or one per axis."
@@ -132,13 +134,13 @@ def _per_axis(name: str, given: int | Sequence[int], axes: int) -> tuple[int, ..
     return numbers
 
 
-def _shown(patch_size: Sequence[int]) -> str:
-    """Return a patch size as short as it can be said."""
+def _format_size(patch_size: Sequence[int]) -> str:
+    """Format a patch size for an error message, as one number if all axes are equal."""
     return str(patch_size[0]) if len(set(patch_size)) == 1 else " x ".join(map(str, patch_size))
 
 
 def cut(signal: Tensor, counts: Sequence[int], patch_size: Sequence[int]) -> Tensor:
-    """Cut ``(B, C, *shape)`` into ``(B, T, C * prod(patch_size))``, ``counts`` patches along the axes."""
+    """Cut a signal ``(B, C, *shape)`` into patches ``(B, T, C * prod(patch_size))``, with ``counts`` patches along the axes."""
     split = [number for axis in zip(counts, patch_size, strict=True) for number in axis]
     blocks = signal.reshape(*signal.shape[:2], *split)  # (B, C, n_1, p, n_2, p, ...)
     axes = range(len(counts))

@@ -1,4 +1,4 @@
-"""The transformer of the hypernetwork: pre-LN blocks whose last one computes only what is read."""
+"""The transformer of the hypernetwork: pre-LN blocks, the last of which computes only the weight tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head attention of some tokens to all tokens.
+    """Multi-head attention of the last tokens of a sequence to all tokens.
 
     Args:
         embed_dim: ``E``, width of a token, a multiple of ``num_heads``.
-        num_heads: Heads.
+        num_heads: Number of heads.
         qkv_bias: Whether queries, keys and values have a bias (the IPC repository: yes; TransINR's own code: no).
     """
 
@@ -24,12 +24,12 @@ class Attention(nn.Module):
         self.projection = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, num_read: int) -> Tensor:
-        """Return what the last ``num_read`` of ``tokens (B, T, E)`` gather from all: ``(B, num_read, E)``."""
+        """Return the attention output for the last ``num_read`` of ``tokens (B, T, E)``: ``(B, num_read, E)``."""
         query = self._heads(self.query(tokens[:, -num_read:]))
         key, value = (self._heads(part) for part in self.key_value(tokens).chunk(2, dim=-1))
-        gathered = functional.scaled_dot_product_attention(query, key, value)  # (B, heads, num_read, E / heads)
-        read: Tensor = self.projection(gathered.transpose(1, 2).flatten(2))
-        return read
+        attended = functional.scaled_dot_product_attention(query, key, value)  # (B, heads, num_read, E / heads)
+        output: Tensor = self.projection(attended.transpose(1, 2).flatten(2))
+        return output
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """Split ``(B, T, E)`` into ``(B, heads, T, E / heads)``."""
@@ -37,13 +37,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """``x += attention(norm(x)); x += mlp(norm(x))`` with an exact GELU and dropout on both residuals.
+    """``x += attention(norm(x)); x += mlp(norm(x))`` with an exact GELU and dropout on both residual branches.
 
     Args:
         embed_dim: ``E``, width of a token.
-        num_heads: Heads of the attention.
-        mlp_ratio: Width of the MLP over ``embed_dim``.
-        residual_dropout: Probability to drop a number of what is added.
+        num_heads: Number of attention heads.
+        mlp_ratio: Hidden width of the MLP divided by ``embed_dim``.
+        residual_dropout: Dropout probability of the residual branches.
         qkv_bias: Whether queries, keys and values have a bias.
     """
 
@@ -59,23 +59,23 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, num_read: int) -> Tensor:
         """Return the last ``num_read`` of ``tokens (B, T, E)`` after this block."""
-        read = tokens[:, -num_read:] + self.dropout(self.attention(self.attention_norm(tokens), num_read))
-        return torch.add(read, self.dropout(self.mlp(self.mlp_norm(read))))
+        residual = tokens[:, -num_read:] + self.dropout(self.attention(self.attention_norm(tokens), num_read))
+        return torch.add(residual, self.dropout(self.mlp(self.mlp_norm(residual))))
 
 
 class Transformer(nn.Module):
-    """A stack of pre-LN blocks without mask or final LayerNorm (facts of the released code).
+    """A stack of pre-LN blocks without mask or final LayerNorm, as in the released code.
 
     Args:
         embed_dim: ``E``, width of a token, a multiple of ``num_heads``.
-        num_blocks: Blocks, at least 1.
-        num_heads: Heads of every attention.
-        mlp_ratio: Width of every MLP over ``embed_dim``.
-        residual_dropout: Probability in [0, 1) to drop a number that is added to a residual stream.
+        num_blocks: Number of blocks, at least 1.
+        num_heads: Number of attention heads of every block.
+        mlp_ratio: Hidden width of every MLP divided by ``embed_dim``.
+        residual_dropout: Dropout probability of the residual branches, in [0, 1).
         qkv_bias: Whether queries, keys and values have a bias (the IPC repository: yes; TransINR's own code: no).
 
     Raises:
-        ValueError: If a number is out of range or ``num_heads`` does not divide ``embed_dim``.
+        ValueError: If an argument is out of range or ``num_heads`` does not divide ``embed_dim``.
     """
 
     def __init__(
@@ -94,7 +94,9 @@ class Transformer(nn.Module):
                 "all must be at least 1."
             )
         if embed_dim % num_heads:
-            raise ValueError(f"num_heads {num_heads} does not divide embed_dim {embed_dim}: choose a divisor.")
+            raise ValueError(
+                f"num_heads {num_heads} does not divide embed_dim {embed_dim}: choose a divisor of embed_dim."
+            )
         if not 0 <= residual_dropout < 1:
             raise ValueError(f"residual_dropout is {residual_dropout}; it must lie in [0, 1).")
         self.embed_dim = embed_dim
@@ -105,10 +107,10 @@ class Transformer(nn.Module):
     def forward(self, data_tokens: Tensor, weight_tokens: Tensor) -> Tensor:
         """Return the weight tokens ``(B, K, E)`` after attending to data tokens ``(B, T, E)`` and to each other.
 
-        The last block computes nothing for the data tokens, which nobody reads.
+        The last block does not compute the data tokens, which are not used.
         """
         tokens = torch.cat((data_tokens, weight_tokens), dim=1)
         for block in self.blocks[:-1]:
             tokens = block(tokens, tokens.shape[1])
-        last: Tensor = self.blocks[-1](tokens, weight_tokens.shape[1])
-        return last
+        output: Tensor = self.blocks[-1](tokens, weight_tokens.shape[1])
+        return output

@@ -1,4 +1,4 @@
-"""From posed images to tokens: what a pixel shows, and the ray along which it was seen."""
+"""Patches of posed views as tokens: the colour and the ray of every pixel."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from datamodules.domain import Rays, exact
 class ViewPatches(Encoder):
     """Non-overlapping patches of views with nine channels: red, green, blue, ray origin, ray direction (paper section 4.3).
 
-    Patches are flattened channel by channel, and the tokens of the views follow one another.
+    Patches are flattened channel by channel; the tokens of the views are concatenated.
 
     Args:
-        signal_shape: ``(V, 3, H, W)``, views of one scene; under the command line, the data module states it. If only the
-            number of tokens is known, ``(-1, 3, -1, -1)``, and ``num_tokens``.
-        patch_size: Pixels along both sides of a patch, a divisor of ``H`` and ``W``.
-        num_tokens: Only where ``signal_shape`` leaves the number open.
+        signal_shape: ``(V, 3, H, W)`` of the views of one scene; set from the data module on the command line. If only the
+            number of tokens is known, pass ``(-1, 3, -1, -1)`` and ``num_tokens``.
+        patch_size: Side length of a square patch in pixels, a divisor of ``H`` and ``W``.
+        num_tokens: Number of tokens; required only if ``signal_shape`` does not determine it.
 
     Raises:
-        ValueError: If sizes are missing or do not fit each other.
+        ValueError: If sizes are missing or inconsistent.
     """
 
     def __init__(
@@ -40,29 +40,29 @@ class ViewPatches(Encoder):
             or any(size < 1 and size != -1 for size in signal_shape)
         ):
             raise ValueError(
-                f"signal_shape is {signal_shape if signal_shape is None else tuple(signal_shape)}: under the command line the "
-                "data module states it, which must be one of posed views; in Python pass (views, 3, height, width)."
+                f"signal_shape is {signal_shape if signal_shape is None else tuple(signal_shape)}: the command line sets it "
+                "from a data module of posed views; in Python pass (views, 3, height, width)."
             )
         if patch_size < 1:
             raise ValueError(f"patch_size is {patch_size}; it must be at least 1.")
         self.signal_shape: tuple[int, ...] = tuple(signal_shape)
         self.patch_size = patch_size
         self.embed_dim = 9 * patch_size**2
-        self.num_tokens: int = self._stated(num_tokens)
+        self.num_tokens: int = self._resolve_num_tokens(num_tokens)
 
-    def _stated(self, num_tokens: int | None) -> int:
-        """Return the number of tokens, from the shape or as stated."""
+    def _resolve_num_tokens(self, num_tokens: int | None) -> int:
+        """Return the number of tokens from the signal shape, or ``num_tokens`` if the shape does not determine it."""
         if -1 in self.signal_shape:
             if num_tokens is None or num_tokens < 1:
                 raise ValueError(
-                    f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} leaves it open: "
-                    "state it, at least 1."
+                    f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} does not determine it: "
+                    "pass num_tokens, at least 1."
                 )
             return num_tokens
         count = self._count(self.signal_shape)
         if num_tokens not in (None, count):
             raise ValueError(
-                f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} gives {count}: leave num_tokens out."
+                f"num_tokens is {num_tokens}, but signal_shape {self.signal_shape} gives {count}: omit num_tokens."
             )
         return count
 
@@ -72,20 +72,20 @@ class ViewPatches(Encoder):
         if any(size % self.patch_size for size in sizes):
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide views of {sizes[0]} x {sizes[1]} pixels: choose a divisor of "
-                "both sides, or another size of the views."
+                "both sides, or resize the views."
             )
         return views * math.prod(size // self.patch_size for size in sizes)
 
     def tokens(self, signal: Tensor | Views) -> Tensor:
-        """Return tokens ``(B, V * (H / p) * (W / p), 9 * p * p)`` of posed views, row by row of each, in float32."""
+        """Return tokens ``(B, V * (H / p) * (W / p), 9 * p * p)`` of posed views, in row-major order per view, in float32."""
         if not isinstance(signal, Views):
             raise ValueError(
-                f"ViewPatches takes posed views (Views), and was given {type(signal).__name__}: choose data of scenes, or "
+                f"ViewPatches takes posed views (Views) but received {type(signal).__name__}: choose data of scenes, or "
                 "encoder Patches."
             )
         self._check(tuple(signal.images.shape[1:]))
         views, _, *sizes = signal.images.shape[1:]
-        with torch.autocast(signal.images.device.type, enabled=False):  # rounded rays would point elsewhere
+        with torch.autocast(signal.images.device.type, enabled=False):  # rounding would change the ray directions
             cameras = (exact(signal.poses), exact(signal.focals))
             rays = Rays().coords((views, *sizes), cameras=cameras).unflatten(-2, (views, *sizes))  # (B, V, H, W, 6)
         channels = torch.cat((exact(signal.images), rays.movedim(-1, 2)), dim=2)  # (B, V, 9, H, W)
@@ -93,12 +93,13 @@ class ViewPatches(Encoder):
         return patches.reshape(channels.shape[0], self.num_tokens, self.embed_dim)
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Refuse views ``(V, 3, H, W)`` of another number or size than stated."""
+        """Raise an error if the number or size of views ``(V, 3, H, W)`` does not match ``signal_shape``."""
         fits = len(shape) == 4 and all(
-            stated in (-1, size) for stated, size in zip(self.signal_shape, shape, strict=True)
+            expected in (-1, size) for expected, size in zip(self.signal_shape, shape, strict=True)
         )
         if not fits or self._count(shape) != self.num_tokens:
             raise ValueError(
                 f"The views have shape {shape} (views, 3, height, width); this model takes {self.signal_shape} with "
-                f"{self.num_tokens} patches of {self.patch_size} x {self.patch_size} pixels: give it such views."
+                f"{self.num_tokens} patches of {self.patch_size} x {self.patch_size} pixels: "
+                "change the number or size of the views."
             )

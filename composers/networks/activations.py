@@ -1,4 +1,4 @@
-"""Activations of coordinate networks, each with the initialisation that its authors give it."""
+"""Activations of coordinate networks, each with the initialisation of its paper."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Activation(nn.Module, ABC):
-    """A pointwise nonlinearity that knows how the weights before it are to start."""
+    """A pointwise nonlinearity that defines the initialisation of the preceding weights and biases."""
 
     @abstractmethod
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return the activations, of the shape of ``hidden``."""
+        """Return the activations, in the shape of ``hidden``."""
 
     def init_weight_(self, weight: Tensor, layer: int) -> Tensor:
-        """Fill ``weight (I, O)`` of a layer in place: Kaiming-uniform with ``a = sqrt 5`` as the released code has it.
+        """Fill ``weight (I, O)`` of a layer in place: Kaiming-uniform with ``a = sqrt 5``, as in the released code.
 
         Reference: PyTorch takes the second axis as fan-in, so on an ``(I, O)`` tensor the entries are ``U(+-1 / sqrt O)``.
         """
@@ -25,7 +25,7 @@ class Activation(nn.Module, ABC):
         return nn.init.uniform_(weight, -bound, bound)
 
     def init_bias_(self, bias: Tensor, fan_in: int, layer: int) -> Tensor:
-        """Fill ``bias (O,)`` of a layer with ``fan_in`` inputs in place: zeros."""
+        """Fill ``bias (O,)`` of a layer with ``fan_in`` inputs in place with zeros."""
         return nn.init.zeros_(bias)
 
 
@@ -40,8 +40,8 @@ class ReLU(Activation):
 class Sine(Activation):
     """``sin(omega h)`` with the initialisation of SIREN (Sitzmann et al. 2020, section 3.2).
 
-    The first layer starts in ``U(+-1 / I)``, every other in ``U(+-sqrt(6 / I) / omega)``. Use it without an encoding
-    and with ``normalize_weights: false``.
+    The weights of the first layer are drawn from ``U(+-1 / I)``, all others from ``U(+-sqrt(6 / I) / omega)``. Use it without
+    an encoding and with ``normalize_weights: false``.
 
     Args:
         omega: Frequency factor; 30 in SIREN, 200 in Learned Init on 178-pixel images.
@@ -61,7 +61,7 @@ class Sine(Activation):
         return torch.sin(self.omega * hidden)
 
     def init_weight_(self, weight: Tensor, layer: int) -> Tensor:
-        """Fill ``weight (I, O)`` in place as SIREN does."""
+        """Fill ``weight (I, O)`` in place as in SIREN."""
         fan_in = weight.shape[0]
         bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / self.omega
         return nn.init.uniform_(weight, -bound, bound)
@@ -77,10 +77,11 @@ class FINER(Sine):
 
     Args:
         omega: Frequency factor.
-        first_bias_scale: The first layer's biases start in ``U(+-first_bias_scale)``, which spreads its frequencies.
+        first_bias_scale: Biases of the first layer are drawn from ``U(+-first_bias_scale)``; larger values widen the range of
+            frequencies.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: If an argument is not positive.
     """
 
     def __init__(self, omega: float = 30.0, first_bias_scale: float = 1.0) -> None:
@@ -94,7 +95,7 @@ class FINER(Sine):
         return torch.sin(self.omega * (hidden.detach().abs() + 1) * hidden)
 
     def init_bias_(self, bias: Tensor, fan_in: int, layer: int) -> Tensor:
-        """Fill ``bias (O,)`` in place: wide in the first layer, as SIREN elsewhere."""
+        """Fill ``bias (O,)`` in place: with ``first_bias_scale`` in the first layer, as in SIREN elsewhere."""
         if layer == 0:
             return nn.init.uniform_(bias, -self.first_bias_scale, self.first_bias_scale)
         return super().init_bias_(bias, fan_in, layer)
@@ -104,7 +105,7 @@ class Gaussian(Activation):
     """``exp(-h^2 / (2 sigma^2))`` (Ramasinghe and Lucey 2022, "Beyond periodicity").
 
     Args:
-        sigma: Width of the bell, positive.
+        sigma: Standard deviation of the Gaussian, positive.
 
     Raises:
         ValueError: If ``sigma`` is not positive.
@@ -124,14 +125,14 @@ class Gaussian(Activation):
 class WIRE(Activation):
     """``cos(omega h) exp(-(scale h)^2)``: a real Gabor wavelet (Saragadam et al. 2023, WIRE, equation 5).
 
-    Reference: the paper's wavelet is complex and its weights too; here is the real part, so that weights stay real.
+    Reference: the paper's wavelet and weights are complex; this is the real part of the wavelet, so that the weights are real.
 
     Args:
         omega: Frequency of the wavelet.
-        scale: Inverse width of its envelope.
+        scale: Inverse width of the envelope.
 
     Raises:
-        ValueError: If a number is not positive.
+        ValueError: If an argument is not positive.
     """
 
     def __init__(self, omega: float = 10.0, scale: float = 10.0) -> None:

@@ -1,4 +1,4 @@
-"""Encodings of coordinates, in float32 even under autocast: rounded coordinates turn high frequencies into noise."""
+"""Encodings of coordinates, computed in float32 even under autocast: rounding coordinates corrupts high frequencies."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Encoding(nn.Module, ABC):
 
     @abstractmethod
     def width(self, coord_dim: int) -> int:
-        """Return the number of features of a coordinate with ``coord_dim`` dimensions."""
+        """Return the number of features for coordinates with ``coord_dim`` dimensions."""
 
     @abstractmethod
     def features(self, coords: Tensor) -> Tensor:
         """Return the features ``(..., width)`` of float32 coordinates ``(..., D)``."""
 
     def forward(self, coords: Tensor) -> Tensor:
-        """Return the features ``(..., width)`` of coordinates ``(..., D)``, in float32 at least."""
+        """Return the features ``(..., width)`` of coordinates ``(..., D)``, at least in float32."""
         with torch.autocast(coords.device.type, enabled=False):
             return self.features(exact(coords))
 
 
 class IdentityEncoding(Encoding):
-    """The coordinates themselves, for networks with periodic or localised activations."""
+    """The unchanged coordinates, for networks with periodic or localised activations."""
 
     def width(self, coord_dim: int) -> int:
         """Return ``coord_dim``."""
@@ -44,19 +44,19 @@ class IdentityEncoding(Encoding):
 
 
 class FourierFeatures(Encoding):
-    """Log-spaced Fourier features (paper section 3; facts of the released code): all cosines, then all sines.
+    """Log-spaced Fourier features (paper section 3, details from the released code): all cosines, then all sines.
 
-    The frequencies run from 1 to ``max_frequency`` in equal ratios; features are laid out axis by axis.
-    For scenes in world units, as NeRF has it, set ``max_frequency`` to ``2 ** 8`` and ``use_pi`` to False.
+    The frequencies are geometrically spaced from 1 to ``max_frequency``; features are ordered axis by axis.
+    For scenes in world units, as in NeRF, set ``max_frequency`` to ``2 ** 8`` and ``use_pi`` to False.
 
     Args:
-        num_frequencies: Frequencies of every axis, at least 1; or one number per axis.
-        max_frequency: The highest frequency of every axis, at least 1; or one number per axis. The published values are 64 to
-            256 for images and 1024 for audio.
-        use_pi: Whether phases are multiplied by pi, so that frequency 1 has one period over ``[-1, 1]``.
+        num_frequencies: Number of frequencies of every axis, at least 1; or one number per axis.
+        max_frequency: Highest frequency of every axis, at least 1; or one number per axis. Published values are 64 to 256 for
+            images and 1024 for audio.
+        use_pi: Whether to multiply phases by pi, so that frequency 1 has one period over ``[-1, 1]``.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     frequencies: Tensor
@@ -93,7 +93,7 @@ class FourierFeatures(Encoding):
         """Return twice the number of frequencies of all axes.
 
         Raises:
-            ValueError: If frequencies were given per axis, for another number of axes than ``coord_dim``.
+            ValueError: If frequencies are set per axis and the number of axes differs from ``coord_dim``.
         """
         if not self.per_axis:
             return 2 * self.frequencies.numel() * coord_dim
@@ -105,32 +105,32 @@ class FourierFeatures(Encoding):
         return 2 * self.frequencies.numel()
 
     def features(self, coords: Tensor) -> Tensor:
-        """Return cosines, then sines, of the phases, axis by axis: ``(..., width)``."""
+        """Return the cosines, then the sines of the phases, axis by axis: ``(..., width)``."""
         frequencies = self.frequencies * self.factor
         if self.per_axis:
             axes = zip(coords.unbind(-1), frequencies.split(self.counts), strict=True)
-            phases = torch.cat([axis.unsqueeze(-1) * some for axis, some in axes], dim=-1)  # (..., K_1 + K_2 + ...)
+            phases = torch.cat([axis.unsqueeze(-1) * bands for axis, bands in axes], dim=-1)  # (..., K_1 + K_2 + ...)
         else:
             phases = (coords.unsqueeze(-1) * frequencies).flatten(-2)  # (..., D K)
         return torch.cat((phases.cos(), phases.sin()), dim=-1)
 
 
 def _log_spaced(count: int, highest: float) -> Tensor:
-    """Return frequencies from 1 to the highest in equal ratios, ``(count,)``."""
+    """Return ``count`` geometrically spaced frequencies from 1 to ``highest``."""
     return torch.linspace(0, math.log(highest), count, dtype=torch.float64).exp().float()
 
 
 class GaussianFourierFeatures(Encoding):
-    """Fourier features of random directions (Tancik et al. 2020, "Fourier features let networks learn ...").
+    """Fourier features with random frequencies (Tancik et al. 2020, "Fourier features let networks learn ...").
 
     Args:
-        coord_dim: Dimensions of a coordinate; under the command line, the data module states it.
-        num_frequencies: Random directions; the features are twice as many.
+        coord_dim: Number of dimensions of a coordinate; set from the data module on the command line.
+        num_frequencies: Number of random frequency vectors; the number of features is twice as large.
         scale: Standard deviation of the frequencies, in periods per unit of coordinate.
-        seed: Seed of the directions, which are fixed and stored with the model.
+        seed: Seed of the frequency vectors, which are fixed and saved with the model.
 
     Raises:
-        ValueError: If a number is out of range or ``coord_dim`` is missing.
+        ValueError: If an argument is out of range or ``coord_dim`` is missing.
     """
 
     from_data: ClassVar[FromData] = {"coord_dim": coord_dim}
@@ -142,7 +142,7 @@ class GaussianFourierFeatures(Encoding):
         super().__init__()
         if coord_dim is None or coord_dim < 1:
             raise ValueError(
-                f"coord_dim of GaussianFourierFeatures is {coord_dim}; give the dimensions of a coordinate, at least 1."
+                f"coord_dim of GaussianFourierFeatures is {coord_dim}; pass the number of coordinate dimensions, at least 1."
             )
         if num_frequencies < 1 or scale <= 0:
             raise ValueError(f"num_frequencies is {num_frequencies} and scale {scale}; both must be positive.")
@@ -151,15 +151,19 @@ class GaussianFourierFeatures(Encoding):
         self.register_buffer("frequencies", scale * torch.randn(coord_dim, num_frequencies, generator=generator))
 
     def width(self, coord_dim: int) -> int:
-        """Return twice the number of directions; ``coord_dim`` must be the one given at construction."""
+        """Return twice the number of frequency vectors.
+
+        Raises:
+            ValueError: If ``coord_dim`` differs from that of the constructor.
+        """
         if coord_dim != self.frequencies.shape[0]:
             raise ValueError(
-                f"GaussianFourierFeatures was made for coord_dim {self.frequencies.shape[0]}, the network has {coord_dim}: "
-                "give both the same, or leave the encoding's out on the command line."
+                f"GaussianFourierFeatures has coord_dim {self.frequencies.shape[0]}, the network has {coord_dim}: "
+                "set both to the same value; on the command line, omit coord_dim of the encoding."
             )
         return 2 * self.frequencies.shape[1]
 
     def features(self, coords: Tensor) -> Tensor:
-        """Return cosines, then sines: ``(..., 2 K)``."""
+        """Return the cosines, then the sines: ``(..., 2 K)``."""
         phases = 2 * math.pi * (coords @ self.frequencies)
         return torch.cat((phases.cos(), phases.sin()), dim=-1)

@@ -1,4 +1,4 @@
-"""Renderers: from a field and coordinates to measured values."""
+"""Renderers: compute measured values from a field and coordinates."""
 
 from composers.rendering.light_field import LightFieldRenderer
 from composers.rendering.rays import RayRenderer

@@ -1,4 +1,4 @@
-"""Colours of rays from a field of whole rays, one evaluation each: no depth, no integral, and nothing to see of the shape."""
+"""Light field rendering: one evaluation of the field per ray, without an integral, depth or geometry."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from datamodules.spec import DataSpec
 
 
 class LightFieldRenderer(RayRenderer):
-    """Light fields: the field maps a line of space to its colour (Sitzmann et al. 2021, light field networks, section 3).
+    """Light fields: the field maps a line in space to a colour (Sitzmann et al. 2021, light field networks, section 3).
 
-    Lines are given to it by their Pluecker coordinates, so that a colour cannot depend on where along its line a ray starts.
+    Lines are parametrized by Pluecker coordinates, so that the colour does not depend on the position of the ray origin along
+    the line.
 
     Args:
-        chunk_size: Rays evaluated at a time where no gradient is kept, which bounds memory; None for all at once.
+        chunk_size: Maximum number of rays per evaluation when gradients are disabled, to limit memory; None for all at once.
 
     Raises:
         ValueError: If ``chunk_size`` is not positive.
@@ -30,10 +31,10 @@ class LightFieldRenderer(RayRenderer):
         self.points = PointRenderer(chunk_size)
 
     def field_spec(self, spec: DataSpec) -> DataSpec:
-        """Return the data's own: a line has six numbers too, and one colour.
+        """Return ``spec`` unchanged: a line has six Pluecker coordinates and one colour.
 
         Raises:
-            ValueError: If the data is no colours along rays.
+            ValueError: If the data does not consist of colours along rays.
         """
         self._check_spec(spec)
         return spec
@@ -42,11 +43,11 @@ class LightFieldRenderer(RayRenderer):
         """Return colours ``(B, N, 3)`` in [0, 1], in float32, without depth and opacity.
 
         Args:
-            field: Of Pluecker coordinates, to numbers that a sigmoid makes colours.
-            coords: ``(N, 6)`` or ``(B, N, 6)``, origins and directions; a draw, ``(..., 7)``, is not used.
+            field: Field from Pluecker coordinates to colours before a sigmoid.
+            coords: Ray origins and directions, ``(N, 6)`` or ``(B, N, 6)``; a draw, ``(..., 7)``, is ignored.
 
         Raises:
-            ValueError: If ``coords`` are no rays.
+            ValueError: If ``coords`` are not rays.
         """
         self._check(coords)
 

@@ -1,4 +1,4 @@
-"""Colours of rays from a field of colour and density, by the integral along each ray (NeRF section 4)."""
+"""Volume rendering: integrate the colour and density of a field along rays (NeRF section 4)."""
 
 from __future__ import annotations
 
@@ -20,41 +20,44 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 def _near(spec: DataSpec) -> float | None:
-    """Return the depth at which data along rays begins."""
+    """Return the near depth of ray data; None for other data."""
     return spec.domain.near if isinstance(spec.domain, Rays) else None
 
 
 def _far(spec: DataSpec) -> float | None:
-    """Return the depth at which data along rays ends."""
+    """Return the far depth of ray data; None for other data."""
     return spec.domain.far if isinstance(spec.domain, Rays) else None
 
 
 class VolumeRenderer(RayRenderer):
     """Volume rendering (Mildenhall et al. 2020, NeRF, sections 4 and 5.2; paper section 4.3, novel view synthesis).
 
-    A field maps a point ``(x, y, z)`` to red, green and blue before a sigmoid, and to density before a ReLU. A ray is looked
-    at in equal steps of depth from ``near`` to ``far``, both included; depths are in units of its direction.
+    The field maps a point ``(x, y, z)`` to red, green and blue before a sigmoid, and to density before the ``density``
+    activation. Every ray is sampled at equally spaced depths from ``near`` to ``far``, both included; depths are in units of
+    the ray direction.
 
-    Reference: as in the released code, a step is as long as its difference of depths, whatever the length of the direction;
-    the step after the last sample is 0.001; and directions of view are not given to the field.
+    Reference: as in the released code, a step length is the difference of two depths, whatever the length of the direction;
+    the step after the last sample is 0.001; and the field does not depend on the view direction.
 
-    In training, data gives every ray one more number, a draw in [0, 1). Sample ``k`` of that ray then lies deeper by the
-    fractional part of ``draw + k * golden ratio`` of a step, so that what is drawn has an address. Without it nothing is drawn.
+    In training, the data module appends a random number in [0, 1), the draw, to every ray. Sample ``k`` of the ray is moved
+    deeper by the step times the fractional part of ``draw + k * golden ratio``; the renderer itself draws no random numbers,
+    so renderings are reproducible. Without a draw, samples are not moved.
 
     Args:
-        near: Depth of the first sample, at least 0; under the command line, the data module states it.
-        far: Depth of the last sample, larger than ``near``; stated likewise.
-        samples_per_ray: Samples in equal steps, at least 2.
-        importance_samples: Samples added where those saw something, at which the field is asked again; 0 for none.
+        near: Depth of the first sample, at least 0; set from the data module on the command line.
+        far: Depth of the last sample, larger than ``near``; set from the data module on the command line.
+        samples_per_ray: Number of equally spaced samples per ray, at least 2.
+        importance_samples: Number of additional samples per ray, placed where the weights of the first samples are large; the
+            field is then evaluated at all samples. 0 disables importance sampling.
         stratified: Whether the draw of a ray moves its samples.
-        density: What makes a density of the fourth number of the field: ``relu`` as published, or ``softplus``, which
-            has a gradient everywhere.
-        background: Brightness of what lies behind ``far``: 1 for white.
-        chunk_size: Points, rays times samples times instances, evaluated at a time where no gradient is kept, which bounds
-            memory.
+        density: Activation of the density, the fourth channel of the field: ``relu`` as published, or ``softplus``, whose
+            gradient is positive everywhere.
+        background: Brightness of the background behind ``far``; 1 is white.
+        chunk_size: Maximum number of points (rays times samples times instances) per evaluation when gradients are disabled,
+            to limit memory.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
     """
 
     from_data: ClassVar[FromData] = {"near": _near, "far": _far}
@@ -91,19 +94,19 @@ class VolumeRenderer(RayRenderer):
 
     @property
     def points_per_coord(self) -> int:
-        """Return the samples of a ray."""
+        """Return the number of samples per ray."""
         return self.samples_per_ray + self.importance_samples
 
     @property
     def depth_range(self) -> tuple[float, float] | None:
-        """Return ``near`` and ``far``; None before they are known."""
+        """Return ``near`` and ``far``, or None if one of them is not set."""
         return None if self.near is None or self.far is None else (self.near, self.far)
 
     def field_spec(self, spec: DataSpec) -> DataSpec:
-        """Return a field of points in space, to colour and density.
+        """Return the spec of a field from points in space to colour and density.
 
         Raises:
-            ValueError: If the data is no colours along rays.
+            ValueError: If the data does not consist of colours along rays.
         """
         self._check_spec(spec)
         return spec._replace(domain=Volume(), value_dim=4)
@@ -111,14 +114,14 @@ class VolumeRenderer(RayRenderer):
     def rendered(self, field: Field, coords: Tensor) -> Rendered:
         """Return colours, expected depths and opacities of rays, in float32.
 
-        Behind the last sample lies the background, at the depth ``far``.
+        The background lies behind the last sample, at depth ``far``.
 
         Args:
-            field: From points ``(N, 3)`` or ``(B, N, 3)`` to ``(B, N, 4)``.
-            coords: ``(N, 6)`` or ``(B, N, 6)``, origins and directions; with a draw, ``(..., 7)``.
+            field: Field from points ``(N, 3)`` or ``(B, N, 3)`` to ``(B, N, 4)``.
+            coords: Ray origins and directions, ``(N, 6)`` or ``(B, N, 6)``; with a draw, ``(..., 7)``.
 
         Raises:
-            ValueError: If ``coords`` are no rays, or nobody said what ``near`` and ``far`` are.
+            ValueError: If ``coords`` are not rays, or ``near`` or ``far`` is not set.
         """
         self._check(coords)
         rays = exact(coords)
@@ -127,20 +130,20 @@ class VolumeRenderer(RayRenderer):
         instances = rays.shape[0] if rays.dim() == 3 else 1
         points = instances * self.points_per_coord
         chunks = rays.split(max(1, self.chunk_size // points), dim=-2)
-        return _joined((self._render(field, chunk) for chunk in chunks), rays.shape[-2])
+        return _concatenate((self._render(field, chunk) for chunk in chunks), rays.shape[-2])
 
     def _render(self, field: Field, rays: Tensor) -> Rendered:
-        """Render some rays."""
+        """Render rays without splitting them into chunks."""
         near, far = self._range()
         draws = rays[..., 6:] if self.stratified and rays.shape[-1] == 7 else None
         depths = self._depths(near, far, rays, draws)
         if self.importance_samples:
             with torch.no_grad():
-                depths = self._refined(depths, self._evaluate(field, rays, depths), draws)
+                depths = self._importance_depths(depths, self._evaluate(field, rays, depths), draws)
         return self._composite(self._evaluate(field, rays, depths), depths, far)
 
     def _range(self) -> tuple[float, float]:
-        """Return near and far, or refuse a renderer that was built without."""
+        """Return ``near`` and ``far``; raise an error if one of them is not set."""
         if self.depth_range is None:
             raise ValueError(
                 f"near is {self.near} and far {self.far}: the command line sets them from the data, in Python pass "
@@ -149,89 +152,92 @@ class VolumeRenderer(RayRenderer):
         return self.depth_range
 
     def _depths(self, near: float, far: float, rays: Tensor, draws: Tensor | None) -> Tensor:
-        """Return depths in equal steps ``(S,)``, or moved upwards by less than a step ``(..., N, S)``."""
+        """Return equally spaced depths ``(S,)``; with draws, depths ``(..., N, S)`` moved deeper by less than a step."""
         depths = torch.linspace(near, far, self.samples_per_ray, device=rays.device, dtype=rays.dtype)
         if draws is None:
             return depths
-        return depths + _spread(draws, 0, self.samples_per_ray) * ((far - near) / (self.samples_per_ray - 1))
+        step = (far - near) / (self.samples_per_ray - 1)
+        return depths + _stratified_offsets(draws, 0, self.samples_per_ray) * step
 
-    def _refined(self, depths: Tensor, found: Tensor, draws: Tensor | None) -> Tensor:
-        """Return depths ``(B, N, S + importance_samples)``: more of them where there are larger weights."""
+    def _importance_depths(self, depths: Tensor, outputs: Tensor, draws: Tensor | None) -> Tensor:
+        """Return sorted depths ``(B, N, S + importance_samples)``, with more samples where weights are larger."""
         count = self.importance_samples
-        weights = self._weights(found[..., 3], depths)
-        within = torch.full((count,), 0.5, device=depths.device)
+        weights = self._weights(outputs[..., 3], depths)
+        offsets = torch.full((count,), 0.5, device=depths.device)
         if draws is not None:
-            within = _spread(draws, self.samples_per_ray, count)
-        quantiles = (torch.arange(count, device=depths.device) + within) / count
+            offsets = _stratified_offsets(draws, self.samples_per_ray, count)
+        quantiles = (torch.arange(count, device=depths.device) + offsets) / count
         depths = depths.expand_as(weights)
         return torch.cat((depths, inverse_cdf(depths, weights, quantiles)), dim=-1).sort(dim=-1).values
 
     def _evaluate(self, field: Field, rays: Tensor, depths: Tensor) -> Tensor:
-        """Return what a field has ``(B, N, S, 4)`` at depths of rays, in float32."""
+        """Return the outputs of the field ``(B, N, S, 4)`` at depths along rays, in float32."""
         origins, directions = rays[..., None, :3], rays[..., None, 3:6]
         points = origins + directions * depths.unsqueeze(-1)  # (N, S, 3) or (B, N, S, 3)
-        found: Tensor = field(points.flatten(-3, -2)).unflatten(-2, points.shape[-3:-1])
-        return exact(found)
+        outputs: Tensor = field(points.flatten(-3, -2)).unflatten(-2, points.shape[-3:-1])
+        return exact(outputs)
 
     def _weights(self, raw: Tensor, depths: Tensor) -> Tensor:
-        """Return how much of each sample is seen ``(B, N, S)``."""
+        """Return the weight of each sample ``(B, N, S)``: its opacity times the transmittance up to it."""
         steps = torch.cat((depths.diff(dim=-1), torch.full_like(depths[..., :1], 1e-3)), dim=-1)
         alpha = 1 - torch.exp(-self.density(raw) * steps)
-        passed = (1 - alpha + 1e-10).clamp(max=1)
-        return alpha * torch.cat((torch.ones_like(passed[..., :1]), passed[..., :-1]), dim=-1).cumprod(dim=-1)
+        transmitted = (1 - alpha + 1e-10).clamp(max=1)
+        shifted = torch.cat((torch.ones_like(transmitted[..., :1]), transmitted[..., :-1]), dim=-1)
+        return alpha * shifted.cumprod(dim=-1)
 
-    def _composite(self, found: Tensor, depths: Tensor, far: float) -> Rendered:
-        """Return what is seen along rays of which a field has ``found (B, N, S, 4)`` at ``depths``."""
-        with torch.autocast(found.device.type, enabled=False):
-            weights = self._weights(found[..., 3], depths)
+    def _composite(self, outputs: Tensor, depths: Tensor, far: float) -> Rendered:
+        """Composite the outputs of a field ``(B, N, S, 4)`` at ``depths`` along rays."""
+        with torch.autocast(outputs.device.type, enabled=False):
+            weights = self._weights(outputs[..., 3], depths)
             opacity = weights.sum(dim=-1)
-            missed = 1 - opacity
-            colours = (weights.unsqueeze(-1) * found[..., :3].sigmoid()).sum(dim=-2)
-            depth = (weights * depths).sum(dim=-1) + missed * far
-            return Rendered(colours + missed.unsqueeze(-1) * self.background, depth, opacity)
+            transmittance = 1 - opacity
+            colours = (weights.unsqueeze(-1) * outputs[..., :3].sigmoid()).sum(dim=-2)
+            depth = (weights * depths).sum(dim=-1) + transmittance * far
+            return Rendered(colours + transmittance.unsqueeze(-1) * self.background, depth, opacity)
 
 
-def _joined(parts: Iterable[Rendered], count: int) -> Rendered:
-    """Return what was rendered of so many rays, each part written to its place at once.
+def _concatenate(chunks: Iterable[Rendered], num_rays: int) -> Rendered:
+    """Concatenate chunks to ``num_rays`` rays, writing each one to preallocated tensors as soon as it is rendered.
 
-    Small results that are kept between large work leave memory in holes, more with every view.
+    Keeping small results between large allocations would fragment the memory, more with every view.
     """
-    whole: list[Tensor] = []
+    outputs: list[Tensor] = []
     start = 0
-    for part in parts:
-        found = [one for one in part if one is not None]
-        whole = whole or [one.new_empty(len(one), count, *one.shape[2:]) for one in found]
-        stop = start + part.values.shape[1]
-        for place, one in zip(whole, found, strict=True):
-            place[:, start:stop] = one
+    for chunk in chunks:
+        tensors = [tensor for tensor in chunk if tensor is not None]
+        outputs = outputs or [tensor.new_empty(len(tensor), num_rays, *tensor.shape[2:]) for tensor in tensors]
+        stop = start + chunk.values.shape[1]
+        for output, tensor in zip(outputs, tensors, strict=True):
+            output[:, start:stop] = tensor
         start = stop
-    return Rendered(*whole)
+    return Rendered(*outputs)
 
 
 def inverse_cdf(depths: Tensor, weights: Tensor, quantiles: Tensor) -> Tensor:
-    """Return the depths below which lie given shares of what rays see (NeRF section 5.2).
+    """Return the depths at quantiles of the weight distribution along rays (NeRF section 5.2).
 
-    A weight is spread evenly between the middles towards its neighbours; where nothing is seen, all depths are alike.
+    Each weight is distributed uniformly between the midpoints to the neighbouring depths; if all weights of a ray are 0, every
+    sample has the same weight.
 
     Args:
-        depths: ``(..., S)``, ascending.
-        weights: ``(..., S)``, at least 0.
+        depths: Ascending depths ``(..., S)``.
+        weights: Weights of the samples ``(..., S)``, at least 0.
         quantiles: ``(M,)`` or ``(..., M)`` in [0, 1).
 
     Returns:
-        ``(..., M)``, between the first and the last depth.
+        Depths ``(..., M)``, between the first and the last depth.
     """
-    middles = (depths[..., 1:] + depths[..., :-1]) / 2
-    edges = torch.cat((depths[..., :1], middles, depths[..., -1:]), dim=-1)
-    shares = weights + 1e-5  # nothing is excluded
-    below = functional.pad((shares / shares.sum(dim=-1, keepdim=True)).cumsum(dim=-1), (1, 0))
+    midpoints = (depths[..., 1:] + depths[..., :-1]) / 2
+    edges = torch.cat((depths[..., :1], midpoints, depths[..., -1:]), dim=-1)
+    positive = weights + 1e-5  # every sample keeps a positive probability
+    cdf = functional.pad((positive / positive.sum(dim=-1, keepdim=True)).cumsum(dim=-1), (1, 0))
     quantiles = quantiles.expand(*weights.shape[:-1], -1).contiguous()
-    upper = torch.searchsorted(below, quantiles, right=True).clamp(1, weights.shape[-1])
-    low, high = below.gather(-1, upper - 1), below.gather(-1, upper)
+    upper = torch.searchsorted(cdf, quantiles, right=True).clamp(1, weights.shape[-1])
+    low, high = cdf.gather(-1, upper - 1), cdf.gather(-1, upper)
     start, stop = edges.gather(-1, upper - 1), edges.gather(-1, upper)
     return start + (stop - start) * ((quantiles - low) / (high - low)).clamp(0, 1)
 
 
-def _spread(draws: Tensor, first: int, count: int) -> Tensor:
-    """Return numbers in [0, 1) that one draw per ray ``(..., N, 1)`` gives its samples ``(..., N, count)``."""
+def _stratified_offsets(draws: Tensor, first: int, count: int) -> Tensor:
+    """Return offsets in [0, 1) of samples ``(..., N, count)``, numbered from ``first``, from draws ``(..., N, 1)``."""
     return (draws + torch.arange(first, first + count, device=draws.device) * _GOLDEN_RATIO) % 1

@@ -1,1 +1,1 @@
-"""Training: learning rate schedules, and resumed runs."""
+"""Training: learning rate schedules and resumption of runs."""

@@ -290,7 +290,7 @@ def test_refinement_plot_writes_curves_and_values(make_ipc, run_test, tmp_path):
 def test_curves_from_training_codes_are_skipped_without_training_data(make_ipc, run_test, tmp_path):
     composer = make_ipc(refinement=Refinement(4, report=(1,)))
     printed = run_test(composer, _WithoutTraining(eval_batch_size=2))
-    [line] = [line for line in printed.splitlines() if "training data is not at hand" in line]
+    [line] = [line for line in printed.splitlines() if "training data is not available" in line]
     assert line.endswith("There is no folder photos/train.")
     assert list(_table(tmp_path / "test_instances.csv")[0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
     assert {point["start"] for point in _table(tmp_path / "refinement.csv")} == {"prediction"}
@@ -303,7 +303,7 @@ def test_curve_from_the_prediction_needs_no_training_data(make_ipc, run_test, tm
     for starts, data in ((["prediction"], _WithoutTraining), (STARTS, FlatData)):
         composer = make_ipc(refinement=Refinement(4, report=(1,), starts=starts))
         composer.load_state_dict(weights)
-        assert "not at hand" not in run_test(composer, data(eval_batch_size=2))
+        assert "not available" not in run_test(composer, data(eval_batch_size=2))
         tables.append(_table(tmp_path / "test_instances.csv"))
     assert list(tables[0][0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
     assert tables[0] == [{key: row[key] for key in tables[0][0]} for row in tables[1]]

@@ -134,5 +134,5 @@ def test_invalid_arguments_raise_an_error(arguments, words):
 def test_images_for_views_and_views_for_images_raise_an_error():
     with pytest.raises(ValueError, match=r"ViewPatches takes posed views.*encoder Patches"):
         ViewPatches((1, 3, 4, 4), 2)(torch.rand(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="was given posed views: choose encoder ViewPatches"):
+    with pytest.raises(ValueError, match="received posed views: choose encoder ViewPatches"):
         Patches((3, 4, 4), 2)(_views(1, 4, 4))
