@@ -1,6 +1,6 @@
-"""Test protocols: what an evaluation returns, and starts of refinement besides the prediction.
+"""Test protocols: the results of an evaluation step, and the initialisations that a test compares with the prediction.
 
-A prediction is worth what refinement from elsewhere needs many steps to reach; these are the two places to compare with.
+The number of steps that refinement needs from another initialisation to reach the prediction shows how good the prediction is.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from datamodules.randomness import generator_at, global_seed
 
 
 class Encodes(Protocol):
-    """A model that finds latents, as far as measuring training codes needs it."""
+    """The part of a composer that `measure_training_codes` uses."""
 
     training: bool
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
 
     @property
     def trainer(self) -> Trainer:
-        """What runs it."""
+        """The trainer of the model."""
 
     def encode(self, observation: Observation) -> Latents:
-        """Return the latents of what was observed."""
+        """Return the latents of an observation."""
 
     def eval(self) -> Self:
         """Enter evaluation mode."""
 
     def train(self, mode: bool = True) -> Self:
-        """Enter training mode, or leave it."""
+        """Set training or evaluation mode."""
 
 
 _NOT_AT_HAND = (FileNotFoundError, ValueError, NotImplementedError)
 
 
 class Evaluation(TypedDict):
-    """What one step made of a batch, for the callbacks that people look at.
+    """Result of an evaluation step on a batch, for callbacks.
 
     Attributes:
-        losses: ``(B,)``, the loss of every prediction; None where nothing was measured.
-        latents: The instance codes after each reported number of refinement steps; 0 is the prediction.
-        layout: Of the latents.
-        reconstructions: Of the query, after the same steps.
-        values: ``(B, N, C)``, those of the reconstructions.
-        metrics: By step, then by metric, one number per instance ``(B,)``.
-        starts: The same metrics of other curves: of refinement from elsewhere, ``mean`` and ``random``, of all weights and
-            biases instead of the latents, ``network``, and of an inner loop from its learned start, ``inner``; empty outside
-            tests.
+        losses: Loss of every prediction, ``(B,)``; None without measured values.
+        latents: Latents by number of refinement steps; 0 is the prediction.
+        layout: Layout of the latents.
+        reconstructions: Reconstructions of the query by number of refinement steps.
+        values: Values ``(B, N, C)`` of the reconstructions.
+        metrics: Metrics ``(B,)`` by number of refinement steps, then by name.
+        starts: Metrics of the other curves of a test in the same form: refinement from the ``mean`` of the training codes and
+            from ``random`` latents, refinement of all weights and biases (``network``), and the inner loop (``inner``). Empty
+            outside of tests.
     """
 
     losses: Tensor | None
@@ -73,12 +73,12 @@ class Evaluation(TypedDict):
 
 
 class CodeStatistics(NamedTuple):
-    """What the codes of training items are like, number by number, in float64 on the CPU.
+    """Mean and standard deviation of the codes of training items, element by element, in float64 on the CPU.
 
     Attributes:
-        mean: By latent, the mean code: a latent without its batch dimension.
-        deviation: By latent, the standard deviation of every number over the items, divided by ``items``.
-        items: Number of items measured.
+        mean: Mean of every latent, without batch dimension.
+        deviation: Population standard deviation of every latent over the items (divisor ``items``), without batch dimension.
+        items: Number of items.
     """
 
     mean: Latents
@@ -87,10 +87,10 @@ class CodeStatistics(NamedTuple):
 
 
 def measure_training_codes(composer: Encodes) -> CodeStatistics | None:
-    """Return the statistics of the training codes, or None, with one line that says why, if there is no training data.
+    """Return the statistics of the training codes; without training data, print the reason and return None.
 
     Args:
-        composer: On its device, with the trainer that tests it.
+        composer: The model, attached to the trainer that tests it.
     """
     data = getattr(composer.trainer, "datamodule", None)
     try:
@@ -105,14 +105,14 @@ def measure_training_codes(composer: Encodes) -> CodeStatistics | None:
 
 
 def measure_codes(composer: Encodes, batches: Iterable[CoordinateBatch]) -> CodeStatistics:
-    """Encode items in evaluation mode and return what their codes are like; their batches make no difference.
+    """Encode items in evaluation mode and return the statistics of their codes; batching does not affect them.
 
     Args:
-        composer: Left in the mode in which it was.
-        batches: Items on any device, moved to the composer's.
+        composer: The model; its training or evaluation mode is restored afterwards.
+        batches: Batches of items, which are moved to the device of the composer.
 
     Raises:
-        ValueError: If there is no item.
+        ValueError: If there are no items.
     """
     training, moments = composer.training, _Moments()
     composer.eval()
@@ -129,19 +129,19 @@ def mean_start(statistics: CodeStatistics, like: Latents) -> Latents:
     """Return the mean code for every instance.
 
     Args:
-        statistics: Of the training codes.
+        statistics: Statistics of the training codes.
         like: Latents ``(B, ...)`` of the instances, for their number and device.
     """
     return {name: _fit(statistics.mean[name].expand(latent.shape), latent) for name, latent in like.items()}
 
 
 def random_start(statistics: CodeStatistics, names: Sequence[str], seed: int) -> Latents:
-    """Return normal numbers with the mean and deviation of all numbers of the training codes: their scale, no structure.
+    """Return normally distributed latents; mean and deviation are those of all entries of a latent in the training codes.
 
     Args:
-        statistics: Of the training codes.
-        names: Of the instances; each draws at its own address, whatever the batch holds besides it.
-        seed: Of the run.
+        statistics: Statistics of the training codes.
+        names: Names of the instances, which seed their random numbers independently of the batch.
+        seed: Seed of the run.
 
     Returns:
         Latents ``(B, ...)`` in float32 on the CPU.
@@ -159,13 +159,13 @@ def random_start(statistics: CodeStatistics, names: Sequence[str], seed: int) ->
 def other_starts(
     starts: Sequence[str], statistics: CodeStatistics, predicted: Latents, names: Sequence[str]
 ) -> dict[str, Latents]:
-    """Return the latents of every start asked for but the prediction, in the precision in which they are refined.
+    """Return the latents of all requested initialisations except the prediction, in the precision of refinement.
 
     Args:
-        starts: Of `Refinement`.
-        statistics: Of the training codes.
+        starts: Initialisations, as in `Refinement`.
+        statistics: Statistics of the training codes.
         predicted: Latents ``(B, ...)`` of the instances.
-        names: Of the instances.
+        names: Names of the instances.
     """
     found: dict[str, Latents] = {}
     if "mean" in starts:
@@ -177,7 +177,7 @@ def other_starts(
 
 
 class _Moments:
-    """Mean and variance of codes, batch after batch (Chan, Golub and LeVeque 1979), without keeping any."""
+    """Running mean and variance of codes over batches (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -185,7 +185,7 @@ class _Moments:
         self.squares: Latents = {}
 
     def add(self, latents: Latents) -> None:
-        """Take in the codes of a batch."""
+        """Add the codes of a batch."""
         before, number = self.count, len(next(iter(latents.values())))
         self.count += number
         for name, latent in latents.items():
@@ -198,7 +198,7 @@ class _Moments:
             self.squares[name] = self.squares.get(name, torch.zeros_like(mean)) + own + between
 
     def statistics(self) -> CodeStatistics:
-        """Return what was found."""
+        """Return mean, standard deviation and number of the codes added."""
         if not self.count:
             raise ValueError("there are no training items to measure codes of")
         deviation = {name: (squares / self.count).sqrt() for name, squares in self.squares.items()}
@@ -206,18 +206,18 @@ class _Moments:
 
 
 def _scale(statistics: CodeStatistics, name: str) -> tuple[float, float]:
-    """Return mean and standard deviation of all numbers of all codes of a latent."""
+    """Return mean and standard deviation over all entries of a latent and all codes."""
     mean, deviation = statistics.mean[name], statistics.deviation[name]
     variance = deviation.square().mean() + mean.var(correction=0)
     return mean.mean().item(), variance.sqrt().item()
 
 
 def _fit(codes: Tensor, latent: Tensor) -> Tensor:
-    """Return codes on the device of a latent, in its precision or float32, whichever is finer."""
+    """Return codes on the device of a latent, in the higher of its precision and float32."""
     return codes.to(latent.device, torch.promote_types(latent.dtype, torch.float32))
 
 
 @rank_zero_only
 def _tell(line: str) -> None:
-    """Print a line, on one process."""
+    """Print a line on the first process only."""
     Console(soft_wrap=True, highlight=False, markup=False).print(line)

@@ -1,4 +1,4 @@
-"""Numbers per instance, and their mean over instances (paper section 4: no clamp, no rounding, never pooled)."""
+"""Metrics with one value per instance, averaged over instances (paper section 4: no clamping, rounding or pooling)."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def instance_mean(target: Samples) -> Tensor:
 
 
 def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
-    """Return which instances have a number: NaN is none, as silence has no SI-SDR, unless the prediction is not finite.
+    """Return which instances have a value. NaN means no value (silence has no SI-SDR), unless the prediction is not finite.
 
     Args:
-        numbers: ``(B,)``, what a metric measured.
+        numbers: Values of a metric, ``(B,)``.
         prediction: ``(B, N, C)``.
 
     Returns:
@@ -88,15 +88,15 @@ class InstanceMetric(ABC):
 
     @abstractmethod
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
-        """Return one number per instance.
+        """Return one value per instance.
 
         Args:
-            reconstruction: At the same ``N`` coordinates.
-            target: What was measured at the same ``N`` places.
-            shape: How ``N`` unflattens, or None.
+            reconstruction: Reconstruction at ``N`` coordinates.
+            target: Measured values at the same coordinates.
+            shape: Shape that ``N`` unflattens to; None for a subset of the samples.
 
         Returns:
-            ``(B,)``; NaN where an instance has no such number, which no mean counts.
+            ``(B,)``; NaN for instances without a value, which means exclude.
         """
 
     def of_tiles(self, values: Sequence[float]) -> float:
@@ -125,7 +125,7 @@ class PSNR(InstanceMetric):
 
 
 class Gain(InstanceMetric):
-    """PSNR in dB over the constant signal of the instance's own mean value: for images, over the mean-colour image."""
+    """Increase of the PSNR in dB over a constant signal with the mean value of the instance: for images, the mean colour."""
 
     heading = "gain over the mean"
     unit = "dB"
@@ -137,9 +137,9 @@ class Gain(InstanceMetric):
 
 
 class SSIM(InstanceMetric):
-    """Structural similarity of images in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels), else NaN.
+    """Structural similarity of images in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels); NaN for other signals.
 
-    Borders are mirrored and counted, as in torchmetrics; other programs average inner windows only.
+    Borders are mirrored and included, as in torchmetrics; other implementations average complete windows only.
     """
 
     heading = "SSIM"
