@@ -40,9 +40,9 @@ class Parametrization(nn.Module, ABC, Generic[M]):
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:
         """Return the factor of a gradient step for each of the latents ``(B, ...)``.
 
-        The factor is the squared Frobenius norm of the latent if the network normalises the resulting weight, otherwise 1. Scaling
-        a normalised weight does not change the network, so gradients shrink as the norm grows; multiplying the step by the
-        squared norm makes its relative length independent of the norm (paper section 3.3 and released code).
+        The factor is the squared Frobenius norm of the latent if the network normalises the resulting weight, otherwise 1.
+        Scaling a normalised weight does not change the network, so gradients shrink as the norm grows; multiplying the step by
+        the squared norm makes its relative length independent of the norm (paper section 3.3 and released code).
         """
         scales = {}
         for name, latent in latents.items():
