@@ -118,7 +118,7 @@ def add_weights_option(parser: ArgumentParser, command: str) -> None:
 
 
 def resolve_weights(config: Namespace, args: Sequence[str], command: str) -> None:
-    """Let ``--weights`` or ``--ckpt_path`` on the command line override the other in the config of an earlier run.
+    """Make ``--weights`` or ``--ckpt_path`` on the command line override the other in the config of an earlier run.
 
     Args:
         config: Config of the command; modified in place.

@@ -49,9 +49,9 @@ class Gallery(Callback):
     come with the support views, the depth of the middle query view, and a turntable video. Audio is drawn as spectrograms
     and written as WAV files. Every row shows a different object; of several test items of an object, the first is drawn.
 
-    For a model with an inner loop, a second figure has a column per reported number of inner steps, from 0 (the learned
-    start, the same for all instances); the numbers of steps of training and test are marked. Its rows, from the first
-    batch, are also logged as the table ``test/inner_steps`` by loggers that support tables, such as W&B.
+    For a model with an inner loop, a second figure has a column per reported number of inner steps, from 0 (the
+    learned initialisation, the same for all instances); the numbers of steps of training and test are marked. Its rows, from
+    the first batch, are also logged as the table ``test/inner_steps`` by loggers that support tables, such as W&B.
 
     Data without a modality have no gallery.
 

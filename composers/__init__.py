@@ -1,4 +1,4 @@
-"""Generalizable implicit neural representations: one composer per variant, rebuilt from checkpoints by `load`."""
+"""Generalizable implicit neural representations: one class per method, and `load` for checkpoints."""
 
 from composers.base import Composer
 from composers.checkpoint import build, load, save

@@ -34,27 +34,27 @@ FieldOf = Callable[[Latents], Field]
 
 
 class Composer(LightningModule):
-    """A generalizable INR: latents of an instance, found in named steps, modulate a shared coordinate network.
+    """A generalizable INR: a coordinate network shared by all instances, modulated by the latents of each instance.
 
-    What is adapted per instance is the ``parametrization``. How it is found are three slots: a ``start``, an optional ``inner``
-    loop of gradient steps that training differentiates through, and a ``refinement`` that only evaluation makes. The
-    *prediction* is the result of start and inner loop. Any combination of parts is a configuration; published methods are the
-    presets beside this class.
+    The ``parametrization`` defines the latents and how they modulate the network. Three arguments determine how the latents are
+    found: ``start`` returns initial latents, ``inner`` improves them by gradient steps that training differentiates through,
+    and ``refinement`` by gradient steps in evaluation only. The *prediction* is the result of ``start`` and ``inner``.
+    Published methods are subclasses that name their parts; any other combination of parts can be configured with this class.
 
     Args:
-        network: The coordinate network.
-        parametrization: Which latents there are, and how they modulate the network.
-        start: The latents before any gradient step: predicted by a hypernetwork, or learned.
-        inner: Gradient steps on the latents in training and evaluation; none if None.
-        refinement: Gradient steps on the latents in evaluation; none if None.
-        renderer: Evaluates the field where the data was measured; at points if None.
-        loss: Compares per instance; the mean squared error if None.
-        metrics: What validation and test report, by name; the PSNR if None.
-        optimizer: Create the optimizer of all parameters; Adam with ``lr`` 1e-4 if None.
-        scheduler: Create the schedule of the learning rate, advanced every step; constant if None.
+        network: Coordinate network.
+        parametrization: Defines the latents and converts them to modulations of the network.
+        start: Returns the latents before any gradient step: predicted by a hypernetwork, learned, or zero.
+        inner: Gradient steps on the latents in training and evaluation; no steps if None.
+        refinement: Gradient steps on the latents in evaluation only; no steps if None.
+        renderer: Converts the field to measured values; `PointRenderer`, which evaluates it at points, if None.
+        loss: Loss per instance; `MeanSquaredError` if None.
+        metrics: Metrics of validation and test by name; the PSNR if None.
+        optimizer: Optimizer of all parameters; Adam with ``lr`` 1e-4 if None.
+        scheduler: Learning rate scheduler, stepped after every optimizer step; constant learning rate if None.
 
     Raises:
-        ValueError: If the parts do not fit each other.
+        ValueError: If the parts are incompatible.
     """
 
     of_field: ClassVar[tuple[str, ...]] = (
@@ -100,7 +100,7 @@ class Composer(LightningModule):
         self.instance_losses: Tensor | None = None  # of the last training step
 
     def _connect(self) -> None:
-        """Connect the parts, and refuse latents or parameters that training would not reach."""
+        """Connect the parts, and raise an error if training would not reach some latents or parameters."""
         self.parametrization.connect(self.network)
         self.start.connect(self.parametrization.latents)
         if self.inner is None:
@@ -121,7 +121,7 @@ class Composer(LightningModule):
             )
 
     def _check_dependence(self) -> None:
-        """Refuse latents on which the field does not depend, so that their gradients would not exist."""
+        """Raise an error if the field does not depend on some latents, which then have no gradient."""
         if any(-1 in spec.shape for spec in self.parametrization.latents.values()):
             return  # their shape depends on a signal
         latents = {name: spec.initial()[None].requires_grad_() for name, spec in self.parametrization.latents.items()}
@@ -287,7 +287,7 @@ class Composer(LightningModule):
         return {step: kept[step] for step in sorted(steps)}
 
     def facts(self) -> dict[str, str]:
-        """Return what the summary of a run states about this method, by name."""
+        """Return the lines about this method in the summary of a run, by name."""
         return self.start.facts() | ({} if self.inner is None else {"inner loop": self.inner.describe()})
 
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
@@ -337,7 +337,7 @@ class Composer(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        """Refuse data whose sizes do not fit this model, and a precision in which inner loops fail.
+        """Check that the data fit this model, and that inner loops work in the precision of the trainer.
 
         Raises:
             ValueError: If they do.
@@ -357,13 +357,13 @@ class Composer(LightningModule):
             self._resumed = checkpoint
 
     def on_fit_start(self) -> None:
-        """Let the configuration of a resumed run take effect before its states are restored."""
+        """Apply the configuration of a resumed run before its states are restored."""
         checkpoint, self._resumed = self._resumed, None
         if checkpoint is not None and self._settings is not None:
             resume.apply_configuration(self.trainer, checkpoint, self._settings)
 
     def on_train_batch_start(self, batch: CoordinateBatch, batch_idx: int) -> None:
-        """Give dropout an address: a resumed run draws what an uninterrupted one would."""
+        """Seed dropout by epoch and step, so that a resumed run draws the same masks as an uninterrupted one."""
         torch.manual_seed(seed_at(global_seed(), "dropout", self.current_epoch, batch_idx, self.global_rank))
 
     def on_test_start(self) -> None:
@@ -372,7 +372,7 @@ class Composer(LightningModule):
         self.training_codes = measure_training_codes(self) if needed else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how this composer is built, for `composers.load`, how it is trained, and what the data stated."""
+        """Store the config for `composers.load`, the settings of training, and the specification of the data."""
         checkpoint["composer"] = self.config
         checkpoint[resume.KEY] = {"settings": self._settings, "batches": resume.batches(self.trainer)}
         data = getattr(self.trainer, "datamodule", None)
@@ -380,7 +380,7 @@ class Composer(LightningModule):
             checkpoint["data"] = data.spec.facts()
 
     def _evaluate(self, batch: CoordinateBatch, stage: str) -> Evaluation:
-        """Encode, refine where this stage does, render and measure."""
+        """Encode, refine if this stage does, render and measure."""
         try:
             start, predicted = self._infer(batch.observation)
         except DivergenceError as error:
@@ -418,7 +418,7 @@ class Composer(LightningModule):
     def _curves(
         self, batch: CoordinateBatch, predicted: Latents, layout: Layout, refined: bool
     ) -> dict[str, dict[int, dict[str, Tensor]]]:
-        """Refine in every other way, one after the other to bound memory, and return its metrics by step."""
+        """Return the metrics of all other curves by step; they are refined one after another to bound memory."""
         curves: dict[str, dict[int, dict[str, Tensor]]] = {}
         bind = partial(self.bind, layout=layout)
         if refined:
@@ -472,7 +472,7 @@ class Composer(LightningModule):
 
     @property
     def _headline(self) -> Headline:
-        """The headline metric of the data; the PSNR where there is no data module of ours."""
+        """The headline metric of the data; the PSNR without a `CoordinateDataModule`."""
         data = getattr(self._trainer, "datamodule", None)
         return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 

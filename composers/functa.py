@@ -13,13 +13,13 @@ from datamodules.spec import FromData, signal_shape
 
 
 class Functa(Composer):
-    """Adapt one latent vector, the *functa* or modulation, which shifts the biases of all modulated layers.
+    """Adapt one latent vector, called *functa* or modulation in the paper, which shifts the biases of all modulated layers.
 
     Args:
-        network: The coordinate network with ``modulates: shifts``, as published a SIREN whose hidden layers are modulated.
-        inner: The inner loop, as published 3 steps with step sizes learned per parameter.
-        latent_dim: Of `Shifts`.
-        signal_shape: Of `ZeroStart`.
+        network: Coordinate network with ``modulates: shifts``; in the paper, a SIREN whose hidden layers are modulated.
+        inner: Inner loop; in the paper, 3 steps with step sizes learned per parameter.
+        latent_dim: Size of the latent vector.
+        signal_shape: Shape ``(C, *shape)`` of the training signals; the command line sets it from the data.
         kwargs: Arguments of `Composer`.
     """
 

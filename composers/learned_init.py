@@ -15,14 +15,14 @@ from datamodules.spec import FromData, signal_shape
 class LearnedInit(Composer):
     """Adapt all weights of the network by a few gradient steps from a learned initialisation.
 
-    Two forms are published. That of the IPC paper: a network with unit columns, weights adapted by steps times their squared
-    norms, biases shared. The original: a SIREN without normalisation (``normalize_weights: false``), weights and biases adapted
-    (``modulates: both``), the outer update that of MAML or of Reptile (``outer`` of the inner rule).
+    There are two published forms. The IPC paper normalises the columns of the weights, scales every step by the squared norm of
+    the weight, and shares the biases. The original does not normalise (``normalize_weights: false``), adapts weights and biases
+    (``modulates: both``), and trains with MAML or Reptile (``outer`` of the rule of ``inner``).
 
     Args:
-        network: The coordinate network, with every layer modulated (``modulated_layers: all``).
-        inner: The inner loop, in the IPC paper 2 steps of 0.003.
-        signal_shape: Of `LearnedStart`.
+        network: Coordinate network with all layers modulated (``modulated_layers: all``).
+        inner: Inner loop; in the IPC paper, 2 steps with step size 0.003.
+        signal_shape: Shape ``(C, *shape)`` of the training signals; the command line sets it from the data.
         kwargs: Arguments of `Composer`.
     """
 

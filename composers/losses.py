@@ -1,4 +1,4 @@
-"""Losses of training and gradient steps: one number per instance, so that instances never mix."""
+"""Losses of training and gradient steps, one value per instance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datamodules.batch import Samples
 
 
 class Loss(nn.Module, ABC):
-    """Compares a reconstruction with measured values."""
+    """Base class of losses, which compare a reconstruction with measured values."""
 
     @abstractmethod
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
@@ -20,7 +20,7 @@ class Loss(nn.Module, ABC):
 
 
 class MeanSquaredError(Loss):
-    """Mean over an instance's unmasked samples and channels of the squared error, the loss of all published settings."""
+    """Squared error, averaged over the unmasked samples and the channels of an instance; used in all published settings."""
 
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return the mean squared error of every instance, in float32."""

@@ -13,13 +13,13 @@ from datamodules.spec import FromData, signal_shape
 
 
 class MetaIPC(Composer):
-    """Adapt one early layer by instance patterns, by a few gradient steps from learned patterns.
+    """Adapt the instance patterns of one early layer by a few gradient steps from learned patterns.
 
     Args:
-        network: The coordinate network; its ``modulated_layers`` are adapted, as published the second.
-        inner: The inner loop, as published 2 steps of 0.003.
-        rank: Of `LowRank`.
-        signal_shape: Of `LearnedStart`.
+        network: Coordinate network; its ``modulated_layers`` are adapted, in the paper the second layer.
+        inner: Inner loop; in the paper, 2 steps with step size 0.003.
+        rank: Number of columns of the instance patterns; the output width of the layer if None, as in the paper.
+        signal_shape: Shape ``(C, *shape)`` of the training signals; the command line sets it from the data.
         kwargs: Arguments of `Composer`.
     """
 

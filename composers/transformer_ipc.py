@@ -12,16 +12,17 @@ from composers.networks import CoordinateMLP
 
 
 class TransformerIPC(Composer):
-    """Adapt one early layer by instance patterns that a transformer predicts; all instances share everything else.
+    """Predict the instance patterns of one early layer with a transformer; all other weights are shared by all instances.
 
     Args:
-        network: The coordinate network; its ``modulated_layers`` are adapted, as published the second.
-        encoder: From the signal to tokens.
-        transformer: Over data and weight tokens.
-        rank: Of `LowRank`.
-        factorized: Of `LowRank`.
-        base_weight: Of `LowRank`; the prediction then starts at zero.
-        num_weight_tokens: Weight tokens of each modulated layer, a divisor of its columns; one per column if None.
+        network: Coordinate network; its ``modulated_layers`` are adapted, in the paper the second layer.
+        encoder: Encodes the signal as data tokens.
+        transformer: Transformer that processes data and weight tokens; default sizes if None.
+        rank: Number of columns of the instance patterns; the output width of the layer if None, as in the paper.
+        factorized: Whether to multiply the patterns by a shared basis; if False, the transformer predicts the weight itself.
+        base_weight: Whether to add a learned weight shared by all instances; predicted patterns are then zero before training.
+        num_weight_tokens: Number of weight tokens per modulated layer, a divisor of its number of columns; one per column if
+            None.
         kwargs: Arguments of `Composer`.
     """
 

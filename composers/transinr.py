@@ -12,13 +12,13 @@ from composers.networks import CoordinateMLP
 
 
 class TransINR(Composer):
-    """Scale the columns of all weights, in groups; a transformer predicts the scales.
+    """Scale the columns of all weights; a transformer predicts the scales of every group of columns.
 
     Args:
-        network: The coordinate network, as published with every layer modulated (``modulated_layers: all``).
-        encoder: From the signal to tokens.
-        transformer: Over data and weight tokens.
-        num_groups: Of `ColumnScales`; there is one weight token per group and layer.
+        network: Coordinate network; in the paper, all layers are modulated (``modulated_layers: all``).
+        encoder: Encodes the signal as data tokens.
+        transformer: Transformer that processes data and weight tokens; default sizes if None.
+        num_groups: Number of column groups per layer, a divisor of the number of columns; each group has a weight token.
         kwargs: Arguments of `Composer`.
     """
 

@@ -31,8 +31,9 @@ class CoordinateDataModule(LightningDataModule, ABC):
         batch_size: Instances per device and step.
         eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
         num_workers: Number of worker processes; 0 loads in the main process.
-        coordinate_noise: Uniform noise within the cell of each coordinate in training: ``per_instance`` as published,
-            ``shared`` by the batch, so that the layers before the first modulated one stay shared, or ``none``.
+        coordinate_noise: Uniform noise within the cell of each coordinate in training: ``per_instance`` as in the
+            paper; ``shared`` by all instances of a batch, which are then evaluated together up to the first modulated layer;
+            or ``none``.
         coordinate_subset: Coordinates per training step, sampled anew for every batch: a ratio up to 1.0, a count, or all if
             None.
 

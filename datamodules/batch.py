@@ -54,12 +54,12 @@ class Views(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """The input of a composer; either part may be None.
+    """The input of a composer; unused parts are None.
 
     Attributes:
         signal: Input of encoders: ``(B, C, *shape)``, a point set ``(B, P, C)``, or `Views`.
         samples: Input of inner loops and refinement: the pixels of an image, or the rays of the support views.
-        index: ``(B,)``, the training instances, for codes learned per instance; None outside training.
+        index: ``(B,)``, indices of the instances in the training set, for codes learned per instance; None outside training.
     """
 
     signal: Tensor | Views | None = None

@@ -29,7 +29,7 @@ class Headline(NamedTuple):
 class Modality:
     """Base class of modalities: how signals of one kind are read, written, drawn and measured. See `modalities`.
 
-    This class itself is used for signals of no particular kind: training and PSNR work, drawing and writing do not. Figures,
+    This class itself is the default for other signals: it supports training and the PSNR, but no drawing or writing. Figures,
     predictions, W&B media and ``tools.codes`` call only the methods of this interface.
 
     Attributes:

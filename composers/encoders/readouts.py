@@ -1,4 +1,4 @@
-"""Readouts: from features to latents."""
+"""Readouts, which convert features to latents."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from composers.networks import TensorSpec
 
 
 class Readout(nn.Module, ABC):
-    """From the features of an encoder to the latents of a parametrization.
+    """Base class of readouts, which convert the features of an encoder to the latents of a parametrization.
 
     Attributes:
-        num_weight_tokens: Learned tokens that are read besides those of the signal.
+        num_weight_tokens: Number of learned tokens that are processed in addition to those of the signal.
     """
 
     num_weight_tokens: int = 0
@@ -29,7 +29,7 @@ class Readout(nn.Module, ABC):
         """Create the parameters whose sizes depend on the encoder and on the latents.
 
         Raises:
-            ValueError: If such latents cannot be read from such features.
+            ValueError: If the features do not determine latents of these shapes.
         """
 
     @abstractmethod
@@ -38,16 +38,16 @@ class Readout(nn.Module, ABC):
 
 
 class WeightTokens(Readout):
-    """Learned weight tokens gather the columns of the latents in a transformer (paper section 3; TransINR section 3).
+    """Predict the columns of the latents from learned weight tokens in a transformer (paper section 3; TransINR section 3).
 
-    Data tokens are embedded and get learned positions. The learned weight tokens of all latents follow them, latent by latent;
-    the output of the transformer at those goes through one LayerNorm and Linear per latent, shared by its tokens.
-    A latent ``(I, R)`` has ``R`` columns of ``I`` numbers, a latent ``(E,)`` one column.
+    Data tokens are embedded, and learned positions are added. The weight tokens of all latents follow them, latent by latent.
+    A head per latent (LayerNorm and Linear, shared by its tokens) maps the outputs at the weight tokens to columns. A latent
+    ``(I, R)`` has ``R`` columns of size ``I``; a latent ``(E,)`` has one column.
 
     Args:
-        transformer: Over data and weight tokens.
-        num_tokens: Weight tokens of each latent, a divisor of its columns; one per column if None.
-        zero_init: Whether the heads are initialised with zero, so that all latents are zero before training.
+        transformer: Transformer that processes data and weight tokens; default sizes if None.
+        num_tokens: Number of weight tokens per latent, a divisor of its number of columns; one per column if None.
+        zero_init: Whether to initialise the heads to zero, so that all latents are zero before training.
 
     Raises:
         ValueError: If ``num_tokens`` is not positive.
@@ -65,8 +65,8 @@ class WeightTokens(Readout):
         """Create embedding, positions, weight tokens and heads.
 
         Raises:
-            ValueError: If there are no latents, one depends on the size of the signal, or ``num_tokens`` does not divide the
-                columns of one.
+            ValueError: If there are no latents, the shape of a latent depends on the signal, or ``num_tokens`` does not divide
+                the number of columns of a latent.
         """
         if not latents:
             raise ValueError("The network has no modulated_layers, so there is nothing to predict: name at least one.")
@@ -110,13 +110,13 @@ class WeightTokens(Readout):
 
 
 class PerToken(Readout):
-    """Every token becomes the numbers of its own place by one Linear: latents on a grid, or latents per token.
+    """Project every token to the entries of the latents at its position, with one Linear per latent.
 
-    Fits latents whose shape depends on the signal: ``(C, -1, -1)``, a feature map, or ``(C, -1)`` or ``(-1, ...)``, numbers per
-    token.
+    The shape of the latents depends on the signal: ``(C, -1, -1)`` is a feature map; ``(C, -1)`` and ``(-1, ...)`` have one
+    entry per token.
 
     Args:
-        zero_init: Whether the heads are initialised with zero, so that all latents are zero before training.
+        zero_init: Whether to initialise the heads to zero, so that all latents are zero before training.
     """
 
     def __init__(self, zero_init: bool = False) -> None:

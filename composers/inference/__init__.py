@@ -1,4 +1,4 @@
-"""How latents are found: a start, an optional inner loop, an optional refinement."""
+"""Inference of latents: a start, an optional inner loop, and optional refinement."""
 
 from composers.inference.gradient_steps import GradientSteps
 from composers.inference.refinement import Refinement

@@ -169,7 +169,7 @@ def _leaves(outputs: Iterable[Tensor]) -> list[Tensor]:
 class _Recomputed(torch.autograd.Function):
     """Attach the result of a step without a graph to one that recomputes the step in the backward pass.
 
-    ``apply`` takes a function from latents to those after the step, its result, the latents, and the other leaves it reads.
+    ``apply`` takes the step as a function of latents, its result, the latents, and all other leaves that it reads.
     """
 
     @staticmethod
@@ -212,7 +212,7 @@ def check_finite(losses: Tensor) -> None:
     """Raise if losses ``(steps + 1, B)`` of an inner loop are not finite.
 
     Raises:
-        DivergenceError: With the first such step, and its first such instance.
+        DivergenceError: At the first step, for its first instance, that is not finite.
     """
     finite = losses.isfinite()
     if not bool(finite.all()):

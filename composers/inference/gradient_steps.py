@@ -22,21 +22,21 @@ Reconstruct = Callable[[Latents, Tensor], Reconstruction]
 
 
 class GradientSteps(nn.Module):
-    """Fit latents to the observed samples of their instances by gradient steps; instances never mix.
+    """Fit the latents of every instance to its observed samples by gradient steps, independently of other instances.
 
     Args:
-        steps: Steps in training, at least 1.
-        rule: How latents move; `DifferentiableSGD` with its defaults if None.
-        test_steps: Steps in validation, test and prediction, at least 1; as in training if None.
-        samples_per_step: Samples that a step uses in training, or ``all``.
+        steps: Number of steps in training, at least 1.
+        rule: Update rule; `DifferentiableSGD` with its defaults if None.
+        test_steps: Number of steps in validation, test and prediction, at least 1; as in training if None.
+        samples_per_step: Number of samples per step in training, or ``all``.
         test_samples_per_step: The same in validation, test and prediction; as in training if None.
-        choose: How they are chosen: ``random``, drawn with replacement anew for every step, the same for all instances, or
-            ``error``, for every instance those of largest error at the time (after GradNCP, by error instead of gradient).
-        loss: What the steps minimise; the loss of the composer if None.
-        report: Numbers of steps after which a test measures, for the curve of the inner loop; none if empty.
+        choose: Selection of these samples. ``random`` draws them anew for every step, with replacement and the same for all
+            instances; ``error`` takes those with the largest current error of every instance (GradNCP uses the gradient).
+        loss: Loss that the steps minimise; the loss of the composer if None.
+        report: Numbers of steps after which a test measures, for the curve of the inner loop; no curve if empty.
 
     Raises:
-        ValueError: If a number or a name is out of range, or ``loss`` has parameters that the rule would not train.
+        ValueError: If an argument is out of range, or ``loss`` has parameters that the rule does not train.
     """
 
     address: ClassVar[str] = "inner loop"  # of random draws
@@ -79,7 +79,7 @@ class GradientSteps(nn.Module):
 
     @staticmethod
     def _check_steps(steps: int, test_steps: int | None, report: Sequence[int]) -> None:
-        """Refuse numbers of steps that are out of range."""
+        """Raise an error if numbers of steps are out of range."""
         if steps < 1 or (test_steps is not None and test_steps < 1):
             raise ValueError(f"steps is {steps} and test_steps {test_steps}; an inner loop has at least 1 step.")
         if any(step < 0 for step in report):
@@ -87,7 +87,7 @@ class GradientSteps(nn.Module):
 
     @staticmethod
     def _default_rule() -> Rule:
-        """Return the rule used where none is given."""
+        """Return the rule that is used if None is passed."""
         return DifferentiableSGD()
 
     def connect(self, latents: Mapping[str, TensorSpec]) -> None:
@@ -107,18 +107,18 @@ class GradientSteps(nn.Module):
         report: Collection[int] = (),
         address: Sequence[int] = (),
     ) -> Trajectory:
-        """Take the steps; works under ``no_grad`` and in inference mode, too.
+        """Take the steps; also works under ``no_grad`` and in inference mode.
 
         Args:
-            latents: Where to begin, ``(B, ...)``; left unchanged.
+            latents: Initial latents ``(B, ...)``, which are not modified.
             samples: Coordinates and values of the same instances.
-            reconstruct: From latents and coordinates to a reconstruction.
-            loss: The loss of the composer, used where this has none.
-            scales: From latents to the factors of steps.
-            training: Whether the settings of training apply, and the graph is kept unless gradients are disabled.
+            reconstruct: Return the reconstruction of latents at coordinates.
+            loss: Loss of the composer, used if these steps have no loss of their own.
+            scales: Return the factors of the steps for latents.
+            training: Whether to use the settings of training, and to keep the graph unless gradients are disabled.
             steps: Overrides the number of steps.
-            report: Numbers of steps after which latents are kept besides the last.
-            address: Of random draws, which otherwise depend on the seed of the run and the step only.
+            report: Numbers of steps after which latents are returned, in addition to the last.
+            address: Additional address of random draws, which otherwise depend only on the seed of the run and the step.
 
         Raises:
             ValueError: If the loss does not depend on a latent.
@@ -157,9 +157,9 @@ class GradientSteps(nn.Module):
     def draws(
         self, samples: Samples, steps: int, *, training: bool, address: Sequence[int] = ()
     ) -> list[Tensor | None]:
-        """Return for every step the indices ``(K,)`` of the samples drawn for it, None where none are drawn.
+        """Return the indices ``(K,)`` of the random samples of every step, or None for steps without random samples.
 
-        They are drawn before the loop, because a compiled graph cannot draw at an address.
+        They are drawn before the loop, because compiled graphs do not support seeded generators.
         """
         count = self._count(training)
         if count == "all" or self.choose == "error":
@@ -171,13 +171,13 @@ class GradientSteps(nn.Module):
     def chosen(
         self, samples: Samples, predict: Callable[[Tensor], Tensor], *, training: bool, drawn: Tensor | None
     ) -> Samples:
-        """Return the samples that a step uses.
+        """Return the samples of a step.
 
         Args:
-            samples: Of all instances, with values.
-            predict: From coordinates to current values; called only where samples are chosen by error.
-            training: Whether the settings of training apply.
-            drawn: What `draws` returned for this step.
+            samples: Samples of all instances, with values.
+            predict: Return current values at coordinates; called only if samples are selected by error.
+            training: Whether to use the settings of training.
+            drawn: Result of `draws` for this step.
         """
         if drawn is not None:
             return subset_of(samples, drawn)
@@ -187,7 +187,7 @@ class GradientSteps(nn.Module):
         return _worst(samples, predict(samples.coords), count)
 
     def outer_losses(self, losses: Tensor, start: Latents, adapted: Latents) -> Tensor:
-        """Return ``(B,)``, whose mean training minimises: the losses after the steps, unless the rule is Reptile.
+        """Return the training losses ``(B,)``: the losses after the steps, unless the rule is Reptile.
 
         For Reptile the values are the losses and the gradient with respect to the start is ``start - adapted``.
         """
@@ -199,7 +199,7 @@ class GradientSteps(nn.Module):
         return losses.detach() + (pull - pull.detach())  # the difference is exactly 0
 
     def describe(self) -> str:
-        """Return the settings in words, for the summary of a run."""
+        """Return the settings as text, for the summary of a run."""
         steps = f"{self.steps:,} inner step{'' if self.steps == 1 else 's'}"
         used, used_at_test = (
             _used(self.choose, count) for count in (self.samples_per_step, self.test_samples_per_step)
@@ -212,18 +212,18 @@ class GradientSteps(nn.Module):
         return "; ".join(parts)
 
     def _count(self, training: bool) -> int | Literal["all"]:
-        """Return how many samples a step uses."""
+        """Return the number of samples per step."""
         return self.samples_per_step if training else self.test_samples_per_step
 
 
 def outside_inference(samples: Samples) -> Samples:
-    """Return a copy of samples that gradients may flow through, which they may not where inference mode made them."""
+    """Return a copy of samples that supports autograd, which tensors created in inference mode do not."""
     with torch.inference_mode(False):
         return samples._replace(**{name: part.clone() for name, part in samples._asdict().items() if part is not None})
 
 
 def subset_of(samples: Samples, indices: Tensor) -> Samples:
-    """Return the same samples ``(K,)`` of all instances."""
+    """Return the samples at indices ``(K,)`` of all instances."""
     return Samples(
         samples.coords[..., indices, :],
         None if samples.values is None else samples.values[:, indices],
@@ -232,12 +232,12 @@ def subset_of(samples: Samples, indices: Tensor) -> Samples:
 
 
 def _copied(latent: Tensor) -> Tensor:
-    """Return a copy in float32 at least: bfloat16 loses small steps."""
+    """Return a copy in at least float32, because bfloat16 loses small steps."""
     return latent.detach().to(torch.promote_types(latent.dtype, torch.float32), copy=True)
 
 
 def _worst(samples: Samples, predicted: Tensor, count: int) -> Samples:
-    """Return the samples of largest squared error, for every instance its own."""
+    """Return the samples with the largest squared errors of every instance."""
     assert samples.values is not None
     errors = (exact(predicted) - exact(samples.values)).square().mean(-1)  # (B, N)
     if samples.mask is not None:
@@ -252,7 +252,7 @@ def _worst(samples: Samples, predicted: Tensor, count: int) -> Samples:
 
 
 def _used(choose: str, count: int | Literal["all"]) -> str:
-    """Return which samples a step uses, in words."""
+    """Return the samples per step as text."""
     if count == "all":
         return "all samples"
     return f"{count:,} random samples" if choose == "random" else f"the {count:,} samples of largest error"

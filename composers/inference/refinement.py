@@ -1,4 +1,4 @@
-"""Refinement: gradient steps on latents that only evaluation takes, and what a test compares them with."""
+"""Refinement: gradient steps on latents in evaluation, and the initialisations that a test compares."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ CURVES = (*STARTS, NETWORK, INNER)
 
 
 class Refinement(GradientSteps):
-    """Gradient steps on the predicted latents of given instances, in evaluation only.
+    """Refine predicted latents by gradient steps, in evaluation only.
 
     Args:
-        steps: Gradient steps, 0 for none.
-        rule: How latents move; Adam with ``lr`` 0.01 if None.
-        report: Steps after which the latents are kept, for the curve; 0 and ``steps`` always are.
-        stages: Stages that refine, among ``val``, ``test`` and ``predict``.
-        starts: Where the curves of a test begin: ``prediction``, which is required, the ``mean`` of the training codes, and
-            ``random`` numbers of their scale. Other stages begin at the prediction only.
-        samples_per_step: Samples that a step uses, drawn anew with replacement, the same for all instances, or ``all``.
-        loss: What the steps minimise; the loss of the composer if None.
-        network: A second refinement that a test measures beside this one: of all weights and biases of the network, from those
-            of the prediction (TransINR section 3.4, test-time optimisation); none if None. As published, Adam with ``lr``
-            1e-4 and 100 steps of 1,024 samples. Its ``starts``, ``stages`` and ``network`` are not used.
+        steps: Number of gradient steps; 0 for no refinement.
+        rule: Update rule; Adam with ``lr`` 0.01 if None.
+        report: Numbers of steps after which to measure, for the curve; always includes 0 and ``steps``.
+        stages: Stages with refinement, any of ``val``, ``test`` and ``predict``.
+        starts: Initialisations that a test compares, with one curve each: ``prediction`` (required), ``mean`` of the training
+            codes, and ``random`` latents of the same scale. Other stages refine the prediction only.
+        samples_per_step: Number of samples per step, or ``all``. Samples are drawn anew for every step, with replacement and
+            the same for all instances.
+        loss: Loss that the steps minimise; the loss of the composer if None.
+        network: Settings of test-time optimisation (TransINR section 3.4), which a test reports separately: it adapts all
+            weights and biases of the network, from the predicted ones. Disabled if None. The paper uses Adam with ``lr`` 1e-4
+            and 100 steps of 1,024 samples. ``starts``, ``stages`` and ``network`` of these settings are ignored.
 
     Raises:
-        ValueError: If a number, a stage or a start is out of range, or the rule has learned factors.
+        ValueError: If an argument is out of range, or the rule has learned factors.
     """
 
     address: ClassVar[str] = "refinement"
@@ -67,7 +68,7 @@ class Refinement(GradientSteps):
         self.network = network
 
     def with_steps(self, steps: int) -> Refinement:
-        """Return the same refinement with another number of steps, of which only the first and last latents are kept."""
+        """Return the same refinement with another number of steps, which reports only the first and the last latents."""
         changed = copy.copy(self)
         changed.steps = changed.test_steps = steps
         changed.report = tuple(sorted({0, steps}))
@@ -75,7 +76,7 @@ class Refinement(GradientSteps):
 
     @staticmethod
     def _check_steps(steps: int, test_steps: int | None, report: Sequence[int]) -> None:
-        """Refuse numbers of steps that are out of range."""
+        """Raise an error if numbers of steps are out of range."""
         if steps < 0 or any(step < 0 for step in report):
             raise ValueError(f"steps is {steps} and report {list(report)}; steps count from 0.")
 

@@ -1,4 +1,4 @@
-"""Update rules of gradient steps: differentiable SGD, or any optimizer of torch."""
+"""Update rules of gradient steps: differentiable SGD, or any PyTorch optimizer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Scales = Callable[[Latents], Mapping[str, Tensor]]
 
 
 def unit_scales(latents: Latents) -> dict[str, Tensor]:
-    """Return scales that leave steps as they are."""
+    """Return a scale of 1 for every latent."""
     return {name: torch.ones((), device=latent.device) for name, latent in latents.items()}
 
 
 class Trajectory(NamedTuple):
-    """The course of gradient steps.
+    """Latents and losses along gradient steps.
 
     Attributes:
         latents: The latents after each reported number of steps, and after the last.
-        losses: ``(steps + 1, B)``, before every step and after the last, detached.
+        losses: Losses ``(steps + 1, B)`` before every step and after the last, detached.
     """
 
     latents: dict[int, Latents]
@@ -40,7 +40,7 @@ class Trajectory(NamedTuple):
 
 
 class Rule(nn.Module, ABC):
-    """How latents move against their gradients.
+    """Base class of update rules, which take gradient steps on latents.
 
     Attributes:
         differentiable: Whether training can differentiate through the steps.
@@ -51,7 +51,7 @@ class Rule(nn.Module, ABC):
     outer: str = ""
 
     def connect(self, latents: Mapping[str, TensorSpec], steps: int) -> None:
-        """Create learned factors, for latents of these shapes and so many steps in training."""
+        """Create the learned factors for the given latents and number of training steps."""
 
     @abstractmethod
     def take(
@@ -66,35 +66,35 @@ class Rule(nn.Module, ABC):
         """Take gradient steps.
 
         Args:
-            loss_fn: From latents and the step, counted from 0, to one loss per instance ``(B,)``.
-            latents: Where to begin, ``(B, ...)``.
-            steps: How many.
-            report: Numbers of steps after which latents are kept; ``steps`` always is.
-            scales: Factors of the steps on latents, see `composers.latents.Parametrization.step_scales`.
+            loss_fn: Return one loss per instance ``(B,)``, given latents and the step, counted from 0.
+            latents: Initial latents ``(B, ...)``.
+            steps: Number of steps.
+            report: Numbers of steps after which latents are returned; always includes ``steps``.
+            scales: Return the factors of the steps for latents; see `composers.latents.Parametrization.step_scales`.
             training: Whether to keep a graph for training.
         """
 
     def describe(self) -> list[str]:
-        """Return the settings in words, for the summary of a run."""
+        """Return the settings as text, for the summary of a run."""
         return []
 
 
 class DifferentiableSGD(Rule):
     """Gradient descent that training differentiates through (MAML, Finn et al. 2017; Meta-SGD, Li et al. 2017).
 
-    A step is ``lr`` times the scale of the parametrization times a learned factor times the gradient.
+    A step is the product of ``lr``, the scale of the parametrization, the learned factor, and the gradient.
 
     Args:
-        lr: Step size before any factor, positive.
-        learned_lr: What factors are learned for: every ``step``, every ``parameter`` (Meta-SGD), or both; none if empty. They
-            start at 1; steps beyond those of training use the factor of the last.
-        outer: How training uses the steps: ``second_order`` differentiates through them exactly, ``first_order`` takes
-            gradients as constants (first-order MAML), ``reptile`` moves the start towards the adapted latents, whatever the
-            loss (Nichol et al. 2018).
-        recompute: Whether the backward pass computes steps again instead of storing them.
+        lr: Step size before scale and factor, positive.
+        learned_lr: Learn a factor of the step size per ``step``, per ``parameter`` (Meta-SGD), or both; no factors if empty.
+            Factors are initialised to 1. Steps beyond the number of training steps use the last factor.
+        outer: Gradient of the outer loop: ``second_order`` differentiates through the steps exactly, ``first_order`` treats
+            inner gradients as constants (first-order MAML), and ``reptile`` moves the initialisation towards the adapted
+            latents, independently of the loss (Nichol et al. 2018).
+        recompute: Whether to recompute the steps in the backward pass instead of storing their activations.
 
     Raises:
-        ValueError: If a number or a name is out of range.
+        ValueError: If an argument is out of range.
     """
 
     differentiable = True
@@ -155,8 +155,8 @@ class DifferentiableSGD(Rule):
         """Return the step size of every latent, a tensor that broadcasts with it.
 
         Args:
-            scales: Of every latent.
-            step: Counted from 0.
+            scales: Scale of every latent.
+            step: Index of the step, from 0.
         """
         sizes = {}
         for name, scale in scales.items():
@@ -167,7 +167,7 @@ class DifferentiableSGD(Rule):
         return sizes
 
     def describe(self) -> list[str]:
-        """Return step size and order in words."""
+        """Return step size and order as text."""
         learned = f", factors learned per {' and '.join(self.learned_lr)}" if self.learned_lr else ""
         order = {"second_order": "second order", "first_order": "first order", "reptile": "Reptile"}[self.outer]
         lines = [f"step size {self.lr:g}{learned}", order]
@@ -177,13 +177,13 @@ class DifferentiableSGD(Rule):
 
 
 class TorchOptimizer(Rule):
-    """Steps of an optimizer of torch, for evaluation only: training cannot differentiate through them.
+    """Take steps with a PyTorch optimizer. For evaluation only, because training cannot differentiate through the steps.
 
     Args:
-        optimizer: Create an optimizer of latents; Adam with ``lr`` 0.01 if None. It must work element by element, as SGD and
-            Adam do, or instances would mix.
-        warmup_steps: Number of first steps over which the learning rate rises linearly; Adam's first steps are as long as
-            later ones, but their direction is less certain.
+        optimizer: Optimizer of the latents; Adam with ``lr`` 0.01 if None. It must update every element independently, as SGD
+            and Adam do, so that instances do not affect each other.
+        warmup_steps: Number of steps of a linear warm-up of the learning rate. Adam's first steps are as large as later ones,
+            but their direction is less reliable.
 
     Raises:
         ValueError: If ``warmup_steps`` is negative.

@@ -17,11 +17,11 @@ from datamodules.spec import DataSpec, FromData, signal_shape
 
 
 class Start(nn.Module, ABC):
-    """Latents from an observation, before any gradient step.
+    """Base class of starts, which return the latents of an observation before any gradient step.
 
     Attributes:
-        encoder: The encoder of the signal; None where the signal is not read.
-        signal_shape: ``(C, *shape)`` of the signals this start was built for; None if it takes any.
+        encoder: Encoder of the signal; None if the start does not read the signal.
+        signal_shape: Shape ``(C, *shape)`` of the training signals; None if any shape is accepted.
     """
 
     encoder: Encoder | None
@@ -44,16 +44,16 @@ class Start(nn.Module, ABC):
         """Return the latents ``(B, ...)`` by name."""
 
     def facts(self) -> dict[str, str]:
-        """Return what the summary of a run states about this start, by name."""
+        """Return the lines about this start in the summary of a run, by name."""
         return {}
 
 
 class Hypernetwork(Start):
-    """Predict the latents from the signal in one pass.
+    """Predict the latents from the signal in one forward pass.
 
     Args:
-        encoder: From the signal to features.
-        readout: From features to latents.
+        encoder: Encodes the signal as features.
+        readout: Converts the features to latents.
     """
 
     def __init__(self, encoder: Encoder, readout: Readout) -> None:
@@ -64,7 +64,7 @@ class Hypernetwork(Start):
 
     @property
     def _encoder(self) -> Encoder:
-        """Return the encoder, which every hypernetwork has."""
+        """Return the encoder, which is never None here."""
         assert self.encoder is not None
         return self.encoder
 
@@ -77,7 +77,7 @@ class Hypernetwork(Start):
         return Layout() if observation.signal is None else self._encoder.layout(observation.signal)
 
     def forward(self, observation: Observation, layout: Layout) -> Latents:
-        """Return the latents that the readout makes of the features.
+        """Return the predicted latents.
 
         Raises:
             ValueError: If the observation has no signal.
@@ -94,11 +94,11 @@ class Hypernetwork(Start):
 
 
 class _SignalFree(Start):
-    """A start that reads no signal, but states the signals of training, which prediction prepares likewise.
+    """A start that does not read the signal, but records its shape in training, for which prediction prepares its inputs.
 
     Args:
-        signal_shape: ``(C, *shape)`` of the signals of training; the command line sets it from the data. The method itself
-            takes any.
+        signal_shape: Shape ``(C, *shape)`` of the training signals; the command line sets it from the data. Signals of other
+            shapes are accepted.
     """
 
     from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
@@ -110,7 +110,7 @@ class _SignalFree(Start):
 
 
 class LearnedStart(_SignalFree):
-    """Learn one initialisation for all instances, from which gradient steps begin (MAML, Finn et al. 2017)."""
+    """Start from one learned initialisation for all instances (MAML, Finn et al. 2017)."""
 
     def connect(self, latents: Mapping[str, TensorSpec]) -> None:
         """Create one parameter per latent."""
@@ -128,7 +128,7 @@ class LearnedStart(_SignalFree):
 
 
 class ZeroStart(_SignalFree):
-    """Begin at zero, with nothing to learn (CAVIA, Zintgraf et al. 2019; functa)."""
+    """Start from zero, without learned parameters (CAVIA, Zintgraf et al. 2019; functa)."""
 
     def connect(self, latents: Mapping[str, TensorSpec]) -> None:
         """Keep the shapes of the latents."""
@@ -146,13 +146,13 @@ class ZeroStart(_SignalFree):
 class LearnedCode(_SignalFree):
     """Learn one code per training instance (auto-decoder; Park et al., DeepSDF, CVPR 2019, section 4).
 
-    In training, ``observation.index`` names the instance. Elsewhere the latents begin at the mean of the learned codes, and
-    refinement finds the code of a new instance by gradient steps: give the composer a ``refinement`` with enough steps.
+    In training, ``observation.index`` selects the code. In evaluation, the latents start from the mean of the learned codes,
+    and refinement fits them to the new instance, so the composer needs a ``refinement`` with enough steps.
 
     Args:
-        num_instances: Training instances; the command line sets it from the data.
-        signal_shape: ``(C, *shape)`` of the signals of training; set likewise.
-        std: Standard deviation of the codes at initialisation around that of the parametrization.
+        num_instances: Number of training instances; the command line sets it from the data.
+        signal_shape: Shape ``(C, *shape)`` of the training signals; also set from the data.
+        std: Standard deviation of the noise that is added to the initial latents of the parametrization.
 
     Raises:
         ValueError: If ``num_instances`` is not positive or ``std`` is negative.

@@ -1,4 +1,4 @@
-"""Parametrizations: which numbers are adapted per instance, and how they become modulations of the network."""
+"""Parametrizations: the latents that are adapted per instance, and their conversion to modulations of the network."""
 
 from composers.latents.column_scales import ColumnScales
 from composers.latents.direct import Direct

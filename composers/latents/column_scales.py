@@ -13,13 +13,14 @@ from composers.networks import CoordinateNetwork, Modulations, TensorSpec
 
 
 class ColumnScales(Parametrization[Modulations]):
-    """TransINR: column ``j`` of a weight is a learned base column times the scales of its group, entry by entry.
+    """TransINR: column ``j`` of a weight is a learned base column, multiplied elementwise by the scales of its group.
 
     The latents are ``scales.<layer> (B, I, G)``. Columns are assigned to groups in turn, ``j mod G``, as in both published
     implementations; the paper groups neighbours instead.
 
     Args:
-        num_groups: ``G``, groups of a layer, a divisor of its outputs; at most one per output is used.
+        num_groups: Number of groups ``G`` per layer, a divisor of its number of outputs; a layer with fewer outputs has one
+            group per output.
     """
 
     def __init__(self, num_groups: int = 64) -> None:

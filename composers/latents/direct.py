@@ -1,4 +1,4 @@
-"""Latents that are the modulations themselves: all weights of Learned Init and MetaSDF, tokens, feature maps."""
+"""Latents that are used as modulations directly: all weights (Learned Init, MetaSDF), tokens or feature maps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from composers.networks import CoordinateNetwork, Modulations, TensorSpec
 
 
 class Direct(Parametrization[Modulations]):
-    """The latents are the modulations of the network, under the same names.
+    """Use the latents as the modulations of the network, under the same names.
 
-    With a `CoordinateMLP` they are its weights ``weight.<layer> (B, I, O)`` and, as its ``modulates`` says, its biases: Learned
-    Init (Tancik et al., CVPR 2021) and MetaSDF. With other networks they are the tokens or the feature map that the network
-    reads.
+    With a `CoordinateMLP`, the latents are its weights ``weight.<layer> (B, I, O)`` and, depending on its ``modulates``, its
+    biases: Learned Init (Tancik et al., CVPR 2021) and MetaSDF. With other networks, they are for example tokens or a feature
+    map.
 
     Reference: as in the released code of IPC, a weight that is normalised is initialised as ``N(0, 1) / sqrt I``.
     """

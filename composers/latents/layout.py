@@ -1,4 +1,4 @@
-"""The layout of latents: what of their shape depends on the instance."""
+"""The layout of latents: the part of their shape that depends on the signal."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Latents = dict[str, Tensor]
 
 
 class Layout(NamedTuple):
-    """What of the shape of latents depends on the signal, the same for all instances of a batch.
+    """The part of the shape of latents that depends on the signal, the same for all instances of a batch.
 
-    It travels with the latents through `Parametrization.compose`, code files and exported programs.
+    It is stored with the latents in code files and exported programs, and passed to `Parametrization.compose`.
 
     Attributes:
-        grid: Number of tokens or cells along every axis of the signal; None where latents have the same shape for every signal.
-        extent: Samples of the signal along every axis that the grid covers, without padding; None likewise.
+        grid: Number of tokens or cells along every axis; None if latents have the same shape for every signal.
+        extent: Number of samples that the grid covers along every axis, without padding; None if ``grid`` is None.
     """
 
     grid: tuple[int, ...] | None = None
     extent: tuple[int, ...] | None = None
 
     def shape(self, stated: Sequence[int]) -> tuple[int, ...]:
-        """Return a stated shape with the grid in place of -1.
+        """Return a shape with -1 replaced by the sizes of the grid.
 
         One -1 stands for the number of cells, as many as the grid has axes for the cells along each.
 
@@ -61,5 +61,5 @@ class Layout(NamedTuple):
 
 
 def module_key(name: str) -> str:
-    """Return the name of a latent as modules allow it: without dots."""
+    """Return the name of a latent as a key of a module, which must not contain dots."""
     return name.replace(".", "_")

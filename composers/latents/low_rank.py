@@ -20,13 +20,13 @@ class LowRank(Parametrization[Modulations]):
     all instances.
 
     Args:
-        rank: ``R``, columns of the instance patterns; the width of the layer's output if None, as published.
-        factorized: Whether the weight is ``V @ U``; if False, the latents are the weight itself.
-        base_weight: Whether a learned weight, shared by all instances, is added, and the patterns start at zero. The published
-            form has none; with it, training leaves the mean colour sooner.
+        rank: Number of columns ``R`` of the instance patterns; the output width of the layer if None, as in the paper.
+        factorized: Whether the weight is the product ``V @ U``; if False, the latents are the weight itself.
+        base_weight: Whether to add a learned weight shared by all instances, and to initialise the patterns to zero. The paper
+            has no such weight; it speeds up the beginning of training.
 
     Raises:
-        ValueError: If ``rank`` is not positive, or given without ``factorized``.
+        ValueError: If ``rank`` is not positive, or set although ``factorized`` is False.
     """
 
     def __init__(self, rank: int | None = None, factorized: bool = True, base_weight: bool = False) -> None:
@@ -56,7 +56,7 @@ class LowRank(Parametrization[Modulations]):
                 self.base_weights[layer] = nn.Parameter(weight.initial())
 
     def compose(self, latents: Latents, layout: Layout) -> dict[str, Tensor]:
-        """Return ``V @ U`` for every modulated layer, plus the base weight where there is one."""
+        """Return ``V @ U`` for every modulated layer, plus the base weight if there is one."""
         return {
             name.replace("patterns", "weight"): self._weight(name.removeprefix("patterns."), patterns)
             for name, patterns in latents.items()

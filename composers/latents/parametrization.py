@@ -1,4 +1,4 @@
-"""What a parametrization is: named latents, and the modulations they make."""
+"""Base class of parametrizations, which define latents and convert them to modulations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ M = TypeVar("M")
 
 
 class Parametrization(nn.Module, ABC, Generic[M]):
-    """What is adapted per instance: latents, and the modulations of type ``M`` that they make.
+    """Base class of parametrizations, which define latents and convert them to modulations of type ``M``.
 
     Attributes:
-        latents: The latents by name; known after `connect`.
+        latents: Specification of the latents by name; set by `connect`.
     """
 
     latents: Mapping[str, TensorSpec]
@@ -30,7 +30,7 @@ class Parametrization(nn.Module, ABC, Generic[M]):
         """Set ``latents``, and create the parameters whose sizes depend on the network; `Composer` calls this once.
 
         Raises:
-            ValueError: If the network does not take the modulations that this parametrization makes.
+            ValueError: If the network does not take the modulations of this parametrization.
         """
 
     @abstractmethod
@@ -38,11 +38,11 @@ class Parametrization(nn.Module, ABC, Generic[M]):
         """Return the modulations of latents ``(B, ...)``."""
 
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:
-        """Return the factor of a gradient step on each of the latents ``(B, ...)``.
+        """Return the factor of a gradient step for each of the latents ``(B, ...)``.
 
-        That is the squared Frobenius norm of an instance where the network normalises what the latent makes, else 1. A network
-        that normalises weights does not change when they are scaled, so gradients shrink as the norm grows; a step times the
-        squared norm has a relative length independent of it (paper section 3.3; facts of the released code).
+        The factor is the squared Frobenius norm of the latent if the network normalises the resulting weight, otherwise 1.
+        Scaling a normalised weight does not change the network, so gradients shrink as the norm grows; multiplying the step by
+        the squared norm makes its relative length independent of the norm (paper section 3.3 and released code).
         """
         scales = {}
         for name, latent in latents.items():
@@ -54,10 +54,10 @@ class Parametrization(nn.Module, ABC, Generic[M]):
         return scales
 
     def _weights(self, network: CoordinateNetwork[M]) -> dict[str, TensorSpec]:
-        """Return the weight slots ``(I, O)`` of a network, by layer, which must be all of its slots.
+        """Return the weight slots ``(I, O)`` of a network by layer; it must not have other slots.
 
         Raises:
-            ValueError: If there are none, or others.
+            ValueError: If there are no weight slots, or other slots.
         """
         weights = {
             name.removeprefix("weight."): spec for name, spec in network.slots.items() if name.startswith("weight.")
@@ -71,5 +71,5 @@ class Parametrization(nn.Module, ABC, Generic[M]):
 
 
 def _listed(network: CoordinateNetwork[M]) -> str:
-    """Return the slots of a network for a message."""
+    """Return the slots of a network as text for a message."""
     return ", ".join(network.slots) or "no modulations by name"

@@ -14,14 +14,14 @@ from composers.networks import CoordinateNetwork, Modulations, TensorSpec
 
 
 class Shifts(Parametrization[Modulations]):
-    """Functa: a learned linear map turns one latent vector into shifts of the biases of all modulated layers.
+    """Functa: a learned linear map converts one latent vector to shifts of the biases of all modulated layers.
 
-    The latent is ``latent (B, E)``, zero at first.
+    The latent is ``latent (B, E)``, initialised to zero.
 
-    Reference: the linear map has no bias, which would only be another bias of the network.
+    Reference: the linear map has no bias, which would be equivalent to a bias of the network.
 
     Args:
-        latent_dim: ``E``, entries of the latent vector.
+        latent_dim: Size ``E`` of the latent vector.
 
     Raises:
         ValueError: If ``latent_dim`` is not positive.

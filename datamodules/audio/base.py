@@ -182,17 +182,17 @@ class RecordingSet(AudioModule):
 
     A subclass lists the files of a split (`files`) and may state how many there should be (`count`). Training takes a new
     random crop of every recording in every epoch; validation and test take its first seconds, as published. Only the crop is
-    decoded. Shorter recordings are zero-padded; the padding is masked and counts in no loss and no metric, although a
-    tokenizer sees it. Silent recordings are kept; their PSNR is high.
+    decoded. Shorter recordings are zero-padded. The padding is masked: losses and metrics ignore it, but encoders see it.
+    Silent recordings are kept; their PSNR is high.
 
-    ``cropping: released`` crops as the published code does: it leaves out the last second of every recording, so that little
-    or nothing is left of short ones, and counts the padding as measured. Padding is easy to reproduce and raises PSNR, so
-    state the cropping with every number.
+    ``cropping: released`` crops as the released code does: it leaves out the last second of every recording, so that little
+    or nothing is left of short ones, and counts the padding as measured. Padding is easy to reconstruct and raises the PSNR, so
+    report the cropping with every result.
 
     Args:
         root: Folder of the data.
-        cropping: ``whole`` crops from whole recordings; ``released`` leaves out their last second and counts the padding of
-            short ones, for comparison with the published code.
+        cropping: ``whole`` crops from complete recordings; ``released`` leaves out their last second and counts the padding of
+            short ones, for comparison with the released code.
         on_bad_file: ``raise`` stops with an error when an unreadable recording is encountered; ``skip`` reads all recordings at
             set-up, leaves out the unreadable ones and reports them.
         partial: Whether a split may have fewer or more recordings than were published.

@@ -76,8 +76,9 @@ class AudioFiles(CoordinateDataModule):
     """Audio files for ``cli.py predict --audio``, cut into tiles of the signal length of the model.
 
     Longer recordings are cut into tiles that overlap by a quarter; shorter ones are padded, and the padding is masked. An
-    unreadable recording is skipped and reported, unless no other is left. Folders are searched recursively for audio files,
-    except folders of earlier predictions. A second is two units of the coordinate, as published.
+    unreadable recording is skipped and reported; it is an error if no recording is readable. Folders are searched recursively
+    for audio files, except folders of earlier predictions. A second corresponds to two units of the coordinate, as in the
+    published settings.
 
     Args:
         audio: Files and folders.

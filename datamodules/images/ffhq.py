@@ -24,8 +24,8 @@ class FFHQ(ImageSet):
     By default, the common split is used: 00000 to 59999 for training, and 60000 to 69999 for both validation and testing.
     The paper on instance pattern composers (IPC) uses another split, given by two random lists published with its code
     (``ffhqtrain.txt`` and ``ffhqvalidation.txt``, https://github.com/kakaobrain/ginr-ipc); its results are comparable only
-    with those lists. ``notes`` records the split in use. The data set is licensed under CC BY-NC-SA 4.0, and the licences of
-    individual images differ.
+    with those lists. ``notes`` records the split in use. The data set is licensed under CC BY-NC-SA 4.0; individual images have
+    other licences.
 
     The images, ``00000.png`` and so on, are searched for in ``ffhq/images1024x1024``, ``ffhq`` and ``images1024x1024`` below
     ``root``, directly or in subfolders of a thousand images.

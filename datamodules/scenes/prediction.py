@@ -83,8 +83,8 @@ class SceneFiles(SceneModule):
 
     A scene is a folder with ``transforms.json``, or with ``intrinsics.txt`` in the layout of scene representation networks.
     Any other folder is searched for scenes, except for hidden folders and the results of earlier predictions. Images whose
-    size differs from the model's are resized, and their focal lengths are scaled. If a scene has no frames besides the support
-    frames, these are compared. Scenes that cannot be used are skipped and reported, unless there is only one.
+    size differs from the model's are resized, and their focal lengths are scaled. If a scene has only support frames,
+    these are compared. Scenes that cannot be used are skipped and reported, unless there is only one.
 
     Args:
         views: Folders of scenes.

@@ -52,7 +52,7 @@ class SampleObjects(SceneSet):
     5.4. The images are written to the folder ``sample_objects`` in ``root``.
 
     The meshes are from Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; ``samples/meshes/LICENSES.md`` lists the authors.
-    They are meant for trying things out, and are too few to replace ShapeNet.
+    They are meant for first experiments, and are too few to replace ShapeNet.
 
     Args:
         objects: ``chairs``, ``lamps`` or ``all``.
