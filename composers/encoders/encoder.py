@@ -1,4 +1,4 @@
-"""What every encoder is: a signal to features, tokens with an optional grid."""
+"""Base class of encoders, which turn a signal into features: tokens with an optional grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Encoder(nn.Module, ABC):
     """From a signal to features.
 
     Args:
-        signal_shape: ``(C, *shape)`` of the signals it takes; under the command line, the data module states it.
+        signal_shape: ``(C, *shape)`` of the signals it takes; the command line sets it from the data module.
 
     Attributes:
         embed_dim: ``E``, numbers of a token.

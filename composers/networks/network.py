@@ -1,4 +1,4 @@
-"""What every coordinate network is: modulations bind it to a field, a function of coordinates alone."""
+"""Base class of coordinate networks, which modulations bind to a field: a function of coordinates."""
 
 from __future__ import annotations
 
