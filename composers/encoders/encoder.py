@@ -14,7 +14,7 @@ from datamodules.spec import FromData, signal_shape
 
 
 class Features(NamedTuple):
-    """What an encoder makes of a batch of signals.
+    """Features of a batch of signals.
 
     Attributes:
         tokens: ``(B, T, E)``.

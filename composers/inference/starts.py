@@ -170,7 +170,7 @@ class LearnedCode(_SignalFree):
         if num_instances is None or num_instances < 1 or std < 0:
             raise ValueError(
                 f"num_instances of LearnedCode is {num_instances} and std {std}; they must be at least 1 and at least 0. The "
-                "command line sets num_instances where the data module knows it before set-up; else state it."
+                "command line sets num_instances where the data module knows it before set-up; otherwise pass it."
             )
         self.num_instances = num_instances
         self.std = std

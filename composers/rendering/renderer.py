@@ -14,7 +14,7 @@ from datamodules.spec import DataSpec
 
 
 class Rendered(NamedTuple):
-    """What a renderer computes at coordinates.
+    """Output of a renderer at coordinates.
 
     Attributes:
         values: ``(B, N, C)``, the measured values.
@@ -31,7 +31,7 @@ class Rendered(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What a model makes of a batch of instances at the query coordinates, for losses, metrics and writers.
+    """Reconstruction of a batch of instances at the query coordinates, for losses, metrics and writers.
 
     Attributes:
         field: The field of all instances, from coordinates ``(N, D)`` or ``(B, N, D)`` to ``(B, N, ...)``; differentiable.

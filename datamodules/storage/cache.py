@@ -183,7 +183,7 @@ class _Files:
 
 
 class _Entry(NamedTuple):
-    """What the index and the journal store for an image.
+    """Entry of an image in the index and the journal.
 
     Attributes:
         height: Rows; 0 if the image could not be read.
