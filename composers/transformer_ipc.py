@@ -21,8 +21,7 @@ class TransformerIPC(Composer):
         rank: Number of columns of the instance patterns; the output width of the layer if None, as in the paper.
         factorized: Whether to multiply the patterns by a shared basis; if False, the transformer predicts the weight itself.
         base_weight: Whether to add a learned weight shared by all instances; predicted patterns are then zero before training.
-        num_weight_tokens: Number of weight tokens per modulated layer, a divisor of its number of columns; one per column if
-            None.
+        num_weight_tokens: Weight tokens per modulated layer, a divisor of its number of columns; one per column if None.
         kwargs: Arguments of `Composer`.
     """
 

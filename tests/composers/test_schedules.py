@@ -46,13 +46,13 @@ def test_explicit_lengths_take_precedence_over_those_of_the_trainer():
     warmup.set_length(100, 10)
     assert (warmup.total_steps, warmup.steps_per_epoch) == (100, 8)
     cosine = WarmupCosine(_optimizer(), total_steps=50)
-    cosine.tell(100, 10)
+    cosine.set_length(100, 10)
     assert cosine.total_steps == 50
 
 
 def test_warmup_cosine_of_an_infinite_run_does_not_decay():
     schedule = WarmupCosine(_optimizer(), warmup_steps=2)
-    schedule.tell(float("inf"), 10)
+    schedule.set_length(float("inf"), 10)
     assert _lrs(schedule, 4) == [1.0, 2.0, 2.0, 2.0]
 
 
