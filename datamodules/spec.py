@@ -215,6 +215,11 @@ def value_dim(spec: DataSpec) -> int:
     return spec.value_dim
 
 
+def training_instances(spec: DataSpec) -> int | None:
+    """Return the number of training instances, for ``from_data``."""
+    return spec.num_instances
+
+
 def signal_shape(spec: DataSpec) -> tuple[int, ...]:
     """Return the shape of the signal, for ``from_data``."""
     return spec.signal_shape

@@ -96,7 +96,7 @@ class ViewSSIM(InstanceMetric):
         if not _views(shape, _SSIM_WINDOW):
             return _undefined(reconstruction.values)
         pairs = zip(_images(reconstruction.values, shape), _images(target.measured, shape), strict=True)
-        return torch.stack([_ssim(seen, true) for seen, true in pairs])  # scene by scene, for memory
+        return torch.stack([_ssim(predicted, true) for predicted, true in pairs])  # scene by scene, for memory
 
 
 class LPIPS(InstanceMetric):
@@ -131,7 +131,9 @@ class LPIPS(InstanceMetric):
         distance = self.distance.net.to(reconstruction.values.device)
         pairs = zip(_images(reconstruction.values, shape), _images(target.measured, shape), strict=True)
         with torch.no_grad():
-            return torch.stack([distance(seen.clamp(0, 1), true, normalize=True).mean() for seen, true in pairs])
+            return torch.stack(
+                [distance(predicted.clamp(0, 1), true, normalize=True).mean() for predicted, true in pairs]
+            )
 
 
 def _missing(network: str) -> str | None:

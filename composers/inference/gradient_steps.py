@@ -128,8 +128,8 @@ class GradientSteps(nn.Module):
 
         def take() -> Trajectory:
             begin = {name: exact(latent) if graph else _copied(latent) for name, latent in latents.items()}
-            seen = samples if graph else outside_inference(samples)
-            objective = self._objective(seen, reconstruct, self.loss or loss, count, training, address)
+            observed = samples if graph else outside_inference(samples)
+            objective = self._objective(observed, reconstruct, self.loss or loss, count, training, address)
             return self.rule.take(objective, begin, count, report, scales, graph)
 
         if graph:

@@ -51,7 +51,7 @@ class Refinement(GradientSteps):
         network: Refinement | None = None,
     ) -> None:
         super().__init__(steps, rule, samples_per_step=samples_per_step, loss=loss, report=report)
-        if learned := getattr(self.rule, "learned_lr", ()):
+        if learned := self.rule.learned_lr:
             raise ValueError(
                 f"learned_lr of a refinement is {list(learned)}; no training would reach it: leave it empty."
             )

@@ -45,10 +45,12 @@ class Rule(nn.Module, ABC):
     Attributes:
         differentiable: Whether training can differentiate through the steps.
         outer: How training uses the steps, see `DifferentiableSGD`; empty for rules of evaluation only.
+        learned_lr: What factors of the step size are learned for; empty if none are.
     """
 
     differentiable: ClassVar[bool] = False
     outer: str = ""
+    learned_lr: tuple[str, ...] = ()
 
     def connect(self, latents: Mapping[str, TensorSpec], steps: int) -> None:
         """Create the learned factors for the given latents and number of training steps."""

@@ -13,7 +13,7 @@ from composers.encoders import Encoder, Readout
 from composers.latents import Latents, Layout, module_key
 from composers.networks import TensorSpec
 from datamodules.batch import Observation
-from datamodules.spec import DataSpec, FromData, signal_shape
+from datamodules.spec import FromData, signal_shape, training_instances
 
 
 class Start(nn.Module, ABC):
@@ -160,7 +160,7 @@ class LearnedCode(_SignalFree):
 
     from_data: ClassVar[FromData] = {
         "signal_shape": signal_shape,
-        "num_instances": lambda spec: _count(spec),
+        "num_instances": training_instances,
     }
 
     def __init__(
@@ -210,8 +210,3 @@ class LearnedCode(_SignalFree):
                 "training set is larger."
             )
         return codes[index]
-
-
-def _count(spec: DataSpec) -> int | None:
-    """Return the number of training instances."""
-    return spec.num_instances

@@ -52,10 +52,10 @@ def test_psnr_is_the_mean_over_views():
     pairs = zip(_views(prediction), _views(target.values), strict=True)
     expected = [[_naive_psnr(*pair) for pair in zip(*views, strict=True)] for views in pairs]
     assert view_psnr(prediction, target, SHAPE).tolist() == [pytest.approx(row, abs=1e-4) for row in expected]
-    found = ViewPSNR().measure(of_values(prediction), target, SHAPE)
-    assert found.tolist() == pytest.approx([np.mean(row) for row in expected], abs=1e-4)
+    actual = ViewPSNR().measure(of_values(prediction), target, SHAPE)
+    assert actual.tolist() == pytest.approx([np.mean(row) for row in expected], abs=1e-4)
     pooled = PSNR().measure(of_values(prediction), target, SHAPE)
-    assert (found - pooled > 0.2).all()  # the mean of logarithms is above the logarithm of the mean
+    assert (actual - pooled > 0.2).all()  # the mean of logarithms is above the logarithm of the mean
 
 
 def test_two_views_match_values_by_hand():
@@ -73,34 +73,34 @@ def test_masked_pixels_are_ignored():
     prediction, target = _scenes()
     mask = torch.rand(2, COUNT) < 0.7
     corrupted = torch.where(mask.unsqueeze(-1), prediction, torch.tensor(9.0))
-    found = view_psnr(corrupted, target._replace(mask=mask), SHAPE)
+    actual = view_psnr(corrupted, target._replace(mask=mask), SHAPE)
     for instance in range(2):
         for view in range(3):
             counted = mask[instance].view(3, -1)[view]
             pair = (values[instance].view(3, -1, 3)[view][counted] for values in (prediction, target.values))
-            assert found[instance, view].item() == pytest.approx(_naive_psnr(*(one.numpy() for one in pair)), abs=1e-3)
+            assert actual[instance, view].item() == pytest.approx(_naive_psnr(*(one.numpy() for one in pair)), abs=1e-3)
 
 
 def test_ssim_is_the_mean_over_views():
     shape = (2, 24, 20)
     prediction, target = _scenes(shape=shape)
-    found = ViewSSIM().measure(of_values(prediction), target, shape)
+    actual = ViewSSIM().measure(of_values(prediction), target, shape)
     for instance in range(2):
         views = [values[instance].view(*shape, 3) for values in (prediction, target.values)]
         single = [
             SSIM()
             .measure(
-                of_values(seen.view(1, -1, 3)),
+                of_values(predicted.view(1, -1, 3)),
                 Samples(torch.zeros(480, 2), true.reshape(1, -1, 3)),
                 shape[1:],
             )
             .item()
-            for seen, true in zip(*views, strict=True)
+            for predicted, true in zip(*views, strict=True)
         ]
-        assert found[instance].item() == pytest.approx(np.mean(single), abs=1e-5)
+        assert actual[instance].item() == pytest.approx(np.mean(single), abs=1e-5)
         options = {"data_range": 1.0, "channel_axis": -1, "gaussian_weights": True, "use_sample_covariance": False}
         others = [structural_similarity(*(one.numpy() for one in pair), **options) for pair in zip(*views, strict=True)]
-        assert found[instance].item() == pytest.approx(np.mean(others), abs=0.03)  # scikit-image excludes borders
+        assert actual[instance].item() == pytest.approx(np.mean(others), abs=0.03)  # scikit-image excludes borders
     assert ViewSSIM().measure(of_values(target.values), target, shape).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
@@ -111,9 +111,9 @@ def test_metrics_are_nan_unless_samples_are_complete_views(metric):
     prediction, target = _scenes()
     assert metric.measure(of_values(prediction), target, SHAPE).isfinite().all()
     for shape in (None, (COUNT,), (36, 14)):
-        found = metric.measure(of_values(prediction), target, shape)
-        assert found.shape == (2,)
-        assert found.isnan().all()
+        actual = metric.measure(of_values(prediction), target, shape)
+        assert actual.shape == (2,)
+        assert actual.isnan().all()
 
 
 def test_ssim_of_small_views_is_nan():
@@ -178,7 +178,7 @@ def test_lpips_is_the_mean_over_views(monkeypatch, tmp_path):
     )
     shape = (2, 32, 40)
     prediction, target = _scenes(shape=shape)
-    found = LPIPS().measure(of_values(prediction), target, shape)
+    actual = LPIPS().measure(of_values(prediction), target, shape)
     assert networks == ["alex"]
-    assert torch.allclose(found, (prediction.clamp(0, 1) - target.values).abs().mean((1, 2)), atol=1e-6)
+    assert torch.allclose(actual, (prediction.clamp(0, 1) - target.values).abs().mean((1, 2)), atol=1e-6)
     assert LPIPS().measure(*_reconstructed(shape=(2, 31, 40)), (2, 31, 40)).isnan().all()

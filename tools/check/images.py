@@ -55,12 +55,12 @@ class SplitFindings(NamedTuple):
     Attributes:
         splits: Names of the splits, such as ``train`` or ``val, test``; empty for files in no split.
         images: Number of existing files.
-        wanted: Number of published files; None if it is unknown.
+        num_published: Number of published files; None if it is unknown.
     """
 
     splits: str
     images: int
-    wanted: int | None
+    num_published: int | None
 
 
 class Findings(NamedTuple):
@@ -95,14 +95,14 @@ class ProblemGroup(NamedTuple):
         splits: Names of the splits, such as ``train`` or ``val, test``.
         files: Existing files.
         names: Names of published files; None if they are unknown.
-        wanted: Number of published files; None if it is unknown.
+        num_published: Number of published files; None if it is unknown.
         refusal: Error message if the files of the split could not be listed.
     """
 
     splits: str
     files: list[NamedFile]
     names: list[str] | None
-    wanted: int | None
+    num_published: int | None
     refusal: str = ""
 
 
@@ -127,7 +127,7 @@ def check_images(data: ImageSet, *, decode: bool = True) -> Findings:
         for path, _ in image_files(folder)
         if path not in files
     ]
-    rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
+    rows = [SplitFindings(group.splits, len(group.files), group.num_published) for group in groups]
     rows += [SplitFindings("", len(unused), None)] if unused else []
     problems = [problem for group in groups for problem in miscounted(group)]
     files_of_splits = [(group.splits, file.path) for group in groups for file in group.files]
@@ -149,7 +149,7 @@ def merged(splits: Sequence[ProblemGroup]) -> list[ProblemGroup]:
                 groups[index] = group._replace(splits=f"{group.splits}, {new.splits}")
                 break
         else:
-            if new.files or new.wanted or new.refusal:
+            if new.files or new.num_published or new.refusal:
                 groups.append(new)
     return groups
 
@@ -157,7 +157,12 @@ def merged(splits: Sequence[ProblemGroup]) -> list[ProblemGroup]:
 def _has_same_files(old: ProblemGroup, new: ProblemGroup) -> bool:
     """Return whether two splits have the same existing and published files."""
     is_known = bool(new.files or new.names)
-    return is_known and new.wanted in (None, old.wanted) and new.names == old.names and new.files == old.files
+    return (
+        is_known
+        and new.num_published in (None, old.num_published)
+        and new.names == old.names
+        and new.files == old.files
+    )
 
 
 def _group(data: ImageSet, split: Split) -> ProblemGroup:
@@ -172,7 +177,7 @@ def _group(data: ImageSet, split: Split) -> ProblemGroup:
 def miscounted(group: ProblemGroup) -> list[Problem]:
     """Return the missing and the extra files, by name if the published names are known, else by number."""
     if group.refusal:
-        return [Problem(group.splits, "missing", "", group.refusal, group.wanted or 0)]
+        return [Problem(group.splits, "missing", "", group.refusal, group.num_published or 0)]
     if group.names is not None:
         published, existing = set(group.names), {file.name for file in group.files}
         missing = [name for name in group.names if name not in existing]
@@ -181,9 +186,9 @@ def miscounted(group: ProblemGroup) -> list[Problem]:
             *(Problem(group.splits, "missing", name, f"{name} is missing.") for name in missing),
             *(Problem(group.splits, "extra", str(path), f"{path} was not published.") for path in extra),
         ]
-    if group.wanted is None or group.wanted == len(group.files):
+    if group.num_published is None or group.num_published == len(group.files):
         return []
-    surplus = len(group.files) - group.wanted
+    surplus = len(group.files) - group.num_published
     kind: Kind = "extra" if surplus > 0 else "missing"
     detail = f"{abs(surplus):,} in split {group.splits}. Only the number of files was published, not their names."
     return [Problem(group.splits, kind, "", detail, abs(surplus))]

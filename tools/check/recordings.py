@@ -62,7 +62,7 @@ def check_recordings(data: RecordingSet, *, decode: bool = True) -> Findings:
         for path, _ in audio_files(folder)
         if path not in files
     ]
-    rows = [SplitFindings(group.splits, len(group.files), group.wanted) for group in groups]
+    rows = [SplitFindings(group.splits, len(group.files), group.num_published) for group in groups]
     rows += [SplitFindings("", len(unused), None)] if unused else []
     problems = [problem for group in groups for problem in miscounted(group)]
     recordings = [(group.splits, file.path) for group in groups for file in group.files]

@@ -47,7 +47,7 @@ def count_table(data: ImageSet | RecordingSet, findings: Findings) -> Table:
     for row in findings.rows:
         columns = (*_COLUMNS, *((kind,) for kind in extra_kinds))
         counts = [sum(findings.number(kind, row.splits) for kind in kinds) for kinds in columns]
-        published = "-" if row.wanted is None else f"{row.wanted:,}"
+        published = "-" if row.num_published is None else f"{row.num_published:,}"
         table.add_row(row.splits or "no split", f"{row.images:,}", published, *(f"{count:,}" for count in counts))
     return table
 
@@ -96,7 +96,7 @@ def fixes(data: ImageSet | RecordingSet, findings: Findings, command: Sequence[s
         lines.append(f"Fix: {instructions or f'obtain new copies of these {file_noun(data)}, or delete them.'}")
     if "unreadable" in kinds:
         lines.append("Or skip unreadable files: --data.init_args.on_bad_file skip")
-    if any(row.wanted is not None for row in findings.rows) and kinds & {"missing", "extra"}:
+    if any(row.num_published is not None for row in findings.rows) and kinds & {"missing", "extra"}:
         lines.append("Or use the existing files only: --data.init_args.partial true")
     return lines
 
