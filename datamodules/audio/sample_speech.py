@@ -95,13 +95,13 @@ class SampleSpeech(AudioModule):
         super().__init__(channels=1, **kwargs)
         self.crops_per_epoch = crops_per_epoch
         self.extended = extended
-        self.augmentation = RandomAudioCrop(self.samples)
 
     def setup(self, stage: str) -> None:
         """Read the recordings."""
         if stage == "fit":
             recordings = self._training_recordings()[: self.crops_per_epoch]
             self.train_set = InMemory(recordings, self.crops_per_epoch)
+            self.augmentation = self._training_crop(RandomAudioCrop(self.samples), recordings)
             self.notes["training audio"] = self._amount(recordings, "recordings")
         held_out = [item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)]
         self.val_set = self.test_set = InMemory(held_out)
