@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import AudioFolder
+from datamodules.audio.augmentation import AudioAugmentation
 from datamodules.loading import AddressSampler
 from datamodules.storage.audio import recording_facts
 
@@ -36,6 +37,7 @@ class RecordingsSettings:
         batch_size: Crops per batch.
         epochs: Number of measured epochs, after one for warm-up.
         workers: Numbers of worker processes to measure; 0 loads in the main process.
+        augment: Random changes of the crops, as in the data sets of audio.
         folder: Folder in which recordings are generated and reused; a temporary folder if None.
         csv: File to which one row per measurement is appended; none if None.
 
@@ -51,6 +53,7 @@ class RecordingsSettings:
     batch_size: int = 16
     epochs: int = 3
     workers: tuple[int, ...] = (0, 1, 2)
+    augment: AudioAugmentation | None = None
     folder: Path | None = None
     csv: Path | None = None
 
@@ -101,6 +104,7 @@ def data_of(settings: RecordingsSettings, folder: Path, workers: int) -> AudioFo
         seconds=settings.seconds,
         sample_rate=settings.target_sample_rate,
         val_ratio=1 / settings.count,
+        augment=settings.augment,
         batch_size=settings.batch_size,
         num_workers=workers,
     )

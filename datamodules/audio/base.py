@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
+from datamodules.audio.augmentation import AudioAugmentation
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
+from datamodules.loading import Augmentation
 from datamodules.spec import DataSpec, Modality
 from datamodules.storage.audio import in_channels, read_recording, read_resampled, recording_facts, resampled_frames
 from datamodules.storage.folders import NamedFile, Split, report_skipped, splits_of
@@ -43,64 +45,112 @@ def pad_to(values: Tensor, length: int) -> tuple[Tensor, int]:
     return (pad(values, (0, missing)), values.shape[-1]) if missing else (values, -1)
 
 
-class RandomAudioCrop:
-    """Random crop of a recording in memory; a shorter recording is zero-padded.
+class AudioCrop(ABC):
+    """Base class of random crops of recordings; a shorter recording is zero-padded.
+
+    A subclass takes segments of a recording (`segment`) and names the result (`signal`).
 
     Args:
-        samples: Length of the crop.
+        samples: Length of a crop.
     """
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
 
-    def __call__(self, item: Signal, generator: torch.Generator) -> Signal:
-        """Return a crop of ``item``."""
-        start = crop_start(item.values.shape[-1], self.samples, generator)
-        values, length = pad_to(item.values[:, start : start + self.samples], self.samples)
-        return item._replace(values=values, length=length)
+    def __call__(self, recording: Any, generator: torch.Generator | None = None) -> Signal:
+        """Return a random crop of a recording or, without a generator, its beginning."""
+        return self.signal(recording, self.segment(recording, self.samples, generator))
+
+    @abstractmethod
+    def segment(self, recording: Any, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return a random segment ``(C, samples)`` or, without a generator, the first one; a short recording has less."""
+
+    @abstractmethod
+    def signal(self, recording: Any, values: Tensor) -> Signal:
+        """Return values of a recording as a signal, padded to the length of a crop."""
 
 
-class CropReader:
-    """Read a crop of a recording from its file; a shorter recording is zero-padded.
+class RandomAudioCrop(AudioCrop):
+    """Crop of a recording in memory, which is a `Signal`; see `AudioCrop`."""
+
+    def segment(self, recording: Signal, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return a segment of at most ``samples`` samples."""
+        start = crop_start(recording.values.shape[-1], samples, generator)
+        return recording.values[:, start : start + samples]
+
+    def signal(self, recording: Signal, values: Tensor) -> Signal:
+        """Return ``recording`` with other values."""
+        values, length = pad_to(values, self.samples)
+        return recording._replace(values=values, length=length)
+
+
+class CropReader(AudioCrop):
+    """Crop of a recording that is read from its file, and only as far as needed; see `AudioCrop`.
 
     Args:
-        samples: Length of the crop.
-        sample_rate: Samples per second of the crop; other recordings are resampled.
-        channels: Channels of the crop; 1 mixes all channels of a recording down.
+        samples: Length of a crop.
+        sample_rate: Samples per second of a crop; other recordings are resampled.
+        channels: Channels of a crop; 1 mixes all channels of a recording down.
         released: Whether to leave out the last second of every recording and to count padding as measured.
     """
 
     def __init__(self, samples: int, sample_rate: int, channels: int = 1, released: bool = False) -> None:
-        self.samples = samples
+        super().__init__(samples)
         self.sample_rate = sample_rate
         self.channels = channels
         self.released = released
 
-    def __call__(self, file: NamedFile, generator: torch.Generator | None = None) -> Signal:
-        """Return a random crop of a recording or, without a generator, its beginning.
+    def segment(self, recording: NamedFile, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Read a segment of at most ``(channels, samples)``.
 
         Raises:
             ValueError: If the file cannot be read; the message names it and the fix.
         """
         try:
-            values, length = pad_to(self._read(file.path, generator), self.samples)
+            return self._read(recording.path, samples, generator)
         except ValueError as error:
             raise ValueError(f"{error} To skip unreadable recordings: --data.init_args.on_bad_file skip.") from error
-        return Signal(values, file.name, length=-1 if self.released else length)
+
+    def signal(self, recording: NamedFile, values: Tensor) -> Signal:
+        """Return values of a file as a signal of its name."""
+        values, length = pad_to(values, self.samples)
+        return Signal(values, recording.name, length=-1 if self.released else length)
 
     def available_samples(self, frames: int, sample_rate: int) -> int:
         """Return the samples that crops of a recording of ``frames`` samples may use after resampling; negative if none."""
         return resampled_frames(frames, sample_rate, self.sample_rate) - (self.sample_rate if self.released else 0)
 
-    def _read(self, path: Path, generator: torch.Generator | None) -> Tensor:
-        """Return a crop without padding, at most ``(channels, samples)``."""
+    def _read(self, path: Path, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return a segment of a file, empty if no sample is available."""
         facts = recording_facts(path)
         total = self.available_samples(facts.frames, facts.sample_rate)
-        count = min(total, self.samples)
+        count = min(total, samples)
         if count <= 0:
             return torch.zeros(self.channels, 0)
-        start = crop_start(total, self.samples, generator)
+        start = crop_start(total, samples, generator)
         return in_channels(read_resampled(path, facts, start, count, self.sample_rate), self.channels, path)
+
+
+class AugmentedCrop:
+    """Random crop of a recording, changed at random.
+
+    Args:
+        crop: Takes the crops.
+        recordings: The recordings that may be mixed in.
+        augment: The changes.
+    """
+
+    def __init__(self, crop: AudioCrop, recordings: Sequence[Any], augment: AudioAugmentation) -> None:
+        self.crop = crop
+        self.recordings = recordings
+        self.augment = augment
+
+    def __call__(self, recording: Any, generator: torch.Generator) -> Signal:
+        """Return an augmented crop of a recording."""
+        other = self.recordings[int(torch.randint(len(self.recordings), (), generator=generator))]
+        segment, other_segment = (partial(self.crop.segment, item, generator=generator) for item in (recording, other))
+        values = self.augment(self.crop.samples, segment, other_segment, generator)
+        return self.crop.signal(recording, values)
 
 
 class RecordingFiles(Dataset[NamedFile]):
@@ -150,6 +200,7 @@ class AudioModule(CoordinateDataModule):
         seconds: Length of a signal.
         sample_rate: Samples per second; other recordings are resampled.
         channels: 1 mixes all channels of a recording down by the mean; 2 requires recordings of two channels.
+        augment: Random changes of training crops beside their position; None for none.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
@@ -159,7 +210,12 @@ class AudioModule(CoordinateDataModule):
     modality = Audio()
 
     def __init__(
-        self, seconds: float = 1.0, sample_rate: int = 16000, channels: Literal[1, 2] = 1, **kwargs: Any
+        self,
+        seconds: float = 1.0,
+        sample_rate: int = 16000,
+        channels: Literal[1, 2] = 1,
+        augment: AudioAugmentation | None = None,
+        **kwargs: Any,
     ) -> None:
         if not math.isfinite(seconds) or sample_rate < 1 or round(seconds * sample_rate) < 1 or channels not in (1, 2):
             raise ValueError(
@@ -170,11 +226,19 @@ class AudioModule(CoordinateDataModule):
         self.samples = round(seconds * sample_rate)
         self.sample_rate = sample_rate
         self.channels = channels
+        self.augment = augment
 
     @property
     def spec(self) -> DataSpec:
         """Audio on a grid of time, 2 units per second around 0: the domain of 3 seconds is ``[-3, 3]``."""
         return audio_spec((self.channels, self.samples), self.sample_rate, self.modality, self.num_instances)
+
+    def _training_crop(self, crop: AudioCrop, recordings: Sequence[Any]) -> Augmentation:
+        """Return the augmentation of training items: a random crop, with the changes of ``augment``."""
+        if self.augment is None:
+            return crop
+        self.notes["augmentation"] = str(self.augment)
+        return AugmentedCrop(crop, recordings, self.augment)
 
 
 class RecordingSet(AudioModule):
@@ -203,7 +267,6 @@ class RecordingSet(AudioModule):
     """
 
     train_set: Dataset[Any]  # of files, which the augmentation converts to signals
-    augmentation: Callable[[Any, torch.Generator], Signal] | None
 
     def __init__(
         self,
@@ -219,7 +282,6 @@ class RecordingSet(AudioModule):
         self.on_bad_file = on_bad_file
         self.partial = partial
         self.reader = CropReader(self.samples, self.sample_rate, self.channels, cropping == "released")
-        self.augmentation = self.reader
 
     @abstractmethod
     def files(self, split: Split) -> list[NamedFile]:
@@ -249,8 +311,11 @@ class RecordingSet(AudioModule):
         """
         for split in splits_of(stage):
             files = self._usable_files(split)
-            dataset: Dataset[Any] = RecordingFiles(files) if split == "train" else FirstCrops(files, self.reader)
-            setattr(self, f"{split}_set", dataset)
+            if split == "train":
+                self.train_set = RecordingFiles(files)
+                self.augmentation = self._training_crop(self.reader, files)
+            else:
+                setattr(self, f"{split}_set", FirstCrops(files, self.reader))
         if self.skipped:
             report_skipped(self.skipped, "recordings")
 

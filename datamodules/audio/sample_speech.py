@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from datamodules.loading import InMemory
 from datamodules.storage.audio import read_recording, resampled
 
 SPEECH = Path(__file__).resolve().parents[2] / "samples" / "speech"
+MORE_SPEECH = SPEECH.with_name("speech_more")
+SPEAKERS = {  # by the start of a name
+    "ast_en_": "English by Allison Smith",
+    "ast_fr_": "Canadian French by June Wallack",
+}
 TRAINING_RECORDINGS = (
     "ast_en_conf-invalid",
     "ast_en_conf-locked",
@@ -45,52 +51,75 @@ HELD_OUT_RECORDINGS = (
 
 
 @cache
-def read_prompt(name: str, sample_rate: int = 16000) -> Tensor:
+def read_prompt(name: str, sample_rate: int = 16000, folder: Path = SPEECH) -> Tensor:
     """Return a bundled recording as ``(1, n)`` float32 in [-1, 1].
 
     Args:
         name: Name of the file without its extension.
         sample_rate: Samples per second of the result; those of the file are 16,000.
+        folder: Folder of the file.
 
     Example:
         >>> read_prompt("ast_en_spy-misdn").shape
         torch.Size([1, 27158])
     """
-    recording = read_recording(SPEECH / f"{name}.flac")
+    recording = read_recording(folder / f"{name}.flac")
     return resampled(recording.values, recording.sample_rate, sample_rate)
 
 
 class SampleSpeech(AudioModule):
-    """Bundled voice prompts by two speakers in English and French, a minute in total; nothing is downloaded.
+    """Bundled voice prompts by two speakers in English and French, a minute or nine; nothing is downloaded.
 
-    Training takes random crops of 18 recordings. Validation and test use six others, four in English and two in French, cut
-    into consecutive crops from the start; an incomplete last crop is dropped. A crop has a name such
-    as ``ast_en_agent-pass-0``. Recordings shorter than a crop (none at one second) are zero-padded, and the padding is masked.
+    Training takes random crops of 18 recordings or, with ``extended``, of 169, and as many crops of each. Validation and test
+    use six others, four in English and two in French, cut into consecutive crops from the start; an incomplete last crop is
+    dropped. A crop has a name such as ``ast_en_agent-pass-0``. Recordings shorter than a crop (none at one second) are
+    zero-padded, and the padding is masked.
 
     The recordings are from Asterisk's core sounds by Allison Smith and June Wallack, CC BY-SA 3.0; credits and conditions are
-    in ``samples/speech/LICENSES.md``. They are too few to replace LibriSpeech in an evaluation.
+    in ``samples/speech/LICENSES.md`` and ``samples/speech_more/LICENSES.md``. They are too few to replace LibriSpeech in an
+    evaluation.
 
     Args:
-        crops_per_epoch: Number of training crops per epoch.
+        crops_per_epoch: Number of training crops per epoch; at most as many recordings are used.
+        extended: Whether to train also on the 151 recordings of ``samples/speech_more``, 8.1 minutes by the same speakers.
+            Validation and test do not change.
         kwargs: Arguments of `AudioModule`.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, *, crops_per_epoch: int = 1024, **kwargs: Any) -> None:
+    def __init__(self, *, crops_per_epoch: int = 1024, extended: bool = False, **kwargs: Any) -> None:
         if crops_per_epoch < 1:
             raise ValueError(f"crops_per_epoch is {crops_per_epoch}; it must be at least 1.")
         super().__init__(channels=1, **kwargs)
         self.crops_per_epoch = crops_per_epoch
-        self.augmentation = RandomAudioCrop(self.samples)
+        self.extended = extended
 
     def setup(self, stage: str) -> None:
         """Read the recordings."""
         if stage == "fit":
-            recordings = [(name, read_prompt(name, self.sample_rate)) for name in TRAINING_RECORDINGS]
-            self.train_set = InMemory([Signal(values, name) for name, values in recordings], self.crops_per_epoch)
-        self.val_set = self.test_set = InMemory([item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)])
+            recordings = self._training_recordings()[: self.crops_per_epoch]
+            self.train_set = InMemory(recordings, self.crops_per_epoch)
+            self.augmentation = self._training_crop(RandomAudioCrop(self.samples), recordings)
+            self.notes["training audio"] = self._amount(recordings, "recordings")
+        held_out = [item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)]
+        self.val_set = self.test_set = InMemory(held_out)
+        self.notes["held-out audio"] = self._amount(held_out, f"crops of {len(HELD_OUT_RECORDINGS)} recordings")
+
+    def _training_recordings(self) -> list[Signal]:
+        """Return the complete recordings for training."""
+        files = [(SPEECH, name) for name in TRAINING_RECORDINGS]
+        if self.extended:
+            files += [(MORE_SPEECH, name) for name in sorted(path.stem for path in MORE_SPEECH.glob("*.flac"))]
+        return [Signal(read_prompt(name, self.sample_rate, folder), name) for folder, name in files]
+
+    def _amount(self, items: Sequence[Signal], kind: str) -> str:
+        """Return the total duration of recordings or crops, and their number, in all and by speaker."""
+        samples = sum(item.values.shape[1] if item.length < 0 else item.length for item in items)
+        counts = {speaker: sum(item.name.startswith(start) for item in items) for start, speaker in SPEAKERS.items()}
+        by_speaker = ", ".join(f"{count} {speaker}" for speaker, count in counts.items())
+        return f"{samples / self.sample_rate:.1f} s, {len(items)} {kind}: {by_speaker}"
 
     def _held_out(self, name: str) -> list[Signal]:
         """Return the consecutive crops of a recording, at least one."""

@@ -118,16 +118,17 @@ def resampled_frames(frames: int, sample_rate: int, new_sample_rate: int) -> int
     return -(-frames * new_sample_rate // sample_rate)
 
 
-def resampled(values: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
+def resampled(values: Tensor, sample_rate: int, new_sample_rate: int, clip: bool = True) -> Tensor:
     """Resample audio with torchaudio's windowed sinc filter.
 
     Args:
         values: ``(C, n)`` in [-1, 1].
         sample_rate: Samples per second of ``values``.
         new_sample_rate: Samples per second of the result.
+        clip: Whether to clip the result, which may overshoot, to [-1, 1].
 
     Returns:
-        ``(C, ceil(n new_sample_rate / sample_rate))``, clipped to [-1, 1].
+        ``(C, ceil(n new_sample_rate / sample_rate))``.
 
     Raises:
         ValueError: If the greatest common divisor of the sampling rates is so small that the filter would take gigabytes.
@@ -135,7 +136,7 @@ def resampled(values: Tensor, sample_rate: int, new_sample_rate: int) -> Tensor:
     if sample_rate == new_sample_rate:
         return values
     converted: Tensor = _resampler(sample_rate, new_sample_rate)(values)
-    return converted.clamp(-1, 1)
+    return converted.clamp(-1, 1) if clip else converted
 
 
 def read_resampled(path: str | Path, facts: RecordingFacts, start: int, frames: int, sample_rate: int) -> Tensor:

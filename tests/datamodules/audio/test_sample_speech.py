@@ -1,7 +1,9 @@
 """The bundled recordings of speech, and training on them."""
 
 import csv
+import hashlib
 import math
+import re
 import socket
 from itertools import islice
 from pathlib import Path
@@ -11,7 +13,13 @@ import torch
 from program import REPOSITORY, TESTS, column, run
 
 from datamodules import SampleSpeech
-from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH, TRAINING_RECORDINGS, read_prompt
+from datamodules.audio.sample_speech import (
+    HELD_OUT_RECORDINGS,
+    MORE_SPEECH,
+    SPEECH,
+    TRAINING_RECORDINGS,
+    read_prompt,
+)
 from datamodules.domain import Grid
 from datamodules.loading import Addressed
 from datamodules.storage.audio import read_recording, recording_facts
@@ -24,11 +32,16 @@ def _items(dataset):
     return [dataset[index] for index in range(len(dataset))]
 
 
+def _manifest(folder):
+    """Return the rows of the manifest of a folder by name."""
+    with (folder / "manifest.csv").open(newline="") as file:
+        return {row["file"].removesuffix(".flac"): row for row in csv.DictReader(file)}
+
+
 @pytest.fixture(scope="module")
 def manifest():
-    """Return the rows of the manifest by name."""
-    with (SPEECH / "manifest.csv").open(newline="") as file:
-        return {row["file"].removesuffix(".flac"): row for row in csv.DictReader(file)}
+    """Return the rows of the manifest of the recordings that are used by default."""
+    return _manifest(SPEECH)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +60,19 @@ def speech():
     return data
 
 
-def test_files_agree_with_manifest_and_licence(manifest):
-    assert len(manifest) == 24
-    assert {path.stem for path in SPEECH.glob("*.flac")} == set(manifest)
+@pytest.mark.parametrize(("folder", "count"), [(SPEECH, 24), (MORE_SPEECH, 151)], ids=["speech", "speech_more"])
+def test_files_agree_with_manifest_and_licence(folder, count):
+    manifest = _manifest(folder)
+    assert len(manifest) == count
+    assert {path.stem for path in folder.glob("*.flac")} == set(manifest)
     for name, row in manifest.items():
-        facts = recording_facts(SPEECH / f"{name}.flac")
+        facts = recording_facts(folder / f"{name}.flac")
         assert facts[1:] == (SAMPLE_RATE, 1)
         assert facts.frames / SAMPLE_RATE == pytest.approx(float(row["seconds"]), abs=0.006)
         assert row["licence"] == "CC-BY-SA-3.0"
-    licence = (SPEECH / "LICENSES.md").read_text() + (SPEECH / "ATTRIBUTION.txt").read_text()
+        assert row["speaker"] == {"ast_en_": "Allison Smith", "ast_fr_": "June Wallack"}[name[:7]]
+    licence = (folder / "LICENSES.md").read_text() + (folder / "ATTRIBUTION.txt").read_text()
+    assert f"{count} FLAC files" in licence
     for text in ("Allison Smith", "June Wallack", "https://creativecommons.org/licenses/by-sa/3.0/", "Changes made"):
         assert text in licence
     assert "meshes" not in licence
@@ -75,6 +92,56 @@ def test_training_and_held_out_recordings_are_disjoint_and_have_both_speakers(ma
     speakers = [manifest[name]["speaker"] for name in HELD_OUT_RECORDINGS]
     assert (speakers.count("Allison Smith"), speakers.count("June Wallack")) == (4, 2)
     assert {manifest[name]["speaker"] for name in TRAINING_RECORDINGS} == set(speakers)
+
+
+def _prompt(name):
+    """Return the name of a prompt without the number or letter of its version."""
+    return re.sub(r"(-[a-z]|\d)$", "", name)
+
+
+def test_additional_recordings_are_no_version_of_held_out_ones():
+    assert _prompt("ast_fr_confbridge-begin-glorious-c") == _prompt("ast_fr_confbridge-begin-glorious-b")
+    assert _prompt("ast_en_vm-tempgreeting2") == "ast_en_vm-tempgreeting"
+    additional = {path.stem for path in MORE_SPEECH.glob("*.flac")}
+    assert {*map(_prompt, additional)} & {*map(_prompt, HELD_OUT_RECORDINGS)} == set()
+    assert additional & {*TRAINING_RECORDINGS} == set()
+    existing = {path.read_bytes() for path in SPEECH.glob("*.flac")}
+    assert not any(path.read_bytes() in existing for path in MORE_SPEECH.glob("*.flac"))
+
+
+def test_additional_recordings_extend_training_and_nothing_else(speech):
+    data = SampleSpeech(extended=True, crops_per_epoch=1024)
+    data.setup("fit")
+    names = [item.name for item in data.train_set.items]
+    assert names[:18] == list(TRAINING_RECORDINGS)
+    assert names[18:] == sorted(path.stem for path in MORE_SPEECH.glob("*.flac"))
+    assert torch.equal(data.train_set[168].values, read_recording(MORE_SPEECH / f"{names[168]}.flac").values)
+    for split in ("val_set", "test_set"):
+        for actual, expected in zip(_items(getattr(data, split)), _items(getattr(speech, split)), strict=True):
+            assert (actual.name, actual.length) == (expected.name, expected.length)
+            assert torch.equal(actual.values, expected.values)
+
+
+def test_held_out_seconds_are_those_of_published_results(speech):
+    samples = torch.stack([(item.values * 32768).round().short() for item in _items(speech.val_set)])
+    digest = hashlib.sha256(samples.numpy().tobytes()).hexdigest()
+    assert digest == "252e8ae370424ce891a5f92b2a4520498deccf3abf52dc7fbbc13f53adeff520"
+
+
+def test_notes_state_duration_and_number_of_recordings(speech):
+    assert speech.notes == {
+        "training audio": "44.0 s, 18 recordings: 10 English by Allison Smith, 8 Canadian French by June Wallack",
+        "held-out audio": "12.0 s, 12 crops of 6 recordings: 7 English by Allison Smith, 5 Canadian French by June Wallack",
+    }
+    few = SampleSpeech(extended=True, crops_per_epoch=2)
+    few.setup("fit")
+    seconds = sum(read_prompt(name).shape[1] for name in TRAINING_RECORDINGS[:2]) / SAMPLE_RATE
+    assert few.notes["training audio"].startswith(f"{seconds:.1f} s, 2 recordings: 2 English")
+    short = SampleSpeech(seconds=3)
+    short.setup("test")
+    seconds = sum(min(3, read_prompt(name).shape[1] / SAMPLE_RATE) for name in HELD_OUT_RECORDINGS)
+    assert list(short.notes) == ["held-out audio"]
+    assert short.notes["held-out audio"].startswith(f"{seconds:.1f} s, 6 crops of 6 recordings: 4 English")
 
 
 def test_held_out_recordings_are_cut_into_consecutive_crops(speech):
