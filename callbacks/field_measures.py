@@ -47,16 +47,16 @@ class FieldMeasures(Callback):
     ``factor`` times as many samples along every axis as it takes; items without one are not measured, which is printed.
 
     *Subsets*: a code is found from a random subset of the samples. The start is the prediction for a signal whose missing
-    samples are filled as ``fill`` says; the refinement of the model then fits the subset only. Interpolation of the subset is
-    measured beside it.
+    samples are filled as ``fill`` says; an inner loop and the refinement of the model then fit the subset only. Interpolation
+    of the subset is measured beside it.
 
     *Derivatives*: the gradient of the field by automatic differentiation is compared with central differences of the item, and,
     with ``decoding``, of the original at the finer scale, beside differences of the interpolated grid. Central differences are
     smaller than derivatives at high frequencies, so that even a perfect field has a finite ratio; less so at the finer scale.
 
     The results are printed as mean and standard deviation over items, written to a CSV file with a row per item, and logged as
-    ``test/<measure>`` and ``test/<measure>_spread``, such as ``test/decoding_4x.field``. Items are measured one by one in float32. Evaluation is chunked; the
-    memory of refinement depends on its ``samples_per_step``.
+    ``test/<measure>`` and ``test/<measure>_spread``, such as ``test/decoding_4x.field``. Items are measured one by one in
+    float32. Evaluation is chunked; the memory of refinement depends on its ``samples_per_step``.
 
     Args:
         decoding: Whether to measure decoding at a larger scale.
@@ -72,7 +72,7 @@ class FieldMeasures(Callback):
 
     Raises:
         ValueError: If an argument is out of range; at the start of a test, if the data are on no regular grid, or subsets are
-            asked for without refinement steps.
+            asked for from a model without gradient steps.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class FieldMeasures(Callback):
                 f"FieldMeasures measures signals on regular grids; the data are {modality.name}, whose modality "
                 f"{type(modality).__name__} states no interpolation: remove the callback."
             )
-        if self.subsets and not pl_module.refinement.steps:
+        if self.subsets and not pl_module.refinement.steps and pl_module.inner is None:
             raise ValueError(
-                f"subsets of FieldMeasures is {list(self.subsets)}, and the model has no refinement, which fits a code to a "
+                f"subsets of FieldMeasures is {list(self.subsets)}, but the model takes no gradient steps that fit a code to a "
                 "subset: set model.init_args.refinement.init_args.steps, or subsets to []."
             )
 
@@ -173,8 +173,12 @@ class FieldMeasures(Callback):
 
     def _row(self, composer: Composer, data: CoordinateDataModule, batch: CoordinateBatch, index: int) -> FieldRow:
         """Return the measures of an item."""
-        item, domain = item_of(batch, index), data.spec.domain
-        row: FieldRow = {}
+        domain, row = data.spec.domain, FieldRow()
+        try:
+            item = item_of(batch, index)
+        except NotMeasurableError as error:
+            self.reasons[batch.names[index]] = {"fields": str(error)}
+            return row
         if self.decoding:
             row |= self._scaled(composer, data, item)
         if self.derivatives:

@@ -9,7 +9,7 @@ from composers.base import Composer
 from composers.rendering import Reconstruction
 
 _MAX_CHUNK = {"cpu": 1 << 16}  # points; larger chunks are not faster
-_GRAPH = 8  # memory of a point whose activations are kept for a gradient, relative to one that is only evaluated
+_GRAPH = 16  # memory of a point whose activations are kept for a gradient, relative to one that is only evaluated
 
 
 def chunk_of_points(composer: Composer, max_memory: float) -> int:

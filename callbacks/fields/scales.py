@@ -163,7 +163,8 @@ def rendered_grid(
 ) -> Tensor:
     """Return the values ``(1, C, *shape)`` of a reconstruction of one instance on a grid, on the CPU."""
     coords = domain.coords(shape).to(reconstruction.values.dtype)
-    return values_at(composer, reconstruction, coords, max_memory).mT.unflatten(-1, tuple(shape))[None]
+    values: Tensor = values_at(composer, reconstruction, coords, max_memory).mT.unflatten(-1, tuple(shape))
+    return values[None]
 
 
 def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
@@ -193,8 +194,10 @@ def _input_sizes(composer: Composer) -> tuple[int, ...] | None:
 
 def _batched(source: Tensor, like: Tensor) -> Tensor:
     """Return a signal ``(C, *shape)`` as a batch of one on the device of another; uint8 levels are divided by 255."""
-    values = source.to(like)[None]
-    return values.div_(255) if source.dtype == torch.uint8 else values
+    values: Tensor = source.to(like)[None]
+    if source.dtype == torch.uint8:
+        values /= 255
+    return values
 
 
 def _unpadded(item: FieldItem) -> Tensor:

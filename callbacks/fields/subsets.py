@@ -34,7 +34,7 @@ def subset_measures(
     run, the name of the item and the fraction.
 
     Args:
-        composer: The model, with refinement steps.
+        composer: The model, with an inner loop or refinement steps.
         item: The item.
         domain: Domain of the item.
         fraction: Part of the samples that is known.
