@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal, cast
 
 import torch
@@ -155,6 +155,18 @@ class CoordinateDataModule(LightningDataModule, ABC):
 
     def original(self, name: str) -> Tensor | None:
         """Return the complete signal ``(C, *shape)`` if batches contain its tiles under this name, else None."""
+        return None
+
+    def source_signal(self, name: str, shape: Sequence[int] | None = None) -> Tensor | None:
+        """Return the signal that a test item was downscaled from, for measures at a finer scale than that of the items.
+
+        Args:
+            name: Name of the item.
+            shape: Samples along every axis, to which the signal is resized as items are; its own if None.
+
+        Returns:
+            ``(C, *shape)``, uint8 or floating point; None if there is no such signal, or it has fewer samples than ``shape``.
+        """
         return None
 
     def source_of(self, name: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Modality:
             options of ``cli.py predict``; None if such signals cannot be written.
         decoding: Fields of ``writer`` that are options of ``python -m tools.codes``; empty if codes cannot be decoded on their
             own.
+        interpolation: Filter of `modalities.resampling` that resamples such signals; None if they are on no regular grid.
     """
 
     name: ClassVar[str] = "signals"
@@ -51,6 +52,7 @@ class Modality:
     reading: ClassVar[tuple[str, ...]] = ()
     writer: ClassVar[type[Any] | None] = None
     decoding: ClassVar[tuple[str, ...]] = ()
+    interpolation: ClassVar[Literal["bicubic", "sinc"] | None] = None
 
     def metrics(self) -> Mapping[str, Any]:
         """Return the metrics by name, each a `composers.metrics.InstanceMetric`, including the headline."""

@@ -310,6 +310,7 @@ class Audio(Modality):
     reader = "datamodules.audio.prediction.AudioFiles"
     writer = AudioWriter
     decoding = ("sample_rate",)
+    interpolation = "sinc"
 
     def metrics(self) -> dict[str, InstanceMetric]:
         """Return PSNR, the PSNR of silence, the gain over silence, SI-SDR and log-spectral distance."""

@@ -1,4 +1,4 @@
-"""Evaluate the field of one instance in chunks, so that memory is bounded by a setting."""
+"""Evaluate the field of one instance, or its gradients, in chunks, so that memory is bounded by a setting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from composers.base import Composer
 from composers.rendering import Reconstruction
 
 _MAX_CHUNK = {"cpu": 1 << 16}  # points; larger chunks are not faster
+_GRAPH = 16  # memory of a point whose activations are kept for a gradient, relative to one that is only evaluated
 
 
 def chunk_of_points(composer: Composer, max_memory: float) -> int:
@@ -29,3 +30,19 @@ def values_at(composer: Composer, reconstruction: Reconstruction, coords: Tensor
     """
     chunks = coords.split(max(1, chunk_of_points(composer, max_memory)))
     return torch.cat([reconstruction.render(chunk.to(composer.device)).values[0].float().cpu() for chunk in chunks])
+
+
+@torch.no_grad()
+def gradients_at(
+    composer: Composer, reconstruction: Reconstruction, coords: Tensor, max_memory: float = 500.0
+) -> Tensor:
+    """Return the gradients ``(N, D)`` of the values of one instance, summed over channels, at ``coords (N, D)``, on the CPU.
+
+    Args:
+        composer: The model.
+        reconstruction: Reconstruction of one instance, made outside of inference mode.
+        coords: Coordinates on any device.
+        max_memory: Memory in MB for the evaluation, besides the model and the result.
+    """
+    chunks = coords.split(max(1, chunk_of_points(composer, max_memory / _GRAPH)))
+    return torch.cat([reconstruction.gradients(chunk.to(composer.device))[0].float().cpu() for chunk in chunks])

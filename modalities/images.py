@@ -291,6 +291,7 @@ class Images(DrawnModality):
     reading = ("tile", "tile_size")
     writer = ImageWriter
     decoding = ("size", "scale")
+    interpolation = "bicubic"
 
     def metrics(self) -> dict[str, InstanceMetric]:
         """Return PSNR, SSIM, and the gain in PSNR over the mean colour."""

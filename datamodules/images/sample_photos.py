@@ -114,21 +114,34 @@ class SamplePhotos(CoordinateDataModule):
             ]
             self.train_set = Photographs(scaled, self.crops_per_epoch)
         self.val_set = self.test_set = Photographs(
-            [item for name in HELD_OUT_PHOTOGRAPHS for item in self._held_out(name)]
+            [
+                (label, resize_image(pixels, self.size, self.size))
+                for name in HELD_OUT_PHOTOGRAPHS
+                for label, pixels in _held_out(name).items()
+            ]
         )
 
-    def _held_out(self, name: str) -> list[tuple[str, Tensor]]:
-        """Return the full photograph and its 16 fixed crops, by name."""
-        image = photograph(name)
-        height, width = image.shape[1] // 4, image.shape[2] // 4
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        crops = [
-            (f"{name}-{row}{column}", image[:, row * height + top :, column * width + left :][:, :side, :side])
-            for row in range(4)
-            for column in range(4)
-        ]
-        return [(label, resize_image(pixels, self.size, self.size)) for label, pixels in [(name, image), *crops]]
+    def source_signal(self, name: str, shape: Sequence[int] | None = None) -> Tensor | None:
+        """Return the photograph or crop of a held-out item ``(3, H, W)`` uint8; see `CoordinateDataModule.source_signal`."""
+        pixels = _held_out(name.partition("-")[0])[name]
+        if shape is None:
+            return pixels
+        height, width = shape
+        return resize_image(pixels, height, width) if height <= pixels.shape[1] and width <= pixels.shape[2] else None
+
+
+def _held_out(name: str) -> dict[str, Tensor]:
+    """Return a photograph and its 16 fixed crops ``(3, h, w)`` by name, at their own resolution."""
+    image = photograph(name)
+    height, width = image.shape[1] // 4, image.shape[2] // 4
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    crops = {
+        f"{name}-{row}{column}": image[:, row * height + top :, column * width + left :][:, :side, :side]
+        for row in range(4)
+        for column in range(4)
+    }
+    return {name: image} | crops
 
 
 def _scaled(image: Tensor, short_side: int) -> Tensor:

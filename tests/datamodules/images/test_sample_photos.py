@@ -181,3 +181,16 @@ def test_iteration_stops_after_the_last_image(photos):
 def test_arguments_out_of_range_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         SamplePhotos(**arguments)
+
+
+def test_source_signals_are_what_held_out_images_are_resized_from(photos):
+    sizes = {"astronaut": (512, 512), "coffee": (400, 600), "astronaut-21": (128, 128), "coffee-03": (100, 100)}
+    for item in _items(photos.test_set):
+        source = photos.source_signal(item.name)
+        assert source.dtype == torch.uint8
+        assert source.shape == (3, *sizes.get(item.name, source.shape[1:]))
+        assert torch.equal(photos.source_signal(item.name, (SIZE, SIZE)), item.values)
+    pixels = photograph("coffee")
+    assert torch.equal(photos.source_signal("coffee-03"), pixels[:, :100, 475:575])
+    assert torch.equal(photos.source_signal("coffee-03", (100, 100)), pixels[:, :100, 475:575])
+    assert photos.source_signal("coffee-03", (100, 101)) is None
