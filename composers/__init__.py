@@ -7,6 +7,7 @@ from composers.functa import Functa
 from composers.inference import GradientSteps, Refinement
 from composers.learned_init import LearnedInit
 from composers.meta_ipc import MetaIPC
+from composers.patch_ipc import PatchIPC
 from composers.transformer_ipc import TransformerIPC
 from composers.transinr import TransINR
 
@@ -17,6 +18,7 @@ __all__ = [
     "GradientSteps",
     "LearnedInit",
     "MetaIPC",
+    "PatchIPC",
     "Refinement",
     "TransINR",
     "TransformerIPC",

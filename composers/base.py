@@ -30,6 +30,8 @@ from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
 from datamodules.spec import DataSpec, Headline, Modality, agrees, checked
 
+_INITIAL_ITEMS = 1024  # training items
+
 FieldOf = Callable[[Latents], Field]
 
 
@@ -136,7 +138,10 @@ class Composer(LightningModule):
 
     def layout(self, observation: Observation) -> Layout:
         """Return the layout of the latents of an observation, from its shapes alone."""
-        return self.start.layout(observation)
+        layout = self.start.layout(observation)
+        if layout.grid is None and isinstance(observation.signal, Tensor):
+            return self.parametrization.layout(observation.signal.shape[2:])
+        return layout
 
     def encode(self, observation: Observation) -> Latents:
         """Return the predicted latents ``(B, ...)`` by name: the start, then the inner loop if there is one.
@@ -350,6 +355,19 @@ class Composer(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
             self.check_sizes(data)
+            if stage == "fit":
+                self.initialize(data)
+
+    def initialize(self, data: CoordinateDataModule) -> None:
+        """Initialise parts in closed form from training signals, where they can; the same on every process.
+
+        The first training items are used, shuffled and augmented. A checkpoint that is loaded afterwards overrides the result.
+        """
+        batches = data.training_batches(_INITIAL_ITEMS)
+        signals = (batch.observation.signal for batch in batches)
+        linear = self.parametrization.initialize(signal for signal in signals if isinstance(signal, Tensor))
+        if linear is not None:
+            self.start.initialize(linear)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the checkpoint of a resumed run until its optimizer exists."""

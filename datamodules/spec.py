@@ -227,6 +227,11 @@ def signal_shape(spec: DataSpec) -> tuple[int, ...]:
     return spec.signal_shape
 
 
+def open_signal_shape(spec: DataSpec) -> tuple[int, ...]:
+    """Return the channels of the signal and -1 for every axis, for ``from_data`` of parts that take signals of any size."""
+    return spec.signal_shape[0], *(-1,) * (len(spec.signal_shape) - 1)
+
+
 def agrees(given: Any, stated: Any) -> bool:
     """Return whether an argument is compatible with the data; an axis of -1 and None are compatible with everything.
 

@@ -1,6 +1,7 @@
 """Encoders, a signal to features; readouts, features to latents."""
 
 from composers.encoders.encoder import Encoder, Features
+from composers.encoders.mixed_patches import MixedPatches
 from composers.encoders.patches import Patches
 from composers.encoders.readouts import PerToken, Readout, WeightTokens
 from composers.encoders.transformer import Transformer
@@ -9,6 +10,7 @@ from composers.encoders.views import ViewPatches
 __all__ = [
     "Encoder",
     "Features",
+    "MixedPatches",
     "Patches",
     "PerToken",
     "Readout",

@@ -55,6 +55,7 @@ class Patches(Encoder):
             )
         self.remainder = remainder
         self.embed_dim = self.signal_shape[0] * math.prod(self.patch_size)
+        self.patch_values = self.embed_dim
         self.num_tokens: int = self._count(num_tokens)
 
     def _count(self, num_tokens: int | None) -> int:

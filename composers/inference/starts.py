@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from composers.encoders import Encoder, Readout
-from composers.latents import Latents, Layout, module_key
+from composers.latents import Latents, Layout, LinearStart, module_key
 from composers.networks import TensorSpec
 from datamodules.batch import Observation
 from datamodules.spec import FromData, signal_shape, training_instances
@@ -43,6 +43,9 @@ class Start(nn.Module, ABC):
     def forward(self, observation: Observation, layout: Layout) -> Latents:
         """Return the latents ``(B, ...)`` by name."""
 
+    def initialize(self, linear: LinearStart) -> None:
+        """Set the parameters to a linear map from patches to latents, where a start predicts them; else do nothing."""
+
     def facts(self) -> dict[str, str]:
         """Return the lines about this start in the summary of a run, by name."""
         return {}
@@ -71,6 +74,10 @@ class Hypernetwork(Start):
     def connect(self, latents: Mapping[str, TensorSpec]) -> None:
         """Connect the readout to the encoder and the latents."""
         self.readout.connect(self._encoder, latents)
+
+    def initialize(self, linear: LinearStart) -> None:
+        """Initialise the readout."""
+        self.readout.initialize(linear)
 
     def layout(self, observation: Observation) -> Layout:
         """Return the grid of the encoder's tokens."""

@@ -3,8 +3,10 @@
 from composers.latents.column_scales import ColumnScales
 from composers.latents.direct import Direct
 from composers.latents.layout import Latents, Layout, module_key
+from composers.latents.linear_start import LinearStart
 from composers.latents.low_rank import LowRank
 from composers.latents.parametrization import Parametrization
+from composers.latents.patch_codes import PatchCodes
 from composers.latents.shifts import Shifts
 
 __all__ = [
@@ -12,8 +14,10 @@ __all__ = [
     "Direct",
     "Latents",
     "Layout",
+    "LinearStart",
     "LowRank",
     "Parametrization",
+    "PatchCodes",
     "Shifts",
     "module_key",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from composers.latents.layout import Latents, Layout
+from composers.latents.linear_start import LinearStart
 from composers.networks import CoordinateNetwork, TensorSpec
 from datamodules.domain import exact
 
@@ -36,6 +37,21 @@ class Parametrization(nn.Module, ABC, Generic[M]):
     @abstractmethod
     def compose(self, latents: Latents, layout: Layout) -> M:
         """Return the modulations of latents ``(B, ...)``."""
+
+    def layout(self, shape: Sequence[int]) -> Layout:
+        """Return the layout of the latents of signals with ``shape`` samples, where the network rather than an encoder has one."""
+        return Layout()
+
+    def initialize(self, signals: Iterable[Tensor]) -> LinearStart | None:
+        """Initialise parameters from training signals in closed form, where a parametrization can; else do nothing.
+
+        Args:
+            signals: Batches of signals ``(B, C, *shape)``, read only where they are needed.
+
+        Returns:
+            The linear map from patches to latents that the initial parameters decode; None if there is none.
+        """
+        return None
 
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:
         """Return the factor of a gradient step for each of the latents ``(B, ...)``.

@@ -2,8 +2,11 @@
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, ReLU, Sine
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
-from composers.networks.encodings import Encoding, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+from composers.networks.encodings import CosineFeatures, Encoding, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+from composers.networks.grid_mixer import GridMixer
 from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, TensorSpec
+from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
+from composers.networks.scaled_linear import ScaledLinear
 
 __all__ = [
     "FINER",
@@ -11,15 +14,20 @@ __all__ = [
     "Activation",
     "CoordinateMLP",
     "CoordinateNetwork",
+    "CosineFeatures",
     "Encoding",
     "Field",
     "FourierFeatures",
     "FreeNetwork",
     "Gaussian",
     "GaussianFourierFeatures",
+    "GridMixer",
     "IdentityEncoding",
     "Modulations",
+    "PatchModulations",
+    "PatchwiseMLP",
     "ReLU",
+    "ScaledLinear",
     "Sine",
     "TensorSpec",
     "num_instances",

@@ -115,6 +115,55 @@ class FourierFeatures(Encoding):
         return torch.cat((phases.cos(), phases.sin()), dim=-1)
 
 
+class CosineFeatures(Encoding):
+    """Products of cosines along all axes, the functions of the discrete cosine transform (DCT).
+
+    Along an axis, the features are ``cos(pi k (x + 1) / 2)`` for ``k`` from 0 to the number of frequencies. With as many
+    frequencies as samples on [-1, 1], the features at the samples are a basis of all signals.
+
+    Args:
+        num_frequencies: Number of frequencies along each axis, including 0.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(self, num_frequencies: Sequence[int]) -> None:
+        super().__init__()
+        if not num_frequencies or min(num_frequencies) < 1:
+            raise ValueError(f"num_frequencies is {list(num_frequencies)}; give one number of at least 1 per axis.")
+        self.num_frequencies = tuple(num_frequencies)
+
+    def width(self, coord_dim: int) -> int:
+        """Return the product of the numbers of frequencies.
+
+        Raises:
+            ValueError: If ``num_frequencies`` has not one number per axis.
+        """
+        if len(self.num_frequencies) != coord_dim:
+            raise ValueError(
+                f"num_frequencies is {list(self.num_frequencies)}, and coordinates have {coord_dim} dimensions: give one "
+                "number per axis."
+            )
+        return math.prod(self.num_frequencies)
+
+    def features(self, coords: Tensor) -> Tensor:
+        """Return the products, last axis fastest: ``(..., width)``."""
+        features = coords.new_ones(*coords.shape[:-1], 1)
+        for axis, count in zip(coords.unbind(-1), self.num_frequencies, strict=True):
+            orders = torch.arange(count, device=coords.device, dtype=coords.dtype)
+            cosines = torch.cos((axis.unsqueeze(-1) + 1) * (math.pi / 2) * orders)
+            features = (features.unsqueeze(-1) * cosines.unsqueeze(-2)).flatten(-2)
+        return features
+
+    def squared_frequencies(self) -> Tensor:
+        """Return the sum of ``k ** 2`` over all axes for every feature: ``(width,)``."""
+        squares = torch.zeros(1)
+        for count in self.num_frequencies:
+            squares = (squares.unsqueeze(-1) + torch.arange(count).square()).flatten()
+        return squares
+
+
 def _log_spaced(count: int, highest: float) -> Tensor:
     """Return ``count`` geometrically spaced frequencies from 1 to ``highest``."""
     return torch.linspace(0, math.log(highest), count, dtype=torch.float64).exp().float()
