@@ -91,6 +91,10 @@ class SampleSpeech(AudioModule):
             recordings = [(name, read_prompt(name, self.sample_rate)) for name in TRAINING_RECORDINGS]
             self.train_set = InMemory([Signal(values, name) for name, values in recordings], self.crops_per_epoch)
         self.val_set = self.test_set = InMemory([item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)])
+        self.notes["held-out items"] = (
+            f"these {len(self.test_set)} crops are from six recordings by two speakers, whose other recordings are the "
+            "training data"
+        )
 
     def _held_out(self, name: str) -> list[Signal]:
         """Return the consecutive crops of a recording, at least one."""

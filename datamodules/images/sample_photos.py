@@ -116,6 +116,10 @@ class SamplePhotos(CoordinateDataModule):
         self.val_set = self.test_set = Photographs(
             [item for name in HELD_OUT_PHOTOGRAPHS for item in self._held_out(name)]
         )
+        self.notes["held-out items"] = (
+            f"these {len(self.test_set)} images are two photographs and their crops, so that their spread is not that of "
+            "independent images"
+        )
 
     def _held_out(self, name: str) -> list[tuple[str, Tensor]]:
         """Return the full photograph and its 16 fixed crops, by name."""
