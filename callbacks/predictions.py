@@ -6,6 +6,7 @@ import csv
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +24,8 @@ from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
 from composers.metrics import InstanceMetric
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of
+from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of, unpadded_shape
+from datamodules.code_size import CodeSize, describe_sizes
 from datamodules.spec import DataSpec
 from datamodules.storage.text import printable
 from datamodules.tiles import whole
@@ -70,6 +72,7 @@ class PredictionWriter(Callback):
         self.folder = Path(folder)
         self.options = dict(options or {})
         self.rows: dict[str, Row] = {}
+        self._sizes: dict[str, CodeSize] = {}
         self._model = ""
         self._tiles: list[Tile] = []
         self._writer: Writer | None = None
@@ -88,7 +91,7 @@ class PredictionWriter(Callback):
                 has no writer, or if an option is unknown, out of range or does not fit the model.
         """
         assert isinstance(pl_module, Composer)
-        self.rows, self._tiles, self._model = {}, [], fingerprint(pl_module)
+        self.rows, self._sizes, self._tiles, self._model = {}, {}, [], fingerprint(pl_module)
         self._writer = _create_writer(_data(trainer), self.options)
         messages = self._writer.check(pl_module)
         try:
@@ -147,6 +150,8 @@ class PredictionWriter(Callback):
         code = InstanceCode(
             latents, boxes, shape, self._model, name, facts, domain=data.spec.domain, layout=tiles[0].layout
         )
+        self._sizes[name] = size = data.spec.modality.size_of_code(code)
+        code = replace(code, facts=facts | size.facts())
         original = None if tiles[0].instance is not None else data.original(name)
         prediction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
         row = self.writer.write(prediction, self.folder / name)
@@ -154,7 +159,7 @@ class PredictionWriter(Callback):
 
     def _write_table(self, trainer: Trainer) -> None:
         """Write and print the table of all processes, and list the skipped files; call it on all processes."""
-        rows, data = gather_rows(self.rows), _data(trainer)
+        rows, sizes, data = gather_rows(self.rows), gather_rows(self._sizes), _data(trainer)
         if not trainer.is_global_zero or not rows:
             return
         with (self.folder / TABLE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -163,6 +168,7 @@ class PredictionWriter(Callback):
             writer.writerows({"name": name, **row} for name, row in rows.items())
         console = Console(soft_wrap=True)
         console.print(self.table(rows, data.spec))
+        console.print(describe_sizes([*sizes.values()]), highlight=False)
         console.print(f"{self.writer.results} and {TABLE}: {relative_path(self.folder)}", markup=False)
         if data.skipped:
             console.print(
@@ -245,19 +251,10 @@ def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec) -> It
         if batch.pieces:
             piece, instance = batch.pieces[index], None
         else:
-            piece = Piece(name, _unpadded_shape(batch, index), whole(batch.shape))
+            piece = Piece(name, unpadded_shape(batch, index), whole(batch.shape))
             instance = instance_of(batch, index, spec.domain, values)
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
         yield Tile(piece, latents, last, scores[:, index].tolist(), instance, evaluation["layout"])
-
-
-def _unpadded_shape(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
-    """Return the shape of a signal without the padding at the end of its last axis."""
-    assert batch.shape is not None
-    if batch.query.mask is None:
-        return batch.shape
-    lengths = batch.query.mask[index].view(batch.shape).sum(-1)
-    return (*batch.shape[:-1], int(lengths.max()))
 
 
 def _mean(rows: Iterable[Row], key: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from callbacks.baseline import CodeRow, code_rows
 from callbacks.folders import output_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier versions name it here
 from composers.base import Composer
@@ -23,7 +26,9 @@ from composers.inference.refinement import INNER, NETWORK
 from composers.metrics import InstanceMetric
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
+from datamodules.code_size import describe_sizes
 from datamodules.spec import Headline, Modality
+from modalities.linear import AS_LARGE, LinearBaseline
 
 _SUFFIXES = {"prediction": "", NETWORK: f" of {NETWORK}", INNER: " of the inner loop"}
 _START_HEADINGS = {"mean": "from the mean code", "random": "from a random code", NETWORK: "of all weights"}
@@ -90,21 +95,51 @@ class InstanceRows(Callback):
 
 
 class ResultsTable(InstanceRows):
-    """Print the mean of every metric per refinement step after a test, and write a CSV file with a row per instance.
+    """Print the mean and the standard deviation of every metric per refinement step after a test, and write a CSV file.
 
-    For a meta-learned model, step 0 is the result of its inner loop; a second table lists the means per inner step.
+    The table also states the size of the codes, and the metrics of a linear code of the same size: PCA of patches of images, or
+    KLT of audio, fitted on training items. The CSV file has a row per instance. For a meta-learned model, step 0 is the result
+    of its inner loop; a second table lists the results per inner step.
 
     Args:
         filename: Name of the CSV file in the run folder.
+        linear: Whether to compare with linear codes, which reads up to 1,024 training items, unless all codes are as large as
+            their signals.
     """
 
-    def __init__(self, filename: str = "test_instances.csv") -> None:
+    def __init__(self, filename: str = "test_instances.csv", linear: bool = True) -> None:
         super().__init__()
         self.filename = filename
+        self.linear = linear
+        self.codes: dict[str, CodeRow] = {}
+        self._baseline: LinearBaseline | None = None
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear the rows, and fit linear codes anew."""
+        super().on_test_epoch_start(trainer, pl_module)
+        self.codes, self._baseline, data = {}, None, data_of(trainer)
+        if self.linear and data is not None and data.spec.modality.linear is not None:
+            self._baseline = LinearBaseline(data, data.spec.modality.linear)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: CoordinateBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add a row per instance, with the size of its code and the linear code of the same size."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        data = data_of(trainer)
+        spec = None if data is None else data.spec
+        self.codes |= code_rows(outputs, batch, metrics_of(pl_module), spec, self._baseline)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the CSV file and print the tables."""
         self._write(trainer, pl_module)
+        self._baseline = None  # frees the training items
 
     def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the rows of an interrupted test; call it on all processes."""
@@ -112,27 +147,55 @@ class ResultsTable(InstanceRows):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, partial: bool = False) -> None:
         """Write and print the rows of all processes."""
-        rows = gather_rows(self.rows)
+        rows, codes = gather_rows(self.rows), gather_rows(self.codes)
         folder = output_folder(trainer)
         if not trainer.is_global_zero or not rows:
             return
         if folder is not None:
-            columns = list(next(iter(rows.values())))
             path = folder / self.filename
-            with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                writer = csv.writer(file)
-                writer.writerow(["name", *(column.title for column in columns)])
-                writer.writerows([name, *(row[column] for column in columns)] for name, row in rows.items())
+            _write_csv(path, rows, codes)
         console = Console(soft_wrap=True)
         loop, headline = pl_module.inner if isinstance(pl_module, Composer) else None, headline_of(trainer)
         metrics = metrics_of(pl_module)
-        console.print(results_table(rows, loop, headline, metrics))
+        console.print(results_table(rows, loop, headline, metrics, codes))
         if loop and loop.report:
             console.print(inner_table(rows, loop, headline, metrics))
+        for remark in self._remarks(trainer, codes):
+            console.print(remark, markup=False, highlight=False)
         if folder is not None:
             label = "Instances so far" if partial else "Every instance"
             note = " (partial: the test was stopped)" if partial else ""
             console.print(f"{label}: {relative_path(path)}{note}")
+
+    def _remarks(self, trainer: Trainer, codes: Mapping[str, CodeRow]) -> list[str]:
+        """Return the lines below the tables: the size of the codes, and remarks on the linear code and the data."""
+        if not codes:
+            return []
+        remarks = [describe_sizes([row.size for row in codes.values()])]
+        if self._baseline is not None and self._baseline.failure:
+            remarks.append(f"No linear code: {self._baseline.failure}")
+        data = data_of(trainer)
+        return remarks + [
+            f"{name[:1].upper()}{name[1:]}: {note}" for name, note in (data.notes if data else {}).items()
+        ]
+
+
+def _write_csv(path: Path, rows: Mapping[str, InstanceRow], codes: Mapping[str, CodeRow]) -> None:
+    """Write a row per instance: its metrics, the size of its code, and the metrics of a linear code of that size."""
+    columns = list(next(iter(rows.values())))
+    sizes = {name: row.size.facts() for name, row in codes.items()}
+    facts = list(dict.fromkeys(fact for size in sizes.values() for fact in size))
+    linear = list(dict.fromkeys(metric for row in codes.values() for metric in row.metrics))
+    labels = ["linear code"] if any(row.linear for row in codes.values()) else []
+    titles = [*(column.title for column in columns), *facts, *labels, *(f"{metric} linear" for metric in linear)]
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *titles])
+        for name, row in rows.items():
+            size, code = sizes.get(name, {}), codes.get(name)
+            cells = [size.get(fact, "") for fact in facts] + ([code.linear if code else ""] if labels else [])
+            metrics = [code.metrics.get(metric, "") if code else "" for metric in linear]
+            writer.writerow([name, *(row[column] for column in columns), *cells, *metrics])
 
 
 def results_table(
@@ -140,31 +203,40 @@ def results_table(
     loop: GradientSteps | None = None,
     headline: Headline = Modality.headline,
     metrics: Mapping[str, InstanceMetric] | None = None,
+    codes: Mapping[str, CodeRow] | None = None,
 ) -> Table:
-    """Return a table of the mean over instances of every metric, with a line per refinement step.
+    """Return a table of the mean ± standard deviation over instances of every metric, with a line per refinement step.
 
-    Curves from other initialisations are listed for the main metric only.
+    Curves from other initialisations are listed for the main metric only, as means. The last line is a linear code of the
+    same size.
 
     Args:
         rows: Rows of all instances, with the same columns each.
         loop: Inner loop that adapts the codes before refinement, if any; `inner_table` lists its steps.
         headline: Headline metric of the data.
         metrics: Metrics by key, which state their headings and units; if None, the keys are the headings.
+        codes: Sizes of the codes and results of linear codes by instance.
     """
-    means = {column: mean for column, mean in _means(rows).items() if column.start != INNER}
-    names, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*means, strict=True))
-    main = main_metric(means, headline)
+    counted = {column: values for column, values in _counted(rows).items() if column.start != INNER}
+    names, steps, starts = (list(dict.fromkeys(parts)) for parts in zip(*counted, strict=True))
+    main = main_metric(counted, headline)
     series = [(name, start) for name in names for start in starts if start == "prediction" or name == main]
     initial = "0 (predicted)" if loop is None else f"0 (after {inner_steps(loop.test_steps)})"
-    table = Table(title=f"Mean over {len(rows)} instances", title_justify="left")
-    table.add_column("refinement steps", min_width=len(initial))
-    for name, start in series:
-        title = heading(name, metrics, headline) if start == "prediction" else _START_HEADINGS[start]
-        table.add_column(escape(title), justify="right")
+    titles = [
+        heading(name, metrics, headline) if start == "prediction" else _START_HEADINGS[start] for name, start in series
+    ]
+    lines = {}
     for step in sorted(steps):
-        cells = [means.get(Column(name, step, start)) for name, start in series]  # not every curve has every step
-        table.add_row(initial if step == 0 else str(step), *("" if mean is None else f"{mean:.3f}" for mean in cells))
-    return table
+        values = [counted.get(Column(name, step, start)) for name, start in series]  # not every curve has every step
+        lines[initial if step == 0 else str(step)] = [
+            "" if some is None else _cell(some, spread=start == "prediction")
+            for some, (_, start) in zip(values, series, strict=True)
+        ]
+    linear = [row for row in (codes or {}).values() if row.linear]
+    if not linear:
+        return _table(_title(rows), "refinement steps", titles, lines)
+    cells = [_linear_cell(linear, name, main) if start == "prediction" else "" for name, start in series]
+    return _table(_title(rows), "refinement steps", titles, lines, {_linear_label(linear): cells})
 
 
 def inner_table(
@@ -173,7 +245,7 @@ def inner_table(
     headline: Headline = Modality.headline,
     metrics: Mapping[str, InstanceMetric] | None = None,
 ) -> Table:
-    """Return a table of the mean over instances of every metric, with a line per reported number of inner steps.
+    """Return a table of the mean ± standard deviation over instances of every metric, with a line per reported inner step.
 
     Args:
         rows: Rows of all instances, with the same columns each.
@@ -181,30 +253,88 @@ def inner_table(
         headline: Headline metric of the data.
         metrics: Metrics by key, which state their headings and units; if None, the keys are the headings.
     """
-    means = {column: mean for column, mean in _means(rows).items() if column.start == INNER}
-    names, steps = (list(dict.fromkeys(parts)) for parts in list(zip(*means, strict=True))[:2])
-    labels = []
+    counted = {column: values for column, values in _counted(rows).items() if column.start == INNER}
+    names, steps = (list(dict.fromkeys(parts)) for parts in list(zip(*counted, strict=True))[:2])
+    lines = {}
     for step in steps:
         uses = {"trained": loop.steps, "tested": loop.test_steps}
         used = " and ".join(use for use, number in uses.items() if number == step)
         note = f" ({used} with)" if used else "" if step else " (learned start)"
-        labels.append(f"{step:,}{note}")
-    table = Table(title=f"The inner loop, mean over {len(rows)} instances", title_justify="left")
-    table.add_column("inner steps", min_width=max(map(len, labels)))
-    for name in names:
-        table.add_column(escape(heading(name, metrics, headline)), justify="right")
-    for step, label in zip(steps, labels, strict=True):
-        table.add_row(label, *(f"{means[Column(name, step, INNER)]:.3f}" for name in names))
+        lines[f"{step:,}{note}"] = [_cell(counted[Column(name, step, INNER)]) for name in names]
+    titles = [heading(name, metrics, headline) for name in names]
+    return _table(f"The inner loop, {_title(rows, 'mean')}", "inner steps", titles, lines)
+
+
+def _table(
+    title: str,
+    first: str,
+    titles: Sequence[str],
+    lines: Mapping[str, Sequence[str]],
+    below: Mapping[str, Sequence[str]] | None = None,
+) -> Table:
+    """Return a table that breaks lines between words but not within numbers.
+
+    Args:
+        title: Title of the table.
+        first: Heading of the first column.
+        titles: Headings of the other columns.
+        lines: Cells of the other columns by that of the first.
+        below: Lines below a rule.
+    """
+    below = below or {}
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, min_width=max(map(len, lines)))
+    for index, column in enumerate(titles):
+        words = [word for cells in (*lines.values(), *below.values()) for word in cells[index].split()]
+        table.add_column(escape(column), justify="right", min_width=max(map(len, words), default=0))
+    for label, cells in lines.items():
+        table.add_row(label, *cells)
+    table.add_section()
+    for label, cells in below.items():
+        table.add_row(escape(label), *cells)
     return table
 
 
-def _means(rows: Mapping[str, InstanceRow]) -> dict[Column, float]:
-    """Return the mean of every column over the instances that count; NaN where none does."""
-    means = {}
-    for column in next(iter(rows.values())):
-        values = [row[column] for row in rows.values() if counts(row, column)]
-        means[column] = sum(values) / len(values) if values else math.nan
-    return means
+def _title(rows: Mapping[str, InstanceRow], mean: str = "Mean") -> str:
+    """Return the title of a table of means."""
+    return f"{mean} over {len(rows)} instances{', ± standard deviation' if len(rows) > 1 else ''}"
+
+
+def _counted(rows: Mapping[str, InstanceRow]) -> dict[Column, list[float]]:
+    """Return the values of every column of the instances that count."""
+    columns = next(iter(rows.values()))
+    return {column: [row[column] for row in rows.values() if counts(row, column)] for column in columns}
+
+
+def _cell(values: Sequence[float], spread: bool = True) -> str:
+    """Return the mean of values, and their standard deviation if there are several; ``nan`` if there are none.
+
+    Example:
+        >>> _cell([1.0, 2.0, 3.0]), _cell([1.0]), _cell([])
+        ('2.000 ±1.000', '1.000', 'nan')
+    """
+    mean = sum(values) / len(values) if values else math.nan
+    if not spread or len(values) < 2 or not math.isfinite(mean):
+        return f"{mean:.3f}"
+    return f"{mean:.3f} ±{statistics.stdev(values):.3f}"
+
+
+def _linear_cell(codes: Sequence[CodeRow], metric: str, main: str) -> str:
+    """Return the mean of a metric of linear codes; without any, the reason under the main metric."""
+    measured = [row.metrics[metric] for row in codes if metric in row.metrics]
+    if measured:
+        return _cell([value for value in measured if not math.isnan(value)])
+    reasons = dict.fromkeys(row.linear for row in codes)
+    return ", ".join(reasons) if metric == main else ""
+
+
+def _linear_label(codes: Sequence[CodeRow]) -> str:
+    """Return the label of the line of linear codes: their common description, and how many instances have one."""
+    measured = [row.linear for row in codes if row.metrics]
+    if not measured:
+        return "linear code"
+    label = measured[0] if len(set(measured)) == 1 else "linear codes of equal size"
+    return label if len(measured) == len(codes) else f"{label} ({len(measured)} instances; others {AS_LARGE})"
 
 
 def counts(row: InstanceRow, column: Column) -> bool:
@@ -250,10 +380,16 @@ def heading(
     return f"{words} [{unit}]" if unit else words
 
 
+def data_of(trainer: Trainer) -> CoordinateDataModule | None:
+    """Return the data module of a trainer; None if it is no `CoordinateDataModule`."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, CoordinateDataModule) else None
+
+
 def headline_of(trainer: Trainer) -> Headline:
     """Return the headline metric of the data of a trainer; PSNR without a `CoordinateDataModule`."""
-    data = getattr(trainer, "datamodule", None)
-    return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
+    data = data_of(trainer)
+    return Modality.headline if data is None else data.spec.modality.headline
 
 
 def metrics_of(module: LightningModule) -> Mapping[str, InstanceMetric]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import default_collate
 
+from callbacks.baseline import size_of_instance
 from callbacks.folders import planned_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier versions name it here
 from composers.base import Composer
@@ -67,11 +68,13 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
     with torch.no_grad():
         latents = composer.eval().encode(batch.observation)
     composer.train()
+    numbers = sum(latent[0].numel() for latent in latents.values())
+    size = size_of_instance(data.spec, data.to_coordinates(raw), 0, numbers)  # of all coordinates
     devices = trainer.num_devices * trainer.num_nodes
     accumulated = trainer.accumulate_grad_batches
     sizes = [f"{len(items):,}" if hasattr(items, "__len__") else "?" for items in (data.train_set, data.val_set)]
     return {
-        "instance code": f"{sum(latent.numel() for latent in latents.values()):,} numbers",
+        "instance code": size.describe(),
         "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {sizes[0]} training and {sizes[1]} validation items",
         "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
         f"x {accumulated} accumulated",

@@ -46,7 +46,7 @@ class Encodes(Protocol):
         """Set training mode, or evaluation mode if ``mode`` is False."""
 
 
-_TRAINING_DATA_ERRORS = (FileNotFoundError, ValueError, NotImplementedError)
+TRAINING_DATA_ERRORS = (FileNotFoundError, ValueError, NotImplementedError)  # of tests that have no training data
 
 
 class Evaluation(TypedDict):
@@ -100,7 +100,7 @@ def measure_training_codes(composer: Encodes) -> CodeStatistics | None:
         with composer.trainer.precision_plugin.test_step_context():
             convert = composer.trainer.precision_plugin.convert_input
             return measure_codes(composer, (convert(batch) for batch in data.training_batches()))
-    except _TRAINING_DATA_ERRORS as error:
+    except TRAINING_DATA_ERRORS as error:
         reason = " ".join(str(error).split())
         _print(f"Refinement starts from the prediction only, because the training data is not available: {reason}")
         return None

@@ -217,6 +217,15 @@ def instance_of(batch: CoordinateBatch, index: int, domain: Domain, values: Mapp
     return Instance(batch.names[index], _first(observation.signal), samples, batch.shape, domain, reconstructions)
 
 
+def unpadded_shape(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
+    """Return the shape of an instance of a batch of complete signals without the padding at the end of its last axis."""
+    assert batch.shape is not None
+    if batch.query.mask is None:
+        return batch.shape
+    lengths = batch.query.mask[index].view(batch.shape).sum(-1)
+    return (*batch.shape[:-1], int(lengths.max()))
+
+
 def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observation:
     """Return the observation of some instances of a batch, on the device of the batch."""
     places, samples = list(indices), batch.observation.samples

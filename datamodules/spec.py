@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from datamodules.batch import Cell, Instance
+from datamodules.code_size import CodeSize
 from datamodules.domain import Domain
 
 
@@ -23,6 +24,20 @@ class Headline(NamedTuple):
 
     metric: str
     direction: Literal["max", "min"]
+    unit: str
+
+
+class LinearPatch(NamedTuple):
+    """Patches of the linear code that instance codes of the same size are compared with.
+
+    Attributes:
+        method: Name of the linear code in tables.
+        shape: Shape of a patch, with the axes of the signal; a patch contains all channels.
+        unit: What ``shape`` counts: pixels or samples.
+    """
+
+    method: str
+    shape: tuple[int, ...]
     unit: str
 
 
@@ -43,6 +58,7 @@ class Modality:
         decoding: Fields of ``writer`` that are options of ``python -m tools.codes``; empty if codes cannot be decoded on their
             own.
         interpolation: Filter of `modalities.resampling` that resamples such signals; None if they are on no regular grid.
+        linear: Patches of the linear code that a test compares instance codes with; None if there is no comparison.
     """
 
     name: ClassVar[str] = "signals"
@@ -53,6 +69,21 @@ class Modality:
     writer: ClassVar[type[Any] | None] = None
     decoding: ClassVar[tuple[str, ...]] = ()
     interpolation: ClassVar[Literal["bicubic", "sinc"] | None] = None
+    linear: ClassVar[LinearPatch | None] = None
+
+    def code_size(self, numbers: int, shape: Sequence[int], sample_rate: int | None = None) -> CodeSize:
+        """Return the size of an instance code; this class knows no rate.
+
+        Args:
+            numbers: Number of latents.
+            shape: Shape of the signal without padding and channels.
+            sample_rate: Samples per second of ``shape``, for audio.
+        """
+        return CodeSize(numbers)
+
+    def size_of_code(self, code: Any) -> CodeSize:
+        """Return the size of a `composers.codes.InstanceCode`, of all tiles together."""
+        return self.code_size(code.numel, code.shape)
 
     def metrics(self) -> Mapping[str, Any]:
         """Return the metrics by name, each a `composers.metrics.InstanceMetric`, including the headline."""

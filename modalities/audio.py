@@ -19,8 +19,9 @@ from composers.inference.refinement import Refinement
 from composers.metrics import PSNR, InstanceMetric, psnr_of_mse
 from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Observation, Samples
+from datamodules.code_size import CodeSize
 from datamodules.domain import Domain, Grid
-from datamodules.spec import Headline, Modality
+from datamodules.spec import Headline, LinearPatch, Modality
 from datamodules.storage.audio import read_recording
 from datamodules.storage.files import written_whole
 from datamodules.storage.recordings import cut_recording, prepare_recording, recording_tiles, samples_in_tile
@@ -76,7 +77,8 @@ def encode(
     facts |= steps_taken(composer, steps.steps)
     layout = composer.layout(Observation(torch.empty(1, channels, length)))
     shape = (values.shape[1],)
-    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
+    code = InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
+    return replace(code, facts=facts | Audio().size_of_code(code).facts())
 
 
 def render(composer: Composer, code: InstanceCode, sample_rate: int | None = None, max_memory: float = 500.0) -> Tensor:
@@ -311,6 +313,17 @@ class Audio(Modality):
     writer = AudioWriter
     decoding = ("sample_rate",)
     interpolation = "sinc"
+    linear = LinearPatch("KLT", (200,), "samples")
+
+    def code_size(self, numbers: int, shape: Sequence[int], sample_rate: int | None = None) -> CodeSize:
+        """Return the size of an instance code, with its kbit/s if the sampling rate is known."""
+        if sample_rate is None:
+            return CodeSize(numbers)
+        return CodeSize(numbers, 1000 * shape[0] / sample_rate, "kbit/s")
+
+    def size_of_code(self, code: InstanceCode) -> CodeSize:
+        """Return the size of a code, of all tiles together."""
+        return self.code_size(code.numel, code.shape, code_sample_rate(code))
 
     def metrics(self) -> dict[str, InstanceMetric]:
         """Return PSNR, the PSNR of silence, the gain over silence, SI-SDR and log-spectral distance."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,8 +22,9 @@ from composers.latents import Latents
 from composers.metrics import PSNR, SSIM, Gain, InstanceMetric, psnr_of_mse
 from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Observation, Samples
+from datamodules.code_size import CodeSize
 from datamodules.domain import Domain, Grid
-from datamodules.spec import Headline
+from datamodules.spec import Headline, LinearPatch
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_image
 from datamodules.tiles import cover, whole
@@ -121,7 +122,8 @@ def encode(
     name = "" if isinstance(source, Tensor) else Path(source).stem
     facts = steps_taken(composer, refinement.steps)
     domain, layout = stated_domain(composer), composer.layout(Observation(torch.empty(1, 3, size, size)))
-    return InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
+    code = InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
+    return replace(code, facts=facts | Images().size_of_code(code).facts())
 
 
 def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
@@ -292,6 +294,11 @@ class Images(DrawnModality):
     writer = ImageWriter
     decoding = ("size", "scale")
     interpolation = "bicubic"
+    linear = LinearPatch("PCA", (8, 8), "pixels")
+
+    def code_size(self, numbers: int, shape: Sequence[int], sample_rate: int | None = None) -> CodeSize:
+        """Return the size of an instance code, with the bits per pixel of the image."""
+        return CodeSize(numbers, math.prod(shape), "bits per pixel")
 
     def metrics(self) -> dict[str, InstanceMetric]:
         """Return PSNR, SSIM, and the gain in PSNR over the mean colour."""

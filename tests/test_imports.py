@@ -14,6 +14,7 @@ LAYERS = (  # a layer may import only itself and earlier layers
     (
         "datamodules.batch",
         "datamodules.cameras",
+        "datamodules.code_size",
         "datamodules.domain",
         "datamodules.randomness",
         "datamodules.spec",

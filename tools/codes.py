@@ -99,7 +99,7 @@ def _render(code: Path, checkpoint: Path, output: Path | None, **options: Any) -
     composer, instance_code = composers.load(checkpoint), read_code(code)
     instance_code.check(composer, code)
     path, size = _writer(instance_code, options).decode(composer, [instance_code], output, code.with_suffix(""))
-    print(f"Wrote {path}: {size}, decoded from {instance_code.numel:,} values.")
+    print(f"Wrote {path}: {size}, decoded from {_modality(instance_code).size_of_code(instance_code).describe()}.")
 
 
 def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output: Path, **options: Any) -> None:
@@ -115,9 +115,14 @@ def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output:
     print(f"Wrote {frames} frames of {size} into {output}.")
 
 
+def _modality(code: InstanceCode) -> Modality:
+    """Return the modality of the signal of a code."""
+    return next((modality for modality in MODALITIES if modality.decodes(code)), Modality())
+
+
 def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
     """Return the writer for the modality of a code; raise an error for options of other modalities."""
-    modality = next((modality for modality in MODALITIES if modality.decodes(code)), Modality())
+    modality = _modality(code)
     if modality.writer is None or not modality.decoding:
         raise ValueError(
             f"{code.name or 'The code'} encodes a {modality.noun} of shape {code.shape}, which cannot be decoded on its own: "
@@ -136,6 +141,7 @@ def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
 def _info(code: Path, checkpoint: Path | None) -> None:
     """Print information on a code."""
     instance_code = read_code(code)
+    size = _modality(instance_code).size_of_code(instance_code)
     match = ""
     if checkpoint is not None:
         model = fingerprint(composers.load(checkpoint))
@@ -147,9 +153,9 @@ def _info(code: Path, checkpoint: Path | None) -> None:
         "shape": " x ".join(map(str, instance_code.shape)),
         "tiles": str(len(instance_code.boxes)),
         "latents": ", ".join(f"{name} {tuple(latent.shape)}" for name, latent in instance_code.latents.items()),
-        "code size": f"{instance_code.numel:,} values, {code.stat().st_size:,} bytes",
+        "code size": f"{size.describe()}; the file has {code.stat().st_size:,} bytes",
         "model": instance_code.model + match,
-    } | instance_code.facts
+    } | {name: fact for name, fact in instance_code.facts.items() if name not in size.facts()}
     print("\n".join(f"{name + ':':<18} {fact}" for name, fact in facts.items()))
 
 

@@ -106,6 +106,9 @@ class SampleSpeech(AudioModule):
         held_out = [item for name in HELD_OUT_RECORDINGS for item in self._held_out(name)]
         self.val_set = self.test_set = InMemory(held_out)
         self.notes["held-out audio"] = self._amount(held_out, f"crops of {len(HELD_OUT_RECORDINGS)} recordings")
+        self.notes["held-out items"] = (
+            f"these {len(held_out)} crops are from six recordings by two speakers, whose other recordings are the training data"
+        )
 
     def _training_recordings(self) -> list[Signal]:
         """Return the complete recordings for training."""

@@ -120,6 +120,10 @@ class SamplePhotos(CoordinateDataModule):
                 for label, pixels in _held_out(name).items()
             ]
         )
+        self.notes["held-out items"] = (
+            f"these {len(self.test_set)} images are two photographs and their crops, so that their spread is not that of "
+            "independent images"
+        )
 
     def source_signal(self, name: str, shape: Sequence[int] | None = None) -> Tensor | None:
         """Return the photograph or crop of a held-out item ``(3, H, W)`` uint8; see `CoordinateDataModule.source_signal`."""

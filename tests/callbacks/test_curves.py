@@ -25,6 +25,7 @@ from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import generator_at
 
 STEPS = (0, 1, 4)
+CODE = ["code size", "kB", "bits per pixel", "linear code"]  # columns that follow the metrics
 STARTS = ("prediction", "mean", "random")
 
 
@@ -251,7 +252,7 @@ def test_results_table_has_every_start(make_ipc, run_test, tmp_path):
     rows = _table(tmp_path / "test_instances.csv")
     columns = [f"{metric}@{step}" for step in STEPS for metric in ("gain", "psnr")]
     other_starts = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
-    assert list(rows[0]) == ["name", *columns, *other_starts]
+    assert list(rows[0]) == ["name", *columns, *other_starts, *CODE, "gain linear", "psnr linear"]
     composer.eval()
     statistics = measure_codes(composer, FlatData(eval_batch_size=9).training_batches())
     for name in statistics.mean:
@@ -292,7 +293,8 @@ def test_curves_from_training_codes_are_skipped_without_training_data(make_ipc, 
     printed = run_test(composer, _WithoutTraining(eval_batch_size=2))
     [line] = [line for line in printed.splitlines() if "training data is not available" in line]
     assert line.endswith("There is no folder photos/train.")
-    assert list(_table(tmp_path / "test_instances.csv")[0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
+    assert list(_table(tmp_path / "test_instances.csv")[0]) == ["name", *(f"psnr@{step}" for step in STEPS), *CODE]
+    assert "No linear code: There is no folder photos/train." in printed
     assert {point["start"] for point in _table(tmp_path / "refinement.csv")} == {"prediction"}
     assert "from the" not in printed.replace(line, "")
 
@@ -303,16 +305,19 @@ def test_curve_from_the_prediction_needs_no_training_data(make_ipc, run_test, tm
     for starts, data in ((["prediction"], _WithoutTraining), (STARTS, FlatData)):
         composer = make_ipc(refinement=Refinement(4, report=(1,), starts=starts))
         composer.load_state_dict(weights)
-        assert "not available" not in run_test(composer, data(eval_batch_size=2))
+        assert "not available" not in run_test(
+            composer, data(eval_batch_size=2), ResultsTable(linear=False), RefinementPlot()
+        )
         tables.append(_table(tmp_path / "test_instances.csv"))
-    assert list(tables[0][0]) == ["name", *(f"psnr@{step}" for step in STEPS)]
+    assert list(tables[0][0]) == ["name", *(f"psnr@{step}" for step in STEPS), *CODE[:-1]]
     assert tables[0] == [{key: row[key] for key in tables[0][0]} for row in tables[1]]
 
 
 def test_no_plot_without_refinement(make_ipc, run_test, tmp_path, monkeypatch):
     monkeypatch.setattr(FlatData, "training_batches", lambda self: pytest.fail("training data was read"))
     for refinement in (Refinement(0), Refinement(4, stages=("val",))):
-        assert "Refinement curves" not in run_test(make_ipc(refinement=refinement), FlatData())
+        callbacks = ResultsTable(linear=False), RefinementPlot()
+        assert "Refinement curves" not in run_test(make_ipc(refinement=refinement), FlatData(), *callbacks)
         assert {path.name for path in tmp_path.iterdir()} == {"test_instances.csv"}
 
 
@@ -379,7 +384,8 @@ def _meta(make_network, refinement=None, **settings):
 def test_meta_learned_model_writes_the_curve_of_its_inner_loop(make_network, run_test, tmp_path):
     printed = run_test(_meta(make_network), FlatData(eval_batch_size=2))
     rows = _table(tmp_path / "test_instances.csv")
-    assert list(rows[0]) == ["name", "psnr@0", *(f"psnr@{step} of the inner loop" for step in (0, 1, 2, 3, 6))]
+    columns = ["psnr@0", *(f"psnr@{step} of the inner loop" for step in (0, 1, 2, 3, 6))]
+    assert list(rows[0]) == ["name", *columns, *CODE, "psnr linear"]
     for row in rows:  # the result is that of the inner loop after the steps of the test
         assert float(row["psnr@0"]) == pytest.approx(float(row["psnr@3 of the inner loop"]), abs=1e-4)
         assert abs(float(row["psnr@0"]) - float(row["psnr@2 of the inner loop"])) > 1e-3
@@ -492,12 +498,15 @@ def test_tables_of_an_inner_loop():
         | {Column(metric, step, "inner"): step + offset for step in (0, 1, 1000) for metric in ("psnr", "ssim")}
         for name, offset in (("a", 0.0), ("b", 1.0))
     }
-    expected = [("0 (after 1 inner step)", "20.500", "0.500"), ("9", "30.000", "0.750")]
+    expected = [
+        ("0 (after 1 inner step)", "20.500 ±0.707", "0.500 ±0.000"),
+        ("9", "30.000 ±0.000", "0.750 ±0.000"),
+    ]
     assert _cells(results_table(rows, loop)) == expected
     assert _cells(inner_table(rows, loop)) == [
-        ("0 (learned start)", "0.500", "0.500"),
-        ("1 (trained and tested with)", "1.500", "1.500"),
-        ("1,000", "1000.500", "1000.500"),
+        ("0 (learned start)", "0.500 ±0.707", "0.500 ±0.707"),
+        ("1 (trained and tested with)", "1.500 ±0.707", "1.500 ±0.707"),
+        ("1,000", "1000.500 ±0.707", "1000.500 ±0.707"),
     ]
 
 

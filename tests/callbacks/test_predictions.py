@@ -76,10 +76,12 @@ def test_files_and_table_of_scenes(tmp_path, capsys):
         assert float(row["psnr refined"]) > float(row["psnr predicted"]) + 0.3
     row = rows["ball.000"]
     keys = ["name", "rows", "columns", "views", "support views", "refinement steps", "psnr predicted", "psnr refined"]
-    assert list(row) == [*keys, "white", "notes"]
+    assert list(row) == [*keys, "code size", "kB", "white", "notes"]
+    assert (row["code size"], row["kB"]) == ("1", "0.004")
     assert (row["rows"], row["views"], row["support views"], row["refinement steps"]) == ("16", "2", "1", "3")
     printed = capsys.readouterr().out
     assert "PSNR in dB of 2 scene(s)" in printed
+    assert "Code size: 1 number, 0.0 kB in float32\n" in printed
     mean = np.mean([float(row["psnr refined"]) for row in rows.values()])
     assert re.search(rf"mean .* {mean:.2f}", printed)
     with Image.open(tmp_path / "out" / "ball.000.gif") as video:

@@ -80,7 +80,10 @@ def _row(psnr, si_sdr):
 
 def test_tables_and_curves_leave_out_undefined_but_not_diverged_values():
     results = {"a": _row(20.0, 4.0), "silent": _row(90.0, math.nan), "b": _row(40.0, 8.0)}
-    assert [next(iter(part.cells)) for part in results_table(results).columns[1:]] == ["50.000", "6.000"]
+    assert [next(iter(part.cells)) for part in results_table(results).columns[1:]] == [
+        "50.000 ±36.056",
+        "6.000 ±2.828",
+    ]
     [point] = curve(results, "si_sdr")
     assert (point.mean, point.lower, point.upper, point.instances) == (6.0, 5.0, 7.0, 2)
     diverged = results | {"c": _row(math.nan, math.nan)}

@@ -85,7 +85,13 @@ def test_summary_describes_model_and_data(trained):
     assert facts["parameters"] == f"{sum(parameter.numel() for parameter in rebuilt.parameters()):,}"
     # IPC: one token for each of the 8 columns of layer 1, with 8 values; TransINR: scales for all 8 + 8 + 3 outputs
     assert facts["tokens"] == {"ipc": "4 data + 8 weight", "transinr": "4 data + 19 weight"}[composer]
-    assert facts["instance code"] == {"ipc": "64 numbers", "transinr": f"{8 * 8 + 8 * 8 + 8 * 3} numbers"}[composer]
+    assert (
+        facts["instance code"]
+        == {
+            "ipc": "64 numbers, 0.3 kB in float32, 8.00 bits per pixel",  # of 16 x 16 pixels
+            "transinr": f"{8 * 8 + 8 * 8 + 8 * 3} numbers, 0.6 kB in float32, 19.00 bits per pixel",
+        }[composer]
+    )
     assert facts["data"].startswith("SamplePhotos (3, 16, 16), 24 training and 34 validation")
     assert facts["effective batch"] == "4 = 4 x 1 device(s) x 1 accumulated"
     assert facts["steps"] == "6"
@@ -115,18 +121,21 @@ def test_test_writes_a_row_per_instance_and_prints_the_mean(tested):
     instances = rows(written / "test_instances.csv")
     columns = [f"{metric}@{step}" for step in (0, 1, 3) for metric in ("psnr", "ssim", "gain")]
     further = [f"{column} from {start}" for start in ("mean", "random") for column in columns]
-    assert list(instances[0]) == ["name", *columns, *further]
+    code = ["code size", "kB", "bits per pixel", "linear code", "psnr linear", "ssim linear", "gain linear"]
+    assert list(instances[0]) == ["name", *columns, *further, *code]
     names = [row["name"] for row in instances]
     assert len(set(names)) == len(names) == HELD_OUT
     assert names[0] == "astronaut"
     assert names[-1] == "coffee-33"
     assert "Mean over 34 instances" in printed
-    means = {key: sum(float(row[key]) for row in instances) / HELD_OUT for key in instances[0] if key != "name"}
+    numbers = instances[0].keys() - {"name", "linear code"}
+    means = {key: sum(float(row[key]) for row in instances) / HELD_OUT for key in numbers}
     for step, label in {0: "0 (predicted)", 1: "1", 3: "3"}.items():
         line = re.search(rf"│ {re.escape(label)}\s*│(.*)│", printed)[1]
-        cells = [float(cell) for cell in line.split("│")]
+        cells = [float(cell.partition("±")[0]) for cell in line.split("│")]
         shown = ("psnr@{}", "psnr@{} from mean", "psnr@{} from random", "ssim@{}", "gain@{}")
         assert cells == pytest.approx([means[column.format(step)] for column in shown], abs=6e-4)
+    assert "Held-out items: these 34 images are two photographs and their crops" in printed
     logged = rows(written / "metrics.csv")[-1]
     for metric in ("psnr", "ssim", "gain"):
         assert float(logged[f"test/{metric}"]) == pytest.approx(means[f"{metric}@0"], abs=1e-4)

@@ -1,6 +1,7 @@
 """``cli.py predict`` and ``python -m tools.codes`` end to end: inputs, outputs, and one-line errors."""
 
 import contextlib
+import re
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_predict_writes_image_error_code_and_table(trained, kind):
         field = torch.cat(list(decode(composer, code, (16, 16)))).double().numpy()
         assert float(row[key]) == pytest.approx(_psnr(field, resized, peak=1), abs=2e-3)
     assert "18 x 40" in printed
+    assert re.search(r"Code size: (64|152) numbers, 0\.\d kB in float32, \d\.\d\d bits per pixel", printed)
     assert "PSNR in dB" in printed
 
 
@@ -252,6 +254,10 @@ def test_interpolation_writes_frames_between_two_codes(encoded, trained, capsys)
 def test_info_prints_the_properties_of_a_code(encoded, trained, capsys):
     printed = _run_codes(capsys, "info", "wide.safetensors")
     assert "18 x 40" in printed
+    size = "64 numbers, 0.3 kB in float32, 2.84 bits per pixel"  # 64 * 32 / (18 * 40)
+    assert printed.count("code size") == printed.count(size) == 1
+    assert read_code("wide.safetensors").facts["bits per pixel"] == "2.844"
+    assert f"decoded from {size}." in _run_codes(capsys, "render", "wide.safetensors", "--checkpoint", trained["ipc"])
     assert read_code("wide.safetensors").model in printed
     assert "that of" in _run_codes(capsys, "info", "wide.safetensors", "--checkpoint", trained["ipc"])
     assert "is another model" in _run_codes(capsys, "info", "wide.safetensors", "--checkpoint", trained["transinr"])
