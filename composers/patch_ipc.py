@@ -28,9 +28,7 @@ class PatchIPC(Composer):
         ValueError: If the encoder and the network divide signals into different patches.
     """
 
-    def __init__(
-        self, network: PatchwiseMLP, encoder: Encoder, codes: PatchCodes | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, network: PatchwiseMLP, encoder: Encoder, codes: PatchCodes | None = None, **kwargs: Any) -> None:
         patch_size = getattr(encoder, "patch_size", network.patch_size)
         if tuple(patch_size) != network.patch_size:
             raise ValueError(

@@ -65,9 +65,7 @@ class MixedPatches(Encoder):
         values = signal_shape[0] * math.prod(sizes)
         self.embed_dim = embed_dim or values
         if self.embed_dim < values:
-            raise ValueError(
-                f"embed_dim is {embed_dim}; a patch has {values} values: set at least {values}, or null."
-            )
+            raise ValueError(f"embed_dim is {embed_dim}; a patch has {values} values: set at least {values}, or null.")
         self.patch_values = values
         self.mixer = GridMixer(self.embed_dim, num_blocks, kernel_size, mlp_ratio, axes)
 
@@ -76,9 +74,7 @@ class MixedPatches(Encoder):
         if isinstance(signal, Views):
             return Layout()
         shape = tuple(signal.shape[2:])
-        return Layout(
-            tuple(math.ceil(size / patch) for size, patch in zip(shape, self.patch_size, strict=True)), shape
-        )
+        return Layout(tuple(math.ceil(size / patch) for size, patch in zip(shape, self.patch_size, strict=True)), shape)
 
     def patches(self, signal: Tensor) -> Tensor:
         """Return the values of all patches ``(B, *grid, P)`` of a signal ``(B, C, *shape)``.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from composers.latents.layout import Latents, Layout
@@ -51,9 +51,7 @@ class PatchCodes(Parametrization[PatchModulations]):
     ) -> None:
         super().__init__()
         if code_dim < 1 or context < 1 or context % 2 == 0:
-            raise ValueError(
-                f"code_dim is {code_dim} and context {context}; they must be at least 1, and context odd."
-            )
+            raise ValueError(f"code_dim is {code_dim} and context {context}; they must be at least 1, and context odd.")
         self.code_dim = code_dim
         self.embed_dim = embed_dim
         self.context = context

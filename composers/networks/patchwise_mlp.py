@@ -74,7 +74,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         patch_size: int | Sequence[int] = 8,
         hidden_dim: int = 64,
         rank: int = 16,
-        overlap: float = 0.0625,
+        overlap: float = 0.125,
         margin: int = 0,
         output_offset: float = 0.5,
     ) -> None:
@@ -157,7 +157,9 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         roughness = 1 + 0.1 * self.encoding.squared_frequencies().double()
         smooth = features / roughness  # minimise the roughness of the solution
         gram = smooth @ features.mT
-        solution = smooth.mT @ torch.linalg.solve(gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)).double(), torch.eye(len(gram)).double())
+        solution = smooth.mT @ torch.linalg.solve(
+            gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)).double(), torch.eye(len(gram)).double()
+        )
         rotation = self.first.weight[: self.input_dim // 2].double()
         half = rotation @ solution  # (F, P / C)
         signed = torch.cat((half, -half)).mT.float()  # (P / C, I)
