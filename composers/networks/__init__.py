@@ -2,9 +2,15 @@
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, ReLU, Sine
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
-from composers.networks.encodings import CosineFeatures, Encoding, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+from composers.networks.encodings import (
+    CosineFeatures,
+    Encoding,
+    FourierFeatures,
+    GaussianFourierFeatures,
+    IdentityEncoding,
+)
 from composers.networks.grid_mixer import GridMixer
-from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, TensorSpec
+from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, PatchSpec, TensorSpec
 from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.scaled_linear import ScaledLinear
 
@@ -25,6 +31,7 @@ __all__ = [
     "IdentityEncoding",
     "Modulations",
     "PatchModulations",
+    "PatchSpec",
     "PatchwiseMLP",
     "ReLU",
     "ScaledLinear",

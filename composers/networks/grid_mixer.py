@@ -14,9 +14,7 @@ class _Block(nn.Module):
     def __init__(self, embed_dim: int, kernel_size: int, mlp_ratio: int, axes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
-        self.convolution = _CONVOLUTIONS[axes - 1](
-            embed_dim, embed_dim, kernel_size, padding="same", groups=embed_dim
-        )
+        self.convolution = _CONVOLUTIONS[axes - 1](embed_dim, embed_dim, kernel_size, padding="same", groups=embed_dim)
         self.mlp_norm = nn.LayerNorm(embed_dim)
         self.expand = nn.Linear(embed_dim, mlp_ratio * embed_dim)
         self.project = nn.Linear(mlp_ratio * embed_dim, embed_dim)
@@ -56,9 +54,7 @@ class GridMixer(nn.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}; it must be odd and at least 1.")
         if not 1 <= axes <= len(_CONVOLUTIONS):
-            raise ValueError(
-                f"The signal has {axes} axes; convolutions mix grids of 1 to {len(_CONVOLUTIONS)} axes."
-            )
+            raise ValueError(f"The signal has {axes} axes; convolutions mix grids of 1 to {len(_CONVOLUTIONS)} axes.")
         self.blocks = nn.ModuleList(_Block(embed_dim, kernel_size, mlp_ratio, axes) for _ in range(num_blocks))
 
     def forward(self, tokens: Tensor) -> Tensor:
