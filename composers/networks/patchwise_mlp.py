@@ -190,18 +190,19 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
             ValueError: If ``coords`` has another ``D``, or another number of instances than the modulations.
         """
         self._check(coords, modulations)
-        shape = coords.shape[:-1] if coords.dim() == 3 else (len(modulations.tokens), len(coords))
+        shape = coords.shape[:-1] if coords.dim() == 3 else (modulations.tokens.shape[0], coords.shape[0])
         with torch.autocast(coords.device.type, enabled=False):
             precision = torch.promote_types(exact(coords).dtype, self.basis.dtype)  # the network may be float64
             patches = [size / patch for size, patch in zip(modulations.extent, self.patch_size, strict=True)]
-            routes = route(coords.to(precision).flatten(0, -2), modulations.grid, patches, self.overlap)
+            flat = coords.to(precision).flatten(0, -2)
+            routes = route(flat, modulations.grid, patches, self.overlap)
         if coords.dim() == 3:
             instance = routes.coord // shape[1]
             routes = routes._replace(patch=routes.patch + instance * math.prod(modulations.grid))
             modulations = modulations.folded()
         values = self._gathered(routes, modulations) if fixed_shapes() else self._grouped(routes, modulations)
         if self.overlap:
-            blended = values.new_zeros(len(values), math.prod(shape) // len(values), self.value_dim)
+            blended = values.new_zeros(values.shape[0], flat.shape[0], self.value_dim)
             values = blended.index_add(1, routes.coord, values * routes.weight.unsqueeze(-1).to(values))
         return values.reshape(*shape, self.value_dim) + self.output_offset
 

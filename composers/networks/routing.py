@@ -74,7 +74,7 @@ def route(coords: Tensor, grid: Sequence[int], patches: Sequence[float], overlap
     for shifted in itertools.product((False, True), repeat=len(grid) if overlap else 0):
         moves = torch.tensor(shifted or (False,) * len(grid), device=coords.device)
         covered = ((side != 0) | ~moves).all(-1)
-        coord = torch.arange(len(coords), device=coords.device)
+        coord = torch.arange(coords.shape[0], device=coords.device)
         if any(shifted) and not fixed_shapes():
             coord = covered.nonzero().squeeze(-1)
         step = side[coord] * moves
