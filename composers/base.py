@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from composers.evaluation import CodeStatistics, Evaluation, measure_training_codes, other_starts
+from composers.evaluation import TRAINING_DATA_ERRORS, CodeStatistics, Evaluation, measure_training_codes, other_starts
 from composers.inference import GradientSteps, Refinement, Start, Trajectory
 from composers.inference.adapt import DivergenceError, check_finite
 from composers.inference.refinement import INNER, NETWORK
@@ -31,6 +31,7 @@ from datamodules.randomness import global_seed, seed_at
 from datamodules.spec import DataSpec, Headline, Modality, agrees, checked
 
 _INITIAL_ITEMS = 1024  # training items
+_INITIAL_VALUES = 1 << 24  # values of all of them together
 
 FieldOf = Callable[[Latents], Field]
 
@@ -99,6 +100,7 @@ class Composer(LightningModule):
         self.training_codes: CodeStatistics | None = None
         self._settings: dict[str, Any] | None = None  # of the optimizer and its schedule
         self._resumed: dict[str, Any] | None = None  # the checkpoint that is about to be restored
+        self._initial = True  # as constructed: neither initialised from data nor loaded
         self.instance_losses: Tensor | None = None  # of the last training step
 
     def _connect(self) -> None:
@@ -137,11 +139,21 @@ class Composer(LightningModule):
             )
 
     def layout(self, observation: Observation) -> Layout:
-        """Return the layout of the latents of an observation, from its shapes alone."""
+        """Return the layout of the latents of an observation, from its shapes alone.
+
+        Raises:
+            ValueError: If start and parametrization divide the signal into different grids.
+        """
         layout = self.start.layout(observation)
-        if layout.grid is None and isinstance(observation.signal, Tensor):
-            return self.parametrization.layout(observation.signal.shape[2:])
-        return layout
+        if not isinstance(observation.signal, Tensor):
+            return layout
+        stated = self.parametrization.layout(observation.signal.shape[2:])
+        if layout.grid is None or stated.grid in (None, layout.grid):
+            return stated if layout.grid is None else layout
+        raise ValueError(
+            f"The start divides the signal into a grid {layout.grid}, and the parametrization into {stated.grid}: set "
+            "patch_size of encoder and network to the same."
+        )
 
     def encode(self, observation: Observation) -> Latents:
         """Return the predicted latents ``(B, ...)`` by name: the start, then the inner loop if there is one.
@@ -355,19 +367,25 @@ class Composer(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, CoordinateDataModule):
             self.check_sizes(data)
-            if stage == "fit":
+            if stage == "fit" and self._initial:
                 self.initialize(data)
 
     def initialize(self, data: CoordinateDataModule) -> None:
         """Initialise parts in closed form from training signals, where they can; the same on every process.
 
-        The first training items are used, shuffled and augmented. A checkpoint that is loaded afterwards overrides the result.
+        The first training items are used, shuffled and augmented, without drawing random numbers. Training does so once,
+        and not after weights were loaded; a checkpoint that is resumed overrides the result. Without training signals, as with
+        posed views, nothing is changed.
         """
-        batches = data.training_batches(_INITIAL_ITEMS)
-        signals = (batch.observation.signal for batch in batches)
-        linear = self.parametrization.initialize(signal for signal in signals if isinstance(signal, Tensor))
+        self._initial = False
+        linear = self.parametrization.initialize(_training_signals(data))
         if linear is not None:
             self.start.initialize(linear)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, which training then keeps rather than initialising parts from its data."""
+        self._initial = False
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the checkpoint of a resumed run until its optimizer exists."""
@@ -516,3 +534,17 @@ class Composer(LightningModule):
                             f"{type(part).__name__} was built for {argument} {given}; {asked} {value}: leave {argument} out of "
                             "the config, or give both the same."
                         )
+
+
+def _training_signals(data: CoordinateDataModule) -> Iterator[Tensor]:
+    """Yield batches of the first training signals ``(B, C, *shape)``; none if the data has none, or posed views."""
+    values = 0
+    try:
+        for batch in data.training_batches(_INITIAL_ITEMS):
+            signal = batch.observation.signal
+            if not isinstance(signal, Tensor) or values > _INITIAL_VALUES:
+                return
+            values += signal.numel()
+            yield signal
+    except TRAINING_DATA_ERRORS:
+        return

@@ -9,6 +9,7 @@ from composers.encoders import Encoder, PerToken
 from composers.inference import Hypernetwork
 from composers.latents import PatchCodes
 from composers.networks import PatchwiseMLP
+from composers.networks.patch_grid import patch_sizes
 
 
 class PatchIPC(Composer):
@@ -29,10 +30,9 @@ class PatchIPC(Composer):
     """
 
     def __init__(self, network: PatchwiseMLP, encoder: Encoder, codes: PatchCodes | None = None, **kwargs: Any) -> None:
-        patch_size = getattr(encoder, "patch_size", network.patch_size)
-        if tuple(patch_size) != network.patch_size:
+        patch_size = patch_sizes(getattr(encoder, "patch_size", network.patch_size), network.coord_dim)
+        if patch_size != network.patch_size:
             raise ValueError(
-                f"patch_size of the encoder is {tuple(patch_size)} and that of the network {network.patch_size}: set both to "
-                "the same."
+                f"patch_size of the encoder is {patch_size}, of the network {network.patch_size}: set the same."
             )
         super().__init__(network, codes or PatchCodes(), Hypernetwork(encoder, PerToken()), **kwargs)

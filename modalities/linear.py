@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from composers.evaluation import TRAINING_DATA_ERRORS
+from composers.latents.linear_start import principal_components
+from composers.networks.patch_grid import crop, cut, extend, grid_shape, join
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, unpadded_shape
 from datamodules.spec import LinearPatch
@@ -21,7 +23,6 @@ _MAX_ITEMS = 1024  # training items
 _MAX_VALUES = 1 << 24  # values of all training items together
 _MAX_PRODUCTS = 1 << 32  # of a covariance matrix
 _MIN_PATCHES = 1024  # for large patches
-_SMALLEST_VARIANCE = 1e-12  # relative to the largest; components below it are rounding errors
 
 
 class LinearCode(NamedTuple):
@@ -50,13 +51,12 @@ class LinearCode(NamedTuple):
             patch: Shape of a patch.
             components: Maximum number of components; as many as have a variance if None.
         """
-        patches = torch.cat([to_patches(_complete(signal, patch), patch) for signal in signals])
+        patches = torch.cat([to_patches(crop(signal.unsqueeze(0), patch)[0], patch) for signal in signals])
         limit = max(_MIN_PATCHES, _MAX_PRODUCTS // patches.shape[1] ** 2)
         if len(patches) > limit:
             patches = patches[torch.linspace(0, len(patches) - 1, limit).long()]
-        patches = patches.double()
-        mean = patches.mean(0)
-        return cls(tuple(patch), mean, _principal(patches - mean)[:, :components])
+        principal = principal_components(patches)
+        return cls(tuple(patch), principal.mean, principal.directions[:, :components])
 
     def reconstruct(self, signal: Tensor, components: int | None = None) -> Tensor:
         """Return a signal ``(C, *shape)`` in float64 from the projection of its patches onto the first components.
@@ -170,45 +170,19 @@ def num_patches(shape: Sequence[int], patch: Sequence[int]) -> int:
         >>> num_patches((64, 60), (8, 8)), num_patches((201,), (200,))
         (64, 2)
     """
-    return math.prod(math.ceil(size / side) for size, side in zip(shape, patch, strict=True))
+    return math.prod(grid_shape(shape, patch))
 
 
 def to_patches(signal: Tensor, patch: Sequence[int]) -> Tensor:
     """Return the patches ``(T, P)`` of a signal ``(C, *shape)``, extended by its last values to complete patches."""
-    for axis, (size, side) in enumerate(zip(signal.shape[1:], patch, strict=True), start=1):
-        padded = torch.arange(math.ceil(size / side) * side, device=signal.device)
-        signal = signal.index_select(axis, padded.clamp(max=size - 1))
-    axes = len(patch)
-    for axis in reversed(range(axes)):
-        signal = signal.unflatten(axis + 1, (-1, patch[axis]))  # (C, grid, side, grid, side, ...)
-    order = [*range(1, 2 * axes, 2), 0, *range(2, 2 * axes + 1, 2)]
-    return signal.permute(order).flatten(axes).flatten(0, axes - 1)
+    return cut(extend(signal.unsqueeze(0), patch), patch).flatten(0, -2)
 
 
 def from_patches(patches: Tensor, patch: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Return the signal of a shape ``(C, *shape)`` that `to_patches` cut into patches ``(T, P)``."""
-    channels, *sizes = shape
-    grid = [math.ceil(size / side) for size, side in zip(sizes, patch, strict=True)]
-    axes = len(grid)
-    cells = patches.view(*grid, channels, *patch)  # (*grid, C, *patch)
-    order = [axes, *(part for axis in range(axes) for part in (axis, axes + 1 + axis))]
-    signal = cells.permute(order).reshape(channels, *(count * side for count, side in zip(grid, patch, strict=True)))
-    return signal[(slice(None), *map(slice, sizes))]
-
-
-def _complete(signal: Tensor, patch: Sequence[int]) -> Tensor:
-    """Return a signal without the incomplete patches at the end of every axis that has complete ones."""
-    sizes = (size - size % side if size >= side else size for size, side in zip(signal.shape[1:], patch, strict=True))
-    return signal[(slice(None), *map(slice, sizes))]
-
-
-def _principal(centred: Tensor) -> Tensor:
-    """Return the principal components ``(P, K)`` of centred patches ``(T, P)`` that have a variance."""
-    if len(centred) >= centred.shape[1]:
-        variances, components = torch.linalg.eigh(centred.mT @ centred)
-    else:  # the matrix of scalar products between patches is smaller, and has the same positive eigenvalues
-        variances, weights = torch.linalg.eigh(centred @ centred.mT)
-        components = centred.mT @ weights / variances.clamp(min=torch.finfo(variances.dtype).tiny).sqrt()
-    positive: Tensor = variances > _SMALLEST_VARIANCE * variances[-1]
-    kept: Tensor = components[:, positive].flip(1)
-    return kept
+    sizes = shape[1:]
+    cells = patches.unflatten(0, (1, *grid_shape(sizes, patch)))
+    signal = join(cells, patch)[0]
+    for axis, size in enumerate(sizes, start=1):
+        signal = signal.narrow(axis, 0, size)
+    return signal

@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from composers.encoders.encoder import Encoder
-from composers.encoders.patches import cut
 from composers.latents import Layout
 from composers.networks import GridMixer
+from composers.networks.patch_grid import cut, extend, grid_shape, patch_sizes
 from datamodules.batch import Views
 from datamodules.spec import FromData, open_signal_shape
 
@@ -21,10 +20,10 @@ from datamodules.spec import FromData, open_signal_shape
 class MixedPatches(Encoder):
     """Non-overlapping patches of a signal of any size and up to three axes, mixed by convolutions.
 
-    A token holds the values of its patch, flattened channel by channel, to which the blocks add what neighbours tell; before
-    training, they add nothing. Positions do not enter, so a model encodes signals of any size at their own resolution, at a
-    cost linear in the number of samples. A signal whose size is no multiple of the patch, or that is smaller, is extended by
-    its last values; the padding is not part of any loss or metric.
+    A token holds the values of its patch, flattened channel by channel, to which the blocks add a function of its
+    neighbourhood; before training, they add nothing. Positions do not enter, so a model encodes signals of any size at their
+    own resolution, at a cost linear in the number of samples. A signal whose size is no multiple of the patch, or that is
+    smaller, is extended by its last values; the padding is not part of any loss or metric.
 
     Args:
         signal_shape: ``(C, -1, ...)``, with one -1 per axis; set from the data module on the command line.
@@ -56,13 +55,8 @@ class MixedPatches(Encoder):
             )
         axes = len(signal_shape) - 1
         super().__init__((signal_shape[0], *(-1,) * axes))
-        sizes = (patch_size,) * axes if isinstance(patch_size, int) else tuple(patch_size)
-        if len(sizes) != axes or min(sizes) < 1:
-            raise ValueError(
-                f"patch_size is {patch_size} and the signal has {axes} axes: give one number of at least 1, or one per axis."
-            )
-        self.patch_size = sizes
-        values = signal_shape[0] * math.prod(sizes)
+        self.patch_size = patch_sizes(patch_size, axes)
+        values = signal_shape[0] * math.prod(self.patch_size)
         self.embed_dim = embed_dim or values
         if self.embed_dim < values:
             raise ValueError(f"embed_dim is {embed_dim}; a patch has {values} values: set at least {values}, or null.")
@@ -74,7 +68,7 @@ class MixedPatches(Encoder):
         if isinstance(signal, Views):
             return Layout()
         shape = tuple(signal.shape[2:])
-        return Layout(tuple(math.ceil(size / patch) for size, patch in zip(shape, self.patch_size, strict=True)), shape)
+        return Layout(grid_shape(shape, self.patch_size), shape)
 
     def patches(self, signal: Tensor) -> Tensor:
         """Return the values of all patches ``(B, *grid, P)`` of a signal ``(B, C, *shape)``.
@@ -88,13 +82,7 @@ class MixedPatches(Encoder):
                 f"The signal has shape {tuple(signal.shape[1:])}; this model takes {channels} channels and {axes} axes of at "
                 "least one sample: convert the signal, or use a model that was trained on such signals."
             )
-        grid = self.layout(signal).grid
-        assert grid is not None
-        for axis, (count, patch) in enumerate(zip(grid, self.patch_size, strict=True), start=2):
-            if (size := signal.shape[axis]) != count * patch:
-                places = torch.arange(count * patch, device=signal.device).clamp(max=size - 1)
-                signal = signal.index_select(axis, places)
-        return cut(signal, grid, self.patch_size).unflatten(1, grid)
+        return cut(extend(signal, self.patch_size), self.patch_size)
 
     def tokens(self, signal: Tensor | Views) -> Tensor:
         """Return tokens ``(B, T, E)`` of a signal ``(B, C, *shape)``."""
@@ -103,5 +91,5 @@ class MixedPatches(Encoder):
                 "MixedPatches takes signals (B, C, *shape) but received posed views: choose encoder ViewPatches."
             )
         patches = self.patches(signal)
-        tokens: Tensor = self.mixer(functional.pad(patches, (0, self.embed_dim - patches.shape[-1])))
-        return tokens.flatten(1, -2)
+        tokens: Tensor = self.mixer(functional.pad(patches, (0, self.embed_dim - patches.shape[-1]))).flatten(1, -2)
+        return tokens

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from composers.encoders.encoder import Encoder
 from composers.latents import Layout
+from composers.networks.patch_grid import cut
 from datamodules.batch import Views
 from datamodules.spec import agrees
 
@@ -122,7 +122,7 @@ class Patches(Encoder):
         ends = [count * patch - size for count, patch, size in axes]
         if any(ends):
             padded = functional.pad(padded, [number for end in reversed(ends) for number in (0, end)], mode="reflect")
-        return cut(padded, counts, self.patch_size)
+        return cut(padded, self.patch_size).flatten(1, -2)
 
 
 def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
@@ -138,12 +138,3 @@ def _per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ..
 def _format_size(patch_size: Sequence[int]) -> str:
     """Format a patch size for an error message, as one number if all axes are equal."""
     return str(patch_size[0]) if len(set(patch_size)) == 1 else " x ".join(map(str, patch_size))
-
-
-def cut(signal: Tensor, counts: Sequence[int], patch_size: Sequence[int]) -> Tensor:
-    """Cut a signal ``(B, C, *shape)`` into patches ``(B, T, C * prod(patch_size))``, with ``counts`` patches along the axes."""
-    split = [number for axis in zip(counts, patch_size, strict=True) for number in axis]
-    blocks = signal.reshape(*signal.shape[:2], *split)  # (B, C, n_1, p, n_2, p, ...)
-    axes = range(len(counts))
-    order = [0, *(2 + 2 * axis for axis in axes), 1, *(3 + 2 * axis for axis in axes)]
-    return torch.flatten(blocks.permute(order).flatten(1, len(counts)), 2)

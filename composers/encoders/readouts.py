@@ -115,8 +115,8 @@ class WeightTokens(Readout):
 class PerToken(Readout):
     """Project every token to the entries of the latents at its position, with one Linear per latent.
 
-    The shape of the latents depends on the signal: ``(C, -1, -1)`` is a feature map; ``(C, -1)`` and ``(-1, ...)`` have one
-    entry per token.
+    The shape of the latents depends on the signal: ``(C, -1, -1)`` is a feature map, ``(-1, -1, C)`` the same with channels
+    last; ``(C, -1)`` and ``(-1, ...)`` have one entry per token.
 
     Args:
         zero_init: Whether to initialise the heads to zero, so that all latents are zero before training.
@@ -138,11 +138,11 @@ class PerToken(Readout):
                 f"{ {name: spec.shape for name, spec in latents.items()} }: use readout WeightTokens."
             )
         self.shapes = {name: spec.shape for name, spec in latents.items()}
+        self.patch_values = encoder.patch_values
         self.heads = nn.ModuleDict()
         for name, shape in self.shapes.items():
             fixed = [size for size in shape if size != -1]
             head = nn.Linear(encoder.embed_dim, math.prod(fixed))
-            self.patch_values = encoder.patch_values
             self.heads[module_key(name)] = _zeroed(head) if self.zero_init else head
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class PerToken(Readout):
             heads[0].bias.copy_(linear.bias)
 
     def forward(self, features: Features) -> Latents:
-        """Return the latents: ``(B, C, *grid)``, ``(B, C, T)`` or ``(B, T, ...)``.
+        """Return the latents: ``(B, C, *grid)``, ``(B, C, T)``, ``(B, *grid, ...)`` or ``(B, T, ...)``.
 
         Raises:
             ValueError: If a latent is a map and the features have no grid.
@@ -164,14 +164,14 @@ class PerToken(Readout):
         latents = {}
         for name, shape in self.shapes.items():
             values = self.heads[module_key(name)](features.tokens)  # (B, T, numbers)
-            if shape[0] == -1:
-                latents[name] = values.unflatten(-1, shape[1:])
-            elif shape.count(-1) == 1:
-                latents[name] = values.mT
-            elif features.grid is None:
+            free = shape.count(-1)
+            if free > 1 and features.grid is None:
                 raise ValueError(f"The latent {name} is a map {shape}, and the features of this encoder have no grid.")
+            grid = features.grid if free > 1 and features.grid else (values.shape[1],)
+            if shape[0] == -1:
+                latents[name] = values.unflatten(-1, shape[free:]).unflatten(1, grid)
             else:
-                latents[name] = values.mT.unflatten(-1, features.grid)
+                latents[name] = values.mT.unflatten(-1, grid)
         return latents
 
 

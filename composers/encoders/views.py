@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composers.encoders.encoder import Encoder
-from composers.encoders.patches import cut
+from composers.networks.patch_grid import cut
 from datamodules.batch import Views
 from datamodules.domain import Rays, exact
 
@@ -89,7 +89,7 @@ class ViewPatches(Encoder):
             cameras = (exact(signal.poses), exact(signal.focals))
             rays = Rays().coords((views, *sizes), cameras=cameras).unflatten(-2, (views, *sizes))  # (B, V, H, W, 6)
         channels = torch.cat((exact(signal.images), rays.movedim(-1, 2)), dim=2)  # (B, V, 9, H, W)
-        patches = cut(channels.flatten(0, 1), [size // self.patch_size for size in sizes], [self.patch_size] * 2)
+        patches = cut(channels.flatten(0, 1), [self.patch_size] * 2)
         return patches.reshape(channels.shape[0], self.num_tokens, self.embed_dim)
 
     def _check(self, shape: tuple[int, ...]) -> None:

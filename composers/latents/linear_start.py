@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-_SMALLEST_VARIANCE = 1e-8  # of a direction, relative to the largest
+_SMALLEST_VARIANCE = 1e-12  # relative to the largest; components below it are rounding errors
+_SMALLEST_CODED = 1e-8  # relative to the largest; a code has unit variance, which would amplify components below it
 _PENALTY = 1e-4  # of the regression, relative to the mean variance of its inputs
 
 
@@ -24,26 +25,43 @@ class LinearStart(NamedTuple):
     bias: Tensor
 
 
-def whole_patches(signal: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """Return the values of the complete patches of a signal ``(B, C, *shape)``, channel by channel: ``(B, *grid, P)``."""
-    for axis, size in enumerate(patch_size):
-        count = signal.shape[2 + 2 * axis] // size
-        signal = signal.narrow(2 + 2 * axis, 0, count * size).unflatten(2 + 2 * axis, (count, size))
-    axes = range(len(patch_size))
-    order = [0, *(2 + 2 * axis for axis in axes), 1, *(3 + 2 * axis for axis in axes)]
-    return signal.permute(order).flatten(1 + len(axes))
+class PrincipalComponents(NamedTuple):
+    """Principal components of patches, in float64.
+
+    Attributes:
+        mean: Mean patch ``(P,)``.
+        variances: ``(K,)``, decreasing and positive.
+        directions: Orthonormal columns ``(P, K)``.
+    """
+
+    mean: Tensor
+    variances: Tensor
+    directions: Tensor
 
 
-def principal_directions(patches: Tensor, code_dim: int) -> LinearStart:
-    """Return the projection of patches ``(T, P)`` to their principal components; directions without variance yield 0."""
+def principal_components(patches: Tensor) -> PrincipalComponents:
+    """Return the principal components of patches ``(T, P)`` that have a variance."""
     numbers = patches.double()
     mean = numbers.mean(0)
-    variances, directions = torch.linalg.eigh((numbers - mean).mT @ (numbers - mean) / len(numbers))
-    variances, directions = variances.flip(0)[:code_dim], directions.flip(1)[:, :code_dim]
-    scales = torch.where(variances > _SMALLEST_VARIANCE * variances[0], variances, torch.inf).rsqrt()
-    weight = (directions * scales).mT
-    missing = code_dim - len(weight)  # a code may have more numbers than a patch has values
-    weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+    centred = numbers - mean
+    if len(centred) >= centred.shape[1]:
+        variances, directions = torch.linalg.eigh(centred.mT @ centred)
+    else:  # the matrix of scalar products between patches is smaller, and has the same positive eigenvalues
+        variances, weights = torch.linalg.eigh(centred @ centred.mT)
+        directions = centred.mT @ weights / variances.clamp(min=torch.finfo(variances.dtype).tiny).sqrt()
+    kept = variances > _SMALLEST_VARIANCE * variances[-1]
+    return PrincipalComponents(mean, variances[kept].flip(0) / len(centred), directions[:, kept].flip(1))
+
+
+def whitening(patches: Tensor, code_dim: int) -> LinearStart:
+    """Return the projection of patches ``(T, P)`` to ``code_dim`` principal components, scaled to unit variance.
+
+    Components without variance, and those beyond the number of values of a patch, are 0.
+    """
+    mean, variances, directions = principal_components(patches)
+    coded = (variances > _SMALLEST_CODED * variances[:1]) & (torch.arange(len(variances)) < code_dim)
+    weight = (directions[:, coded] * variances[coded].rsqrt()).mT
+    weight = functional.pad(weight, (0, 0, 0, code_dim - len(weight)))
     return LinearStart(weight.float(), -(weight @ mean).float())
 
 
@@ -53,6 +71,7 @@ def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     mean, target_mean = inputs.mean(0), targets.mean(0)
     centred = inputs - mean
     gram = centred.mT @ centred
-    gram.diagonal().add_(_PENALTY * gram.diagonal().mean())
+    penalty = _PENALTY * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
+    gram.diagonal().add_(penalty)
     weight = torch.linalg.solve(gram, centred.mT @ (targets - target_mean)).mT
     return weight.float(), (target_mean - weight @ mean).float()

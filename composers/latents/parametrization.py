@@ -39,7 +39,7 @@ class Parametrization(nn.Module, ABC, Generic[M]):
         """Return the modulations of latents ``(B, ...)``."""
 
     def layout(self, shape: Sequence[int]) -> Layout:
-        """Return the layout of the latents of signals with ``shape`` samples if the network determines it; else an empty one."""
+        """Return the layout of the latents of signals with ``shape`` samples, for starts that do not encode the signal."""
         return Layout()
 
     def initialize(self, signals: Iterable[Tensor]) -> LinearStart | None:

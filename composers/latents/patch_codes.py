@@ -11,19 +11,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from composers.latents.layout import Latents, Layout
-from composers.latents.linear_start import LinearStart, principal_directions, ridge, whole_patches
+from composers.latents.linear_start import LinearStart, ridge, whitening
 from composers.latents.parametrization import Parametrization
-from composers.networks import CoordinateNetwork, GridMixer, PatchModulations, PatchwiseMLP, ScaledLinear, TensorSpec
+from composers.networks import CoordinateNetwork, GridMixer, PatchModulations, ScaledLinear, TensorSpec
 from composers.networks.neighbours import neighbourhoods
-from datamodules.domain import exact
+from composers.networks.patch_grid import crop, cut, extend, grid_shape
 
 
 class PatchCodes(Parametrization[PatchModulations]):
     """Patch-wise instance patterns: a few numbers per patch, the bottleneck, determine the second layer of that patch.
 
-    The latents are ``codes (B, T, K)``, with ``T`` patches. A shared map expands them to the patterns ``V (I, R)`` of every
-    patch: a linear prediction of the values of the patch from the codes of its neighbourhood, blocks that mix patches, and a
-    Linear. It reads nothing but the codes, so neighbouring patches share context without additional numbers.
+    The latents are ``codes (B, *grid, K)``, with one code per patch. A shared map expands them to the patterns ``V (I, R)`` of
+    every patch: a linear prediction of the values of the patch from the codes of its neighbourhood, blocks that mix patches,
+    and a Linear. It reads nothing but the codes, so neighbouring patches share context without additional numbers.
 
     Before training, `initialize` sets the map to linear coding: the principal components of the training patches (PCA; for
     audio the Karhunen-Loeve transform), decoded by linear regression from the neighbourhood.
@@ -63,22 +63,23 @@ class PatchCodes(Parametrization[PatchModulations]):
         Raises:
             ValueError: If the network has no patches, or ``embed_dim`` is too small.
         """
-        if not isinstance(network, PatchwiseMLP):
+        patches = network.patches
+        if patches is None:
             raise ValueError(
                 f"PatchCodes modulates patches; {type(network).__name__} has none: use network PatchwiseMLP."
             )
-        values, axes = network.values_per_patch, network.coord_dim
+        values, axes = patches.num_values, len(patches.size)
         embed_dim = self.embed_dim or values
         if embed_dim < values:
             raise ValueError(f"embed_dim is {embed_dim}; a patch has {values} values: set at least {values}, or null.")
-        _, width, rank = network.slots["patterns"].shape
-        self.patch_size, self.offset = network.patch_size, network.output_offset
-        self.pattern_shape, self.embedding = (width, rank), embed_dim
-        self.latents = {"codes": TensorSpec((-1, self.code_dim), partial(torch.zeros, 1, self.code_dim))}
+        self.patch_size, self.offset = patches.size, patches.output_offset
+        self.pattern_shape, self.embedding = patches.pattern_shape, embed_dim
+        initial = partial(torch.zeros, *(1,) * axes, self.code_dim)
+        self.latents = {"codes": TensorSpec((*(-1,) * axes, self.code_dim), initial)}
         self.prediction = ScaledLinear(self.code_dim * self.context**axes, values)
         self.mixer = GridMixer(embed_dim, axes=axes, **self.mixing)
-        self.patterns = ScaledLinear(embed_dim, width * rank)
-        self._start_linearly(network.linear_patterns())
+        self.patterns = ScaledLinear(embed_dim, math.prod(patches.pattern_shape))
+        self._start_linearly(patches.linear_patterns())
 
     @torch.no_grad()
     def _start_linearly(self, patterns: Tensor) -> None:
@@ -92,28 +93,25 @@ class PatchCodes(Parametrization[PatchModulations]):
 
     def layout(self, shape: Sequence[int]) -> Layout:
         """Return the grid of patches of a signal with ``shape`` samples."""
-        return Layout(
-            tuple(math.ceil(size / patch) for size, patch in zip(shape, self.patch_size, strict=True)), tuple(shape)
-        )
+        return Layout(grid_shape(shape, self.patch_size), tuple(shape))
 
     def compose(self, latents: Latents, layout: Layout) -> PatchModulations:
         """Return the patterns of all patches.
 
         Raises:
-            ValueError: If the layout has no grid, or another number of patches than the codes.
+            ValueError: If the layout has no grid, or another one than the codes.
         """
         codes = latents["codes"]
-        if layout.grid is None or layout.extent is None or math.prod(layout.grid) != codes.shape[1]:
+        if layout.grid is None or layout.extent is None or layout.grid != codes.shape[1:-1]:
             raise ValueError(
-                f"codes have {codes.shape[1]} patches, and the layout states the grid {layout.grid}: pass the layout of the "
+                f"codes have the grid {tuple(codes.shape[1:-1])}, and the layout states {layout.grid}: pass the layout of the "
                 "observation, as Composer.layout returns it."
             )
-        tokens = self.tokens(codes.unflatten(1, layout.grid)).flatten(1, -2)
+        return PatchModulations(self.tokens(codes).flatten(1, -2), self._expanded, layout.grid, layout.extent)
 
-        def patterns(patch: Tensor) -> Tensor:
-            return self.patterns(tokens.index_select(1, patch)).unflatten(-1, self.pattern_shape)
-
-        return PatchModulations(patterns, len(codes), layout.grid, layout.extent)
+    def _expanded(self, tokens: Tensor) -> Tensor:
+        """Return the patterns ``(..., I, R)`` of tokens ``(..., E)``."""
+        return torch.unflatten(self.patterns(tokens), -1, self.pattern_shape)
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Return the mixed tokens ``(B, *grid, E)`` of codes ``(B, *grid, K)``."""
@@ -128,22 +126,25 @@ class PatchCodes(Parametrization[PatchModulations]):
         factor makes steps independent of the size of the signal, as in COIN++, whose loss is a mean per patch.
         """
         codes = latents["codes"]
-        return {"codes": torch.tensor(float(codes.shape[1]), device=codes.device)}
+        return {"codes": torch.tensor(float(math.prod(codes.shape[1:-1])), device=codes.device)}
 
-    def initialize(self, signals: Iterable[Tensor]) -> LinearStart:
+    def initialize(self, signals: Iterable[Tensor]) -> LinearStart | None:
         """Set the linear prediction to linear coding of the patches of training signals.
 
         Args:
-            signals: Batches of signals ``(B, C, *shape)``; incomplete patches at their ends are left out.
+            signals: Batches of signals ``(B, C, *shape)``. Incomplete patches at their ends are left out where a signal has
+                complete ones.
 
         Returns:
-            The linear map from the values of a patch to its code.
+            The linear map from the values of a patch to its code; None if there are no signals.
         """
-        patches = [whole_patches(signal, self.patch_size) for signal in signals]
+        cropped = [crop(signal, self.patch_size) for signal in signals if signal.numel()]
+        if not cropped:
+            return None
+        patches = [cut(extend(signal, self.patch_size), self.patch_size) for signal in cropped]
         flat = torch.cat([part.flatten(0, -2) for part in patches])
-        start = principal_directions(flat, self.code_dim)
-        codes = [(exact(part) @ start.weight.mT + start.bias) for part in patches]
+        start = whitening(flat, self.code_dim)
+        codes = [part @ start.weight.mT + start.bias for part in patches]
         inputs = torch.cat([neighbourhoods(part, self.context).flatten(0, -2) for part in codes])
-        weight, bias = ridge(inputs, flat - self.offset)
-        self.prediction.assign(weight, bias)
+        self.prediction.assign(*ridge(inputs, flat - self.offset))
         return start

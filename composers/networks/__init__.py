@@ -10,7 +10,7 @@ from composers.networks.encodings import (
     IdentityEncoding,
 )
 from composers.networks.grid_mixer import GridMixer
-from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, TensorSpec
+from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, PatchSpec, TensorSpec
 from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.scaled_linear import ScaledLinear
 
@@ -31,6 +31,7 @@ __all__ = [
     "IdentityEncoding",
     "Modulations",
     "PatchModulations",
+    "PatchSpec",
     "PatchwiseMLP",
     "ReLU",
     "ScaledLinear",

@@ -156,13 +156,6 @@ class CosineFeatures(Encoding):
             features = (features.unsqueeze(-1) * cosines.unsqueeze(-2)).flatten(-2)
         return features
 
-    def squared_frequencies(self) -> Tensor:
-        """Return the sum of ``k ** 2`` over all axes for every feature: ``(width,)``."""
-        squares = torch.zeros(1)
-        for count in self.num_frequencies:
-            squares = (squares.unsqueeze(-1) + torch.arange(count).square()).flatten()
-        return squares
-
 
 def _log_spaced(count: int, highest: float) -> Tensor:
     """Return ``count`` geometrically spaced frequencies from 1 to ``highest``."""

@@ -27,6 +27,25 @@ class TensorSpec(NamedTuple):
     normalized: bool = False
 
 
+class PatchSpec(NamedTuple):
+    """How a network divides signals into patches, each with its own modulations.
+
+    Attributes:
+        size: Samples of a patch along each axis.
+        num_values: ``P``, the values of a patch in all channels.
+        pattern_shape: ``(I, R)`` of the patterns of a patch.
+        output_offset: What the network adds to its output.
+        linear_patterns: Return the patterns ``(P, I, R)`` for each of which the initial network, without ``output_offset``,
+            yields 1 at one value of a patch, flattened channel by channel, and 0 at the others.
+    """
+
+    size: tuple[int, ...]
+    num_values: int
+    pattern_shape: tuple[int, int]
+    output_offset: float
+    linear_patterns: Callable[[], Tensor]
+
+
 class FreeNetwork(NamedTuple):
     """A network all of whose weights belong to single instances, for test-time optimisation.
 
@@ -54,6 +73,11 @@ class CoordinateNetwork(nn.Module, ABC, Generic[M]):
     coord_dim: int
     value_dim: int
     slots: Mapping[str, TensorSpec]
+
+    @property
+    def patches(self) -> PatchSpec | None:
+        """The patches of the signal that have modulations of their own; None if modulations belong to whole signals."""
+        return None
 
     @property
     @abstractmethod

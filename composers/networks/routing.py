@@ -42,6 +42,12 @@ class Groups(NamedTuple):
     place: Tensor
 
 
+def fixed_shapes() -> bool:
+    """Return whether a program is being recorded, in which shapes must not depend on values."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_compiling() or tracing
+
+
 def route(coords: Tensor, grid: Sequence[int], patches: Sequence[float], overlap: float) -> Routes:
     """Return the routes from coordinates to patches.
 
@@ -64,13 +70,12 @@ def route(coords: Tensor, grid: Sequence[int], patches: Sequence[float], overlap
     if overlap:
         distance = torch.minimum(inside, 1 - inside).clamp(0, overlap)
         weight = torch.where(side == 0, 1.0, _smooth(0.5 + distance / (2 * overlap)))
-    everywhere = torch.compiler.is_compiling() or torch.jit.is_tracing()  # keeps shapes independent of the data
     parts = []
     for shifted in itertools.product((False, True), repeat=len(grid) if overlap else 0):
         moves = torch.tensor(shifted or (False,) * len(grid), device=coords.device)
         covered = ((side != 0) | ~moves).all(-1)
-        coord = torch.arange(len(coords), device=coords.device)
-        if not everywhere and any(shifted):
+        coord = torch.arange(coords.shape[0], device=coords.device)
+        if any(shifted) and not fixed_shapes():
             coord = covered.nonzero().squeeze(-1)
         step = side[coord] * moves
         share = torch.where(moves, 1 - weight[coord], weight[coord]).prod(-1)
@@ -92,8 +97,7 @@ def group(patch: Tensor, local: Tensor) -> Groups:
     """
     ordered, order = patch.sort(stable=True)
     _, counts = ordered.unique_consecutive(return_counts=True)
-    largest, mean = int(counts.max()), len(patch) / len(counts)
-    size = max(1, min(largest, round(_MAX_PADDING * mean)))
+    size = min(int(counts.max()), round(_MAX_PADDING * len(patch) / len(counts))) if len(patch) else 1
     starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts, output_size=len(patch))
     rank = torch.arange(len(patch), device=patch.device) - starts  # of a route within its patch
     is_first = rank % size == 0
@@ -101,7 +105,7 @@ def group(patch: Tensor, local: Tensor) -> Groups:
     place = torch.empty_like(order).scatter_(0, order, place_sorted)
     patches = ordered[is_first]
     grouped = local.new_zeros(len(patches) * size, local.shape[1]).index_copy(0, place, local)
-    return Groups(patches, grouped.view(len(patches), size, -1), place)
+    return Groups(patches, grouped.view(len(patches), size, local.shape[1]), place)
 
 
 def _smooth(share: Tensor) -> Tensor:

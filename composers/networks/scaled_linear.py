@@ -28,7 +28,8 @@ class ScaledLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return ``inputs (..., I) @ W.T + b``."""
-        return functional.linear(inputs, self.weight / self.factor, self.bias / self.factor)
+        weight, bias = self.weight / self.factor, self.bias / self.factor
+        return functional.linear(inputs, weight.to(inputs.dtype), bias.to(inputs.dtype))
 
     @torch.no_grad()
     def assign(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from composers.encoders import Features, Patches, PerToken, Transformer, WeightTokens
-from composers.latents import Layout
+from composers.encoders import Features, MixedPatches, Patches, PerToken, Transformer, WeightTokens
+from composers.latents import Layout, LinearStart
 from composers.networks import TensorSpec
 
 E = 12
@@ -151,7 +151,7 @@ def test_latents_that_do_not_fit_weight_tokens_raise_an_error(shapes, num_tokens
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("shape", "grid"),
-    [((5, -1, -1), (2, 3)), ((5, -1), (6,)), ((-1, 4, 3), None), ((-1, 7), (2, 3))],
+    [((5, -1, -1), (2, 3)), ((5, -1), (6,)), ((-1, 4, 3), None), ((-1, 7), (2, 3)), ((-1, -1, 5), (2, 3))],
     ids=str,
 )
 def test_every_token_becomes_the_latent_at_its_position(shape, grid):
@@ -166,7 +166,9 @@ def test_every_token_becomes_the_latent_at_its_position(shape, grid):
     for instance in range(2):
         for token in range(6):
             expected = (weight @ tokens[instance, token] + bias).reshape(fixed)
-            if shape[0] == -1:
+            if shape[:2] == (-1, -1):
+                actual = latent[instance, token // grid[1], token % grid[1]]
+            elif shape[0] == -1:
                 actual = latent[instance, token]
             elif len(grid) == 1:
                 actual = latent[instance, :, token]
@@ -208,3 +210,31 @@ def test_per_token_fills_one_axis_with_all_tokens_of_a_grid():
     expected = readout.heads["tokens"](features.tokens).mT
     assert torch.equal(readout(features)["tokens"], expected)
     assert expected.shape[1:] == Layout((2, 3)).shape((5, -1))
+
+
+@torch.no_grad()
+def test_per_token_starts_as_a_linear_map_from_patches_to_codes():
+    encoder = MixedPatches((1, -1), 4, embed_dim=6, num_blocks=1, kernel_size=3, mlp_ratio=1)
+    linear = LinearStart(torch.rand(3, 4), torch.rand(3))
+    readout = PerToken()
+    readout.connect(encoder, _specs(codes=(-1, 3)))
+    readout.initialize(linear)
+    signal = torch.rand(2, 1, 20)
+    expected = signal.view(2, 5, 4) @ linear.weight.mT + linear.bias
+    torch.testing.assert_close(readout(encoder(signal))["codes"], expected)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shapes"),
+    [
+        (Patches((1, 24), 8), {"codes": (-1, 3)}),  # patches of another size
+        (Patches((1, 24), 4), {"codes": (-1, 3), "others": (-1, 3)}),
+    ],
+    ids=["size", "latents"],
+)
+def test_per_token_keeps_its_parameters_where_the_linear_map_does_not_fit(encoder, shapes):
+    readout = PerToken()
+    readout.connect(encoder, _specs(**shapes))
+    before = {name: value.clone() for name, value in readout.state_dict().items()}
+    readout.initialize(LinearStart(torch.rand(3, 4), torch.rand(3)))
+    assert all(torch.equal(value, before[name]) for name, value in readout.state_dict().items())
