@@ -29,7 +29,7 @@ from datamodules.batch import Observation
 from datamodules.domain import Grid
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "configs" / "experiments"
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -243,7 +243,7 @@ def _coded(
     return observation, decode
 
 
-def _without_graph(function: Callable[..., Result]) -> Callable[..., Result]:
+def _without_graph(function: Callable[..., Returned]) -> Callable[..., Returned]:
     """Return the function without gradients."""
     return torch.no_grad()(function)
 
