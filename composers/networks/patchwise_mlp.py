@@ -211,8 +211,8 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         parts = num_groups if torch.is_grad_enabled() else max(1, _MAX_HELD // per_group)
         alike, others = alike_groups(groups.local)
         shared = groups.local[alike[:1]]
-        batches = [(groups.local[part], part) for part in others.split(parts)]
-        batches += [(shared, part) for part in alike.split(parts)]
+        batches = [(groups.local[part], part) for part in others.split(parts) if len(part)]
+        batches += [(shared, part) for part in alike.split(parts) if len(part)]
         values = [self._values(local, modulations.patterns(groups.patch[part])) for local, part in batches]
         position = torch.cat((others, alike)).argsort()  # of a group in values
         place = position[groups.place // size] * size + groups.place % size

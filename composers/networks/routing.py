@@ -108,13 +108,14 @@ def group(patch: Tensor, local: Tensor) -> Groups:
 def alike_groups(local: Tensor) -> tuple[Tensor, Tensor]:
     """Return the indices of the groups whose positions are those of the middle group, up to rounding, and of all others.
 
-    On a grid of samples, these are most patches, and layers before the modulated one need to be computed for one of them.
-    Where derivatives with respect to positions are needed, no groups are alike.
+    On a grid of samples, these are most patches, and layers before the modulated one need to be computed for one of them. If
+    they are fewer than half, or derivatives with respect to positions are needed, all groups are among the others.
 
     Args:
         local: ``(G, n, D)``, positions relative to the patch.
     """
-    same = ((local - local[len(local) // 2]).abs() <= _ROUNDING).flatten(1).all(1) & (not local.requires_grad)
+    same = ((local - local[len(local) // 2]).abs() <= _ROUNDING).flatten(1).all(1)
+    same &= (2 * same.sum() >= len(same)) & (not local.requires_grad)
     return same.nonzero().squeeze(1), (~same).nonzero().squeeze(1)
 
 

@@ -16,12 +16,12 @@ def _network(axes, overlap):
 def _modulations(network, cells, extent):
     """Return random patterns of two instances."""
     count = torch.tensor(cells).prod()
-    patterns = torch.randn(2, count, network.input_dim, network.rank)
+    patterns = torch.randn(2, count, network.input_dim, network.rank) / network.input_dim**0.5
     return PatchModulations(lambda patch: patterns[:, patch], 2, cells, extent)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.2], ids=["without blending", "blended"])
-@pytest.mark.parametrize(("cells", "extent"), [((5,), (20,)), ((4, 3), (15, 12))], ids=["audio", "cut image"])
+@pytest.mark.parametrize(("cells", "extent"), [((5,), (20,)), ((9, 8), (35, 32))], ids=["audio", "cut image"])
 def test_shared_layers_of_alike_groups_change_no_values(cells, extent, overlap, monkeypatch):
     network = _network(len(cells), overlap)
     modulations, coords = _modulations(network, cells, extent), grid(extent)
@@ -34,8 +34,8 @@ def test_shared_layers_of_alike_groups_change_no_values(cells, extent, overlap, 
     )
     actual = network(coords, modulations)
     assert sizes[-1][0] == 1 < sizes[-1][1]  # one group of positions for several patches
-    expected = torch.cat([network(coord[None], modulations) for coord in coords], dim=1)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    expected = torch.cat([network(coord[None], modulations) for coord in coords[::5]], dim=1)
+    torch.testing.assert_close(actual[:, ::5], expected, atol=1e-5, rtol=0)
 
 
 def test_derivatives_with_respect_to_coordinates_belong_to_their_own_group():
@@ -55,3 +55,8 @@ def test_alike_groups_are_those_of_the_middle_up_to_rounding():
     local = torch.tensor([[0.5, 0.6], [0.1, 0.2], [0.1, 0.2], [0.10001, 0.2], [0.1, 0.3]])[..., None]
     alike, others = alike_groups(local)
     assert (alike.tolist(), others.tolist()) == ([1, 2, 3], [0, 4])
+
+
+def test_few_groups_are_not_alike():
+    alike, others = alike_groups(torch.arange(5.0).view(5, 1, 1))
+    assert (alike.tolist(), others.tolist()) == ([], [0, 1, 2, 3, 4])
