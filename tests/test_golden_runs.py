@@ -20,6 +20,7 @@ GOLDEN = TESTS / "golden" / "training"
 LOSSES = GOLDEN / "losses.json"
 PRESETS = (
     "ipc",
+    "patch_ipc",
     "transinr",
     "meta_ipc",
     "learned_init",

@@ -19,6 +19,7 @@ from composers.networks.scaled_linear import ScaledLinear
 from datamodules.domain import exact
 from datamodules.spec import FromData, coord_dim, value_dim
 
+_PAIR_BIAS = 1e-3
 _MAX_HELD = 1 << 25  # floats of all instances in one pass without gradients
 
 
@@ -124,7 +125,8 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         """Initialise the weights such that outputs are linear in the patterns.
 
         Pairs of units with opposite signs represent a number exactly: ``relu(h) - relu(-h) = h``. The first layer holds an
-        orthogonal basis of the features in such pairs, and the first ``C`` columns of the patterns reach the outputs in pairs.
+        orthogonal basis of the features in such pairs, and the first ``C`` columns of the patterns reach the outputs in pairs,
+        whose small biases cancel: patterns of zero, at which ReLU has no derivative, have a gradient.
         """
         rotation = torch.linalg.qr(torch.randn(self.input_dim // 2, self.input_dim // 2)).Q
         self.first.weight.copy_(torch.cat((rotation, -rotation)))
@@ -134,9 +136,10 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         self.basis[: self.value_dim, pairs:] *= 0.3
         output = torch.zeros(self.value_dim, self.hidden_dim)
         for channel in channels:
-            self.basis[channel, 2 * channel : 2 * channel + 2] = torch.tensor([1.0, -1.0])
-            output[channel, 2 * channel : 2 * channel + 2] = torch.tensor([1.0, -1.0])
-        self.last.assign(output)
+            pair = slice(2 * channel, 2 * channel + 2)
+            self.basis[channel, pair] = output[channel, pair] = torch.tensor([1.0, -1.0])
+            self.bias[pair] = _PAIR_BIAS * output[channel, pair]
+        self.last.assign(output, torch.full((self.value_dim,), -_PAIR_BIAS))
 
     @property
     def floats_per_coord(self) -> int:

@@ -14,7 +14,8 @@ from datamodules import SamplePhotos
 from datamodules.batch import Observation, Samples
 
 COMBINATIONS = TESTS / "configs" / "combinations"
-NAMES = ("meta_transinr", "adapted_ipc", "predicted_functa", "auto_decoder")
+ADAPTED = ("meta_transinr", "adapted_ipc", "meta_patches", "adapted_patches")  # by an inner loop
+NAMES = (*ADAPTED, "predicted_functa", "auto_decoder")
 STEPS = 12  # of training, in four epochs
 OUTER = "--model.init_args.inner.init_args.rule.init_args.outer"
 
@@ -38,6 +39,11 @@ def trained(tmp_path_factory):
 def _weights(run_folder):
     """Return the checkpoint of a run, as an option."""
     return ["--ckpt_path", run_folder / "checkpoints" / "last.ckpt"]
+
+
+def _fast(*fast):
+    """Return all names as parameters, of which all but some are slow."""
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in NAMES]
 
 
 def _training_batch(size=4):
@@ -72,20 +78,23 @@ def test_every_code_of_an_auto_decoder_is_trained(trained):
     assert (first != last).flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "adapted_ipc" else [pytest.mark.slow]) for name in NAMES]
-)
-def test_test_and_prediction_follow(trained, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", _fast("adapted_ipc", "adapted_patches"))
+def test_test_follows(trained, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    weights = _weights(trained(name))
-    run("test", "--config", COMBINATIONS / f"{name}.yaml", *weights, NAME, "tested")
+    run("test", "--config", COMBINATIONS / f"{name}.yaml", *_weights(trained(name)), NAME, "tested")
     instances = rows("runs/tested/version_0/test_instances.csv")
     assert len(instances) == 34
     assert all(0 < float(row["psnr@0"]) < 60 for row in instances)
-    if name in ("meta_transinr", "adapted_ipc"):
+    if name in ADAPTED:
         for row in instances:
             assert float(row["psnr@2 of the inner loop"]) == pytest.approx(float(row["psnr@0"]), abs=1e-3)
             assert float(row["psnr@2 of the inner loop"]) > float(row["psnr@0 of the inner loop"])
+
+
+@pytest.mark.parametrize("name", [part for part in _fast("adapted_ipc") if part.values != ("adapted_patches",)])
+def test_prediction_follows(trained, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = _weights(trained(name))
     pixels = torch.randint(0, 256, (20, 30, 3), dtype=torch.uint8).numpy()
     Image.fromarray(pixels).save("noise.png")
     run("predict", *weights, "--images", "noise.png", "--scale", 2)
@@ -96,7 +105,8 @@ def test_test_and_prediction_follow(trained, name, tmp_path, monkeypatch):
     composer = composers.load(weights[1])
     code = read_code("predictions/noise.safetensors")
     code.check(composer)
-    shapes = {key: (1, *spec.shape) for key, spec in composer.parametrization.latents.items()}
+    latents = composer.parametrization.latents
+    shapes = {key: (1, *code.layout.shape(spec.shape)) for key, spec in latents.items()}
     assert {key: tuple(latent.shape) for key, latent in code.latents.items()} == shapes
 
 

@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 import composers
 from composers import Composer, Refinement
-from composers.codes import decode, read_code
+from composers.codes import InstanceCode, decode, encoded, fingerprint, read_code, steps_taken
 from composers.rendering import PointRenderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.configuration import load_layers
 from datamodules.domain import Grid
 from datamodules.spec import DataSpec, declared
+from datamodules.tiles import whole
 from modalities import Images
-from modalities.images import encode
 
 SHAPE = (8, 8)
 SPEC = DataSpec(Grid.unit(2), 3, (3, *SHAPE), Images(), num_instances=12)
@@ -31,6 +31,9 @@ SIZES = {  # arguments of parts, by class
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
     "Sine": {"omega": 5},
     "Patches": {"patch_size": 4, "padding": 0},
+    "PatchwiseMLP": {"patch_size": 4, "hidden_dim": 8, "rank": 3},
+    "MixedPatches": {"patch_size": 4, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1},
+    "PatchCodes": {"code_dim": 6, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1},
     "Transformer": {"embed_dim": 12, "num_blocks": 2, "num_heads": 3, "residual_dropout": 0.0},
     "Functa": {"latent_dim": 6},
 }
@@ -70,8 +73,9 @@ def _build(name):
     """Return the tiny composer of a YAML, in evaluation mode, with disturbed biases."""
     torch.manual_seed(0)
     composer = composers.build(_tiny(MODELS[name])).eval()
-    for bias in composer.network.biases.values():
-        torch.nn.init.normal_(bias, std=0.3)
+    for name, parameter in composer.network.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
     return composer
 
 
@@ -93,6 +97,17 @@ def composer(request):
 def pixels():
     """Return an image."""
     return torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
+
+
+def _encode(composer, pixels, refinement=None):
+    """Return the code of an image at its own size."""
+    refinement = refinement or composer.refinement
+    signal = pixels[None].float() / 255
+    observation = Observation(signal, Samples(Grid.unit(2).coords(SHAPE), signal.flatten(2).mT))
+    latents, layout = encoded(composer, [observation], refinement), composer.layout(observation)
+    facts = steps_taken(composer, refinement.steps)
+    domain = Grid.unit(2)
+    return InstanceCode(latents, [whole(SHAPE)], SHAPE, fingerprint(composer), "", facts, domain=domain, layout=layout)
 
 
 def _decoded(composer, code, shape=None):
@@ -117,7 +132,7 @@ def test_a_preset_only_names_its_parts(preset):
 
 
 def test_a_code_file_round_trips(composer, pixels, tmp_path):
-    code = encode(composer, pixels, refinement=Refinement(2))
+    code = _encode(composer, pixels, refinement=Refinement(2))
     code.save(tmp_path / "code.safetensors")
     restored = read_code(tmp_path / "code.safetensors")
     assert restored.latents.keys() == code.latents.keys() == composer.parametrization.latents.keys()
@@ -130,14 +145,14 @@ def test_a_code_file_round_trips(composer, pixels, tmp_path):
 
 
 def test_a_decoded_code_equals_the_rendered_latents(composer, pixels):
-    code = encode(composer, pixels)
+    code = _encode(composer, pixels)
     with torch.no_grad():
         values = composer.render(composer.compose(code.latents, code.layout), Grid.unit(2).coords(SHAPE))[0]
     torch.testing.assert_close(_decoded(composer, code).flatten(0, 1), values, atol=1e-5, rtol=0)
 
 
 def test_decoding_at_three_times_the_size_agrees_at_shared_centres(composer, pixels):
-    code = encode(composer, pixels)
+    code = _encode(composer, pixels)
     enlarged = _decoded(composer, code, tuple(3 * size for size in SHAPE))
     torch.testing.assert_close(enlarged[1::3, 1::3], _decoded(composer, code), atol=1e-4, rtol=0)
 

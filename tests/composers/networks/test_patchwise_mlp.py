@@ -172,6 +172,17 @@ def test_autocast_keeps_routes_and_values_in_float32():
 
 
 @torch.no_grad()
+def test_a_network_in_bfloat16_computes_with_exact_coordinates():
+    network = _network(2, 0.125)
+    modulations, coords = _modulations(network, (8, 7)), _coords(2, 30)
+    exact = network(coords, modulations)
+    network.bfloat16()
+    rounded = network(coords, modulations._replace(tokens=modulations.tokens.bfloat16()))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("overlap", [0.0, 0.0625, 0.125, 0.3, 0.5])
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_linear_patterns_yield_one_at_one_value(axes, overlap):
