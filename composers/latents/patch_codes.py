@@ -19,7 +19,6 @@ from composers.networks.neighbours import neighbourhoods
 from composers.networks.patch_grid import crop, cut, extend, grid_shape
 from datamodules.domain import exact
 
-
 _CHUNK = 8192  # patches
 
 
