@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composers.networks.encodings import CosineFeatures
-from composers.networks.network import CoordinateNetwork, PatchSpec, TensorSpec
+from composers.networks.network import CoordinateNetwork, PatchSpec
 from composers.networks.patch_grid import patch_sizes
 from composers.networks.routing import Routes, fixed_shapes, group, route
 from composers.networks.scaled_linear import ScaledLinear
@@ -117,8 +116,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         self.bias = nn.Parameter(torch.zeros(hidden_dim))
         self.last = ScaledLinear(hidden_dim, value_dim)
         self._pass_through()
-        shape = (-1, self.input_dim, rank)
-        self.slots = {"patterns": TensorSpec(shape, partial(torch.zeros, 1, *shape[1:]))}
+        self.slots = {}  # `patches` describes the modulations
 
     @torch.no_grad()
     def _pass_through(self) -> None:
