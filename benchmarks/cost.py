@@ -1,12 +1,14 @@
 """Training cost of an experiment, counted without its data: ``python -m benchmarks.cost --config FILE``.
 
 The cost is the number of floating-point operations of all matrix products, forward and backward, including the inner loop, on
-random signals. They are counted on fake tensors, without computing anything, so that a laptop can count any experiment.
+random signals. They are counted on fake tensors, without computing anything, so that a laptop can count any experiment. Only
+networks with patches compute a step, because the number of their routes depends on coordinates.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -185,23 +188,52 @@ def count(config: Path, batch_size: int | None = None) -> Cost:
     composer, data, epochs = build(config)
     batch = random_batch(data, batch_size or data.batch_size)
     step = ForwardAndBackward(composer)
-    shapes = FakeTensorMode()  # its tensors have a shape and a device, but no values
-    state = dict(step.named_parameters()) | dict(step.named_buffers())
-    state, fake_batch = tree_map_only(Tensor, shapes.from_tensor, (state, batch))
-    conditions = AssumeTrue()  # type: ignore[no-untyped-call]  # of torch
     # Fused attention kernels differ in what they recompute, and are not counted on a CPU.
-    with shapes, conditions, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, latents = functional_call(step, state, (fake_batch,))
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            latents, step_flop = _count_on_fake_tensors(step, batch)
+        except DynamicOutputShapeException:
+            with counter() as counted:
+                _, latents = step(batch)
+            step_flop = counted.get_total_flops()
     return Cost(
         parameters=sum(parameter.numel() for parameter in composer.parameters()),
         tokens=composer.start.facts().get("tokens"),
         code_size=sum(latent[0].numel() for latent in latents.values()),
         coordinates=batch.query.coords.shape[-2],
         batch_size=len(batch.names),
-        step_flop=counter.get_total_flops(),
+        step_flop=step_flop,
         epochs=epochs,
         items=published_items(data),
     )
+
+
+def counter() -> FlopCounterMode:
+    """Return a counter of operations; that of torch counts the backward pass of depthwise convolutions as a dense one."""
+    return FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _count_convolution_backward}
+    )
+
+
+def _count_convolution_backward(
+    grad_shape: torch.Size, signal_shape: torch.Size, weight_shape: torch.Size, *arguments: Any, **_: Any
+) -> int:
+    """Return twice the operations of a forward pass, or once where only one gradient is needed."""
+    transposed, wanted = arguments[4], arguments[7]
+    positions = signal_shape if transposed else grad_shape
+    forward = 2 * positions[0] * math.prod(positions[2:]) * math.prod(weight_shape)
+    return int(forward * sum(wanted[:2]))
+
+
+def _count_on_fake_tensors(step: ForwardAndBackward, batch: CoordinateBatch) -> tuple[Latents, int]:
+    """Return the latents of a training step, and its operations, without computing anything."""
+    shapes = FakeTensorMode()  # its tensors have a shape and a device, but no values
+    state = dict(step.named_parameters()) | dict(step.named_buffers())
+    state, fake_batch = tree_map_only(Tensor, shapes.from_tensor, (state, batch))
+    conditions = AssumeTrue()  # type: ignore[no-untyped-call]  # of torch
+    with shapes, conditions, counter() as counted:
+        _, latents = functional_call(step, state, (fake_batch,))
+    return latents, counted.get_total_flops()
 
 
 def published_items(data: CoordinateDataModule) -> int | None:

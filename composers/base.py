@@ -378,9 +378,9 @@ class Composer(LightningModule):
         posed views, nothing is changed.
         """
         self._initial = False
-        linear = self.parametrization.initialize(_training_signals(data))
-        if linear is not None:
-            self.start.initialize(linear)
+        mixture = self.parametrization.initialize(_training_signals(data))
+        if mixture is not None:
+            self.start.initialize(mixture)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights, which training then keeps rather than initialising parts from its data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from composers.base import Composer
-from composers.encoders import Encoder, PerToken
+from composers.encoders import Encoder, PatchProjection
 from composers.inference import Hypernetwork
 from composers.latents import PatchCodes
 from composers.networks import PatchwiseMLP
@@ -35,4 +35,5 @@ class PatchIPC(Composer):
             raise ValueError(
                 f"patch_size of the encoder is {patch_size}, of the network {network.patch_size}: set the same."
             )
-        super().__init__(network, codes or PatchCodes(), Hypernetwork(encoder, PerToken()), **kwargs)
+        codes = codes or PatchCodes()
+        super().__init__(network, codes, Hypernetwork(encoder, PatchProjection(codes.num_clusters)), **kwargs)

@@ -22,7 +22,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
     """Base class of data modules for signals on regular grids with any number of axes.
 
     A subclass defines `spec`, and assigns data sets of `Signal` to ``train_set``, ``val_set`` and ``test_set`` in `setup`. It
-    may define ``augmentation``, random changes of training items, and `observe`, the part of a signal that a model sees.
+    may define ``augmentation``, random changes of training items, ``detail``, the samples of training items along each axis per
+    sample that a model observes, and `observe`, the part of a signal that a model sees.
     ``collate`` combines items into a batch in the loading process; if items cannot be stacked, it returns another type, and the
     subclass overrides `to_coordinates`. ``skipped`` lists the reasons why files are skipped, by path, and ``notes`` lists
     remarks on the data, by name.
@@ -45,6 +46,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     val_set: Dataset[Signal]
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
+    detail: int = 1
     modality: Modality = Modality()
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
@@ -193,6 +195,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
         signal = batch.values.float().div_(255) if batch.values.dtype == torch.uint8 else batch.values
         shape: tuple[int, ...] | None = tuple(signal.shape[2:])
         assert shape is not None
+        if self.detail > 1 and shape == tuple(self.detail * size for size in self.spec.signal_shape[1:]):
+            return self._finer_coordinates(signal, batch, training=training, step=step)
         domain = self.spec.domain
         coords = domain.coords(shape, device=signal.device)  # (N, D)
         values = signal.flatten(2).mT  # (B, N, C)
@@ -209,6 +213,33 @@ class CoordinateDataModule(LightningDataModule, ABC):
             samples = Samples(domain.coords(observed.shape[2:], device=signal.device), observed.flatten(2).mT)
         index = torch.as_tensor(batch.instance, device=signal.device) if training else None
         return CoordinateBatch(Observation(observed, samples, index), query, shape, list(batch.name))
+
+    def _finer_coordinates(self, signal: Tensor, batch: Signal, *, training: bool, step: int) -> CoordinateBatch:
+        """Return the batch of training signals with more samples than the model observes; see ``detail``.
+
+        The values at one position within every observed sample are compared: its centre or, in every second training step on
+        average, that of one of the finer samples, the same in all instances.
+        """
+        observed = self.coarser(signal)
+        coarse = self.to_coordinates(batch._replace(values=observed), training=training, step=step)
+        generator = generator_at(global_seed(), "detail", step)
+        if not training or torch.rand((), generator=generator) < 0.5:
+            return coarse
+        offsets = torch.randint(self.detail, (signal.dim() - 2,), generator=generator).tolist()
+        sizes = observed.shape[2:]
+        places = [
+            torch.arange(size, dtype=torch.float64, device=signal.device) + (offset + 0.5) / self.detail
+            for size, offset in zip(sizes, offsets, strict=True)
+        ]
+        finer = signal[(..., *(slice(offset, None, self.detail) for offset in offsets))]
+        query = Samples(self.spec.domain.at(places, sizes), finer.flatten(2).mT)
+        return coarse._replace(query=query, shape=None)
+
+    def coarser(self, signal: Tensor) -> Tensor:
+        """Return signals ``(B, C, *shape)`` with ``detail`` times fewer samples along every axis, the means of finer ones."""
+        for axis in range(2, signal.dim()):
+            signal = signal.unflatten(axis, (-1, self.detail)).mean(axis + 1)
+        return signal
 
     def observe(self, signal: Tensor) -> Tensor:
         """Return what a model observes of signals ``(B, C, *shape)``: all by default, fewer samples for super-resolution.

@@ -15,6 +15,23 @@ Address = tuple[int, int]
 Augmentation = Callable[[Signal, torch.Generator], Signal]
 
 
+class Chain:
+    """Random changes that are applied one after another.
+
+    Args:
+        changes: The changes in their order.
+    """
+
+    def __init__(self, *changes: Augmentation) -> None:
+        self.changes = changes
+
+    def __call__(self, item: Signal, generator: torch.Generator) -> Signal:
+        """Return a changed copy of an item."""
+        for change in self.changes:
+            item = change(item, generator)
+        return item
+
+
 class AddressSampler(DistributedSampler[Address]):
     """Distributed sampler of (epoch, index) whose global batches do not depend on the number of processes.
 

@@ -2,6 +2,7 @@
 
 from composers.encoders.encoder import Encoder, Features
 from composers.encoders.mixed_patches import MixedPatches
+from composers.encoders.patch_projection import PatchProjection
 from composers.encoders.patches import Patches
 from composers.encoders.readouts import PerToken, Readout, WeightTokens
 from composers.encoders.transformer import Transformer
@@ -11,6 +12,7 @@ __all__ = [
     "Encoder",
     "Features",
     "MixedPatches",
+    "PatchProjection",
     "Patches",
     "PerToken",
     "Readout",

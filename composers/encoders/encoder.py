@@ -35,8 +35,8 @@ class Encoder(nn.Module, ABC):
         embed_dim: ``E``, numbers of a token.
         num_tokens: ``T``, tokens of a signal; None where it depends on the signal.
         signal_shape: ``(C, *shape)`` of the signals it takes, -1 for an axis of any size; None if unknown.
-        patch_values: Leading numbers of a token that, before training, are the values of its patch, flattened channel by
-            channel; 0 where tokens hold something else.
+        patch_values: Leading numbers of a token that are the values of its patch, flattened channel by channel; 0 where tokens
+            do not hold them.
     """
 
     from_data: ClassVar[FromData] = {"signal_shape": signal_shape}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,15 +21,15 @@ from datamodules.spec import FromData, open_signal_shape
 class MixedPatches(Encoder):
     """Non-overlapping patches of a signal of any size and up to three axes, mixed by convolutions.
 
-    A token holds the values of its patch, flattened channel by channel, to which the blocks add a function of its
-    neighbourhood; before training, they add nothing. Positions do not enter, so a model encodes signals of any size at their
+    A token holds the values of its patch, flattened channel by channel, then ``embed_dim`` features, which are the same values
+    and zeros before training, and to which the blocks add functions of the neighbourhood. Positions do not enter, so a model encodes signals of any size at their
     own resolution, at a cost linear in the number of samples. A signal whose size is no multiple of the patch, or that is
     smaller, is extended by its last values; the padding is not part of any loss or metric.
 
     Args:
         signal_shape: ``(C, -1, ...)``, with one -1 per axis; set from the data module on the command line.
         patch_size: Samples along each axis of a patch; or one number per axis.
-        embed_dim: ``E``, numbers of a token, at least the values of a patch, to which it is set if None.
+        embed_dim: Number of features of a token, at least the values of a patch, to which it is set if None.
         num_blocks: Number of blocks.
         kernel_size: Patches along each axis that a block combines, odd.
         mlp_ratio: Hidden width of the blocks in multiples of ``embed_dim``.
@@ -57,11 +58,12 @@ class MixedPatches(Encoder):
         super().__init__((signal_shape[0], *(-1,) * axes))
         self.patch_size = patch_sizes(patch_size, axes)
         values = signal_shape[0] * math.prod(self.patch_size)
-        self.embed_dim = embed_dim or values
-        if self.embed_dim < values:
+        self.num_features = embed_dim or values
+        self.embed_dim = values + self.num_features
+        if self.num_features < values:
             raise ValueError(f"embed_dim is {embed_dim}; a patch has {values} values: set at least {values}, or null.")
         self.patch_values = values
-        self.mixer = GridMixer(self.embed_dim, num_blocks, kernel_size, mlp_ratio, axes)
+        self.mixer = GridMixer(self.num_features, num_blocks, kernel_size, mlp_ratio, axes)
 
     def layout(self, signal: Tensor | Views) -> Layout:
         """Return the number of patches and of samples along every axis of a signal ``(B, C, *shape)``."""
@@ -91,5 +93,5 @@ class MixedPatches(Encoder):
                 "MixedPatches takes signals (B, C, *shape) but received posed views: choose encoder ViewPatches."
             )
         patches = self.patches(signal)
-        tokens: Tensor = self.mixer(functional.pad(patches, (0, self.embed_dim - patches.shape[-1]))).flatten(1, -2)
-        return tokens
+        features = self.mixer(functional.pad(patches, (0, self.num_features - patches.shape[-1])))
+        return torch.cat((patches, features.to(patches)), dim=-1).flatten(1, -2)

@@ -11,7 +11,7 @@ from torch import nn
 
 from composers.encoders.encoder import Encoder, Features
 from composers.encoders.transformer import Transformer
-from composers.latents import Latents, LinearStart, module_key
+from composers.latents import Latents, PatchMixture, module_key
 from composers.networks import TensorSpec
 
 
@@ -36,7 +36,7 @@ class Readout(nn.Module, ABC):
     def forward(self, features: Features) -> Latents:
         """Return the latents ``(B, ...)`` by name."""
 
-    def initialize(self, linear: LinearStart) -> None:
+    def initialize(self, mixture: PatchMixture) -> None:
         """Set the parameters to a linear map from patches to latents, where features hold patches; else do nothing."""
 
 
@@ -144,16 +144,6 @@ class PerToken(Readout):
             fixed = [size for size in shape if size != -1]
             head = nn.Linear(encoder.embed_dim, math.prod(fixed))
             self.heads[module_key(name)] = _zeroed(head) if self.zero_init else head
-
-    @torch.no_grad()
-    def initialize(self, linear: LinearStart) -> None:
-        """Set the head to a linear map from patches to codes if there is one latent, and tokens hold patches."""
-        codes, values = linear.weight.shape
-        heads = list(self.heads.values())
-        if values == self.patch_values and len(heads) == 1 and isinstance(heads[0], nn.Linear):
-            heads[0].weight.zero_()
-            heads[0].weight[:codes, :values] = linear.weight
-            heads[0].bias.copy_(linear.bias)
 
     def forward(self, features: Features) -> Latents:
         """Return the latents: ``(B, C, *grid)``, ``(B, C, T)``, ``(B, *grid, ...)`` or ``(B, T, ...)``.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from composers.encoders import Encoder, Readout
-from composers.latents import Latents, Layout, LinearStart, module_key
+from composers.latents import Latents, Layout, PatchMixture, module_key
 from composers.networks import TensorSpec
 from datamodules.batch import Observation
 from datamodules.spec import FromData, signal_shape, training_instances
@@ -43,7 +43,7 @@ class Start(nn.Module, ABC):
     def forward(self, observation: Observation, layout: Layout) -> Latents:
         """Return the latents ``(B, ...)`` by name."""
 
-    def initialize(self, linear: LinearStart) -> None:
+    def initialize(self, mixture: PatchMixture) -> None:
         """Set the parameters to a linear map from patches to latents, where a start predicts them; else do nothing."""
 
     def facts(self) -> dict[str, str]:
@@ -75,9 +75,9 @@ class Hypernetwork(Start):
         """Connect the readout to the encoder and the latents."""
         self.readout.connect(self._encoder, latents)
 
-    def initialize(self, linear: LinearStart) -> None:
+    def initialize(self, mixture: PatchMixture) -> None:
         """Initialise the readout."""
-        self.readout.initialize(linear)
+        self.readout.initialize(mixture)
 
     def layout(self, observation: Observation) -> Layout:
         """Return the grid of the encoder's tokens."""

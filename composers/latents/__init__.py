@@ -3,7 +3,7 @@
 from composers.latents.column_scales import ColumnScales
 from composers.latents.direct import Direct
 from composers.latents.layout import Latents, Layout, module_key
-from composers.latents.linear_start import LinearStart
+from composers.latents.mixture import PatchMixture
 from composers.latents.low_rank import LowRank
 from composers.latents.parametrization import Parametrization
 from composers.latents.patch_codes import PatchCodes
@@ -14,10 +14,10 @@ __all__ = [
     "Direct",
     "Latents",
     "Layout",
-    "LinearStart",
     "LowRank",
     "Parametrization",
     "PatchCodes",
+    "PatchMixture",
     "Shifts",
     "module_key",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from composers.latents.layout import Latents, Layout
-from composers.latents.linear_start import LinearStart
+from composers.latents.mixture import PatchMixture
 from composers.networks import CoordinateNetwork, TensorSpec
 from datamodules.domain import exact
 
@@ -42,7 +42,7 @@ class Parametrization(nn.Module, ABC, Generic[M]):
         """Return the layout of the latents of signals with ``shape`` samples, for starts that do not encode the signal."""
         return Layout()
 
-    def initialize(self, signals: Iterable[Tensor]) -> LinearStart | None:
+    def initialize(self, signals: Iterable[Tensor]) -> PatchMixture | None:
         """Initialise parameters from training signals in closed form, where a parametrization can; else do nothing.
 
         Args:

@@ -11,30 +11,41 @@ from torch import Tensor
 from torch.nn import functional
 
 from composers.latents.layout import Latents, Layout
-from composers.latents.linear_start import LinearStart, ridge, whitening
+from composers.latents.linear_start import principal_components, ridge
+from composers.latents.mixture import PatchMixture, fit_mixture
 from composers.latents.parametrization import Parametrization
 from composers.networks import CoordinateNetwork, GridMixer, PatchModulations, ScaledLinear, TensorSpec
 from composers.networks.neighbours import neighbourhoods
 from composers.networks.patch_grid import crop, cut, extend, grid_shape
+from datamodules.domain import exact
+
+
+_CHUNK = 8192  # patches
 
 
 class PatchCodes(Parametrization[PatchModulations]):
     """Patch-wise instance patterns: a few numbers per patch, the bottleneck, determine the second layer of that patch.
 
     The latents are ``codes (B, *grid, K)``, with one code per patch. A shared map expands them to the patterns ``V (I, R)`` of
-    every patch: a linear prediction of the values of the patch from the codes of its neighbourhood, blocks that mix patches,
-    and a Linear. It reads nothing but the codes, so neighbouring patches share context without additional numbers.
+    every patch: the values of the patch, linear in its code within each cluster of patches, a linear correction from the
+    neighbourhood, blocks that mix patches, and a Linear. It reads nothing but the codes, so neighbouring patches share context
+    without additional numbers.
 
-    Before training, `initialize` sets the map to linear coding: the principal components of the training patches (PCA; for
-    audio the Karhunen-Loeve transform), decoded by linear regression from the neighbourhood.
+    With several clusters, the first number of a code is the index of the cluster, which gradient steps leave unchanged, and
+    the others are coordinates along its directions: busy and smooth patches, edges and textures are coded in directions of
+    their own.
+
+    Before training, `initialize` computes all linear maps from training data in closed form (`fit_mixture`, then a regression
+    from the neighbourhood). With one cluster, this is linear coding: PCA; for audio, the Karhunen-Loeve transform (KLT).
 
     Args:
-        code_dim: ``K``, numbers per patch.
+        code_dim: ``K``, numbers per patch, at least 2 with several clusters.
+        num_clusters: ``X``, clusters of patches.
         embed_dim: Width of the tokens that the blocks mix, at least the values of a patch, to which it is set if None.
         num_blocks: Number of blocks behind the bottleneck.
         kernel_size: Patches along each axis that a block combines, odd.
         mlp_ratio: Hidden width of the blocks in multiples of ``embed_dim``.
-        context: Patches along each axis of the neighbourhood of the linear prediction, odd.
+        context: Patches along each axis of the neighbourhood of the linear correction, odd.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -43,6 +54,7 @@ class PatchCodes(Parametrization[PatchModulations]):
     def __init__(
         self,
         code_dim: int = 24,
+        num_clusters: int = 64,
         embed_dim: int | None = None,
         num_blocks: int = 3,
         kernel_size: int = 5,
@@ -50,9 +62,15 @@ class PatchCodes(Parametrization[PatchModulations]):
         context: int = 3,
     ) -> None:
         super().__init__()
-        if code_dim < 1 or context < 1 or context % 2 == 0:
-            raise ValueError(f"code_dim is {code_dim} and context {context}; they must be at least 1, and context odd.")
+        if num_clusters < 1 or code_dim < 1 + (num_clusters > 1):
+            raise ValueError(
+                f"code_dim is {code_dim} and num_clusters {num_clusters}; they must be at least 1, and code_dim at least 2 with "
+                "several clusters, whose index is one of the numbers."
+            )
+        if context < 1 or context % 2 == 0:
+            raise ValueError(f"context is {context}; it must be odd and at least 1.")
         self.code_dim = code_dim
+        self.num_clusters = num_clusters
         self.embed_dim = embed_dim
         self.context = context
         self.mixing = {"num_blocks": num_blocks, "kernel_size": kernel_size, "mlp_ratio": mlp_ratio}
@@ -76,7 +94,11 @@ class PatchCodes(Parametrization[PatchModulations]):
         self.pattern_shape, self.embedding = patches.pattern_shape, embed_dim
         initial = partial(torch.zeros, *(1,) * axes, self.code_dim)
         self.latents = {"codes": TensorSpec((*(-1,) * axes, self.code_dim), initial)}
-        self.prediction = ScaledLinear(self.code_dim * self.context**axes, values)
+        numbers = self.code_dim - (self.num_clusters > 1)
+        self.values = ScaledLinear(self.num_clusters * (numbers + 1), values)
+        self.summary = ScaledLinear(values, min(values, 2 * self.code_dim))
+        self.correction = ScaledLinear(min(values, 2 * self.code_dim) * self.context**axes, values)
+        self.correction.assign(torch.zeros_like(self.correction.weight))
         self.mixer = GridMixer(embed_dim, axes=axes, **self.mixing)
         self.patterns = ScaledLinear(embed_dim, math.prod(patches.pattern_shape))
         self._start_linearly(patches.linear_patterns())
@@ -115,9 +137,28 @@ class PatchCodes(Parametrization[PatchModulations]):
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Return the mixed tokens ``(B, *grid, E)`` of codes ``(B, *grid, K)``."""
-        predicted = self.prediction(neighbourhoods(codes, self.context))
-        mixed: Tensor = self.mixer(functional.pad(predicted, (0, self.embedding - predicted.shape[-1])))
+        values = self._corrected(self.decoded(codes))
+        mixed: Tensor = self.mixer(functional.pad(values, (0, self.embedding - values.shape[-1])))
         return mixed
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """Return the values of every patch ``(..., P)`` from its own code ``(..., K)``, without the output offset."""
+        if self.num_clusters == 1:
+            return self.values(functional.pad(codes, (0, 1), value=1.0))
+        parts = codes.flatten(0, -2).split(_CHUNK)
+        return torch.cat([self.values(self._expanded_codes(part)) for part in parts]).unflatten(0, codes.shape[:-1])
+
+    def _expanded_codes(self, codes: Tensor) -> Tensor:
+        """Return codes ``(T, K)`` as ``(T, X * K)``, zero except in the part of their cluster."""
+        index = exact(codes[:, 0]).nan_to_num().round().clamp(0, self.num_clusters - 1).long()
+        coordinates = functional.pad(codes[:, 1:], (0, 1), value=1.0)
+        chosen = functional.one_hot(index, self.num_clusters).to(coordinates)
+        return (chosen.unsqueeze(-1) * coordinates.unsqueeze(1)).flatten(1)
+
+    def _corrected(self, values: Tensor) -> Tensor:
+        """Return values ``(B, *grid, P)`` plus the linear correction from their neighbourhoods."""
+        corrected: Tensor = values + self.correction(neighbourhoods(self.summary(values), self.context))
+        return corrected
 
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:
         """Return the number of patches.
@@ -128,23 +169,36 @@ class PatchCodes(Parametrization[PatchModulations]):
         codes = latents["codes"]
         return {"codes": torch.tensor(float(math.prod(codes.shape[1:-1])), device=codes.device)}
 
-    def initialize(self, signals: Iterable[Tensor]) -> LinearStart | None:
-        """Set the linear prediction to linear coding of the patches of training signals.
+    @torch.no_grad()
+    def initialize(self, signals: Iterable[Tensor]) -> PatchMixture | None:
+        """Set the linear maps to those of the patches of training signals.
 
         Args:
             signals: Batches of signals ``(B, C, *shape)``. Incomplete patches at their ends are left out where a signal has
                 complete ones.
 
         Returns:
-            The linear map from the values of a patch to its code; None if there are no signals.
+            The projection of patches to codes; None if there are no signals.
         """
         cropped = [crop(signal, self.patch_size) for signal in signals if signal.numel()]
         if not cropped:
             return None
         patches = [cut(extend(signal, self.patch_size), self.patch_size) for signal in cropped]
         flat = torch.cat([part.flatten(0, -2) for part in patches])
-        start = whitening(flat, self.code_dim)
-        codes = [part @ start.weight.mT + start.bias for part in patches]
-        inputs = torch.cat([neighbourhoods(part, self.context).flatten(0, -2) for part in codes])
-        self.prediction.assign(*ridge(inputs, flat - self.offset))
-        return start
+        mixture = fit_mixture(flat, self.code_dim, self.num_clusters)
+        self._assign(mixture)
+        principal = principal_components(flat)
+        directions = principal.directions[:, : len(self.summary.bias)].float()
+        directions = functional.pad(directions, (0, len(self.summary.bias) - directions.shape[1]))
+        self.summary.assign(directions.mT, -(principal.mean.float() - self.offset) @ directions)
+        decoded = [self.decoded(mixture.encode(part)) for part in patches]
+        inputs = torch.cat([neighbourhoods(self.summary(part), self.context).flatten(0, -2) for part in decoded])
+        residuals = flat - self.offset - torch.cat([part.flatten(0, -2) for part in decoded])
+        self.correction.assign(*ridge(inputs, residuals))
+        return mixture
+
+    def _assign(self, mixture: PatchMixture) -> None:
+        """Set the linear map from codes to values."""
+        columns = mixture.directions * mixture.scales  # (X, P, J)
+        weight = torch.cat((columns, (mixture.means - self.offset).unsqueeze(-1)), dim=-1)
+        self.values.assign(weight.movedim(0, 1).flatten(1))

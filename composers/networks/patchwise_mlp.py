@@ -13,7 +13,7 @@ from torch.nn import functional
 from composers.networks.encodings import CosineFeatures
 from composers.networks.network import CoordinateNetwork, PatchSpec
 from composers.networks.patch_grid import patch_sizes
-from composers.networks.routing import Routes, fixed_shapes, group, route
+from composers.networks.routing import Routes, alike_groups, fixed_shapes, group, route
 from composers.networks.scaled_linear import ScaledLinear
 from datamodules.domain import exact
 from datamodules.spec import FromData, coord_dim, value_dim
@@ -226,23 +226,24 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         num_groups, size = groups.local.shape[:2]
         per_group = len(modulations.tokens) * (size * self.floats_per_coord + self.input_dim * self.rank)
         parts = max(1, num_groups if torch.is_grad_enabled() else _MAX_HELD // per_group)
-        values = torch.cat(
-            [
-                self._values(local, modulations.patterns(patch))
-                for patch, local in zip(groups.patch.split(parts), groups.local.split(parts), strict=True)
-            ],
-            dim=1,
-        )
-        return values.flatten(1, 2).index_select(1, groups.place)
+        alike, others = alike_groups(groups.local)
+        shared = groups.local[alike[:1]]
+        batches = [(groups.local[part], part) for part in others.split(parts) if len(part)]
+        batches += [(shared, part) for part in alike.split(parts) if len(part)]
+        values = [self._values(local, modulations.patterns(groups.patch[part])) for local, part in batches]
+        position = torch.cat((others, alike)).argsort()  # of a group in values
+        place = position[groups.place // size] * size + groups.place % size
+        return torch.cat(values, dim=1).flatten(1, 2).index_select(1, place)
 
     def _gathered(self, routes: Routes, modulations: PatchModulations) -> Tensor:
         """Return the values ``(B, M, C)`` of routes, each with the patterns of its patch; for programs of fixed shapes."""
         return self._values(routes.local.unsqueeze(1), modulations.patterns(routes.patch)).squeeze(2)
 
     def _values(self, local: Tensor, patterns: Tensor) -> Tensor:
-        """Return the values ``(B, G, n, C)`` at local coordinates ``(G, n, D)``, given patterns ``(B, G, I, R)``."""
+        """Return the values ``(B, G, n, C)`` at local coordinates ``(G or 1, n, D)``, given patterns ``(B, G, I, R)``."""
         instances, num_groups, width, rank = patterns.shape
-        hidden = torch.relu(_linear(self.encoding(local / self.reach), self.first.weight, self.first.bias))  # (G, n, I)
+        hidden = torch.relu(_linear(self.encoding(local / self.reach), self.first.weight, self.first.bias))
+        hidden = hidden.expand(num_groups, -1, -1)  # (G, n, I)
         columns = patterns.permute(1, 2, 0, 3).reshape(num_groups, width, instances * rank)
         hidden = torch.bmm(hidden, columns.to(hidden.dtype)).unflatten(-1, (instances, rank))  # (G, n, B, R)
         hidden = torch.relu(_linear(hidden, self.basis.mT, self.bias))

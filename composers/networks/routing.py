@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _MAX_PADDING = 2  # a patch with more coordinates than this multiple of the mean is split into several groups
+_ROUNDING = 2e-5  # of local coordinates of float32, at 2 ** 7 patches along an axis
 
 
 class Routes(NamedTuple):
@@ -106,6 +107,20 @@ def group(patch: Tensor, local: Tensor) -> Groups:
     patches = ordered[is_first]
     grouped = local.new_zeros(len(patches) * size, local.shape[1]).index_copy(0, place, local)
     return Groups(patches, grouped.view(len(patches), size, local.shape[1]), place)
+
+
+def alike_groups(local: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of the groups whose positions are those of the middle group, up to rounding, and of all others.
+
+    On a grid of samples, these are most patches, and layers before the modulated one need to be computed for one of them. If
+    they are fewer than half, or derivatives with respect to positions are needed, all groups are among the others.
+
+    Args:
+        local: ``(G, n, D)``, positions relative to the patch.
+    """
+    same = ((local - local[len(local) // 2]).abs() <= _ROUNDING).flatten(1).all(1)
+    same &= (2 * same.sum() >= len(same)) & (not local.requires_grad)
+    return same.nonzero().squeeze(1), (~same).nonzero().squeeze(1)
 
 
 def _smooth(share: Tensor) -> Tensor:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import skimage.data
 import torch
+from kornia.geometry.transform import resize
+from matplotlib import get_data_path
 from torch import Tensor
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
-from datamodules.loading import InMemory
+from datamodules.images.augmentation import ImageAugmentation
+from datamodules.loading import Chain, InMemory
 from datamodules.spec import DataSpec
-from datamodules.storage.images import RandomCrop, resize_image
+from datamodules.storage.images import RandomCrop, read_image, resize_image
 from modalities.images import Images
 
 TRAINING_PHOTOGRAPHS = (
@@ -32,17 +36,22 @@ TRAINING_PHOTOGRAPHS = (
     "coins",
     "moon",
 )
+MORE_PHOTOGRAPHS = ("clock", "page", "cell", "microaneurysms", "grace_hopper")
 HELD_OUT_PHOTOGRAPHS = ("astronaut", "coffee")
 
 
 @cache
 def photograph(name: str) -> Tensor:
-    """Return a photograph of scikit-image as ``(3, H, W)`` uint8; grey ones have three equal channels.
+    """Return a photograph of scikit-image, or ``grace_hopper`` of matplotlib, as ``(3, H, W)`` uint8.
+
+    Grey photographs have three equal channels.
 
     Example:
         >>> photograph("astronaut").shape
         torch.Size([3, 512, 512])
     """
+    if name == "grace_hopper":
+        return read_image(get_data_path() / Path("sample_data", "grace_hopper.jpg")).pixels
     loaded = getattr(skimage.data, name)()
     pixels = torch.from_numpy(loaded[0] if isinstance(loaded, tuple) else loaded)
     return pixels.expand(3, *pixels.shape) if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
@@ -67,11 +76,19 @@ class SamplePhotos(CoordinateDataModule):
     Training uses random crops of twelve photographs at several scales. Validation and testing use ``astronaut`` and
     ``coffee``, each as the full image resized to a square and as 16 fixed crops, the central squares of a 4 x 4 grid.
 
+    With ``detail`` above 1, training crops have more pixels than the model observes, so that a field is trained between the
+    pixels of its input: a step compares either the observed pixels or, with probability 1/2, one of the finer pixels within
+    each of them, at a position that is drawn anew.
+
     Args:
         size: Pixels along each side of an image.
         crops_per_epoch: Number of training crops in an epoch.
         scales: Shorter sides of the photographs that crops are taken from, in multiples of ``size``, at least 1.
         shuffle_colors: Whether to permute the colour channels of training crops at random, for more variety of colours.
+        extended: Whether to train on four more images of scikit-image and on ``grace_hopper`` of matplotlib (public domain).
+        augment: Further random changes of training crops; none if None.
+        detail: Pixels of a training crop along each axis per pixel that the model observes. Photographs that are too small for
+            a scale are left out of it.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
@@ -86,18 +103,24 @@ class SamplePhotos(CoordinateDataModule):
         crops_per_epoch: int = 1024,
         scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
         shuffle_colors: bool = False,
+        extended: bool = False,
+        augment: ImageAugmentation | None = None,
+        detail: int = 1,
         **kwargs: Any,
     ) -> None:
-        if size < 1 or crops_per_epoch < 1 or not scales or min(scales) < 1:
+        if size < 1 or crops_per_epoch < 1 or detail < 1 or not scales or min(scales) < 1:
             raise ValueError(
-                f"size is {size}, crops_per_epoch {crops_per_epoch}, scales {list(scales)}: "
+                f"size is {size}, crops_per_epoch {crops_per_epoch}, detail {detail}, scales {list(scales)}: "
                 "all must be at least 1, and scales must not be empty."
             )
         super().__init__(**kwargs)
         self.size = size
         self.crops_per_epoch = crops_per_epoch
         self.scales = tuple(scales)
-        self.augmentation = RandomCrop(size, shuffle_colors=shuffle_colors)
+        self.extended = extended
+        self.detail = detail
+        crop = RandomCrop(size * detail, shuffle_colors=shuffle_colors)
+        self.augmentation = crop if augment is None else Chain(crop, augment)
 
     @property
     def spec(self) -> DataSpec:
@@ -108,9 +131,10 @@ class SamplePhotos(CoordinateDataModule):
         """Resize the photographs, which takes about a second."""
         if stage == "fit":
             scaled = [
-                (name, _scaled(photograph(name), round(self.size * scale)))
+                (name, _scaled(photograph(name), round(self.size * self.detail * scale)))
                 for scale in self.scales
-                for name in TRAINING_PHOTOGRAPHS
+                for name in TRAINING_PHOTOGRAPHS + (MORE_PHOTOGRAPHS if self.extended else ())
+                if self.detail == 1 or self.size * self.detail * scale <= min(photograph(name).shape[1:])
             ]
             self.train_set = Photographs(scaled, self.crops_per_epoch)
         self.val_set = self.test_set = Photographs(
@@ -124,6 +148,11 @@ class SamplePhotos(CoordinateDataModule):
             f"these {len(self.test_set)} images are two photographs and their crops, so that their spread is not that of "
             "independent images"
         )
+
+    def coarser(self, signal: Tensor) -> Tensor:
+        """Return images ``(B, 3, H, W)`` resized by ``detail`` with the filter of the held-out images."""
+        height, width = (side // self.detail for side in signal.shape[2:])
+        return resize(signal, (height, width), interpolation="bilinear", antialias=True)
 
     def source_signal(self, name: str, shape: Sequence[int] | None = None) -> Tensor | None:
         """Return the photograph or crop of a held-out item ``(3, H, W)`` uint8; see `CoordinateDataModule.source_signal`."""

@@ -84,6 +84,24 @@ def test_parameters_are_counted(tiny):
     assert (type(data), epochs) == (SamplePhotos, 1)
 
 
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_operations_of_convolutions_equal_the_count_by_hand(groups):
+    convolution = torch.nn.Conv2d(4, 4, 3, padding="same", groups=groups)
+    signal = torch.randn(2, 4, 6, 5)
+    forward = 2 * (2 * 6 * 5) * 4 * (4 // groups) * 3 * 3
+    for needs_gradient, products in ((True, 3), (False, 2)):
+        with cost.counter() as counted:
+            convolution(signal.requires_grad_(needs_gradient)).sum().backward()
+        assert counted.get_total_flops() == products * forward
+
+
+def test_patch_wise_networks_compute_a_step():
+    actual = cost.count(REPOSITORY / "configs" / "experiments" / "photos_patch_ipc.yaml", batch_size=2)
+    assert (actual.code_size, actual.coordinates, actual.batch_size) == (64 * 24, 64 * 64, 2)
+    mixers = product(3, 5 * 2 * 64, 192, 2 * 3 * 192)
+    assert mixers < actual.step_flop < 3 * mixers
+
+
 def test_steps_are_known_if_the_number_of_items_is_published():
     published = {CelebA: 162_770, FFHQ: 60_000, ImageNette: 9_469, LibriSpeech: 28_539, SamplePhotos: None}
     assert {data: cost.published_items(data()) for data in published} == published

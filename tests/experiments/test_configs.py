@@ -18,6 +18,7 @@ CONFIGS = REPOSITORY / "configs"
 FITTING = {"sample_photos": ["--data.init_args.size", 178]}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa")  # parts of names of experiments
+PATCH_WISE = ("patch_ipc", "meta_patches")  # likewise; small as they are
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
 FEW = [  # for the same reason
     *("--model.init_args.inner.init_args.test_samples_per_step", 8),
@@ -106,6 +107,7 @@ def test_every_composer_works_with_every_data_set(composer, data):
 def _experiments():
     """Return all experiments; most are slow."""
     quick = ("photos_ipc", "photos_learned_init", "photos_meta_ipc", "speech_ipc")
+    quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches")
     return [
         pytest.param(path.values[0], id=path.id, marks=[] if path.id in quick else pytest.mark.slow)
         for path in _named("experiments")
@@ -115,7 +117,8 @@ def _experiments():
 @pytest.mark.parametrize("experiment", _experiments())
 def test_every_experiment_works(experiment):
     meta_learned = any(kind in experiment.stem for kind in META_LEARNED)
-    program = _assert_works("--config", experiment, *(FEW if meta_learned else SHALLOW))
+    patch_wise = any(kind in experiment.stem for kind in PATCH_WISE)
+    program = _assert_works("--config", experiment, *([] if patch_wise else FEW if meta_learned else SHALLOW))
     _assert_prints_itself("--config", experiment)
     assert program.trainer.logger.name == experiment.stem  # so that --ckpt_path last finds the runs of this experiment
 

@@ -8,7 +8,8 @@ import torch
 
 from datamodules import SamplePhotos
 from datamodules.batch import Signal
-from datamodules.images.sample_photos import HELD_OUT_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
+from datamodules.domain import Grid
+from datamodules.images.sample_photos import HELD_OUT_PHOTOGRAPHS, MORE_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, photograph
 from datamodules.storage.images import RandomCrop
 
 SIZE = 16
@@ -194,3 +195,59 @@ def test_source_signals_are_what_held_out_images_are_resized_from(photos):
     assert torch.equal(photos.source_signal("coffee-03"), pixels[:, :100, 475:575])
     assert torch.equal(photos.source_signal("coffee-03", (100, 100)), pixels[:, :100, 475:575])
     assert photos.source_signal("coffee-03", (100, 101)) is None
+
+
+def test_extended_photographs_are_used_for_training_only():
+    photos = SamplePhotos(size=SIZE, extended=True)
+    photos.setup("fit")
+    names = {name for name, _ in photos.train_set.images}
+    assert names == {*TRAINING_PHOTOGRAPHS, *MORE_PHOTOGRAPHS}
+    assert not names & set(HELD_OUT_PHOTOGRAPHS)
+    assert photograph("grace_hopper").shape == (3, 600, 512)
+
+
+def test_finer_training_crops_are_observed_at_the_size_of_the_model_and_compared_at_positions_within_pixels():
+    photos = SamplePhotos(size=SIZE, detail=2, batch_size=4, crops_per_epoch=8)
+    photos.setup("fit")
+    items = next(iter(photos.train_dataloader()))
+    assert items.values.shape == (4, 3, 2 * SIZE, 2 * SIZE)
+    queries = [photos.to_coordinates(items, training=True, step=step) for step in range(24)]
+    observed = queries[0].observation.signal
+    assert observed.shape == (4, 3, SIZE, SIZE)
+    assert all(batch.observation.signal.equal(observed) for batch in queries)
+    centres = Grid.unit(2).coords((SIZE, SIZE))
+    finer = Grid.unit(2).coords((2 * SIZE, 2 * SIZE)).view(2 * SIZE, 2 * SIZE, 2)
+    phases = {}
+    for batch in queries:
+        if batch.shape is not None:
+            assert torch.allclose(batch.query.coords, centres)
+            assert torch.allclose(batch.query.values, observed.flatten(2).mT)
+            continue
+        [phase] = [
+            (row, column)
+            for row in range(2)
+            for column in range(2)
+            if torch.allclose(batch.query.coords, finer[row::2, column::2].reshape(-1, 2), atol=1e-6)
+        ]
+        phases[phase] = batch.query.values
+    assert len(phases) >= 3
+    for (row, column), values in phases.items():
+        assert torch.allclose(values, items.values[:, :, row::2, column::2].float().div(255).flatten(2).mT)
+    assert 4 <= sum(batch.shape is None for batch in queries) <= 20
+
+
+def test_evaluation_and_statistics_of_training_data_use_the_size_of_the_model():
+    photos = SamplePhotos(size=SIZE, detail=2)
+    photos.setup("fit")
+    batch = next(photos.training_batches(8))
+    assert batch.observation.signal.shape[2:] == batch.shape == (SIZE, SIZE)
+    assert photos.to_coordinates(next(iter(photos.val_dataloader()))).shape == (SIZE, SIZE)
+
+
+def test_photographs_too_small_for_a_scale_are_left_out_of_it():
+    photos = SamplePhotos(size=64, scales=(1.0, 4.0), detail=2)
+    photos.setup("fit")
+    sides = {(name, min(pixels.shape[1:])) for name, pixels in photos.train_set.images}
+    assert ("chelsea", 128) in sides
+    assert ("chelsea", 512) not in sides
+    assert ("retina", 512) in sides
