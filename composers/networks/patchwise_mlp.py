@@ -230,6 +230,8 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         shared = groups.local[alike[:1]]
         batches = [(groups.local[part], part) for part in others.split(parts) if len(part)]
         batches += [(shared, part) for part in alike.split(parts) if len(part)]
+        if not batches:
+            return self.basis.new_zeros(len(modulations.tokens), 0, self.value_dim)
         values = [self._values(local, modulations.patterns(groups.patch[part])) for local, part in batches]
         position = torch.cat((others, alike)).argsort()  # of a group in values
         place = position[groups.place // size] * size + groups.place % size
