@@ -30,7 +30,7 @@ from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.randomness import global_seed, seed_at
 from datamodules.spec import DataSpec, Headline, Modality, agrees, checked
 
-_INITIAL_ITEMS = 1024  # training items
+_INITIAL_ITEMS = 2048  # training items
 _INITIAL_VALUES = 1 << 24  # values of all of them together
 
 FieldOf = Callable[[Latents], Field]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from composers.latents.linear_start import principal_components
 
-_MAX_PATCHES = 40960  # from which clusters are learned
+_MAX_PATCHES = 1 << 17  # from which clusters are learned
 _ITERATIONS = 8
 _PRIOR = 20.0  # patches of the whole set that count in the covariance of every cluster
 _SMALLEST_CODED = 1e-8  # variance relative to the largest; a code has unit variance, which would amplify smaller ones

@@ -53,7 +53,7 @@ class PatchCodes(Parametrization[PatchModulations]):
     def __init__(
         self,
         code_dim: int = 24,
-        num_clusters: int = 64,
+        num_clusters: int = 1,
         embed_dim: int | None = None,
         num_blocks: int = 3,
         kernel_size: int = 5,
