@@ -36,8 +36,8 @@ class PatchMixture(NamedTuple):
     def encode(self, patches: Tensor) -> Tensor:
         """Return the codes ``(..., K)`` of patches ``(..., P)``: ``K = J``, or ``J + 1`` with several clusters."""
         flat = patches.flatten(0, -2)
-        codes = torch.cat([self._encode(part) for part in flat.split(_CHUNK)])
-        return torch.unflatten(codes, 0, patches.shape[:-1])
+        codes: Tensor = torch.cat([self._encode(part) for part in flat.split(_CHUNK)])
+        return codes.reshape(*patches.shape[:-1], codes.shape[-1])
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Return the codes of patches ``(T, P)``."""
