@@ -44,7 +44,7 @@ class PatchMixture(NamedTuple):
         clusters, values, numbers = self.directions.shape
         columns = self.directions.movedim(0, 1).reshape(values, clusters * numbers)
         offsets = torch.einsum("xp,xpj->xj", self.means, self.directions)
-        projections = (patches @ columns).unflatten(-1, (clusters, numbers)) - offsets  # (T, X, J)
+        projections: Tensor = (patches @ columns).view(-1, clusters, numbers) - offsets  # (T, X, J)
         if clusters == 1:
             return projections.squeeze(1) / self.scales
         distances = self.means.square().sum(-1) - 2 * patches @ self.means.mT - projections.square().sum(-1)

@@ -148,7 +148,7 @@ def test_without_signals_nothing_is_changed():
     ("arguments", "message"),
     [
         ({"code_dim": 0}, "code_dim is 0"),
-        ({"code_dim": 1}, "code_dim at least 2 with several clusters"),
+        ({"code_dim": 1, "num_clusters": 2}, "code_dim at least 2 with several clusters"),
         ({"context": 2}, "context is 2; it must be odd and at least 1"),
     ],
 )
