@@ -73,7 +73,9 @@ class PatchProjection(Readout):
             ValueError: If the features have no grid.
         """
         if features.grid is None:
-            raise ValueError("PatchProjection predicts one code per patch, and the features of this encoder have no grid.")
+            raise ValueError(
+                "PatchProjection predicts one code per patch, and the features of this encoder have no grid."
+            )
         patches = features.tokens[..., : self.patch_values]
         with torch.autocast(patches.device.type, enabled=False):
             projected = PatchMixture(self.means, self.directions, self.scales).encode(patches.to(self.means))

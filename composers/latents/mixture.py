@@ -36,15 +36,15 @@ class PatchMixture(NamedTuple):
     def encode(self, patches: Tensor) -> Tensor:
         """Return the codes ``(..., K)`` of patches ``(..., P)``: ``K = J``, or ``J + 1`` with several clusters."""
         flat = patches.flatten(0, -2)
-        codes = torch.cat([self._encode(part) for part in flat.split(_CHUNK)])
-        return codes.unflatten(0, patches.shape[:-1])
+        codes: Tensor = torch.cat([self._encode(part) for part in flat.split(_CHUNK)])
+        return codes.reshape(*patches.shape[:-1], codes.shape[-1])
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Return the codes of patches ``(T, P)``."""
         clusters, values, numbers = self.directions.shape
         columns = self.directions.movedim(0, 1).reshape(values, clusters * numbers)
         offsets = torch.einsum("xp,xpj->xj", self.means, self.directions)
-        projections = (patches @ columns).unflatten(-1, (clusters, numbers)) - offsets  # (T, X, J)
+        projections: Tensor = (patches @ columns).view(-1, clusters, numbers) - offsets  # (T, X, J)
         if clusters == 1:
             return projections.squeeze(1) / self.scales
         distances = self.means.square().sum(-1) - 2 * patches @ self.means.mT - projections.square().sum(-1)
@@ -74,7 +74,9 @@ def fit_mixture(patches: Tensor, code_dim: int, num_clusters: int) -> PatchMixtu
     for _ in range(_ITERATIONS):
         mixture = _of_assignment(patches, assigned, num_clusters, code_dim - 1, prior)
         assigned = mixture.encode(patches)[:, 0].long()
-    spread = torch.stack([(patches[assigned == index] - mean).square().sum() for index, mean in enumerate(mixture.means)])
+    spread = torch.stack(
+        [(patches[assigned == index] - mean).square().sum() for index, mean in enumerate(mixture.means)]
+    )
     order = (spread / assigned.bincount(minlength=num_clusters).clamp(min=1)).argsort()
     mixture = PatchMixture(mixture.means[order], mixture.directions[order], mixture.scales)
     return mixture._replace(scales=mixture.encode(patches)[:, 1:].square().mean(0).sqrt().clamp(min=1e-6))
@@ -98,9 +100,7 @@ def _first_assignment(patches: Tensor, num_clusters: int) -> Tensor:
     return torch.cat([(part @ seeds.mT).argmax(-1) for part in shapes.split(_CHUNK)])
 
 
-def _of_assignment(
-    patches: Tensor, assigned: Tensor, num_clusters: int, numbers: int, prior: Tensor
-) -> PatchMixture:
+def _of_assignment(patches: Tensor, assigned: Tensor, num_clusters: int, numbers: int, prior: Tensor) -> PatchMixture:
     """Return the mean and the first ``numbers`` directions of every cluster."""
     means, covariances = [], []
     for index in range(num_clusters):

@@ -63,8 +63,8 @@ class PatchCodes(Parametrization[PatchModulations]):
         super().__init__()
         if num_clusters < 1 or code_dim < 1 + (num_clusters > 1):
             raise ValueError(
-                f"code_dim is {code_dim} and num_clusters {num_clusters}; they must be at least 1, and code_dim at least 2 with "
-                "several clusters, whose index is one of the numbers."
+                f"code_dim is {code_dim} and num_clusters {num_clusters}; they must be at least 1, and code_dim at least 2 "
+                "with several clusters, whose index is one of the numbers."
             )
         if context < 1 or context % 2 == 0:
             raise ValueError(f"context is {context}; it must be odd and at least 1.")
@@ -143,9 +143,12 @@ class PatchCodes(Parametrization[PatchModulations]):
     def decoded(self, codes: Tensor) -> Tensor:
         """Return the values of every patch ``(..., P)`` from its own code ``(..., K)``, without the output offset."""
         if self.num_clusters == 1:
-            return self.values(functional.pad(codes, (0, 1), value=1.0))
+            values: Tensor = self.values(functional.pad(codes, (0, 1), value=1.0))
+            return values
         parts = codes.flatten(0, -2).split(_CHUNK)
-        return torch.cat([self.values(self._expanded_codes(part)) for part in parts]).unflatten(0, codes.shape[:-1])
+        return torch.unflatten(
+            torch.cat([self.values(self._expanded_codes(part)) for part in parts]), 0, codes.shape[:-1]
+        )
 
     def _expanded_codes(self, codes: Tensor) -> Tensor:
         """Return codes ``(T, K)`` as ``(T, X * K)``, zero except in the part of their cluster."""

@@ -9,7 +9,7 @@ from flat_images import FlatData
 from lightning import Trainer
 
 from composers import Composer, GradientSteps, PatchIPC, Refinement
-from composers.encoders import MixedPatches, PerToken, ViewPatches
+from composers.encoders import MixedPatches, PatchProjection, ViewPatches
 from composers.inference import DifferentiableSGD, Hypernetwork, LearnedCode, LearnedStart, TorchOptimizer, ZeroStart
 from composers.latents import Layout, PatchCodes
 from composers.networks import PatchwiseMLP
@@ -26,7 +26,7 @@ def _parts(overlap=0.0625):
     """Return a tiny network, encoder and codes of patches of 4 x 4 pixels."""
     torch.manual_seed(0)
     network = PatchwiseMLP(2, 3, 4, hidden_dim=8, rank=3, overlap=overlap)
-    return network, MixedPatches((3, -1, -1), 4, **BLOCKS), PatchCodes(code_dim=6, **BLOCKS)
+    return network, MixedPatches((3, -1, -1), 4, **BLOCKS), PatchCodes(code_dim=6, num_clusters=4, **BLOCKS)
 
 
 def _tiny(**arguments):
@@ -224,7 +224,7 @@ def _started(name):
     network, encoder, codes = _parts()
     inner = GradientSteps(3, DifferentiableSGD(lr=0.5))
     starts = {
-        "hypernetwork": lambda: Hypernetwork(encoder, PerToken()),
+        "hypernetwork": lambda: Hypernetwork(encoder, PatchProjection(codes.num_clusters)),
         "zero": ZeroStart,
         "learned": LearnedStart,
     }
@@ -258,7 +258,7 @@ def test_training_differentiates_through_the_inner_steps(name):
 
     loss().backward()
     assert all(parameter.grad.any() for parameter in composer.parameters() if parameter.requires_grad)
-    weight = composer.parametrization.prediction.weight
+    weight = composer.parametrization.values.weight
     direction, length = torch.randn_like(weight), 1e-6
     values = []
     for sign in (1, -1):
@@ -302,7 +302,7 @@ def test_parts_with_other_patches_are_rejected():
         PatchIPC(network, MixedPatches((3, -1, -1), 2, **BLOCKS), codes)
     with pytest.raises(ValueError, match=r"patch_size of the encoder is \(8, 8\)"):
         PatchIPC(network, ViewPatches((1, 3, 8, 8), 8), codes)
-    other = Composer(network, codes, Hypernetwork(MixedPatches((3, -1, -1), 2, **BLOCKS), PerToken()))
+    other = Composer(network, codes, Hypernetwork(MixedPatches((3, -1, -1), 2, **BLOCKS), PatchProjection(4)))
     with pytest.raises(
         ValueError, match=r"into a grid \(7, 5\), and the parametrization into \(4, 3\): set patch_size"
     ):

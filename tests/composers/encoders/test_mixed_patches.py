@@ -31,7 +31,8 @@ def test_before_training_tokens_are_patches_extended_by_the_last_values(shape, p
     assert layout.extent == shape[1:]
     assert features.grid == layout.grid
     values = encoder.patch_values
-    assert not features.tokens[..., values:].any()
+    assert not features.tokens[..., 2 * values :].any()
+    assert torch.equal(features.tokens[..., values : 2 * values], features.tokens[..., :values])
     sizes = encoder.patch_size
     for token, index in enumerate(torch.cartesian_prod(*map(torch.arange, layout.grid)).reshape(-1, axes).tolist()):
         patch = signal

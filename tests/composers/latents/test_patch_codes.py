@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from composers.latents import Layout, PatchCodes
-from composers.latents.linear_start import whitening
+from composers.latents import Direct, Layout, LowRank, PatchCodes, Shifts
+from composers.latents.mixture import fit_mixture
 from composers.networks import CoordinateMLP, PatchwiseMLP
 
 EXTENTS = {1: (22,), 2: (10, 14), 3: (6, 4, 8)}
-CODES = {"code_dim": 3, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1}
+CODES = {"code_dim": 3, "num_clusters": 4, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1}
 
 
 def _connected(axes=2, trained=True, **arguments):
@@ -117,12 +117,12 @@ def _smooth_images(count=12):
 @torch.no_grad()
 def test_the_linear_start_is_pca_with_a_regression_from_the_neighbourhood():
     images = _smooth_images()
-    codes = _connected(trained=False, code_dim=2)
+    codes = _connected(trained=False, code_dim=2, num_clusters=1)
     start = codes.initialize(iter(images.split(5)))
     flat, expected = _naive_start(images.numpy(), 2)
-    torch.testing.assert_close(start, whitening(torch.tensor(flat), 2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(start, fit_mixture(torch.tensor(flat), 2, 1), atol=1e-4, rtol=1e-4)
     patches = torch.tensor(flat, dtype=torch.float32).view(12, 6, 8, 4)
-    tokens = codes.tokens(patches @ start.weight.mT + start.bias)
+    tokens = codes.tokens(start.encode(patches))
     np.testing.assert_allclose(tokens.flatten(0, 2) + 0.5, expected, atol=2e-4)
 
 
@@ -146,7 +146,11 @@ def test_without_signals_nothing_is_changed():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"code_dim": 0}, "code_dim is 0"), ({"context": 2}, "context 2; they must be at least 1, and context odd")],
+    [
+        ({"code_dim": 0}, "code_dim is 0"),
+        ({"code_dim": 1, "num_clusters": 2}, "code_dim at least 2 with several clusters"),
+        ({"context": 2}, "context is 2; it must be odd and at least 1"),
+    ],
 )
 def test_arguments_out_of_range_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -158,3 +162,9 @@ def test_networks_that_do_not_fit_are_rejected():
         PatchCodes().connect(CoordinateMLP(2, 3))
     with pytest.raises(ValueError, match="embed_dim is 191; a patch has 192 values: set at least 192, or null"):
         PatchCodes(embed_dim=191).connect(PatchwiseMLP(2, 3))
+
+
+@pytest.mark.parametrize("kind", [Direct, LowRank, Shifts])
+def test_patches_are_rejected_by_parametrizations_of_whole_signals(kind):
+    with pytest.raises(ValueError, match="PatchwiseMLP"):
+        kind().connect(PatchwiseMLP(2, 3))
