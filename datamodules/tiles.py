@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-MAX_PIXELS = 1 << 22  # of an image that is encoded whole, which takes about 3 GB
+MAX_PIXELS = 1 << 22  # of an image that is encoded whole, which takes about 4 GB
 TILE_SIZE = 512  # pixels along each side of a tile for a model of any size
 _SHARE = 16  # neighbours of `split` overlap by one part in so many
 

@@ -121,7 +121,7 @@ class ImageFiles(CoordinateDataModule):
         tile: Whether to split images into overlapping tiles. With a model of one size this keeps details, because images are
             not resized to a square as a whole.
         tile_size: Pixels of the image along each side of a tile; if None, ``S``, or 512 for a model of any size.
-        max_pixels: Pixels up to which a model of any size encodes an image whole; 4,194,304 if None, which takes about 3 GB.
+        max_pixels: Pixels up to which a model of any size encodes an image whole; 4,194,304 if None, which takes about 4 GB.
         detail: Resolution of refinement and PSNR: pixels along each axis per input pixel of the model.
         domain: Domain of the coordinates, ``[-1, 1]`` along both axes if None. On the command line it is read from the
             checkpoint.
