@@ -15,6 +15,7 @@ from program import NAME, TESTS, checkpoint, column, refused, rows, run, run_pro
 import composers
 from composers.codes import read_code
 from datamodules import SamplePhotos, SampleSpeech
+from datamodules.batch import Observation
 from modalities import audio
 from modalities.images import encode, render
 from tools import codes
@@ -201,7 +202,7 @@ def test_encoder_and_decoder_are_exported_for_a_stated_shape(trained, name, shap
     signal = torch.rand(3, *description["encoder"]["inputs"]["signal"][1:])
     composer = composers.load(trained(name))
     with torch.no_grad():
-        expected = composer.encode(composers.Observation(signal))["codes"]
+        expected = composer.encode(Observation(signal))["codes"]
         torch.testing.assert_close(loaded(signal)["codes"], expected, rtol=1e-5, atol=1e-5)
 
 
