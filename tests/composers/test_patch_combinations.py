@@ -3,6 +3,7 @@
 import pytest
 import torch
 from patches import random_pixels
+from PIL import Image
 from program import NAME, TESTS, rows, run
 
 import composers
@@ -12,6 +13,7 @@ from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.configuration import load_layers
 from datamodules.domain import Grid
 from modalities.images import encode
+from tools.export import export_decoder
 
 CONFIGS = TESTS / "configs" / "patches"
 NAMES = ("zero", "learned", "adapted")
@@ -88,11 +90,18 @@ def test_steps_lower_the_loss_of_images_of_any_size(name, monkeypatch):
     assert errors[1] < errors[0]
 
 
+def test_decoders_of_codes_without_an_encoder_are_exported(monkeypatch):
+    composer = _build("zero", monkeypatch).eval()
+    program, coords = export_decoder(composer, SHAPE).module(), 2 * torch.rand(7, 2) - 1
+    latents, layout = {"codes": torch.randn(2, 12, 8)}, composer.layout(_batch().observation)
+    with torch.no_grad():
+        expected = composer.render(composer.compose(latents, layout), coords)
+        torch.testing.assert_close(program(latents, coords), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training_test_and_prediction(name, tmp_path, monkeypatch):
-    from PIL import Image
-
     monkeypatch.chdir(tmp_path)
     config = ["--config", CONFIGS / f"{name}.yaml"]
     run("fit", *config, NAME, "trained")
