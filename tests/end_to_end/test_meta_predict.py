@@ -83,7 +83,7 @@ def test_the_code_of_an_image_holds_the_result_of_the_inner_loop(kind, mode):
     torch.testing.assert_close(code.latents, latents)
     initial = _initial(composer)
     assert any(not torch.equal(latent[0], initial[name]) for name, latent in latents.items())
-    assert code.facts == {"inner steps": "2", "refinement steps": "0"}
+    assert code.facts.items() >= {"inner steps": "2", "refinement steps": "0"}.items()
     assert render(composer, code, 32).size == (32, 32)
 
 
