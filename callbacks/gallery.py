@@ -22,7 +22,7 @@ from composers.latents import Latents, Layout
 from composers.rendering import Reconstruction
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Cell, CoordinateBatch, Instance, Samples, instance_of, observation_of, unpadded_shape
-from datamodules.spec import Modality
+from datamodules.spec import Modality, agrees
 from datamodules.storage.files import written_whole
 from modalities.linear import LinearBaseline
 
@@ -119,7 +119,7 @@ class Gallery(Callback):
             return
         self.other = load(self.beside, pl_module.device)
         input_shape = self._modality.input_shape(self.other)
-        if input_shape is not None and input_shape != data.spec.signal_shape:
+        if not agrees(input_shape, data.spec.signal_shape):
             self.folder = None
             Console(soft_wrap=True).print(
                 f"No {self.filename}: {self.beside} takes signals of shape {input_shape}, not {data.spec.signal_shape}."

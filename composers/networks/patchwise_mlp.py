@@ -78,6 +78,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
     """
 
     from_data: ClassVar[FromData] = {"coord_dim": coord_dim, "value_dim": value_dim}
+    patch_size: tuple[int, ...]
 
     def __init__(
         self,
