@@ -235,7 +235,9 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
     def _values(self, local: Tensor, patterns: Tensor) -> Tensor:
         """Return the values ``(B, G, n, C)`` at local coordinates ``(G or 1, n, D)``, given patterns ``(B, G, I, R)``."""
         instances, num_groups, width, rank = patterns.shape
-        hidden = torch.relu(_linear(self.encoding(local / local.new_tensor(self.reach)), self.first.weight, self.first.bias))
+        hidden = torch.relu(
+            _linear(self.encoding(local / local.new_tensor(self.reach)), self.first.weight, self.first.bias)
+        )
         hidden = hidden.expand(num_groups, -1, -1)  # (G, n, I)
         columns = patterns.permute(1, 2, 0, 3).reshape(num_groups, width, instances * rank)
         hidden = torch.bmm(hidden, columns.to(hidden.dtype)).unflatten(-1, (instances, rank))  # (G, n, B, R)
