@@ -3,8 +3,8 @@
 from composers.latents.column_scales import ColumnScales
 from composers.latents.direct import Direct
 from composers.latents.layout import Latents, Layout, module_key
-from composers.latents.mixture import PatchMixture
 from composers.latents.low_rank import LowRank
+from composers.latents.mixture import PatchMixture
 from composers.latents.parametrization import Parametrization
 from composers.latents.patch_codes import PatchCodes
 from composers.latents.shifts import Shifts

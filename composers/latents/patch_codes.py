@@ -12,15 +12,12 @@ from torch.nn import functional
 
 from composers.latents.layout import Latents, Layout
 from composers.latents.linear_start import principal_components, ridge
-from composers.latents.mixture import PatchMixture, fit_mixture
+from composers.latents.mixture import PatchMixture, fit_mixture, in_chunks
 from composers.latents.parametrization import Parametrization
 from composers.networks import CoordinateNetwork, GridMixer, PatchModulations, ScaledLinear, TensorSpec
 from composers.networks.neighbours import neighbourhoods
 from composers.networks.patch_grid import crop, cut, extend, grid_shape
 from datamodules.domain import exact
-
-
-_CHUNK = 8192  # patches
 
 
 class PatchCodes(Parametrization[PatchModulations]):
@@ -31,9 +28,9 @@ class PatchCodes(Parametrization[PatchModulations]):
     neighbourhood, blocks that mix patches, and a Linear. It reads nothing but the codes, so neighbouring patches share context
     without additional numbers.
 
-    With several clusters, the first number of a code is the index of the cluster, which gradient steps leave unchanged, and
-    the others are coordinates along its directions: busy and smooth patches, edges and textures are coded in directions of
-    their own.
+    With several clusters, the first number of a code is the index of the cluster, and the others are coordinates along its
+    directions: busy and smooth patches, edges and textures are coded in directions of their own. The index has no gradient, so
+    gradient steps without weight decay leave it unchanged.
 
     Before training, `initialize` computes all linear maps from training data in closed form (`fit_mixture`, then a regression
     from the neighbourhood). With one cluster, this is linear coding: PCA; for audio, the Karhunen-Loeve transform (KLT).
@@ -64,8 +61,8 @@ class PatchCodes(Parametrization[PatchModulations]):
         super().__init__()
         if num_clusters < 1 or code_dim < 1 + (num_clusters > 1):
             raise ValueError(
-                f"code_dim is {code_dim} and num_clusters {num_clusters}; they must be at least 1, and code_dim at least 2 with "
-                "several clusters, whose index is one of the numbers."
+                f"code_dim is {code_dim} and num_clusters {num_clusters}; they must be at least 1, and code_dim at least 2 "
+                "with several clusters, whose index is one of the numbers."
             )
         if context < 1 or context % 2 == 0:
             raise ValueError(f"context is {context}; it must be odd and at least 1.")
@@ -143,17 +140,18 @@ class PatchCodes(Parametrization[PatchModulations]):
 
     def decoded(self, codes: Tensor) -> Tensor:
         """Return the values of every patch ``(..., P)`` from its own code ``(..., K)``, without the output offset."""
-        if self.num_clusters == 1:
-            return self.values(functional.pad(codes, (0, 1), value=1.0))
-        parts = codes.flatten(0, -2).split(_CHUNK)
-        return torch.cat([self.values(self._expanded_codes(part)) for part in parts]).unflatten(0, codes.shape[:-1])
+        if self.num_clusters > 1:
+            return torch.unflatten(in_chunks(self._of_clusters, codes.flatten(0, -2)), 0, codes.shape[:-1])
+        values: Tensor = self.values(functional.pad(codes, (0, 1), value=1.0))
+        return values
 
-    def _expanded_codes(self, codes: Tensor) -> Tensor:
-        """Return codes ``(T, K)`` as ``(T, X * K)``, zero except in the part of their cluster."""
-        index = exact(codes[:, 0]).nan_to_num().round().clamp(0, self.num_clusters - 1).long()
+    def _of_clusters(self, codes: Tensor) -> Tensor:
+        """Return the values ``(T, P)`` of codes ``(T, K)``, linear in the coordinates along the directions of their cluster."""
+        index = exact(codes[:, :1]).nan_to_num().round().clamp(0, self.num_clusters - 1)
+        chosen = index == torch.arange(self.num_clusters, device=codes.device)  # (T, X)
         coordinates = functional.pad(codes[:, 1:], (0, 1), value=1.0)
-        chosen = functional.one_hot(index, self.num_clusters).to(coordinates)
-        return (chosen.unsqueeze(-1) * coordinates.unsqueeze(1)).flatten(1)
+        values: Tensor = self.values((chosen.unsqueeze(-1) * coordinates.unsqueeze(1)).flatten(1))
+        return values
 
     def _corrected(self, values: Tensor) -> Tensor:
         """Return values ``(B, *grid, P)`` plus the linear correction from their neighbourhoods."""
@@ -198,7 +196,7 @@ class PatchCodes(Parametrization[PatchModulations]):
         return mixture
 
     def _assign(self, mixture: PatchMixture) -> None:
-        """Set the linear map from codes to values."""
+        """Set the linear maps from codes to values, one per cluster."""
         columns = mixture.directions * mixture.scales  # (X, P, J)
         weight = torch.cat((columns, (mixture.means - self.offset).unsqueeze(-1)), dim=-1)
         self.values.assign(weight.movedim(0, 1).flatten(1))
