@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from composers.encoders import Features, MixedPatches, Patches, PerToken, Transformer, WeightTokens
-from composers.latents import Layout, LinearStart
+from composers.encoders import Features, Patches, PerToken, Transformer, WeightTokens
+from composers.latents import Layout, PatchMixture
 from composers.networks import TensorSpec
 
 E = 12
@@ -212,29 +212,10 @@ def test_per_token_fills_one_axis_with_all_tokens_of_a_grid():
     assert expected.shape[1:] == Layout((2, 3)).shape((5, -1))
 
 
-@torch.no_grad()
-def test_per_token_starts_as_a_linear_map_from_patches_to_codes():
-    encoder = MixedPatches((1, -1), 4, embed_dim=6, num_blocks=1, kernel_size=3, mlp_ratio=1)
-    linear = LinearStart(torch.rand(3, 4), torch.rand(3))
-    readout = PerToken()
-    readout.connect(encoder, _specs(codes=(-1, 3)))
-    readout.initialize(linear)
-    signal = torch.rand(2, 1, 20)
-    expected = signal.view(2, 5, 4) @ linear.weight.mT + linear.bias
-    torch.testing.assert_close(readout(encoder(signal))["codes"], expected)
-
-
-@pytest.mark.parametrize(
-    ("encoder", "shapes"),
-    [
-        (Patches((1, 24), 8), {"codes": (-1, 3)}),  # patches of another size
-        (Patches((1, 24), 4), {"codes": (-1, 3), "others": (-1, 3)}),
-    ],
-    ids=["size", "latents"],
-)
-def test_per_token_keeps_its_parameters_where_the_linear_map_does_not_fit(encoder, shapes):
-    readout = PerToken()
-    readout.connect(encoder, _specs(**shapes))
+@pytest.mark.parametrize("readout", [PerToken(), WeightTokens(_Recorder())], ids=["per token", "weight tokens"])
+def test_readouts_without_a_projection_keep_their_parameters(readout):
+    shape = (-1, 3) if isinstance(readout, PerToken) else (3, 2)
+    readout.connect(Patches((1, 24), 4), _specs(codes=shape))
     before = {name: value.clone() for name, value in readout.state_dict().items()}
-    readout.initialize(LinearStart(torch.rand(3, 4), torch.rand(3)))
+    readout.initialize(PatchMixture(torch.rand(1, 4), torch.rand(1, 4, 3), torch.ones(3)))
     assert all(torch.equal(value, before[name]) for name, value in readout.state_dict().items())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from composers.latents.linear_start import principal_components, ridge, whitening
+from composers.latents.linear_start import principal_components, ridge
 
 
 def _patches(count, values=6, rank=6):
@@ -24,22 +24,6 @@ def test_principal_components_are_those_of_a_singular_value_decomposition(count,
     np.testing.assert_allclose(variances, lengths[kept] ** 2 / count, rtol=1e-9)
     signs = np.sign((actual.numpy() * directions[kept].T).sum(0))
     np.testing.assert_allclose(actual, directions[kept].T * signs, atol=1e-9)
-
-
-@pytest.mark.parametrize("code_dim", [3, 6, 9])
-def test_whitened_codes_are_uncorrelated_and_of_unit_variance(code_dim):
-    patches = _patches(50)
-    start = whitening(patches, code_dim)
-    codes = patches.double() @ start.weight.double().mT + start.bias.double()
-    expected = torch.diag((torch.arange(code_dim) < 6).double())
-    torch.testing.assert_close(codes.mean(0), torch.zeros(code_dim).double(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(codes.mT @ codes / 50, expected, atol=1e-4, rtol=0)
-
-
-def test_codes_of_constant_patches_are_zero():
-    start = whitening(torch.full((9, 4), 0.3), 2)
-    assert not start.weight.any()
-    assert not start.bias.any()
 
 
 def test_the_regression_is_that_of_least_squares():
