@@ -199,7 +199,7 @@ def _naive_start(images, mixture):
     projected = np.stack(projections)[errors.argmin(0), np.arange(len(flat))]
     grid = (len(images), images.shape[2] // 2, images.shape[3] // 2)
     inputs = _naive_neighbourhoods((projected - flat.mean(0)).reshape(*grid, 4))
-    return projected, projected + inputs @ np.linalg.lstsq(inputs, flat - projected, rcond=None)[0]
+    return projected, projected + inputs @ np.linalg.lstsq(inputs, flat - projected, rcond=1e-5)[0]
 
 
 def _smooth_images(count=12):
