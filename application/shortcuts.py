@@ -111,7 +111,7 @@ def add_weights_option(parser: ArgumentParser, command: str) -> None:
         type=str | None,
         help=argparse.SUPPRESS
         if command != "fit"
-        else "Initialise a new run from these weights: the path of a checkpoint, or the name of bundled weights, such as photos_ipc. "
+        else "Initialise a new run from these weights: path of a checkpoint, or name of bundled weights such as photos_ipc. "
         "The optimizer, the schedule and all counters start from scratch. Unless a config sets the model, it is read from the "
         "checkpoint. Mutually exclusive with --ckpt_path, which resumes a run.",
     )

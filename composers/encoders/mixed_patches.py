@@ -21,8 +21,8 @@ from datamodules.spec import FromData, open_signal_shape
 class MixedPatches(Encoder):
     """Non-overlapping patches of a signal of any size and up to three axes, mixed by convolutions.
 
-    A token holds the values of its patch, flattened channel by channel, then ``embed_dim`` features, which are the same values
-    and zeros before training, and to which the blocks add functions of the neighbourhood. Positions do not enter, so a model
+    A token holds the values of its patch, flattened channel by channel, then ``embed_dim`` features. Before training, the
+    features are the same values and zeros; the blocks add functions of the neighbourhood. Positions do not enter, so a model
     encodes signals of any size at their own resolution, at a cost linear in the number of samples. A signal whose size is no
     multiple of the patch, or that is smaller, is extended by its last values; the padding is not part of any loss or metric.
 

@@ -42,18 +42,20 @@ class PatchProjection(Readout):
                 f"PatchProjection reads the values of patches, which the tokens of {type(encoder).__name__} do not hold: use "
                 "encoder MixedPatches or Patches."
             )
-        if len(latents) != 1 or next(iter(latents.values())).shape[:-1].count(-1) == 0:
+        shapes = {name: spec.shape for name, spec in latents.items()}
+        [shape] = shapes.values() if len(shapes) == 1 else [()]
+        numbers = shape[-1] - (self.num_clusters > 1) if shape else 0
+        if numbers < 1 or set(shape[:-1]) != {-1}:
             raise ValueError(
-                f"PatchProjection predicts one code per patch; this parametrization has "
-                f"{ {name: spec.shape for name, spec in latents.items()} }: use parametrization PatchCodes."
+                f"PatchProjection with num_clusters {self.num_clusters} predicts one code per patch, of shape (-1, ..., K) "
+                f"with K at least {1 + (self.num_clusters > 1)}; this parametrization has {shapes}: use parametrization "
+                "PatchCodes with the same num_clusters."
             )
-        [(self.name, spec)] = latents.items()
+        [self.name], self.free_axes = shapes, len(shape) - 1
         self.patch_values = encoder.patch_values
-        numbers = spec.shape[-1] - (self.num_clusters > 1)
-        directions = torch.linalg.qr(torch.randn(self.num_clusters, self.patch_values, max(numbers, 1)))[0]
-        missing = numbers - directions.shape[-1]
+        directions = torch.linalg.qr(torch.randn(self.num_clusters, self.patch_values, numbers))[0]
         self.register_buffer("means", torch.zeros(self.num_clusters, self.patch_values))
-        self.register_buffer("directions", nn.functional.pad(directions, (0, missing)))
+        self.register_buffer("directions", nn.functional.pad(directions, (0, numbers - directions.shape[-1])))
         self.register_buffer("scales", torch.ones(numbers))
         self.correction = nn.Linear(encoder.embed_dim, numbers)
         nn.init.zeros_(self.correction.weight)
@@ -61,24 +63,42 @@ class PatchProjection(Readout):
 
     @torch.no_grad()
     def initialize(self, mixture: PatchMixture) -> None:
-        """Set the projection."""
+        """Set the projection.
+
+        Raises:
+            ValueError: If the mixture has other clusters, patches or numbers.
+        """
+        if mixture.directions.shape != self.directions.shape:
+            raise ValueError(
+                f"PatchProjection has {_sizes(self.directions)}; the parametrization codes {_sizes(mixture.directions)}: set "
+                "num_clusters of both, and patch_size of encoder and network, to the same."
+            )
         self.means.copy_(mixture.means)
         self.directions.copy_(mixture.directions)
         self.scales.copy_(mixture.scales)
 
     def forward(self, features: Features) -> Latents:
-        """Return the codes ``(B, *grid, K)``.
+        """Return the codes ``(B, *grid, K)``, at least in float32.
 
         Raises:
-            ValueError: If the features have no grid.
+            ValueError: If the features have no grid, and the codes have one.
         """
-        if features.grid is None:
+        tokens = features.tokens
+        if features.grid is None and self.free_axes > 1:
             raise ValueError(
-                "PatchProjection predicts one code per patch, and the features of this encoder have no grid."
+                f"The codes have a grid of {self.free_axes} axes, and the features of this encoder have none: use encoder "
+                "MixedPatches or Patches."
             )
-        patches = features.tokens[..., : self.patch_values]
-        with torch.autocast(patches.device.type, enabled=False):
-            projected = PatchMixture(self.means, self.directions, self.scales).encode(patches.to(self.means))
-        correction = self.correction(features.tokens).to(projected)
+        with torch.autocast(tokens.device.type, enabled=False):
+            mixture = PatchMixture(self.means, self.directions, self.scales)
+            projected = mixture.encode(tokens[..., : self.patch_values])
+        correction = self.correction(tokens).to(projected)
         codes = projected + nn.functional.pad(correction, (projected.shape[-1] - correction.shape[-1], 0))
-        return {self.name: codes.unflatten(1, features.grid)}
+        grid = features.grid if features.grid and self.free_axes > 1 else tokens.shape[1:2]
+        return {self.name: codes.unflatten(1, grid)}
+
+
+def _sizes(directions: Tensor) -> str:
+    """Return the sizes of directions ``(X, P, J)`` as text."""
+    clusters, values, numbers = directions.shape
+    return f"{clusters} clusters of patches of {values} values, {numbers} numbers each"

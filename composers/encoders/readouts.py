@@ -37,7 +37,7 @@ class Readout(nn.Module, ABC):
         """Return the latents ``(B, ...)`` by name."""
 
     def initialize(self, mixture: PatchMixture) -> None:
-        """Set the parameters to a linear map from patches to latents, where features hold patches; else do nothing."""
+        """Set the parameters to the projection of patches to latents, where a readout has one; else do nothing."""
 
 
 class WeightTokens(Readout):
@@ -138,7 +138,6 @@ class PerToken(Readout):
                 f"{ {name: spec.shape for name, spec in latents.items()} }: use readout WeightTokens."
             )
         self.shapes = {name: spec.shape for name, spec in latents.items()}
-        self.patch_values = encoder.patch_values
         self.heads = nn.ModuleDict()
         for name, shape in self.shapes.items():
             fixed = [size for size in shape if size != -1]

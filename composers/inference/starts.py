@@ -44,7 +44,7 @@ class Start(nn.Module, ABC):
         """Return the latents ``(B, ...)`` by name."""
 
     def initialize(self, mixture: PatchMixture) -> None:
-        """Set the parameters to a linear map from patches to latents, where a start predicts them; else do nothing."""
+        """Set the parameters to the projection of patches to latents, where a start predicts latents; else do nothing."""
 
     def facts(self) -> dict[str, str]:
         """Return the lines about this start in the summary of a run, by name."""

@@ -49,7 +49,7 @@ class Parametrization(nn.Module, ABC, Generic[M]):
             signals: Batches of signals ``(B, C, *shape)``, read only where they are needed.
 
         Returns:
-            The linear map from patches to latents that the initial parameters decode; None if there is none.
+            The projection of patches to latents that the initial parameters decode; None if there is none.
         """
         return None
 

@@ -12,14 +12,12 @@ from torch.nn import functional
 
 from composers.latents.layout import Latents, Layout
 from composers.latents.linear_start import principal_components, ridge
-from composers.latents.mixture import PatchMixture, fit_mixture
+from composers.latents.mixture import PatchMixture, fit_mixture, in_chunks
 from composers.latents.parametrization import Parametrization
 from composers.networks import CoordinateNetwork, GridMixer, PatchModulations, ScaledLinear, TensorSpec
 from composers.networks.neighbours import neighbourhoods
 from composers.networks.patch_grid import crop, cut, extend, grid_shape
 from datamodules.domain import exact
-
-_CHUNK = 8192  # patches
 
 
 class PatchCodes(Parametrization[PatchModulations]):
@@ -30,9 +28,9 @@ class PatchCodes(Parametrization[PatchModulations]):
     neighbourhood, blocks that mix patches, and a Linear. It reads nothing but the codes, so neighbouring patches share context
     without additional numbers.
 
-    With several clusters, the first number of a code is the index of the cluster, which gradient steps leave unchanged, and
-    the others are coordinates along its directions: busy and smooth patches, edges and textures are coded in directions of
-    their own.
+    With several clusters, the first number of a code is the index of the cluster, and the others are coordinates along its
+    directions: busy and smooth patches, edges and textures are coded in directions of their own. The index has no gradient, so
+    gradient steps without weight decay leave it unchanged.
 
     Before training, `initialize` computes all linear maps from training data in closed form (`fit_mixture`, then a regression
     from the neighbourhood). With one cluster, this is linear coding: PCA; for audio, the Karhunen-Loeve transform (KLT).
@@ -142,20 +140,18 @@ class PatchCodes(Parametrization[PatchModulations]):
 
     def decoded(self, codes: Tensor) -> Tensor:
         """Return the values of every patch ``(..., P)`` from its own code ``(..., K)``, without the output offset."""
-        if self.num_clusters == 1:
-            values: Tensor = self.values(functional.pad(codes, (0, 1), value=1.0))
-            return values
-        parts = codes.flatten(0, -2).split(_CHUNK)
-        return torch.unflatten(
-            torch.cat([self.values(self._expanded_codes(part)) for part in parts]), 0, codes.shape[:-1]
-        )
+        if self.num_clusters > 1:
+            return torch.unflatten(in_chunks(self._of_clusters, codes.flatten(0, -2)), 0, codes.shape[:-1])
+        values: Tensor = self.values(functional.pad(codes, (0, 1), value=1.0))
+        return values
 
-    def _expanded_codes(self, codes: Tensor) -> Tensor:
-        """Return codes ``(T, K)`` as ``(T, X * K)``, zero except in the part of their cluster."""
-        index = exact(codes[:, 0]).nan_to_num().round().clamp(0, self.num_clusters - 1).long()
+    def _of_clusters(self, codes: Tensor) -> Tensor:
+        """Return the values ``(T, P)`` of codes ``(T, K)``, linear in the coordinates along the directions of their cluster."""
+        index = exact(codes[:, :1]).nan_to_num().round().clamp(0, self.num_clusters - 1)
+        chosen = index == torch.arange(self.num_clusters, device=codes.device)  # (T, X)
         coordinates = functional.pad(codes[:, 1:], (0, 1), value=1.0)
-        chosen = functional.one_hot(index, self.num_clusters).to(coordinates)
-        return (chosen.unsqueeze(-1) * coordinates.unsqueeze(1)).flatten(1)
+        values: Tensor = self.values((chosen.unsqueeze(-1) * coordinates.unsqueeze(1)).flatten(1))
+        return values
 
     def _corrected(self, values: Tensor) -> Tensor:
         """Return values ``(B, *grid, P)`` plus the linear correction from their neighbourhoods."""
@@ -200,7 +196,7 @@ class PatchCodes(Parametrization[PatchModulations]):
         return mixture
 
     def _assign(self, mixture: PatchMixture) -> None:
-        """Set the linear map from codes to values."""
+        """Set the linear maps from codes to values, one per cluster."""
         columns = mixture.directions * mixture.scales  # (X, P, J)
         weight = torch.cat((columns, (mixture.means - self.offset).unsqueeze(-1)), dim=-1)
         self.values.assign(weight.movedim(0, 1).flatten(1))

@@ -256,4 +256,5 @@ def _interpolation(size: int, reach: float) -> Tensor:
     """Return the weights of features along an axis ``(size, F)`` for values of 1 at one sample, 0 at the others."""
     local = ((torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1) / reach
     features = CosineFeatures([size]).features(local.unsqueeze(-1))
-    return torch.linalg.inv(features).mT
+    solution: Tensor = torch.linalg.inv(features)
+    return solution.mT

@@ -1,6 +1,7 @@
-"""Patch-wise IPC: the linear start from data, and its parts in other combinations."""
+"""Patch-wise IPC: its initialisation from data, and its parts in other combinations."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from flat_images import FlatData
 from lightning import Trainer
 
 from composers import Composer, GradientSteps, PatchIPC, Refinement
-from composers.encoders import MixedPatches, PatchProjection, ViewPatches
+from composers.encoders import MixedPatches, Patches, PatchProjection, PerToken, ViewPatches
 from composers.inference import DifferentiableSGD, Hypernetwork, LearnedCode, LearnedStart, TorchOptimizer, ZeroStart
 from composers.latents import Layout, PatchCodes
 from composers.networks import PatchwiseMLP
@@ -22,16 +23,16 @@ from modalities.linear import LinearBaseline
 BLOCKS = {"num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1}
 
 
-def _parts(overlap=0.0625):
+def _parts(overlap=0.0625, clusters=1):
     """Return a tiny network, encoder and codes of patches of 4 x 4 pixels."""
     torch.manual_seed(0)
     network = PatchwiseMLP(2, 3, 4, hidden_dim=8, rank=3, overlap=overlap)
-    return network, MixedPatches((3, -1, -1), 4, **BLOCKS), PatchCodes(code_dim=6, num_clusters=4, **BLOCKS)
+    return network, MixedPatches((3, -1, -1), 4, **BLOCKS), PatchCodes(code_dim=6, num_clusters=clusters, **BLOCKS)
 
 
-def _tiny(**arguments):
+def _tiny(clusters=1, **arguments):
     """Return a tiny patch-wise IPC."""
-    network, encoder, codes = _parts()
+    network, encoder, codes = _parts(clusters=clusters)
     return PatchIPC(network, encoder, codes, **arguments)
 
 
@@ -61,6 +62,19 @@ def photographs():
 # The start from data
 
 
+def _gains(data, images, composer):
+    """Return by how many dB the initial predictions are better than PCA with as many numbers."""
+    composer.initialize(data)
+    values = composer.eval()(Observation(images), Grid.unit(2).coords(tuple(images.shape[2:])))
+    numbers = composer.parametrization.code_dim * math.prod(size // 8 for size in images.shape[2:])
+    baseline = LinearBaseline(data, Images.linear)
+    gains = []
+    for image, actual in zip(images, values.mT.unflatten(-1, images.shape[2:]), strict=True):
+        linear = baseline.reconstruct(image, numbers).values
+        gains.append(10 * ((linear - image).square().mean() / (actual - image).square().mean()).log10())
+    return np.mean(gains)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("overlap", "loss"),  # in dB; blending approximations of neighbouring patches
@@ -73,15 +87,22 @@ def photographs():
 def test_training_starts_from_linear_coding(photographs, overlap, loss):
     data, images = photographs
     torch.manual_seed(0)
-    composer = PatchIPC(PatchwiseMLP(2, 3, overlap=overlap), MixedPatches((3, -1, -1))).eval()
-    composer.initialize(data)
-    values = composer(Observation(images), Grid.unit(2).coords((64, 64)))
-    baseline = LinearBaseline(data, Images.linear)
+    composer = PatchIPC(PatchwiseMLP(2, 3, overlap=overlap), MixedPatches((3, -1, -1)))
+    # the regression from all neighbours is better than PCA of single patches
+    assert _gains(data, images, composer) > 0.3 - loss
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clusters", [6, pytest.param(24, marks=pytest.mark.slow)])
+def test_with_clusters_training_starts_above_linear_coding(photographs, clusters):
+    data, images = photographs
     gains = []
-    for image, actual in zip(images, values.mT.unflatten(-1, (64, 64)), strict=True):
-        linear = baseline.reconstruct(image, 64 * 24).values
-        gains.append(10 * ((linear - image).square().mean() / (actual - image).square().mean()).log10())
-    assert np.mean(gains) > 0.3 - loss  # the regression from all neighbours is better than PCA of single patches
+    for count in (1, clusters):
+        torch.manual_seed(0)
+        codes = PatchCodes(16, num_clusters=count, num_blocks=0)
+        gains.append(_gains(data, images, PatchIPC(PatchwiseMLP(2, 3), MixedPatches((3, -1, -1)), codes)))
+    assert gains[1] > gains[0] + 0.1
+    assert gains[1] > 0.5
 
 
 def _state(composer):
@@ -98,8 +119,9 @@ def _fit(composer):
     Trainer(max_steps=0, logger=False, barebones=True, accelerator="cpu").fit(composer, FlatData(batch_size=3))
 
 
-def test_initialising_draws_no_random_numbers_and_is_deterministic():
-    first, second = _tiny(), _tiny()
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_initialising_draws_no_random_numbers_and_is_deterministic(clusters):
+    first, second = _tiny(clusters), _tiny(clusters)
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -164,8 +186,9 @@ def test_without_training_signals_nothing_is_changed(kind):
     assert _same(composer, before)
 
 
-def test_a_few_signals_suffice_for_the_start():
-    composer = _tiny()
+@pytest.mark.parametrize("clusters", [1, 3, 40])
+def test_a_few_signals_suffice_for_the_start(clusters):
+    composer = _tiny(clusters)
     composer.initialize(FlatData())  # of constant images
     observation = FlatData(eval_batch_size=2)
     batch = next(iter(observation.training_batches(2))).observation
@@ -219,21 +242,25 @@ def test_shifting_an_image_by_a_patch_shifts_codes_and_values_away_from_borders(
 # Other combinations
 
 
-def _started(name):
+STARTS = [("hypernetwork", 1), ("projection", 1), ("projection", 3), ("zero", 1), ("learned", 1), ("learned", 3)]
+
+
+def _started(name, clusters=1):
     """Return a tiny composer with a start, and the inner loop of COIN++."""
-    network, encoder, codes = _parts()
+    network, encoder, codes = _parts(clusters=clusters)
     inner = GradientSteps(3, DifferentiableSGD(lr=0.5))
     starts = {
-        "hypernetwork": lambda: Hypernetwork(encoder, PatchProjection(codes.num_clusters)),
+        "hypernetwork": lambda: Hypernetwork(encoder, PerToken()),
+        "projection": lambda: Hypernetwork(encoder, PatchProjection(clusters)),
         "zero": ZeroStart,
         "learned": LearnedStart,
     }
     return Composer(network, codes, starts[name](), inner)
 
 
-@pytest.mark.parametrize("name", ["hypernetwork", "zero", "learned"])
-def test_inner_steps_lower_the_loss_at_any_size(name):
-    composer = _started(name).eval()
+@pytest.mark.parametrize(("name", "clusters"), STARTS)
+def test_inner_steps_lower_the_loss_at_any_size_and_keep_the_index(name, clusters):
+    composer = _started(name, clusters).eval()
     for shape in ((13, 10), (8, 20)):
         observation = _observation(shape)
         trajectory = composer.trajectory(observation, (0, 3))
@@ -241,11 +268,13 @@ def test_inner_steps_lower_the_loss_at_any_size(name):
             first, last = (_losses(composer, trajectory[step], observation) for step in (0, 3))
         assert trajectory[3]["codes"].shape == (2, *composer.layout(observation).grid, 6)
         assert (last < first).all()
+        if clusters > 1:
+            assert torch.equal(trajectory[3]["codes"][..., 0], trajectory[0]["codes"][..., 0])
 
 
-@pytest.mark.parametrize("name", ["hypernetwork", "zero", "learned"])
-def test_training_differentiates_through_the_inner_steps(name):
-    composer = _started(name).train().double()
+@pytest.mark.parametrize(("name", "clusters"), STARTS)
+def test_training_differentiates_through_the_inner_steps(name, clusters):
+    composer = _started(name, clusters).train().double()
     for parameter in composer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     observation = _observation()
@@ -270,17 +299,69 @@ def test_training_differentiates_through_the_inner_steps(name):
     assert slope == pytest.approx((values[0] - values[1]) / (2 * length), rel=1e-4)
 
 
-def test_refinement_lowers_the_loss_of_a_prediction():
-    composer, observation = _tiny(), _observation()
+@pytest.mark.parametrize("clusters", [1, 3])
+@pytest.mark.parametrize("lr", [0.05, 1.0])
+def test_refinement_lowers_the_loss_of_a_prediction_and_keeps_the_index(clusters, lr):
+    composer, observation = _tiny(clusters), _observation()
+    composer.initialize(FlatData())
     with torch.no_grad():
         latents = composer.encode(observation)
-    optimizer = TorchOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=0.05))
+    optimizer = TorchOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=lr))
     refined = composer.refine(
         latents, observation.samples, Refinement(30, rule=optimizer), composer.layout(observation)
     )
-    with torch.no_grad():
-        first, last = (_losses(composer, refined[step], observation) for step in (0, 30))
-    assert (last < 0.9 * first).all()
+    assert all(codes["codes"].isfinite().all() for codes in refined.values())
+    if clusters > 1:
+        assert torch.equal(refined[30]["codes"][..., 0], latents["codes"][..., 0])
+        assert len(latents["codes"][..., 0].unique()) > 1
+    if lr < 1:
+        with torch.no_grad():
+            first, last = (_losses(composer, refined[step], observation) for step in (0, 30))
+        assert (last < 0.9 * first).all()
+
+
+@torch.no_grad()
+def test_the_index_is_kept_under_autocast():
+    composer, observation = _tiny(3), _observation()
+    composer.initialize(FlatData())
+    expected = composer.encode(observation)["codes"]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = composer.encode(observation)["codes"]
+        values = composer(observation, observation.samples.coords)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)  # the correction is zero
+    torch.testing.assert_close(values.float(), composer(observation, observation.samples.coords), atol=0.03, rtol=0)
+
+
+@torch.no_grad()
+def test_codes_in_float64_are_those_in_float32():
+    composer, observation = _tiny(3), _observation()
+    composer.initialize(FlatData())
+    coords = observation.samples.coords
+    expected = composer.encode(observation)["codes"], composer(observation, coords)
+    composer, observation = composer.double(), observation._replace(signal=observation.signal.double())
+    actual = composer.encode(observation)["codes"], composer(observation, coords.double())
+    for first, second in zip(actual, expected, strict=True):
+        assert first.dtype == torch.float64
+        torch.testing.assert_close(first.float(), second, atol=1e-4, rtol=1e-4)
+
+
+def test_codes_and_readout_with_other_clusters_are_rejected():
+    network, encoder, codes = _parts(clusters=3)
+    composer = Composer(network, codes, Hypernetwork(encoder, PatchProjection(2)))
+    with pytest.raises(ValueError, match=r"PatchProjection has 2 clusters .*; the parametrization codes 3 clusters"):
+        composer.initialize(FlatData())
+
+
+@torch.no_grad()
+def test_patches_without_mixing_are_projected():
+    network, _, codes = _parts(clusters=3)
+    composer = Composer(network, codes, Hypernetwork(Patches((3, 8, 12), 4), PatchProjection(3)))
+    composer.initialize(FlatData())
+    observation = _observation((8, 12))
+    other = _tiny(3)
+    other.initialize(FlatData())
+    assert torch.equal(composer.encode(observation)["codes"], other.encode(observation)["codes"])
 
 
 @pytest.mark.parametrize("kind", [ZeroStart, LearnedStart])
@@ -302,7 +383,7 @@ def test_parts_with_other_patches_are_rejected():
         PatchIPC(network, MixedPatches((3, -1, -1), 2, **BLOCKS), codes)
     with pytest.raises(ValueError, match=r"patch_size of the encoder is \(8, 8\)"):
         PatchIPC(network, ViewPatches((1, 3, 8, 8), 8), codes)
-    other = Composer(network, codes, Hypernetwork(MixedPatches((3, -1, -1), 2, **BLOCKS), PatchProjection(4)))
+    other = Composer(network, codes, Hypernetwork(MixedPatches((3, -1, -1), 2, **BLOCKS), PerToken()))
     with pytest.raises(
         ValueError, match=r"into a grid \(7, 5\), and the parametrization into \(4, 3\): set patch_size"
     ):

@@ -31,8 +31,9 @@ def test_before_training_tokens_are_patches_extended_by_the_last_values(shape, p
     assert layout.extent == shape[1:]
     assert features.grid == layout.grid
     values = encoder.patch_values
-    assert not features.tokens[..., 2 * values :].any()
+    assert features.tokens.shape[-1] == encoder.embed_dim == values + 60
     assert torch.equal(features.tokens[..., values : 2 * values], features.tokens[..., :values])
+    assert not features.tokens[..., 2 * values :].any()
     sizes = encoder.patch_size
     for token, index in enumerate(torch.cartesian_prod(*map(torch.arange, layout.grid)).reshape(-1, axes).tolist()):
         patch = signal
@@ -40,6 +41,16 @@ def test_before_training_tokens_are_patches_extended_by_the_last_values(shape, p
             samples = [min(place * size + offset, shape[1 + axis] - 1) for offset in range(size)]
             patch = patch[(slice(None),) * (2 + axis) + (samples,)]
         assert torch.equal(features.tokens[:, token, :values], patch.flatten(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_values_of_a_patch_are_not_mixed(trained):
+    encoder, signal = _encoder(3, 2, 4, trained), torch.rand(1, 3, 8, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = encoder(signal).tokens
+    assert torch.equal(tokens[..., : encoder.patch_values], encoder.patches(signal).flatten(1, 2))
+    assert tokens[..., encoder.patch_values :].isfinite().all()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from composers.encoders import Features, Patches, PerToken, Transformer, WeightTokens
-from composers.latents import Layout
+from composers.latents import Layout, PatchMixture
 from composers.networks import TensorSpec
 
 E = 12
@@ -210,3 +210,12 @@ def test_per_token_fills_one_axis_with_all_tokens_of_a_grid():
     expected = readout.heads["tokens"](features.tokens).mT
     assert torch.equal(readout(features)["tokens"], expected)
     assert expected.shape[1:] == Layout((2, 3)).shape((5, -1))
+
+
+@pytest.mark.parametrize("readout", [PerToken(), WeightTokens(_Recorder())], ids=["per token", "weight tokens"])
+def test_readouts_without_a_projection_keep_their_parameters(readout):
+    shape = (-1, 3) if isinstance(readout, PerToken) else (3, 2)
+    readout.connect(Patches((1, 24), 4), _specs(codes=shape))
+    before = {name: value.clone() for name, value in readout.state_dict().items()}
+    readout.initialize(PatchMixture(torch.rand(1, 4), torch.rand(1, 4, 3), torch.ones(3)))
+    assert all(torch.equal(value, before[name]) for name, value in readout.state_dict().items())
