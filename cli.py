@@ -40,6 +40,7 @@ IGNORED_WARNINGS = (
     ".*your dataloader is not resumable.*",  # it is: data order is a function of seed, epoch and index
     r".*module\(s\) in eval mode at the start of training.*",  # frozen encoders stay in evaluation mode
     ".*You are trying to `self.log.*barebones.*",  # the user requested barebones
+    "Grad strides do not match bucket view strides",  # of depthwise convolutions, whose sizes of 1 have other strides
 )
 
 

@@ -240,8 +240,9 @@ def _steps_argument(model: Namespace, steps: int) -> tuple[Namespace, str]:
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
     """Fill arguments of a data module that depend on the model, where they are None.
 
-    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, and the domain of images. A
-    model with an inner loop adapts to samples of any number of views; for it the number of views is that of ``support``.
+    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, the domain of images and audio,
+    and the patch size of the network. A model with an inner loop adapts to samples of any number of views; for it the number
+    of views is that of ``support``.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
@@ -251,6 +252,9 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
     for name in ("signal_shape", "near", "far"):
         if name in data.init_args and data.init_args[name] is None:
             data.init_args[name] = stated_argument(model, name)
+    if "patch_size" in data.init_args and data.init_args.patch_size is None:
+        network = model.init_args.get("network")
+        data.init_args.patch_size = network and (network.get("init_args") or {}).get("patch_size")
     shape = data.init_args.get("signal_shape")
     if shape is not None and "support" in data.init_args and not encodes(model):
         data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]

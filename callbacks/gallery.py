@@ -21,9 +21,10 @@ from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
 from composers.rendering import Reconstruction
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import Cell, CoordinateBatch, Instance, Samples, instance_of, observation_of
-from datamodules.spec import Modality
+from datamodules.batch import Cell, CoordinateBatch, Instance, Samples, instance_of, observation_of, unpadded_shape
+from datamodules.spec import Modality, agrees
 from datamodules.storage.files import written_whole
+from modalities.linear import LinearBaseline
 
 
 class InnerRow(NamedTuple):
@@ -53,6 +54,9 @@ class Gallery(Callback):
     learned initialisation, the same for all instances); the numbers of steps of training and test are marked. Its rows, from
     the first batch, are also logged as the table ``test/inner_steps`` by loggers that support tables, such as W&B.
 
+    With ``linear``, a row also shows the linear code (PCA or KLT) of as many numbers as the code of the model, where that is
+    smaller than the signal.
+
     Data without a modality have no gallery.
 
     Args:
@@ -64,6 +68,7 @@ class Gallery(Callback):
         inner_filename: Name of the second figure.
         num_inner: Maximum number of rows of the second figure.
         max_memory: Memory in MB that rendering may use in addition to the model and the result.
+        linear: Whether to show linear codes of the same size.
 
     Raises:
         ValueError: If ``num_instances`` or ``num_inner`` is less than 1, or ``max_memory`` is not positive.
@@ -77,6 +82,7 @@ class Gallery(Callback):
         inner_filename: str = "inner_steps.png",
         num_inner: int = 4,
         max_memory: float = 500.0,
+        linear: bool = True,
     ) -> None:
         if num_instances < 1 or num_inner < 1 or not max_memory > 0:
             raise ValueError(
@@ -89,7 +95,9 @@ class Gallery(Callback):
         self.inner_filename = inner_filename
         self.num_inner = num_inner
         self.max_memory = max_memory
+        self.linear = linear
         self.other: Composer | None = None
+        self.baseline: LinearBaseline | None = None
         self.rows: dict[str, list[Cell]] = {}
         self.inner_rows: list[InnerRow] = []
         self.folder: Path | None = None
@@ -105,11 +113,13 @@ class Gallery(Callback):
             return
         self.folder = folder
         self._modality = data.spec.modality
+        patch = self._modality.linear if self.linear else None
+        self.baseline = None if patch is None else LinearBaseline(data, patch)
         if self.folder is None or self.beside is None:
             return
         self.other = load(self.beside, pl_module.device)
         input_shape = self._modality.input_shape(self.other)
-        if input_shape is not None and input_shape != data.spec.signal_shape:
+        if not agrees(input_shape, data.spec.signal_shape):
             self.folder = None
             Console(soft_wrap=True).print(
                 f"No {self.filename}: {self.beside} takes signals of shape {input_shape}, not {data.spec.signal_shape}."
@@ -176,6 +186,8 @@ class Gallery(Callback):
         cells.append(Cell("original" if cells else "", shown.query.values, shown.shape, shown.domain))
         cells[0] = cells[0]._replace(label=shown.name)
         cells += self._reconstruction_cells(composer, reconstruction, shown)
+        numbers = sum(latent[0].numel() for latent in evaluation["latents"][0].values())
+        cells += self._linear_cells(instance, unpadded_shape(batch, index), numbers)
         if self.other is not None:
             cells += self._comparison_cells(self.other, batch, index, instance)
         elif self.beside is None:
@@ -195,6 +207,22 @@ class Gallery(Callback):
             cells.append(Cell(label, values, shown.shape, shown.domain))
         extras = self._modality.extras(composer, reconstruction, shown, self.max_memory)
         return [*cells, *(cell._replace(label=prefix + cell.label) for cell in extras)]
+
+    def _linear_cells(self, instance: Instance, unpadded: Sequence[int], numbers: int) -> list[Cell]:
+        """Return the labelled linear code of an instance with this many numbers; empty if there is none."""
+        true = instance.query.values
+        if self.baseline is None or true is None:
+            return []
+        signal = true.mT.unflatten(-1, instance.shape)
+        label, values = self.baseline.reconstruct(signal[..., : unpadded[-1]], numbers)
+        if values is None:
+            return []
+        padding = signal.shape[-1] - values.shape[-1]
+        values = torch.nn.functional.pad(values.float(), (0, padding)).flatten(1).mT
+        shown = self._modality.shown(instance._replace(values={0: values}))
+        assert shown is not None, "`_add_row` adds no row of an instance that is not shown"
+        metric = _with_unit(headline_value(self._modality, shown.values[0], shown), self._modality)
+        return [Cell(f"{label.partition(',')[0]} {metric}", shown.values[0], shown.shape, shown.domain)]
 
     def _comparison_cells(
         self, composer: Composer, batch: CoordinateBatch, index: int, instance: Instance

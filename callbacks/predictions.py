@@ -147,8 +147,17 @@ class PredictionWriter(Callback):
         facts = steps_taken(pl_module, tiles[0].steps)
         facts |= {f"{metric} predicted": f"{predicted:.3f}", f"{metric} refined": f"{refined:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
+        spec, layout = data.spec, tiles[0].layout
         code = InstanceCode(
-            latents, boxes, shape, self._model, name, facts, domain=data.spec.domain, layout=tiles[0].layout
+            latents,
+            boxes,
+            shape,
+            self._model,
+            name,
+            facts,
+            domain=spec.domain,
+            layout=layout,
+            sample_rate=spec.sample_rate,
         )
         self._sizes[name] = size = data.spec.modality.size_of_code(code)
         code = replace(code, facts=facts | size.facts())

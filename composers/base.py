@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 from composers.evaluation import TRAINING_DATA_ERRORS, CodeStatistics, Evaluation, measure_training_codes, other_starts
 from composers.inference import GradientSteps, Refinement, Start, Trajectory
 from composers.inference.adapt import DivergenceError, check_finite
+from composers.inference.bounded import bounded
 from composers.inference.refinement import INNER, NETWORK
 from composers.inference.rules import Scales, unit_scales
 from composers.latents import Latents, Layout, Parametrization
@@ -210,10 +211,16 @@ class Composer(LightningModule):
         scales: Scales | None = None,
         **options: Any,
     ) -> Trajectory:
-        """Take gradient steps on latents, scaled as the parametrization states if ``scales`` is None."""
+        """Take gradient steps on latents, scaled as the parametrization states if ``scales`` is None.
+
+        In evaluation, activations of more than 1 GiB are recomputed, so that memory does not grow with the signal.
+        """
 
         def reconstruct(moved: Latents, coords: Tensor) -> Reconstruction:
-            return self.renderer.reconstruct(field_of(moved), coords)
+            field, batch_size = field_of(moved), len(next(iter(moved.values())))
+            if not options.get("training"):
+                field = bounded(field, batch_size * self.network.floats_per_coord)
+            return self.renderer.reconstruct(field, coords)
 
         trajectory: Trajectory = gradient_steps(
             latents, samples, reconstruct, self.loss, scales or self.parametrization.step_scales, **options

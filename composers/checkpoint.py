@@ -22,6 +22,7 @@ from composers.base import Composer
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
 from datamodules.domain import Domain, Grid, Rays
+from datamodules.spec import agrees
 from datamodules.storage.files import written_whole
 
 _LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # as in `callbacks.saving`, which this module may not import
@@ -248,13 +249,13 @@ def check_weights(composer: Composer, checkpoint: Mapping[str, Any], path: str |
 
 
 def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Check that the domain of the data is that of the training data; a checkpoint without a domain passes.
+    """Check that domain and sampling rate of the data are those of the training data; a checkpoint without them passes.
 
     Raises:
-        ValueError: If the domains differ.
+        ValueError: If they differ.
     """
     stated, spec = _training_data(checkpoint), data.spec
-    if stated is None or stated.domain.agrees(spec.domain):
+    if stated is None or (stated.domain.agrees(spec.domain) and agrees(stated.sample_rate, spec.sample_rate)):
         return
     actual = _DataFacts(spec.domain, spec.signal_shape, spec.sample_rate)
     fix = "use data with the coordinates of the training data"
@@ -339,6 +340,8 @@ class _DataFacts(NamedTuple):
         """Return the domain as text, for audio with duration and sampling rate."""
         if self.sample_rate is None:
             return self.domain.describe()
+        if self.signal_shape[-1] < 0:
+            return f"{self.domain.describe()} ({self.sample_rate:,} Hz)"
         seconds = self.signal_shape[-1] / self.sample_rate
         return f"{self.domain.describe()} ({seconds:g} s at {self.sample_rate:,} Hz)"
 

@@ -231,7 +231,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
             torch.arange(size, dtype=torch.float64, device=signal.device) + (offset + 0.5) / self.detail
             for size, offset in zip(sizes, offsets, strict=True)
         ]
-        finer = signal[(..., *(slice(offset, None, self.detail) for offset in offsets))]
+        phase = (slice(None), slice(None), *(slice(offset, None, self.detail) for offset in offsets))
+        finer = signal[phase]
         query = Samples(self.spec.domain.at(places, sizes), finer.flatten(2).mT)
         return coarse._replace(query=query, shape=None)
 

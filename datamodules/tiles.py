@@ -9,6 +9,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+MAX_PIXELS = 1 << 22  # of an image that is encoded whole, which takes about 4 GB
+TILE_SIZE = 512  # pixels along each side of a tile for a model of any size
+_SHARE = 16  # neighbours of `split` overlap by one part in so many
+
 Box = tuple[tuple[int, int], ...]
 
 
@@ -55,6 +59,43 @@ def cover(shape: Sequence[int], size: int) -> list[Box]:
     return boxes(shape, size, size // 4)
 
 
+def split(shape: Sequence[int], largest: int, multiple: Sequence[int]) -> list[Box]:
+    """Return boxes of one size that cover a signal, each of at most ``largest`` samples; one if the signal has no more.
+
+    Neighbours overlap by a sixteenth of their size. Sizes are multiples of ``multiple`` where an axis is divided.
+
+    Args:
+        shape: Shape of the signal.
+        largest: Maximum number of samples of a box.
+        multiple: Divisor of the size of a box along every axis, such as the size of a patch.
+
+    Returns:
+        As `boxes`.
+
+    Raises:
+        ValueError: If a box of the smallest size has more than ``largest`` samples.
+
+    Example:
+        >>> split((100, 100), 10000, (8, 8)), split((100, 300), 16000, (8, 8))
+        ([((0, 100), (0, 100))], [((0, 100), (0, 160)), ((0, 100), (140, 300))])
+    """
+    counts, smallest = [1] * len(shape), [min(pair) for pair in zip(shape, multiple, strict=True)]
+    if math.prod(smallest) > largest:
+        raise ValueError(
+            f"A tile of {smallest} samples, the smallest, exceeds the limit of {largest:,}: raise the limit."
+        )
+    while math.prod(sizes := [_divided(*axis) for axis in zip(shape, counts, multiple, strict=True)]) > largest:
+        divisible = [axis for axis, size in enumerate(sizes) if size > smallest[axis]]
+        counts[max(divisible, key=lambda axis: sizes[axis])] += 1
+    spans = [_spans(extent, size, size // _SHARE) for extent, size in zip(shape, sizes, strict=True)]
+    return list(itertools.product(*spans))
+
+
+def cut_out(signal: Tensor, box: Box) -> Tensor:
+    """Return the part of a signal ``(C, *shape)`` in a box, without resizing."""
+    return signal[(slice(None), *(slice(*span) for span in box))]
+
+
 def bands(shape: Sequence[int], largest: int) -> Iterator[Box]:
     """Yield disjoint boxes that cover a signal in the order of its samples (last axis fastest).
 
@@ -76,6 +117,14 @@ def bands(shape: Sequence[int], largest: int) -> Iterator[Box]:
     step = largest // max(1, row)
     for start in range(0, first, step):
         yield ((start, min(start + step, first)), *whole(rest))
+
+
+def _divided(extent: int, count: int, multiple: int) -> int:
+    """Return the size of ``count`` boxes that cover an axis and overlap by a sixteenth, rounded up to a multiple."""
+    if count == 1:
+        return extent
+    size = math.ceil(_SHARE * extent / ((_SHARE - 1) * count + 1))
+    return min(extent, math.ceil(size / multiple) * multiple)
 
 
 def _spans(extent: int, size: int, overlap: int) -> list[tuple[int, int]]:

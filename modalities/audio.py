@@ -14,7 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.codes import MEASURED, Axis, InstanceCode, decode_at, encoded, fingerprint, steps_taken
+from composers.checkpoint import stated_domain
+from composers.codes import (
+    MEASURED,
+    Axis,
+    InstanceCode,
+    decode_at,
+    encoded,
+    fingerprint,
+    steps_taken,
+    takes_any_size,
+)
 from composers.inference.refinement import Refinement
 from composers.metrics import PSNR, InstanceMetric, psnr_of_mse
 from composers.rendering import Reconstruction
@@ -24,8 +34,14 @@ from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline, LinearPatch, Modality
 from datamodules.storage.audio import read_recording
 from datamodules.storage.files import written_whole
-from datamodules.storage.recordings import cut_recording, prepare_recording, recording_tiles, samples_in_tile
-from datamodules.tiles import Box
+from datamodules.storage.recordings import (
+    MAX_SECONDS,
+    cut_recording,
+    prepare_recording,
+    recording_tiles,
+    samples_in_tile,
+)
+from datamodules.tiles import Box, split
 from modalities.decoding import values_at
 from modalities.drawing import Waveform
 from modalities.spectrogram import draw, figure_image, save_figure
@@ -40,17 +56,20 @@ def encode(
     source: str | Path | Tensor,
     sample_rate: int = 16000,
     *,
+    max_seconds: float = MAX_SECONDS,
     refinement: Refinement | None = None,
     batch_size: int = 16,
 ) -> InstanceCode:
-    """Encode a recording: predict its latents, then refine them; long recordings are cut into overlapping tiles.
+    """Encode a recording: predict its latents, then refine them.
 
     Args:
-        composer: A model of audio.
+        composer: A model of audio: of any length, which encodes the recording in one pass, or of one length, for which a
+            longer recording is cut into overlapping tiles.
         source: An audio file, which is resampled and mixed for the model; or ``(C, n)`` in [-1, 1] at ``sample_rate``.
         sample_rate: Samples per second of the signals that the model was trained with.
+        max_seconds: Seconds above which a recording is split into blended tiles for a model of any length.
         refinement: Steps and learning rate; those of the model if None, ``Refinement(steps=0)`` for the prediction alone.
-        batch_size: Number of tiles encoded at a time.
+        batch_size: Number of tiles encoded at a time; a model of any length takes one.
 
     Raises:
         ValueError: If the recording cannot be read, or the model is not a model of audio.
@@ -58,7 +77,7 @@ def encode(
     Example:
         ``code = encode(composer, "speech.wav")``
     """
-    channels, length = input_shape(composer)
+    channels, length = _stated_shape(composer)
     if isinstance(source, Tensor):
         values, facts, name = source, source_facts(sample_rate, source.shape[-1]), ""
     else:
@@ -69,15 +88,28 @@ def encode(
         raise ValueError(
             f"The recording has shape {tuple(values.shape)}; this model takes ({channels}, n) with n at least 1."
         )
-    steps, domain = refinement or composer.refinement, Grid(((-length / sample_rate, length / sample_rate),))
-    boxes = recording_tiles(values.shape[1], length)
+    steps, domain = refinement or composer.refinement, _domain(composer, length, sample_rate)
+    if length == -1:
+        longest = round(max_seconds * sample_rate)
+        boxes, batch_size = split((values.shape[1],), longest, composer.network.patch_size or (1,)), 1
+    else:
+        boxes = recording_tiles(values.shape[1], length)
     batches = (boxes[start : start + batch_size] for start in range(0, len(boxes), batch_size))
     latents = encoded(composer, (_observation(values, batch, domain, composer.device) for batch in batches), steps)
     latents = {key: latent.cpu() for key, latent in latents.items()}
     facts |= steps_taken(composer, steps.steps)
-    layout = composer.layout(Observation(torch.empty(1, channels, length)))
-    shape = (values.shape[1],)
-    code = InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
+    [(start, stop)] = boxes[0]
+    code = InstanceCode(
+        latents,
+        boxes,
+        (values.shape[1],),
+        fingerprint(composer),
+        name,
+        facts,
+        domain=domain,
+        layout=composer.layout(Observation(torch.empty(1, channels, stop - start))),
+        sample_rate=sample_rate,
+    )
     return replace(code, facts=facts | Audio().size_of_code(code).facts())
 
 
@@ -164,7 +196,12 @@ def audio_psnr(prediction: Tensor, target: Tensor) -> float:
 
 
 def code_sample_rate(code: InstanceCode) -> int:
-    """Return the sampling rate of the signals that the model of a code takes."""
+    """Return the sampling rate of the signals that the model of a code takes.
+
+    Earlier files do not state it; their models have one length, and a domain of two units per second.
+    """
+    if code.sample_rate is not None:
+        return code.sample_rate
     [(start, stop)] = code.boxes[0]
     return domain_sample_rate(code.domain, stop - start)
 
@@ -199,16 +236,31 @@ def input_shape(composer: Composer) -> tuple[int, int]:
     """Return the channels and samples of the signals that a model takes; for a meta-learned model, those of its training.
 
     Raises:
-        ValueError: If the model does not state them, or takes other signals.
+        ValueError: If the model does not state them, takes signals of any length, or other signals.
     """
+    channels, length = _stated_shape(composer)
+    if length < 1:
+        raise ValueError(f"This model takes signals of shape {(channels, length)}, not audio of a known length.")
+    return channels, length
+
+
+def _stated_shape(composer: Composer) -> tuple[int, int]:
+    """Return the channels and samples of the signals that a model takes, -1 for any length; raise a `ValueError` if unknown."""
     shape = composer.start.signal_shape
     if shape is None:
         raise ValueError(
             f"This {type(composer).__name__} does not state the shape of its signals: its start has no signal_shape."
         )
-    if len(shape) != 2 or min(shape) < 1:
+    if len(shape) != 2 or shape[0] < 1 or (shape[1] < 1 and not takes_any_size(composer)):
         raise ValueError(f"This model takes signals of shape {shape}, not audio of a known length.")
     return shape[0], shape[1]
+
+
+def _domain(composer: Composer, length: int, sample_rate: int) -> Domain:
+    """Return the domain of a tile: of training for a model of any length, else two units per second."""
+    if length == -1:
+        return stated_domain(composer)
+    return Grid(((-length / sample_rate, length / sample_rate),))
 
 
 def _observation(values: Tensor, boxes: list[Box], domain: Domain, device: torch.device) -> Observation:
@@ -310,6 +362,7 @@ class Audio(Modality):
     noun = "file"
     headline = Headline("psnr", "max", "dB")
     reader = "datamodules.audio.prediction.AudioFiles"
+    reading = ("max_seconds",)
     writer = AudioWriter
     decoding = ("sample_rate",)
     interpolation = "sinc"
@@ -347,8 +400,8 @@ class Audio(Modality):
         return recording.values, {"sample_rate": recording.sample_rate}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...]:
-        """Return the channels and samples of the signals that a model takes."""
-        return input_shape(composer)
+        """Return the channels and samples of the signals that a model takes, -1 for any length."""
+        return _stated_shape(composer)
 
     def shown(self, instance: Instance) -> Instance:
         """Return the instance without its padding, with the domain shortened accordingly."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.checkpoint import stated_domain
-from composers.codes import InstanceCode, decode, encoded, fingerprint, steps_taken
+from composers.codes import InstanceCode, decode, encoded, fingerprint, steps_taken, takes_any_size
 from composers.encoders import Patches
 from composers.inference.refinement import Refinement
 from composers.latents import Latents
@@ -27,7 +27,7 @@ from datamodules.domain import Domain, Grid
 from datamodules.spec import Headline, LinearPatch
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import cut, read_image
-from datamodules.tiles import cover, whole
+from datamodules.tiles import MAX_PIXELS, TILE_SIZE, Box, cover, cut_out, split, whole
 from modalities.decoding import values_at
 from modalities.drawn import GALLERY_SIZE, DrawnModality
 from modalities.writing import Prediction, Row, Writer
@@ -94,18 +94,20 @@ def encode(
     *,
     tile: bool = False,
     tile_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     refinement: Refinement | None = None,
     batch_size: int = 16,
 ) -> InstanceCode:
     """Predict and refine the instance code of an image.
 
     Args:
-        composer: A model of square colour images.
+        composer: A model of colour images: of any size, which encodes the image whole at its own resolution, or of squares.
         source: An image file, or pixels ``(3, H, W)`` uint8.
-        tile: Whether to split the image into overlapping tiles, which keeps details, instead of resizing it to a square.
-        tile_size: Pixels of the image along each side of a tile; the model's input size if None.
+        tile: Whether to split the image into overlapping tiles, which keeps details where a model takes squares of one size.
+        tile_size: Pixels of the image along each side of a tile; if None, the model's input size, or 512 for any size.
+        max_pixels: Pixels above which an image is split into blended tiles for a model of any size.
         refinement: Refinement of the code; that of the model if None. ``Refinement(steps=0)`` disables it.
-        batch_size: Number of tiles that are encoded at a time.
+        batch_size: Number of tiles that are encoded at a time; a model of any size takes one.
 
     Raises:
         ValueError: If the image cannot be read, or the model does not take images.
@@ -114,37 +116,49 @@ def encode(
         ``code = encode(composer, "holiday.jpg", tile=True)``
     """
     pixels = source if isinstance(source, Tensor) else read_image(source).pixels
-    shape, size = tuple(pixels.shape[1:]), input_size(composer)
-    boxes = cover(shape, tile_size or size) if tile else [whole(shape)]
-    refinement = refinement or composer.refinement
-    latents = square_codes(composer, torch.stack([cut(pixels, box, size) for box in boxes]), refinement, batch_size)
+    if pixels.dim() != 3 or len(pixels) != 3 or 0 in pixels.shape:
+        raise ValueError(f"source has shape {tuple(pixels.shape)}; pass pixels (3, H, W), with H and W at least 1.")
+    shape, refinement = tuple(pixels.shape[1:]), refinement or composer.refinement
+    if takes_any_size(composer):
+        boxes = cover(shape, tile_size or TILE_SIZE) if tile else _whole_or_split(composer, shape, max_pixels)
+        tiles, batch_size = torch.stack([cut_out(pixels, box) for box in boxes]), 1
+    else:
+        size = input_size(composer)
+        boxes = cover(shape, tile_size or size) if tile else [whole(shape)]
+        tiles = torch.stack([cut(pixels, box, size) for box in boxes])
+    latents = image_codes(composer, tiles, refinement, batch_size)
     latents = {name: latent.cpu() for name, latent in latents.items()}
     name = "" if isinstance(source, Tensor) else Path(source).stem
     facts = steps_taken(composer, refinement.steps)
-    domain, layout = stated_domain(composer), composer.layout(Observation(torch.empty(1, 3, size, size)))
+    domain, layout = stated_domain(composer), composer.layout(Observation(torch.empty(1, *tiles.shape[1:])))
     code = InstanceCode(latents, boxes, shape, fingerprint(composer), name, facts, domain=domain, layout=layout)
     return replace(code, facts=facts | Images().size_of_code(code).facts())
 
 
-def square_codes(composer: Composer, squares: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
-    """Predict and refine the latents of images that have the model's input size.
+def image_codes(composer: Composer, tiles: Tensor, refinement: Refinement, batch_size: int = 16) -> Latents:
+    """Predict and refine the latents of images of a size that the model takes.
 
     Args:
         composer: The model.
-        squares: Images ``(B, 3, S, S)`` uint8.
+        tiles: Images ``(B, 3, H, W)`` uint8.
         refinement: Refinement of the latents.
         batch_size: Number of images that are encoded at a time.
     """
     domain = stated_domain(composer)
-    batches = (batch.to(composer.device) for batch in squares.split(batch_size))
-    observations = (Observation(batch.float() / 255, square_samples(batch, domain)) for batch in batches)
+    batches = (batch.to(composer.device) for batch in tiles.split(batch_size))
+    observations = (Observation(batch.float() / 255, image_samples(batch, domain)) for batch in batches)
     return encoded(composer, observations, refinement)
 
 
-def square_samples(squares: Tensor, domain: Domain | None = None) -> Samples:
-    """Return the pixels of images ``(B, 3, S, S)`` uint8 as samples of a domain, ``[-1, 1]`` along both axes if None."""
-    coords = (domain or Grid.unit(2)).coords(squares.shape[2:], device=squares.device)
-    return Samples(coords, squares.float().flatten(2).mT / 255)
+def image_samples(tiles: Tensor, domain: Domain | None = None) -> Samples:
+    """Return the pixels of images ``(B, 3, H, W)`` uint8 as samples of a domain, ``[-1, 1]`` along both axes if None."""
+    coords = (domain or Grid.unit(2)).coords(tiles.shape[2:], device=tiles.device)
+    return Samples(coords, tiles.float().flatten(2).mT / 255)
+
+
+def _whole_or_split(composer: Composer, shape: tuple[int, ...], max_pixels: int) -> list[Box]:
+    """Return the box of an image, or boxes of tiles of at most ``max_pixels``."""
+    return split(shape, max_pixels, composer.network.patch_size or (1,) * len(shape))
 
 
 def render(
@@ -223,7 +237,8 @@ class ImageWriter(Writer):
     """Write the reconstruction of an image, its error scaled by 5, and its instance code.
 
     For an image NAME, these are NAME.png, NAME.error.png and NAME.safetensors. The row of the table holds the PSNR of the
-    predicted and the refined code at the model's input resolution, and the PSNR of NAME.png at the image's original size.
+    predicted and the refined code at the model's input resolution, which for a model of any size is that of the image, and
+    the PSNR of NAME.png at the image's original size.
 
     Args:
         size: Pixels of the longer side of the reconstruction, or [rows, columns].
@@ -290,7 +305,7 @@ class Images(DrawnModality):
     noun = "image"
     headline = Headline("psnr", "max", "dB")
     reader = "datamodules.ImageFiles"
-    reading = ("tile", "tile_size")
+    reading = ("tile", "tile_size", "max_pixels")
     writer = ImageWriter
     decoding = ("size", "scale")
     interpolation = "bicubic"
@@ -313,7 +328,9 @@ class Images(DrawnModality):
         return read_image(path).pixels, {}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...]:
-        """Return the input shape ``(3, S, S)`` of a model."""
+        """Return the input shape ``(3, S, S)`` of a model, or ``(3, -1, -1)`` of a model of images of any size."""
+        if takes_any_size(composer) and composer.start.signal_shape == (3, -1, -1):
+            return 3, -1, -1
         size = input_size(composer)
         return 3, size, size
 

@@ -2,7 +2,7 @@
 
 from composers.codes.code import MEASURED, InstanceCode, fingerprint, interpolate, read_code
 from composers.codes.decoding import Axis, decode, decode_at
-from composers.codes.encoding import encoded, steps_taken
+from composers.codes.encoding import encoded, steps_taken, takes_any_size
 
 __all__ = [
     "MEASURED",
@@ -15,4 +15,5 @@ __all__ = [
     "interpolate",
     "read_code",
     "steps_taken",
+    "takes_any_size",
 ]

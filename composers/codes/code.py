@@ -38,6 +38,8 @@ class InstanceCode:
         facts: Further facts by name: refinement steps, PSNR, the original sampling rate of audio.
         domain: Domain of a tile, as in training.
         layout: Layout of the latents of a tile.
+        sample_rate: Samples per second of ``shape`` for audio; None for other signals, and in earlier files of audio, whose
+            domain determines it.
     """
 
     latents: Latents
@@ -48,6 +50,7 @@ class InstanceCode:
     facts: dict[str, str] = field(default_factory=dict)
     domain: Domain = field(kw_only=True)
     layout: Layout = field(kw_only=True, default=Layout())
+    sample_rate: int | None = field(kw_only=True, default=None)
 
     @property
     def numel(self) -> int:
@@ -55,21 +58,38 @@ class InstanceCode:
         return sum(latent.numel() for latent in self.latents.values())
 
     def check(self, composer: Composer, name: str | Path = "This code") -> None:
-        """Check that the code belongs to a model.
+        """Check that the code belongs to a model, and that its latents have the shapes that the model takes.
 
         Raises:
-            ValueError: If it belongs to another model.
+            ValueError: If it belongs to another model, or its latents are of other shapes.
         """
         if (actual := fingerprint(composer)) != self.model:
             raise ValueError(
                 f"{name} belongs to the model {self.model}, the checkpoint holds {actual}: a code can only be decoded by its "
                 "own model. Pass the checkpoint that it was encoded with."
             )
+        self._check_shapes(composer, name)
+
+    def _check_shapes(self, composer: Composer, name: str | Path) -> None:
+        """Raise a `ValueError` if the latents do not have the shapes that the model takes for these tiles and this layout."""
+        tiles, fix = len(self.boxes), "encode the signal again with cli.py predict"
+        shapes = {latent: tuple(values.shape) for latent, values in self.latents.items()}
+        specs = composer.parametrization.latents
+        try:
+            expected = {latent: (tiles, *self.layout.shape(spec.shape)) for latent, spec in specs.items()}
+        except ValueError as error:
+            raise ValueError(f"{name} states no layout of its latents ({error}): {fix}.") from error
+        if shapes != expected:
+            raise ValueError(
+                f"{name} holds latents of the shapes {shapes}; for {tiles} tile(s) of the layout {self.layout.config()} this "
+                f"model takes {expected}: {fix}."
+            )
 
     def save(self, path: str | Path) -> None:
         """Write the code as safetensors, atomically."""
         metadata = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
         metadata |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
+        metadata |= {} if self.sample_rate is None else {"sample_rate": str(self.sample_rate)}
         metadata |= {"domain": json.dumps(self.domain.config()), "layout": json.dumps(self.layout.config())}
         with written_whole(Path(path)) as part:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, metadata))
@@ -96,6 +116,16 @@ def read_code(path: str | Path) -> InstanceCode:
             f"{path} is an instance code of version {metadata.get('version')}; this software reads versions {_EARLIER} and "
             f"{_VERSION}: update the software."
         )
+    try:
+        return _from_metadata(latents, metadata, path)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} does not describe its code completely ({error!r}): write it again with cli.py predict."
+        ) from error
+
+
+def _from_metadata(latents: Latents, metadata: Mapping[str, str], path: str | Path) -> InstanceCode:
+    """Return the code of latents that the metadata of a file describe."""
     boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(metadata["boxes"])]
     shape, facts = tuple(json.loads(metadata["shape"])), json.loads(metadata["facts"])
     return InstanceCode(
@@ -107,6 +137,7 @@ def read_code(path: str | Path) -> InstanceCode:
         facts,
         domain=_domain(metadata, len(shape), path),
         layout=Layout.from_config(json.loads(metadata.get("layout", "{}"))),
+        sample_rate=int(metadata["sample_rate"]) if "sample_rate" in metadata else None,
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from composers.codes.code import InstanceCode
 from datamodules.tiles import Box, blend_weight
 
 _MAX_CHUNK = {"cpu": 4096}  # coordinates; fastest if activations fit into the cache
+_MAX_BLOCK = {"cpu": 1 << 15}  # coordinates of a block of patches, whose network divides its work further
 _MAX_BAND = 1 << 20  # samples; larger bands are not faster
 
 
@@ -87,14 +88,61 @@ def decode_at(
         ValueError: If the code belongs to another model, or ``max_memory`` is out of range.
     """
     code.check(composer)
-    rows, chunk = _sizes(composer, tuple(axis.number for axis in axes), max_memory)
+    rows, block = _sizes(composer, axes, max_memory)
+    modulations = _Modulations(composer, code)
     for start in range(0, axes[0].number, rows):
         with torch.inference_mode():
-            yield _band(composer, code, axes, (start, min(start + rows, axes[0].number)), chunk)
+            yield _band(modulations, axes, (start, min(start + rows, axes[0].number)), block)
 
 
-def _sizes(composer: Composer, shape: tuple[int, ...], max_memory: float) -> tuple[int, int]:
-    """Return the rows of a band and the coordinates of a chunk that fit into memory, in MB."""
+class _Block(NamedTuple):
+    """What is evaluated at a time.
+
+    Attributes:
+        shape: Decoded samples along every axis.
+        chunk: Coordinates of these; the network decides if it has patches.
+    """
+
+    shape: tuple[int, ...]
+    chunk: int
+
+    def of(self, ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+        """Yield the blocks that a box of decoded samples consists of."""
+        spans = [
+            [(start, min(start + size, last)) for start in range(first, last, size)]
+            for (first, last), size in zip(ranges, self.shape, strict=True)
+        ]
+        yield from map(list, itertools.product(*spans))
+
+
+class _Modulations:
+    """The modulations of the tiles of a code; those of the last tile are kept, because bands often share it.
+
+    Args:
+        composer: The model of the code.
+        code: The code.
+    """
+
+    def __init__(self, composer: Composer, code: InstanceCode) -> None:
+        self.composer, self.code = composer, code
+        self._last: tuple[int, Any] | None = None
+
+    def of_tile(self, index: int) -> Any:
+        """Return the modulations of a tile."""
+        if self._last is None or self._last[0] != index:
+            latents = {
+                name: latent[index : index + 1].to(self.composer.device) for name, latent in self.code.latents.items()
+            }
+            self._last = (index, self.composer.compose(latents, self.code.layout))
+        return self._last[1]
+
+
+def _sizes(composer: Composer, axes: Sequence[Axis], max_memory: float) -> tuple[int, _Block]:
+    """Return the rows of a band and the block of samples that fit into memory, in MB.
+
+    A network with patches evaluates blocks of whole patches, because it computes the modulations of a patch once per block.
+    """
+    shape = tuple(axis.number for axis in axes)
     row = math.prod(shape[1:])
     per_sample = 12 * (
         composer.network.value_dim + composer.network.coord_dim + 1
@@ -106,11 +154,27 @@ def _sizes(composer: Composer, shape: tuple[int, ...], max_memory: float) -> tup
         raise ValueError(
             f"max_memory is {max_memory:g} MB; a signal of shape {shape} requires at least {needed:.3g} MB."
         )
-    return min(rows, max(1, _MAX_BAND // row)), min(chunk, _MAX_CHUNK.get(composer.device.type, 1 << 18))
+    rows = min(rows, max(1, _MAX_BAND // row))
+    if (patch_size := composer.network.patch_size) is None:
+        return rows, _Block(shape, min(chunk, _MAX_CHUNK.get(composer.device.type, 1 << 18)))
+    block = _block_of_patches(axes, patch_size, min(chunk, _MAX_BLOCK.get(composer.device.type, 1 << 20)))
+    return max(1, rows // block.shape[0]) * block.shape[0] if rows > block.shape[0] else rows, block
 
 
-def _band(composer: Composer, code: InstanceCode, axes: Sequence[Axis], rows: tuple[int, int], chunk: int) -> Tensor:
+def _block_of_patches(axes: Sequence[Axis], patch_size: Sequence[int], chunk: int) -> _Block:
+    """Return a block of whole patches, about as many along every axis, of at most ``chunk`` samples where a patch has less."""
+    cells = [max(1, round(size / axis.step)) for size, axis in zip(patch_size, axes, strict=True)]
+    patches, sizes = max(1, chunk // math.prod(cells)), list[int]()
+    for index, (cell, axis) in enumerate(zip(cells, axes, strict=True)):
+        count = min(int(patches ** (1 / (len(axes) - index))), math.ceil(axis.number / cell))
+        sizes.append(count * cell)
+        patches //= count
+    return _Block(tuple(sizes), chunk)
+
+
+def _band(modulations: _Modulations, axes: Sequence[Axis], rows: tuple[int, int], block: _Block) -> Tensor:
     """Return one band: the weighted mean of its tiles."""
+    composer, code = modulations.composer, modulations.code
     shape = (rows[1] - rows[0], *(axis.number for axis in axes[1:]))
     total, weights = torch.zeros(*shape, composer.network.value_dim), torch.zeros(*shape, 1)
     for index, box in enumerate(code.boxes):
@@ -118,12 +182,14 @@ def _band(composer: Composer, code: InstanceCode, axes: Sequence[Axis], rows: tu
         ranges[0] = (max(ranges[0][0], rows[0]), min(ranges[0][1], rows[1]))
         if any(first >= last for first, last in ranges):
             continue
-        coords, weight = _tile_coords(code, box, axes, ranges)
-        values = _render(composer, code, index, coords, chunk).unflatten(0, weight.shape)
-        first = ranges[0][0] - rows[0]
-        region = (slice(first, first + len(weight)), *(slice(*span) for span in ranges[1:]))
-        total[region] += values * weight.unsqueeze(-1)
-        weights[region] += weight.unsqueeze(-1)
+        of_tile = modulations.of_tile(index)
+        for spans in block.of(ranges):
+            coords, weight = _tile_coords(code, box, axes, spans)
+            parts = [composer.render(of_tile, part.to(composer.device))[0].cpu() for part in coords.split(block.chunk)]
+            first = spans[0][0] - rows[0]
+            region = (slice(first, first + len(weight)), *(slice(*span) for span in spans[1:]))
+            total[region] += torch.cat(parts).unflatten(0, weight.shape) * weight.unsqueeze(-1)
+            weights[region] += weight.unsqueeze(-1)
     return total / weights
 
 
@@ -144,11 +210,3 @@ def _overlap(code: InstanceCode, axis: int) -> int:
     """Return the smallest overlap of neighbouring tiles along an axis, in samples."""
     spans = sorted({box[axis] for box in code.boxes})
     return min((left[1] - right[0] for left, right in itertools.pairwise(spans)), default=0)
-
-
-def _render(composer: Composer, code: InstanceCode, index: int, coords: Tensor, chunk: int) -> Tensor:
-    """Return the values ``(N, C)`` of one tile, evaluated in chunks of coordinates."""
-    latents = {name: latent[index : index + 1].to(composer.device) for name, latent in code.latents.items()}
-    modulations = composer.compose(latents, code.layout)
-    parts = [composer.render(modulations, part.to(composer.device))[0].cpu() for part in coords.split(chunk)]
-    return torch.cat(parts)

@@ -33,6 +33,15 @@ def encoded(composer: Composer, observations: Iterable[Observation], refinement:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
+def takes_any_size(composer: Composer) -> bool:
+    """Return whether a model encodes signals of any size at their own resolution: its start leaves the axes open.
+
+    An encoder with a fixed number of tokens takes signals of one size, even if it does not state which.
+    """
+    shape, encoder = composer.start.signal_shape, composer.start.encoder
+    return shape is not None and -1 in shape[1:] and (encoder is None or encoder.num_tokens is None)
+
+
 def steps_taken(composer: Composer, refinement: int) -> dict[str, str]:
     """Return the numbers of inner and refinement steps as facts of a code; only the latter without an inner loop."""
     inner = {} if composer.inner is None else {"inner steps": str(composer.inner.test_steps)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composers.networks.encodings import CosineFeatures
-from composers.networks.network import CoordinateNetwork, PatchSpec, TensorSpec
+from composers.networks.network import CoordinateNetwork, PatchSpec
 from composers.networks.patch_grid import patch_sizes
 from composers.networks.routing import Routes, alike_groups, fixed_shapes, group, route
 from composers.networks.scaled_linear import ScaledLinear
@@ -79,6 +78,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
     """
 
     from_data: ClassVar[FromData] = {"coord_dim": coord_dim, "value_dim": value_dim}
+    patch_size: tuple[int, ...]
 
     def __init__(
         self,
@@ -117,8 +117,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         self.bias = nn.Parameter(torch.zeros(hidden_dim))
         self.last = ScaledLinear(hidden_dim, value_dim)
         self._pass_through()
-        shape = (-1, self.input_dim, rank)
-        self.slots = {"patterns": TensorSpec(shape, partial(torch.zeros, 1, *shape[1:]))}
+        self.slots = {}  # `patches` describes the modulations
 
     @torch.no_grad()
     def _pass_through(self) -> None:
@@ -232,6 +231,8 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         shared = groups.local[alike[:1]]
         batches = [(groups.local[part], part) for part in others.split(parts) if len(part)]
         batches += [(shared, part) for part in alike.split(parts) if len(part)]
+        if not batches:
+            return self.basis.new_zeros(len(modulations.tokens), 0, self.value_dim)
         values = [self._values(local, modulations.patterns(groups.patch[part])) for local, part in batches]
         position = torch.cat((others, alike)).argsort()  # of a group in values
         place = position[groups.place // size] * size + groups.place % size

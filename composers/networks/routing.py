@@ -118,7 +118,8 @@ def alike_groups(local: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         local: ``(G, n, D)``, positions relative to the patch.
     """
-    same = ((local - local[len(local) // 2]).abs() <= _ROUNDING).flatten(1).all(1)
+    middle = len(local) // 2
+    same = ((local - local[middle : middle + 1]).abs() <= _ROUNDING).flatten(1).all(1)
     same &= (2 * same.sum() >= len(same)) & (not local.requires_grad)
     return same.nonzero().squeeze(1), (~same).nonzero().squeeze(1)
 

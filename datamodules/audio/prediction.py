@@ -1,4 +1,4 @@
-"""Audio files and folders for prediction, cut into tiles along time."""
+"""Audio files and folders for prediction: whole, or cut into tiles along time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.audio.base import audio_spec
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Piece, Signal
+from datamodules.domain import Domain, Grid
 from datamodules.images.prediction import TileBatch, WholeImages, collate_tiles, unique_names
 from datamodules.spec import DataSpec
 from datamodules.storage.audio import audio_files, read_recording
 from datamodules.storage.recordings import (
+    MAX_SECONDS,
     cut_recording,
     in_channels_of,
     prepare_recording,
     recording_tiles,
     samples_in_tile,
 )
-from datamodules.tiles import Box
+from datamodules.tiles import Box, split
 from modalities.audio import Audio
 
 _DEFAULT_SAMPLE_RATE = 16000
@@ -73,19 +75,28 @@ class RecordingTiles(Dataset[tuple[Tensor, Piece]]):
 
 
 class AudioFiles(CoordinateDataModule):
-    """Audio files for ``cli.py predict --audio``, cut into tiles of the signal length of the model.
+    """Audio files for ``cli.py predict --audio``: encoded whole by a model of any length, else in tiles of its signal length.
 
-    Longer recordings are cut into tiles that overlap by a quarter; shorter ones are padded, and the padding is masked. An
-    unreadable recording is skipped and reported; it is an error if no recording is readable. Folders are searched recursively
-    for audio files, except folders of earlier predictions. A second corresponds to two units of the coordinate, as in the
-    published settings.
+    A model of any length, such as `composers.PatchIPC`, encodes every recording in one pass; a recording of more than
+    ``max_seconds`` is split into as few tiles as possible, which overlap by a sixteenth and are blended, so that memory is
+    bounded. For a model of one length, longer recordings are cut into tiles that overlap by a quarter; shorter ones are
+    padded, and the padding is masked. An unreadable recording is skipped and reported; it is an error if no recording is
+    readable. Folders are searched recursively for audio files, except folders of earlier predictions.
+
+    The domain of a model of one length has two units per second, as in the published settings. That of a model of any length is
+    the domain of training, over the whole recording.
 
     Args:
         audio: Files and folders.
-        signal_shape: ``(C, samples)`` of the model. The command line takes it from the checkpoint.
+        signal_shape: ``(C, samples)`` of the model, or ``(C, -1)`` of a model of any length. The command line takes it from the
+            checkpoint.
         sample_rate: Samples per second of the signals that the model was trained with; other recordings are resampled. The
             command line takes it from the checkpoint; 16,000 if the checkpoint does not state it.
-        batch_size: Tiles per device and step.
+        max_seconds: Seconds up to which a model of any length encodes a recording whole; 60 if None.
+        domain: Domain of a model of any length, ``[-1, 1]`` if None. The command line takes it from the checkpoint.
+        patch_size: Samples of a patch of the model, which the length of tiles of long recordings is a multiple of; 1 if None.
+            The command line takes it from the checkpoint.
+        batch_size: Tiles per device and step; a model of any length takes one at a time.
         num_workers: Number of worker processes; 0 loads in the main process.
 
     Attributes:
@@ -102,6 +113,9 @@ class AudioFiles(CoordinateDataModule):
         audio: Sequence[str] = (),
         signal_shape: Sequence[int] | None = None,
         sample_rate: int | None = None,
+        max_seconds: float | None = None,
+        domain: Domain | None = None,
+        patch_size: int | Sequence[int] | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
@@ -113,18 +127,29 @@ class AudioFiles(CoordinateDataModule):
             )
         self.paths = [audio] if isinstance(audio, str) else list(audio)
         self._signal_shape = tuple(signal_shape or ())
+        self.any_length = -1 in self._signal_shape[1:]
+        if max_seconds is not None and (not self.any_length or not max_seconds > 0):
+            raise ValueError(
+                f"max_seconds is {max_seconds}; it must be positive, and applies to a model of any length only: omit it for "
+                f"signal_shape {list(self._signal_shape)}."
+            )
+        self.max_seconds = MAX_SECONDS if max_seconds is None else max_seconds
+        self.patch_size = (patch_size,) if isinstance(patch_size, int) else tuple(patch_size or (1,))
+        self._domain = domain or Grid.unit(1)
         self.files: list[AudioFile] = []
         self.sample_rates: dict[str, int] = {}
 
     @property
     def spec(self) -> DataSpec:
-        """Audio of the signal length of the model; a second is two units of the coordinate."""
+        """Audio of the signal length of the model, of which a second is two units of the coordinate; or of any length."""
         shape = self._signal_shape
-        if len(shape) != 2 or min(shape) < 1:
+        if len(shape) != 2 or shape[0] < 1 or shape[1] < 1 != -shape[1]:
             raise ValueError(
-                f"signal_shape is {list(shape)}; a model of audio has [channels, samples]: pass the checkpoint of one with "
-                "--ckpt_path."
+                f"signal_shape is {list(shape)}; a model of audio has [channels, samples], with -1 samples for any length: "
+                "pass the checkpoint of one with --ckpt_path."
             )
+        if self.any_length:
+            return DataSpec(self._domain, shape[0], shape, self.modality, sample_rate=self.sample_rate)
         return audio_spec((shape[0], shape[1]), self.sample_rate, self.modality)
 
     def setup(self, stage: str) -> None:
@@ -172,7 +197,7 @@ class AudioFiles(CoordinateDataModule):
         sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
             RecordingTiles(self.files, self.spec.value_dim, self.sample_rate),
-            batch_size=self.batch_size,
+            batch_size=1 if self.any_length else self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate_tiles,
@@ -190,6 +215,18 @@ class AudioFiles(CoordinateDataModule):
         """Read a recording and add it to the files."""
         recording = prepare_recording(path, self.spec.value_dim, self.sample_rate)
         samples = recording.values.shape[1]
-        self.files.append(AudioFile(name, path, samples, recording_tiles(samples, self.spec.signal_shape[-1])))
+        tiles, split_up = self._tiles(samples)
+        self.files.append(AudioFile(name, path, samples, tiles))
         self.sample_rates[name] = recording.original_sample_rate
-        self.notes[name] = "; ".join([*recording.notes, *([f"from {path}"] if renamed else [])])
+        self.notes[name] = "; ".join([*recording.notes, *split_up, *([f"from {path}"] if renamed else [])])
+
+    def _tiles(self, samples: int) -> tuple[list[Box], list[str]]:
+        """Return the tiles of a recording, and a note if it is too long to be encoded whole."""
+        if not self.any_length:
+            return recording_tiles(samples, self.spec.signal_shape[-1]), []
+        tiles = split((samples,), round(self.max_seconds * self.sample_rate), self.patch_size)
+        if len(tiles) == 1:
+            return tiles, []
+        [(start, stop)] = tiles[0]
+        seconds = (stop - start) / self.sample_rate
+        return tiles, [f"{len(tiles)} tiles of {seconds:.4g} s, above max_seconds {self.max_seconds:g}"]

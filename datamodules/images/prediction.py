@@ -1,4 +1,4 @@
-"""Prediction on image files and folders, resized to a square or split into tiles."""
+"""Prediction on image files and folders: whole, resized to a square, or split into tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Sign
 from datamodules.domain import Domain, Grid
 from datamodules.spec import DataSpec
 from datamodules.storage.images import LoadedImage, cut, image_files, read_image
-from datamodules.tiles import Box, cover, whole
+from datamodules.tiles import MAX_PIXELS, TILE_SIZE, Box, cover, cut_out, split, whole
 from modalities.images import Images
 
 _MAX_NAME_BYTES = 200  # file systems allow 255, which must include .safetensors.part and a number
@@ -44,7 +44,7 @@ class TileBatch(NamedTuple):
     """A batch of image tiles.
 
     Attributes:
-        values: ``(B, 3, size, size)`` uint8.
+        values: ``(B, 3, size, size)`` uint8; ``(1, 3, rows, columns)`` at their own resolution.
         pieces: Position of every tile in its image.
     """
 
@@ -57,10 +57,10 @@ class Tiles(Dataset[tuple[Tensor, Piece]]):
 
     Args:
         files: The images.
-        size: Pixels along each side of a tile after resizing.
+        size: Pixels along each side of a tile after resizing; no resizing if None.
     """
 
-    def __init__(self, files: Sequence[ImageFile], size: int) -> None:
+    def __init__(self, files: Sequence[ImageFile], size: int | None) -> None:
         self.size = size
         self.places = [(file, box) for file in files for box in file.tiles]
         self._last: tuple[Path, LoadedImage] | None = None
@@ -70,11 +70,12 @@ class Tiles(Dataset[tuple[Tensor, Piece]]):
         return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Piece]:
-        """Return a tile ``(3, size, size)`` and its position."""
+        """Return a tile ``(3, size, size)``, or ``(3, rows, columns)`` without resizing, and its position."""
         file, box = self.places[index]
         if self._last is None or self._last[0] != file.path:
             self._last = (file.path, read_image(file.path))
-        values = cut(self._last[1].pixels, box, self.size)
+        pixels = self._last[1].pixels
+        values = cut_out(pixels, box) if self.size is None else cut(pixels, box, self.size)
         return values, Piece(file.name, file.shape, box)
 
 
@@ -104,20 +105,29 @@ class WholeImages(DistributedSampler[int]):
 
 
 class ImageFiles(CoordinateDataModule):
-    """Image files for ``cli.py predict``, each resized to the model's square input or split into tiles.
+    """Image files for ``cli.py predict``: encoded whole by a model of any size, resized to its input by another, or in tiles.
+
+    A model of any size, such as `composers.PatchIPC`, encodes every image at its own resolution. An image of more than
+    ``max_pixels`` is split into as few tiles as possible, which overlap by a sixteenth and are blended, so that memory is
+    bounded. A model of one size takes images resized to its square input, or tiles.
 
     Unreadable images are skipped and reported; it is an error if no image is readable. Folders are searched recursively for
     files with an image extension. Hidden files and output folders of earlier predictions are ignored.
 
     Args:
         images: Image files and folders.
-        signal_shape: Input shape ``(3, S, S)`` of the model. On the command line it is read from the checkpoint.
-        tile: Whether to split images into overlapping tiles, which keeps details, instead of resizing each to a square.
-        tile_size: Pixels of the image along each side of a tile; ``S`` if None.
+        signal_shape: Input shape ``(3, S, S)`` of the model, or ``(3, -1, -1)`` of a model of any size. On the command line it
+            is read from the checkpoint.
+        tile: Whether to split images into overlapping tiles. With a model of one size this keeps details, because images are
+            not resized to a square as a whole.
+        tile_size: Pixels of the image along each side of a tile; if None, ``S``, or 512 for a model of any size.
+        max_pixels: Pixels up to which a model of any size encodes an image whole; 4,194,304 if None, which takes about 4 GB.
         detail: Resolution of refinement and PSNR: pixels along each axis per input pixel of the model.
         domain: Domain of the coordinates, ``[-1, 1]`` along both axes if None. On the command line it is read from the
             checkpoint.
-        batch_size: Number of tiles, or of untiled images, per device and step.
+        patch_size: Pixels along each side of a patch of the model, or ``[rows, columns]``, which the sides of tiles of large
+            images are multiples of; 1 if None. On the command line it is read from the checkpoint.
+        batch_size: Number of tiles, or of untiled images, per device and step; a model of any size takes one at a time.
         num_workers: Number of loader processes; 0 loads in the main process.
 
     Raises:
@@ -133,7 +143,9 @@ class ImageFiles(CoordinateDataModule):
         tile: bool = False,
         tile_size: int | None = None,
         detail: int = 1,
+        max_pixels: int | None = None,
         domain: Domain | None = None,
+        patch_size: int | Sequence[int] | None = None,
         batch_size: int = 16,
         num_workers: int = 0,
     ) -> None:
@@ -146,20 +158,24 @@ class ImageFiles(CoordinateDataModule):
             raise ValueError(f"tile_size is {tile_size}, but images are not tiled: add --tile.")
         self.paths = [images] if isinstance(images, str) else list(images)
         self._signal_shape = tuple(signal_shape or ())
+        self.any_size = -1 in self._signal_shape[1:]
+        _check_whole(self.any_size, tile, detail, max_pixels)
         self.tile = tile
         self.tile_size = tile_size
         self.detail = detail
+        self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+        self.patch_size = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size or (1, 1))
         self._domain = domain or Grid.unit(2)
         self.files: list[ImageFile] = []
 
     @property
     def spec(self) -> DataSpec:
-        """Square colour images of the model's input size."""
+        """Square colour images of the model's input size, or colour images of any size."""
         shape = self._signal_shape
         if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
             raise ValueError(
-                f"signal_shape is {list(shape)}, but images require a model of square colour images, [3, S, S]: pass the "
-                "checkpoint of such a model."
+                f"signal_shape is {list(shape)}, but images require a model of square colour images, [3, S, S], or of colour "
+                "images of any size, [3, -1, -1]: pass the checkpoint of such a model."
             )
         return DataSpec(self._domain, 3, shape, self.modality)
 
@@ -184,16 +200,27 @@ class ImageFiles(CoordinateDataModule):
                 self.skipped[str(path)] = str(error)
                 continue
             shape = tuple(pixels.shape[1:])
-            tiles = cover(shape, self.tile_size or self.spec.signal_shape[-1]) if self.tile else [whole(shape)]
+            tiles, split_up = self._tiles(shape)
             self.files.append(ImageFile(name, path, shape, tiles))
             renamed = [] if name == relative.with_suffix("").as_posix() else [f"from {path}"]
-            self.notes[name] = "; ".join([*notes, *renamed])
+            self.notes[name] = "; ".join([*notes, *split_up, *renamed])
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(
                 f"No readable image in {', '.join(self.paths) or 'an empty list'}: pass image files or folders "
                 f"with --images.{reasons}"
             )
+
+    def _tiles(self, shape: tuple[int, ...]) -> tuple[list[Box], list[str]]:
+        """Return the tiles of an image, and a note if it is too large to be encoded whole."""
+        if self.tile:
+            size = TILE_SIZE if self.any_size else self.spec.signal_shape[-1]
+            return cover(shape, self.tile_size or size), []
+        tiles = split(shape, self.max_pixels, self.patch_size) if self.any_size else [whole(shape)]
+        if len(tiles) == 1:
+            return tiles, []
+        rows, columns = (stop - start for start, stop in tiles[0])
+        return tiles, [f"{len(tiles)} tiles of {rows} x {columns}, above max_pixels {self.max_pixels:,}"]
 
     def original(self, name: str) -> Tensor | None:
         """Return the image with a name at its original resolution: ``(3, H, W)`` uint8."""
@@ -207,8 +234,8 @@ class ImageFiles(CoordinateDataModule):
             raise ValueError(f"{len(self.files)} image(s) for {world_size} devices: lower --trainer.devices.")
         sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         return DataLoader(
-            Tiles(self.files, self.spec.signal_shape[-1] * self.detail),
-            batch_size=self.batch_size,
+            Tiles(self.files, None if self.any_size else self.spec.signal_shape[-1] * self.detail),
+            batch_size=1 if self.any_size else self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate_tiles,
@@ -224,6 +251,19 @@ class ImageFiles(CoordinateDataModule):
         return CoordinateBatch(
             Observation(avg_pool2d(values, self.detail), samples), samples, shape, names, batch.pieces
         )
+
+
+def _check_whole(any_size: bool, tile: bool, detail: int, max_pixels: int | None) -> None:
+    """Raise an error for arguments that do not apply to a model of any size, or to another."""
+    if any_size and detail > 1:
+        raise ValueError(
+            f"detail is {detail}, but a model of any size encodes images at their own resolution: omit it."
+        )
+    if max_pixels is not None and (tile or not any_size):
+        reason = "--tile sets the tiles" if tile else "the model resizes images to its input size"
+        raise ValueError(f"max_pixels is {max_pixels}, but {reason}: omit one of them, or use a model of any size.")
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1.")
 
 
 def collate_tiles(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:

@@ -11,6 +11,8 @@ from torch.nn.functional import pad
 from datamodules.storage.audio import Recording, read_recording, resampled
 from datamodules.tiles import Box, cover
 
+MAX_SECONDS = 60.0  # of a recording that is encoded whole by a model of any length
+
 
 class PreparedRecording(NamedTuple):
     """A recording as input of a model, and the properties of its file.

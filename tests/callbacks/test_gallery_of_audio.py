@@ -40,7 +40,11 @@ def test_shown_part_of_a_recording_has_no_padding():
 
 def _run_test(tmp_path, steps, **options):
     """Run a gallery on one batch as a test would; return the evaluation, the batch and the gallery."""
-    composer, data, gallery = build_ipc(signal_shape=(1, 200), steps=steps), Hums(batch_size=2), Gallery(**options)
+    composer, data, gallery = (
+        build_ipc(signal_shape=(1, 200), steps=steps),
+        Hums(batch_size=2),
+        Gallery(**({"linear": False} | options)),
+    )
     data.setup("test")
     [batch] = [data.to_coordinates(raw) for raw in data.test_dataloader()]
     with torch.no_grad():
@@ -137,3 +141,17 @@ def test_table_logs_audio_to_wandb(tmp_path_factory):
             rate == 400 and actual.shape == expected.shape and np.abs(actual - expected.numpy()).max() < 1e-4
             for actual, rate in recordings
         )
+
+
+def test_gallery_shows_linear_codes_of_the_size_of_the_code(tmp_path):
+    evaluation, batch, gallery = _run_test(tmp_path, 0, linear=True)
+    numbers = sum(latent[0].numel() for latent in evaluation["latents"][0].values())
+    for index, (row, length) in enumerate(zip(gallery.rows.values(), (200, 150), strict=True)):
+        if numbers >= length:
+            assert [cell.label.split()[0] for cell in row] == [f"hum{index}", "predicted"]
+            continue
+        assert [cell.label.split()[0] for cell in row] == [f"hum{index}", "predicted", "KLT"]
+        true, values = batch.query.values[index, :length], row[2].values[:length]
+        error = (values - true).square().mean().clamp(min=1e-12)
+        assert row[2].label == f"KLT {-10 * error.log10().item():.1f} dB"
+    assert any(len(row) == 3 for row in gallery.rows.values())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.tiles import bands, blend_weight, boxes, whole
+from datamodules.tiles import bands, blend_weight, boxes, split, whole
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 12), st.data())
@@ -62,3 +62,20 @@ def test_bands_follow_the_samples_and_respect_the_maximum_size(shape, largest):
     parts = [numbers[tuple(slice(*span) for span in box)].flatten() for box in bands(shape, largest)]
     assert torch.equal(torch.cat(parts), numbers.flatten())
     assert max(len(part) for part in parts) <= largest
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 12)), min_size=1, max_size=2),
+    st.integers(150, 20000),
+)
+def test_split_covers_a_signal_with_few_boxes_of_one_size(axes, largest):
+    shape, multiple = zip(*axes, strict=True)
+    tiles = split(shape, largest, multiple)
+    [sizes] = {tuple(stop - start for start, stop in box) for box in tiles}
+    assert math.prod(sizes) <= largest
+    assert (len(tiles) == 1) == (math.prod(shape) <= largest)
+    for axis, (extent, size, divisor) in enumerate(zip(shape, sizes, multiple, strict=True)):
+        spans = sorted({box[axis] for box in tiles})
+        assert (spans[0][0], spans[-1][1]) == (0, extent)
+        assert size == extent or size % divisor == 0
+        assert all(left[1] - right[0] >= size // 16 for left, right in itertools.pairwise(spans))

@@ -22,7 +22,7 @@ from datamodules.domain import Grid
 from datamodules.spec import DataSpec
 from modalities import Images
 from modalities import audio as sound
-from modalities.images import encode, input_size, render, square_samples
+from modalities.images import encode, image_samples, input_size, render
 from tools import codes as codes
 from tools.activations import AnalysisSettings, ModelAnalysis
 from tools.export import __main__ as exporting
@@ -79,11 +79,11 @@ def test_the_code_of_an_image_holds_the_result_of_the_inner_loop(kind, mode):
     composer, pixels = _build(kind), _noise(3, 8, 8)
     with mode():
         code = encode(composer, pixels)
-    latents = composer.encode(Observation(pixels[None].float() / 255, square_samples(pixels[None])))
+    latents = composer.encode(Observation(pixels[None].float() / 255, image_samples(pixels[None])))
     torch.testing.assert_close(code.latents, latents)
     initial = _initial(composer)
     assert any(not torch.equal(latent[0], initial[name]) for name, latent in latents.items())
-    assert code.facts == {"inner steps": "2", "refinement steps": "0"}
+    assert code.facts.items() >= {"inner steps": "2", "refinement steps": "0"}.items()
     assert render(composer, code, 32).size == (32, 32)
 
 
@@ -101,7 +101,7 @@ def test_tiles_adapt_independently_and_refinement_continues_from_there():
         return (values - samples.values).square().mean()
 
     square = pixels[:, :, :8]
-    samples = square_samples(square[None])
+    samples = image_samples(square[None])
     refined = encode(composer, square, refinement=Refinement(20))
     assert refined.facts == {"inner steps": "2", "refinement steps": "20"}
     assert error(refined) < error(encode(composer, square))
@@ -224,7 +224,7 @@ class _Squares(CoordinateDataModule):
 def test_a_gallery_compares_with_a_meta_learned_model(saved, tmp_path):
     composer, checkpoint = saved
     pixels = _noise(3, 3, 8, 8)
-    samples = square_samples(pixels)
+    samples = image_samples(pixels)
     batch = CoordinateBatch(Observation(pixels.float() / 255, samples), samples, (8, 8), ["a", "b", "c"])
     trainer = SimpleNamespace(is_global_zero=True, datamodule=_Squares(), log_dir=tmp_path)
     gallery = Gallery(num_instances=2, beside=str(checkpoint))

@@ -20,7 +20,7 @@ from composers.latents import Direct
 from composers.networks import CoordinateNetwork, FourierFeatures, IdentityEncoding, Sine, TensorSpec
 from datamodules.batch import Samples
 from datamodules.storage.images import image_files
-from modalities.images import square_codes, square_samples
+from modalities.images import image_codes, image_samples
 from tools.activations import (
     AnalysisSettings,
     ModelAnalysis,
@@ -307,10 +307,10 @@ def test_models_of_other_signals_are_refused(make_ipc, make_network, coord_dim, 
 
 def test_refinement_reduces_errors_and_applies_to_crops(square_ipc):
     pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)  # more than one batch of encoding
-    samples, errors = square_samples(torch.stack(list(pixels))), []
+    samples, errors = image_samples(torch.stack(list(pixels))), []
     for steps in (0, 5):
         values = square_ipc.render(
-            square_ipc.compose(square_codes(square_ipc, torch.stack(list(pixels)), Refinement(steps))),
+            square_ipc.compose(image_codes(square_ipc, torch.stack(list(pixels)), Refinement(steps))),
             samples.coords,
         )
         errors.append((values - samples.values).square().mean((1, 2)))
@@ -332,7 +332,7 @@ def test_shown_units_have_the_largest_variance_or_importance(square_ipc):
         assert layer.maps.shape == (2, 3, 8, 8)
     assert torch.equal(shown[0].maps[0], shown[0].maps[1])
     assert not torch.equal(shown[1].maps[0], shown[1].maps[1])
-    ablation, samples = analysis.units(), square_samples(torch.stack(list(analysis.images.values())))
+    ablation, samples = analysis.units(), image_samples(torch.stack(list(analysis.images.values())))
     mean = ablation.losses.mean(0)
     assert (mean[:-1] >= mean[1:]).all()
     psnrs, losses = zip(*_ablations(analysis), strict=True)
@@ -346,7 +346,7 @@ def test_shown_units_have_the_largest_variance_or_importance(square_ipc):
 
 def _ablations(analysis):
     """Yield the results of `ablate_units` for every image of an analysis."""
-    samples = square_samples(torch.stack(list(analysis.images.values())))
+    samples = image_samples(torch.stack(list(analysis.images.values())))
     for index, values in enumerate(samples.values.split(1)):
         modulations = analysis.modulations(slice(index, index + 1))
         yield ablate_units(analysis.network, analysis.layer, Samples(samples.coords, values), modulations)

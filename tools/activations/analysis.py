@@ -14,7 +14,7 @@ from composers.base import Composer
 from composers.latents import Latents, Layout
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid
-from modalities.images import input_size, square_codes, square_samples
+from modalities.images import image_codes, image_samples, input_size
 from tools.activations.components import Components, flattened, principal_components
 from tools.activations.images import crops, fitted
 from tools.activations.layers import LayerMaps, Spread, activation_maps, spreads
@@ -123,7 +123,7 @@ class ModelAnalysis:
     def _observation(self, squares: Tensor) -> Observation:
         """Return the observation of images ``(B, 3, S, S)`` uint8."""
         squares = squares.to(self.composer.device)
-        return Observation(squares.float() / 255, square_samples(squares))
+        return Observation(squares.float() / 255, image_samples(squares))
 
     @property
     def shown(self) -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ class ModelAnalysis:
 
     def units(self) -> UnitAblation:
         """Return the importance of the units of the layer."""
-        samples = square_samples(torch.stack(list(self.images.values())).to(self.composer.device))
+        samples = image_samples(torch.stack(list(self.images.values())).to(self.composer.device))
         assert samples.values is not None
         psnrs, losses = [], []
         for index, values in enumerate(samples.values.split(1)):  # one image at a time bounds the memory
@@ -202,7 +202,7 @@ class ModelAnalysis:
     def _codes(self, squares: Sequence[Tensor]) -> Latents:
         """Return the codes of images at the input size of the model, after the refinement steps of the settings."""
         refinement = self.composer.refinement.with_steps(self.settings.steps)
-        return square_codes(self.composer, torch.stack(list(squares)), refinement)
+        return image_codes(self.composer, torch.stack(list(squares)), refinement)
 
     def _maps(self, units: Mapping[int, list[int]]) -> dict[int, Tensor]:
         """Return the activation maps ``(b, U, h, w)`` of units, by layer, for the images to show."""

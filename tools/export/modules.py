@@ -205,14 +205,17 @@ def _check_weights(composer: Composer) -> None:
 
 
 def _signal_shape(composer: Composer, shape: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Return ``(C, *shape)`` of the signals that the start reads; None if it reads none."""
-    if composer.start.encoder is None:
+    """Return ``(C, *shape)`` of the signals that determine the latents; None if neither start nor layout depends on them."""
+    start, is_open = composer.start, any(-1 in spec.shape for spec in composer.parametrization.latents.values())
+    if start.encoder is None and not is_open:
         return None
-    if composer.start.signal_shape is None:
+    if start.signal_shape is None:
+        if start.encoder is None:
+            return None
         raise ValueError(
-            f"{type(composer.start.encoder).__name__} does not state the shape of its signals: set its signal_shape."
+            f"{type(start.encoder).__name__} does not state the shape of its signals: set its signal_shape."
         )
-    channels, *sizes = composer.start.signal_shape
+    channels, *sizes = start.signal_shape
     resolved = sizes if shape is None else list(shape)
     if len(resolved) != len(sizes) or any(r < 1 or s not in (-1, r) for s, r in zip(sizes, resolved, strict=True)):
         raise ValueError(

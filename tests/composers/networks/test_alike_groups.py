@@ -17,7 +17,7 @@ def _modulations(network, cells, extent):
     """Return random patterns of two instances."""
     count = torch.tensor(cells).prod()
     patterns = torch.randn(2, count, network.input_dim, network.rank) / network.input_dim**0.5
-    return PatchModulations(lambda patch: patterns[:, patch], 2, cells, extent)
+    return PatchModulations(patterns.flatten(2), lambda tokens: tokens.unflatten(-1, patterns.shape[2:]), cells, extent)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.2], ids=["without blending", "blended"])
