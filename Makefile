@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+PRECISION := $(shell grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo && echo bf16-mixed || echo 32-true)
 
 .PHONY: quickstart test test-slow test-all lint types check clean
 
-quickstart: $(READY)  ## train IPC on the bundled photographs, test it, and compare it with the bundled weights
-	$(BIN)/python cli.py fit --config configs/experiments/photos_ipc.yaml
-	$(BIN)/python cli.py test --config configs/experiments/photos_ipc.yaml --ckpt_path last
+quickstart: $(READY)  ## train patch-wise IPC on the bundled photographs and test it beside a global code and PCA
+	$(BIN)/python cli.py fit --config configs/experiments/photos_patch_ipc.yaml --trainer.precision $(PRECISION)
+	$(BIN)/python cli.py test --config configs/experiments/photos_patch_ipc.yaml --ckpt_path last
 
 test: $(READY)  ## run the default tests; four minutes on two idle cores
 	$(BIN)/python -m pytest -n auto

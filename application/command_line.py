@@ -32,8 +32,6 @@ from datamodules import data_sets
 
 data_sets()  # imports all data sets, so that a config can name one without its module
 
-DEFAULT_WEIGHTS = "photos_ipc"  # used by predict without --ckpt_path
-
 
 class CLI(LightningCLI):
     """A `LightningCLI` that reads sizes from the data and validates a command before it runs."""
@@ -54,7 +52,12 @@ class CLI(LightningCLI):
         config: Namespace = self.config[self.config.subcommand]
         if self.config.subcommand == "predict":
             self.save_config_callback = None  # a prediction has no run folder
-            config.ckpt_path = config.ckpt_path or DEFAULT_WEIGHTS
+            config.ckpt_path = config.ckpt_path or self._default_weights(arguments)
+            if config.ckpt_path is None:
+                raise ValueError(
+                    f"--ckpt_path is required: no weights for {modality_of(arguments).name} are bundled; pass the path of a "
+                    "checkpoint, or `last` for the newest of this config."
+                )
             expand_shortcuts(config)
             state_signal(config.model, config.data, config.ckpt_path)
         resolve_weights(config, arguments, self.config.subcommand)
@@ -64,12 +67,18 @@ class CLI(LightningCLI):
         elif config.get("ckpt_path") is not None:
             config.ckpt_path = str(located(config.ckpt_path))
 
+    @staticmethod
+    def _default_weights(arguments: list[Any]) -> str | None:
+        """Return the bundled weights for the signals that the command line names; None if there are none."""
+        return modality_of(arguments).weights
+
     def _default_model(self, arguments: list[Any]) -> None:
         """Use the model config of the checkpoint that the command line names as the default; a ``--config`` overrides it."""
         command = arguments[0] if arguments else None
         if command in self._subcommand_parsers and not {"-h", "--help"} & set(arguments):
             option = "--weights" if command == "fit" else "--ckpt_path"
-            model = stated_model(arguments[1:], DEFAULT_WEIGHTS if command == "predict" else None, option)
+            default = self._default_weights(arguments) if command == "predict" else None
+            model = stated_model(arguments[1:], default, option)
             if model is not None:
                 self._subcommand_parsers[command].set_defaults({"model": model})
 

@@ -111,7 +111,7 @@ def add_weights_option(parser: ArgumentParser, command: str) -> None:
         type=str | None,
         help=argparse.SUPPRESS
         if command != "fit"
-        else "Initialise a new run from these weights: the path of a checkpoint, or the name of bundled weights, photos_ipc. "
+        else "Initialise a new run from these weights: the path of a checkpoint, or the name of bundled weights, such as photos_ipc. "
         "The optimizer, the schedule and all counters start from scratch. Unless a config sets the model, it is read from the "
         "checkpoint. Mutually exclusive with --ckpt_path, which resumes a run.",
     )
@@ -190,6 +190,8 @@ def expand_shortcuts(config: Namespace) -> None:
         if name == "steps":
             arguments, key = _steps_argument(config.model.init_args, value)
             arguments[key] = value
+            if arguments.get("stages"):  # of a refinement that its model leaves out of predictions
+                arguments.stages = [*arguments.stages, *({"predict"} - set(arguments.stages))]
         elif name in declared and declared[name].is_read:
             _check_target(name, name in config.data.init_args, modality.reader)
             config.data.init_args[name] = value

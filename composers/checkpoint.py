@@ -52,7 +52,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
 
     Args:
         path: Path of a checkpoint written by ``cli.py fit``, `save` or ``python -m tools.released``; or the name of bundled
-            weights: ``photos_ipc``.
+            weights: ``photos_patch_ipc``, ``speech_patch_ipc`` or ``photos_ipc``.
         map_location: Device of the weights.
 
     Raises:
@@ -60,7 +60,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
         ValueError: If the file is damaged, is not a checkpoint of this software, or does not match its own config.
 
     Example:
-        ``composer = composers.load("photos_ipc")``
+        ``composer = composers.load("photos_patch_ipc")``
     """
     checkpoint = read(path, map_location)
     config = checkpoint.get("composer")

@@ -57,6 +57,7 @@ class Modality:
             options of ``cli.py predict``; None if such signals cannot be written.
         decoding: Fields of ``writer`` that are options of ``python -m tools.codes``; empty if codes cannot be decoded on their
             own.
+        weights: Name of the bundled weights that ``cli.py predict`` uses without ``--ckpt_path``; None if it is required.
         interpolation: Filter of `modalities.resampling` that resamples such signals; None if they are on no regular grid.
         linear: Patches of the linear code that a test compares instance codes with; None if there is no comparison.
     """
@@ -68,6 +69,7 @@ class Modality:
     reading: ClassVar[tuple[str, ...]] = ()
     writer: ClassVar[type[Any] | None] = None
     decoding: ClassVar[tuple[str, ...]] = ()
+    weights: ClassVar[str | None] = None
     interpolation: ClassVar[Literal["bicubic", "sinc"] | None] = None
     linear: ClassVar[LinearPatch | None] = None
 

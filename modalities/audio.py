@@ -365,6 +365,7 @@ class Audio(Modality):
     reading = ("max_seconds",)
     writer = AudioWriter
     decoding = ("sample_rate",)
+    weights = "speech_patch_ipc"
     interpolation = "sinc"
     linear = LinearPatch("KLT", (200,), "samples")
 

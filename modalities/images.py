@@ -308,6 +308,7 @@ class Images(DrawnModality):
     reading = ("tile", "tile_size", "max_pixels")
     writer = ImageWriter
     decoding = ("size", "scale")
+    weights = "photos_patch_ipc"
     interpolation = "bicubic"
     linear = LinearPatch("PCA", (8, 8), "pixels")
 

@@ -281,8 +281,10 @@ def test_wrong_number_of_support_views_raises(weights):
 
 @pytest.mark.slow
 def test_scenes_need_a_model_of_views():
-    message = refused("predict", "--views", "chair")  # the bundled weights are for images
+    message = refused("predict", "--views", "chair", "--ckpt_path", "photos_ipc")
     assert "scenes need a model of posed views, [views, 3, rows, columns]" in message
+    message = refused("predict", "--views", "chair")
+    assert "--ckpt_path is required: no weights for views are bundled; pass the path of a checkpoint" in message
 
 
 @pytest.mark.slow
