@@ -93,7 +93,7 @@ def test_steps_lower_the_loss_of_images_of_any_size(name, monkeypatch):
 def test_decoders_of_codes_without_an_encoder_are_exported(monkeypatch):
     composer = _build("zero", monkeypatch).eval()
     program, coords = export_decoder(composer, SHAPE).module(), 2 * torch.rand(7, 2) - 1
-    latents, layout = {"codes": torch.randn(2, 12, 8)}, composer.layout(_batch().observation)
+    latents, layout = {"codes": torch.randn(2, 3, 4, 8)}, composer.layout(_batch().observation)
     with torch.no_grad():
         expected = composer.render(composer.compose(latents, layout), coords)
         torch.testing.assert_close(program(latents, coords), expected, rtol=1e-5, atol=1e-5)

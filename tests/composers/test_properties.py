@@ -33,7 +33,7 @@ SIZES = {  # arguments of parts, by class
     "Patches": {"patch_size": 4, "padding": 0},
     "PatchwiseMLP": {"patch_size": 4, "hidden_dim": 8, "rank": 3},
     "MixedPatches": {"patch_size": 4, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1},
-    "PatchCodes": {"code_dim": 6, "num_clusters": 3, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1},
+    "PatchCodes": {"code_dim": 6, "num_clusters": 4, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1},
     "Transformer": {"embed_dim": 12, "num_blocks": 2, "num_heads": 3, "residual_dropout": 0.0},
     "Functa": {"latent_dim": 6},
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from composers.latents import Layout, PatchCodes
+from composers.latents import Direct, Layout, LowRank, PatchCodes, Shifts
 from composers.latents.mixture import fit_mixture
 from composers.networks import CoordinateMLP, PatchwiseMLP
 
@@ -279,3 +279,9 @@ def test_networks_that_do_not_fit_are_rejected():
         PatchCodes().connect(CoordinateMLP(2, 3))
     with pytest.raises(ValueError, match="embed_dim is 191; a patch has 192 values: set at least 192, or null"):
         PatchCodes(embed_dim=191).connect(PatchwiseMLP(2, 3))
+
+
+@pytest.mark.parametrize("kind", [Direct, LowRank, Shifts])
+def test_patches_are_rejected_by_parametrizations_of_whole_signals(kind):
+    with pytest.raises(ValueError, match="PatchwiseMLP"):
+        kind().connect(PatchwiseMLP(2, 3))
