@@ -265,6 +265,11 @@ def open_signal_shape(spec: DataSpec) -> tuple[int, ...]:
     return spec.signal_shape[0], *(-1,) * (len(spec.signal_shape) - 1)
 
 
+def ranges(spec: DataSpec) -> tuple[tuple[float, float], ...] | None:
+    """Return the lower and upper bound of every coordinate of a grid, for ``from_data``; None for other domains."""
+    return getattr(spec.domain, "ranges", None)
+
+
 def agrees(given: Any, stated: Any) -> bool:
     """Return whether an argument is compatible with the data; an axis of -1 and None are compatible with everything.
 

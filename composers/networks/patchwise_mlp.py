@@ -16,7 +16,7 @@ from composers.networks.patch_grid import patch_sizes
 from composers.networks.routing import Routes, alike_groups, fixed_shapes, group, route
 from composers.networks.scaled_linear import ScaledLinear
 from datamodules.domain import exact
-from datamodules.spec import FromData, coord_dim, value_dim
+from datamodules.spec import FromData, coord_dim, ranges, value_dim
 
 _PAIR_BIAS = 1e-3
 _MAX_HELD = 1 << 25  # floats of all instances in one pass without gradients
@@ -72,12 +72,13 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
             ones smooth the borders: after training on photographs, 0.11 gives differences across borders of patches of
             8 x 8 pixels that are as large as within them, at the same PSNR.
         output_offset: Added to the output: 0.5 for images in [0, 1], 0 for audio.
+        ranges: Lower and upper bound of the coordinates of a signal along each axis; set from the data, [-1, 1] if None.
 
     Raises:
         ValueError: If sizes are missing, out of range or inconsistent.
     """
 
-    from_data: ClassVar[FromData] = {"coord_dim": coord_dim, "value_dim": value_dim}
+    from_data: ClassVar[FromData] = {"coord_dim": coord_dim, "value_dim": value_dim, "ranges": ranges}
     patch_size: tuple[int, ...]
 
     def __init__(
@@ -89,6 +90,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         rank: int = 16,
         overlap: float = 0.11,
         output_offset: float = 0.5,
+        ranges: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         if coord_dim is None or value_dim is None:
@@ -107,6 +109,11 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         self.patch_size = sizes
         self.hidden_dim, self.rank, self.overlap = hidden_dim, rank, overlap
         self.output_offset = output_offset
+        self.ranges = tuple((float(low), float(high)) for low, high in ranges or ((-1, 1),) * coord_dim)
+        if len(self.ranges) != coord_dim or any(low >= high for low, high in self.ranges):
+            raise ValueError(
+                f"ranges is {ranges} and coord_dim {coord_dim}: give a lower and an upper bound for every dimension."
+            )
         self.reach = [1 + 2 * min(overlap, 0.5 / size) for size in sizes]  # of local coordinates, in half patches
         self.encoding = CosineFeatures(sizes)
         features = self.encoding.width(coord_dim)
@@ -171,7 +178,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         return patterns.flatten(0, 1)
 
     def forward(self, coords: Tensor, modulations: PatchModulations) -> Tensor:
-        """Return values ``(B, N, C)`` at coordinates in [-1, 1] over the extent of the signal, in float32 at least.
+        """Return values ``(B, N, C)`` at coordinates within ``ranges`` over the extent of the signal, in float32 at least.
 
         Args:
             coords: ``(N, D)`` shared by all instances, or ``(B, N, D)``. Coordinates beyond the signal belong to the nearest
@@ -186,7 +193,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         with torch.autocast(coords.device.type, enabled=False):
             precision = torch.promote_types(exact(coords).dtype, self.basis.dtype)  # the network may be float64
             patches = [size / patch for size, patch in zip(modulations.extent, self.patch_size, strict=True)]
-            flat = coords.to(precision).flatten(0, -2)
+            flat = self._normalized(coords.to(precision).flatten(0, -2))
             routes = route(flat, modulations.grid, patches, self.overlap)
         if coords.dim() == 3:
             instance = routes.coord // shape[1]
@@ -197,6 +204,13 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
             blended = values.new_zeros(values.shape[0], flat.shape[0], self.value_dim)
             values = blended.index_add(1, routes.coord, values * routes.weight.unsqueeze(-1).to(values))
         return values.reshape(*shape, self.value_dim) + self.output_offset
+
+    def _normalized(self, coords: Tensor) -> Tensor:
+        """Return coordinates ``(N, D)`` in [-1, 1] over the extent of the signal."""
+        if all(bounds == (-1, 1) for bounds in self.ranges):
+            return coords
+        low, high = coords.new_tensor(self.ranges).unbind(-1)
+        return (coords - low) * (2 / (high - low)) - 1
 
     def _check(self, coords: Tensor, modulations: PatchModulations) -> None:
         """Refuse what does not fit this network."""

@@ -185,6 +185,15 @@ def test_a_network_in_bfloat16_computes_with_exact_coordinates():
 
 
 @torch.no_grad()
+def test_coordinates_of_any_ranges_are_those_of_the_same_places():
+    network, other = _network(2, 0.25), _network(2, 0.25, ranges=[[-3, 3], [0, 10]])
+    other.load_state_dict(network.state_dict())
+    modulations, coords = _modulations(network, (8, 6)), _coords(2, 30)
+    places = torch.stack((3 * coords[:, 0], 5 * (coords[:, 1] + 1)), dim=1)
+    torch.testing.assert_close(other(places, modulations), network(coords, modulations), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("overlap", [0.0, 0.0625, 0.125, 0.3, 0.5])
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_linear_patterns_yield_one_at_one_value(axes, overlap):
@@ -215,6 +224,8 @@ def test_linear_patterns_of_long_patches_are_well_conditioned(overlap):
         ({"hidden_dim": 5}, "hidden_dim is 5 and rank 16; with 3 channels they must be at least 6 and 3"),
         ({"rank": 2}, "rank 2"),
         ({"overlap": 0.6}, r"overlap is 0\.6; it must lie in \[0, 0\.5\]"),
+        ({"ranges": [[-1, 1]]}, "give a lower and an upper bound for every dimension"),
+        ({"ranges": [[-1, 1], [1, 0]]}, "give a lower and an upper bound for every dimension"),
     ],
     ids=str,
 )
