@@ -30,7 +30,7 @@ class PatchCodes(Parametrization[PatchModulations]):
 
     With several clusters, the first number of a code is the index of the cluster, and the others are coordinates along its
     directions: busy and smooth patches, edges and textures are coded in directions of their own. The index has no gradient, so
-    gradient steps without weight decay leave it unchanged.
+    gradient steps without weight decay leave it unchanged; starts that do not read the signal remain in one cluster.
 
     Before training, `initialize` computes all linear maps from training data in closed form (`fit_mixture`, then a regression
     from the neighbourhood). With one cluster, this is linear coding: PCA; for audio, the Karhunen-Loeve transform (KLT).

@@ -37,12 +37,12 @@ def _over_silence(composer, batch, latents):
     return 10 * (batch.query.values.square().mean((1, 2)) / error).log10().mean().item()
 
 
-def test_patch_codes_of_speech_start_from_linear_coding():
+def test_patch_codes_of_speech_start_above_linear_coding():
     composer, batch = _initialised("speech_patch_ipc")
     with torch.no_grad():
         latents = composer.encode(batch.observation)
     assert latents["codes"].shape == (12, 80, 25)
-    assert 13.5 < _over_silence(composer, batch, latents) < 15  # KLT with as many numbers has 14.3 dB
+    assert 15 < _over_silence(composer, batch, latents) < 17  # KLT with as many numbers has 14.3 dB
 
 
 def test_inner_steps_on_patch_codes_lower_the_loss_before_training():

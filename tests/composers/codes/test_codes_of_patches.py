@@ -138,7 +138,7 @@ def test_audio_of_any_length_keeps_its_sampling_rate(tmp_path):
     assert audio.Audio().size_of_code(code).rate == pytest.approx(62 * 5 * 32 / 3085)
     original, double = audio.render(composer, code), audio.render(composer, code, 800)
     assert (original.shape, double.shape) == ((1, 1234), (1, 2468))
-    torch.testing.assert_close(double[:, ::2], original, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(double[:, ::2], original, rtol=1e-4, atol=5e-4)
     with torch.no_grad():
         expected = composer.render(composer.compose(code.latents, code.layout), Grid.unit(1).coords((1234,)))
     torch.testing.assert_close(original, expected[0].mT, rtol=1e-4, atol=1e-4)
