@@ -110,7 +110,7 @@ def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output:
     for path, code in zip((first, last), ends, strict=True):
         code.check(composer, path)
     writer = _writer(ends[0], options)
-    codes = [interpolate(*ends, frame / (frames - 1)) for frame in range(frames)]
+    codes = [interpolate(*ends, frame / (frames - 1), composer) for frame in range(frames)]
     _, size = writer.decode(composer, codes, output, first.with_suffix(""))
     print(f"Wrote {frames} frames of {size} into {output}.")
 

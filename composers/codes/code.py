@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from composers.base import Composer
-from composers.latents import Latents, Layout
+from composers.latents import Latents, Layout, lerp
 from datamodules.domain import Domain, Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
@@ -153,8 +153,10 @@ def _domain(metadata: Mapping[str, str], axes: int, path: str | Path) -> Domain:
         ) from error
 
 
-def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> InstanceCode:
-    """Interpolate linearly between two codes.
+def interpolate(
+    first: InstanceCode, last: InstanceCode, share: float, composer: Composer | None = None
+) -> InstanceCode:
+    """Interpolate between two codes, as the parametrization of their model does; linearly without a model.
 
     The result has the shape of the first code, and those of its facts that describe the original recording (`MEASURED`).
 
@@ -162,6 +164,7 @@ def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> Instan
         first: Code at ``share`` 0.
         last: Code at ``share`` 1.
         share: Position between the codes, in [0, 1].
+        composer: Model of the codes.
 
     Raises:
         ValueError: If the codes belong to different models, or have different numbers of tiles or layouts.
@@ -178,7 +181,8 @@ def interpolate(first: InstanceCode, last: InstanceCode, share: float) -> Instan
         raise ValueError(
             f"The codes have the layouts {first.layout.config()} and {last.layout.config()}: encode both signals at one size."
         )
-    latents = {name: torch.lerp(latent, last.latents[name], share) for name, latent in first.latents.items()}
+    mix = lerp if composer is None else composer.parametrization.interpolate
+    latents = mix(first.latents, last.latents, share)
     facts = {fact: first.facts[fact] for fact in MEASURED if fact in first.facts}
     return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts=facts | {"share": f"{share:g}"})
 

@@ -2,7 +2,7 @@
 
 from composers.latents.column_scales import ColumnScales
 from composers.latents.direct import Direct
-from composers.latents.layout import Latents, Layout, module_key
+from composers.latents.layout import Latents, Layout, lerp, module_key
 from composers.latents.low_rank import LowRank
 from composers.latents.mixture import PatchMixture
 from composers.latents.parametrization import Parametrization
@@ -19,5 +19,6 @@ __all__ = [
     "PatchCodes",
     "PatchMixture",
     "Shifts",
+    "lerp",
     "module_key",
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 Latents = dict[str, Tensor]
@@ -58,6 +59,11 @@ class Layout(NamedTuple):
     def from_config(cls, config: Mapping[str, Sequence[int]]) -> Self:
         """Return the layout that `config` describes."""
         return cls(**{name: tuple(sizes) for name, sizes in config.items()})
+
+
+def lerp(first: Latents, last: Latents, share: float) -> Latents:
+    """Return latents on the line from ``first``, at ``share`` 0, to ``last``, at 1."""
+    return {name: torch.lerp(latent, last[name], share) for name, latent in first.items()}
 
 
 def module_key(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from composers.latents.layout import Latents, Layout
+from composers.latents.layout import Latents, Layout, lerp
 from composers.latents.mixture import PatchMixture
 from composers.networks import CoordinateNetwork, TensorSpec
 from datamodules.domain import exact
@@ -52,6 +52,16 @@ class Parametrization(nn.Module, ABC, Generic[M]):
             The projection of patches to latents that the initial parameters decode; None if there is none.
         """
         return None
+
+    def interpolate(self, first: Latents, last: Latents, share: float) -> Latents:
+        """Return latents between two sets of them: on a line, by default.
+
+        Args:
+            first: Latents at ``share`` 0.
+            last: Latents at ``share`` 1.
+            share: Position between both, in [0, 1].
+        """
+        return lerp(first, last, share)
 
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:
         """Return the factor of a gradient step for each of the latents ``(B, ...)``.

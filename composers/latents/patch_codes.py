@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from composers.latents.layout import Latents, Layout
+from composers.latents.layout import Latents, Layout, lerp
 from composers.latents.linear_start import principal_components, ridge
 from composers.latents.mixture import PatchMixture, fit_mixture, in_chunks
 from composers.latents.parametrization import Parametrization
@@ -157,6 +157,18 @@ class PatchCodes(Parametrization[PatchModulations]):
         """Return values ``(B, *grid, P)`` plus the linear correction from their neighbourhoods."""
         corrected: Tensor = values + self.correction(neighbourhoods(self.summary(values), self.context))
         return corrected
+
+    def interpolate(self, first: Latents, last: Latents, share: float) -> Latents:
+        """Return codes on a line where both are of the same cluster, elsewhere the nearer one.
+
+        A number between the indices of two clusters would be the index of an unrelated one.
+        """
+        line = lerp(first, last, share)
+        if self.num_clusters == 1:
+            return line
+        nearer = (first if share < 0.5 else last)["codes"]
+        alike = first["codes"][..., :1].round() == last["codes"][..., :1].round()
+        return {"codes": torch.where(alike, line["codes"], nearer)}
 
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:
         """Return the number of patches.

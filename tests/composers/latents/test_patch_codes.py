@@ -285,3 +285,14 @@ def test_networks_that_do_not_fit_are_rejected():
 def test_patches_are_rejected_by_parametrizations_of_whole_signals(kind):
     with pytest.raises(ValueError, match="PatchwiseMLP"):
         kind().connect(PatchwiseMLP(2, 3))
+
+
+def test_codes_of_different_clusters_are_not_mixed():
+    codes = _connected(num_clusters=4)
+    first = torch.tensor([[[[0.0, 1.0, 2.0], [1.0, 1.0, 2.0]]]])
+    last = torch.tensor([[[[3.0, 5.0, 6.0], [1.0, 5.0, 6.0]]]])
+    expected = {0.25: [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]], 0.75: [[3.0, 5.0, 6.0], [1.0, 4.0, 5.0]]}
+    for share, numbers in expected.items():
+        assert codes.interpolate({"codes": first}, {"codes": last}, share)["codes"][0, 0].tolist() == numbers
+    single = _connected(num_clusters=1)
+    assert single.interpolate({"codes": first}, {"codes": last}, 0.5)["codes"].equal((first + last) / 2)
