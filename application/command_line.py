@@ -53,11 +53,6 @@ class CLI(LightningCLI):
         if self.config.subcommand == "predict":
             self.save_config_callback = None  # a prediction has no run folder
             config.ckpt_path = config.ckpt_path or self._default_weights(arguments)
-            if config.ckpt_path is None:
-                raise ValueError(
-                    f"--ckpt_path is required: no weights for {modality_of(arguments).name} are bundled; pass the path of a "
-                    "checkpoint, or `last` for the newest of this config."
-                )
             expand_shortcuts(config)
             state_signal(config.model, config.data, config.ckpt_path)
         resolve_weights(config, arguments, self.config.subcommand)
@@ -69,8 +64,18 @@ class CLI(LightningCLI):
 
     @staticmethod
     def _default_weights(arguments: list[Any]) -> str | None:
-        """Return the bundled weights for the signals that the command line names; None if there are none."""
-        return modality_of(arguments).weights
+        """Return the bundled weights for the signals that the command line names.
+
+        Raises:
+            ValueError: If there are none, and the command line names neither a checkpoint nor a config.
+        """
+        modality, options = modality_of(arguments), {str(argument).partition("=")[0] for argument in arguments}
+        if modality.weights is None and not options & {"--ckpt_path", "--config", "--model"}:
+            raise ValueError(
+                f"--ckpt_path is required: no weights for {modality.name} are bundled; pass the path of a checkpoint, or "
+                "`last` for the newest of this config."
+            )
+        return modality.weights
 
     def _default_model(self, arguments: list[Any]) -> None:
         """Use the model config of the checkpoint that the command line names as the default; a ``--config`` overrides it."""

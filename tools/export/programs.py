@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,5 +76,9 @@ def dynamic_shapes(inputs: Inputs) -> dict[str, Any]:
 def write_program(program: ExportedProgram, path: Path) -> None:
     """Write a program."""
     buffer = io.BytesIO()  # torch.save reports no error on a full disk
-    torch.export.save(program, buffer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*No complete tensor found.*", UserWarning
+        )  # of weights that programs share in part
+        torch.export.save(program, buffer)
     path.write_bytes(buffer.getbuffer())
