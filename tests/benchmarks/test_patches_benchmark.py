@@ -45,7 +45,7 @@ def test_audio_is_measured_by_its_length():
 def test_jobs_compute_what_the_composer_does():
     settings = PatchSettings(sizes=(12,), zoomed_size=12, audio=None, batch_size=2)
     _, encode, decode, scattered, fine = patches.image_jobs(settings)
-    assert encode.run()["codes"].shape == (1, 4, 24)  # a grid of 2 x 2 patches
+    assert encode.run()["codes"].shape == (1, 2, 2, 24)  # a grid of 2 x 2 patches
     assert decode.run().shape == (1, 144, 3)
     assert scattered.run().shape == (1, 144, 3)
     assert fine.run().shape == (1, 48 * 48, 3)

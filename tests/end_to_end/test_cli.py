@@ -159,8 +159,10 @@ def test_refinement_curves_are_drawn(tested):
 def test_gallery_has_a_row_per_image(tested):
     written, printed = tested
     with Image.open(written / "gallery.png") as figure:
-        # 6 rows of original, predicted, refined and decoded, enlarged to 256 x 256, with margins of 8 and labels of 18 pixels
-        assert figure.size == (4 * (256 + 8) + 8, 6 * (256 + 8 + 18) + 8)
+        # 6 rows of original, predicted, refined and decoded, enlarged to 256 x 256, with margins of 8 and labels of 18 pixels;
+        # and the linear code, if the code is smaller than the image
+        columns = 4 + rows(written / "test_instances.csv")[0]["linear code"].startswith("PCA")
+        assert figure.size == (columns * (256 + 8) + 8, 6 * (256 + 8 + 18) + 8)
         first = figure.crop((8, 8 + 18, 8 + 256, 8 + 18 + 256))
         assert len(first.getcolors(256 * 256)) > 20  # not blank
     assert "Gallery: runs/tested/version_0/gallery.png\n" in printed

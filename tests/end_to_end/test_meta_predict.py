@@ -103,7 +103,7 @@ def test_tiles_adapt_independently_and_refinement_continues_from_there():
     square = pixels[:, :, :8]
     samples = image_samples(square[None])
     refined = encode(composer, square, refinement=Refinement(20))
-    assert refined.facts == {"inner steps": "2", "refinement steps": "20"}
+    assert {"inner steps": "2", "refinement steps": "20"}.items() <= refined.facts.items()
     assert error(refined) < error(encode(composer, square))
 
 

@@ -132,6 +132,7 @@ def test_notes_state_duration_and_number_of_recordings(speech):
     assert speech.notes == {
         "training audio": "44.0 s, 18 recordings: 10 English by Allison Smith, 8 Canadian French by June Wallack",
         "held-out audio": "12.0 s, 12 crops of 6 recordings: 7 English by Allison Smith, 5 Canadian French by June Wallack",
+        "held-out items": "these 12 crops are from six recordings by two speakers, whose other recordings are the training data",
     }
     few = SampleSpeech(extended=True, crops_per_epoch=2)
     few.setup("fit")
@@ -140,7 +141,8 @@ def test_notes_state_duration_and_number_of_recordings(speech):
     short = SampleSpeech(seconds=3)
     short.setup("test")
     seconds = sum(min(3, read_prompt(name).shape[1] / SAMPLE_RATE) for name in HELD_OUT_RECORDINGS)
-    assert list(short.notes) == ["held-out audio"]
+    assert list(short.notes) == ["held-out audio", "held-out items"]
+    assert short.notes["held-out items"].startswith("these 6 crops are from six recordings")
     assert short.notes["held-out audio"].startswith(f"{seconds:.1f} s, 6 crops of 6 recordings: 4 English")
 
 
