@@ -132,7 +132,8 @@ def test_notes_state_duration_and_number_of_recordings(speech):
     assert speech.notes == {
         "training audio": "44.0 s, 18 recordings: 10 English by Allison Smith, 8 Canadian French by June Wallack",
         "held-out audio": "12.0 s, 12 crops of 6 recordings: 7 English by Allison Smith, 5 Canadian French by June Wallack",
-        "held-out items": "these 12 crops are from six recordings by two speakers, whose other recordings are the training data",
+        "held-out items": "these 12 crops are from six recordings by two speakers, "
+        "whose other recordings are the training data",
     }
     few = SampleSpeech(extended=True, crops_per_epoch=2)
     few.setup("fit")
