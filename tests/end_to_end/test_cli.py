@@ -171,7 +171,7 @@ def test_gallery_has_a_row_per_image(tested):
 
 @pytest.mark.slow
 def test_gallery_compares_with_another_model_if_it_fits(evaluated):
-    arguments = "filename: beside.png, num_instances: 2, beside: %s"
+    arguments = "filename: beside.png, num_instances: 2, linear: false, beside: %s"
     gallery = f"{{class_path: callbacks.gallery.Gallery, init_args: {{{arguments}}}}}"
     written, _ = evaluated("test", "--trainer.callbacks+", gallery % "runs/unnamed/version_0/checkpoints/last.ckpt")
     with Image.open(written / "beside.png") as image:
@@ -196,7 +196,7 @@ def test_refinement_is_configured_on_the_command_line(evaluated):
     written, _ = evaluated(
         "test", f"{setting}.steps", 2, f"{setting}.report", "[]", f"{setting}.starts", "[prediction]"
     )
-    assert [key for key in rows(written / "test_instances.csv")[0] if "psnr" in key] == ["psnr@0", "psnr@2"]
+    assert [key for key in rows(written / "test_instances.csv")[0] if "psnr@" in key] == ["psnr@0", "psnr@2"]
 
 
 def test_last_selects_the_newest_checkpoint(uninterrupted, tmp_path, monkeypatch):
