@@ -30,7 +30,15 @@ from composers.checkpoint import stated_domain
 from composers.encoders import Patches, PerToken, Transformer, ViewPatches, WeightTokens
 from composers.inference import GradientSteps, Hypernetwork, LearnedCode, LearnedStart
 from composers.latents import Direct, Layout, LowRank
-from composers.networks import Activation, CoordinateNetwork, Encoding, IdentityEncoding, Sine, TensorSpec
+from composers.networks import (
+    Activation,
+    CoordinateNetwork,
+    CosineFeatures,
+    Encoding,
+    IdentityEncoding,
+    Sine,
+    TensorSpec,
+)
 from composers.rendering import LightFieldRenderer, PointRenderer, Rendered, Renderer, VolumeRenderer
 from datamodules.batch import Observation
 from datamodules.configuration import load_layers
@@ -670,7 +678,15 @@ NETWORKS = [
 
 def _network(make_network, activation, encoding):
     """Return a network with small slopes: steep networks amplify the rounding errors of any runtime."""
-    gentle = {"omega": 1.0, "scale": 0.5, "sigma": 1.0, "num_frequencies": 3, "max_frequency": 2, "coord_dim": 2}
+    frequencies = [3, 3] if encoding is CosineFeatures else 3
+    gentle = {
+        "omega": 1.0,
+        "scale": 0.5,
+        "sigma": 1.0,
+        "num_frequencies": frequencies,
+        "max_frequency": 2,
+        "coord_dim": 2,
+    }
     activation, encoding = (
         kind(**{name: value for name, value in gentle.items() if name in inspect.signature(kind).parameters})
         for kind in (activation, encoding)
