@@ -168,7 +168,7 @@ def _python_lines():
     """Return the lines of Python that the documentation shows for an image."""
     document = (REPOSITORY / "docs" / "images.md").read_text(encoding="utf-8")
     [text] = re.findall(r"^```python\n(import composers\n.*?)^```$", document, re.MULTILINE | re.DOTALL)
-    assert len([line for line in text.splitlines() if " = " in line or "save(" in line]) == 3
+    assert len([line for line in text.splitlines() if " = " in line or "save(" in line]) == 4
     return text
 
 
