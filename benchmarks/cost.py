@@ -219,10 +219,10 @@ def _count_convolution_backward(
     grad_shape: torch.Size, signal_shape: torch.Size, weight_shape: torch.Size, *arguments: Any, **_: Any
 ) -> int:
     """Return twice the operations of a forward pass, or once where only one gradient is needed."""
-    transposed, wanted = arguments[4], arguments[7]
+    transposed, output_mask = arguments[4], arguments[7]
     positions = signal_shape if transposed else grad_shape
     forward = 2 * positions[0] * math.prod(positions[2:]) * math.prod(weight_shape)
-    return int(forward * sum(wanted[:2]))
+    return int(forward * sum(output_mask[:2]))
 
 
 def _count_on_fake_tensors(step: ForwardAndBackward, batch: CoordinateBatch) -> tuple[Latents, int]:

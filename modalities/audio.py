@@ -90,8 +90,8 @@ def encode(
         )
     steps, domain = refinement or composer.refinement, _domain(composer, length, sample_rate)
     if length == -1:
-        longest = round(max_seconds * sample_rate)
-        boxes, batch_size = split((values.shape[1],), longest, composer.network.patch_size or (1,)), 1
+        longest, patches = round(max_seconds * sample_rate), composer.network.patches
+        boxes, batch_size = split((values.shape[1],), longest, patches.size if patches else (1,)), 1
     else:
         boxes = recording_tiles(values.shape[1], length)
     batches = (boxes[start : start + batch_size] for start in range(0, len(boxes), batch_size))

@@ -158,7 +158,8 @@ def image_samples(tiles: Tensor, domain: Domain | None = None) -> Samples:
 
 def _whole_or_split(composer: Composer, shape: tuple[int, ...], max_pixels: int) -> list[Box]:
     """Return the box of an image, or boxes of tiles of at most ``max_pixels``."""
-    return split(shape, max_pixels, composer.network.patch_size or (1,) * len(shape))
+    patches = composer.network.patches
+    return split(shape, max_pixels, patches.size if patches else (1,) * len(shape))
 
 
 def render(

@@ -93,6 +93,7 @@ PARTS = {
     "readout": _subclasses(encoders.Readout),
     "transformer": {encoders.Transformer},
     "parametrization": _subclasses(latents.Parametrization),
+    "codes": {latents.PatchCodes},
     "start": _subclasses(inference.Start),
     "inner": {inference.GradientSteps},
     "rule": _subclasses(inference.Rule),

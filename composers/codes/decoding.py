@@ -155,9 +155,9 @@ def _sizes(composer: Composer, axes: Sequence[Axis], max_memory: float) -> tuple
             f"max_memory is {max_memory:g} MB; a signal of shape {shape} requires at least {needed:.3g} MB."
         )
     rows = min(rows, max(1, _MAX_BAND // row))
-    if (patch_size := composer.network.patch_size) is None:
+    if (patches := composer.network.patches) is None:
         return rows, _Block(shape, min(chunk, _MAX_CHUNK.get(composer.device.type, 1 << 18)))
-    block = _block_of_patches(axes, patch_size, min(chunk, _MAX_BLOCK.get(composer.device.type, 1 << 20)))
+    block = _block_of_patches(axes, patches.size, min(chunk, _MAX_BLOCK.get(composer.device.type, 1 << 20)))
     return max(1, rows // block.shape[0]) * block.shape[0] if rows > block.shape[0] else rows, block
 
 

@@ -110,7 +110,7 @@ def _first_assignment(patches: Tensor, num_clusters: int) -> Tensor:
     shapes = functional.normalize(patches - patches.mean(-1, keepdim=True), dim=-1)
     generator = torch.Generator().manual_seed(0)
     seeds = shapes[torch.randint(len(patches), (num_clusters,), generator=generator)]
-    return torch.cat([(part @ seeds.mT).argmax(-1) for part in shapes.split(_CHUNK)])
+    return in_chunks(lambda part: (part @ seeds.mT).argmax(-1), shapes)
 
 
 def _of_assignment(patches: Tensor, assigned: Tensor, num_clusters: int, numbers: int, prior: Tensor) -> PatchMixture:

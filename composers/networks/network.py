@@ -68,18 +68,15 @@ class CoordinateNetwork(nn.Module, ABC, Generic[M]):
         value_dim: ``C``, channels of a value.
         slots: The tensors that modulations hold, by name, for parametrizations that do not know the network; empty for a
             network whose modulations are of a type of its own.
-        patch_size: Samples along every axis of the patches whose coordinates are evaluated together most efficiently; None if
-            coordinates are independent.
     """
 
     coord_dim: int
     value_dim: int
     slots: Mapping[str, TensorSpec]
-    patch_size: tuple[int, ...] | None = None
 
     @property
     def patches(self) -> PatchSpec | None:
-        """The patches of the signal that have modulations of their own; None if modulations belong to whole signals."""
+        """The patches with modulations of their own, which decoding evaluates whole; None if modulations belong to signals."""
         return None
 
     @property

@@ -79,7 +79,6 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
     """
 
     from_data: ClassVar[FromData] = {"coord_dim": coord_dim, "value_dim": value_dim, "ranges": ranges}
-    patch_size: tuple[int, ...]
 
     def __init__(
         self,
