@@ -6,12 +6,14 @@ from composers.evaluation import Evaluation
 from composers.functa import Functa
 from composers.inference import GradientSteps, Refinement
 from composers.learned_init import LearnedInit
+from composers.liif import LIIF
 from composers.meta_ipc import MetaIPC
 from composers.patch_ipc import PatchIPC
 from composers.transformer_ipc import TransformerIPC
 from composers.transinr import TransINR
 
 __all__ = [
+    "LIIF",
     "Composer",
     "Evaluation",
     "Functa",

@@ -14,6 +14,7 @@ from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from datamodules.domain import exact
 
+_LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 _SMALLEST_ERROR = 1e-12  # limits the PSNR to 120 dB
 
 
@@ -55,6 +56,38 @@ def instance_mean(target: Samples) -> Tensor:
     weight = torch.ones_like(target.measured[..., :1]) if target.mask is None else target.mask.unsqueeze(-1)
     mean = (target.measured * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
     return mean.expand_as(target.measured)
+
+
+def luminance(values: Tensor) -> Tensor:
+    """Return the luminance ``(..., 1)`` of colours ``(..., 3)`` in [0, 1], with the weights of MATLAB's ``rgb2ycbcr``.
+
+    Without its offset of 16 / 255, which differences do not see; a range of 219 of 255 levels (ITU-R BT.601). Grey values
+    ``(..., 1)`` are returned unchanged.
+
+    Example:
+        >>> round(luminance(torch.ones(1, 3)).item(), 4)
+        0.859
+    """
+    if values.shape[-1] == 1:
+        return values
+    return (values * values.new_tensor(_LUMA)).sum(-1, keepdim=True)
+
+
+def _compared(prediction: Tensor, target: Samples, clip: bool, luma: bool) -> tuple[Tensor, Samples]:
+    """Return predicted values and target, clipped to [0, 1] and as luminance if asked for."""
+    prediction = exact(prediction).clamp(0, 1) if clip else prediction
+    if not luma:
+        return prediction, target
+    return luminance(exact(prediction)), target._replace(values=luminance(exact(target.measured)))
+
+
+def _inner(mask: Tensor | None, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the rows and columns of an image ``shape`` that a mask ``(B, N)`` leaves of all images; all without a mask."""
+    if mask is None:
+        return slice(None), slice(None)
+    inside = mask.all(0).view(shape)
+    rows, columns = (inside.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    return tuple(slice(kept[0], kept[-1] + 1) if kept else slice(0) for kept in (rows, columns))  # type: ignore[return-value]
 
 
 def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
@@ -107,14 +140,23 @@ class InstanceMetric(ABC):
 
 
 class PSNR(InstanceMetric):
-    """Peak signal-to-noise ratio in dB, peak 1, of the unclamped values (paper section 4)."""
+    """Peak signal-to-noise ratio in dB, peak 1, of values that are neither clipped nor rounded (paper section 4).
+
+    Args:
+        clip: Whether to clip values to [0, 1], as in published super-resolution.
+        luma: Whether to measure the luminance of colour images, as on the benchmarks of super-resolution; see `luminance`.
+    """
 
     heading = "PSNR"
     unit = "dB"
 
+    def __init__(self, clip: bool = False, luma: bool = False) -> None:
+        self.clip, self.luma = clip, luma
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the PSNR of every instance."""
-        return psnr_of_mse(instance_mse(reconstruction.values, target))
+        prediction, target = _compared(reconstruction.values, target, self.clip, self.luma)
+        return psnr_of_mse(instance_mse(prediction, target))
 
     def of_tiles(self, values: Sequence[float]) -> float:
         """Return the PSNR of the mean squared error over all tiles.
@@ -142,18 +184,30 @@ class SSIM(InstanceMetric):
     """Structural similarity of images in [0, 1] (Wang et al. 2004; Gaussian window of 11 pixels).
 
     NaN for other signals and for images with a side below 11 pixels. Borders are mirrored and included, as in torchmetrics;
-    other implementations average inner windows only.
+    other implementations average inner windows only. Masked pixels at the borders are cut off.
+
+    Args:
+        clip: Whether to clip values to [0, 1], as in published super-resolution.
+        luma: Whether to measure the luminance of colour images, as on the benchmarks of super-resolution; see `luminance`.
     """
 
     heading = "SSIM"
 
+    def __init__(self, clip: bool = False, luma: bool = False) -> None:
+        self.clip, self.luma = clip, luma
+
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SSIM of every instance."""
-        if shape is None or len(shape) != 2 or min(shape) < 11:
-            return reconstruction.values.new_full((len(reconstruction.values),), float("nan"))
+        undefined = reconstruction.values.new_full((len(reconstruction.values),), float("nan"))
+        if shape is None or len(shape) != 2:
+            return undefined
+        values, target = _compared(reconstruction.values, target, self.clip, self.luma)
+        rows, columns = _inner(target.mask, shape)
         prediction, image = (
-            values.float().mT.unflatten(-1, shape) for values in (reconstruction.values, target.measured)
+            part.float().mT.unflatten(-1, shape)[..., rows, columns] for part in (values, target.measured)
         )
+        if min(image.shape[-2:]) < 11:
+            return undefined
         similarity = structural_similarity_index_measure(prediction, image, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
         return similarity

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datamodules.images.imagenette import ImageNette
     from datamodules.images.prediction import ImageFiles
     from datamodules.images.sample_photos import SamplePhotos
+    from datamodules.images.super_resolution import SuperResolution
     from datamodules.scenes.sample_objects import SampleObjects
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
@@ -38,6 +39,7 @@ _MODULES = {
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
     "ShapeNet": "scenes.shapenet",
+    "SuperResolution": "images.super_resolution",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "SampleSpeech",
     "SceneFolder",
     "ShapeNet",
+    "SuperResolution",
 ]
 
 

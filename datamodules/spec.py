@@ -201,6 +201,8 @@ class DataSpec(NamedTuple):
         modality: Modality of the signals, which reads, writes, draws and measures them.
         num_instances: Number of training instances; None if unknown, for example before `setup`.
         sample_rate: Sampling rate of audio in Hz; None for other signals.
+        scales: Smallest and largest scale of super-resolution in training, query samples per observed sample along each axis;
+            None for other tasks.
     """
 
     domain: Domain
@@ -209,12 +211,14 @@ class DataSpec(NamedTuple):
     modality: Modality
     num_instances: int | None = None
     sample_rate: int | None = None
+    scales: tuple[float, float] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the specification as plain data for checkpoints, with the name of the modality."""
         return self._asdict() | {
             "domain": self.domain.config(),
             "signal_shape": list(self.signal_shape),
+            "scales": None if self.scales is None else list(self.scales),
             "modality": self.modality.name,
         }
 
@@ -263,6 +267,11 @@ def signal_shape(spec: DataSpec) -> tuple[int, ...]:
 def open_signal_shape(spec: DataSpec) -> tuple[int, ...]:
     """Return the channels of the signal and -1 for every axis, for ``from_data`` of parts that take signals of any size."""
     return spec.signal_shape[0], *(-1,) * (len(spec.signal_shape) - 1)
+
+
+def largest_scale(spec: DataSpec) -> float | None:
+    """Return the largest scale of super-resolution in training, for ``from_data``; None for other tasks."""
+    return None if spec.scales is None else spec.scales[1]
 
 
 def ranges(spec: DataSpec) -> tuple[tuple[float, float], ...] | None:

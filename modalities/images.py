@@ -311,7 +311,7 @@ class Images(DrawnModality):
     decoding = ("size", "scale")
     weights = "photos_patch_ipc"
     interpolation = "bicubic"
-    linear = LinearPatch("PCA", (8, 8), "pixels")
+    linear: ClassVar[LinearPatch | None] = LinearPatch("PCA", (8, 8), "pixels")
 
     def code_size(self, numbers: int, shape: Sequence[int], sample_rate: int | None = None) -> CodeSize:
         """Return the size of an instance code, with the bits per pixel of the image."""

@@ -1,14 +1,18 @@
 """Encoders, a signal to features; readouts, features to latents."""
 
+from composers.encoders.convolutional import EDSR, RDN, ConvolutionalEncoder
 from composers.encoders.encoder import Encoder, Features
 from composers.encoders.mixed_patches import MixedPatches
 from composers.encoders.patch_projection import PatchProjection
 from composers.encoders.patches import Patches
-from composers.encoders.readouts import PerToken, Readout, WeightTokens
+from composers.encoders.readouts import PerToken, Readout, TokenMap, WeightTokens
 from composers.encoders.transformer import Transformer
 from composers.encoders.views import ViewPatches
 
 __all__ = [
+    "EDSR",
+    "RDN",
+    "ConvolutionalEncoder",
     "Encoder",
     "Features",
     "MixedPatches",
@@ -16,6 +20,7 @@ __all__ = [
     "Patches",
     "PerToken",
     "Readout",
+    "TokenMap",
     "Transformer",
     "ViewPatches",
     "WeightTokens",

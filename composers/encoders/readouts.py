@@ -164,6 +164,49 @@ class PerToken(Readout):
         return latents
 
 
+class TokenMap(Readout):
+    """Take the tokens as a feature map, channels first, and pass the signal on where it is a latent (LIIF).
+
+    The latent ``map (E, -1, ...)`` holds the tokens, ``image (C, -1, ...)`` the signal, at whose resolution tokens must be.
+    """
+
+    def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
+        """Check the channels of the latents.
+
+        Raises:
+            ValueError: If the latents are not a map with the channels of the tokens, and possibly an image.
+        """
+        shapes = {name: spec.shape for name, spec in latents.items()}
+        if "map" not in shapes or not shapes.keys() <= {"map", "image"}:
+            raise ValueError(
+                f"TokenMap returns latents map and image; this parametrization has {shapes}: use the network LocalMLP with "
+                "parametrization Direct, or another readout."
+            )
+        channels = {"map": encoder.embed_dim, "image": encoder.signal_shape[0] if encoder.signal_shape else None}
+        for name, shape in shapes.items():
+            if channels[name] not in (None, shape[0]):
+                source = "the encoder returns" if name == "map" else "the signal has"
+                raise ValueError(
+                    f"The latent {name} has {shape[0]} channels, and {source} {channels[name]}: set feature_dim of the network "
+                    "to the width of the encoder, and value_dim to the channels of the signal."
+                )
+        self.names = list(shapes)
+
+    def forward(self, features: Features) -> Latents:
+        """Return ``map (B, E, *grid)`` and ``image (B, C, *grid)``.
+
+        Raises:
+            ValueError: If the features have no grid, or it is not that of the signal.
+        """
+        if features.grid is None or features.signal is None or features.grid != tuple(features.signal.shape[2:]):
+            raise ValueError(
+                f"TokenMap needs one token per sample of the signal; the features have the grid {features.grid}: use encoder "
+                "EDSR or RDN."
+            )
+        latents = {"map": features.tokens.mT.unflatten(-1, features.grid)}
+        return latents | ({"image": features.signal} if "image" in self.names else {})
+
+
 def _head(embed_dim: int, numbers: int, zero_init: bool) -> nn.Sequential:
     """Return the LayerNorm and Linear from a token to its columns."""
     linear = nn.Linear(embed_dim, numbers)

@@ -10,6 +10,7 @@ from composers.networks.encodings import (
     IdentityEncoding,
 )
 from composers.networks.grid_mixer import GridMixer
+from composers.networks.local_mlp import LocalMLP
 from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, PatchSpec, TensorSpec
 from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.scaled_linear import ScaledLinear
@@ -29,6 +30,7 @@ __all__ = [
     "GaussianFourierFeatures",
     "GridMixer",
     "IdentityEncoding",
+    "LocalMLP",
     "Modulations",
     "PatchModulations",
     "PatchSpec",

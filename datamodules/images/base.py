@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, default_collate
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Signal
 from datamodules.domain import Grid
+from datamodules.images.native import NativeImages
 from datamodules.randomness import generator_at
 from datamodules.spec import DataSpec
 from datamodules.storage.cache import cached
@@ -103,7 +104,7 @@ def collate_images(items: list[Signal]) -> Any:
     return UncutBatch(pixels, shapes, [item.name for item in items], [item.seed for item in items])
 
 
-class ImageSet(CoordinateDataModule):
+class ImageSet(NativeImages, CoordinateDataModule):
     """Base class for data sets of image files, resized and cropped to squares.
 
     A subclass defines the files of a split (`files`), their preprocessing (`preparation`), the random crop of training
@@ -202,7 +203,15 @@ class ImageSet(CoordinateDataModule):
         Raises:
             ValueError: If images are missing, have the wrong size, or cannot be read and are not skipped.
         """
-        files, preparation = self.files(split), self.preparation(split)
+        return self._prepared(split, self.preparation(split))
+
+    def native_images(self, split: Split) -> Dataset[Signal]:
+        """Return the images of a split at their own resolution; see `NativeImages`."""
+        return self._prepared(split, Preparation())
+
+    def _prepared(self, split: Split, preparation: Preparation) -> Dataset[Signal]:
+        """Return the images of a split after some preprocessing."""
+        files = self.files(split)
         self._check_published(files, split)
         if self.cache is not None:
             images = cached(files, preparation, self.cache, type(self).__name__.lower())

@@ -17,8 +17,10 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid
 from datamodules.images.augmentation import ImageAugmentation
+from datamodules.images.native import NativeImages
 from datamodules.loading import Chain, InMemory
 from datamodules.spec import DataSpec
+from datamodules.storage.folders import Split
 from datamodules.storage.images import RandomCrop, read_image, resize_image
 from modalities.images import Images
 
@@ -70,7 +72,7 @@ class Photographs(InMemory):
         self.images = list(images)
 
 
-class SamplePhotos(CoordinateDataModule):
+class SamplePhotos(NativeImages, CoordinateDataModule):
     """Photographs of scikit-image (BSD-3; images in the public domain, CC0 or as stated there). Requires no download.
 
     Training uses random crops of twelve photographs at several scales. Validation and testing use ``astronaut`` and
@@ -148,6 +150,23 @@ class SamplePhotos(CoordinateDataModule):
             f"these {len(self.test_set)} images are two photographs and their crops, so that their spread is not that of "
             "independent images"
         )
+
+    def native_images(self, split: Split) -> Photographs:
+        """Return the photographs of a split: those of training, also resized to the shorter sides ``size`` times ``scales``.
+
+        Photographs are not enlarged.
+        """
+        names: tuple[str, ...] = HELD_OUT_PHOTOGRAPHS if split != "train" else TRAINING_PHOTOGRAPHS
+        names += MORE_PHOTOGRAPHS if split == "train" and self.extended else ()
+        images = [(name, photograph(name)) for name in names]
+        if split == "train":
+            images += [
+                (f"{name}-{side}", _scaled(image, side))
+                for side in sorted({round(self.size * scale) for scale in self.scales})
+                for name, image in images
+                if side < min(image.shape[1:])
+            ]
+        return Photographs(images)
 
     def coarser(self, signal: Tensor) -> Tensor:
         """Return images ``(B, 3, H, W)`` resized by ``detail`` with the filter of the held-out images."""

@@ -1,0 +1,34 @@
+"""Images at their own resolution, which super-resolution takes its pairs from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch.utils.data import Dataset
+
+from datamodules.batch import Signal
+from datamodules.storage.folders import Split
+
+
+class NativeImages(ABC):
+    """Base class of image data modules that offer their images at their own resolution, not cropped or resized."""
+
+    @abstractmethod
+    def native_images(self, split: Split) -> Dataset[Signal]:
+        """Return the images ``(3, H, W)`` uint8 of a split, of any size; available after ``prepare_data``.
+
+        Raises:
+            ValueError: If images are missing, or cannot be read and are not skipped.
+        """
+
+    def low_resolution_images(self, split: Split, scale: float) -> Dataset[Signal] | None:
+        """Return published images of a lower resolution in the order of `native_images`; None if there are none.
+
+        Args:
+            split: The split.
+            scale: Pixels of an image per pixel of its low resolution, along each axis.
+
+        Raises:
+            ValueError: If some of them are missing or cannot be read.
+        """
+        return None

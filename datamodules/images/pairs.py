@@ -1,0 +1,256 @@
+"""Pairs of an image at a low and a high resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.batch import Signal
+from datamodules.images.augmentation import ImageAugmentation
+from datamodules.images.degradation import Degradation, grey, resized
+from datamodules.randomness import generator_at
+
+_ALL = torch.empty(0, dtype=torch.long)
+
+
+class Pair(NamedTuple):
+    """A raw item: an image at a low and a high resolution; or a collated batch of them.
+
+    Attributes:
+        low: ``(C, h, w)`` uint8, what a model observes.
+        high: ``(C, H, W)`` uint8; in training the drawn pixels ``(C, N)``.
+        drawn: ``(N,)``, indices of the drawn pixels in the image of the high resolution, row by row; empty if all are taken.
+        size: ``(2,)``, rows and columns of the high resolution.
+        scale: Scale of the high resolution, as stated by the data module.
+        name: Name of the item in tables and files.
+        seed: Seed of the random numbers of this item in this epoch; set by the loader.
+        instance: Index of the item in the training set; set by the loader, -1 outside training.
+    """
+
+    low: Tensor
+    high: Tensor
+    drawn: Tensor
+    size: Tensor
+    scale: float
+    name: str
+    seed: int = 0
+    instance: int = -1
+
+
+class PairCrop:
+    """Draw a scale and a crop of an image, and degrade the crop (LIIF, section 4; released training).
+
+    Images that are too small for the largest scale draw scales up to the largest that they can serve.
+
+    Args:
+        size: Pixels along each side of the low resolution.
+        scales: Range of the scale, which is uniform.
+        degradation: Makes the low resolution.
+        augment: Random changes of the crop of the high resolution; none if None.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scales: tuple[float, float],
+        degradation: Degradation,
+        augment: ImageAugmentation | None = None,
+    ) -> None:
+        self.size, self.scales, self.degradation, self.augment = size, scales, degradation, augment
+
+    def __call__(self, item: Signal, generator: torch.Generator) -> Pair:
+        """Return a pair of a crop of ``item`` with all pixels of the high resolution.
+
+        Raises:
+            ValueError: If the image is smaller than a crop at the smallest scale.
+        """
+        rows, columns = item.values.shape[1:]
+        low, high = self.scales[0], min(self.scales[1], min(rows, columns) / self.size)
+        if high < low:
+            raise ValueError(_too_small(item.name, (rows, columns), self.size, low))
+        scale = low + (high - low) * torch.rand((), generator=generator).item()
+        side = min(round(self.size * scale), rows, columns)
+        top, left = (int(torch.randint(extent - side + 1, (), generator=generator)) for extent in (rows, columns))
+        crop = item._replace(values=item.values[:, top : top + side, left : left + side])
+        if self.augment is not None:
+            crop = self.augment(crop, generator)
+        small = self.degradation(crop.values.contiguous(), (self.size, self.size), generator)
+        return Pair(small, crop.values, _ALL, torch.tensor([side, side]), scale, item.name)
+
+
+class PairDraw:
+    """Mirror and transpose a pair at random, and draw pixels of the high resolution without replacement.
+
+    Args:
+        num_queries: Number of pixels to draw.
+        symmetries: Random symmetries: ``all`` eight of the square, ``mirror`` left and right, or ``none``.
+    """
+
+    def __init__(self, num_queries: int, symmetries: Literal["all", "mirror", "none"]) -> None:
+        self.num_queries, self.symmetries = num_queries, symmetries
+
+    def __call__(self, item: Pair, generator: torch.Generator) -> Pair:
+        """Return the changed pair."""
+        low, high = item.low, item.high
+        rows, columns, transpose = (torch.rand(3, generator=generator) < 0.5).tolist()
+        if self.symmetries != "none" and columns:
+            low, high = low.flip(-1), high.flip(-1)
+        if self.symmetries == "all" and rows:
+            low, high = low.flip(-2), high.flip(-2)
+        if self.symmetries == "all" and transpose:
+            low, high = low.mT, high.mT
+        pixels = high.flatten(1)
+        drawn = torch.randperm(pixels.shape[1], generator=generator)[: self.num_queries]
+        return item._replace(
+            low=low.contiguous(), high=pixels[:, drawn], drawn=drawn, size=torch.tensor(high.shape[1:])
+        )
+
+
+class FixedPairs(Dataset[Pair]):
+    """Whole images at fixed scales, for evaluation: all images at the first scale, then at the next.
+
+    An image is cropped at its end to the multiple of the scale, and degraded with random numbers that depend only on its name.
+    Where low-resolution images are published, they are taken, and images are cropped to their multiple.
+
+    Args:
+        images: The images.
+        scales: The scales.
+        degradation: Makes the low resolution.
+        published: Published images of a low resolution by scale, in the order of ``images``.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[Signal],
+        scales: Sequence[float],
+        degradation: Degradation,
+        published: Mapping[float, Dataset[Signal]],
+        channels: int = 3,
+    ) -> None:
+        self.images, self.scales, self.degradation = images, tuple(scales), degradation
+        self.published, self.channels = published, channels
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return length_of(self.images) * len(self.scales)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return pair ``index``.
+
+        Raises:
+            ValueError: If an image is smaller than the scale, or a published low resolution does not fit it.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} pairs")
+        scale, place = self.scales[index // length_of(self.images)], index % length_of(self.images)
+        image = self.images[place]
+        values = grey(image.values) if self.channels == 1 else image.values
+        name = f"{image.name}-x{scale:g}"
+        if scale in self.published:
+            small = self.published[scale][place].values
+            small = grey(small) if self.channels == 1 else small
+            size = [round(extent * scale) for extent in small.shape[1:]]
+            if any(not 0 <= extent - target < 2 * scale for extent, target in zip(values.shape[1:], size, strict=True)):
+                raise ValueError(
+                    f"The image {image.name} has {values.shape[1]} x {values.shape[2]} pixels, and its low resolution at scale "
+                    f"{scale:g} {small.shape[1]} x {small.shape[2]}: these files do not belong together, replace them."
+                )
+        else:
+            sizes = [int(extent / scale) for extent in values.shape[1:]]
+            if min(sizes) < 1:
+                raise ValueError(
+                    f"The image {image.name} has {values.shape[1]} x {values.shape[2]} pixels, fewer than the scale {scale:g}: "
+                    "remove it, or lower the scales."
+                )
+            size = [round(extent * scale) for extent in sizes]
+            small = self.degradation(
+                values[:, : size[0], : size[1]].contiguous(), (sizes[0], sizes[1]), generator_at(0, "degradation", name)
+            )
+        values = values[:, : size[0], : size[1]].contiguous()
+        return Pair(small, values, _ALL, torch.tensor(size), scale, name)
+
+
+class GradedPairs(Dataset[Pair]):
+    """Whole square images whose scale grows with their index (LIIF, section 4.3, "size-varied ground-truths").
+
+    Args:
+        images: The images.
+        size: Pixels along each side of the low resolution.
+        scales: Scales of the first and the last image.
+        degradation: Makes the low resolution.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[Signal],
+        size: int,
+        scales: tuple[float, float],
+        degradation: Degradation,
+        channels: int = 3,
+    ) -> None:
+        self.images, self.size, self.scales, self.degradation = images, size, scales, degradation
+        self.channels = channels
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return length_of(self.images)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return the pair of image ``index``.
+
+        Raises:
+            ValueError: If the image is smaller than its target.
+        """
+        image = self.images[index]
+        values = grey(image.values) if self.channels == 1 else image.values
+        side, (low, high) = min(values.shape[1:]), self.scales
+        target = round(self.size * (low + (high - low) * index / max(1, len(self) - 1)))
+        if side < target:
+            raise ValueError(_too_small(image.name, tuple(values.shape[1:]), self.size, target / self.size))
+        top, left = ((extent - side) // 2 for extent in values.shape[1:])
+        square = values[:, top : top + side, left : left + side].contiguous()
+        small = self.degradation(square, (self.size, self.size), generator_at(0, "degradation", image.name))
+        large = resized(square, (target, target))
+        return Pair(small, large, _ALL, torch.tensor([target, target]), target / self.size, image.name)
+
+
+class Repeated(Dataset[Signal]):
+    """The images of a data set, several times per epoch.
+
+    Args:
+        images: The images.
+        times: How often each is returned.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    def __init__(self, images: Dataset[Signal], times: int, channels: int = 3) -> None:
+        self.images, self.times, self.channels = images, times, channels
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return length_of(self.images) * self.times
+
+    def __getitem__(self, index: int) -> Signal:
+        """Return image ``index`` modulo the number of images."""
+        item = self.images[index % length_of(self.images)]
+        return item._replace(values=grey(item.values)) if self.channels == 1 else item
+
+
+def length_of(images: Dataset[Signal]) -> int:
+    """Return the number of items of a data set."""
+    return len(cast(Sized, images))
+
+
+def _too_small(name: str, shape: tuple[int, ...], size: int, scale: float) -> str:
+    """Return the error message for an image that is too small."""
+    side = round(size * scale)
+    return (
+        f"The image {name} has {shape[0]} x {shape[1]} pixels; size {size} at scale {scale:g} takes {side} x {side}: lower "
+        "size or scales, or remove the image."
+    )
