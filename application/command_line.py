@@ -21,6 +21,7 @@ from application.shortcuts import (
     modality_of,
     resolve_weights,
     state_signal,
+    stated_facts,
     stated_model,
 )
 from application.sizes import state_sizes
@@ -46,7 +47,8 @@ class CLI(LightningCLI):
         arguments = _as_list(args)
         self._default_model(arguments)
         if self.requested == "predict":
-            self._subcommand_parsers["predict"].set_defaults({"data": {"class_path": modality_of(arguments).reader}})
+            modality = modality_of(arguments, self._facts(arguments))
+            self._subcommand_parsers["predict"].set_defaults({"data": {"class_path": modality.reader}})
         self.command = [str(argument) for argument in arguments]
         super().parse_arguments(parser, args)
         config: Namespace = self.config[self.config.subcommand]
@@ -76,6 +78,12 @@ class CLI(LightningCLI):
                 "`last` for the newest of this config."
             )
         return modality.weights
+
+    def _facts(self, arguments: list[Any]) -> dict[str, Any]:
+        """Return the facts of the training data in the checkpoint that the command line names; empty if it states none."""
+        if {"-h", "--help"} & set(arguments):
+            return {}
+        return stated_facts(arguments[1:], self._default_weights(arguments))
 
     def _default_model(self, arguments: list[Any]) -> None:
         """Use the model config of the checkpoint that the command line names as the default; a ``--config`` overrides it."""

@@ -56,8 +56,12 @@ def options_of(modality: Modality) -> Iterator[Option]:
             yield Option(name, kinds[name], " ".join(descriptions[name].split()), is_read)
 
 
-def modality_of(args: Sequence[str]) -> Modality:
+def modality_of(args: Sequence[str], facts: Mapping[str, Any] | None = None) -> Modality:
     """Return the modality whose option is on the command line; images without one.
+
+    Args:
+        args: Command-line arguments.
+        facts: Facts of the training data of the model, which choose between modalities with the same option.
 
     Example:
         >>> modality_of(["predict", "--audio", "speech.wav"]).name
@@ -67,7 +71,8 @@ def modality_of(args: Sequence[str]) -> Modality:
     """
     options = {str(arg).split("=")[0] for arg in args}
     matches = [modality for modality in MODALITIES if f"--{modality.name}" in options]
-    return matches[-1] if matches else MODALITIES[0]
+    name = matches[-1].name if matches else MODALITIES[0].name
+    return next(modality for modality in MODALITIES if modality.name == name and modality.takes(facts or {}))
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
@@ -82,8 +87,8 @@ def add_shortcuts(parser: ArgumentParser) -> None:
             shared = [
                 (owner, other) for owner in MODALITIES for other in options_of(owner) if other.name == option.name
             ]
-            owners = ", ".join(owner.name for owner, _ in shared)
-            text = option.help if len(shared) == 1 else f"{option.help} (For {owners}.)"
+            owners = ", ".join(dict.fromkeys(owner.name for owner, _ in shared))
+            text = option.help if len({owner.name for owner, _ in shared}) == 1 else f"{option.help} (For {owners}.)"
             _add(group, option._replace(kind=shared[0][1].kind, help=text))
     group = parser.add_argument_group("Options for all predictions")
     group.add_argument("--output", type=str, help="Output folder. Default: predictions.")
@@ -171,16 +176,16 @@ def expand_shortcuts(config: Namespace) -> None:
     Raises:
         ValueError: If an option belongs to another modality or to a part that the config replaces, or a value is out of range.
     """
-    options = {modality.name: {option.name: option for option in options_of(modality)} for modality in MODALITIES}
-    names = dict.fromkeys([name for declared in options.values() for name in declared] + list(_COMMON))
+    options = [(modality, {option.name: option for option in options_of(modality)}) for modality in MODALITIES]
+    names = dict.fromkeys([name for _, declared in options for name in declared] + list(_COMMON))
     values = {name: config.pop(name, None) for name in names}
     values = {name: value for name, value in values.items() if value is not None and value is not False}
     modality = _input_modality(values, config.data)
-    declared = options[modality.name]
+    declared = next(names for owner, names in options if owner is modality)
+    common = _COMMON[:1] if modality.task else _COMMON
     for name in values:
-        if name not in (*declared, *_COMMON):
-            owner = next(other for other, others in options.items() if name in others)
-            raise ValueError(f"--{name} is an option for {owner}, but the input is {modality.name}: remove it.")
+        if name not in (*declared, *common):
+            raise ValueError(f"--{name} {_reason(name, modality, options)}: remove it.")
     callbacks = config.trainer.get("callbacks") or []
     writer: Any = next((callback.init_args for callback in callbacks if callback.class_path == _WRITER), None)
     written = {name: value for name, value in values.items() if name in declared and not declared[name].is_read}
@@ -204,13 +209,22 @@ def expand_shortcuts(config: Namespace) -> None:
         writer.options = {**(writer.get("options") or {}), **written}
 
 
+def _reason(name: str, modality: Modality, options: Sequence[tuple[Modality, Mapping[str, Option]]]) -> str:
+    """Return why an option does not apply to a modality."""
+    owners = [other.name for other, declared in options if name in declared]
+    if modality.task and (name in _COMMON or modality.name in owners):
+        return f"is no option for a model of {modality.task}"
+    return f"is an option for {owners[0]}, but the input is {modality.name}"
+
+
 def _input_modality(values: Mapping[str, Any], data: Namespace) -> Modality:
     """Return the modality whose paths are set, otherwise that of the data module in the config."""
+    stated = getattr(import_object(data.class_path), "modality", None)
+    own = next((modality for modality in MODALITIES if type(modality) is type(stated)), MODALITIES[0])
     for modality in reversed(MODALITIES):
         if modality.name in values:
-            return modality
-    stated = getattr(import_object(data.class_path), "modality", None)
-    return next((modality for modality in MODALITIES if type(modality) is type(stated)), MODALITIES[0])
+            return own if own.name == modality.name else modality
+    return own
 
 
 def _check_target(name: str, exists: bool, class_path: str | None) -> None:
@@ -264,6 +278,8 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         return
     if "sample_rate" in data.init_args and data.init_args.sample_rate is None:
         data.init_args.sample_rate = stated_sample_rate(read(path))
+    if "scales" in data.init_args and data.init_args.scales is None:
+        data.init_args.scales = (read(path).get("data") or {}).get("scales")
     if "domain" in data.init_args and data.init_args.domain is None:
         domain = training_domain(read(path))
         data.init_args.domain = None if domain is None else dict_to_namespace(domain.config())
@@ -277,10 +293,26 @@ def stated_model(args: Sequence[str] | None, default: str | None, option: str = 
         default: Checkpoint to read if the option is missing.
         option: Option that names the checkpoint.
     """
+    path = _stated_path(args, default, option)
+    config = None if path is None else read(path).get("composer")
+    return config if isinstance(config, dict) else None
+
+
+def stated_facts(args: Sequence[str] | None, default: str | None) -> dict[str, Any]:
+    """Return the facts of the training data in the checkpoint that the command line names; empty if there are none.
+
+    Args:
+        args: Command-line arguments after the command.
+        default: Checkpoint to read without ``--ckpt_path``.
+    """
+    path = _stated_path(args, default, "--ckpt_path")
+    facts = None if path is None else read(path).get("data")
+    return facts if isinstance(facts, dict) else {}
+
+
+def _stated_path(args: Sequence[str] | None, default: str | None, option: str) -> str | None:
+    """Return the checkpoint that an option names, or the default; None without one, and for the newest of a config."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(option, dest="path", default=default)
-    path = parser.parse_known_args(args)[0].path
-    if path in (None, "last"):
-        return None
-    config = read(path).get("composer")
-    return config if isinstance(config, dict) else None
+    path: str | None = parser.parse_known_args(args)[0].path
+    return None if path == "last" else path

@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from callbacks.folders import relative_path
 from callbacks.results import gather_rows
@@ -46,6 +47,7 @@ class Tile(NamedTuple):
         values: Headline metric before and after refinement; NaN if nothing was measured.
         instance: The signal and its reconstructions if the tile is the complete signal, else None.
         layout: Layout of the latents.
+        kept: Values of the tile ``(N, C)``, for writers that assemble them, which need no latents; None for others.
     """
 
     piece: Piece
@@ -54,6 +56,7 @@ class Tile(NamedTuple):
     values: list[float]
     instance: Instance | None
     layout: Layout
+    kept: Tensor | None = None
 
 
 class PredictionWriter(Callback):
@@ -118,7 +121,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the tiles of a signal, and write the signal when the next one begins."""
-        for tile in _tiles(outputs, batch, _data(trainer).spec):
+        for tile in _tiles(outputs, batch, _data(trainer).spec, self.writer):
             if self._tiles and self._tiles[0].piece.name != tile.piece.name:
                 self._write_signal(trainer, pl_module)
             self._tiles.append(tile)
@@ -141,6 +144,11 @@ class PredictionWriter(Callback):
         assert isinstance(pl_module, Composer)
         tiles, self._tiles = self._tiles, []
         data, (name, shape, _) = _data(trainer), tiles[0].piece
+        if self.writer.assembles:
+            row = self.writer.write_values(_assembled(tiles), self.folder / name, data.source_of(name))
+            row |= {self.writer.counted: str(len(tiles)), "notes": printable(data.notes.get(name, ""))}
+            self.rows[name] = row
+            return
         latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
         metric, measure = _headline(data.spec)
         predicted, refined = (measure.of_tiles([tile.values[end] for tile in tiles]) for end in (0, -1))
@@ -177,7 +185,8 @@ class PredictionWriter(Callback):
             writer.writerows({"name": name, **row} for name, row in rows.items())
         console = Console(soft_wrap=True)
         console.print(self.table(rows, data.spec))
-        console.print(describe_sizes([*sizes.values()]), highlight=False)
+        if sizes:
+            console.print(describe_sizes([*sizes.values()]), highlight=False)
         console.print(f"{self.writer.results} and {TABLE}: {relative_path(self.folder)}", markup=False)
         if data.skipped:
             console.print(
@@ -192,9 +201,11 @@ class PredictionWriter(Callback):
             spec: Specification of the signals.
         """
         writer, noun, (metric, measure) = self.writer, spec.modality.noun, _headline(spec)
-        title = f"{measure.heading or metric}{' in ' if measure.unit else ''}{measure.unit}"
+        title = f"{measure.heading or metric}{' in ' if measure.unit else ''}{measure.unit} of {len(rows)} {noun}(s)"
         numbers = {f"{metric} predicted": "predicted", f"{metric} refined": "refined", **writer.numbers}
-        table = Table(title=f"{title} of {len(rows)} {noun}(s)", title_justify="left")
+        if writer.assembles:  # without values to compare with
+            title, numbers = f"{len(rows)} {noun}(s)", {}
+        table = Table(title=title, title_justify="left")
         for heading in (noun, writer.size_heading, writer.counted, *numbers.values(), "notes"):
             longest_word = max(map(len, heading.split()))
             side: Literal["left", "right"] = "left" if heading in (noun, "notes") else "right"
@@ -204,7 +215,7 @@ class PredictionWriter(Callback):
             table.add_row(escape(name), writer.size_of(row), row[writer.counted], *means, row["notes"])
         if len(rows) > _MAX_ROWS:
             table.add_row(f"and {len(rows) - _MAX_ROWS} more", "", "", *("" for _ in numbers), "")
-        if len(rows) > 1:
+        if len(rows) > 1 and numbers:
             table.add_row("mean", "", "", *(_mean(rows.values(), key) for key in numbers), "")
         return table
 
@@ -246,10 +257,29 @@ def _headline(spec: DataSpec) -> tuple[str, InstanceMetric]:
     return name, metrics[name]
 
 
-def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec) -> Iterator[Tile]:
+def _assembled(tiles: list[Tile]) -> Tensor:
+    """Return the values ``(*shape, C)`` of a signal from those of its disjoint tiles."""
+    signal: Tensor | None = None
+    for tile in tiles:
+        assert tile.kept is not None
+        if signal is None:
+            signal = tile.kept.new_empty(*tile.piece.shape, tile.kept.shape[-1])
+        region = signal[tuple(slice(*span) for span in tile.piece.box)]
+        region.copy_(tile.kept.view(region.shape))
+    assert signal is not None
+    return signal
+
+
+def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec, writer: Writer) -> Iterator[Tile]:
     """Yield the tiles of a batch."""
     assert batch.shape is not None
     last = max(evaluation["latents"])
+    if writer.assembles:
+        assert batch.pieces is not None, "data modules with tiles to assemble state their positions"
+        for index, piece in enumerate(batch.pieces):
+            kept = writer.kept(evaluation["values"][last][index])
+            yield Tile(piece, {}, last, [], None, evaluation["layout"], kept)
+        return
     values = {step: evaluation["values"][step] for step in (0, last)}
     scores = torch.full((2, len(batch.names)), math.nan)
     if batch.query.values is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datamodules.images.ffhq import FFHQ
     from datamodules.images.image_folder import ImageFolder
     from datamodules.images.imagenette import ImageNette
+    from datamodules.images.low_resolution import LowResolutionFiles
     from datamodules.images.prediction import ImageFiles
     from datamodules.images.sample_photos import SamplePhotos
     from datamodules.images.super_resolution import SuperResolution
@@ -32,6 +33,7 @@ _MODULES = {
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
     "LibriSpeech": "audio.librispeech",
+    "LowResolutionFiles": "images.low_resolution",
     "ImageFiles": "images.prediction",
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
@@ -51,6 +53,7 @@ __all__ = [
     "ImageFolder",
     "ImageNette",
     "LibriSpeech",
+    "LowResolutionFiles",
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",

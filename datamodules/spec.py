@@ -48,8 +48,9 @@ class Modality:
     predictions, W&B media and ``tools.codes`` call only the methods of this interface.
 
     Attributes:
-        name: Name of the option of ``cli.py predict`` for such signals.
+        name: Name of the option of ``cli.py predict`` for such signals. Modalities of the same name are told apart by `takes`.
         noun: Noun for a signal in messages and tables.
+        task: Name of the task in messages, where several modalities have the same ``name``; empty otherwise.
         headline: The main metric.
         reader: Class path of the data module that reads files for prediction.
         reading: Arguments of ``reader`` that are options of ``cli.py predict``, in addition to the paths.
@@ -64,6 +65,7 @@ class Modality:
 
     name: ClassVar[str] = "signals"
     noun: ClassVar[str] = "signal"
+    task: ClassVar[str] = ""
     headline: ClassVar[Headline] = Headline("psnr", "max", "dB")
     reader: ClassVar[str | None] = None
     reading: ClassVar[tuple[str, ...]] = ()
@@ -72,6 +74,14 @@ class Modality:
     weights: ClassVar[str | None] = None
     interpolation: ClassVar[Literal["bicubic", "sinc"] | None] = None
     linear: ClassVar[LinearPatch | None] = None
+
+    def takes(self, facts: Mapping[str, Any]) -> bool:
+        """Return whether this modality is that of a model, where several have the same ``name``.
+
+        Args:
+            facts: Facts of the training data in its checkpoint, as `DataSpec.facts`; empty if it states none.
+        """
+        return True
 
     def code_size(self, numbers: int, shape: Sequence[int], sample_rate: int | None = None) -> CodeSize:
         """Return the size of an instance code; this class knows no rate.

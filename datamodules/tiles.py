@@ -91,6 +91,29 @@ def split(shape: Sequence[int], largest: int, multiple: Sequence[int]) -> list[B
     return list(itertools.product(*spans))
 
 
+def partition(shape: Sequence[int], largest: int) -> list[Box]:
+    """Return disjoint boxes that cover a signal, about as large along every axis, each of at most ``largest`` samples.
+
+    Args:
+        shape: Shape of the signal.
+        largest: Maximum number of samples of a box, at least 1.
+
+    Example:
+        >>> partition((4, 6), 6)
+        [((0, 2), (0, 3)), ((0, 2), (3, 6)), ((2, 4), (0, 3)), ((2, 4), (3, 6))]
+    """
+    counts = [1] * len(shape)
+    while (
+        math.prod(sizes := [math.ceil(extent / count) for extent, count in zip(shape, counts, strict=True)]) > largest
+    ):
+        counts[max(range(len(shape)), key=lambda axis: sizes[axis])] += 1
+    spans = [
+        [(extent * part // count, extent * (part + 1) // count) for part in range(count)]
+        for extent, count in zip(shape, counts, strict=True)
+    ]
+    return list(itertools.product(*spans))
+
+
 def cut_out(signal: Tensor, box: Box) -> Tensor:
     """Return the part of a signal ``(C, *shape)`` in a box, without resizing."""
     return signal[(slice(None), *(slice(*span) for span in box))]

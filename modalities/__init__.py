@@ -4,10 +4,11 @@ from datamodules.spec import Modality
 from modalities.audio import Audio
 from modalities.drawn import DrawnModality
 from modalities.images import Images, to_image
+from modalities.super_resolution import SuperResolvedImages
 from modalities.views import PosedViews
 from modalities.writing import Prediction, Row, Writer
 
-MODALITIES: tuple[Modality, ...] = (Images(), Audio(), PosedViews())
+MODALITIES: tuple[Modality, ...] = (Images(), SuperResolvedImages(), Audio(), PosedViews())
 
 __all__ = [
     "MODALITIES",
@@ -18,6 +19,7 @@ __all__ = [
     "PosedViews",
     "Prediction",
     "Row",
+    "SuperResolvedImages",
     "Writer",
     "to_image",
 ]

@@ -39,7 +39,7 @@ _MAX_ERROR_SIZE = 4096  # maximum of the longer side of an error image in pixels
 
 def to_image(values: Tensor, shape: Sequence[int]) -> Image.Image:
     """Return values ``(N, 3)`` or ``(N, 1)`` in [0, 1] as an image of ``(height, width)`` pixels, clipped."""
-    return Image.fromarray(_to_uint8(values).unflatten(0, tuple(shape)).expand(*shape, 3).contiguous().numpy())
+    return Image.fromarray(to_uint8(values).unflatten(0, tuple(shape)).expand(*shape, 3).contiguous().numpy())
 
 
 def error_image(prediction: Image.Image, target: Image.Image) -> tuple[Image.Image, float]:
@@ -192,7 +192,7 @@ def render(
     start = 0
     for band in decode(composer, code, (rows, columns), max_memory):
         stop = start + len(band)
-        pixels[start:stop] = _to_uint8(band)
+        pixels[start:stop] = to_uint8(band)
         start = stop
     return Image.fromarray(pixels.numpy())
 
@@ -228,7 +228,7 @@ def input_size(composer: Composer) -> int:
     raise ValueError(f"This model takes signals of shape {signal_shape}, not square colour images.")
 
 
-def _to_uint8(values: Tensor) -> Tensor:
+def to_uint8(values: Tensor) -> Tensor:
     """Return values in [0, 1], clipped, as uint8 on the CPU."""
     return (values.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
@@ -307,11 +307,15 @@ class Images(DrawnModality):
     headline = Headline("psnr", "max", "dB")
     reader = "datamodules.ImageFiles"
     reading = ("tile", "tile_size", "max_pixels")
-    writer = ImageWriter
-    decoding = ("size", "scale")
+    writer: ClassVar[type[Writer] | None] = ImageWriter
+    decoding: ClassVar[tuple[str, ...]] = ("size", "scale")
     weights = "photos_patch_ipc"
     interpolation = "bicubic"
     linear: ClassVar[LinearPatch | None] = LinearPatch("PCA", (8, 8), "pixels")
+
+    def takes(self, facts: Mapping[str, Any]) -> bool:
+        """Return whether a model was trained to reconstruct what it observes, not on super-resolution."""
+        return facts.get("scales") is None
 
     def code_size(self, numbers: int, shape: Sequence[int], sample_rate: int | None = None) -> CodeSize:
         """Return the size of an instance code, with the bits per pixel of the image."""

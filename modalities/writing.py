@@ -50,6 +50,8 @@ class Writer:
         results: Description of the written files.
         size_heading: Heading of the signal size in the printed table.
         counted: Column of the table that counts the parts of a signal.
+        assembles: Whether the results are made by `write_values` from the values of the tiles of a signal, rather than by
+            `write` from its code.
         numbers: Columns of values measured besides the headline metric of prediction and refinement, NaN where nothing can be
             measured, and their headings.
     """
@@ -57,6 +59,7 @@ class Writer:
     results: ClassVar[str] = "Codes"
     size_heading: ClassVar[str] = "size"
     counted: ClassVar[str] = "tiles"
+    assembles: ClassVar[bool] = False
     numbers: ClassVar[Mapping[str, str]] = {}
 
     def write(self, prediction: Prediction, path: Path) -> Row:
@@ -72,6 +75,23 @@ class Writer:
         code = prediction.code
         code.save(f"{path}.safetensors")
         return {"size": " x ".join(map(str, code.shape)), "tiles": str(len(code.boxes))} | code.facts
+
+    def kept(self, values: Tensor) -> Tensor:
+        """Return the values ``(N, C)`` of a tile as they are kept until the signal is complete, if ``assembles``."""
+        return values.cpu()
+
+    def write_values(self, values: Tensor, path: Path, source: Mapping[str, Any]) -> Row:
+        """Write the files of one signal from its values, if ``assembles``.
+
+        Args:
+            values: ``(*shape, C)``, as `kept` returned those of the tiles.
+            path: Path of the files without extensions.
+            source: Facts of the source of the signal.
+
+        Returns:
+            The row of the table, as `write`.
+        """
+        raise NotImplementedError
 
     def size_of(self, row: Row) -> str:
         """Return the size of a signal as text for the printed table."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
 from datamodules.domain import Domain, Grid
 from datamodules.spec import DataSpec
-from datamodules.storage.images import LoadedImage, cut, image_files, read_image
+from datamodules.storage.images import Layers, LoadedImage, cut, image_files, read_image
 from datamodules.tiles import MAX_PIXELS, TILE_SIZE, Box, cover, cut_out, split, whole
 from modalities.images import Images
 
@@ -38,6 +38,22 @@ class ImageFile(NamedTuple):
     path: Path
     shape: tuple[int, ...]
     tiles: list[Box]
+
+
+class ReadableImage(NamedTuple):
+    """An image that can be read.
+
+    Attributes:
+        name: Name of its results.
+        path: Path of the file.
+        shape: Rows and columns of the upright image.
+        notes: Conversions, and the path where the name differs from it, as text for the user.
+    """
+
+    name: str
+    path: Path
+    shape: tuple[int, ...]
+    notes: tuple[str, ...]
 
 
 class TileBatch(NamedTuple):
@@ -187,29 +203,12 @@ class ImageFiles(CoordinateDataModule):
         """
         if stage != "predict":
             raise ValueError(f"ImageFiles supports only predict, not {stage}: use another data module.")
-        unique: dict[Path, tuple[Path, Path]] = {}
-        for root in self.paths:
-            for path, relative in image_files(Path(root)):
-                unique.setdefault(path.absolute(), (path, relative))
-        files = list(unique.values())
-        self.files, self.skipped, self.notes = [], {}, {}
-        for (path, relative), name in zip(files, unique_names(files), strict=True):
-            try:
-                pixels, notes = read_image(path)
-            except ValueError as error:
-                self.skipped[str(path)] = str(error)
-                continue
-            shape = tuple(pixels.shape[1:])
+        readable, self.skipped = readable_images(self.paths)
+        self.files, self.notes = [], {}
+        for name, path, shape, notes in readable:
             tiles, split_up = self._tiles(shape)
             self.files.append(ImageFile(name, path, shape, tiles))
-            renamed = [] if name == relative.with_suffix("").as_posix() else [f"from {path}"]
-            self.notes[name] = "; ".join([*notes, *split_up, *renamed])
-        if not self.files:
-            reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
-            raise ValueError(
-                f"No readable image in {', '.join(self.paths) or 'an empty list'}: pass image files or folders "
-                f"with --images.{reasons}"
-            )
+            self.notes[name] = "; ".join([*notes, *split_up])
 
     def _tiles(self, shape: tuple[int, ...]) -> tuple[list[Box], list[str]]:
         """Return the tiles of an image, and a note if it is too large to be encoded whole."""
@@ -264,6 +263,43 @@ def _check_whole(any_size: bool, tile: bool, detail: int, max_pixels: int | None
         raise ValueError(f"max_pixels is {max_pixels}, but {reason}: omit one of them, or use a model of any size.")
     if max_pixels is not None and max_pixels < 1:
         raise ValueError(f"max_pixels is {max_pixels}; it must be at least 1.")
+
+
+def readable_images(
+    paths: Sequence[str], read: Callable[[Path], LoadedImage | Layers] = read_image
+) -> tuple[list[ReadableImage], dict[str, str]]:
+    """Read the images in files and folders once.
+
+    Args:
+        paths: Image files and folders, which are searched recursively.
+        read: Reads an image file.
+
+    Returns:
+        The readable images, each once, and the reasons why others cannot be read by path.
+
+    Raises:
+        ValueError: If no image can be read.
+    """
+    unique: dict[Path, tuple[Path, Path]] = {}
+    for root in paths:
+        for path, relative in image_files(Path(root)):
+            unique.setdefault(path.absolute(), (path, relative))
+    files = list(unique.values())
+    readable, skipped = list[ReadableImage](), dict[str, str]()
+    for (path, relative), name in zip(files, unique_names(files), strict=True):
+        try:
+            image = read(path)
+        except ValueError as error:
+            skipped[str(path)] = str(error)
+            continue
+        renamed = () if name == relative.with_suffix("").as_posix() else (f"from {path}",)
+        readable.append(ReadableImage(name, path, tuple(image.pixels.shape[1:]), (*image.notes, *renamed)))
+    if not readable:
+        reasons = "".join(f"\n  {reason}" for reason in skipped.values())
+        raise ValueError(
+            f"No readable image in {', '.join(paths) or 'an empty list'}: pass image files or folders with --images.{reasons}"
+        )
+    return readable, skipped
 
 
 def collate_tiles(tiles: list[tuple[Tensor, Piece]]) -> TileBatch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from datamodules.batch import Signal
 from datamodules.storage.folders import files_below
 from datamodules.tiles import Box
 
+T = TypeVar("T")
 _MAX_REDUCTION = 16  # input pixels per output pixel along each side; beyond it antialiasing would take minutes
 # Listed by image_files nevertheless, so that reading them reports the reason.
 _UNSUPPORTED = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}
@@ -31,6 +33,24 @@ class LoadedImage(NamedTuple):
     """
 
     pixels: Tensor
+    notes: tuple[str, ...] = ()
+
+
+class Layers(NamedTuple):
+    """The parts of an image file that an edited copy of it keeps.
+
+    Attributes:
+        pixels: ``(3, H, W)`` uint8, upright, with the colours of transparent pixels as they are stored.
+        alpha: Opacity ``(H, W)`` uint8; None if the image is opaque.
+        grey: Whether the image has no colours.
+        profile: ICC colour profile of ``pixels``; None if there is none.
+        notes: Conversions that were needed to obtain 8 bits, as text for the user.
+    """
+
+    pixels: Tensor
+    alpha: Tensor | None = None
+    grey: bool = False
+    profile: bytes | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -113,10 +133,26 @@ def read_image(path: str | Path) -> LoadedImage:
     Example:
         ``pixels, notes = read_image("holiday.jpg")``
     """
-    path = Path(path)
+    return _read(Path(path), lambda image, notes: LoadedImage(_to_rgb(image, notes), tuple(notes)))
+
+
+def read_layers(path: str | Path) -> Layers:
+    """Read an image as `read_image` does, but with transparency, colour profile, and whether it is grey.
+
+    Args:
+        path: Image file.
+
+    Raises:
+        ValueError: As `read_image`.
+    """
+    return _read(Path(path), _to_layers)
+
+
+def _read(path: Path, convert: Callable[[Image.Image, list[str]], T]) -> T:
+    """Return the conversion of the upright first frame of an image file; errors name the file."""
     try:
         with quiet:
-            return _decode(path)
+            return _decode(path, convert)
     except Exception as error:  # decoders raise arbitrary exceptions for damaged data
         raise ValueError(_error_message(path, error)) from error
 
@@ -156,7 +192,7 @@ class _ImageFileError(Exception):
     """A problem found by `read_image` rather than by a decoder; the message follows the file name and states the fix."""
 
 
-def _decode(path: Path) -> LoadedImage:
+def _decode(path: Path, convert: Callable[[Image.Image, list[str]], T]) -> T:
     """Decode an image file; errors of the decoder propagate."""
     if path.stat().st_size == 0:
         raise _ImageFileError("is empty: obtain a new copy.")
@@ -164,7 +200,7 @@ def _decode(path: Path) -> LoadedImage:
         frames = getattr(image, "n_frames", 1)
         notes = [f"first of {frames} frames"] if frames > 1 else []
         ImageOps.exif_transpose(image, in_place=True)
-        return LoadedImage(_to_rgb(image, notes), tuple(notes))
+        return convert(image, notes)
 
 
 def _error_message(path: Path, error: Exception) -> str:
@@ -204,6 +240,16 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> Tensor:
     return (
         torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1).contiguous()
     )
+
+
+def _to_layers(image: Image.Image, notes: list[str]) -> Layers:
+    """Return the layers of an image of any mode, and append the conversions to ``notes``."""
+    grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
+    profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
+    if not image.has_transparency_data:
+        return Layers(_to_rgb(image, notes), None, grey, profile, tuple(notes))
+    red, green, blue, alpha = (torch.from_numpy(np.array(channel)) for channel in image.convert("RGBA").split())
+    return Layers(torch.stack((red, green, blue)), alpha, grey, profile, tuple(notes))
 
 
 def _grey_to_rgb(image: Image.Image, white: int) -> Tensor:

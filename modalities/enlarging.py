@@ -1,0 +1,121 @@
+"""Enlarge images with a model of super-resolution, and write the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from composers.base import Composer
+from composers.checkpoint import stated_domain
+from datamodules.batch import Observation
+from datamodules.images.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements
+from datamodules.storage.files import written_whole
+from datamodules.storage.images import read_layers
+from datamodules.tiles import cut_out
+from modalities.images import Size, image_size, to_uint8
+from modalities.writing import Row, Writer
+
+
+def super_resolve(
+    composer: Composer,
+    source: str | Path | Tensor,
+    *,
+    scale: float | None = None,
+    size: Size = None,
+    max_pixels: int = MAX_PIXELS,
+    margin: int = MARGIN,
+) -> Image.Image:
+    """Enlarge an image with a model of super-resolution.
+
+    Args:
+        composer: The model, such as ``composers.load("photos_liif")``.
+        source: An image file, whose transparency and colour profile are kept; or pixels ``(3, H, W)`` uint8.
+        scale: Scale factor, at least 1; 4 if neither ``scale`` nor ``size`` is passed. Excludes ``size``.
+        size: Pixels of the longer side, or (rows, columns). Excludes ``scale``.
+        max_pixels: Pixels of the image per tile, which bound the memory.
+        margin: Pixels that a tile observes on every side in addition.
+
+    Raises:
+        ValueError: If the image cannot be read, the result would be smaller, or an argument is out of range.
+
+    Example:
+        ``super_resolve(composers.load("photos_liif"), "holiday.jpg", scale=4).save("large.png")``
+    """
+    layers = {"pixels": source} if isinstance(source, Tensor) else read_layers(source)._asdict()
+    pixels = layers["pixels"]
+    if pixels.dim() != 3 or len(pixels) != 3 or 0 in pixels.shape:
+        raise ValueError(f"source has shape {tuple(pixels.shape)}; pass pixels (3, H, W), with H and W at least 1.")
+    shape = tuple(pixels.shape[1:])
+    target = image_size(shape, size, 4.0 if scale is None and size is None else scale)
+    if any(extent < own for extent, own in zip(target, shape, strict=True)):
+        raise ValueError(
+            f"The result would have {target} pixels, and the image has {shape}: pass a larger size or scale."
+        )
+    domain = stated_domain(composer)
+    result = torch.empty(*target, 3, dtype=torch.uint8)
+    for tile in enlargements(shape, target, max_pixels, margin):
+        coords = enlarged_coords(domain, tile, shape, target).to(composer.device)
+        observed = cut_out(pixels, tile.observed).to(composer.device).float() / 255
+        with torch.inference_mode():
+            values = composer(Observation(observed.unsqueeze(0)), coords)[0]
+        region = tuple(slice(*span) for span in tile.result)
+        result[region] = to_uint8(values).unflatten(0, result[region].shape[:2])
+    return assembled(result, layers)
+
+
+def assembled(pixels: Tensor, layers: Mapping[str, Any]) -> Image.Image:
+    """Return enlarged pixels with the transparency and the profile of their source as an image.
+
+    Args:
+        pixels: ``(H, W, 3)`` or ``(H, W, 1)`` uint8.
+        layers: Fields of `datamodules.storage.images.Layers` of the source; missing ones are as their defaults.
+    """
+    colours = pixels.expand(-1, -1, 3).contiguous().numpy()
+    image = Image.fromarray(colours)
+    if layers.get("grey") or pixels.shape[-1] == 1:
+        image = image.convert("L")
+    alpha: Tensor | None = layers.get("alpha")
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha.numpy()).resize(image.size, Image.Resampling.BICUBIC))
+    if layers.get("profile"):
+        image.info["icc_profile"] = layers["profile"]
+    return image
+
+
+@dataclass(frozen=True)
+class EnlargementWriter(Writer):
+    """Write the enlarged image: NAME.png, upright, with the transparency and the colour profile of its source.
+
+    There is no error image, because the truth is unknown, and no code: the feature map is larger than the result.
+    """
+
+    results: ClassVar[str] = "Enlarged images"
+    size_heading: ClassVar[str] = "pixels"
+    assembles: ClassVar[bool] = True
+
+    def kept(self, values: Tensor) -> Tensor:
+        """Return the values as uint8, clipped."""
+        return to_uint8(values)
+
+    def write_values(self, values: Tensor, path: Path, source: Mapping[str, Any]) -> Row:
+        """Write the image from all its pixels ``(H, W, C)``; see `Writer.write_values`."""
+        image = assembled(values, source)
+        with written_whole(Path(f"{path}.png")) as part:
+            image.save(part, format="PNG", compress_level=4, icc_profile=image.info.get("icc_profile"))
+        rows, columns = source["shape"]
+        return {
+            "rows": str(rows),
+            "columns": str(columns),
+            "enlarged rows": str(image.height),
+            "enlarged columns": str(image.width),
+        }
+
+    def size_of(self, row: Row) -> str:
+        """Return the rows and columns of an image before and after."""
+        return f"{row['rows']} x {row['columns']} to {row['enlarged rows']} x {row['enlarged columns']}"
