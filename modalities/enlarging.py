@@ -14,6 +14,7 @@ from torch import Tensor
 from composers.base import Composer
 from composers.checkpoint import stated_domain
 from datamodules.batch import Observation
+from datamodules.images.degradation import grey
 from datamodules.images.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import read_layers
@@ -57,8 +58,9 @@ def super_resolve(
         raise ValueError(
             f"The result would have {target} pixels, and the image has {shape}: pass a larger size or scale."
         )
-    domain = stated_domain(composer)
-    result = torch.empty(*target, 3, dtype=torch.uint8)
+    domain, channels = stated_domain(composer), composer.network.value_dim
+    pixels = grey(pixels) if channels == 1 else pixels
+    result = torch.empty(*target, channels, dtype=torch.uint8)
     for tile in enlargements(shape, target, max_pixels, margin):
         coords = enlarged_coords(domain, tile, shape, target).to(composer.device)
         observed = cut_out(pixels, tile.observed).to(composer.device).float() / 255

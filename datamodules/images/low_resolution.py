@@ -188,7 +188,7 @@ class LowResolutionFiles(CoordinateDataModule):
             raise ValueError(f"{len(self.files)} image(s) for {world_size} devices: lower --trainer.devices.")
         sampler = WholeImages([len(file.tiles) for file in self.files], rank, world_size)
         tiles = _Tiles(self.files, self._signal_shape[0])
-        return DataLoader(tiles, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(tiles, batch_size=1, sampler=sampler, num_workers=self.num_workers, collate_fn=_only)
 
     def to_coordinates(
         self, batch: Signal | EnlargementBatch, *, training: bool = False, step: int = 0
@@ -200,3 +200,9 @@ class LowResolutionFiles(CoordinateDataModule):
         shape = tuple(last - first for first, last in tile.result)
         name = f"{piece.name} {piece.box}"
         return CoordinateBatch(Observation(batch.values.float() / 255), Samples(coords), shape, [name], [piece])
+
+
+def _only(tiles: list[EnlargementBatch]) -> EnlargementBatch:
+    """Return the only tile of a batch."""
+    [tile] = tiles
+    return tile
