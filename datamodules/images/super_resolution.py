@@ -16,10 +16,10 @@ from datamodules.domain import CellGrid, Domain
 from datamodules.images.augmentation import ImageAugmentation
 from datamodules.images.degradation import Bicubic, Degradation
 from datamodules.images.native import NativeImages
-from datamodules.images.pairs import FixedPairs, GradedPairs, Pair, PairCrop, PairDraw, Repeated
+from datamodules.images.pairs import FixedPairs, GradedPairs, Pair, PairCrop, PairDraw, Repeated, check_shapes
 from datamodules.loading import Augmentation, Chain
 from datamodules.spec import DataSpec
-from datamodules.storage.folders import Split, splits_of
+from datamodules.storage.folders import Split, report_skipped, splits_of
 from modalities.super_resolution import SuperResolvedImages
 
 Border = Literal["none", "scale", "scale+6"]
@@ -84,6 +84,11 @@ class SuperResolution(CoordinateDataModule):
                 f"images is {type(images).__name__}, which does not offer images at their own resolution: pass a data module "
                 "of images, such as datamodules.ImageFolder."
             )
+        if not crop and (repeat != 1 or augment is not None):
+            raise ValueError(
+                f"repeat is {repeat} and augment {augment}, but both belong to random crops: set crop to true, or repeat to 1 "
+                "and augment to null."
+            )
         self.images = images
         self.size, self.scales = size, (float(scales[0]), float(scales[1]))
         self.num_queries, self.repeat, self.crop = num_queries, repeat, crop
@@ -112,16 +117,20 @@ class SuperResolution(CoordinateDataModule):
         """Create the data sets of a stage.
 
         Raises:
-            ValueError: If images are missing, or too small for the crops.
+            ValueError: If images are missing, or images that are already decoded are too small for training; others raise this
+                error when they are read.
         """
         self.images.trainer = self.trainer
         for split in splits_of(stage):
             images = cast(NativeImages, self.images).native_images(split)
             if split == "train":
+                check_shapes(images, self.size, self.scales, graded=not self.crop)
                 self.train_set = self._training_pairs(images)
             else:
                 setattr(self, f"{split}_set", self._fixed_pairs(images, split))
         self.skipped, self.notes = self.images.skipped, self.images.notes
+        if self.skipped:
+            report_skipped(self.skipped, "images")
 
     def _training_pairs(self, images: Dataset[Signal]) -> Dataset[Any]:
         """Return the items of the training split."""
