@@ -69,9 +69,10 @@ class PairCrop:
             ValueError: If the image is smaller than a crop at the smallest scale.
         """
         rows, columns = item.values.shape[1:]
-        low, high = self.scales[0], min(self.scales[1], min(rows, columns) / self.size)
-        if high < low:
+        low = self.scales[0]
+        if min(rows, columns) < round(self.size * low):
             raise ValueError(_too_small(item.name, (rows, columns), self.size, low))
+        high = max(low, min(self.scales[1], min(rows, columns) / self.size))
         scale = low + (high - low) * torch.rand((), generator=generator).item()
         side = min(round(self.size * scale), rows, columns)
         top, left = (int(torch.randint(extent - side + 1, (), generator=generator)) for extent in (rows, columns))
@@ -209,8 +210,7 @@ class GradedPairs(Dataset[Pair]):
         """
         image = self.images[index]
         values = grey(image.values) if self.channels == 1 else image.values
-        side, (low, high) = min(values.shape[1:]), self.scales
-        target = round(self.size * (low + (high - low) * index / max(1, len(self) - 1)))
+        side, target = min(values.shape[1:]), round(self.size * graded_scale(self.scales, index, len(self)))
         if side < target:
             raise ValueError(_too_small(image.name, tuple(values.shape[1:]), self.size, target / self.size))
         top, left = ((extent - side) // 2 for extent in values.shape[1:])
@@ -240,6 +240,31 @@ class Repeated(Dataset[Signal]):
         """Return image ``index`` modulo the number of images."""
         item = self.images[index % length_of(self.images)]
         return item._replace(values=grey(item.values)) if self.channels == 1 else item
+
+
+def graded_scale(scales: tuple[float, float], index: int, count: int) -> float:
+    """Return the scale of image ``index`` of ``count``, which grows evenly from the first to the last of ``scales``."""
+    low, high = scales
+    return low + (high - low) * index / max(1, count - 1)
+
+
+def check_shapes(images: Dataset[Signal], size: int, scales: tuple[float, float], graded: bool) -> None:
+    """Check that images are large enough for training, where their data set states ``shapes``: names, rows and columns.
+
+    Args:
+        images: The images.
+        size: Pixels along each side of the low resolution.
+        scales: Range of the scale.
+        graded: Whether every image has a scale of its own (`GradedPairs`) rather than any of the range.
+
+    Raises:
+        ValueError: If an image is smaller than a crop at the smallest scale, or at its own.
+    """
+    shapes: Sequence[tuple[str, tuple[int, int]]] = getattr(images, "shapes", ())
+    for index, (name, shape) in enumerate(shapes):
+        scale = graded_scale(scales, index, len(shapes)) if graded else scales[0]
+        if min(shape) < round(size * scale):
+            raise ValueError(_too_small(name, shape, size, scale))
 
 
 def length_of(images: Dataset[Signal]) -> int:

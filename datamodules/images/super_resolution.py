@@ -17,7 +17,16 @@ from datamodules.domain import CellGrid, Domain
 from datamodules.images.augmentation import ImageAugmentation
 from datamodules.images.degradation import Bicubic, Degradation
 from datamodules.images.native import NativeImages
-from datamodules.images.pairs import FixedPairs, GradedPairs, Pair, PairCrop, PairDraw, Repeated, length_of
+from datamodules.images.pairs import (
+    FixedPairs,
+    GradedPairs,
+    Pair,
+    PairCrop,
+    PairDraw,
+    Repeated,
+    check_shapes,
+    length_of,
+)
 from datamodules.loading import Augmentation, Chain
 from datamodules.spec import DataSpec
 from datamodules.storage.folders import Split, report_skipped, splits_of
@@ -128,6 +137,11 @@ class SuperResolution(CoordinateDataModule):
                 f"images is {type(images).__name__}, which does not offer images at their own resolution: pass a data module "
                 "of images, such as datamodules.ImageFolder."
             )
+        if not crop and (repeat != 1 or augment is not None):
+            raise ValueError(
+                f"repeat is {repeat} and augment {augment}, but both belong to random crops: set crop to true, or repeat to 1 "
+                "and augment to null."
+            )
         self.images = images
         self.size, self.scales = size, (float(scales[0]), float(scales[1]))
         self.num_queries, self.repeat, self.crop = num_queries, repeat, crop
@@ -162,12 +176,13 @@ class SuperResolution(CoordinateDataModule):
         """Create the data sets of a stage.
 
         Raises:
-            ValueError: If images are missing, or too small for the crops.
+            ValueError: If images are missing, or images that are already decoded are too small for training; others raise this
+                error when they are read.
         """
         self.images.trainer = self.trainer
         for split in splits_of(stage):
             with _options_of_images():
-                images = WrappedImages(cast(NativeImages, self.images).native_images(split))
+                images = cast(NativeImages, self.images).native_images(split)
                 pairs = self._training_pairs(images) if split == "train" else self._fixed_pairs(images, split)
             setattr(self, f"{split}_set", pairs)
         self.skipped, self.notes = self.images.skipped, self.images.notes
@@ -176,9 +191,10 @@ class SuperResolution(CoordinateDataModule):
 
     def _training_pairs(self, images: Dataset[Signal]) -> Dataset[Any]:
         """Return the items of the training split."""
+        check_shapes(images, self.size, self.scales, graded=not self.crop)
         if self.crop:
-            return Repeated(images, self.repeat, self.channels)
-        return GradedPairs(images, self.size, self.scales, self.degradation, self.channels)
+            return Repeated(WrappedImages(images), self.repeat, self.channels)
+        return GradedPairs(WrappedImages(images), self.size, self.scales, self.degradation, self.channels)
 
     def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> FixedPairs:
         """Return the items of an evaluation split."""
@@ -186,7 +202,7 @@ class SuperResolution(CoordinateDataModule):
         native = cast(NativeImages, self.images)
         found = {scale: native.low_resolution_images(split, scale) for scale in scales}
         published = {scale: small for scale, small in found.items() if small is not None}
-        return FixedPairs(images, scales, self.degradation, published, self.channels)
+        return FixedPairs(WrappedImages(images), scales, self.degradation, published, self.channels)
 
     def random_items(self, count: int) -> Pair:
         """Return a collated batch of random training pairs at the largest scale."""
