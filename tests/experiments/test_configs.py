@@ -85,12 +85,19 @@ def _pairs():
             composer.values[0],
             data.values[0],
             id=f"{composer.id}-{data.id}",
-            marks=[] if composer.id == "transformer_ipc" or data.id == "sample_photos" else pytest.mark.slow,
+            marks=[] if composer.id in ("transformer_ipc", "liif") or data.id == "sample_photos" else pytest.mark.slow,
         )
         for composer in _named("composers")
         for data in _named("data")
-        if not (composer.id == "patch_ipc" and _modality(data.values[0]) == "views")  # patches divide signals on grids
+        if _fits(composer.id, _modality(data.values[0]))
     ]
+
+
+def _fits(composer, modality):
+    """Return whether a composer can be combined with a modality."""
+    if composer == "liif" or modality.startswith("super_resolution"):
+        return composer == "liif" and modality.startswith("super_resolution")  # coordinates have the size of a pixel
+    return not (composer == "patch_ipc" and modality == "views")  # patches divide signals on grids
 
 
 @pytest.mark.parametrize(("composer", "data"), _pairs())
