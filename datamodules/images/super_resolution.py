@@ -124,7 +124,6 @@ class SuperResolution(CoordinateDataModule):
         for split in splits_of(stage):
             images = cast(NativeImages, self.images).native_images(split)
             if split == "train":
-                check_shapes(images, self.size, self.scales, graded=not self.crop)
                 self.train_set = self._training_pairs(images)
             else:
                 setattr(self, f"{split}_set", self._fixed_pairs(images, split))
@@ -133,7 +132,12 @@ class SuperResolution(CoordinateDataModule):
             report_skipped(self.skipped, "images")
 
     def _training_pairs(self, images: Dataset[Signal]) -> Dataset[Any]:
-        """Return the items of the training split."""
+        """Return the items of the training split.
+
+        Raises:
+            ValueError: If an image that is already decoded is too small.
+        """
+        check_shapes(images, self.size, self.scales, graded=not self.crop)
         if self.crop:
             return Repeated(images, self.repeat, self.channels)
         return GradedPairs(images, self.size, self.scales, self.degradation, self.channels)
