@@ -38,6 +38,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.configuration import load_layers
 from datamodules.images.base import ImageSet
+from datamodules.images.super_resolution import SuperResolution
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,9 @@ def _count_on_fake_tensors(step: ForwardAndBackward, batch: CoordinateBatch) -> 
 
 def published_items(data: CoordinateDataModule) -> int | None:
     """Return the published number of training items; None if the data module does not state it."""
+    if isinstance(data, SuperResolution):
+        images = published_items(data.images)
+        return None if images is None else images * data.repeat
     return data.count("train") if isinstance(data, RecordingSet | ImageSet) else None
 
 

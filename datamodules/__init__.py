@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from datamodules.audio.librispeech import LibriSpeech
     from datamodules.audio.sample_speech import SampleSpeech
     from datamodules.base import CoordinateDataModule
+    from datamodules.images.benchmarks import SRBenchmark
     from datamodules.images.celeba import CelebA
+    from datamodules.images.div2k import DIV2K
     from datamodules.images.ffhq import FFHQ
     from datamodules.images.image_folder import ImageFolder
     from datamodules.images.imagenette import ImageNette
@@ -29,12 +31,14 @@ _MODULES = {
     "AudioFolder": "audio.audio_folder",
     "CelebA": "images.celeba",
     "CoordinateDataModule": "base",
+    "DIV2K": "images.div2k",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
     "LibriSpeech": "audio.librispeech",
     "LowResolutionFiles": "images.low_resolution",
     "ImageFiles": "images.prediction",
+    "SRBenchmark": "images.benchmarks",
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
     "SamplePhotos": "images.sample_photos",
@@ -45,6 +49,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "DIV2K",
     "FFHQ",
     "AudioFolder",
     "CelebA",
@@ -54,6 +59,7 @@ __all__ = [
     "ImageNette",
     "LibriSpeech",
     "LowResolutionFiles",
+    "SRBenchmark",
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",

@@ -7,7 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,10 @@ import composers
 from datamodules.batch import Observation
 from modalities.images import input_size
 
-_SHOWN = {"gain": "predicted gain [dB]", "refined_gain": "refined gain [dB]"}
-_FIGURES = ("psnr", "gain", "ssim", "refined_psnr", "refined_gain", "refined_ssim")
+_SHOWN = {"gain": "predicted gain [dB]", "refined_gain": "refined gain [dB]"}  # where all runs have them
+_UNITS = {"psnr": "PSNR [dB]", "ssim": "SSIM"}  # headings of other metrics
+_OPEN_SIZE = 48  # pixels along each side of the image whose code is counted for a model of images of any size
+_COLUMNS = ("variant", "seed", "steps", "parameters", "code")  # of the CSV file, before the metrics
 
 
 @dataclass(frozen=True)
@@ -115,18 +117,30 @@ def outcome(run: Run) -> Outcome | None:
     """Return the result of a run, or None if it is incomplete."""
     for log in sorted(run.folder.glob("version_*/metrics.csv"), reverse=True):
         with log.open(newline="", encoding="utf-8") as file:
-            validations = [row for row in csv.DictReader(file) if row.get("val/refined_gain")]
+            validations = [row for row in csv.DictReader(file) if row.get("val/psnr")]
         weights = log.parent / "checkpoints" / "last.ckpt"
-        if validations and weights.exists():
-            figures = {name: float(validations[-1][f"val/{name}"]) for name in _FIGURES}
+        if validations and weights.exists() and _is_last(validations[-1], log.parent / "config.yaml"):
+            last = {
+                name.removeprefix("val/"): value for name, value in validations[-1].items() if name.startswith("val/")
+            }
+            figures = {name: float(value) for name, value in last.items() if value and name != "loss"}
             return Outcome(run.variant, run.seed, int(validations[-1]["step"]) + 1, *_sizes(weights), figures)
     return None
 
 
+def _is_last(validation: Mapping[str, str], config: Path) -> bool:
+    """Return whether a validation is that of the last epoch of a run; a run without a number of epochs has no such."""
+    epochs = yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_epochs"]
+    return epochs in (None, -1) or int(validation["epoch"]) + 1 >= epochs
+
+
 def _sizes(weights: Path) -> tuple[int, int]:
-    """Return the number of parameters and the code size of a model."""
+    """Return the number of parameters and the code size of a model; that of a small image if it takes any size."""
     composer = composers.load(weights)
-    size = input_size(composer)
+    try:
+        size = input_size(composer)
+    except ValueError:
+        size = _OPEN_SIZE
     with torch.no_grad():
         latents = composer.encode(Observation(torch.zeros(1, 3, size, size)))
     return sum(parameter.numel() for parameter in composer.parameters()), sum(
@@ -159,8 +173,9 @@ def write(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write a CSV file with one row per run."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["variant", "seed", "steps", "parameters", "code", *_FIGURES])
-        writer.writerows([*result[:-1], *(f"{result.figures[name]:.4f}" for name in _FIGURES)] for result in outcomes)
+        names = figures_of(outcomes)
+        writer.writerow([*_COLUMNS, *names])
+        writer.writerows([*result[:-1], *(f"{result.figures[name]:.4f}" for name in names)] for result in outcomes)
 
 
 def read(path: Path) -> list[Outcome]:
@@ -168,10 +183,29 @@ def read(path: Path) -> list[Outcome]:
     outcomes = []
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            seed, steps, parameters, code = (int(row[name]) for name in ("seed", "steps", "parameters", "code"))
-            figures = {name: float(row[name]) for name in _FIGURES}
+            seed, steps, parameters, code = (int(row[name]) for name in _COLUMNS[1:])
+            figures = {name: float(value) for name, value in row.items() if name not in _COLUMNS}
             outcomes.append(Outcome(row["variant"], seed, steps, parameters, code, figures))
     return outcomes
+
+
+def figures_of(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the names of the metrics that all runs have, in the order of the first run."""
+    return [name for name in outcomes[0].figures if all(name in result.figures for result in outcomes)]
+
+
+def shown(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Return the headings of the metrics in the table and the figure, by name.
+
+    These are the gains, predicted and refined. Without them, it is the PSNR by scale, or without scales PSNR and SSIM.
+    """
+    names = figures_of(outcomes)
+    if all(name in names for name in _SHOWN):
+        return dict(_SHOWN)
+    scales = sorted(float(name.removeprefix("psnr_x")) for name in names if name.startswith("psnr_x"))
+    return {f"psnr_x{scale:g}": f"PSNR x{scale:g} [dB]" for scale in scales} or {
+        name: heading for name, heading in _UNITS.items() if name in names
+    }
 
 
 def by_variant(outcomes: Sequence[Outcome], figure: str) -> dict[str, list[float]]:
@@ -197,20 +231,23 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     """Return a table of parameters, code size, and mean and standard deviation over seeds of the metrics, by variant."""
     seeds = sorted({result.seed for result in outcomes})
     rows = Table(title=f"{outcomes[0].steps:,} steps, seeds {seeds}", title_justify="left")
-    for heading in ("variant", "parameters", "code", *_SHOWN.values()):
+    figures = shown(outcomes)
+    for heading in ("variant", "parameters", "code", *figures.values()):
         rows.add_column(escape(heading), justify="left" if heading == "variant" else "right")
-    values = {figure: by_variant(outcomes, figure) for figure in _SHOWN}
+    values = {figure: by_variant(outcomes, figure) for figure in figures}
     for result in {result.variant: result for result in outcomes}.values():
-        cells = (mean_and_spread(values[figure][result.variant]) for figure in _SHOWN)
+        cells = (mean_and_spread(values[figure][result.variant]) for figure in figures)
         rows.add_row(result.variant, f"{result.parameters:,}", f"{result.code:,}", *cells)
     return rows
 
 
 def draw(outcomes: Sequence[Outcome]) -> Figure:
     """Return a dot plot of the metrics, one row per variant and one dot per seed; a line marks the baseline."""
-    variants = list(by_variant(outcomes, "gain"))
-    figure = Figure(figsize=(9, 1.2 + 0.28 * len(variants)), dpi=100, layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, len(_SHOWN), sharey=True), _SHOWN.items(), strict=True):
+    figures = shown(outcomes)
+    variants = list(by_variant(outcomes, next(iter(figures))))
+    figure = Figure(figsize=(max(9, 2.5 * len(figures)), 1.2 + 0.28 * len(variants)), dpi=100, layout="constrained")
+    columns = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
+    for axes, (name, label) in zip(columns, figures.items(), strict=True):
         _draw_column(axes, by_variant(outcomes, name))
         axes.set_xlabel(label, fontsize=11)
     return figure

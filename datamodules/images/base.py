@@ -174,6 +174,19 @@ class ImageSet(NativeImages, CoordinateDataModule):
         """Return the preprocessing of a split: resize the shorter side to ``size``, then take the central square."""
         return Preparation(short_side=self.size, crop=self.size)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The archives that are downloaded; empty if there are none."""
+        return () if self.source is None else (self.source,)
+
+    def related_files(self, split: Split) -> list[NamedFile]:
+        """Return further image files that belong to the images of a split, and may be missing; none by default."""
+        return []
+
+    def how_to_replace(self, folder: Path) -> str:
+        """Return the fix for missing or unreadable files of `related_files` in a folder."""
+        return f"Obtain new copies of the images in {folder}."
+
     def how_to_get(self) -> str:
         """Return instructions for getting the images by hand; empty if there are none."""
         return ""
@@ -187,6 +200,13 @@ class ImageSet(NativeImages, CoordinateDataModule):
         if self.cache is not None:
             for split in splits_of(self.trainer.state.fn if self.trainer else "fit"):
                 self.images(split)
+
+    def prepare_native(self, splits: Sequence[Split]) -> None:
+        """Download the images, and decode those of some splits at their own resolution; see `NativeImages`."""
+        self.fetch()
+        if self.cache is not None:
+            for split in splits:
+                self.native_images(split)
 
     def setup(self, stage: str) -> None:
         """Create the data sets of a stage."""

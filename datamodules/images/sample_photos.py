@@ -71,6 +71,11 @@ class Photographs(InMemory):
         super().__init__([Signal(pixels, name) for name, pixels in images], length)
         self.images = list(images)
 
+    @property
+    def shapes(self) -> list[tuple[str, tuple[int, int]]]:
+        """Name, rows and columns of every image."""
+        return [(name, (pixels.shape[1], pixels.shape[2])) for name, pixels in self.images]
+
 
 class SamplePhotos(NativeImages, CoordinateDataModule):
     """Photographs of scikit-image (BSD-3; images in the public domain, CC0 or as stated there). Requires no download.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -16,13 +17,64 @@ from datamodules.domain import CellGrid, Domain
 from datamodules.images.augmentation import ImageAugmentation
 from datamodules.images.degradation import Bicubic, Degradation
 from datamodules.images.native import NativeImages
-from datamodules.images.pairs import FixedPairs, GradedPairs, Pair, PairCrop, PairDraw, Repeated
+from datamodules.images.pairs import (
+    FixedPairs,
+    GradedPairs,
+    Pair,
+    PairCrop,
+    PairDraw,
+    Repeated,
+    SquarePairs,
+    check_shapes,
+    length_of,
+)
 from datamodules.loading import Augmentation, Chain
 from datamodules.spec import DataSpec
-from datamodules.storage.folders import Split, splits_of
+from datamodules.storage.folders import Split, report_skipped, splits_of
 from modalities.super_resolution import SuperResolvedImages
 
 Border = Literal["none", "scale", "scale+6"]
+
+_OPTIONS = "--data.init_args."
+
+
+def with_options_of_images(message: str) -> str:
+    """Return a message of a data module of images with its options as those of the argument ``images`` that wraps it.
+
+    Example:
+        >>> with_options_of_images("Pass --data.init_args.partial true.")
+        'Pass --data.init_args.images.init_args.partial true.'
+    """
+    return message.replace(_OPTIONS, f"{_OPTIONS}images.init_args.")
+
+
+@contextmanager
+def _options_of_images() -> Iterator[None]:
+    """Name the options of the wrapped data module correctly in errors that it raises."""
+    try:
+        yield
+    except (ValueError, ConnectionError) as error:
+        raise type(error)(with_options_of_images(str(error))) from error
+
+
+class WrappedImages(Dataset[Signal]):
+    """Images of a wrapped data module, whose errors name its options.
+
+    Args:
+        images: The images.
+    """
+
+    def __init__(self, images: Dataset[Signal]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return length_of(self.images)
+
+    def __getitem__(self, index: int) -> Signal:
+        """Return image ``index``."""
+        with _options_of_images():
+            return self.images[index]
 
 
 class SuperResolution(CoordinateDataModule):
@@ -33,7 +85,7 @@ class SuperResolution(CoordinateDataModule):
     and testing take whole images at fixed scales; one of them is a batch. ``border`` pixels are not measured there.
 
     Published protocols: on DIV2K, border ``scale+6`` and all channels; on the benchmarks Set5 to Urban100, border ``scale``
-    and luminance (`composers.metrics.PSNR` with ``luma``). Values are clipped, not rounded.
+    and luminance (``luma``, also of the metrics of a model: `composers.metrics.PSNR`). Values are clipped, not rounded.
 
     Args:
         images: The images, at their own resolution: a data module of images.
@@ -41,14 +93,16 @@ class SuperResolution(CoordinateDataModule):
         scales: Smallest and largest scale in training, at least 1.
         num_queries: Pixels of the high resolution that a training step draws per image.
         repeat: How often an epoch takes each image.
-        crop: Whether to train on crops with random scales; otherwise on whole squares with a fixed scale each, which grows from
-            image to image (CelebA-HQ in the paper).
+        crop: Whether to train on crops with random scales, and to evaluate whole images; otherwise on central squares, resized
+            to ``size`` and to a fixed scale each, which grows from image to image (CelebA-HQ in the paper). Evaluation then
+            takes such squares at its own scales.
         symmetries: Random symmetries in training: ``all`` eight of the square, ``mirror`` left and right, or ``none``.
         augment: Further random changes of training crops; none if None.
         degradation: Makes the low resolution; `Bicubic`, as published, if None.
         val_scales: Scales of validation.
         test_scales: Scales of testing.
         border: Pixels at all borders that metrics leave out: none, the scale rounded up, or 6 more.
+        luma: Whether metrics compare the luminance of colour images, as on the benchmarks.
         channels: 3 for colours, 1 for grey images.
         batch_size: Instances per device and training step.
         num_workers: Number of worker processes; 0 loads in the main process.
@@ -73,6 +127,7 @@ class SuperResolution(CoordinateDataModule):
         val_scales: Sequence[float] = (2.0, 4.0),
         test_scales: Sequence[float] = (2.0, 3.0, 4.0, 6.0, 8.0),
         border: Border = "scale",
+        luma: bool = False,
         channels: Literal[1, 3] = 3,
         batch_size: int = 16,
         num_workers: int = 0,
@@ -83,6 +138,11 @@ class SuperResolution(CoordinateDataModule):
             raise ValueError(
                 f"images is {type(images).__name__}, which does not offer images at their own resolution: pass a data module "
                 "of images, such as datamodules.ImageFolder."
+            )
+        if not crop and (repeat != 1 or augment is not None):
+            raise ValueError(
+                f"repeat is {repeat} and augment {augment}, but both belong to random crops: set crop to true, or repeat to 1 "
+                "and augment to null."
             )
         self.images = images
         self.size, self.scales = size, (float(scales[0]), float(scales[1]))
@@ -95,7 +155,7 @@ class SuperResolution(CoordinateDataModule):
         self.augmentation = cast(
             Augmentation, Chain(cast(Augmentation, cut), cast(Augmentation, draw)) if crop else draw
         )
-        self.modality = SuperResolvedImages()
+        self.modality = SuperResolvedImages(luma)
 
     @property
     def spec(self) -> DataSpec:
@@ -103,39 +163,50 @@ class SuperResolution(CoordinateDataModule):
         shape = (self.channels, self.size, self.size)
         return DataSpec(self.query_domain, self.channels, shape, self.modality, self.num_instances, scales=self.scales)
 
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that the shorter side of training images must have at least: those of the smallest crop, or largest square."""
+        return round(self.size * self.scales[0 if self.crop else 1])
+
     def prepare_data(self) -> None:
-        """Download and decode the images, in one process per machine."""
+        """Download and decode the images at their own resolution, in one process per machine."""
         self.images.trainer = self.trainer
-        self.images.prepare_data()
+        with _options_of_images():
+            cast(NativeImages, self.images).prepare_native(splits_of(self.trainer.state.fn if self.trainer else "fit"))
 
     def setup(self, stage: str) -> None:
         """Create the data sets of a stage.
 
         Raises:
-            ValueError: If images are missing, or too small for the crops.
+            ValueError: If images are missing, or images that are already decoded are too small for training; others raise this
+                error when they are read.
         """
         self.images.trainer = self.trainer
         for split in splits_of(stage):
-            images = cast(NativeImages, self.images).native_images(split)
-            if split == "train":
-                self.train_set = self._training_pairs(images)
-            else:
-                setattr(self, f"{split}_set", self._fixed_pairs(images, split))
+            with _options_of_images():
+                images = cast(NativeImages, self.images).native_images(split)
+                pairs = self._training_pairs(images) if split == "train" else self._fixed_pairs(images, split)
+            setattr(self, f"{split}_set", pairs)
         self.skipped, self.notes = self.images.skipped, self.images.notes
+        if self.skipped:
+            report_skipped(self.skipped, "images")
 
     def _training_pairs(self, images: Dataset[Signal]) -> Dataset[Any]:
         """Return the items of the training split."""
+        check_shapes(images, self.size, self.scales, graded=not self.crop)
         if self.crop:
-            return Repeated(images, self.repeat, self.channels)
-        return GradedPairs(images, self.size, self.scales, self.degradation, self.channels)
+            return Repeated(WrappedImages(images), self.repeat, self.channels)
+        return GradedPairs(WrappedImages(images), self.size, self.scales, self.degradation, self.channels)
 
-    def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> FixedPairs:
+    def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> Dataset[Pair]:
         """Return the items of an evaluation split."""
         scales = self.val_scales if split == "val" else self.test_scales
+        if not self.crop:
+            return SquarePairs(WrappedImages(images), self.size, scales, self.degradation, self.channels)
         native = cast(NativeImages, self.images)
         found = {scale: native.low_resolution_images(split, scale) for scale in scales}
         published = {scale: small for scale, small in found.items() if small is not None}
-        return FixedPairs(images, scales, self.degradation, published, self.channels)
+        return FixedPairs(WrappedImages(images), scales, self.degradation, published, self.channels)
 
     def random_items(self, count: int) -> Pair:
         """Return a collated batch of random training pairs at the largest scale."""

@@ -84,6 +84,13 @@ class CachedImages(Dataset[Signal]):
         ]  # sliced before from_numpy, which keeps the storage small
         return Signal(torch.from_numpy(pixels.reshape(3, height, width)), self.names[index])
 
+    @property
+    def shapes(self) -> list[tuple[str, tuple[int, int]]]:
+        """Name, rows and columns of every image."""
+        return [
+            (name, (height, width)) for name, (height, width) in zip(self.names, self._shapes.tolist(), strict=True)
+        ]
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the memory map, which every process opens itself."""
         return self.__dict__ | {"_pixels": None}

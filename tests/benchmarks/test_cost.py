@@ -8,7 +8,7 @@ from program import REPOSITORY, TESTS
 
 from benchmarks import cost
 from benchmarks.cost import Cost
-from datamodules import FFHQ, CelebA, ImageNette, LibriSpeech, SamplePhotos
+from datamodules import FFHQ, CelebA, ImageNette, LibriSpeech, SamplePhotos, SuperResolution
 
 EXPERIMENTS = sorted(
     path
@@ -105,6 +105,8 @@ def test_patch_wise_networks_compute_a_step():
 def test_steps_are_known_if_the_number_of_items_is_published():
     published = {CelebA: 162_770, FFHQ: 60_000, ImageNette: 9_469, LibriSpeech: 28_539, SamplePhotos: None}
     assert {data: cost.published_items(data()) for data in published} == published
+    assert cost.published_items(SuperResolution(CelebA(), repeat=3)) == 3 * 162_770
+    assert cost.published_items(SuperResolution(SamplePhotos())) is None
     sizes = {"parameters": 1, "tokens": None, "code_size": 1, "coordinates": 1, "step_flop": 1}
     assert Cost(**sizes, batch_size=16, epochs=3, items=100).steps == 18  # four are dropped
     assert Cost(**sizes, batch_size=16, epochs=None, items=100).steps is None

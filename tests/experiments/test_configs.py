@@ -15,10 +15,10 @@ from datamodules.configuration import load_layers
 
 CONFIGS = REPOSITORY / "configs"
 # Arguments that make the data fit the patches of every composer, which are those for images of 178 x 178 pixels.
-FITTING = {"sample_photos": ["--data.init_args.size", 178]}
+FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "super_resolution_photos")}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa")  # parts of names of experiments
-PATCH_WISE = ("patch_ipc", "meta_patches")  # likewise; small as they are
+PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte")  # likewise; of maps or patches, small as they are
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
 FEW = [  # for the same reason
     *("--model.init_args.inner.init_args.test_samples_per_step", 8),
@@ -79,18 +79,28 @@ def test_configs_of_every_kind_exist():
 
 
 def _pairs():
-    """Return all pairs of composers and data sets; outside the slow tests, only IPC is paired with data sets to download."""
+    """Return all pairs of composers and data sets that fit; outside the slow tests, few composers with data to download."""
     return [
         pytest.param(
             composer.values[0],
             data.values[0],
             id=f"{composer.id}-{data.id}",
-            marks=[] if composer.id == "transformer_ipc" or data.id == "sample_photos" else pytest.mark.slow,
+            marks=[] if composer.id in ("transformer_ipc", "liif") or data.id == "sample_photos" else pytest.mark.slow,
         )
         for composer in _named("composers")
         for data in _named("data")
-        if not (composer.id == "patch_ipc" and _modality(data.values[0]) == "views")  # patches divide signals on grids
+        if _fits(composer.id, data)
     ]
+
+
+def _fits(composer, data):
+    """Return whether a composer reads signals of some data."""
+    pairs = data.id.startswith("super_resolution")  # of resolutions, at coordinates with sizes
+    if composer == "liif" or (pairs and composer != "transformer_ipc"):
+        return composer == "liif" and pairs
+    if pairs:
+        return data.id == "super_resolution_photos"
+    return composer != "patch_ipc" or _modality(data.values[0]) != "views"  # patches divide signals on grids
 
 
 @pytest.mark.parametrize(("composer", "data"), _pairs())
@@ -100,11 +110,11 @@ def test_every_composer_works_with_every_data_set(composer, data):
     if composer.stem in HYPERNETWORKS and tokens.is_file():
         layers.append(tokens)
     arguments = [part for layer in layers for part in ("--config", layer)]
-    quick = SHALLOW if composer.stem in HYPERNETWORKS else FEW
-    program = _assert_works(*arguments, *FITTING.get(data.stem, []), *quick)
+    quick = SHALLOW if composer.stem in HYPERNETWORKS else [] if composer.stem == "liif" else FEW
+    program = _assert_works(*arguments, *([] if composer.stem == "liif" else FITTING.get(data.stem, [])), *quick)
     if composer.stem == "transformer_ipc":
         _assert_prints_itself(*arguments)
-    configs = [yaml.safe_load(path.read_text())[key] for path, key in ((composer, "model"), (data, "data"))]
+    configs = [load_layers(f"_base_: {path}")[key] for path, key in ((composer, "model"), (data, "data"))]
     for instance, config in zip((program.model, program.datamodule), configs, strict=True):
         assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
 
@@ -113,6 +123,7 @@ def _experiments():
     """Return all experiments; most are slow."""
     quick = ("photos_ipc", "photos_learned_init", "photos_meta_ipc", "speech_ipc")
     quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches")
+    quick += ("photos_liif", "div2k_edsr_lte", "celebahq_liif")
     return [
         pytest.param(path.values[0], id=path.id, marks=[] if path.id in quick else pytest.mark.slow)
         for path in _named("experiments")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +22,7 @@ from datamodules.audio.base import RecordingSet
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import load_layers, readable
 from datamodules.images.base import ImageSet
+from datamodules.images.super_resolution import SuperResolution, with_options_of_images
 from datamodules.scenes.base import SceneSet
 from datamodules.storage.folders import Split
 from tools.check.downloads import check_downloads
@@ -116,6 +117,8 @@ def _check(options: Any, command: Sequence[str]) -> bool:
     """Check the data set, print the report, and return whether the data set passes."""
     if isinstance(options.data, ImageSet):
         return _check_images(options.data, options, command)
+    if isinstance(options.data, SuperResolution) and isinstance(images := options.data.images, ImageSet):
+        return _check_images(images, options, command, options.data.smallest_side)
     if isinstance(options.data, RecordingSet):
         return _check_recordings(options.data, options, command)
     if isinstance(options.data, SceneSet):
@@ -124,20 +127,28 @@ def _check(options: Any, command: Sequence[str]) -> bool:
     return True
 
 
-def _check_images(data: ImageSet, options: Any, command: Sequence[str]) -> bool:
-    """Check a data set of images, print the report, and return whether the data set passes."""
+def _check_images(data: ImageSet, options: Any, command: Sequence[str], smallest: int | None = None) -> bool:
+    """Check a data set of images, print the report, and return whether the data set passes.
+
+    Args:
+        data: The data set.
+        options: The parsed options.
+        command: The command that runs the check.
+        smallest: Pixels that training images must have, if super-resolution wraps the data set; else None.
+    """
+    wording = str if smallest is None else with_options_of_images
     try:
         if options.fetch:
             data.fetch()
-        findings = check_images(data, decode=options.decode)
+        findings = check_images(data, decode=options.decode, smallest=smallest)
     except (ValueError, OSError) as error:
-        archives, notes = check_downloads(data.source, data.root)
-        lines = [str(error), *(problem.detail for problem in archives), *notes]
-        if data.source is not None and not options.fetch:
+        archives, notes = check_downloads(data.sources, data.root)
+        lines = [wording(str(error)), *(problem.detail for problem in archives), *notes]
+        if data.sources and not options.fetch:
             lines.append(f"Fix: {fetch_command(archives, command)}")
         raise ValueError("\n".join(lines)) from error
-    archives, notes = check_downloads(data.source, data.root)
-    return _report(data, findings._replace(problems=findings.problems + archives), notes, options, command)
+    archives, notes = check_downloads(data.sources, data.root)
+    return _report(data, findings._replace(problems=findings.problems + archives), notes, options, command, wording)
 
 
 def _check_recordings(data: RecordingSet, options: Any, command: Sequence[str]) -> bool:
@@ -168,9 +179,14 @@ def _check_scenes(data: SceneSet, options: Any) -> bool:
 
 
 def _report(
-    data: ImageSet | RecordingSet, findings: Findings, notes: Sequence[str], options: Any, command: Sequence[str]
+    data: ImageSet | RecordingSet,
+    findings: Findings,
+    notes: Sequence[str],
+    options: Any,
+    command: Sequence[str],
+    wording: Callable[[str], str] = str,
 ) -> bool:
-    """Print the report of a data set, write the CSV if requested, and return whether the data set passes."""
+    """Print the report of a data set in some wording, write the CSV if requested, and return whether the data set passes."""
     if options.csv is not None:
         write_csv(options.csv, findings.problems, file_noun(data))
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -178,7 +194,7 @@ def _report(
     console.print(count_table(data, findings), soft_wrap=False)
     lines = [*problem_lines(findings.problems), *(f"{name}: {note}" for name, note in data.notes.items()), *notes]
     for line in [*lines, *fixes(data, findings, command)]:
-        console.print(printable(line))
+        console.print(printable(wording(line)))
     if findings.all_right:
         count = sum(row.images for row in findings.rows if row.splits)
         scope = "all decoded" if options.decode else "only headers read; pass --decode true to decode all of them"

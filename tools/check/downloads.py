@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,28 +11,33 @@ from datamodules.storage.download import Source, download
 from tools.check.images import Problem
 
 
-def check_downloads(source: Source | None, root: Path) -> tuple[list[Problem], list[str]]:
-    """Return the problems of the archive of a data set, and notes that are not problems.
+def check_downloads(sources: Sequence[Source], root: Path) -> tuple[list[Problem], list[str]]:
+    """Return the problems of the archives of a data set, and notes that are not problems.
 
-    The checksum is recomputed even if the archive was verified before.
+    Checksums are recomputed even if the archives were verified before.
 
     Args:
-        source: The archive; if None, there is nothing to check.
-        root: Download folder of the archive.
+        sources: The archives; if empty, there is nothing to check.
+        root: Download folder of the archives.
     """
-    if source is None:
-        return [], []
-    path = root / source.filename
-    leftovers = [_leftover(part) for part in sorted(root.glob("*.part")) if not part.name.startswith(".")]
-    if not path.exists():
-        return [], [f"The archive {path} does not exist.", *leftovers]
-    with suppress(OSError):
-        path.with_name(f"{path.name}.verified").unlink(missing_ok=True)
-    try:
-        download(source, root)
-    except ValueError as error:
-        return [Problem("", "archive", str(path), str(error))], leftovers
-    return [], [f"The archive {path} has the expected checksum.", *leftovers]
+    problems: list[Problem] = []
+    notes: list[str] = []
+    for source in sources:
+        path = root / source.filename
+        if not path.exists():
+            notes.append(f"The archive {path} does not exist.")
+            continue
+        with suppress(OSError):
+            path.with_name(f"{path.name}.verified").unlink(missing_ok=True)
+        try:
+            download(source, root)
+            notes.append(f"The archive {path} has the expected checksum.")
+        except ValueError as error:
+            problems.append(Problem("", "archive", str(path), str(error)))
+    if sources:
+        parts = sorted([*root.glob("*.part"), *root.glob("*/*.part")])
+        notes += [_leftover(part) for part in parts if not part.name.startswith(".")]
+    return problems, notes
 
 
 def _leftover(path: Path) -> str:

@@ -17,6 +17,8 @@ Kind = Literal[
     "extra",
     "unreadable",
     "wrong size",
+    "too small",
+    "related",
     "archive",
     "unused",
     "small",
@@ -34,9 +36,11 @@ class Problem(NamedTuple):
 
     Attributes:
         splits: Splits of the file, such as ``val, test``; empty if it belongs to none.
-        kind: Errors are ``missing``, ``extra`` (more than published), ``unreadable``, ``wrong size`` (not the published one)
-            and ``archive`` (wrong checksum). Warnings are ``unused`` (in no split) and ``small`` (enlarged in training);
-            for recordings ``silent``, ``short``, ``sample_rate`` (resampled in training) and ``channels`` (mixed to mono).
+        kind: Errors are ``missing``, ``extra`` (more than published), ``unreadable``, ``wrong size`` (not the published one),
+            ``too small`` (for crops that are not enlarged), ``related`` (an image of a lower resolution that is missing or
+            unreadable) and ``archive`` (wrong checksum). Warnings are ``unused`` (in no split) and ``small`` (enlarged in
+            training); for recordings ``silent``, ``short``, ``sample_rate`` (resampled in training) and ``channels`` (mixed to
+            mono).
         path: Path of the file; the name of a missing file; empty if only the number of files is known.
         detail: Description that names the path.
         images: Number of files that it represents.
@@ -106,12 +110,14 @@ class ProblemGroup(NamedTuple):
     refusal: str = ""
 
 
-def check_images(data: ImageSet, *, decode: bool = True) -> Findings:
+def check_images(data: ImageSet, *, decode: bool = True, smallest: int | None = None) -> Findings:
     """Count the images of a data set and read each, regardless of ``partial`` and ``on_bad_file``.
 
     Args:
         data: The data set.
         decode: Whether to decode every image, in parallel on all available processors, or read only the headers.
+        smallest: Pixels that the shorter side of training images must have at least; if None, smaller images than ``size`` of
+            the data set are enlarged.
 
     Raises:
         ValueError: If there are no images. The message says how to get them.
@@ -122,22 +128,43 @@ def check_images(data: ImageSet, *, decode: bool = True) -> Findings:
         refusals = [group.refusal for group in groups if group.refusal]
         raise ValueError(refusals[0] if refusals else f"{type(data).__name__} has no images in {data.root}.")
     folder = Path(os.path.commonpath([path.parent for path in files]))
+    related = _related(data, groups)
     unused = [
         Problem("", "unused", str(path), f"{path} does not belong to a split.")
         for path, _ in image_files(folder)
-        if path not in files
+        if path not in files and path not in related
     ]
     rows = [SplitFindings(group.splits, len(group.files), group.num_published) for group in groups]
     rows += [SplitFindings("", len(unused), None)] if unused else []
     problems = [problem for group in groups for problem in miscounted(group)]
     files_of_splits = [(group.splits, file.path) for group in groups for file in group.files]
-    results = faults([path for _, path in files_of_splits], data.size, data.shape, decode=decode)
+    paths = [path for _, path in files_of_splits]
+    required = [smallest if smallest and "train" in splits else 1 for splits, _ in files_of_splits]
+    results = faults(paths, required, data.size if smallest is None else 1, data.shape, decode=decode)
     problems += [
         Problem(splits, fault.kind, str(path), fault.detail)
         for (splits, path), fault in zip(files_of_splits, results, strict=True)
         if fault is not None
     ]
+    results = faults(list(related), [1] * len(related), 1, None, decode=decode) if related else iter(())
+    problems += [
+        Problem(splits, "related", str(path), fault.detail)
+        for (path, splits), fault in zip(related.items(), results, strict=True)
+        if fault is not None
+    ]
     return Findings(rows, problems + unused, folder)
+
+
+def _related(data: ImageSet, groups: Sequence[ProblemGroup]) -> dict[Path, str]:
+    """Return the related files of all splits, and the splits that each belongs to."""
+    return {
+        file.path: group.splits
+        for group in groups
+        if group.files
+        for split in get_args(Split)
+        if split in group.splits.split(", ")
+        for file in data.related_files(split)
+    }
 
 
 def merged(splits: Sequence[ProblemGroup]) -> list[ProblemGroup]:

@@ -23,6 +23,8 @@ _TITLES: dict[Kind, str] = {
     "extra": "More than published",
     "unreadable": "Unreadable",
     "wrong size": "Wrong size",
+    "too small": "Too small for training",
+    "related": "Low resolutions that are missing or unreadable",
     "archive": "Archives",
     "unused": "Not in any split (harmless)",
     "small": "Smaller than the training size (warning)",
@@ -35,17 +37,24 @@ _TITLES: dict[Kind, str] = {
 
 def count_table(data: ImageSet | RecordingSet, findings: Findings) -> Table:
     """Return the file counts of every split as a table that fits into 80 columns."""
-    extra_kinds: tuple[Kind, ...]
+    extra_kinds: tuple[tuple[Kind, ...], ...]
     if isinstance(data, RecordingSet):
-        extra_kinds = ("short", "silent")
+        extra_kinds = (("short",), ("silent",))
     else:
-        extra_kinds = ("small",) if data.shape is None else ("wrong size",)
+        extra_kinds = (("small", "too small"),) if data.shape is None else (("wrong size",),)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("split", no_wrap=True)
-    for heading in (file_noun(data), "published", "missing", "extra", "unreadable", *extra_kinds):
+    for heading in (
+        file_noun(data),
+        "published",
+        "missing",
+        "extra",
+        "unreadable",
+        *(kinds[0] for kinds in extra_kinds),
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in findings.rows:
-        columns = (*_COLUMNS, *((kind,) for kind in extra_kinds))
+        columns = (*_COLUMNS, *extra_kinds)
         counts = [sum(findings.number(kind, row.splits) for kind in kinds) for kinds in columns]
         published = "-" if row.num_published is None else f"{row.num_published:,}"
         table.add_row(row.splits or "no split", f"{row.images:,}", published, *(f"{count:,}" for count in counts))
@@ -72,7 +81,7 @@ def file_noun(data: ImageSet | RecordingSet) -> str:
 
 def can_fetch(data: ImageSet | RecordingSet) -> bool:
     """Return whether a data set can be downloaded."""
-    return type(data).fetch is not RecordingSet.fetch if isinstance(data, RecordingSet) else data.source is not None
+    return type(data).fetch is not RecordingSet.fetch if isinstance(data, RecordingSet) else bool(data.sources)
 
 
 def fixes(data: ImageSet | RecordingSet, findings: Findings, command: Sequence[str]) -> list[str]:
@@ -94,6 +103,11 @@ def fixes(data: ImageSet | RecordingSet, findings: Findings, command: Sequence[s
     else:
         instructions = "" if isinstance(data, RecordingSet) else data.how_to_get()
         lines.append(f"Fix: {instructions or f'obtain new copies of these {file_noun(data)}, or delete them.'}")
+    if "too small" in kinds:
+        lines.append("Fix: remove the images that are too small, or lower size or scales.")
+    folders = sorted({Path(problem.path).parent for problem in findings.problems if problem.kind == "related"})
+    if isinstance(data, ImageSet):
+        lines += [f"Fix: {data.how_to_replace(folder)}" for folder in folders]
     if "unreadable" in kinds:
         lines.append("Or skip unreadable files: --data.init_args.on_bad_file skip")
     if any(row.num_published is not None for row in findings.rows) and kinds & {"missing", "extra"}:

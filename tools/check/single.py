@@ -19,43 +19,54 @@ class Fault(NamedTuple):
     """A problem of a single image.
 
     Attributes:
-        kind: ``unreadable``, ``wrong size`` if the size differs from the published one, or ``small`` if the image is smaller
-            than the training size.
+        kind: ``unreadable``, ``wrong size`` if the size differs from the published one, ``too small`` for training, or
+            ``small`` if the image is smaller than the training size and enlarged.
         detail: Description that names the file.
     """
 
-    kind: Literal["unreadable", "wrong size", "small"]
+    kind: Literal["unreadable", "wrong size", "too small", "small"]
     detail: str
 
 
 def faults(
-    paths: Sequence[Path], size: int, shape: tuple[int, int] | None, *, decode: bool = True
+    paths: Sequence[Path],
+    required: Sequence[int],
+    size: int,
+    shape: tuple[int, int] | None,
+    *,
+    decode: bool = True,
 ) -> Iterator[Fault | None]:
     """Yield the problem of every image, in order; None if there is none.
 
     Args:
         paths: The images.
-        size: Pixels along each side of training images.
+        required: Pixels that the shorter side of each image must have at least.
+        size: Pixels along each side of training images; smaller images are enlarged.
         shape: Published rows and columns; None if they vary.
         decode: Whether to decode images, or read only their headers.
     """
     check = partial(_fault, size=size, shape=shape, decode=decode)
     label = "decoding" if decode else "reading headers"
-    with counting(label, len(paths)) as show, closing(in_order(check, paths)) as results:
+    with counting(label, len(paths)) as show, closing(in_order(check, zip(paths, required, strict=True))) as results:
         for done, fault in enumerate(results, 1):
             yield fault
             show(done)
 
 
-def _fault(path: Path, size: int, shape: tuple[int, int] | None, decode: bool) -> Fault | None:
-    """Return the problem of an image; None if there is none."""
+def _fault(item: tuple[Path, int], size: int, shape: tuple[int, int] | None, decode: bool) -> Fault | None:
+    """Return the problem of an image, given with the pixels that its shorter side must have; None if there is none."""
+    path, required = item
     try:
         actual = _shape(path, decode)
     except ValueError as error:
         return Fault("unreadable", str(error))
     pixels = f"{path} has {actual[0]} x {actual[1]} pixels"
+    if shape not in (None, actual):
+        return Fault("wrong size", f"{pixels}, expected {shape[0]} x {shape[1]}.")
+    if min(actual) < required:
+        return Fault("too small", f"{pixels}, but training takes squares of {required}.")
     if shape is not None:
-        return None if actual == shape else Fault("wrong size", f"{pixels}, expected {shape[0]} x {shape[1]}.")
+        return None
     return None if min(actual) >= size else Fault("small", f"{pixels}: its shorter side is enlarged to {size}.")
 
 
