@@ -175,6 +175,8 @@ class ResultsTable(InstanceRows):
         if self._baseline is not None and self._baseline.failure:
             remarks.append(f"No linear code: {self._baseline.failure}")
         data = data_of(trainer)
+        if data is not None and len(scales := scales_of(data, codes)) > 1:
+            remarks.insert(0, f"Means over the scales {', '.join(f'x{scale:g}' for scale in scales)} together.")
         return remarks + [
             f"{name[:1].upper()}{name[1:]}: {note}" for name, note in (data.notes if data else {}).items()
         ]
@@ -384,6 +386,11 @@ def data_of(trainer: Trainer) -> CoordinateDataModule | None:
     """Return the data module of a trainer; None if it is no `CoordinateDataModule`."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, CoordinateDataModule) else None
+
+
+def scales_of(data: CoordinateDataModule, names: Iterable[str]) -> list[float]:
+    """Return the scales of items of super-resolution in ascending order; none for other data."""
+    return sorted({scale for name in names if (scale := data.scale_of(name)) is not None})
 
 
 def headline_of(trainer: Trainer) -> Headline:
