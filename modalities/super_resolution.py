@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from composers.base import Composer
+from composers.codes import InstanceCode
 from composers.metrics import PSNR, SSIM, InstanceMetric
 from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance
@@ -135,3 +136,7 @@ class SuperResolvedImages(Images):
         cells = {cell.label: self.panel(cell.values, cell.shape) for cell in self.context(instance)}
         target, prediction, error = media.values()
         return cells | {"reconstruction": prediction, "original": target, "error x 5": error}
+
+    def decodes(self, code: InstanceCode) -> bool:
+        """Return False, since feature maps are not stored as codes."""
+        return False
