@@ -12,8 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.gallery import headline_metric
-from callbacks.results import data_of, gather_rows
+from callbacks.results import data_of, gather_rows, headline_metric
 from callbacks.super_resolution import bicubic_values, measure_values, scales_of_batch
 from composers.base import Composer
 from composers.evaluation import Evaluation

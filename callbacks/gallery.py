@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.results import inner_steps
+from callbacks.results import headline_metric, inner_steps
 from callbacks.tables import log_table, table_loggers
 from composers.base import Composer
 from composers.checkpoint import load
@@ -292,12 +292,6 @@ def inner_rows(
             row.numbers.append(value)
             row.cells.append(Cell(label, values, shown.shape, shown.domain))
     return rows
-
-
-def headline_metric(composer: Composer, modality: Modality) -> InstanceMetric:
-    """Return the headline metric as the composer measures it, for example clipped; if it does not, that of the modality."""
-    name = modality.headline.metric
-    return composer.measures.get(name) or modality.metrics().get(name) or PSNR()
 
 
 def headline_value(metric: InstanceMetric, values: Tensor, shown: Instance) -> float:

@@ -23,7 +23,7 @@ from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference import GradientSteps
 from composers.inference.refinement import INNER, NETWORK
-from composers.metrics import InstanceMetric
+from composers.metrics import PSNR, InstanceMetric
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.code_size import describe_sizes
@@ -397,6 +397,12 @@ def headline_of(trainer: Trainer) -> Headline:
     """Return the headline metric of the data of a trainer; PSNR without a `CoordinateDataModule`."""
     data = data_of(trainer)
     return Modality.headline if data is None else data.spec.modality.headline
+
+
+def headline_metric(composer: Composer, modality: Modality) -> InstanceMetric:
+    """Return the headline metric as the composer measures it, for example clipped; if it does not, that of the modality."""
+    name = modality.headline.metric
+    return composer.measures.get(name) or modality.metrics().get(name) or PSNR()
 
 
 def metrics_of(module: LightningModule) -> Mapping[str, InstanceMetric]:
