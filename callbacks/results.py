@@ -400,9 +400,15 @@ def headline_of(trainer: Trainer) -> Headline:
 
 
 def headline_metric(composer: Composer, modality: Modality) -> InstanceMetric:
-    """Return the headline metric as the composer measures it, for example clipped; if it does not, that of the modality."""
-    name = modality.headline.metric
-    return composer.measures.get(name) or modality.metrics().get(name) or PSNR()
+    """Return the headline metric of a modality, with the settings of the composer if that measures it as well.
+
+    The composer may compare the luminance of images, for example. A metric of another class under the same key is not used:
+    that of the modality knows how to average over views, for example.
+    """
+    measured, own = composer.measures.get(modality.headline.metric), modality.metrics().get(modality.headline.metric)
+    if own is None:
+        return measured or PSNR()
+    return measured if measured is not None and type(measured) is type(own) else own
 
 
 def metrics_of(module: LightningModule) -> Mapping[str, InstanceMetric]:

@@ -15,13 +15,16 @@ from rich.console import Console
 from scipy.ndimage import gaussian_filter
 from small_pairs import SmallImages, naive_bicubic, naive_psnr
 
-from callbacks.results import Column, ResultsTable
+from callbacks.results import Column, ResultsTable, headline_metric
 from callbacks.super_resolution import ScaleMean, ScaleRow, ScaleTable, protocol, scale_means, scale_table
 from composers import LIIF
 from composers.encoders import EDSR
 from composers.metrics import PSNR, SSIM
 from composers.networks import LocalMLP
 from datamodules import SuperResolution
+from datamodules.spec import Modality
+from modalities import PosedViews, SuperResolvedImages
+from modalities.view_metrics import ViewPSNR
 
 SCALES = (2, 3.5)
 
@@ -233,3 +236,12 @@ def test_results_state_that_means_mix_scales_and_code_sizes_per_input_pixel(tmp_
     assert "linear" not in printed
     for row in rows(Path(tmp_path, "run", "version_0", "test_instances.csv")):
         assert float(row["bits per input pixel"]) == (4 + 3) * 32
+
+
+def test_figures_measure_the_headline_metric_with_the_settings_of_the_composer():
+    luma = _composer(luma=True)
+    assert headline_metric(luma, SuperResolvedImages()) is luma.measures["psnr"]
+    assert headline_metric(luma, Modality()) is luma.measures["psnr"]
+    assert isinstance(headline_metric(luma, PosedViews()), ViewPSNR)
+    del luma.measures["psnr"]
+    assert isinstance(headline_metric(luma, SuperResolvedImages()), PSNR)
