@@ -34,6 +34,8 @@ class CodeRow(NamedTuple):
 def size_of_instance(spec: DataSpec | None, batch: CoordinateBatch, index: int, numbers: int) -> CodeSize:
     """Return the size of the code of an instance; without a rate if the batch has no complete signals.
 
+    The rate is that of the observed signal, which has fewer samples than the query in super-resolution.
+
     Args:
         spec: Specification of the data; None if unknown.
         batch: Batch of the instance.
@@ -42,7 +44,17 @@ def size_of_instance(spec: DataSpec | None, batch: CoordinateBatch, index: int, 
     """
     if spec is None or batch.shape is None:
         return CodeSize(numbers)
-    return spec.modality.code_size(numbers, unpadded_shape(batch, index), spec.sample_rate)
+    observed = observed_shape(batch)
+    shape = unpadded_shape(batch, index) if observed is None or observed == batch.shape else observed
+    return spec.modality.code_size(numbers, shape, spec.sample_rate)
+
+
+def observed_shape(batch: CoordinateBatch) -> tuple[int, ...] | None:
+    """Return the shape of the observed signals of a batch on a grid with as many axes as ``batch.shape``, else None."""
+    signal = batch.observation.signal
+    if not isinstance(signal, Tensor) or batch.shape is None or signal.dim() - 2 != len(batch.shape):
+        return None
+    return tuple(signal.shape[2:])
 
 
 def code_rows(

@@ -13,12 +13,13 @@ from rich.console import Console
 from torch import Tensor
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.results import inner_steps
+from callbacks.results import headline_metric, inner_steps
 from callbacks.tables import log_table, table_loggers
 from composers.base import Composer
 from composers.checkpoint import load
 from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
+from composers.metrics import PSNR, InstanceMetric
 from composers.rendering import Reconstruction
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import Cell, CoordinateBatch, Instance, Samples, instance_of, observation_of, unpadded_shape
@@ -103,6 +104,7 @@ class Gallery(Callback):
         self.folder: Path | None = None
         self.has_media = False
         self._modality = Modality()
+        self._metric: InstanceMetric = PSNR()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the rows, and load the model to compare with."""
@@ -113,6 +115,7 @@ class Gallery(Callback):
             return
         self.folder = folder
         self._modality = data.spec.modality
+        self._metric = headline_metric(pl_module, self._modality)
         patch = self._modality.linear if self.linear else None
         self.baseline = None if patch is None else LinearBaseline(data, patch)
         if self.folder is None or self.beside is None:
@@ -194,7 +197,7 @@ class Gallery(Callback):
             assert self.folder is not None
             stem = self.folder / Path(self.filename).stem / shown.name
             self.has_media |= self._modality.save_media(composer, reconstruction, instance, stem, self.max_memory)
-        self.rows[shown.name] = cells
+        self.rows[shown.name] = [self._modality.reduced(cell) for cell in cells]
 
     def _reconstruction_cells(
         self, composer: Composer, reconstruction: Reconstruction, shown: Instance, prefix: str = ""
@@ -202,7 +205,7 @@ class Gallery(Callback):
         """Return the labelled reconstructions of an instance, and the further cells of its modality."""
         cells = []
         for step, values in shown.values.items():
-            metric = _with_unit(headline_value(self._modality, values, shown), self._modality)
+            metric = _with_unit(headline_value(self._metric, values, shown), self._modality)
             label = f"{prefix}{f'{step} steps' if step else 'predicted'} {metric}"
             cells.append(Cell(label, values, shown.shape, shown.domain))
         extras = self._modality.extras(composer, reconstruction, shown, self.max_memory)
@@ -221,7 +224,7 @@ class Gallery(Callback):
         values = torch.nn.functional.pad(values.float(), (0, padding)).flatten(1).mT
         shown = self._modality.shown(instance._replace(values={0: values}))
         assert shown is not None, "`_add_row` adds no row of an instance that is not shown"
-        metric = _with_unit(headline_value(self._modality, shown.values[0], shown), self._modality)
+        metric = _with_unit(headline_value(self._metric, shown.values[0], shown), self._modality)
         return [Cell(f"{label.partition(',')[0]} {metric}", shown.values[0], shown.shape, shown.domain)]
 
     def _comparison_cells(
@@ -261,6 +264,7 @@ def inner_rows(
     loop, modality = composer.inner, data.spec.modality
     if loop is None or not loop.report:
         return []
+    metric = headline_metric(composer, modality)
     selected: dict[str, tuple[int, Instance]] = {}
     for index in range(len(batch.names)):
         shown = modality.shown(instance_of(batch, index, data.spec.domain, {}))
@@ -282,7 +286,7 @@ def inner_rows(
         for place, (row, shown) in enumerate(zip(rows, instances, strict=True)):
             reconstruction = _reconstruction(composer, latents, layout, place)
             values = modality.values_at(composer, reconstruction, shown.query.coords, max_memory)
-            value = headline_value(modality, values, shown)
+            value = headline_value(metric, values, shown)
             label = f"{title} {_with_unit(value, modality)}" if math.isfinite(value) else f"{title}, diverged"
             row.steps.append(step)
             row.numbers.append(value)
@@ -290,12 +294,11 @@ def inner_rows(
     return rows
 
 
-def headline_value(modality: Modality, values: Tensor, shown: Instance) -> float:
+def headline_value(metric: InstanceMetric, values: Tensor, shown: Instance) -> float:
     """Return the headline metric of reconstructed values ``(N, C)`` of the shown part of an instance."""
     coords, true, mask = shown.query
     assert true is not None, "the query has no values to compare with"
     query = Samples(coords, true[None], None if mask is None else mask[None])
-    metric = modality.metrics()[modality.headline.metric]
     return float(metric.measure(Reconstruction.of_values(values[None]), query, shown.shape))
 
 

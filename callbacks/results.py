@@ -23,7 +23,7 @@ from composers.base import Composer
 from composers.evaluation import Evaluation
 from composers.inference import GradientSteps
 from composers.inference.refinement import INNER, NETWORK
-from composers.metrics import InstanceMetric
+from composers.metrics import PSNR, InstanceMetric
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.code_size import describe_sizes
@@ -175,6 +175,8 @@ class ResultsTable(InstanceRows):
         if self._baseline is not None and self._baseline.failure:
             remarks.append(f"No linear code: {self._baseline.failure}")
         data = data_of(trainer)
+        if data is not None and len(scales := scales_of(data, codes)) > 1:
+            remarks.insert(0, f"Means over the scales {', '.join(f'x{scale:g}' for scale in scales)} together.")
         return remarks + [
             f"{name[:1].upper()}{name[1:]}: {note}" for name, note in (data.notes if data else {}).items()
         ]
@@ -386,10 +388,27 @@ def data_of(trainer: Trainer) -> CoordinateDataModule | None:
     return data if isinstance(data, CoordinateDataModule) else None
 
 
+def scales_of(data: CoordinateDataModule, names: Iterable[str]) -> list[float]:
+    """Return the scales of items of super-resolution in ascending order; none for other data."""
+    return sorted({scale for name in names if (scale := data.scale_of(name)) is not None})
+
+
 def headline_of(trainer: Trainer) -> Headline:
     """Return the headline metric of the data of a trainer; PSNR without a `CoordinateDataModule`."""
     data = data_of(trainer)
     return Modality.headline if data is None else data.spec.modality.headline
+
+
+def headline_metric(composer: Composer, modality: Modality) -> InstanceMetric:
+    """Return the headline metric of a modality, with the settings of the composer if that measures it as well.
+
+    The composer may compare the luminance of images, for example. A metric of another class under the same key is not used:
+    that of the modality knows how to average over views, for example.
+    """
+    measured, own = composer.measures.get(modality.headline.metric), modality.metrics().get(modality.headline.metric)
+    if own is None:
+        return measured or PSNR()
+    return measured if measured is not None and type(measured) is type(own) else own
 
 
 def metrics_of(module: LightningModule) -> Mapping[str, InstanceMetric]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import default_collate
 
-from callbacks.baseline import size_of_instance
+from callbacks.baseline import observed_shape, size_of_instance
 from callbacks.folders import planned_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier versions name it here
 from composers.base import Composer
@@ -69,12 +69,16 @@ def _data_facts(trainer: Trainer, composer: Composer, data: CoordinateDataModule
         latents = composer.eval().encode(batch.observation)
     composer.train()
     numbers = sum(latent[0].numel() for latent in latents.values())
-    size = size_of_instance(data.spec, data.to_coordinates(raw), 0, numbers)  # of all coordinates
+    complete = data.to_coordinates(raw)  # with all coordinates
+    size, observed = size_of_instance(data.spec, complete, 0, numbers), observed_shape(complete)
+    given = (
+        f", for an input of {' x '.join(map(str, observed or ()))}" if observed not in (None, complete.shape) else ""
+    )
     devices = trainer.num_devices * trainer.num_nodes
     accumulated = trainer.accumulate_grad_batches
     sizes = [f"{len(items):,}" if hasattr(items, "__len__") else "?" for items in (data.train_set, data.val_set)]
     return {
-        "instance code": size.describe(),
+        "instance code": size.describe() + given,
         "data": f"{type(data).__name__} {tuple(data.signal_shape)}, {sizes[0]} training and {sizes[1]} validation items",
         "effective batch": f"{data.batch_size * devices * accumulated} = {data.batch_size} x {devices} device(s) "
         f"x {accumulated} accumulated",

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch.utils.data import Dataset
 
+from callbacks.results import headline_metric
 from composers.base import Composer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, instance_of
@@ -129,7 +130,7 @@ def sample_rows(
         latents = composer.refine(latents, batch.observation.samples, refinement, layout)[step]
         reconstructions[step] = composer.reconstruct(composer.compose(latents, layout), batch.query.coords)
     values = {step: reconstruction.values for step, reconstruction in reconstructions.items()}
-    metric = modality.metrics().get(modality.headline.metric) or composer.measures[modality.headline.metric]
+    metric = headline_metric(composer, modality)
     label = metric.heading or modality.headline.metric
     measured = {
         f"refined {label}" if step else label: metric.measure(reconstruction, batch.query, batch.shape).tolist()

@@ -171,6 +171,22 @@ class CoordinateDataModule(LightningDataModule, ABC):
         """
         return None
 
+    def scale_of(self, name: str) -> float | None:
+        """Return the scale of an evaluation item of super-resolution: query samples per observed sample along each axis.
+
+        Args:
+            name: Name of the item.
+
+        Returns:
+            The scale; None if the data module states none.
+        """
+        return None
+
+    @property
+    def measured_area(self) -> str:
+        """Which samples of evaluation items metrics compare, for captions; empty if they compare all."""
+        return ""
+
     def source_of(self, name: str) -> dict[str, Any]:
         """Return the properties of the file of a signal that a writer needs, such as the sampling rate of audio."""
         return {}

@@ -163,6 +163,10 @@ class Modality:
         """
         return []
 
+    def reduced(self, cell: Cell) -> Cell:
+        """Return a cell with as many samples as `figure` draws, at most; figures keep all their cells until they are drawn."""
+        return cell
+
     def save_media(
         self, composer: Any, reconstruction: Any, instance: Instance, stem: Path, max_memory: float = 500.0
     ) -> bool:

@@ -41,16 +41,19 @@ class Animation(NamedTuple):
 
 
 def image_grid(rows: Sequence[Sequence[LabelledImage]]) -> Image.Image:
-    """Return a figure with labelled images of equal size in rows and columns."""
-    width, height = rows[0][0][1].size
-    step_x, step_y = width + _MARGIN, height + _MARGIN + _LABEL
-    grid = Image.new("RGB", (len(rows[0]) * step_x + _MARGIN, len(rows) * step_y + _MARGIN), "white")
+    """Return a figure with labelled images in rows and columns; smaller images have white space at their right and below."""
+    width = max(image.width for row in rows for _, image in row)
+    heights = [max(image.height for _, image in row) for row in rows]
+    size = (len(rows[0]) * (width + _MARGIN) + _MARGIN, sum(heights) + len(rows) * (_MARGIN + _LABEL) + _MARGIN)
+    grid = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(grid), ImageFont.load_default(13)
-    for row, cells in enumerate(rows):
-        for column, (label, image) in enumerate(cells):
-            x, y = _MARGIN + column * step_x, _MARGIN + row * step_y
+    y = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, (label, image) in enumerate(row):
+            x = _MARGIN + column * (width + _MARGIN)
             draw.text((x, y), fitted(label, width, font.getlength), fill="black", font=font)
             grid.paste(image, (x, y + _LABEL))
+        y += height + _MARGIN + _LABEL
     return grid
 
 

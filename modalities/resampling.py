@@ -1,4 +1,4 @@
-"""Resample signals on regular grids by integer factors, with cell centres as in `datamodules.domain.Grid`.
+"""Resample signals on regular grids, with cell centres as in `datamodules.domain.Grid`.
 
 The bicubic filter is that of Pillow (Keys 1981, a = -0.5; widened for downscaling, to avoid aliasing); the sinc filter is
 windowed as in Lanczos resampling. At borders, weights are divided by their sum, also as in Pillow.
@@ -7,7 +7,7 @@ windowed as in Lanczos resampling. At borders, weights are divided by their sum,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -74,10 +74,54 @@ def upscaled(signal: Tensor, factor: int, interpolation: Interpolation) -> Tenso
         >>> upscaled(torch.ones(1, 1, 2), 3, "sinc").round(decimals=4).tolist()
         [[[1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]]
     """
+    return interpolated(signal, [factor * size for size in signal.shape[2:]], interpolation)
+
+
+def interpolated(signal: Tensor, shape: Sequence[int], interpolation: Interpolation) -> Tensor:
+    """Return a signal interpolated to another number of samples along every axis.
+
+    The first and last cell of the result begin and end where those of the signal do, so that factors may be fractions, and
+    differ between axes.
+
+    Args:
+        signal: ``(B, C, *shape)``.
+        shape: Samples of the result along every axis, at least those of the signal.
+        interpolation: The filter.
+
+    Returns:
+        ``(B, C, *shape)``, neither rounded nor clipped.
+
+    Raises:
+        ValueError: If the result has fewer samples along an axis, which requires `downscaled`.
+
+    Example:
+        >>> interpolated(torch.ones(1, 1, 2, 3), (3, 7), "bicubic").shape
+        torch.Size([1, 1, 3, 7])
+    """
+    if len(shape) != signal.dim() - 2 or any(new < old for new, old in zip(shape, signal.shape[2:], strict=True)):
+        raise ValueError(
+            f"A signal of shape {tuple(signal.shape[2:])} cannot be interpolated to shape {tuple(shape)}: pass as many axes, "
+            "with at least as many samples."
+        )
     kernel = _KERNELS[interpolation]
-    phases = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5
-    distances = torch.arange(-kernel.support, kernel.support + 1, dtype=torch.float64) - phases[:, None]
-    return _along_all_axes(signal, kernel.weights(distances), (kernel.support, kernel.support), 1)
+    for axis, size in enumerate(shape, 2):
+        signal = _interpolated_along(signal, axis, size, kernel)
+    return signal
+
+
+def _interpolated_along(signal: Tensor, axis: int, size: int, kernel: Kernel) -> Tensor:
+    """Interpolate a signal to ``size`` samples along one axis; each is a weighted sum of the samples within the support."""
+    old, device = signal.shape[axis], signal.device
+    places = (torch.arange(size, dtype=torch.float64, device=device) + 0.5) * (old / size) - 0.5  # sample 0 at 0
+    first = (places - kernel.support).ceil().long()
+    sources = first[:, None] + torch.arange(2 * kernel.support, device=device)  # (size, K)
+    weights = kernel.weights(sources - places[:, None]) * ((sources >= 0) & (sources < old))
+    weights = (weights / weights.sum(1, keepdim=True)).to(signal.dtype)
+    sources, along = sources.clamp(0, old - 1), (-1, *[1] * (signal.dim() - 1 - axis))
+    result = signal.new_zeros([*signal.shape[:axis], size, *signal.shape[axis + 1 :]])
+    for source, weight in zip(sources.mT, weights.mT, strict=True):
+        result.addcmul_(signal.index_select(axis, source), weight.view(along))
+    return result
 
 
 def _along_all_axes(signal: Tensor, weights: Tensor, padding: tuple[int, int], stride: int) -> Tensor:

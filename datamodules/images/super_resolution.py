@@ -208,6 +208,25 @@ class SuperResolution(CoordinateDataModule):
         published = {scale: small for scale, small in found.items() if small is not None}
         return FixedPairs(WrappedImages(images), scales, self.degradation, published, self.channels)
 
+    def scale_of(self, name: str) -> float | None:
+        """Return the scale in the name of a validation or test item; None for other names.
+
+        Example:
+            ``data.scale_of("astronaut-x2.5")`` is 2.5 if this is a scale of validation or testing.
+        """
+        known = {f"{scale:g}": scale for scale in (*self.val_scales, *self.test_scales)}
+        return known.get(name.rpartition("-x")[2])
+
+    @property
+    def measured_area(self) -> str:
+        """The border that metrics leave out, where the scale is s."""
+        left_out = {
+            "none": "",
+            "scale": "without s pixels at all borders",
+            "scale+6": "without s + 6 pixels at all borders",
+        }
+        return left_out[self.border]
+
     def random_items(self, count: int) -> Pair:
         """Return a collated batch of random training pairs at the largest scale."""
         side = round(self.size * self.scales[1])

@@ -28,7 +28,8 @@ from modalities.writing import Prediction
 
 @pytest.mark.parametrize("modality", MODALITIES, ids=lambda modality: modality.name)
 def test_the_config_of_a_modality_lists_its_metrics(modality):
-    text = (REPOSITORY / "configs" / "modalities" / f"{modality.name}.yaml").read_text()
+    name = modality.task.replace("-", "_") or modality.name
+    text = (REPOSITORY / "configs" / "modalities" / f"{name}.yaml").read_text()
     config = load_layers(text)["model"]["init_args"]["metrics"]
     actual = {name: entry["class_path"].rpartition(".")[2] for name, entry in config.items()}
     assert actual == {name: type(metric).__name__ for name, metric in modality.metrics().items()}

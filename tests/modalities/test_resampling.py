@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modalities.resampling import downscaled, upscaled
+from modalities.resampling import downscaled, interpolated, upscaled
 
 
 def _pillow(channel, shape):
@@ -71,3 +71,17 @@ def test_sinc_keeps_low_frequencies():
 def test_sizes_that_are_no_multiple_raise():
     with pytest.raises(ValueError, match="shape \\(10,\\) cannot be downscaled by 4: crop it to multiples of 4"):
         downscaled(torch.zeros(1, 1, 10), 4, "sinc")
+
+
+@pytest.mark.parametrize("shape", [(24,), (31,), (100,)])
+def test_sinc_interpolation_to_any_size_is_a_sum_over_windowed_samples(shape):
+    signal = torch.randn(1, 1, 24)
+    places = [(i + 0.5) * 24 / shape[0] for i in range(shape[0])]
+    expected = _lanczos(signal.flatten().tolist(), places, 1)
+    torch.testing.assert_close(interpolated(signal, shape, "sinc").flatten().tolist(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (9, 12, 1)])
+def test_interpolation_to_fewer_samples_or_other_axes_raises(shape):
+    with pytest.raises(ValueError, match="shape \\(8, 12\\) cannot be interpolated to shape"):
+        interpolated(torch.zeros(1, 1, 8, 12), shape, "bicubic")
