@@ -14,10 +14,9 @@ from torch import Tensor
 from composers.base import Composer
 from composers.checkpoint import stated_domain
 from datamodules.batch import Observation
-from datamodules.images.degradation import grey
-from datamodules.images.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements
+from datamodules.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements
 from datamodules.storage.files import written_whole
-from datamodules.storage.images import read_layers
+from datamodules.storage.images import grey, read_layers
 from datamodules.tiles import cut_out
 from modalities.images import Size, image_size, to_uint8
 from modalities.writing import Row, Writer

@@ -16,6 +16,7 @@ LAYERS = (  # a layer may import only itself and earlier layers
         "datamodules.cameras",
         "datamodules.code_size",
         "datamodules.domain",
+        "datamodules.enlargement",
         "datamodules.randomness",
         "datamodules.spec",
         "datamodules.tiles",

@@ -7,11 +7,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
+
+from datamodules.storage.images import from_pillow, resized, to_pillow
 
 _FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.BOX)
 
@@ -86,38 +87,6 @@ class Realistic(Degradation):
         return small
 
 
-def resized(image: Tensor, size: Sequence[int], method: Image.Resampling = Image.Resampling.BICUBIC) -> Tensor:
-    """Return an image resized by Pillow, antialiased and rounded to 8 bits.
-
-    Args:
-        image: ``(C, H, W)`` uint8, with 1 or 3 channels.
-        size: Rows and columns of the result.
-        method: Filter of Pillow.
-
-    Example:
-        >>> resized(torch.zeros(3, 9, 6, dtype=torch.uint8), (3, 2)).shape
-        torch.Size([3, 3, 2])
-    """
-    rows, columns = size
-    return _from_pillow(_to_pillow(image).resize((columns, rows), method), len(image))
-
-
-def grey(image: Tensor) -> Tensor:
-    """Return the luminance of a colour image ``(3, H, W)`` uint8 as ``(1, H, W)``, with the weights of Pillow (ITU-R 601)."""
-    return _from_pillow(_to_pillow(image).convert("L"), 1)
-
-
-def _to_pillow(image: Tensor) -> Image.Image:
-    """Return an image ``(C, H, W)`` uint8 as a grey or colour image of Pillow."""
-    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _from_pillow(image: Image.Image, channels: int) -> Tensor:
-    """Return a grey or colour image of Pillow as ``(C, H, W)`` uint8."""
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()
-
-
 def _blurred(image: Tensor, sigmas: tuple[float, float]) -> Tensor:
     """Return an image after a Gaussian blur with a standard deviation along each axis, in pixels."""
     rows, columns = (
@@ -131,9 +100,9 @@ def _blurred(image: Tensor, sigmas: tuple[float, float]) -> Tensor:
 def _compressed(image: Tensor, quality: int) -> Tensor:
     """Return an image after JPEG compression."""
     file = io.BytesIO()
-    _to_pillow(image).save(file, format="JPEG", quality=quality)
+    to_pillow(image).save(file, format="JPEG", quality=quality)
     with Image.open(file) as decoded:
-        return _from_pillow(decoded, len(image))
+        return from_pillow(decoded, len(image))
 
 
 def _uniform(bounds: Sequence[float], generator: torch.Generator) -> float:

@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Piece, Samples, Signal
 from datamodules.domain import CellGrid, Domain
-from datamodules.images.degradation import grey
-from datamodules.images.enlargement import MARGIN, MAX_PIXELS, Enlargement, enlarged_coords, enlargements
+from datamodules.enlargement import MARGIN, MAX_PIXELS, Enlargement, enlarged_coords, enlargements
 from datamodules.images.prediction import WholeImages, readable_images
 from datamodules.spec import DataSpec
-from datamodules.storage.images import read_layers
+from datamodules.storage.images import grey, read_layers
 from datamodules.tiles import cut_out
 from modalities.images import Size, image_size
 from modalities.super_resolution import SuperResolvedImages

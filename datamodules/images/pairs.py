@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
 from datamodules.images.augmentation import ImageAugmentation
-from datamodules.images.degradation import Degradation, grey, resized
+from datamodules.images.degradation import Degradation
 from datamodules.randomness import generator_at
+from datamodules.storage.images import grey, resized
 
 _ALL = torch.empty(0, dtype=torch.long)
 

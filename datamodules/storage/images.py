@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -328,3 +328,35 @@ class RandomCrop:
         if self.shuffle_colors:
             crop = crop[torch.randperm(len(crop), generator=generator)]
         return item._replace(values=crop)
+
+
+def resized(image: Tensor, size: Sequence[int], method: Image.Resampling = Image.Resampling.BICUBIC) -> Tensor:
+    """Return an image resized by Pillow, antialiased and rounded to 8 bits.
+
+    Args:
+        image: ``(C, H, W)`` uint8, with 1 or 3 channels.
+        size: Rows and columns of the result.
+        method: Filter of Pillow.
+
+    Example:
+        >>> resized(torch.zeros(3, 9, 6, dtype=torch.uint8), (3, 2)).shape
+        torch.Size([3, 3, 2])
+    """
+    rows, columns = size
+    return from_pillow(to_pillow(image).resize((columns, rows), method), len(image))
+
+
+def grey(image: Tensor) -> Tensor:
+    """Return the luminance of a colour image ``(3, H, W)`` uint8 as ``(1, H, W)``, with the weights of Pillow (ITU-R 601)."""
+    return from_pillow(to_pillow(image).convert("L"), 1)
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    """Return an image ``(C, H, W)`` uint8 as a grey or colour image of Pillow."""
+    return Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pillow(image: Image.Image, channels: int) -> Tensor:
+    """Return a grey or colour image of Pillow as ``(C, H, W)`` uint8."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.images.degradation import Bicubic, Realistic, grey, resized
+from datamodules.images.degradation import Bicubic, Realistic
+from datamodules.storage.images import grey, resized
 
 FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.BOX)
 

@@ -7,7 +7,7 @@ from super_resolvers import tiny_liif
 
 from datamodules.batch import Observation
 from datamodules.domain import CellGrid
-from datamodules.images.enlargement import enlarged_coords, enlargements
+from datamodules.enlargement import enlarged_coords, enlargements
 from datamodules.tiles import cut_out, partition
 
 SIDES = st.integers(1, 40)
