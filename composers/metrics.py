@@ -66,7 +66,7 @@ def luminance(values: Tensor) -> Tensor:
 
     Example:
         >>> round(luminance(torch.ones(1, 3)).item(), 4)
-        0.859
+        0.8588
     """
     if values.shape[-1] == 1:
         return values
