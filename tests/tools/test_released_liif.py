@@ -11,6 +11,8 @@ import naive_liif
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from program import REPOSITORY, column, run
 from safetensors.numpy import load_file, save_file
 
 import composers
@@ -262,6 +264,34 @@ def test_the_command_refuses_with_file_and_reason(edsr, tmp_path, changes, optio
     for word in [str(tmp_path / "epoch-last.pth"), *words]:
         assert word in str(caught.value.code)
     assert not (tmp_path / "liif.ckpt").exists()
+
+
+TESTED = f"""
+_base_: [{REPOSITORY / "configs/composers/liif.yaml"}, {REPOSITORY / "configs/modalities/super_resolution.yaml"}]
+data:
+  class_path: datamodules.SuperResolution
+  init_args:
+    images: {{class_path: datamodules.SamplePhotos}}
+    test_scales: [8.0]
+model:
+  init_args:
+    network: {{init_args: {{feature_dim: 8, hidden_dim: 16, num_hidden: 3}}}}
+    encoder: {{init_args: {{width: 8, num_blocks: 2}}}}
+"""
+
+
+def test_converted_checkpoints_are_read_by_the_program(edsr, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": edsr, "epoch": 1000}, "epoch-last.pth")
+    main(["epoch-last.pth", "liif.ckpt"])
+    Image.fromarray(np.zeros((10, 15, 3), dtype=np.uint8)).save("black.png")
+    run("predict", "--ckpt_path", "liif.ckpt", "--images", "black.png", "--scale", 3)
+    with Image.open("predictions/black.png") as image:
+        assert image.size == (45, 30)
+    Path("tested.yaml").write_text(TESTED)
+    run("test", "--config", "tested.yaml", "--ckpt_path", "liif.ckpt", "--trainer.callbacks", "[]")
+    [psnr] = column("runs/unnamed/version_0/metrics.csv", "test/psnr")
+    assert 0 < psnr < 20  # of random weights
 
 
 # Writing the golden vectors
