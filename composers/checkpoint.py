@@ -22,7 +22,7 @@ from composers.base import Composer
 from datamodules.base import CoordinateDataModule
 from datamodules.configuration import instantiate
 from datamodules.domain import Domain, Grid, Rays
-from datamodules.spec import agrees
+from datamodules.spec import DataSpec, agrees
 from datamodules.storage.files import written_whole
 
 _LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # as in `callbacks.saving`, which this module may not import
@@ -80,7 +80,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
 def save(composer: Composer, path: str | Path) -> None:
     """Save the weights and the config of a composer, without the state of training.
 
-    Facts of the training data are kept if the composer was loaded from a checkpoint that states them.
+    Facts of the training data are kept if the composer was loaded from a checkpoint that states them, or `state_data` did.
 
     Raises:
         ValueError: If the composer has no config because it was created in Python.
@@ -269,6 +269,12 @@ def check_data(data: CoordinateDataModule, checkpoint: Mapping[str, Any], path: 
         f"{path} was trained with {stated.describe()}; this {type(data).__name__} has {actual.describe()}: {fix}, or use "
         "another checkpoint."
     )
+
+
+def state_data(composer: Composer, spec: DataSpec) -> Composer:
+    """State the training data of a composer, as loading a checkpoint that contains them does, and return the composer."""
+    vars(composer)[_TRAINED_ON] = spec.facts()
+    return composer
 
 
 def stated_domain(composer: Composer) -> Domain:

@@ -18,7 +18,8 @@ class LIIF(Composer):
     The observed image has a lower resolution than the query, as in `datamodules.SuperResolution`.
 
     Args:
-        network: MLP that reads the feature map; LTE is ``features: fourier``, ``skip: bilinear``, ``clip_cells: true``.
+        network: MLP that reads the feature map; LTE is ``num_hidden: 3``, ``features: fourier``, ``skip: bilinear`` and
+            ``clip_cells: true``.
         encoder: Encodes the image as a feature map of its size.
         kwargs: Arguments of `Composer`; ``loss`` is `composers.losses.MeanAbsoluteError` by default.
     """

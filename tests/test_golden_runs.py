@@ -29,6 +29,7 @@ PRESETS = (
     "objects",
     "meta_speech",
     "meta_objects",
+    "liif",
 )
 STEPS = 20
 SHORT = ["--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0, "--trainer.callbacks", "[]"]

@@ -38,7 +38,7 @@ RECIPES = {
         [*SMALL_PHOTOS, *SMALL_BATCHES, REPORT],
     ),
     "A parametrization": ("photos_low_rank_update", "Composer", "psnr", [*SMALL_PHOTOS, *SMALL_BATCHES, STEPS]),
-    "A network and an encoder: a feature map": ("photos_feature_map", "Composer", "psnr", SMALL_PHOTOS),
+    "A network and an encoder: feature maps": ("photos_feature_map", "Composer", "psnr", SMALL_PHOTOS),
     "A loss": ("photos_ipc", "TransformerIPC", "psnr", [*SMALL_PHOTOS, *SMALL_IPC]),
     "A data set": ("photos_ipc", "Gratings", "psnr", SMALL_IPC),
     "A modality": ("tones_ipc", "Tones", "largest_error", []),
@@ -86,7 +86,7 @@ def test_every_recipe_is_tested():
     assert list(_sections()) == list(RECIPES)
 
 
-QUICK = ("A network and an encoder: a feature map", "A modality")  # the others take longer
+QUICK = ("A network and an encoder: feature maps", "A modality")  # the others take longer
 
 
 @pytest.mark.parametrize(

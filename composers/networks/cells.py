@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _TIE = 1e-6  # of coordinates in [-1, 1]: a coordinate on a border belongs to the cell after it
-_SMALLEST_AREA = 1e-9
+_SMALLEST_DISTANCE = 1e-9  # in half cells: where both cells are the same one, at whose centre a position is
 
 
 class Cells(NamedTuple):
@@ -33,35 +33,48 @@ def cells_around(positions: Tensor, sizes: Sequence[int], ensemble: bool = True)
     The weight of a cell is proportional to the area of the rectangle between the position and the centre of the diagonally
     opposite cell. Beyond the centres of the outermost cells, cells coincide, and so do their values.
 
+    Reference: the released code adds 1e-9 to the areas; at the centres of the last row, all areas are zero and all weights 1/4,
+    whatever the column. Here weights are products of shares along each axis, which differ only there and in the last column.
+    Without the ensemble, a position on the border of two cells belongs to the cell after it, in the released code to the one
+    with an even index.
+
     Args:
         positions: ``(..., N, 2)`` in [-1, 1], rows before columns.
         sizes: Rows and columns of the map.
         ensemble: Whether to return the four cells around each position rather than the nearest one.
 
     Example:
-        >>> cells_around(torch.tensor([[-0.25, -0.5]]), (2, 2)).weight.flatten().tolist()
-        [0.75, 0.0, 0.25, 0.0]
+        >>> cells_around(torch.tensor([[-0.25, 0.0]]), (2, 2)).weight.flatten().tolist()
+        [0.375, 0.375, 0.125, 0.125]
     """
-    axes = [_along_axis(positions[..., axis], size, ensemble) for axis, size in enumerate(sizes)]
-    (rows, row_offsets), (columns, column_offsets) = axes
-    sides = range(len(rows))
-    pairs = [(row, column) for row in sides for column in sides]
-    index = torch.stack([rows[row] * sizes[1] + columns[column] for row, column in pairs], dim=-2)
-    offset = torch.stack(
-        [torch.stack((row_offsets[row], column_offsets[column]), dim=-1) for row, column in pairs], dim=-3
+    rows, columns = (_along_axis(positions[..., axis], size, ensemble) for axis, size in enumerate(sizes))
+    pairs = [(row, column) for row in range(len(rows.indices)) for column in range(len(columns.indices))]
+    return Cells(
+        torch.stack([rows.indices[row] * sizes[1] + columns.indices[column] for row, column in pairs], dim=-2),
+        torch.stack(
+            [torch.stack((rows.offsets[row], columns.offsets[column]), dim=-1) for row, column in pairs], dim=-3
+        ),
+        torch.stack([rows.shares[row] * columns.shares[column] for row, column in pairs], dim=-2),
     )
-    if not ensemble:
-        return Cells(index, offset, torch.ones_like(offset[..., 0]))
-    opposite = offset.flip(-3)  # the order of the pairs is symmetric
-    areas = opposite.prod(-1).abs() + _SMALLEST_AREA
-    return Cells(index, offset, areas / areas.sum(-2, keepdim=True))
 
 
-def _along_axis(positions: Tensor, size: int, ensemble: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the indices of the cells along an axis, and the offsets from their centres in half cells."""
+class _Neighbours(NamedTuple):
+    """The cells along an axis: their indices, the offsets from their centres in half cells, and their shares."""
+
+    indices: list[Tensor]
+    offsets: list[Tensor]
+    shares: list[Tensor]
+
+
+def _along_axis(positions: Tensor, size: int, ensemble: bool) -> _Neighbours:
+    """Return the cells along an axis around positions: two, or the nearest one."""
     shifts = (-1, 1) if ensemble else (0,)
     indices = [
         ((positions + shift / size + (_TIE if ensemble else 0) + 1) * (size / 2)).floor().long().clamp(0, size - 1)
         for shift in shifts
     ]
-    return indices, [(positions + 1) * size - (2 * index + 1) for index in indices]
+    offsets = [(positions + 1) * size - (2 * index + 1) for index in indices]
+    if not ensemble:
+        return _Neighbours(indices, offsets, [torch.ones_like(positions)])
+    before, after = (offset.abs() + _SMALLEST_DISTANCE for offset in offsets)
+    return _Neighbours(indices, offsets, [after / (before + after), before / (before + after)])

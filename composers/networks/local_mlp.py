@@ -101,7 +101,7 @@ class LocalFourierFeatures(LocalFeatures):
         amplitudes, frequencies = read.chunk(2, dim=-1)
         theta = (exact(frequencies).unflatten(-1, (-1, 2)) * offset.unsqueeze(-2)).sum(-1)
         if cell is not None and self.phases is not None:
-            theta = theta + self.phases(cell)
+            theta = theta + exact(self.phases(cell.to(self.phases.weight.dtype)))
         waves = torch.cat((torch.cos(torch.pi * theta), torch.sin(torch.pi * theta)), dim=-1)
         return torch.relu(self.linear(amplitudes * waves.to(amplitudes.dtype)))
 
@@ -244,8 +244,12 @@ class LocalMLP(CoordinateNetwork[Modulations]):
                 f"coords have the shape {tuple(coords.shape)}; this network takes (N, {self.coord_dim}), or "
                 f"({len(maps.read)}, N, {self.coord_dim}) for as many instances as the modulations."
             )
+        if (
+            torch.is_grad_enabled() or torch.compiler.is_compiling()
+        ):  # a program has no bound on the number of coordinates
+            return self._values(coords, maps)
         chunk = max(1, _MAX_HELD // (self.floats_per_coord * len(maps.read)))
-        if torch.is_grad_enabled() or coords.shape[-2] <= chunk or torch.compiler.is_compiling():
+        if coords.shape[-2] <= chunk:
             return self._values(coords, maps)
         return torch.cat([self._values(part, maps) for part in coords.split(chunk, dim=-2)], dim=1)
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composers.losses import MeanSquaredError
-from composers.metrics import PSNR, SSIM, Gain, instance_mean, instance_mse, psnr_of_mse
+from composers.losses import MeanAbsoluteError, MeanSquaredError
+from composers.metrics import PSNR, SSIM, Gain, instance_mean, instance_mse, luminance, psnr_of_mse
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
@@ -182,3 +182,122 @@ def test_the_metric_of_a_signal_from_its_tiles():
     assert PSNR().of_tiles(tiles) == pytest.approx(expected, abs=1e-5)
     assert SSIM().of_tiles([0.5, 1.0]) == 0.75
     assert math.isnan(PSNR().of_tiles([10.0, math.nan]))
+
+
+# The mean absolute error
+
+
+def _naive_mae(prediction, target):
+    """Return the mean absolute error of every instance by a loop over its samples and channels."""
+    errors = []
+    for instance in range(len(prediction)):
+        differences = [
+            abs(float(prediction[instance, index, channel]) - float(target.values[instance, index, channel]))
+            for index in _unmasked(target, instance)
+            for channel in range(prediction.shape[2])
+        ]
+        errors.append(sum(differences) / len(differences))
+    return errors
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_absolute_errors_equal_a_loop(masked):
+    prediction, target = _random(masked=masked)
+    loss = MeanAbsoluteError()(Reconstruction.of_values(prediction), target)
+    assert loss.shape == (3,)
+    _assert_close(loss, _naive_mae(prediction, target), atol=1e-6)
+
+
+def test_absolute_errors_are_measured_in_float32():
+    prediction, target = _random()
+    loss = MeanAbsoluteError()(Reconstruction.of_values(prediction.bfloat16()), target)
+    assert loss.dtype == torch.float32
+    _assert_close(loss, _naive_mae(prediction.bfloat16().float(), target), atol=1e-6)
+
+
+def test_masked_samples_have_no_gradient_of_the_absolute_error():
+    prediction, target = _random(masked=True)
+    prediction.requires_grad_()
+    MeanAbsoluteError()(Reconstruction.of_values(prediction), target).sum().backward()
+    assert torch.equal(prediction.grad.any(-1), target.mask)
+
+
+def test_absolute_errors_need_measured_values():
+    with pytest.raises(ValueError, match="no values"):
+        MeanAbsoluteError()(Reconstruction.of_values(torch.zeros(1, 2, 1)), Samples(torch.zeros(2, 1)))
+
+
+# Super-resolution: clipped values, luminance, borders
+
+
+def _border_mask(shape, border, instances=2):
+    """Return a mask ``(B, N)`` that leaves out the border of an image."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[border : shape[0] - border, border : shape[1] - border] = True
+    return mask.flatten().expand(instances, -1)
+
+
+def _beyond(instances=2, shape=(20, 23), channels=3, border=0):
+    """Return predictions, some of them beyond [0, 1], and their target."""
+    prediction, target = _random(instances, shape[0] * shape[1], channels)
+    prediction = 1.4 * (0.6 * target.values + 0.4 * prediction) - 0.2
+    assert prediction.min() < 0
+    assert prediction.max() > 1
+    mask = _border_mask(shape, border, instances) if border else None
+    return prediction, target._replace(mask=mask)
+
+
+def _difference_in_luminance(prediction, target, instance, index):
+    """Return the weighted difference of the colours of a sample, as in the released code of LIIF."""
+    pairs = zip((65.738, 129.057, 25.064), prediction[instance, index], target.values[instance, index], strict=True)
+    return sum(weight / 256 * (float(a) - float(b)) for weight, a, b in pairs)
+
+
+@pytest.mark.parametrize("border", [0, 3])
+@pytest.mark.parametrize("luma", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_psnr_of_clipped_luminance_equals_a_loop(clip, luma, border):
+    prediction, target = _beyond(border=border)
+    compared = prediction.clamp(0, 1) if clip else prediction
+    expected = _naive_psnr(compared, target)
+    if luma:
+        errors = [
+            [_difference_in_luminance(compared, target, instance, index) ** 2 for index in _unmasked(target, instance)]
+            for instance in range(2)
+        ]
+        expected = [-10 * math.log10(sum(squares) / len(squares)) for squares in errors]
+    _assert_close(_measure(PSNR(clip=clip, luma=luma), prediction, target, (20, 23)), expected)
+
+
+@pytest.mark.parametrize("luma", [False, True])
+def test_the_ssim_of_clipped_luminance_leaves_out_the_border(luma):
+    prediction, target = _beyond(border=4)
+    inner = [
+        part.unflatten(1, (20, 23))[:, 4:-4, 4:-4].flatten(1, 2) for part in (prediction.clamp(0, 1), target.values)
+    ]
+    if luma:
+        weights = torch.tensor([65.738, 129.057, 25.064]) / 256
+        inner = [(part * weights).sum(-1, keepdim=True) for part in inner]
+    expected = [_naive_ssim(*(part[i] for part in inner), (12, 15)) for i in range(2)]
+    _assert_close(_measure(SSIM(clip=True, luma=luma), prediction, target, (20, 23)), expected)
+
+
+def test_the_ssim_is_nan_if_the_border_leaves_less_than_a_window():
+    prediction, target = _beyond(border=5)
+    assert _measure(SSIM(), prediction, target, (20, 23)).isnan().all()
+    assert _measure(SSIM(), prediction, target._replace(mask=torch.zeros(2, 460).bool()), (20, 23)).isnan().all()
+
+
+def test_values_are_clipped_on_request_only():
+    target = _samples(torch.ones(1, 4, 1))
+    over = torch.full((1, 4, 1), 2.0)
+    assert _measure(PSNR(clip=True), over, target).item() == pytest.approx(120)
+    assert _measure(PSNR(), over, target).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_luminance_of_grey_images_is_their_values():
+    values = torch.rand(2, 5, 1)
+    assert luminance(values) is values
+    assert luminance(torch.ones(1, 1, 3)).item() == pytest.approx(219.859 / 256)
+    prediction, target = _random(channels=1)
+    assert torch.equal(_measure(PSNR(luma=True), prediction, target), _measure(PSNR(), prediction, target))

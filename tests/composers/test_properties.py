@@ -15,17 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 import composers
 from composers import Composer, Refinement
+from composers.checkpoint import state_data, stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, read_code, steps_taken
 from composers.rendering import PointRenderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.configuration import load_layers
-from datamodules.domain import Grid
+from datamodules.domain import CellGrid, Grid
 from datamodules.spec import DataSpec, declared
 from datamodules.tiles import whole
 from modalities import Images
 
 SHAPE = (8, 8)
 SPEC = DataSpec(Grid.unit(2), 3, (3, *SHAPE), Images(), num_instances=12)
+SPECS = {"LIIF": SPEC._replace(domain=CellGrid.unit(2), scales=(1.0, 4.0))}  # of presets for other data, by class
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 3},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
@@ -36,6 +38,8 @@ SIZES = {  # arguments of parts, by class
     "PatchCodes": {"code_dim": 6, "num_clusters": 4, "num_blocks": 1, "kernel_size": 3, "mlp_ratio": 1},
     "Transformer": {"embed_dim": 12, "num_blocks": 2, "num_heads": 3, "residual_dropout": 0.0},
     "Functa": {"latent_dim": 6},
+    "LocalMLP": {"feature_dim": 6, "hidden_dim": 8, "num_hidden": 2},
+    "EDSR": {"width": 6, "num_blocks": 1},
 }
 PRESETS = {
     name: kind
@@ -55,16 +59,21 @@ MODELS = {path.stem: _model(path) for folder in FOLDERS for path in sorted(folde
 SUBJECTS = [name for name, model in MODELS.items() if "class_path" in model]
 
 
-def _tiny(part):
+def _spec(name):
+    """Return the specification of the data of a YAML."""
+    return SPECS.get(MODELS[name]["class_path"].rpartition(".")[2], SPEC)
+
+
+def _tiny(part, spec):
     """Return the config of a part with small sizes, and with what it takes from the data."""
     if not isinstance(part, dict):
         return part
     if "class_path" not in part:
-        return {name: _tiny(value) for name, value in part.items()}
+        return {name: _tiny(value, spec) for name, value in part.items()}
     kind = pkgutil.resolve_name(part["class_path"])
-    arguments = {name: _tiny(value) for name, value in part.get("init_args", {}).items()}
+    arguments = {name: _tiny(value, spec) for name, value in part.get("init_args", {}).items()}
     arguments |= SIZES.get(kind.__name__, {})
-    arguments |= {name: of(SPEC) for name, of in declared(kind).items()}
+    arguments |= {name: of(spec) for name, of in declared(kind).items()}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
     return {"class_path": part["class_path"], "init_args": plain}
 
@@ -72,17 +81,18 @@ def _tiny(part):
 def _build(name):
     """Return the tiny composer of a YAML, in evaluation mode, with disturbed biases."""
     torch.manual_seed(0)
-    composer = composers.build(_tiny(MODELS[name])).eval()
-    for name, parameter in composer.network.named_parameters():
-        if "bias" in name:
+    spec = _spec(name)
+    composer = state_data(composers.build(_tiny(MODELS[name], spec)), spec).eval()
+    for key, parameter in composer.network.named_parameters():
+        if "bias" in key:
             torch.nn.init.normal_(parameter, std=0.3)
     return composer
 
 
-def _batch(instances=slice(None)):
-    """Return some of four training images."""
+def _batch(composer, instances=slice(None)):
+    """Return some of four training images, with coordinates of the domain of a composer."""
     signal = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(1))[instances]
-    samples = Samples(Grid.unit(2).coords(SHAPE), signal.flatten(2).mT)
+    samples = Samples(stated_domain(composer).coords(SHAPE), signal.flatten(2).mT)
     index = torch.tensor([5, 0, 7, 2])[instances]
     return CoordinateBatch(Observation(signal, samples, index), samples, SHAPE, [f"image {i}" for i in index.tolist()])
 
@@ -103,10 +113,10 @@ def _encode(composer, pixels, refinement=None):
     """Return the code of an image at its own size."""
     refinement = refinement or composer.refinement
     signal = pixels[None].float() / 255
-    observation = Observation(signal, Samples(Grid.unit(2).coords(SHAPE), signal.flatten(2).mT))
+    domain = stated_domain(composer)
+    observation = Observation(signal, Samples(domain.coords(SHAPE), signal.flatten(2).mT))
     latents, layout = encoded(composer, [observation], refinement), composer.layout(observation)
     facts = steps_taken(composer, refinement.steps)
-    domain = Grid.unit(2)
     return InstanceCode(latents, [whole(SHAPE)], SHAPE, fingerprint(composer), "", facts, domain=domain, layout=layout)
 
 
@@ -147,18 +157,25 @@ def test_a_code_file_round_trips(composer, pixels, tmp_path):
 def test_a_decoded_code_equals_the_rendered_latents(composer, pixels):
     code = _encode(composer, pixels)
     with torch.no_grad():
-        values = composer.render(composer.compose(code.latents, code.layout), Grid.unit(2).coords(SHAPE))[0]
+        values = composer.render(composer.compose(code.latents, code.layout), code.domain.coords(SHAPE))[0]
     torch.testing.assert_close(_decoded(composer, code).flatten(0, 1), values, atol=1e-5, rtol=0)
 
 
 def test_decoding_at_three_times_the_size_agrees_at_shared_centres(composer, pixels):
     code = _encode(composer, pixels)
-    enlarged = _decoded(composer, code, tuple(3 * size for size in SHAPE))
-    torch.testing.assert_close(enlarged[1::3, 1::3], _decoded(composer, code), atol=1e-4, rtol=0)
+    enlarged, values = _decoded(composer, code, tuple(3 * size for size in SHAPE)), _decoded(composer, code)
+    if isinstance(code.domain, CellGrid):  # the size of a query is an input
+        assert (enlarged[1::3, 1::3] - values).abs().max() > 1e-3
+        places, sizes = code.domain.coords([3 * size for size in SHAPE]), code.domain.coords(SHAPE)[:1, 2:]
+        with torch.no_grad():
+            field = composer.compose(code.latents, code.layout)
+            enlarged = composer.render(field, torch.cat((places[:, :2], sizes.expand(len(places), -1)), dim=1))[0]
+        enlarged = enlarged.unflatten(0, [3 * size for size in SHAPE])
+    torch.testing.assert_close(enlarged[1::3, 1::3], values, atol=1e-4, rtol=0)
 
 
 def test_thirty_refinement_steps_do_not_raise_the_loss(composer):
-    batch = _batch()
+    batch = _batch(composer)
     with torch.no_grad():
         predicted = composer.encode(batch.observation)
     layout = composer.layout(batch.observation)
@@ -175,17 +192,21 @@ def test_thirty_refinement_steps_do_not_raise_the_loss(composer):
 def test_permuting_instances_permutes_outputs(composer):
     order = [2, 0, 3, 1]
     with torch.no_grad():
-        evaluation, permuted = (composer._evaluate(_batch(instances), "predict") for instances in (slice(None), order))
+        evaluation, permuted = (
+            composer._evaluate(_batch(composer, instances), "predict") for instances in (slice(None), order)
+        )
         for step, values in evaluation["values"].items():
             torch.testing.assert_close(permuted["values"][step], values[order], atol=1e-4, rtol=0)
         composer.train()
-        trained, permuted = (composer.encode(_batch(instances).observation) for instances in (slice(None), order))
+        trained, permuted = (
+            composer.encode(_batch(composer, instances).observation) for instances in (slice(None), order)
+        )
         for name, latent in trained.items():
             torch.testing.assert_close(permuted[name], latent[order], atol=1e-5, rtol=0)
 
 
 def test_chunked_equals_unchunked(composer):
-    batch = _batch()
+    batch = _batch(composer)
     with torch.no_grad():
         composer.renderer = PointRenderer(chunk_size=None)
         unchunked = composer(batch.observation, batch.query.coords)
@@ -207,7 +228,7 @@ class _TrainingLoss(torch.nn.Module):
 
     def forward(self, instances):
         """Return the mean loss of some instances."""
-        return self.composer._evaluate(_batch(instances), "train")["losses"].mean()
+        return self.composer._evaluate(_batch(self.composer, instances), "train")["losses"].mean()
 
 
 def _gradients(composer):

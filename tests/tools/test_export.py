@@ -25,9 +25,9 @@ from torch.nn import functional
 
 import composers
 import composers.networks
-from composers import Composer, Functa, LearnedInit, MetaIPC, TransformerIPC
-from composers.checkpoint import stated_domain
-from composers.encoders import Patches, PerToken, Transformer, ViewPatches, WeightTokens
+from composers import LIIF, Composer, Functa, LearnedInit, MetaIPC, TransformerIPC
+from composers.checkpoint import state_data, stated_domain
+from composers.encoders import EDSR, Patches, PerToken, Transformer, ViewPatches, WeightTokens
 from composers.inference import GradientSteps, Hypernetwork, LearnedCode, LearnedStart
 from composers.latents import Direct, Layout, LowRank
 from composers.networks import (
@@ -36,6 +36,7 @@ from composers.networks import (
     CosineFeatures,
     Encoding,
     IdentityEncoding,
+    LocalMLP,
     Sine,
     TensorSpec,
 )
@@ -351,6 +352,41 @@ def test_a_layout_that_is_unknown_is_refused(super_resolver):
     unknown = Composer(FeatureMap(), Direct(), LearnedStart())
     with pytest.raises(ValueError, match="take the sizes of their -1 axes from the signal, whose grid is None"):
         export_decoder(unknown, shape=[8, 12])
+
+
+LTE = {"features": "fourier", "clip_cells": True, "max_scale": 4.0}
+
+
+@pytest.mark.parametrize(
+    "features", [{"skip": "bilinear"}, pytest.param(LTE | {"skip": "bilinear"}, marks=pytest.mark.slow)], ids=str
+)
+def test_local_networks_are_exported_for_maps_of_a_size(tmp_path, features):
+    composer = LIIF(LocalMLP(4, 3, 6, 8, 2, **features), EDSR((3, -1, -1), width=6, num_blocks=1)).eval()
+    torch.nn.init.normal_(composer.network.last.weight)  # zero before training
+    state_data(composer, DataSpec(CellGrid.unit(2), 3, (3, 4, 4), Modality()))
+    differences = export(composer, tmp_path, onnx="features" in features, shape=(5, 7))
+    assert max(differences.values()) < 1e-5
+    programs = _read(tmp_path)
+    for batch_size, num_coords in SIZES:
+        signal, coords = torch.rand(batch_size, 3, 5, 7), torch.rand(num_coords, 4) - 0.5
+        latents, values = _expected(composer, signal, coords)
+        assert list(latents) == ["map", "image"]
+        actual = programs["encoder"](signal)
+        for name, latent in latents.items():
+            torch.testing.assert_close(actual[name], latent, **CLOSE)
+        torch.testing.assert_close(programs["decoder"](latents, coords), values, **CLOSE)
+    description = json.loads((tmp_path / "export.json").read_text())
+    assert description["domain"] == CellGrid.unit(2).config()
+    assert Layout.from_config(description["layout"]) == Layout((5, 7), (5, 7))
+
+
+def test_local_networks_for_maps_of_any_size_are_refused():
+    composer = LIIF(LocalMLP(4, 3, 6, 8), EDSR((3, -1, -1), width=6, num_blocks=1))
+    state_data(composer, DataSpec(CellGrid.unit(2), 3, (3, 4, 4), Modality()))
+    with pytest.raises(
+        ValueError, match=r'shape is None; .* sizes \[-1, -1\], where -1 is open: state all .*"\[178, 178\]"'
+    ):
+        export_decoder(composer)
 
 
 # Coordinates of the comparison

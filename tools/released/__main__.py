@@ -1,4 +1,4 @@
-"""Convert a released checkpoint of IPC or TransINR into a checkpoint for composers.load."""
+"""Convert a released checkpoint of IPC, TransINR or LIIF into a checkpoint for composers.load."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import yaml
 from composers.base import Composer
 from composers.checkpoint import save
 from datamodules.storage.files import written_whole
-from tools.released import from_released, from_trans_inr
+from tools.released import from_liif, from_released, from_trans_inr
 
 _UNSAFE = (
     "it contains an object of class {}, and only tensors and plain data are loaded, never code. In the environment that wrote "
     'it, run torch.save({{"state_dict": torch.load(path)["state_dict"]}}, new_path), with "state_dict_ema" for --ema or '
-    '"model" for trans-inr; then convert new_path, for ginr-ipc with --config.'
+    '"model" for trans-inr and liif; then convert new_path, for ginr-ipc with --config.'
 )
 
 
@@ -32,7 +32,9 @@ def main(args: list[str] | None = None) -> None:
     """
     parser = ArgumentParser("python -m tools.released", description=__doc__)
     parser.add_argument(
-        "src", type=Path, help="epoch{N}_model.pt of kakaobrain/ginr-ipc or epoch-{N}.pth of yinboc/trans-inr"
+        "src",
+        type=Path,
+        help="epoch{N}_model.pt of kakaobrain/ginr-ipc, or epoch-{N}.pth of yinboc/trans-inr or yinboc/liif",
     )
     parser.add_argument("dst", type=Path, help="checkpoint to write")
     parser.add_argument(
@@ -92,16 +94,16 @@ def _read(path: Path) -> dict[str, Any]:
 def _composer(
     content: Mapping[str, Any], src: Path, config: Path | None, ema: bool, views: int | None, size: int | None
 ) -> Composer:
-    """Return the composer equivalent to the content of a checkpoint of ginr-ipc or trans-inr."""
+    """Return the composer equivalent to the content of a checkpoint of ginr-ipc, trans-inr or liif."""
     if "composer" in content:
         raise ValueError("it is already a checkpoint of this software: load it with composers.load.")
     if isinstance(content.get("model"), Mapping):
         if config or ema or size is not None:
             raise ValueError(
-                "it is a checkpoint of yinboc/trans-inr, with its own config and no moving average: leave --config, --ema "
-                "and --size out."
+                "it is a checkpoint of yinboc/trans-inr or yinboc/liif, with its own config and no moving average: leave "
+                "--config, --ema and --size out."
             )
-        return from_trans_inr(content["model"], views)
+        return _self_described(content["model"], views)
     if views is not None:
         raise ValueError(
             "it is a checkpoint of kakaobrain/ginr-ipc, whose config has the number of views: leave --views out."
@@ -109,10 +111,24 @@ def _composer(
     key = "state_dict_ema" if ema else "state_dict"
     if not isinstance(content.get(key), Mapping):
         raise ValueError(
-            f"it has no {key}, only {', '.join(map(str, content))}: pass a checkpoint of ginr-ipc or trans-inr, and --ema only "
-            "if a moving average was saved."
+            f"it has no {key}, only {', '.join(map(str, content))}: pass a checkpoint of ginr-ipc, trans-inr or liif, and "
+            "--ema only if a moving average was saved."
         )
     return from_released(content[key], _arch(config or src.parent / "config.yaml"), size)
+
+
+def _self_described(model: Mapping[str, Any], views: int | None) -> Composer:
+    """Return the composer equivalent to a model with its own config, of trans-inr or liif."""
+    name = model.get("name")
+    if name == "trans_inr":
+        return from_trans_inr(model, views)
+    if name != "liif":
+        raise ValueError(
+            f"its model is {name!r}; supported: 'trans_inr' of yinboc/trans-inr and 'liif' of yinboc/liif."
+        )
+    if views is not None:
+        raise ValueError("it is a checkpoint of yinboc/liif, a model of images: leave --views out.")
+    return from_liif(model)
 
 
 def _arch(path: Path) -> Mapping[str, Any]:

@@ -26,15 +26,14 @@ def fill(composer: Composer, weights: Mapping[str, Tensor], names: Mapping[str, 
         ValueError: If a weight is missing, unknown or has another shape.
     """
     network = composer.network
-    assert isinstance(network, CoordinateMLP)  # of every released model
-    source, current = _Source(weights, names), composer.state_dict()
-    converted = _layers(network, source)
-    converted |= {
-        name: _joined(source, name, weight.shape) for name, weight in current.items() if name not in converted
-    }
-    source.finish()
-    composer.load_state_dict({name: converted[name] for name in current})  # IPC files contain unused base weights
-    return composer.eval()
+    assert isinstance(network, CoordinateMLP)  # of IPC and TransINR
+    source = _Source(weights, names)
+    return _loaded(composer, source, _layers(network, source))
+
+
+def fill_by_name(composer: Composer, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> Composer:
+    """Load released weights into a composer whose coordinate network has the layers of the released one, as `fill` does."""
+    return _loaded(composer, _Source(weights, names), {})
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -91,6 +90,17 @@ class _Source:
                 + "\n  ".join(lines)
                 + "\nUse the config that was saved with them."
             )
+
+
+def _loaded(composer: Composer, source: _Source, converted: dict[str, Tensor]) -> Composer:
+    """Load weights that are converted and the others of a source, and return the composer in evaluation mode."""
+    current = composer.state_dict()
+    converted |= {
+        name: _joined(source, name, weight.shape) for name, weight in current.items() if name not in converted
+    }
+    source.finish()
+    composer.load_state_dict({name: converted[name] for name in current})  # IPC files contain unused base weights
+    return composer.eval()
 
 
 def _layers(network: CoordinateMLP, source: _Source) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from composers.encoders import Features, Patches, PerToken, Transformer, WeightTokens
+from composers.encoders import EDSR, Features, Patches, PerToken, TokenMap, Transformer, WeightTokens
 from composers.latents import Layout, PatchMixture
 from composers.networks import TensorSpec
 
@@ -219,3 +219,62 @@ def test_readouts_without_a_projection_keep_their_parameters(readout):
     before = {name: value.clone() for name, value in readout.state_dict().items()}
     readout.initialize(PatchMixture(torch.rand(1, 4), torch.rand(1, 4, 3), torch.ones(3)))
     assert all(torch.equal(value, before[name]) for name, value in readout.state_dict().items())
+
+
+# The feature map
+
+
+def _token_map(latents):
+    """Return `TokenMap`, connected to a convolutional encoder of 4 channels, and the encoder."""
+    encoder, readout = EDSR((3, -1, -1), width=4, num_blocks=1), TokenMap()
+    readout.connect(encoder, latents)
+    return readout, encoder
+
+
+@torch.no_grad()
+def test_the_tokens_are_the_map():
+    readout, encoder = _token_map(_specs(map=(4, -1, -1), image=(3, -1, -1)))
+    images = torch.rand(2, 3, 5, 7)
+    latents = readout(encoder(images))
+    assert list(latents) == ["map", "image"]
+    assert torch.equal(latents["map"], encoder.features(2 * images - 1))
+    assert latents["image"] is images
+
+
+@torch.no_grad()
+def test_the_image_is_passed_on_only_as_a_latent():
+    readout, encoder = _token_map(_specs(map=(4, -1, -1)))
+    assert list(readout(encoder(torch.rand(2, 3, 5, 7)))) == ["map"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"patterns_1": (4, 5)}, "TokenMap returns latents map and image; this parametrization has .*LocalMLP"),
+        ({"image": (3, -1, -1)}, "TokenMap returns latents map and image"),
+        ({"map": (4, -1, -1), "scales": (4,)}, "TokenMap returns latents map and image"),
+        ({"map": (5, -1, -1)}, "The latent map has 5 channels, and the encoder returns 4: set feature_dim"),
+        ({"map": (4, -1, -1), "image": (1, -1, -1)}, "The latent image has 1 channels, and the signal has 3"),
+    ],
+    ids=str,
+)
+def test_latents_other_than_a_map_are_rejected(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        _token_map(_specs(**shapes))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        Features(torch.zeros(1, 6, 4), None, torch.zeros(1, 3, 2, 3)),
+        Features(torch.zeros(1, 6, 4), (2, 3)),
+        Features(torch.zeros(1, 6, 4), (2, 3), torch.zeros(1, 3, 4, 6)),
+    ],
+    ids=["no grid", "no signal", "coarser"],
+)
+def test_tokens_other_than_those_of_pixels_are_rejected(features):
+    readout, _ = _token_map(_specs(map=(4, -1, -1)))
+    with pytest.raises(
+        ValueError, match=r"TokenMap needs one token per sample of the signal; .* use encoder EDSR or RDN"
+    ):
+        readout(features)
