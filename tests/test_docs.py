@@ -17,6 +17,7 @@ import datamodules
 from composers import encoders, inference, latents, losses, networks, rendering
 from composers.metrics import InstanceMetric
 from composers.training import schedules
+from datamodules.images.base import ImageSet
 
 PACKAGES = ("application", "benchmarks", "callbacks", "composers", "datamodules", "modalities", "studies", "tools")
 REMOVED = (
@@ -86,6 +87,7 @@ def _subclasses(*bases):
 PARTS = {
     "model": _subclasses(composers.Composer),
     "data": _subclasses(datamodules.CoordinateDataModule) | set(datamodules.data_sets()),
+    "images": _subclasses(ImageSet),
     "network": _subclasses(networks.CoordinateNetwork),
     "encoding": _subclasses(networks.Encoding),
     "activation": _subclasses(networks.Activation),

@@ -208,16 +208,49 @@ class GradedPairs(Dataset[Pair]):
         Raises:
             ValueError: If the image is smaller than its target.
         """
-        image = self.images[index]
-        values = grey(image.values) if self.channels == 1 else image.values
-        side, target = min(values.shape[1:]), round(self.size * graded_scale(self.scales, index, len(self)))
-        if side < target:
-            raise ValueError(_too_small(image.name, tuple(values.shape[1:]), self.size, target / self.size))
-        top, left = ((extent - side) // 2 for extent in values.shape[1:])
-        square = values[:, top : top + side, left : left + side].contiguous()
-        small = self.degradation(square, (self.size, self.size), generator_at(0, "degradation", image.name))
-        large = resized(square, (target, target))
-        return Pair(small, large, _ALL, torch.tensor([target, target]), target / self.size, image.name)
+        scale = graded_scale(self.scales, index, len(self))
+        return _square_pair(self.images[index], self.size, scale, self.degradation, self.channels)
+
+
+class SquarePairs(Dataset[Pair]):
+    """Whole square images of one low resolution at fixed scales, for evaluation: all images at the first scale, then the next.
+
+    The square is resized to ``scale`` times ``size``, so that models observe images of the size that they are trained on.
+
+    Args:
+        images: The images.
+        size: Pixels along each side of the low resolution.
+        scales: The scales.
+        degradation: Makes the low resolution.
+        channels: 3 for colours, 1 for grey.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[Signal],
+        size: int,
+        scales: Sequence[float],
+        degradation: Degradation,
+        channels: int = 3,
+    ) -> None:
+        self.images, self.size, self.scales, self.degradation = images, size, tuple(scales), degradation
+        self.channels = channels
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return length_of(self.images) * len(self.scales)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Return pair ``index``.
+
+        Raises:
+            ValueError: If the image is smaller than its target.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} pairs")
+        scale, place = self.scales[index // length_of(self.images)], index % length_of(self.images)
+        pair = _square_pair(self.images[place], self.size, scale, self.degradation, self.channels)
+        return pair._replace(scale=scale, name=f"{pair.name}-x{scale:g}")
 
 
 class Repeated(Dataset[Signal]):
@@ -279,3 +312,20 @@ def _too_small(name: str, shape: tuple[int, ...], size: int, scale: float) -> st
         f"The image {name} has {shape[0]} x {shape[1]} pixels; size {size} at scale {scale:g} takes {side} x {side}: lower "
         "size or scales, or remove the image."
     )
+
+
+def _square_pair(image: Signal, size: int, scale: float, degradation: Degradation, channels: int) -> Pair:
+    """Return the central square of an image at ``size`` pixels and, resized, at ``scale`` times as many.
+
+    Raises:
+        ValueError: If the image is smaller than the larger square.
+    """
+    values = grey(image.values) if channels == 1 else image.values
+    side, target = min(values.shape[1:]), round(size * scale)
+    if side < target:
+        raise ValueError(_too_small(image.name, tuple(values.shape[1:]), size, target / size))
+    top, left = ((extent - side) // 2 for extent in values.shape[1:])
+    square = values[:, top : top + side, left : left + side].contiguous()
+    small = degradation(square, (size, size), generator_at(0, "degradation", image.name))
+    large = resized(square, (target, target))
+    return Pair(small, large, _ALL, torch.tensor([target, target]), target / size, image.name)

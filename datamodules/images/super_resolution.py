@@ -24,6 +24,7 @@ from datamodules.images.pairs import (
     PairCrop,
     PairDraw,
     Repeated,
+    SquarePairs,
     check_shapes,
     length_of,
 )
@@ -92,8 +93,9 @@ class SuperResolution(CoordinateDataModule):
         scales: Smallest and largest scale in training, at least 1.
         num_queries: Pixels of the high resolution that a training step draws per image.
         repeat: How often an epoch takes each image.
-        crop: Whether to train on crops with random scales; otherwise on whole squares with a fixed scale each, which grows from
-            image to image (CelebA-HQ in the paper).
+        crop: Whether to train on crops with random scales, and to evaluate whole images; otherwise on central squares, resized
+            to ``size`` and to a fixed scale each, which grows from image to image (CelebA-HQ in the paper). Evaluation then
+            takes such squares at its own scales.
         symmetries: Random symmetries in training: ``all`` eight of the square, ``mirror`` left and right, or ``none``.
         augment: Further random changes of training crops; none if None.
         degradation: Makes the low resolution; `Bicubic`, as published, if None.
@@ -196,9 +198,11 @@ class SuperResolution(CoordinateDataModule):
             return Repeated(WrappedImages(images), self.repeat, self.channels)
         return GradedPairs(WrappedImages(images), self.size, self.scales, self.degradation, self.channels)
 
-    def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> FixedPairs:
+    def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> Dataset[Pair]:
         """Return the items of an evaluation split."""
         scales = self.val_scales if split == "val" else self.test_scales
+        if not self.crop:
+            return SquarePairs(WrappedImages(images), self.size, scales, self.degradation, self.channels)
         native = cast(NativeImages, self.images)
         found = {scale: native.low_resolution_images(split, scale) for scale in scales}
         published = {scale: small for scale, small in found.items() if small is not None}
