@@ -123,7 +123,8 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         self.ranges = tuple((float(low), float(high)) for low, high in bounds)
         if coord_dim not in (len(bounds), 2 * len(bounds)) or any(low >= high for low, high in self.ranges):
             raise ValueError(
-                f"ranges is {ranges} and coord_dim {coord_dim}: give a lower and an upper bound for every dimension."
+                f"ranges is {ranges} and coord_dim {coord_dim}: give a lower and an upper bound for every dimension, or for "
+                "every position of positions with sizes."
             )
         sizes = patch_sizes(patch_size, len(bounds))
         if hidden_dim < 2 * value_dim or rank < value_dim:
