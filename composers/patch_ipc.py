@@ -30,7 +30,7 @@ class PatchIPC(Composer):
     """
 
     def __init__(self, network: PatchwiseMLP, encoder: Encoder, codes: PatchCodes | None = None, **kwargs: Any) -> None:
-        patch_size = patch_sizes(getattr(encoder, "patch_size", network.patch_size), network.coord_dim)
+        patch_size = patch_sizes(getattr(encoder, "patch_size", network.patch_size), len(network.patch_size))
         if patch_size != network.patch_size:
             raise ValueError(
                 f"patch_size of the encoder is {patch_size}, of the network {network.patch_size}: set the same."

@@ -7,6 +7,7 @@ from composers.latents.low_rank import LowRank
 from composers.latents.mixture import PatchMixture
 from composers.latents.parametrization import Parametrization
 from composers.latents.patch_codes import PatchCodes
+from composers.latents.patch_patterns import PatchPatterns
 from composers.latents.shifts import Shifts
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Parametrization",
     "PatchCodes",
     "PatchMixture",
+    "PatchPatterns",
     "Shifts",
     "lerp",
     "module_key",

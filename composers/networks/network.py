@@ -37,6 +37,7 @@ class PatchSpec(NamedTuple):
         output_offset: What the network adds to its output.
         linear_patterns: Return the patterns ``(P, I, R)`` for each of which the initial network, without ``output_offset``,
             yields 1 at one value of a patch, flattened channel by channel, and 0 at the others.
+        image_channels: Channels of the observed image that the network adds, interpolated; 0 if it adds none.
     """
 
     size: tuple[int, ...]
@@ -44,6 +45,7 @@ class PatchSpec(NamedTuple):
     pattern_shape: tuple[int, int]
     output_offset: float
     linear_patterns: Callable[[], Tensor]
+    image_channels: int = 0
 
 
 class FreeNetwork(NamedTuple):

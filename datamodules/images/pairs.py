@@ -52,6 +52,7 @@ class PairCrop:
         scales: Range of the scale, which is uniform.
         degradation: Makes the low resolution.
         augment: Random changes of the crop of the high resolution; none if None.
+        channels: 3 for colours, 1 for grey.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class PairCrop:
         scales: tuple[float, float],
         degradation: Degradation,
         augment: ImageAugmentation | None = None,
+        channels: int = 3,
     ) -> None:
         self.size, self.scales, self.degradation, self.augment = size, scales, degradation, augment
+        self.channels = channels
 
     def __call__(self, item: Signal, generator: torch.Generator) -> Pair:
         """Return a pair of a crop of ``item`` with all pixels of the high resolution.
@@ -77,7 +80,8 @@ class PairCrop:
         scale = low + (high - low) * torch.rand((), generator=generator).item()
         side = min(round(self.size * scale), rows, columns)
         top, left = (int(torch.randint(extent - side + 1, (), generator=generator)) for extent in (rows, columns))
-        crop = item._replace(values=item.values[:, top : top + side, left : left + side])
+        values = item.values[:, top : top + side, left : left + side]
+        crop = item._replace(values=grey(values) if self.channels == 1 else values)
         if self.augment is not None:
             crop = self.augment(crop, generator)
         small = self.degradation(crop.values.contiguous(), (self.size, self.size), generator)
@@ -260,11 +264,10 @@ class Repeated(Dataset[Signal]):
     Args:
         images: The images.
         times: How often each is returned.
-        channels: 3 for colours, 1 for grey.
     """
 
-    def __init__(self, images: Dataset[Signal], times: int, channels: int = 3) -> None:
-        self.images, self.times, self.channels = images, times, channels
+    def __init__(self, images: Dataset[Signal], times: int) -> None:
+        self.images, self.times = images, times
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -272,8 +275,7 @@ class Repeated(Dataset[Signal]):
 
     def __getitem__(self, index: int) -> Signal:
         """Return image ``index`` modulo the number of images."""
-        item = self.images[index % length_of(self.images)]
-        return item._replace(values=grey(item.values)) if self.channels == 1 else item
+        return self.images[index % length_of(self.images)]
 
 
 def graded_scale(scales: tuple[float, float], index: int, count: int) -> float:

@@ -151,7 +151,7 @@ class SuperResolution(CoordinateDataModule):
         self.val_scales, self.test_scales = tuple(map(float, val_scales)), tuple(map(float, test_scales))
         self.border, self.channels = border, channels
         draw = PairDraw(num_queries, symmetries)
-        cut = PairCrop(size, self.scales, self.degradation, augment)
+        cut = PairCrop(size, self.scales, self.degradation, augment, channels)
         self.augmentation = cast(
             Augmentation, Chain(cast(Augmentation, cut), cast(Augmentation, draw)) if crop else draw
         )
@@ -195,7 +195,7 @@ class SuperResolution(CoordinateDataModule):
         """Return the items of the training split."""
         check_shapes(images, self.size, self.scales, graded=not self.crop)
         if self.crop:
-            return Repeated(WrappedImages(images), self.repeat, self.channels)
+            return Repeated(WrappedImages(images), self.repeat)
         return GradedPairs(WrappedImages(images), self.size, self.scales, self.degradation, self.channels)
 
     def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> Dataset[Pair]:

@@ -121,6 +121,27 @@ def test_experiments_on_photographs_share_data_and_model():
     assert folder["data"]["init_args"]["images"]["class_path"].endswith(".ImageFolder")
 
 
+def test_ipc_on_feature_maps_shares_encoder_data_and_training_with_liif():
+    base, other = _parsed("experiments/photos_liif"), _parsed("experiments/photos_liif_ipc")
+    assert other["data"] == base["data"]
+    liif, ipc = base["model"]["init_args"], other["model"]["init_args"]
+    assert ipc["start"]["init_args"]["encoder"] == liif["encoder"]
+    for key in ("optimizer", "scheduler", "metrics"):
+        assert ipc[key] == liif[key]
+    assert ipc["loss"]["class_path"].endswith(".MeanAbsoluteError")  # the default of LIIF
+    for key in ("max_epochs", "gradient_clip_val", "precision"):
+        assert other["trainer"][key] == base["trainer"][key]
+    assert ipc["network"]["init_args"]["skip"] == liif["network"]["init_args"]["skip"] == "bilinear"
+    (first, _, _), (second, _, _) = (
+        cost.build(EXPERIMENTS / f"{name}.yaml") for name in ("photos_liif", "photos_liif_ipc")
+    )
+    assert second.network.max_scale == first.network.max_scale == 4
+    encoders = [composer.start.encoder.state_dict() for composer in (first, second)]
+    assert {key: value.shape for key, value in encoders[0].items()} == {
+        key: value.shape for key, value in encoders[1].items()
+    }
+
+
 def _images(folder, count, size):
     """Write images of noise."""
     folder.mkdir(parents=True)

@@ -224,7 +224,7 @@ def test_linear_patterns_of_long_patches_are_well_conditioned(overlap):
         ({"hidden_dim": 5}, "hidden_dim is 5 and rank 16; with 3 channels they must be at least 6 and 3"),
         ({"rank": 2}, "rank 2"),
         ({"overlap": 0.6}, r"overlap is 0\.6; it must lie in \[0, 0\.5\]"),
-        ({"ranges": [[-1, 1]]}, "give a lower and an upper bound for every dimension"),
+        ({"ranges": [[-1, 1]] * 3}, "give a lower and an upper bound for every dimension"),
         ({"ranges": [[-1, 1], [1, 0]]}, "give a lower and an upper bound for every dimension"),
     ],
     ids=str,
