@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Signal
@@ -77,6 +77,24 @@ class WrappedImages(Dataset[Signal]):
             return self.images[index]
 
 
+def collate_pairs(pairs: list[Pair]) -> Pair:
+    """Collate pairs of one size into a batch.
+
+    Raises:
+        ValueError: If their sizes differ.
+    """
+    first = pairs[0]
+    for pair in pairs:
+        if (pair.low.shape, pair.high.shape) != (first.low.shape, first.high.shape):
+            sizes = [f"{item.name} has {item.high.shape[-2]} x {item.high.shape[-1]}" for item in (first, pair)]
+            raise ValueError(
+                f"eval_batch_size is {len(pairs)} or more, but images have different sizes ({', '.join(sizes)} pixels): set "
+                "eval_batch_size to 1."
+            )
+    batch: Pair = default_collate(pairs)
+    return batch
+
+
 class SuperResolution(CoordinateDataModule):
     """Pairs of a low and a high resolution of the images of any image data module, at arbitrary scales.
 
@@ -105,12 +123,14 @@ class SuperResolution(CoordinateDataModule):
         luma: Whether metrics compare the luminance of colour images, as on the benchmarks.
         channels: 3 for colours, 1 for grey images.
         batch_size: Instances per device and training step.
+        eval_batch_size: Instances per device in validation and test; above 1, all images must have the same size.
         num_workers: Number of worker processes; 0 loads in the main process.
 
     Raises:
         ValueError: If an argument is out of range, or ``images`` has no images at their own resolution.
     """
 
+    collate = staticmethod(collate_pairs)
     query_domain: ClassVar[Domain] = CellGrid.unit(2)
 
     def __init__(
@@ -130,9 +150,10 @@ class SuperResolution(CoordinateDataModule):
         luma: bool = False,
         channels: Literal[1, 3] = 3,
         batch_size: int = 16,
+        eval_batch_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=1, num_workers=num_workers)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers)
         _check_sizes(size, scales, num_queries, repeat, val_scales, test_scales)
         if not isinstance(images, NativeImages):
             raise ValueError(

@@ -16,7 +16,7 @@ from datamodules import CoordinateDataModule
 DATA_OPTIONS = {"batch_size", "eval_batch_size", "num_workers"}
 WITHOUT_ROOT = {"SamplePhotos", "SampleSpeech", "SuperResolution"}  # which contain bundled data or wrap others
 WITH_CACHE = {"CelebA", "DIV2K", "FFHQ", "ImageFolder", "ImageNette", "SRBenchmark"}
-ONE_BY_ONE = {"SuperResolution"}  # which evaluates images of different sizes
+FILES = (datamodules.ImageFiles, datamodules.LowResolutionFiles)  # of prediction
 COMPOSER_OPTIONS = {"network", "renderer", "loss", "metrics", "optimizer", "scheduler", "inner", "refinement"}
 
 
@@ -26,7 +26,7 @@ def _exported(package, base):
     return [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, base) and not inspect.isabstract(kind)]
 
 
-DATA = [kind for kind in _exported(datamodules, CoordinateDataModule) if kind is not datamodules.ImageFiles]
+DATA = [kind for kind in _exported(datamodules, CoordinateDataModule) if kind not in FILES]
 COMPOSERS = _exported(composers, Composer)
 
 
@@ -61,7 +61,6 @@ def test_data_modules_have_and_document_the_common_arguments(kind):
     options = _options(kind)
     expected = DATA_OPTIONS | (set() if kind.__name__ in WITHOUT_ROOT else {"root"})
     expected |= {"cache"} if kind.__name__ in WITH_CACHE else set()
-    expected -= {"eval_batch_size"} if kind.__name__ in ONE_BY_ONE else set()
     assert expected <= options.keys()
     assert [name for name, text in options.items() if not text] == []
 

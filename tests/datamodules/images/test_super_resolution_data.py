@@ -404,3 +404,17 @@ def test_unreadable_files_are_refused_or_skipped_with_a_message(folder, capsys):
 def test_a_missing_folder_is_named():
     with pytest.raises(ValueError, match="There is no folder nowhere"):
         _data(ImageFolder("nowhere"))
+
+
+def test_images_of_one_size_are_evaluated_together_and_others_refused():
+    same = SuperResolution(
+        FewImages([_noise(20, 30), _noise(20, 30, seed=1)]), size=SIZE, num_queries=9, test_scales=[2.0]
+    )
+    same.setup("test")
+    batch = same.to_coordinates(same.collate([same.test_set[0], same.test_set[1]]))
+    assert batch.observation.signal.shape == (2, 3, 10, 15)
+    assert batch.query.values.shape == (2, 600, 3)
+    others = SuperResolution(FewImages([_noise(20, 30), _noise(20, 32)]), size=SIZE, num_queries=9, test_scales=[2.0])
+    others.setup("test")
+    with pytest.raises(ValueError, match="set eval_batch_size to 1"):
+        others.collate([others.test_set[0], others.test_set[1]])
