@@ -20,6 +20,7 @@ from typing import cast
 
 import torch
 from jsonargparse import auto_cli
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -91,23 +92,25 @@ class Measurement:
     peak_mb: float
 
 
-def tiles(composer: Composer, image: Tensor, scale: int) -> None:
+def tiles(composer: Composer, image: Tensor, scale: int) -> Image.Image:
     """Enlarge in tiles."""
-    super_resolve(composer, image, scale=scale)
+    return super_resolve(composer, image, scale=scale)
 
 
-def whole(composer: Composer, image: Tensor, scale: int) -> None:
-    """Enlarge at once."""
+def whole(composer: Composer, image: Tensor, scale: int) -> Tensor:
+    """Return the values ``(N, C)`` of the result, computed at once."""
     coords = CellGrid.unit(2).coords([scale * extent for extent in image.shape[1:]])
-    composer(Observation(image.unsqueeze(0).float() / 255), coords)
+    values: Tensor = composer(Observation(image.unsqueeze(0).float() / 255), coords)
+    return values[0]
 
 
-def per_query(composer: Composer, image: Tensor, scale: int) -> None:
-    """Enlarge at once, with the first layer at every coordinate."""
+def per_query(composer: Composer, image: Tensor, scale: int) -> Tensor:
+    """Return the values ``(N, C)`` of the result, with the first layer at every coordinate."""
     network, first = cast(LocalMLP, composer.network), cast(UnfoldedFeatures, cast(LocalMLP, composer.network).first)
     latents = composer.encode(Observation(image.unsqueeze(0).float() / 255))
     features = functional.unfold(latents["map"], 3, padding=1)[0].mT.contiguous()
     height, width = image.shape[1:]
+    results = []
     observed = latents["image"][0].flatten(1).mT if network.skip else None
     for coords in CellGrid.unit(2).coords([scale * extent for extent in image.shape[1:]]).split(_CHUNK):
         around, values = cells_around(coords[:, :2], (height, width)), torch.zeros(1)
@@ -118,9 +121,15 @@ def per_query(composer: Composer, image: Tensor, scale: int) -> None:
                 hidden = torch.relu(layer(hidden))
             predicted = network.last(hidden) / 2 + (0.5 if observed is None else observed[index])
             values = values + predicted * weight.unsqueeze(-1)
+        results.append(values)
+    return torch.cat(results)
 
 
-METHODS: dict[str, Callable[[Composer, Tensor, int], None]] = {"tiles": tiles, "whole": whole, "per query": per_query}
+METHODS: dict[str, Callable[[Composer, Tensor, int], Tensor | Image.Image]] = {
+    "tiles": tiles,
+    "whole": whole,
+    "per query": per_query,
+}
 
 
 def measure(settings: SuperResolutionSettings, size: tuple[int, int], method: str) -> Measurement:

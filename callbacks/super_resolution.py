@@ -140,13 +140,15 @@ class ScaleTable(Callback):
             self.rows[name] = ScaleRow(scale, row)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, printed: bool) -> None:
-        """Log the means over the items of all processes; print and write them if ``printed``."""
+        """Log the means over the items of all processes; print and write them, with those of bicubic, if ``printed``."""
         rows = gather_rows(self.rows)
         means = scale_means(rows)
         for mean in means:
             suffix = "" if mean.scale is None else f"_x{mean.scale:g}"
             for key, pair in mean.means.items():
                 for prefix, value in zip(("", f"{BICUBIC}_"), pair, strict=True):
+                    if prefix and not printed:
+                        continue  # bicubic interpolation does not change in training
                     if prefix or suffix:  # without a scale, the mean of the model is logged already
                         pl_module.log(f"{stage}/{prefix}{key}{suffix}", torch.tensor(value), sync_dist=True)
         data, folder = data_of(trainer), output_folder(trainer) if printed else None

@@ -52,7 +52,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer
 
     Args:
         path: Path of a checkpoint written by ``cli.py fit``, `save` or ``python -m tools.released``; or the name of bundled
-            weights: ``photos_patch_ipc``, ``speech_patch_ipc`` or ``photos_ipc``.
+            weights: ``photos_patch_ipc``, ``speech_patch_ipc``, ``photos_liif`` or ``photos_ipc``.
         map_location: Device of the weights.
 
     Raises:

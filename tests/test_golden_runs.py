@@ -72,9 +72,22 @@ def test_the_bundled_weights_predict_as_well_as_they_say(name, tmp_path, monkeyp
     assert psnr == pytest.approx(BUNDLED[name], abs=0.01)
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.slow
+def test_the_bundled_super_resolution_exceeds_bicubic_as_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TESTS.parent / "weights" / "photos_liif" / "config.yaml"
+    callbacks = ["--trainer.callbacks+", "callbacks.super_resolution.ScaleTable"]
+    run("test", "--config", config, *callbacks, "--ckpt_path", "photos_liif")
+    [metrics] = Path("runs").glob("*/version_0/metrics.csv")
+    for scale, psnr in {2: 32.03, 3: 28.84, 4: 27.16, 6: 25.11, 8: 23.79}.items():
+        assert column(metrics, f"test/psnr_x{scale}") == [pytest.approx(psnr, abs=0.01)]
+        [bicubic] = column(metrics, f"test/bicubic_psnr_x{scale}")
+        assert psnr - bicubic > {2: 0.8, 3: 0.6, 4: 0.5}.get(scale, 0)
+
+
+@pytest.mark.parametrize("name", [*BUNDLED, "photos_liif"])
 def test_bundled_weights_are_small(name):
-    assert (TESTS.parent / "weights" / name / "weights.ckpt").stat().st_size < 8e6
+    assert (TESTS.parent / "weights" / name / "weights.ckpt").stat().st_size < (4e6 if name == "photos_liif" else 8e6)
 
 
 def _write(presets):

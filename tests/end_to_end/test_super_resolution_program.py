@@ -29,7 +29,7 @@ from datamodules.domain import CellGrid
 from datamodules.images.sample_photos import Photographs
 
 STEPS = 6  # per epoch: 24 photographs in batches of 4
-LIIF = [*tiny("super_resolution"), "--data.init_args.images.class_path=test_super_resolution_program.SmallPhotos"]
+LIIF = [*tiny("liif"), "--data.init_args.images.class_path=test_super_resolution_program.SmallPhotos"]
 IPC = [  # with the same encoder
     *("--config", REPOSITORY / "configs" / "experiments" / "photos_liif_ipc.yaml", *LIIF[2:]),
     *("--data.init_args.images.init_args.size=64", "--data.init_args.images.init_args.scales=[1.0]"),
