@@ -89,6 +89,11 @@ def add_shortcuts(parser: ArgumentParser) -> None:
             ]
             owners = ", ".join(dict.fromkeys(owner.name for owner, _ in shared))
             text = option.help if len({owner.name for owner, _ in shared}) == 1 else f"{option.help} (For {owners}.)"
+            text += "".join(
+                f" For {owner.task}: {other.help}"
+                for owner, other in shared
+                if owner.task and other.help != option.help
+            )
             _add(group, option._replace(kind=shared[0][1].kind, help=text))
     group = parser.add_argument_group("Options for all predictions")
     group.add_argument("--output", type=str, help="Output folder. Default: predictions.")
@@ -213,7 +218,7 @@ def _reason(name: str, modality: Modality, options: Sequence[tuple[Modality, Map
     """Return why an option does not apply to a modality."""
     owners = [other.name for other, declared in options if name in declared]
     if modality.task and (name in _COMMON or modality.name in owners):
-        return f"is no option for a model of {modality.task}"
+        return f"does not apply to {modality.task} models"
     return f"is an option for {owners[0]}, but the input is {modality.name}"
 
 

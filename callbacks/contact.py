@@ -118,7 +118,7 @@ class ContactFigure(Callback):
         metric, predicted = headline_metric(composer, modality), evaluation["values"][0]
         measured = {
             label: measure_values(values, batch, {"": metric})[""]
-            for label, values in (("bicubic", bicubic), ("ours", predicted))
+            for label, values in (("bicubic", bicubic), ("prediction", predicted))
         }
         signal, shape = batch.observation.signal, batch.shape
         assert isinstance(signal, Tensor)
@@ -132,7 +132,7 @@ class ContactFigure(Callback):
             columns = {
                 name: repeated(signal[index].float(), shape).flatten(1).mT,
                 labels["bicubic"]: bicubic[index],
-                labels["ours"]: predicted[index],
+                labels["prediction"]: predicted[index],
                 "truth": batch.query.measured[index],
             }
             images = {label: values.float().cpu().mT.unflatten(-1, shape) for label, values in columns.items()}

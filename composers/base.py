@@ -310,6 +310,17 @@ class Composer(LightningModule):
         kept = self._adapt(observation, start, steps=max(steps), report=steps).latents
         return {step: kept[step] for step in sorted(steps)}
 
+    @property
+    def context(self) -> int | None:
+        """Samples of the signal along each axis, on either side, that a reconstruction depends on; None if all of them.
+
+        It is stated by encoders without patches, so that a tile with this margin gives the result of the whole signal.
+        """
+        encoder = self.start.encoder
+        if encoder is None or encoder.context is None:
+            return None
+        return encoder.context + self.parametrization.radius + self.network.radius
+
     def facts(self) -> dict[str, str]:
         """Return the lines about this method in the summary of a run, by name."""
         return self.start.facts() | ({} if self.inner is None else {"inner loop": self.inner.describe()})

@@ -282,6 +282,12 @@ def stated_domain(composer: Composer) -> Domain:
     return training_domain({"data": vars(composer).get(_TRAINED_ON)}) or Grid.unit(composer.network.coord_dim)
 
 
+def stated_scale(composer: Composer) -> float:
+    """Return the largest scale of super-resolution that a loaded composer was trained on; 4 if its checkpoint states none."""
+    scales = (vars(composer).get(_TRAINED_ON) or {}).get("scales")
+    return float(scales[1]) if scales else 4.0
+
+
 def training_domain(checkpoint: Mapping[str, Any]) -> Domain | None:
     """Return the domain that the model of a checkpoint was trained on; None if the checkpoint does not state it."""
     stated = _training_data(checkpoint)

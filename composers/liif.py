@@ -20,7 +20,7 @@ class LIIF(Composer):
     Args:
         network: MLP that reads the feature map; LTE is ``num_hidden: 3``, ``features: fourier``, ``skip: bilinear`` and
             ``clip_cells: true``.
-        encoder: Encodes the image as a feature map of its size.
+        encoder: Encoder that returns a feature map with one cell per pixel.
         kwargs: Arguments of `Composer`; ``loss`` is `composers.losses.MeanAbsoluteError` by default.
     """
 

@@ -61,7 +61,8 @@ def instance_mean(target: Samples) -> Tensor:
 def luminance(values: Tensor) -> Tensor:
     """Return the luminance ``(..., 1)`` of colours ``(..., 3)`` in [0, 1], with the weights of MATLAB's ``rgb2ycbcr``.
 
-    Without its offset of 16 / 255, which differences do not see; a range of 219 of 255 levels (ITU-R BT.601). Grey values
+    The offset of 16 / 255 is left out, since it cancels in differences. Values lie in [0, 219 / 255] (ITU-R BT.601), while the
+    peak of the PSNR remains 1. Grey values
     ``(..., 1)`` are returned unchanged.
 
     Example:

@@ -14,7 +14,7 @@ from datamodules.domain import Domain
 from datamodules.tiles import Box, partition
 
 MAX_PIXELS = 1 << 17  # of a tile without its margin
-MARGIN = 40  # pixels around a tile; EDSR-baseline reads 36 with the unfolding
+MARGIN = 40  # pixels around a tile, for models that do not state their context
 _MAX_QUERIES = 1 << 21  # pixels of the result of a tile
 
 

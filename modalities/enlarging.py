@@ -1,4 +1,4 @@
-"""Enlarge images with a model of super-resolution, and write the results."""
+"""Enlarge images with a super-resolution model, and write the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.checkpoint import stated_domain
+from composers.checkpoint import stated_domain, stated_scale
 from datamodules.batch import Observation
 from datamodules.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements
 from datamodules.storage.files import written_whole
@@ -29,17 +29,18 @@ def super_resolve(
     scale: float | None = None,
     size: Size = None,
     max_pixels: int = MAX_PIXELS,
-    margin: int = MARGIN,
+    margin: int | None = None,
 ) -> Image.Image:
-    """Enlarge an image with a model of super-resolution.
+    """Enlarge an image with a super-resolution model.
 
     Args:
         composer: The model, such as ``composers.load("photos_liif")``.
         source: An image file, whose transparency and colour profile are kept; or pixels ``(3, H, W)`` uint8.
-        scale: Scale factor, at least 1; 4 if neither ``scale`` nor ``size`` is passed. Excludes ``size``.
+        scale: Scale factor, at least 1; if neither ``scale`` nor ``size`` is passed, the largest scale of training, or 4 if the
+            model does not state it. Excludes ``size``.
         size: Pixels of the longer side, or (rows, columns). Excludes ``scale``.
         max_pixels: Pixels of the image per tile, which bound the memory.
-        margin: Pixels that a tile observes on every side in addition.
+        margin: Pixels that a tile observes on every side in addition; if None, those that the model depends on.
 
     Raises:
         ValueError: If the image cannot be read, the result would be smaller, or an argument is out of range.
@@ -52,11 +53,15 @@ def super_resolve(
     if pixels.dim() != 3 or len(pixels) != 3 or 0 in pixels.shape:
         raise ValueError(f"source has shape {tuple(pixels.shape)}; pass pixels (3, H, W), with H and W at least 1.")
     shape = tuple(pixels.shape[1:])
-    target = image_size(shape, size, 4.0 if scale is None and size is None else scale)
+    target = image_size(shape, size, stated_scale(composer) if scale is None and size is None else scale)
     if any(extent < own for extent, own in zip(target, shape, strict=True)):
+        name = "source" if isinstance(source, Tensor) else source
         raise ValueError(
-            f"The result would have {target} pixels, and the image has {shape}: pass a larger size or scale."
+            f"{name} has {shape[0]} x {shape[1]} pixels, more than the result of {target[0]} x {target[1]}: a super-resolution "
+            "model enlarges images; pass a larger size, or a scale of at least 1."
         )
+    if margin is None:
+        margin = MARGIN if composer.context is None else composer.context
     domain, channels = stated_domain(composer), composer.network.value_dim
     pixels = grey(pixels) if channels == 1 else pixels
     result = torch.empty(*target, channels, dtype=torch.uint8)

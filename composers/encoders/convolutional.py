@@ -24,9 +24,6 @@ class ConvolutionalEncoder(Encoder):
         signal_shape: ``(C, -1, -1)``; set from the data module on the command line.
         width: Channels of the feature map.
 
-    Attributes:
-        context: Pixels along each axis on either side of a pixel that its features depend on.
-
     Raises:
         ValueError: If sizes are missing or out of range.
     """
@@ -41,11 +38,6 @@ class ConvolutionalEncoder(Encoder):
             )
         super().__init__((signal_shape[0], -1, -1))
         self.embed_dim = width
-
-    @property
-    @abstractmethod
-    def context(self) -> int:
-        """Pixels on either side of a pixel that its features depend on."""
 
     @abstractmethod
     def features(self, image: Tensor) -> Tensor:
@@ -107,11 +99,7 @@ class EDSR(ConvolutionalEncoder):
         self.head = _convolution(self.signal_shape[0], width)
         self.blocks = nn.Sequential(*(_ResidualBlock(width, residual_scale) for _ in range(num_blocks)))
         self.tail = _convolution(width, width)
-
-    @property
-    def context(self) -> int:
-        """One pixel per convolution."""
-        return 2 + 2 * len(self.blocks)
+        self.context = 2 + 2 * num_blocks  # one pixel per convolution of 3 x 3
 
     def features(self, image: Tensor) -> Tensor:
         """Return the feature map; see `ConvolutionalEncoder.features`."""
@@ -161,11 +149,7 @@ class RDN(ConvolutionalEncoder):
         self.second = _convolution(width, width)
         self.blocks = nn.ModuleList(_DenseBlock(width, growth, num_layers) for _ in range(num_blocks))
         self.fusion = nn.Sequential(nn.Conv2d(width * num_blocks, width, 1), _convolution(width, width))
-
-    @property
-    def context(self) -> int:
-        """One pixel per convolution of 3 x 3."""
-        return 3 + len(self.blocks) * self.num_layers
+        self.context = 3 + num_layers * num_blocks  # one pixel per convolution of 3 x 3
 
     def features(self, image: Tensor) -> Tensor:
         """Return the feature map; see `ConvolutionalEncoder.features`."""

@@ -22,7 +22,10 @@ class Parametrization(nn.Module, ABC, Generic[M]):
 
     Attributes:
         latents: Specification of the latents by name; set by `connect`.
+        radius: Latents of a map along each axis on either side of a place that the modulations there depend on.
     """
+
+    radius: int = 0
 
     latents: Mapping[str, TensorSpec]
 

@@ -39,7 +39,7 @@ class PatchPatterns(Parametrization[PatchModulations]):
             raise ValueError(
                 f"feature_dim is {feature_dim} and context {context}: both must be at least 1, and context must be odd."
             )
-        self.feature_dim, self.context = feature_dim, context
+        self.feature_dim, self.context, self.radius = feature_dim, context, context // 2
 
     def connect(self, network: CoordinateNetwork[PatchModulations]) -> None:
         """Create the Linear.

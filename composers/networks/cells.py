@@ -1,4 +1,4 @@
-"""The cells of a feature map around coordinates (Chen et al., LIIF, CVPR 2021, section 3.2)."""
+"""The cells of a feature map around coordinates (Chen et al., LIIF, CVPR 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Cells(NamedTuple):
 
 
 def cells_around(positions: Tensor, sizes: Sequence[int], ensemble: bool = True) -> Cells:
-    """Return the cells of a map around positions, with the weights of the local ensemble (LIIF, section 3.2).
+    """Return the cells of a map around positions, with the weights of the local ensemble (LIIF, section 3).
 
     The weight of a cell is proportional to the area of the rectangle between the position and the centre of the diagonally
     opposite cell. Beyond the centres of the outermost cells, cells coincide, and so do their values.
 
-    Reference: the released code adds 1e-9 to the areas; at the centres of the last row, all areas are zero and all weights 1/4,
-    whatever the column. Here weights are products of shares along each axis, which differ only there and in the last column.
-    Without the ensemble, a position on the border of two cells belongs to the cell after it, in the released code to the one
-    with an even index.
+    Reference: the released code adds 1e-9 to the areas; at the centres of the last row, where coordinates are exact (2^n rows),
+    all areas are zero and all weights 1/4, whatever the column. Here weights are products of shares along each axis, which
+    differ only there and in the last column. Without the ensemble, a position on the border of two cells belongs to the cell
+    after it, in the released code to the one with an even index.
 
     Args:
         positions: ``(..., N, 2)`` in [-1, 1], rows before columns.

@@ -22,7 +22,13 @@ _KERNEL = 3  # cells along each axis that are unfolded, and those that the Fouri
 
 
 class LocalFeatures(nn.Module, ABC):
-    """The first layer of a `LocalMLP`: what it reads of a map, once per map, and what it makes of it at a coordinate."""
+    """The first layer of a `LocalMLP`: what it reads of a map, once per map, and what it makes of it at a coordinate.
+
+    Attributes:
+        floats_per_cell: Floats that evaluation holds per coordinate and cell.
+    """
+
+    floats_per_cell: int
 
     @abstractmethod
     def maps(self, features: Tensor) -> Tensor:
@@ -40,7 +46,7 @@ class LocalFeatures(nn.Module, ABC):
 
 
 class UnfoldedFeatures(LocalFeatures):
-    """A linear layer of the feature map, unfolded to neighbourhoods of 3 x 3 cells, the offset and the query size.
+    """A linear layer and ReLU of the unfolded feature map, the offset and the query size.
 
     The product with the map is a convolution, which is computed once per map rather than at every coordinate; the result is
     the same.
@@ -56,6 +62,7 @@ class UnfoldedFeatures(LocalFeatures):
         super().__init__()
         self.feature_dim, self.kernel_size = feature_dim, _KERNEL if unfold else 1
         self.linear = nn.Linear(feature_dim * self.kernel_size**2 + 2 + 2 * use_cell, out_dim)
+        self.floats_per_cell = 2 * out_dim
 
     @property
     def num_unfolded(self) -> int:
@@ -91,6 +98,7 @@ class LocalFourierFeatures(LocalFeatures):
         self.frequencies = nn.Conv2d(feature_dim, out_dim, _KERNEL, padding=_KERNEL // 2)
         self.phases = nn.Linear(2, out_dim // 2, bias=False) if use_cell else None
         self.linear = nn.Linear(out_dim, out_dim)
+        self.floats_per_cell = 6 * out_dim
 
     def maps(self, features: Tensor) -> Tensor:
         """Return amplitudes and frequencies."""
@@ -124,7 +132,7 @@ class LocalMLP(CoordinateNetwork[Modulations]):
     """An MLP of the cells of a feature map around a coordinate, of their offset, and of the size of the query.
 
     The value at a coordinate is the mean of the predictions from the four nearest cells, weighted by the areas of the
-    diagonally opposite rectangles (*local ensemble*, section 3.2); each prediction takes the features of 3 x 3 cells (*feature
+    diagonally opposite rectangles (*local ensemble*, section 3); each prediction takes the features of 3 x 3 cells (*feature
     unfolding*), the offset from the centre of the cell, and the size of the query (*cell decoding*). The map belongs to the
     instance and may have any size; the MLP is shared. Images are in [0, 1]; the network works in [-1, 1].
 
@@ -179,20 +187,18 @@ class LocalMLP(CoordinateNetwork[Modulations]):
                 f"feature_dim is {feature_dim}, hidden_dim {hidden_dim}, num_hidden {num_hidden}: all must be at least 1, and "
                 "hidden_dim must be even with fourier features."
             )
-        if clip_cells and (max_scale is None or max_scale < 1 or not use_cell):
+        if clip_cells and not use_cell:
+            raise ValueError("clip_cells is true and use_cell false: set clip_cells to false, or use_cell to true.")
+        if clip_cells and (max_scale is None or max_scale < 1):
             raise ValueError(
                 f"clip_cells limits query sizes to those at max_scale, which is {max_scale}: the command line sets it from the "
-                "data module; in Python pass the largest scale of training, and use_cell."
+                "data module; in Python pass the largest scale of training."
             )
-        self.coord_dim, self.value_dim, self.feature_dim, self.hidden_dim = (
-            coord_dim,
-            value_dim,
-            feature_dim,
-            hidden_dim,
-        )
+        self.coord_dim, self.value_dim = coord_dim, value_dim
+        self.feature_dim, self.hidden_dim = feature_dim, hidden_dim
         self.use_cell, self.ensemble, self.skip = use_cell, ensemble, skip == "bilinear"
         self.clip_cells, self.max_scale = clip_cells, max_scale
-        self.first = (
+        self.first: LocalFeatures = (
             UnfoldedFeatures(feature_dim, hidden_dim, unfold, use_cell)
             if features == "unfolded"
             else LocalFourierFeatures(feature_dim, hidden_dim, use_cell)
@@ -202,6 +208,7 @@ class LocalMLP(CoordinateNetwork[Modulations]):
         if self.skip:  # training starts from the interpolation
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
+        self.radius = 1 + (features == "fourier" or unfold)  # the four cells, and the neighbourhoods of 3 x 3
         self.slots = {"map": TensorSpec((feature_dim, -1, -1), partial(torch.zeros, feature_dim, 1, 1))}
         if self.skip:
             self.slots["image"] = TensorSpec((value_dim, -1, -1), partial(torch.zeros, value_dim, 1, 1))
@@ -209,8 +216,8 @@ class LocalMLP(CoordinateNetwork[Modulations]):
     @property
     def floats_per_coord(self) -> int:
         """Return the floats of the predictions from all cells in all layers."""
-        read = self.hidden_dim * (6 if isinstance(self.first, LocalFourierFeatures) else 2)
-        return (4 if self.ensemble else 1) * (read + (len(self.hidden) + 1) * self.hidden_dim + 8)
+        hidden = (len(self.hidden) + 1) * self.hidden_dim
+        return (4 if self.ensemble else 1) * (self.first.floats_per_cell + hidden + 8)
 
     def bind(self, modulations: Modulations) -> Field:
         """Return the field of a map ``(B, E, H, W)``; what does not depend on coordinates is computed once."""
@@ -230,8 +237,8 @@ class LocalMLP(CoordinateNetwork[Modulations]):
         image = modulations["image"] if self.skip else None
         if image is not None and image.shape[-2:] != features.shape[-2:]:
             raise ValueError(
-                f"The map has {tuple(features.shape[-2:])} cells and the image {tuple(image.shape[-2:])} pixels: they must be "
-                "equally large."
+                f"The map has {tuple(features.shape[-2:])} cells and the image {tuple(image.shape[-2:])} pixels: they must "
+                "agree; use an encoder that keeps the resolution, such as EDSR."
             )
         read = self.first.maps(features).flatten(2).mT.contiguous()
         height, width = features.shape[-2:]

@@ -68,12 +68,14 @@ class CoordinateNetwork(nn.Module, ABC, Generic[M]):
     Attributes:
         coord_dim: ``D``, dimensions of a coordinate.
         value_dim: ``C``, channels of a value.
+        radius: Cells or patches along each axis on either side of a coordinate whose modulations its value depends on.
         slots: The tensors that modulations hold, by name, for parametrizations that do not know the network; empty for a
             network whose modulations are of a type of its own.
     """
 
     coord_dim: int
     value_dim: int
+    radius: int = 0
     slots: Mapping[str, TensorSpec]
 
     @property

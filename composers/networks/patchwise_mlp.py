@@ -166,6 +166,7 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
         if use_cell:
             self.cell = nn.Linear(len(sizes), self.input_dim, bias=False)
             nn.init.zeros_(self.cell.weight)  # at the start, values do not depend on sizes
+        self.radius = 1 if overlap else 0
         self.slots = {}  # `patches` describes the modulations
 
     @torch.no_grad()

@@ -17,9 +17,9 @@ class SRBenchmark(PublishedPairs):
     """A benchmark of super-resolution, for evaluation only: Set5, Set14, B100, Urban100, or others in the same layout.
 
     The layout is that of the distribution of EDSR: ``Set5/HR/baby.png``, and ``Set5/LR_bicubic/X2/babyx2.png`` to ``X4`` for
-    images of a lower resolution, made with MATLAB's bicubic filter. ``Set5`` is searched for in ``root`` and in ``benchmark``
-    below it, and may also contain the images directly. At scales without published images of a lower resolution, Pillow's
-    bicubic filter makes them. Validation and testing use all images.
+    images of a lower resolution, made with MATLAB's bicubic filter. ``Set5`` is searched for in ``root`` and in its subfolder
+    named ``benchmark``, and may also contain the images directly. At scales without published images of a lower resolution,
+    Pillow's bicubic filter makes them. Validation and testing use all images.
 
     Args:
         benchmark: Name of the benchmark and of its folder.

@@ -28,7 +28,7 @@ _ARCHIVES = {
 
 
 class DIV2K(PublishedPairs):
-    """DIV2K (Agustsson and Timofte, CVPR Workshops 2017): 800 images for training, 100 for both validation and testing.
+    """DIV2K (Agustsson and Timofte, CVPR Workshops 2017): 800 training and 100 test images, of about 2040 x 1356 pixels.
 
     In published evaluation at scales 2, 3 and 4, models observe the published images of a lower resolution, made with MATLAB's
     bicubic filter; at all other scales and in training, images made with Pillow's. The data set is available for academic

@@ -84,10 +84,9 @@ class _Tiles(Dataset[EnlargementBatch]):
 
 
 class LowResolutionFiles(CoordinateDataModule):
-    """Image files for ``cli.py predict`` with a model of super-resolution, which enlarges the images themselves.
+    """Image files for ``cli.py predict`` with a super-resolution model, which enlarges the images themselves.
 
-    An image of any size is divided into tiles, so that memory is bounded. A tile observes a margin around itself; where the
-    margin is at least as wide as what the encoder reads, tiles give the same result as the whole image.
+    An image of any size is divided into tiles, so that memory is bounded.
 
     Unreadable images are skipped and reported; it is an error if no image is readable. Folders are searched recursively for
     files with an image extension. Hidden files and output folders of earlier predictions are ignored.
@@ -98,7 +97,8 @@ class LowResolutionFiles(CoordinateDataModule):
             training.
         size: Pixels of the longer side of the result, or [rows, columns]. Excludes ``scale``.
         max_pixels: Pixels of the image per tile, which bound the memory; 131,072 if None, which takes up to 1 GB.
-        margin: Pixels of the image that a tile observes on every side in addition.
+        margin: Pixels of the image that a tile observes on every side in addition; if None, those that the model states to
+            depend on (`composers.Composer.context`), so that tiles give the result of the whole image.
         signal_shape: Input shape ``(C, -1, -1)`` of the model. On the command line it is read from the checkpoint.
         domain: Domain of the coordinates; positions with sizes if None. On the command line it is read from the checkpoint.
         scales: Scales of training. On the command line they are read from the checkpoint.
@@ -116,21 +116,19 @@ class LowResolutionFiles(CoordinateDataModule):
         scale: float | None = None,
         size: Size = None,
         max_pixels: int | None = None,
-        margin: int = MARGIN,
+        margin: int | None = None,
         signal_shape: Sequence[int] | None = None,
         domain: Domain | None = None,
         scales: tuple[float, float] | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size=1, num_workers=num_workers)
-        if margin < 0 or (max_pixels is not None and max_pixels < 1):
+        if (margin is not None and margin < 0) or (max_pixels is not None and max_pixels < 1):
             raise ValueError(
                 f"margin is {margin} and max_pixels {max_pixels}: they must be at least 0 and 1, respectively."
             )
         if scale is not None and not 1 <= scale < math.inf:
-            raise ValueError(
-                f"scale is {scale}; a model of super-resolution enlarges images: pass a scale of at least 1."
-            )
+            raise ValueError(f"scale is {scale}; a super-resolution model enlarges images: pass a scale of at least 1.")
         self.size: Size = tuple(size) if isinstance(size, list) else size
         image_size((1, 1), self.size, scale)
         self.paths = [images] if isinstance(images, str) else list(images)
@@ -155,6 +153,8 @@ class LowResolutionFiles(CoordinateDataModule):
         """
         if stage != "predict":
             raise ValueError(f"LowResolutionFiles supports only predict, not {stage}: use SuperResolution.")
+        context = getattr(self.trainer and self.trainer.lightning_module, "context", None)
+        margin = next((pixels for pixels in (self.margin, context) if pixels is not None), MARGIN)
         readable, self.skipped = readable_images(self.paths, read_layers)
         self.files, self.notes = [], {}
         for file in readable:
@@ -162,9 +162,9 @@ class LowResolutionFiles(CoordinateDataModule):
             if any(target < extent for target, extent in zip(size, file.shape, strict=True)):
                 raise ValueError(
                     f"{file.path} has {file.shape[0]} x {file.shape[1]} pixels, more than the result of {size[0]} x {size[1]}: "
-                    "a model of super-resolution enlarges images; pass a larger --size, or --scale."
+                    "a super-resolution model enlarges images; pass a larger --size, or --scale."
                 )
-            tiles = enlargements(file.shape, size, self.max_pixels, self.margin)
+            tiles = enlargements(file.shape, size, self.max_pixels, margin)
             self.files.append(LowResolutionFile(file.name, file.path, file.shape, size, tiles))
             self.notes[file.name] = "; ".join([*file.notes, *self._beyond(file.shape, size)])
 

@@ -182,7 +182,7 @@ class FixedPairs(Dataset[Pair]):
 
 
 class GradedPairs(Dataset[Pair]):
-    """Whole square images whose scale grows with their index (LIIF, section 4.3, "size-varied ground-truths").
+    """Whole square images whose scale grows with their index (LIIF, section 5.3, "size-varied ground-truths").
 
     Args:
         images: The images.

@@ -100,7 +100,7 @@ class SuperResolution(CoordinateDataModule):
 
     Training draws a scale and a crop of an image, degrades the crop to ``size`` pixels along each side, which is what a model
     observes, and draws pixels of the crop to reconstruct, with coordinates of their position and size (`CellGrid`). Validation
-    and testing take whole images at fixed scales; one of them is a batch. ``border`` pixels are not measured there.
+    and testing take whole images at fixed scales. ``border`` pixels are not measured there.
 
     Published protocols: on DIV2K, border ``scale+6`` and all channels; on the benchmarks Set5 to Urban100, border ``scale``
     and luminance (``luma``, also of the metrics of a model: `composers.metrics.PSNR`). Values are clipped, not rounded.
@@ -123,7 +123,8 @@ class SuperResolution(CoordinateDataModule):
         luma: Whether metrics compare the luminance of colour images, as on the benchmarks.
         channels: 3 for colours, 1 for grey images.
         batch_size: Instances per device and training step.
-        eval_batch_size: Instances per device in validation and test; above 1, all images must have the same size.
+        eval_batch_size: Instances per device in validation and test; above 1, images of a batch must have the same size and
+            scale: all images the same size, their number a multiple of it.
         num_workers: Number of worker processes; 0 loads in the main process.
 
     Raises:
@@ -311,7 +312,7 @@ def _check_sizes(
     if round(size * scales[0]) ** 2 < num_queries:
         raise ValueError(
             f"num_queries is {num_queries}, but a crop of size {size} at scale {scales[0]:g} has "
-            f"{round(size * scales[0]) ** 2} pixels: lower num_queries to at most these."
+            f"{round(size * scales[0]) ** 2} pixels: set num_queries to at most that, or raise size or the smallest scale."
         )
     for name, values in (("val_scales", val_scales), ("test_scales", test_scales)):
         if not values or not all(1 <= scale < math.inf for scale in values):

@@ -121,7 +121,7 @@ def test_labels_state_the_metric_of_the_whole_image(tmp_path, monkeypatch):
         low, high = pair.low.numpy() / 255, pair.high.numpy() / 255
         bicubic = naive_psnr(naive_bicubic(low, high.shape[1:]), high, scale, luma=False)
         ours = naive_psnr(values, high, scale, luma=False)
-        assert labels[place] == [f"waves-0-x{scale}", f"bicubic {bicubic:.2f} dB", f"ours {ours:.2f} dB", "truth"]
+        assert labels[place] == [f"waves-0-x{scale}", f"bicubic {bicubic:.2f} dB", f"prediction {ours:.2f} dB", "truth"]
     assert (folder / "contact.png").is_file()
 
 

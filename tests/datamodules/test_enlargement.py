@@ -1,10 +1,12 @@
 """Tiles of images to enlarge."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from super_resolvers import tiny_liif
 
+import composers
 from datamodules.batch import Observation
 from datamodules.domain import CellGrid
 from datamodules.enlargement import enlarged_coords, enlargements
@@ -61,7 +63,7 @@ def test_tiles_with_the_context_of_the_encoder_give_the_whole_result(shape, fact
     size = [round(extent * factor) for extent, factor in zip(shape, factors, strict=True)]
     image = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     domain = CellGrid.unit(2)
-    margin = composer.start.encoder.context + 2  # the unfolding and the four cells
+    margin = composer.context
     result = torch.zeros(*size, 3)
     with torch.no_grad():
         whole = composer(Observation(image[None]), domain.coords(size))[0].unflatten(0, size)
@@ -87,10 +89,20 @@ def test_too_narrow_a_margin_shows():
     assert (values[0] - whole[region].flatten(0, 1)).abs().max() > 1e-2
 
 
-def test_the_context_of_an_encoder_is_what_it_reads():
-    composer = tiny_liif()
-    encoder = composer.start.encoder
-    image = torch.zeros(1, 3, 41, 41, requires_grad=True)
-    encoder.features(image)[0, :, 20, 20].sum().backward()
+@pytest.mark.parametrize(
+    ("network", "context"), [({}, 8), ({"unfold": False}, 7), ({"features": "fourier"}, 8), ({"ensemble": False}, 8)]
+)
+def test_the_context_of_a_model_is_what_its_values_depend_on(network, context):
+    composer = tiny_liif(**network)
+    image = torch.rand(1, 3, 41, 41, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    places = torch.linspace(20.02, 20.98, 7, dtype=torch.float64)  # within pixel 20
+    coords = CellGrid.unit(2).at([places, places], (41, 41), (0.5, 0.5))
+    composer(Observation(image), coords).square().sum().backward()
     reached = image.grad.abs().sum((0, 1)).nonzero() - 20
-    assert reached.abs().max() <= encoder.context == 6
+    assert composer.context == context
+    assert reached.abs().max() <= context
+    assert reached.abs().max() >= context - (network == {"ensemble": False})
+
+
+def test_encoders_of_whole_signals_have_no_context():
+    assert composers.load("photos_ipc").context is None

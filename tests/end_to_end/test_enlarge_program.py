@@ -84,9 +84,9 @@ def test_two_processes_write_what_one_writes(trained, tmp_path):
         (["--scale", 0.5], "scale of at least 1"),
         (["--size", 30], r"more than the result"),
         (["--scale", 2, "--size", 80], "pass only one"),
-        (["--steps", 3], "--steps is no option for a model of super-resolution"),
-        (["--tile"], "--tile is no option for a model of super-resolution"),
-        (["--max_memory", 100], "--max_memory is no option for a model of super-resolution"),
+        (["--steps", 3], "--steps does not apply to super-resolution models"),
+        (["--tile"], "--tile does not apply to super-resolution models"),
+        (["--max_memory", 100], "--max_memory does not apply to super-resolution models"),
         (["--seconds_of_silence", 1], "seconds_of_silence"),
     ],
 )

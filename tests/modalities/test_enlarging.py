@@ -100,7 +100,7 @@ def test_the_orientation_is_applied():
     assert super_resolve(tiny_liif(), "a.png", scale=2).size == (20, 32)
 
 
-def test_four_is_the_default_scale():
+def test_the_largest_scale_of_training_is_the_default():
     assert super_resolve(tiny_liif(), random_pixels(3, 4)).size == (16, 12)
 
 
@@ -114,7 +114,7 @@ def test_a_grey_model_gives_grey_images():
     [
         (torch.zeros(4, 5), {}, r"shape \(4, 5\)"),
         (torch.zeros(3, 0, 5), {}, r"shape \(3, 0, 5\)"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), {"scale": 0.5}, "pass a larger size or scale"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), {"scale": 0.5}, "pass a larger size, or a scale of at least 1"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), {"scale": 2, "size": 9}, "pass only one"),
     ],
 )
