@@ -78,6 +78,7 @@ class PredictionWriter(Callback):
         self._sizes: dict[str, CodeSize] = {}
         self._model = ""
         self._tiles: list[Tile] = []
+        self._assembled: Tensor | None = None  # values of a signal, for writers that assemble them
         self._writer: Writer | None = None
 
     @property
@@ -95,6 +96,7 @@ class PredictionWriter(Callback):
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._sizes, self._tiles, self._model = {}, {}, [], fingerprint(pl_module)
+        self._assembled = None
         self._writer = _create_writer(_data(trainer), self.options)
         messages = self._writer.check(pl_module)
         try:
@@ -124,7 +126,7 @@ class PredictionWriter(Callback):
         for tile in _tiles(outputs, batch, _data(trainer).spec, self.writer):
             if self._tiles and self._tiles[0].piece.name != tile.piece.name:
                 self._write_signal(trainer, pl_module)
-            self._tiles.append(tile)
+            self._tiles.append(tile if tile.kept is None else self._placed(tile, tile.kept))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last signal and the table."""
@@ -136,16 +138,25 @@ class PredictionWriter(Callback):
         """Write the table of an interrupted prediction; leave out a signal with missing tiles."""
         if self._tiles and self._tiles[0].piece.box == whole(self._tiles[0].piece.shape):
             self._write_signal(trainer, pl_module)
-        self._tiles = []
+        self._tiles, self._assembled = [], None
         self._write_table(trainer)
+
+    def _placed(self, tile: Tile, values: Tensor) -> Tile:
+        """Copy the values ``(N, C)`` of a tile into those of its signal, and return the tile without them."""
+        if self._assembled is None:
+            self._assembled = values.new_empty(*tile.piece.shape, values.shape[-1])
+        region = self._assembled[tuple(slice(*span) for span in tile.piece.box)]
+        region.copy_(values.view(region.shape))
+        return tile._replace(kept=None)
 
     def _write_signal(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files of one signal from all its tiles."""
         assert isinstance(pl_module, Composer)
         tiles, self._tiles = self._tiles, []
         data, (name, shape, _) = _data(trainer), tiles[0].piece
-        if self.writer.assembles:
-            row = self.writer.write_values(_assembled(tiles), self.folder / name, data.source_of(name))
+        if (values := self._assembled) is not None:
+            self._assembled = None
+            row = self.writer.write_values(values, self.folder / name, data.source_of(name))
             row |= {self.writer.counted: str(len(tiles)), "notes": printable(data.notes.get(name, ""))}
             self.rows[name] = row
             return
@@ -257,26 +268,13 @@ def _headline(spec: DataSpec) -> tuple[str, InstanceMetric]:
     return name, metrics[name]
 
 
-def _assembled(tiles: list[Tile]) -> Tensor:
-    """Return the values ``(*shape, C)`` of a signal from those of its disjoint tiles."""
-    signal: Tensor | None = None
-    for tile in tiles:
-        assert tile.kept is not None
-        if signal is None:
-            signal = tile.kept.new_empty(*tile.piece.shape, tile.kept.shape[-1])
-        region = signal[tuple(slice(*span) for span in tile.piece.box)]
-        region.copy_(tile.kept.view(region.shape))
-    assert signal is not None
-    return signal
-
-
 def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec, writer: Writer) -> Iterator[Tile]:
     """Yield the tiles of a batch."""
     assert batch.shape is not None
     last = max(evaluation["latents"])
     if writer.assembles:
-        assert batch.pieces is not None, "data modules with tiles to assemble state their positions"
-        for index, piece in enumerate(batch.pieces):
+        whole_signals = [Piece(name, batch.shape, whole(batch.shape)) for name in batch.names]
+        for index, piece in enumerate(batch.pieces or whole_signals):
             kept = writer.kept(evaluation["values"][last][index])
             yield Tile(piece, {}, last, [], None, evaluation["layout"], kept)
         return

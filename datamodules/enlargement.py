@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.domain import Domain
-from datamodules.tiles import Box, partition
+from datamodules.tiles import Box, bands, partition
 
 MAX_PIXELS = 1 << 17  # of a tile without its margin
 MARGIN = 40  # pixels around a tile, for models that do not state their context
@@ -53,7 +53,9 @@ def enlargements(
             observed.append((max(0, start - margin), min(extent, stop + margin)))
             first, last = (math.ceil(Fraction(end * target, extent) - Fraction(1, 2)) for end in (start, stop))
             result.append((first, last))
-        tiles.append(Enlargement(tuple(observed), tuple(result)))
+        for part in bands([last - first for first, last in result], _MAX_QUERIES):
+            spans = ((first + start, first + stop) for (first, _), (start, stop) in zip(result, part, strict=True))
+            tiles.append(Enlargement(tuple(observed), tuple(spans)))
     return [tile for tile in tiles if all(first < last for first, last in tile.result)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,45 @@ from torch import Tensor
 from composers.base import Composer
 from composers.checkpoint import stated_domain, stated_scale
 from datamodules.batch import Observation
+from datamodules.domain import CellGrid, Domain
 from datamodules.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements
 from datamodules.storage.files import written_whole
 from datamodules.storage.images import grey, read_layers
 from datamodules.tiles import cut_out
 from modalities.images import Size, image_size, to_uint8
 from modalities.writing import Row, Writer
+
+_MAX_RESULT = 1 << 29  # pixels
+_PROFILE_SPACE = slice(16, 20)  # of the header of an ICC profile
+
+
+def enlarged_size(
+    name: str | Path, shape: Sequence[int], size: Size = None, scale: float | None = None
+) -> tuple[int, int]:
+    """Return the rows and columns of an enlarged image.
+
+    Args:
+        name: The image, for error messages.
+        shape: Rows and columns of the image.
+        size: Pixels of the longer side of the result, or (rows, columns). Excludes ``scale``.
+        scale: Scale factor. Excludes ``size``.
+
+    Raises:
+        ValueError: If the result would be smaller than the image, or have more than 536,870,912 pixels.
+    """
+    rows, columns = image_size(shape, size, scale)
+    found = f"{name} has {shape[0]} x {shape[1]} pixels"
+    if rows < shape[0] or columns < shape[1]:
+        raise ValueError(
+            f"{found}, more than the result of {rows} x {columns}: a super-resolution model enlarges images; pass a larger "
+            "size, or a scale of at least 1."
+        )
+    if rows * columns > _MAX_RESULT:
+        raise ValueError(
+            f"{found}, and the result would have {rows:,} x {columns:,}, more than {_MAX_RESULT:,} in all: pass a smaller size "
+            "or scale; a scale of 4 is four times the rows and columns."
+        )
+    return rows, columns
 
 
 def super_resolve(
@@ -50,19 +83,22 @@ def super_resolve(
     """
     layers = {"pixels": source} if isinstance(source, Tensor) else read_layers(source)._asdict()
     pixels = layers["pixels"]
-    if pixels.dim() != 3 or len(pixels) != 3 or 0 in pixels.shape:
-        raise ValueError(f"source has shape {tuple(pixels.shape)}; pass pixels (3, H, W), with H and W at least 1.")
-    shape = tuple(pixels.shape[1:])
-    target = image_size(shape, size, stated_scale(composer) if scale is None and size is None else scale)
-    if any(extent < own for extent, own in zip(target, shape, strict=True)):
-        name = "source" if isinstance(source, Tensor) else source
+    if pixels.dim() != 3 or len(pixels) != 3 or 0 in pixels.shape or pixels.dtype != torch.uint8:
         raise ValueError(
-            f"{name} has {shape[0]} x {shape[1]} pixels, more than the result of {target[0]} x {target[1]}: a super-resolution "
-            "model enlarges images; pass a larger size, or a scale of at least 1."
+            f"source has shape {tuple(pixels.shape)} and type {pixels.dtype}; pass pixels (3, H, W) uint8, with H and W at "
+            "least 1."
         )
+    shape = tuple(pixels.shape[1:])
+    largest = stated_scale(composer) if scale is None and size is None else scale
+    target = enlarged_size(
+        "source" if isinstance(source, Tensor) else source,
+        shape,
+        tuple(size) if isinstance(size, list) else size,
+        largest,
+    )
     if margin is None:
         margin = MARGIN if composer.context is None else composer.context
-    domain, channels = stated_domain(composer), composer.network.value_dim
+    domain, channels = _query_domain(composer), composer.network.value_dim
     pixels = grey(pixels) if channels == 1 else pixels
     result = torch.empty(*target, channels, dtype=torch.uint8)
     for tile in enlargements(shape, target, max_pixels, margin):
@@ -73,6 +109,12 @@ def super_resolve(
         region = tuple(slice(*span) for span in tile.result)
         result[region] = to_uint8(values).unflatten(0, result[region].shape[:2])
     return assembled(result, layers)
+
+
+def _query_domain(composer: Composer) -> Domain:
+    """Return the domain of a model; positions with sizes if it was not loaded from a checkpoint that states it."""
+    domain = stated_domain(composer)
+    return CellGrid.unit(2) if composer.network.coord_dim == 4 and not isinstance(domain, CellGrid) else domain
 
 
 def assembled(pixels: Tensor, layers: Mapping[str, Any]) -> Image.Image:
@@ -89,8 +131,9 @@ def assembled(pixels: Tensor, layers: Mapping[str, Any]) -> Image.Image:
     alpha: Tensor | None = layers.get("alpha")
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha.numpy()).resize(image.size, Image.Resampling.BICUBIC))
-    if layers.get("profile"):
-        image.info["icc_profile"] = layers["profile"]
+    profile = layers.get("profile")
+    if profile and profile[_PROFILE_SPACE] == (b"GRAY" if image.mode in ("L", "LA") else b"RGB "):
+        image.info["icc_profile"] = profile
     return image
 
 
@@ -114,7 +157,7 @@ class EnlargementWriter(Writer):
         image = assembled(values, source)
         with written_whole(Path(f"{path}.png")) as part:
             image.save(part, format="PNG", compress_level=4, icc_profile=image.info.get("icc_profile"))
-        rows, columns = source["shape"]
+        rows, columns = source.get("shape", ("", ""))  # unknown for test items
         return {
             "rows": str(rows),
             "columns": str(columns),
@@ -124,4 +167,5 @@ class EnlargementWriter(Writer):
 
     def size_of(self, row: Row) -> str:
         """Return the rows and columns of an image before and after."""
-        return f"{row['rows']} x {row['columns']} to {row['enlarged rows']} x {row['enlarged columns']}"
+        before = f"{row['rows']} x {row['columns']} to " if row["rows"] else ""
+        return f"{before}{row['enlarged rows']} x {row['enlarged columns']}"

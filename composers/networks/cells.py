@@ -70,8 +70,7 @@ def _along_axis(positions: Tensor, size: int, ensemble: bool) -> _Neighbours:
     """Return the cells along an axis around positions: two, or the nearest one."""
     shifts = (-1, 1) if ensemble else (0,)
     indices = [
-        ((positions + shift / size + (_TIE if ensemble else 0) + 1) * (size / 2)).floor().long().clamp(0, size - 1)
-        for shift in shifts
+        ((positions + shift / size + _TIE + 1) * (size / 2)).floor().long().clamp(0, size - 1) for shift in shifts
     ]
     offsets = [(positions + 1) * size - (2 * index + 1) for index in indices]
     if not ensemble:

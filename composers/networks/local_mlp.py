@@ -17,7 +17,8 @@ from composers.networks.network import CoordinateNetwork, Field, TensorSpec
 from datamodules.domain import exact
 from datamodules.spec import FromData, coord_dim, largest_scale, value_dim
 
-_MAX_HELD = 1 << 23  # floats of all instances in one pass without gradients; more are not faster
+_MAX_HELD = {"cpu": 1 << 23}  # floats of all instances in one pass without gradients; more are not faster
+_MAX_HELD_ELSEWHERE = 1 << 28
 _KERNEL = 3  # cells along each axis that are unfolded, and those that the Fourier maps combine
 
 
@@ -77,7 +78,9 @@ class UnfoldedFeatures(LocalFeatures):
     def forward(self, read: Tensor, offset: Tensor, cell: Tensor | None) -> Tensor:
         """Add the product with the offset and the size of the query."""
         inputs = offset if cell is None else torch.cat((offset, cell), dim=-1)
-        return torch.relu(read + functional.linear(inputs.to(read.dtype), self.linear.weight[:, self.num_unfolded :]))
+        with torch.autocast(inputs.device.type, enabled=False):
+            product = functional.linear(inputs, self.linear.weight[:, self.num_unfolded :].to(inputs.dtype))
+        return torch.relu(read + product.to(read.dtype))
 
 
 class LocalFourierFeatures(LocalFeatures):
@@ -255,7 +258,9 @@ class LocalMLP(CoordinateNetwork[Modulations]):
             torch.is_grad_enabled() or torch.compiler.is_compiling()
         ):  # a program has no bound on the number of coordinates
             return self._values(coords, maps)
-        chunk = max(1, _MAX_HELD // (self.floats_per_coord * len(maps.read)))
+        chunk = max(
+            1, _MAX_HELD.get(coords.device.type, _MAX_HELD_ELSEWHERE) // (self.floats_per_coord * len(maps.read))
+        )
         if coords.shape[-2] <= chunk:
             return self._values(coords, maps)
         return torch.cat([self._values(part, maps) for part in coords.split(chunk, dim=-2)], dim=1)
@@ -276,9 +281,9 @@ class LocalMLP(CoordinateNetwork[Modulations]):
         blended = (
             (hidden.unflatten(1, (count, -1)) * cells.weight.unsqueeze(-1).to(hidden)).sum(1) if count > 1 else hidden
         )
-        values: Tensor = (
-            exact(self.last(blended)) / 2
-        )  # the weights add up to 1, so that blending commutes with the last layer
+        with torch.autocast(coords.device.type, enabled=False):
+            last = functional.linear(exact(blended), exact(self.last.weight), exact(self.last.bias))
+        values: Tensor = last / 2  # the weights add up to 1, so that blending commutes with the last layer
         if maps.image is None:
             return values + 0.5
         around = cells if self.ensemble else cells_around(coords[..., :2], maps.size)

@@ -145,8 +145,8 @@ class PatchwiseMLP(CoordinateNetwork[PatchModulations]):
             )
         if use_cell and coord_dim == len(sizes):
             raise ValueError(
-                f"use_cell is true, and coord_dim {coord_dim} means positions without sizes: use data of SuperResolution, or "
-                "set use_cell to false."
+                f"use_cell is true, and coord_dim {coord_dim} means positions without sizes: use data of SuperResolution, "
+                "pass ranges of the positions only, or set use_cell to false."
             )
         if skip == "bilinear" and (len(sizes) != 2 or output_offset):
             raise ValueError(

@@ -6,6 +6,7 @@ import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -18,7 +19,13 @@ _FILTERS = (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resamplin
 
 
 class Degradation(ABC):
-    """Base class of degradations, which make the image of a low resolution that a model observes."""
+    """Base class of degradations, which make the image of a low resolution that a model observes.
+
+    Attributes:
+        random: Whether the result depends on random numbers.
+    """
+
+    random: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, image: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -33,6 +40,8 @@ class Degradation(ABC):
 
 class Bicubic(Degradation):
     """Pillow's bicubic filter (Keys 1981, a = -0.5), antialiased and rounded to 8 bits, as in published training."""
+
+    random = False
 
     def __call__(self, image: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Return the resized image."""

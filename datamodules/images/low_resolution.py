@@ -18,6 +18,7 @@ from datamodules.images.prediction import WholeImages, readable_images
 from datamodules.spec import DataSpec
 from datamodules.storage.images import grey, read_layers
 from datamodules.tiles import cut_out
+from modalities.enlarging import enlarged_size
 from modalities.images import Size, image_size
 from modalities.super_resolution import SuperResolvedImages
 
@@ -96,7 +97,8 @@ class LowResolutionFiles(CoordinateDataModule):
         scale: Scale factor of the result, at least 1; if neither ``scale`` nor ``size`` is passed, the largest scale of
             training.
         size: Pixels of the longer side of the result, or [rows, columns]. Excludes ``scale``.
-        max_pixels: Pixels of the image per tile, which bound the memory; 131,072 if None, which takes up to 1 GB.
+        max_pixels: Pixels of the image per tile, which bound the memory; 131,072 if None, which takes up to 1 GB with EDSR, and
+            several with RDN.
         margin: Pixels of the image that a tile observes on every side in addition; if None, those that the model states to
             depend on (`composers.Composer.context`), so that tiles give the result of the whole image.
         signal_shape: Input shape ``(C, -1, -1)`` of the model. On the command line it is read from the checkpoint.
@@ -158,12 +160,7 @@ class LowResolutionFiles(CoordinateDataModule):
         readable, self.skipped = readable_images(self.paths, read_layers)
         self.files, self.notes = [], {}
         for file in readable:
-            size = image_size(file.shape, self.size, self.scale)
-            if any(target < extent for target, extent in zip(size, file.shape, strict=True)):
-                raise ValueError(
-                    f"{file.path} has {file.shape[0]} x {file.shape[1]} pixels, more than the result of {size[0]} x {size[1]}: "
-                    "a super-resolution model enlarges images; pass a larger --size, or --scale."
-                )
+            size = enlarged_size(file.path, file.shape, self.size, self.scale)
             tiles = enlargements(file.shape, size, self.max_pixels, margin)
             self.files.append(LowResolutionFile(file.name, file.path, file.shape, size, tiles))
             self.notes[file.name] = "; ".join([*file.notes, *self._beyond(file.shape, size)])

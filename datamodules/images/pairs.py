@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Sized
 from typing import Literal, NamedTuple, cast
 
@@ -167,7 +168,7 @@ class FixedPairs(Dataset[Pair]):
                     f"{scale:g} {small.shape[1]} x {small.shape[2]}: these files do not belong together, replace them."
                 )
         else:
-            sizes = [int(extent / scale) for extent in values.shape[1:]]
+            sizes = [low_resolution_side(extent, scale) for extent in values.shape[1:]]
             if min(sizes) < 1:
                 raise ValueError(
                     f"The image {image.name} has {values.shape[1]} x {values.shape[2]} pixels, fewer than the scale {scale:g}: "
@@ -296,11 +297,27 @@ def check_shapes(images: Dataset[Signal], size: int, scales: tuple[float, float]
     Raises:
         ValueError: If an image is smaller than a crop at the smallest scale, or at its own.
     """
-    shapes: Sequence[tuple[str, tuple[int, int]]] = getattr(images, "shapes", ())
+    shapes = shapes_of(images)
     for index, (name, shape) in enumerate(shapes):
         scale = graded_scale(scales, index, len(shapes)) if graded else scales[0]
         if min(shape) < round(size * scale):
             raise ValueError(_too_small(name, shape, size, scale))
+
+
+def shapes_of(images: Dataset[Signal]) -> Sequence[tuple[str, tuple[int, int]]]:
+    """Return the names, and rows and columns, of images that are already decoded; empty for others."""
+    shapes: Sequence[tuple[str, tuple[int, int]]] = getattr(images, "shapes", ())
+    return shapes
+
+
+def low_resolution_side(side: int, scale: float) -> int:
+    """Return the pixels of a side at a low resolution, rounded down.
+
+    Example:
+        >>> low_resolution_side(33, 1.1), low_resolution_side(33, 2.0)
+        (30, 16)
+    """
+    return math.floor(side / scale + 1e-9)
 
 
 def length_of(images: Dataset[Signal]) -> int:

@@ -45,14 +45,15 @@ class PublishedPairs(ImageSet):
                     self.low_resolution_images(split, scale)
 
     def related_files(self, split: Split) -> list[NamedFile]:
-        """Return the images of lower resolutions, which may be missing."""
+        """Return the images of lower resolutions, which may be missing; those of training, which nothing reads, if present."""
         folders = {scale: self.low_resolution_folder(split, scale) for scale in self.low_resolution_scales}
-        return [
+        related = [
             NamedFile(f"{file.name}x{scale}", _low_resolution_of(file, folder, scale))
             for scale, folder in folders.items()
             if folder is not None
             for file in self.files(split)
         ]
+        return [file for file in related if split != "train" or file.path.exists()]
 
     def low_resolution_images(self, split: Split, scale: float) -> Dataset[Signal] | None:
         """Return the published images of a lower resolution; see `NativeImages.low_resolution_images`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, cast
@@ -27,6 +28,8 @@ from datamodules.images.pairs import (
     SquarePairs,
     check_shapes,
     length_of,
+    low_resolution_side,
+    shapes_of,
 )
 from datamodules.loading import Augmentation, Chain
 from datamodules.spec import DataSpec
@@ -77,6 +80,11 @@ class WrappedImages(Dataset[Signal]):
             return self.images[index]
 
 
+def _scaled(pair: Pair) -> tuple[Any, ...]:
+    """Return what must agree in a batch of evaluation."""
+    return tuple(pair.high.shape), pair.scale
+
+
 def collate_pairs(pairs: list[Pair]) -> Pair:
     """Collate pairs of one size into a batch.
 
@@ -85,11 +93,12 @@ def collate_pairs(pairs: list[Pair]) -> Pair:
     """
     first = pairs[0]
     for pair in pairs:
-        if (pair.low.shape, pair.high.shape) != (first.low.shape, first.high.shape):
+        training = bool(len(pair.drawn))
+        if pair.low.shape != first.low.shape or (not training and _scaled(pair) != _scaled(first)):
             sizes = [f"{item.name} has {item.high.shape[-2]} x {item.high.shape[-1]}" for item in (first, pair)]
             raise ValueError(
-                f"eval_batch_size is {len(pairs)} or more, but images have different sizes ({', '.join(sizes)} pixels): set "
-                "eval_batch_size to 1."
+                f"eval_batch_size is {len(pairs)} or more, but images of a batch have different sizes or scales "
+                f"({', '.join(sizes)} pixels): set eval_batch_size to 1."
             )
     batch: Pair = default_collate(pairs)
     return batch
@@ -106,7 +115,8 @@ class SuperResolution(CoordinateDataModule):
     and luminance (``luma``, also of the metrics of a model: `composers.metrics.PSNR`). Values are clipped, not rounded.
 
     Args:
-        images: The images, at their own resolution: a data module of images.
+        images: The images, at their own resolution: a data module of images, of which ``batch_size``, ``num_workers`` and
+            random crops have no effect here.
         size: Pixels along each side of the low resolution in training.
         scales: Smallest and largest scale in training, at least 1.
         num_queries: Pixels of the high resolution that a training step draws per image.
@@ -166,6 +176,11 @@ class SuperResolution(CoordinateDataModule):
                 f"repeat is {repeat} and augment {augment}, but both belong to random crops: set crop to true, or repeat to 1 "
                 "and augment to null."
             )
+        if not crop and degradation is not None and degradation.random:
+            raise ValueError(
+                f"degradation is {type(degradation).__name__}, which is random, but the squares of crop false are the same in "
+                "every epoch: set crop to true, or degradation to null."
+            )
         self.images = images
         self.size, self.scales = size, (float(scales[0]), float(scales[1]))
         self.num_queries, self.repeat, self.crop = num_queries, repeat, crop
@@ -187,8 +202,8 @@ class SuperResolution(CoordinateDataModule):
 
     @property
     def smallest_side(self) -> int:
-        """Pixels that the shorter side of training images must have at least: those of the smallest crop, or largest square."""
-        return round(self.size * self.scales[0 if self.crop else 1])
+        """Pixels that the shorter side of every training image must have at least: those of the smallest crop or square."""
+        return round(self.size * self.scales[0])
 
     def prepare_data(self) -> None:
         """Download and decode the images at their own resolution, in one process per machine."""
@@ -223,12 +238,28 @@ class SuperResolution(CoordinateDataModule):
     def _fixed_pairs(self, images: Dataset[Signal], split: Split) -> Dataset[Pair]:
         """Return the items of an evaluation split."""
         scales = self.val_scales if split == "val" else self.test_scales
+        for name, shape in shapes_of(images):
+            for scale in scales:
+                self._check_evaluation(name, shape, scale)
         if not self.crop:
             return SquarePairs(WrappedImages(images), self.size, scales, self.degradation, self.channels)
         native = cast(NativeImages, self.images)
         found = {scale: native.low_resolution_images(split, scale) for scale in scales}
         published = {scale: small for scale, small in found.items() if small is not None}
         return FixedPairs(WrappedImages(images), scales, self.degradation, published, self.channels)
+
+    def _check_evaluation(self, name: str, shape: tuple[int, int], scale: float) -> None:
+        """Raise an error if an image is too small for evaluation at a scale."""
+        targets = [round((low_resolution_side(side, scale) if self.crop else self.size) * scale) for side in shape]
+        if min(targets) <= 2 * self._border(scale) or any(map(operator.lt, shape, targets)):
+            raise ValueError(
+                f"The image {name} has {shape[0]} x {shape[1]} pixels, too few for evaluation at scale {scale:g} without "
+                f"{self._border(scale)} pixels at all borders: remove the image, lower the scale, or set border to none."
+            )
+
+    def _border(self, scale: float) -> int:
+        """Return the pixels at all borders that are not measured at a scale."""
+        return 0 if self.border == "none" else math.ceil(scale) + (6 if self.border == "scale+6" else 0)
 
     def scale_of(self, name: str) -> float | None:
         """Return the scale in the name of a validation or test item; None for other names.
@@ -280,10 +311,9 @@ class SuperResolution(CoordinateDataModule):
 
     def _mask(self, batch: Pair, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
         """Return which pixels ``(B, N)`` are measured; None if all are."""
-        if self.border == "none":
-            return None
         [scale] = set(torch.as_tensor(batch.scale).flatten().tolist())
-        border = math.ceil(scale) + (6 if self.border == "scale+6" else 0)
+        if not (border := self._border(scale)):
+            return None
         inner = torch.zeros(shape, dtype=torch.bool, device=device)
         inner[border : shape[0] - border, border : shape[1] - border] = True
         if not inner.any():

@@ -248,6 +248,9 @@ def _to_layers(image: Image.Image, notes: list[str]) -> Layers:
     profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
     if not image.has_transparency_data:
         return Layers(_to_rgb(image, notes), None, grey, profile, tuple(notes))
+    if grey and image.mode not in ("1", "L", "LA"):  # levels of more than 8 bits, one of which is transparent
+        alpha = torch.from_numpy((np.asarray(image) != image.info["transparency"]).astype(np.uint8) * 255)
+        return Layers(_to_rgb(image, notes), alpha, grey, profile, tuple(notes))
     red, green, blue, alpha = (torch.from_numpy(np.array(channel)) for channel in image.convert("RGBA").split())
     return Layers(torch.stack((red, green, blue)), alpha, grey, profile, tuple(notes))
 

@@ -46,6 +46,13 @@ def test_large_scales_have_smaller_tiles():
     )
 
 
+def test_a_pixel_whose_result_is_large_is_divided():
+    tiles = enlargements((2, 2), (4000, 4000))
+    areas = [(last - first) * (right - left) for (first, last), (left, right) in (tile.result for tile in tiles)]
+    assert max(areas) <= 1 << 21
+    assert sum(areas) == 4000**2
+
+
 @given(shape=st.tuples(SIDES, SIDES), factors=st.tuples(*[st.floats(1, 5)] * 2))
 def test_coordinates_of_one_tile_are_those_of_the_domain(shape, factors):
     size = [round(extent * factor) for extent, factor in zip(shape, factors, strict=True)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from patches import random_pixels
 from PIL import Image
-from program import refused, rows, run, run_process
+from program import TESTS, refused, rows, run, run_process
 from super_resolvers import tiny_liif
 
 import composers
@@ -65,6 +65,25 @@ def test_mixed_precision_works(trained):
     run("predict", "--images", "wide.png", "--scale", 2, "--ckpt_path", trained, "--trainer.precision", "bf16-mixed")
     expected = np.asarray(super_resolve(composers.load(trained), "wide.png", scale=2)).astype(int)
     assert np.abs(_pixels("predictions/wide.png") - expected).max() <= 4
+
+
+def test_test_items_are_enlarged_too(trained):
+    config = ["--config", TESTS / "configs" / "tiny_liif.yaml", "--trainer.limit_predict_batches", 2]
+    run("fit", *config[:2], "--trainer.max_steps", 1, "--trainer.limit_val_batches", 1)
+    run("predict", *config, "--ckpt_path", next(Path("runs").rglob("last.ckpt")))
+    written = rows("predictions/predictions.csv")
+    assert len(written) == 2
+    for row in written:
+        assert _pixels(f"predictions/{row['name']}.png").shape[:2] == (
+            int(row["enlarged rows"]),
+            int(row["enlarged columns"]),
+        )
+
+
+def test_absurd_sizes_are_refused_before_any_work(trained):
+    message = refused("predict", "--images", "wide.png", "--scale", 4000, "--ckpt_path", trained)
+    assert "wide.png has 18 x 40 pixels" in message
+    assert "pass a smaller size or scale" in message
 
 
 @pytest.mark.slow

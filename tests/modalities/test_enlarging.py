@@ -9,6 +9,7 @@ from super_resolvers import tiny_liif
 
 from datamodules.batch import Observation
 from datamodules.domain import CellGrid
+from datamodules.storage.images import read_layers
 from modalities.enlarging import super_resolve
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -109,11 +110,35 @@ def test_a_grey_model_gives_grey_images():
     assert super_resolve(composer, random_pixels(6, 7), scale=2).mode == "L"
 
 
+def test_a_transparent_level_of_16_bits_is_kept():
+    levels = np.array([[0, 1000], [30000, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save("a.png", transparency=0)
+    layers = read_layers("a.png")
+    assert layers.pixels[0].tolist() == [[0, 4], [117, 255]]
+    assert layers.alpha.tolist() == [[0, 255], [255, 255]]
+    assert super_resolve(tiny_liif(), "a.png", scale=2).mode == "LA"
+
+
+def test_a_grey_model_drops_the_profile_of_colours():
+    image = Image.fromarray(random_pixels(12, 15).permute(1, 2, 0).numpy())
+    image.save("a.png", icc_profile=PROFILE)
+    assert "icc_profile" not in super_resolve(tiny_liif(channels=1), "a.png", scale=2).info
+
+
+def test_a_model_that_states_no_domain_takes_positions_with_sizes():
+    composer, pixels = tiny_liif(), random_pixels(6, 7)
+    expected = np.asarray(super_resolve(composer, pixels, scale=2))
+    composer._trained_on = None
+    assert np.array_equal(np.asarray(super_resolve(composer, pixels, size=[12, 14])), expected)
+
+
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
         (torch.zeros(4, 5), {}, r"shape \(4, 5\)"),
         (torch.zeros(3, 0, 5), {}, r"shape \(3, 0, 5\)"),
+        (torch.zeros(3, 8, 8), {}, "torch.float32"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), {"scale": 4000}, "pass a smaller size or scale"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), {"scale": 0.5}, "pass a larger size, or a scale of at least 1"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), {"scale": 2, "size": 9}, "pass only one"),
     ],

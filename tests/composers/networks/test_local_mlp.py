@@ -134,7 +134,7 @@ def test_shared_coordinates_equal_those_of_each_instance(variant):
 def test_passes_of_bounded_memory_equal_one_pass(variant, monkeypatch):
     network, modulations, coords = _network(**variant), _modulations(), _coords()
     expected = network(coords, modulations), network(coords.expand(2, -1, -1), modulations)
-    monkeypatch.setattr(local_mlp, "_MAX_HELD", 7 * 2 * network.floats_per_coord)
+    monkeypatch.setattr(local_mlp, "_MAX_HELD", {"cpu": 7 * 2 * network.floats_per_coord})
     passes = []
     inner = network._values
     monkeypatch.setattr(network, "_values", lambda coords, maps: passes.append(coords.shape[-2]) or inner(coords, maps))

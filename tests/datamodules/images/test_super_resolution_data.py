@@ -279,7 +279,7 @@ def test_graded_squares_are_trained_on_whole():
         ({"scales": (0.9, 4.0)}, r"scales is \[0.9, 4.0\]: give the smallest and the largest.*at least 1"),
         ({"scales": (3.0, 2.0)}, r"scales is \[3.0, 2.0\]"),
         ({"scales": (1.0, float("inf"))}, r"scales is \[1.0, inf\]"),
-        ({"num_queries": 37}, r"num_queries is 37, but a crop of size 6 at scale 1 has 36 pixels: lower num_queries"),
+        ({"num_queries": 37}, r"num_queries is 37, but a crop of size 6 at scale 1 has 36 pixels: set num_queries to at most that"),
         ({"num_queries": 145, "scales": (2.0, 4.0)}, "crop of size 6 at scale 2 has 144 pixels"),
         ({"val_scales": []}, r"val_scales is \[\]: give at least one scale, all at least 1"),
         ({"test_scales": [2.0, 0.5]}, r"test_scales is \[2.0, 0.5\]"),
@@ -418,3 +418,37 @@ def test_images_of_one_size_are_evaluated_together_and_others_refused():
     others.setup("test")
     with pytest.raises(ValueError, match="set eval_batch_size to 1"):
         others.collate([others.test_set[0], others.test_set[1]])
+
+
+def test_batches_do_not_mix_scales():
+    data = SuperResolution(FewImages([_noise(10, 10)]), size=SIZE, num_queries=9, test_scales=[1.9, 2.0], border="none")
+    data.setup("test")
+    with pytest.raises(ValueError, match="different sizes or scales"):
+        data.collate([data.test_set[0], data.test_set[1]])
+
+
+def test_rounding_does_not_lose_a_pixel():
+    data = SuperResolution(FewImages([_noise(33, 66)]), size=SIZE, num_queries=9, test_scales=[1.1])
+    data.setup("test")
+    assert data.test_set[0].low.shape == (3, 30, 60)
+    assert data.test_set[0].high.shape == (3, 33, 66)
+
+
+@pytest.mark.parametrize(("crop", "border"), [(True, "scale"), (False, "none")])
+def test_images_that_are_too_small_for_evaluation_are_refused_at_set_up(crop, border):
+    class Decoded(FewImages):
+        def native_images(self, split):
+            """Return the images with their shapes."""
+            images = super().native_images(split)
+            images.shapes = [(item.name, tuple(item.values.shape[1:])) for item in self.given]
+            return images
+
+    images = Decoded([_noise(80, 80), _noise(20, 20, name="small")])
+    data = SuperResolution(images, size=SIZE, num_queries=9, test_scales=[8.0], crop=crop, border=border)
+    with pytest.raises(ValueError, match="The image small has 20 x 20 pixels, too few for evaluation at scale 8"):
+        data.setup("test")
+
+
+def test_random_degradations_need_random_crops():
+    with pytest.raises(ValueError, match="degradation is Realistic"):
+        SuperResolution(FewImages([]), size=SIZE, num_queries=9, crop=False, degradation=Realistic())
