@@ -112,6 +112,7 @@ def test_program_uses_the_sampling_rate_of_training(tmp_path, monkeypatch):
         "modality": content["data"]["modality"],
         "num_instances": 4,
         "sample_rate": 500,
+        "scales": None,
     }
     recordings = ["--audio", "audio/val", "--output"]
     run("predict", "--ckpt_path", path, *recordings, "stated")

@@ -175,7 +175,7 @@ def _step(name, *arguments):
 )
 def test_experiment_trains_a_step_at_full_size(name, batch_size, tmp_path):
     _images(tmp_path / "images" / "train", 16, (256, 256))
-    _images(tmp_path / "images" / "val", 1, (48, 50))
+    _images(tmp_path / "images" / "val", 1, (128, 130))
     images = "--data.init_args.images={class_path: datamodules.ImageFolder, init_args: {root: images, cache: null}}"
     folder = _step(name, images, "--data.init_args.batch_size", batch_size, "--data.init_args.val_scales=[2.0]")
     [loss], [psnr] = (column(f"{folder}/metrics.csv", key) for key in ("train/loss", "val/psnr"))

@@ -279,7 +279,10 @@ def test_graded_squares_are_trained_on_whole():
         ({"scales": (0.9, 4.0)}, r"scales is \[0.9, 4.0\]: give the smallest and the largest.*at least 1"),
         ({"scales": (3.0, 2.0)}, r"scales is \[3.0, 2.0\]"),
         ({"scales": (1.0, float("inf"))}, r"scales is \[1.0, inf\]"),
-        ({"num_queries": 37}, r"num_queries is 37, but a crop of size 6 at scale 1 has 36 pixels: set num_queries to at most that"),
+        (
+            {"num_queries": 37},
+            r"num_queries is 37, but a crop of size 6 at scale 1 has 36 pixels: set num_queries to at most that",
+        ),
         ({"num_queries": 145, "scales": (2.0, 4.0)}, "crop of size 6 at scale 2 has 144 pixels"),
         ({"val_scales": []}, r"val_scales is \[\]: give at least one scale, all at least 1"),
         ({"test_scales": [2.0, 0.5]}, r"test_scales is \[2.0, 0.5\]"),
