@@ -28,6 +28,7 @@ def test_every_method_gives_the_same_result():
     assert np.abs(np.asarray(tiles) - whole.clamp(0, 1).view(27, 36, 3).numpy() * 255).max() < 0.51
 
 
+@pytest.mark.slow
 def test_the_table_compares_methods_by_size(checkpoint, tmp_path):
     table = tmp_path / "results.csv"
     benchmark.main([f"--checkpoint={checkpoint}", "--sizes=[[32,48]]", "--repeats=1", "--scale=2", f"--csv={table}"])

@@ -218,7 +218,8 @@ def test_models_of_other_signals_are_refused(trained):
     assert "use `--data.init_args.sample_rate 16000`" in message
 
 
-@pytest.mark.parametrize("name", [IMAGES, pytest.param(SPEECH, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [IMAGES, SPEECH])
 def test_two_processes_equal_one(name, tmp_path):
     run("fit", *_config(name), SGD, *EIGHT, NAME, "one")
     run_process("fit", *_config(name), SGD, *FOUR, *TWO_PROCESSES, NAME, "two", cwd=tmp_path)

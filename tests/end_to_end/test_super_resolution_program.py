@@ -150,7 +150,8 @@ def test_resumed_run_equals_an_uninterrupted_one(trained, step, workers):
     assert column("runs/resumed/version_0/metrics.csv", "train/loss") == losses[step:]
 
 
-@pytest.mark.parametrize("config", [LIIF, pytest.param(IPC, marks=pytest.mark.slow)], ids=["liif", "ipc"])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [LIIF, IPC], ids=["liif", "ipc"])
 def test_two_processes_equal_one(config, tmp_path):
     common = [SGD, "--model.init_args.scheduler=null"]
     run("fit", *config, *common, "--data.init_args.batch_size=8", NAME, "one")
@@ -175,6 +176,7 @@ def test_two_processes_test_every_image_once(trained, tmp_path):
         assert float(row["psnr@0"]) == pytest.approx(float(other["psnr@0"]), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_ipc_on_feature_maps_trains_and_is_tested():
     run("fit", *IPC, NAME, "ipc")
     losses = column("runs/ipc/version_0/metrics.csv", "train/loss")
