@@ -225,11 +225,11 @@ def _reason(name: str, modality: Modality, options: Sequence[tuple[Modality, Map
 def _input_modality(values: Mapping[str, Any], data: Namespace) -> Modality:
     """Return the modality whose paths are set, otherwise that of the data module in the config."""
     stated = getattr(import_object(data.class_path), "modality", None)
-    own = next((modality for modality in MODALITIES if type(modality) is type(stated)), MODALITIES[0])
+    of_data = next((modality for modality in MODALITIES if type(modality) is type(stated)), MODALITIES[0])
     for modality in reversed(MODALITIES):
         if modality.name in values:
-            return own if own.name == modality.name else modality
-    return own
+            return of_data if of_data.name == modality.name else modality
+    return of_data
 
 
 def _check_target(name: str, exists: bool, class_path: str | None) -> None:

@@ -405,10 +405,11 @@ def headline_metric(composer: Composer, modality: Modality) -> InstanceMetric:
     The composer may compare the luminance of images, for example. A metric of another class under the same key is not used:
     that of the modality knows how to average over views, for example.
     """
-    measured, own = composer.measures.get(modality.headline.metric), modality.metrics().get(modality.headline.metric)
-    if own is None:
+    measured = composer.measures.get(modality.headline.metric)
+    default = modality.metrics().get(modality.headline.metric)
+    if default is None:
         return measured or PSNR()
-    return measured if measured is not None and type(measured) is type(own) else own
+    return measured if measured is not None and type(measured) is type(default) else default
 
 
 def metrics_of(module: LightningModule) -> Mapping[str, InstanceMetric]:

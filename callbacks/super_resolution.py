@@ -253,8 +253,8 @@ def protocol(data: CoordinateDataModule, metrics: Mapping[str, InstanceMetric]) 
     """Return the protocol of the table as one line: area, channels, range, and the method of the baseline."""
     colours = "grey values" if data.spec.value_dim == 1 else "RGB"
     manners = {
-        name: f"{'luminance' if getattr(metric, 'luma', False) and data.spec.value_dim > 1 else colours}, "
-        f"{'clipped to [0, 1]' if getattr(metric, 'clip', False) else 'not clipped'}"
+        name: f"{'luminance' if metric.luma and data.spec.value_dim > 1 else colours}, "
+        f"{'clipped to [0, 1]' if metric.clip else 'not clipped'}"
         for name, metric in metrics.items()
     }
     [first, *others] = dict.fromkeys(manners.values())

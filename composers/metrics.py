@@ -117,10 +117,14 @@ class InstanceMetric(ABC):
     Attributes:
         heading: Name in tables and figures; if empty, the key of the metric in ``metrics``.
         unit: Unit of the values; empty if dimensionless.
+        clip: Whether values are clipped to [0, 1] before they are compared.
+        luma: Whether the luminance of colour images is compared.
     """
 
     heading: ClassVar[str] = ""
     unit: ClassVar[str] = ""
+    clip: bool = False
+    luma: bool = False
 
     @abstractmethod
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:

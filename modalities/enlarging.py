@@ -41,15 +41,15 @@ def enlarged_size(
         ValueError: If the result would be smaller than the image, or have more than 536,870,912 pixels.
     """
     rows, columns = image_size(shape, size, scale)
-    found = f"{name} has {shape[0]} x {shape[1]} pixels"
+    image = f"{name} has {shape[0]} x {shape[1]} pixels"
     if rows < shape[0] or columns < shape[1]:
         raise ValueError(
-            f"{found}, more than the result of {rows} x {columns}: a super-resolution model enlarges images; pass a larger "
+            f"{image}, more than the result of {rows} x {columns}: a super-resolution model enlarges images; pass a larger "
             "size, or a scale of at least 1."
         )
     if rows * columns > _MAX_RESULT:
         raise ValueError(
-            f"{found}, and the result would have {rows:,} x {columns:,}, more than {_MAX_RESULT:,} in all: pass a smaller size "
+            f"{image}, and the result would have {rows:,} x {columns:,}, more than {_MAX_RESULT:,} in all: pass a smaller size "
             "or scale; a scale of 4 is four times the rows and columns."
         )
     return rows, columns

@@ -91,7 +91,7 @@ class Writer:
         Returns:
             The row of the table, as `write`.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} assembles values: implement write_values.")
 
     def size_of(self, row: Row) -> str:
         """Return the size of a signal as text for the printed table."""

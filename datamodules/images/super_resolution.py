@@ -244,8 +244,8 @@ class SuperResolution(CoordinateDataModule):
         if not self.crop:
             return SquarePairs(WrappedImages(images), self.size, scales, self.degradation, self.channels)
         native = cast(NativeImages, self.images)
-        found = {scale: native.low_resolution_images(split, scale) for scale in scales}
-        published = {scale: small for scale, small in found.items() if small is not None}
+        low_resolutions = {scale: native.low_resolution_images(split, scale) for scale in scales}
+        published = {scale: small for scale, small in low_resolutions.items() if small is not None}
         return FixedPairs(WrappedImages(images), scales, self.degradation, published, self.channels)
 
     def _check_evaluation(self, name: str, shape: tuple[int, int], scale: float) -> None:

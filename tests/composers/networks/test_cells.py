@@ -67,8 +67,8 @@ def test_the_nearest_cell_is_that_of_the_released_formula(sizes):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_the_cell_of_every_centre_is_its_own(sizes, ensemble):
     cells = cells_around(Grid.unit(2).coords(sizes), sizes, ensemble)
-    own = (cells.weight * (cells.indices == torch.arange(cells.indices.shape[1]))).sum(0)
-    torch.testing.assert_close(own, torch.ones_like(own), atol=1e-4, rtol=0)
+    share = (cells.weight * (cells.indices == torch.arange(cells.indices.shape[1]))).sum(0)
+    torch.testing.assert_close(share, torch.ones_like(share), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("position", [-1.0, 1.0])

@@ -67,10 +67,10 @@ def _naive(network, modulations, coords):
     values = []
     for features, image in zip(modulations["map"].double().numpy(), modulations["image"].double().numpy(), strict=True):
         if "first.phases.weight" in weights:
-            own = {"coef": "first.amplitudes", "freq": "first.frequencies", "phase": "first.phases"}
+            names = {"coef": "first.amplitudes", "freq": "first.frequencies", "phase": "first.phases"}
             renamed |= {
                 name.replace(ours, theirs): weights[name]
-                for theirs, ours in own.items()
+                for theirs, ours in names.items()
                 for name in weights
                 if ours in name
             }

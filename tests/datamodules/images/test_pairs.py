@@ -156,21 +156,21 @@ def test_symmetries_act_on_both_resolutions_alike(symmetries, count):
     low = torch.arange(12).view(1, 3, 4).expand(3, -1, -1)
     high = low.repeat_interleave(2, 1).repeat_interleave(2, 2)
     pair = Pair(low, high, torch.empty(0, dtype=torch.long), torch.tensor([6, 8]), 2.0, "blocks")
-    seen = {}
+    counts = {}
     for seed in range(100):
         result = PairDraw(48, symmetries)(pair, _generator(seed))
         large = _undrawn(result)
         assert torch.equal(large[:, ::2, ::2], result.low)
         assert torch.equal(large[:, 1::2, 1::2], result.low)
         key = tuple(result.low[0].flatten().tolist())
-        seen[key] = seen.get(key, 0) + 1
-    assert len(seen) == count
-    assert min(seen.values()) > 100 / count / 4
+        counts[key] = counts.get(key, 0) + 1
+    assert len(counts) == count
+    assert min(counts.values()) > 100 / count / 4
     images = [low[0], low[0].flip(-1)] if symmetries != "none" else [low[0]]
     if symmetries == "all":
         images += [image.flip(-2) for image in images]
         images += [image.mT for image in images]
-    assert seen.keys() == {tuple(image.flatten().tolist()) for image in images}
+    assert counts.keys() == {tuple(image.flatten().tolist()) for image in images}
 
 
 def _fixed(images, scales, **options):
