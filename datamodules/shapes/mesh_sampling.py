@@ -93,9 +93,7 @@ class Solid:
         coverage = np.abs(winding)
         return np.where(coverage > 0.5, -distances, distances), np.abs(coverage - 0.5) < _DOUBT
 
-    def sample_surface(
-        self, count: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def sample_surface(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return points on the surface of the solid, uniform by area, and their outward unit normals, ``(count, 3)`` each.
 
         Faces within the solid, where parts of the mesh overlap, are no surface: a point is kept if exactly one side of it is
