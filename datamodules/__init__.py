@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
+    from datamodules.shapes.sample_shapes import SampleShapes
 
 _MODULES = {
     "AudioFolder": "audio.audio_folder",
@@ -42,6 +43,7 @@ _MODULES = {
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
     "SamplePhotos": "images.sample_photos",
+    "SampleShapes": "shapes.sample_shapes",
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
     "ShapeNet": "scenes.shapenet",
@@ -63,6 +65,7 @@ __all__ = [
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",
+    "SampleShapes",
     "SampleSpeech",
     "SceneFolder",
     "ShapeNet",
