@@ -21,11 +21,13 @@ class Samples(NamedTuple):
         coords: ``(N, D)`` if all instances share them, else ``(B, N, D)``.
         values: ``(B, N, C)``, or None if there are no measurements.
         mask: ``(B, N)`` booleans, False for padding, which losses and metrics ignore; None if there is no padding.
+        normals: ``(B, N, D)``, unit normals where a sample lies on a surface, zeros elsewhere; None if there are no surfaces.
     """
 
     coords: Tensor
     values: Tensor | None = None
     mask: Tensor | None = None
+    normals: Tensor | None = None
 
     @property
     def measured(self) -> Tensor:
@@ -211,8 +213,10 @@ def instance_of(batch: CoordinateBatch, index: int, domain: Domain, values: Mapp
     observation = observation_of(batch, [index])
     query = batch.query
     coords = query.coords if query.coords.dim() == 2 else query.coords[index]
-    true, mask = (None if part is None else part[index] for part in (query.values, query.mask))
-    samples = Samples(coords.cpu(), None if true is None else true.float().cpu(), None if mask is None else mask.cpu())
+    true, mask, normals = (
+        None if part is None else part[index].cpu() for part in (query.values, query.mask, query.normals)
+    )
+    samples = Samples(coords.cpu(), None if true is None else true.float(), mask, normals)
     reconstructions = {step: batched[index].float().cpu() for step, batched in values.items()}
     return Instance(batch.names[index], _first(observation.signal), samples, batch.shape, domain, reconstructions)
 
@@ -238,8 +242,8 @@ def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observatio
     if samples is None:
         return Observation(signal, index=index)
     coords = samples.coords if samples.coords.dim() == 2 else samples.coords[places]
-    true, mask = (None if part is None else part[places] for part in (samples.values, samples.mask))
-    return Observation(signal, Samples(coords, true, mask), index)
+    parts = (None if part is None else part[places] for part in (samples.values, samples.mask, samples.normals))
+    return Observation(signal, Samples(coords, *parts), index)
 
 
 def _first(signal: Tensor | Views | None) -> Tensor | Views | None:

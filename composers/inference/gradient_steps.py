@@ -228,6 +228,7 @@ def subset_of(samples: Samples, indices: Tensor) -> Samples:
         samples.coords[..., indices, :],
         None if samples.values is None else samples.values[:, indices],
         None if samples.mask is None else samples.mask[:, indices],
+        None if samples.normals is None else samples.normals[:, indices],
     )
 
 
@@ -248,6 +249,7 @@ def _worst(samples: Samples, predicted: Tensor, count: int) -> Samples:
         coords.take_along_dim(indices[..., None], 1),
         samples.values.take_along_dim(indices[..., None], 1),
         None if samples.mask is None else samples.mask.take_along_dim(indices, 1),
+        None if samples.normals is None else samples.normals.take_along_dim(indices[..., None], 1),
     )
 
 

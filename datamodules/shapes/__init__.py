@@ -1,0 +1,1 @@
+"""Data sets of shapes: signed distances, and points on surfaces."""

@@ -1,0 +1,246 @@
+"""Samples of signed distance fields, and the draw of context and query from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.randomness import generator_at
+
+Context = Literal["dense", "surface", "partial"]
+
+_DEPTH_CELLS = 128  # of the depth image of a partial context, along each side
+_DEPTH_TOLERANCE = 0.03  # of a partial context: distance behind the nearest point of a cell, in units of the domain
+
+
+class StoredShape(NamedTuple):
+    """Samples of the signed distance field of a shape, as they are stored.
+
+    Attributes:
+        samples: ``(M, 4)`` float32: x, y, z and the signed distance, negative inside; first those drawn uniformly in the
+            domain, then those near the surface.
+        surface: ``(S, 6)`` float32: points on the surface and their unit normals, zeros where a normal is unknown.
+        name: Name of the shape in tables and files.
+        uniform: Number of leading samples that were drawn uniformly; 0 if unknown, as in DeepSDF's layout.
+        offset: Translation to normalised coordinates: ``normalised = (p + offset) * scale``.
+        scale: Factor to normalised coordinates.
+    """
+
+    samples: NDArray[np.float32]
+    surface: NDArray[np.float32]
+    name: str
+    uniform: int = 0
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    scale: float = 1.0
+
+
+class ShapeItem(NamedTuple):
+    """A raw item of a data set of shapes, or a collated batch of them.
+
+    Attributes:
+        context: ``(P, 4)``, observed points and their distances, 0 on the surface.
+        context_normals: ``(P, 3)``, unit normals of observed points on the surface, zeros elsewhere.
+        query: ``(N, 4)``, points to reconstruct and their distances.
+        query_normals: ``(N, 3)``, unit normals of query points on the surface, zeros elsewhere.
+        name: Name of the shape in tables and files.
+        seed: Seed of the random numbers of this item in this epoch; set by the loader.
+        instance: Index of the shape in the training set; set by the loader, -1 outside training.
+    """
+
+    context: Tensor
+    context_normals: Tensor
+    query: Tensor
+    query_normals: Tensor
+    name: str
+    seed: int = 0
+    instance: int = -1
+
+
+class ShapeDraw:
+    """Draw what a model observes of a shape, and the points that it is compared at; both are disjoint.
+
+    Args:
+        context: ``dense``: samples in space with their distances. ``surface``: points on the surface. ``partial``: points on
+            the surface that are visible from one random direction, as in one orthographic depth image.
+        context_points: Number of observed points.
+        query_points: Number of query points from the samples in space.
+        surface_points: Number of query points on the surface, which follow the others; none in training.
+        balanced: Draw equally many samples inside and outside (DeepSDF's loader), as far as there are both.
+        include_context: Append the observed points to the query, as published for MetaSDF.
+        uniform: Take query points only from uniform samples, where a shape states them.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        context_points: int,
+        query_points: int,
+        surface_points: int = 0,
+        *,
+        balanced: bool = False,
+        include_context: bool = False,
+        uniform: bool = False,
+    ) -> None:
+        self.context = context
+        self.context_points = context_points
+        self.query_points = query_points
+        self.surface_points = surface_points
+        self.balanced = balanced
+        self.include_context = include_context
+        self.uniform = uniform
+
+    def __call__(self, shape: StoredShape, generator: torch.Generator) -> ShapeItem:
+        """Return the drawn item.
+
+        Raises:
+            ValueError: If the shape lacks the points that the draw needs; the message names it.
+        """
+        samples, surface = torch.from_numpy(shape.samples), torch.from_numpy(shape.surface)
+        on_surface = torch.cat((surface[:, :3], surface.new_zeros(len(surface), 1)), dim=1)
+        self._check(shape)
+        if self.context == "dense":
+            observed, asked = self._divided(samples, shape.uniform, generator)
+            context, query = samples[observed], samples[asked]
+            normals = context.new_zeros(len(context), 3)
+        else:
+            visible = torch.arange(len(surface)) if self.context == "surface" else _visible(surface, generator)
+            chosen = _taken(visible[torch.randperm(len(visible), generator=generator)], self.context_points, generator)
+            context, normals = on_surface[chosen], surface[chosen, 3:]
+            _, asked = self._divided(samples, shape.uniform, generator)
+            query = samples[asked]
+        query_normals = query.new_zeros(len(query), 3)
+        if self.include_context:
+            query, query_normals = torch.cat((context, query)), torch.cat((normals, query_normals))
+        if self.surface_points:
+            order = torch.randperm(len(surface), generator=generator)
+            true = _taken(order, self.surface_points, generator)
+            query, query_normals = torch.cat((query, on_surface[true])), torch.cat((query_normals, surface[true, 3:]))
+        return ShapeItem(context, normals, query, query_normals, shape.name)
+
+    def _check(self, shape: StoredShape) -> None:
+        """Raise an error if a shape has too few samples, or no surface where one is needed."""
+        if len(shape.samples) < 2:
+            raise ValueError(
+                f"{shape.name} has {len(shape.samples)} distance samples; at least 2 are needed: sample it again."
+            )
+        if (self.context != "dense" or self.surface_points) and not len(shape.surface):
+            raise ValueError(
+                f"{shape.name} has no points on its surface, which context {self.context} and evaluation need: sample it again "
+                "with surface points, or provide SurfaceSamples."
+            )
+
+    def _divided(self, samples: Tensor, uniform: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the indices of observed and of query samples, which are disjoint."""
+        dense = self.context_points if self.context == "dense" else 0
+        candidates = torch.arange(len(samples))
+        if self.uniform and uniform > 1:
+            kept = candidates[:uniform]
+            if not dense:
+                return candidates[:0], _taken(
+                    kept[torch.randperm(uniform, generator=generator)], self.query_points, generator
+                )
+            order = torch.randperm(len(samples), generator=generator)
+            observed = _taken(order[: len(order) // 2], dense, generator)
+            left = order[len(order) // 2 :]
+            return observed, _taken(left[left < uniform], self.query_points, generator)
+        groups = [candidates]
+        if self.balanced:
+            inside = samples[:, 3] < 0
+            groups = [group for group in (candidates[inside], candidates[~inside]) if len(group) > 1]
+        observed, asked = [], []
+        for number, group in enumerate(groups):
+            order = group[torch.randperm(len(group), generator=generator)]
+            counts = [_share(count, number, len(groups)) for count in (dense, self.query_points)]
+            cut = round(len(order) * counts[0] / sum(counts))
+            cut = min(max(cut, 1 if dense else 0), len(order) - 1)
+            observed.append(_taken(order[:cut], counts[0], generator))
+            asked.append(_taken(order[cut:], counts[1], generator))
+        return torch.cat(observed), torch.cat(asked)
+
+
+class EvaluationShapes(Dataset[ShapeItem]):
+    """Shapes for evaluation, with the same draw in every run.
+
+    Args:
+        shapes: The shapes.
+        draw: Draws context and query.
+    """
+
+    def __init__(self, shapes: Sequence[StoredShape], draw: ShapeDraw) -> None:
+        self.shapes = shapes
+        self.draw = draw
+
+    def __len__(self) -> int:
+        """Return the number of shapes."""
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> ShapeItem:
+        """Return shape ``index`` with its draw, which depends on the name only."""
+        shape = self.shapes[index]
+        return self.draw(shape, generator_at("evaluation of shapes", shape.name))
+
+
+class TrainingShapes(Dataset[StoredShape]):
+    """Shapes for training, of which the augmentation (`ShapeDraw`) draws context and query anew in every epoch.
+
+    Args:
+        shapes: The shapes.
+        repeats: Number of times that each shape occurs in an epoch.
+    """
+
+    def __init__(self, shapes: Sequence[StoredShape], repeats: int = 1) -> None:
+        self.shapes = shapes
+        self.repeats = repeats
+
+    def __len__(self) -> int:
+        """Return the number of items of an epoch."""
+        return len(self.shapes) * self.repeats
+
+    def __getitem__(self, index: int) -> StoredShape:
+        """Return shape ``index`` modulo the number of shapes."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
+        return self.shapes[index % len(self.shapes)]
+
+
+def _share(count: int, number: int, groups: int) -> int:
+    """Return the part of ``count`` that falls to a group, so that all parts add up."""
+    return count * (number + 1) // groups - count * number // groups
+
+
+def _taken(order: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` of shuffled indices; repeated at random if there are fewer."""
+    if len(order) >= count:
+        return order[:count]
+    repeated = torch.randint(len(order), (count - len(order),), generator=generator)
+    return torch.cat((order, order[repeated]))
+
+
+def _visible(surface: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the indices of surface points ``(S, 6)`` that are visible from a random direction.
+
+    A point is visible if it is at most a small distance behind the nearest point in its cell of an orthographic depth image,
+    and its normal, if known, faces the camera.
+    """
+    direction = torch.randn(3, generator=generator)
+    direction = direction / direction.norm().clamp(min=1e-6)  # towards the camera
+    helper = torch.eye(3)[direction.abs().argmin()]
+    right = torch.linalg.cross(direction, helper)
+    right = right / right.norm()
+    up = torch.linalg.cross(direction, right)
+    points = surface[:, :3]
+    cells = min(_DEPTH_CELLS, max(8, math.isqrt(len(points) // 4)))  # about four points per cell of the silhouette
+    columns, rows = (((points @ axis + 1) / 2 * cells).long().clamp(0, cells - 1) for axis in (right, up))
+    cell, depth = rows * cells + columns, points @ direction  # a larger depth is nearer to the camera
+    nearest = depth.new_full((cells * cells,), -math.inf).scatter_reduce(0, cell, depth, "amax")
+    facing = surface[:, 3:] @ direction >= 0
+    visible = (depth >= nearest[cell] - max(_DEPTH_TOLERANCE, 1 / cells)) & facing
+    indices = visible.nonzero().flatten()
+    return indices if len(indices) else depth.argmax()[None]
