@@ -18,7 +18,7 @@ class MetaSDF(Composer):
     """Adapt all weights and biases by a few gradient steps from a learned initialisation, with learned step sizes.
 
     In the paper, the network has a head for the sign and one for the distance, `GeometricReLU` activations and no
-    normalisation (``modulated_layers: all``, ``modulates: both``, ``normalize_weights: false``, ``output_offset: 0.0``), and the
+    normalisation (``modulated_layers: all``, ``modulates: both``, ``normalize_weights: false``, ``output_offset: 0.0``). The
     rule of ``inner`` learns a step size per step and parameter (``learned_as: lr``), through second-order gradients. The inner
     loop minimises a `SignAndDistance` with learned weights of its own, so that ``inner`` needs a ``loss``.
 
