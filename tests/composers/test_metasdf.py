@@ -34,7 +34,7 @@ def _composer(learned_lr=("step", "parameter"), learned_as="lr", encoding=None, 
     )
     rule = DifferentiableSGD(LR, learned_lr, learned_as=learned_as, **options)
     inner = GradientSteps(STEPS, rule, loss=SignAndDistance(surface))
-    composer = MetaSDF(network, inner).double()
+    composer = MetaSDF(network, inner, SignedDistance(), SignAndDistance(unknown=-1.0)).double()
     composer.global_step = 0
     for name, parameter in composer.named_parameters():
         factor = 1 + 0.3 * torch.randn(parameter.shape, dtype=torch.float64)
@@ -203,9 +203,6 @@ def test_the_optimizer_moves_step_sizes_themselves(composer):
 
 def test_parts_of_the_preset(composer):
     model = composer()
-    assert isinstance(model.renderer, SignedDistance)
-    assert model.renderer.heads == "both"
-    assert (model.loss.unknown, model.inner.loss.unknown) == (-1.0, None)
     assert model.loss.uncertainties is not model.inner.loss.uncertainties
     assert {name: tuple(spec.shape) for name, spec in model.parametrization.latents.items()} == {
         **{f"weight.{layer}": size for layer, size in enumerate(model.network.layer_sizes)},
@@ -227,7 +224,7 @@ def test_both_outputs_are_equal_at_the_start_and_grow_with_the_distance():
         normalize_weights=False,
         output_offset=0.0,
     )
-    model = MetaSDF(network, GradientSteps(1, loss=SignAndDistance()))
+    model = MetaSDF(network, GradientSteps(1, loss=SignAndDistance()), SignedDistance(), SignAndDistance())
     points = torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)
     latents = model.start(Observation(samples=Samples(torch.zeros(1, 1, 3), torch.zeros(1, 1, 1))), Layout())
     for radius in (0.2, 0.9):
@@ -240,7 +237,7 @@ def test_a_single_head_needs_no_learned_loss():
     network = CoordinateMLP(
         2, 1, 6, 3, "all", normalize_weights=False, output_offset=0.0, modulates="both", encoding=IdentityEncoding()
     )
-    model = MetaSDF(network, GradientSteps(2), renderer=SignedDistance("distance"), loss=MeanAbsoluteError())
+    model = MetaSDF(network, GradientSteps(2), SignedDistance("distance"), MeanAbsoluteError())
     coords = torch.rand(2, 9, 2) - 0.5
     context = Samples(coords, coords.norm(dim=-1, keepdim=True) - 0.2)
     latents = model.encode(Observation(samples=context))
@@ -252,6 +249,6 @@ def test_a_single_head_needs_no_learned_loss():
 
 def test_a_network_with_the_wrong_number_of_outputs_is_refused():
     network = CoordinateMLP(2, 1, 6, 3, "all", modulates="both")
-    model = MetaSDF(network, GradientSteps(1, loss=SignAndDistance()))
+    model = MetaSDF(network, GradientSteps(1, loss=SignAndDistance()), SignedDistance(), SignAndDistance())
     with pytest.raises(ValueError, match="The field has 1 outputs, and heads both of SignedDistance needs 2"):
         model.encode(Observation(samples=Samples(torch.rand(1, 4, 2), torch.rand(1, 4, 1))))
