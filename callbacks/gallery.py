@@ -296,15 +296,16 @@ def inner_rows(
 
 def headline_value(metric: InstanceMetric, values: Tensor, shown: Instance) -> float:
     """Return the headline metric of reconstructed values ``(N, C)`` of the shown part of an instance."""
-    coords, true, mask = shown.query
-    assert true is not None, "the query has no values to compare with"
-    query = Samples(coords, true[None], None if mask is None else mask[None])
+    query = Samples(
+        shown.query.coords, *(None if part is None else part[None] for part in shown.query[1:])
+    )  # a batch of one
+    assert query.values is not None, "the query has no values to compare with"
     return float(metric.measure(Reconstruction.of_values(values[None]), query, shown.shape))
 
 
 def _with_unit(value: float, modality: Modality) -> str:
     """Return a value of the headline metric with its unit."""
-    return f"{value:.1f} {modality.headline.unit}".rstrip()
+    return f"{value:.1f} {modality.headline.unit}" if modality.headline.unit else f"{value:.3g}"
 
 
 def _reconstruction(composer: Composer, latents: Latents, layout: Layout, index: int) -> Reconstruction:

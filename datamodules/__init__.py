@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
+    from datamodules.shapes.digits import Digits
     from datamodules.shapes.sample_shapes import SampleShapes
 
 _MODULES = {
@@ -33,6 +34,7 @@ _MODULES = {
     "CelebA": "images.celeba",
     "CoordinateDataModule": "base",
     "DIV2K": "images.div2k",
+    "Digits": "shapes.digits",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
@@ -56,6 +58,7 @@ __all__ = [
     "AudioFolder",
     "CelebA",
     "CoordinateDataModule",
+    "Digits",
     "ImageFiles",
     "ImageFolder",
     "ImageNette",
