@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
+    from datamodules.shapes.digits import Digits
+    from datamodules.shapes.sample_shapes import SampleShapes
 
 _MODULES = {
     "AudioFolder": "audio.audio_folder",
     "CelebA": "images.celeba",
     "CoordinateDataModule": "base",
     "DIV2K": "images.div2k",
+    "Digits": "shapes.digits",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
@@ -42,6 +45,7 @@ _MODULES = {
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
     "SamplePhotos": "images.sample_photos",
+    "SampleShapes": "shapes.sample_shapes",
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
     "ShapeNet": "scenes.shapenet",
@@ -54,6 +58,7 @@ __all__ = [
     "AudioFolder",
     "CelebA",
     "CoordinateDataModule",
+    "Digits",
     "ImageFiles",
     "ImageFolder",
     "ImageNette",
@@ -63,6 +68,7 @@ __all__ = [
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",
+    "SampleShapes",
     "SampleSpeech",
     "SceneFolder",
     "ShapeNet",

@@ -16,6 +16,7 @@ from datamodules.domain import Volume
 from datamodules.shapes.samples import Context, EvaluationShapes, ShapeDraw, ShapeItem, StoredShape, TrainingShapes
 from datamodules.spec import DataSpec, Modality
 from datamodules.storage.folders import Split, splits_of
+from modalities.shapes import Shapes
 
 
 class ShapeModule(CoordinateDataModule):
@@ -48,7 +49,7 @@ class ShapeModule(CoordinateDataModule):
         ValueError: If a number is out of range, or arguments exclude each other.
     """
 
-    modality: Modality = Modality()
+    modality: Modality = Shapes()
     train_set: Dataset[Any]  # stored shapes, which the augmentation turns into items
     val_set: Dataset[Any]
     test_set: Dataset[Any]
