@@ -160,7 +160,8 @@ class ResultsTable(InstanceRows):
         console.print(results_table(rows, loop, headline, metrics, codes))
         if loop and loop.report:
             console.print(inner_table(rows, loop, headline, metrics))
-        for remark in self._remarks(trainer, codes):
+        notes = dict.fromkeys(metric.note for metric in metrics.values() if metric.note)
+        for remark in (*notes, *self._remarks(trainer, codes)):
             console.print(remark, markup=False, highlight=False)
         if folder is not None:
             label = "Instances so far" if partial else "Every instance"

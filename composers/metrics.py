@@ -117,6 +117,7 @@ class InstanceMetric(ABC):
     Attributes:
         heading: Name in tables and figures; if empty, the key of the metric in ``metrics``.
         unit: Unit of the values; empty if dimensionless.
+        note: How the values are measured, printed below tables; empty if the heading says it.
         clip: Whether values are clipped to [0, 1] before they are compared.
         luma: Whether the luminance of colour images is compared.
         in_training: Whether a training step can measure it of its samples; False if that would take a whole signal.
@@ -124,6 +125,7 @@ class InstanceMetric(ABC):
 
     heading: str = ""
     unit: ClassVar[str] = ""
+    note: str = ""
     in_training: ClassVar[bool] = True
     clip: bool = False
     luma: bool = False

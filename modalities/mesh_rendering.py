@@ -16,7 +16,7 @@ from datamodules.cameras import focal_length, orbit
 from datamodules.storage.meshes import Mesh
 from modalities.triangle_mesh import SurfacePoints, TriangleMesh
 
-Up = Literal["y", "z"]
+UpAxis = Literal["y", "z"]
 RGB = tuple[float, float, float]
 
 GREY: RGB = (0.80, 0.80, 0.78)  # of true surfaces
@@ -32,12 +32,12 @@ _INTERVAL = 0.1  # between the contours of a slice
 _CHUNK = 1 << 16
 
 
-def triangles_of_mesh(mesh: TriangleMesh, colour: RGB = BLUE, up: Up = "y") -> Mesh:
+def triangles_of_mesh(mesh: TriangleMesh, colour: RGB = BLUE, up: UpAxis = "y") -> Mesh:
     """Return the triangles of a mesh for ray casting, z up."""
     return _coloured(_upright(mesh.vertices, up)[mesh.faces], colour)
 
 
-def triangles_of_points(points: SurfacePoints, colour: RGB = GREY, up: Up = "y") -> Mesh:
+def triangles_of_points(points: SurfacePoints, colour: RGB = GREY, up: UpAxis = "y") -> Mesh:
     """Return the triangles of a point set for ray casting, z up.
 
     Points with a normal become squares that lie in the surface, those without one small octahedra. Their size follows from the
@@ -81,7 +81,7 @@ def still_images(mesh: Mesh | None, count: int = 4, size: int = 256, elevation: 
 
 
 def slice_images(
-    evaluate: Callable[[Tensor], Tensor], size: int = 256, bound: float = 1.0, up: Up = "y"
+    evaluate: Callable[[Tensor], Tensor], size: int = 256, bound: float = 1.0, up: UpAxis = "y"
 ) -> list[tuple[str, Image.Image]]:
     """Return images of a signed distance field in the three planes through the origin, labelled.
 
@@ -142,7 +142,7 @@ def _coloured(corners: NDArray[np.float32], colour: RGB) -> Mesh:
     )
 
 
-def _upright(points: NDArray[np.float32], up: Up) -> NDArray[np.float32]:
+def _upright(points: NDArray[np.float32], up: UpAxis) -> NDArray[np.float32]:
     """Return points or normals ``(N, 3)`` rotated so that z points up, as `datamodules.storage.meshes.read_mesh` does."""
     return points if up == "z" else np.stack((points[:, 0], -points[:, 2], points[:, 1]), axis=-1)
 

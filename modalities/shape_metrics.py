@@ -129,7 +129,6 @@ class SurfaceMetric(InstanceMetric):
         ValueError: If a number is out of range.
     """
 
-    title = ""
     in_training = False
 
     def __init__(self, resolution: int = 128, points: int = 30000, seed: int = 0, bound: float = 1.0) -> None:
@@ -138,7 +137,7 @@ class SurfaceMetric(InstanceMetric):
         self.lattice = Lattice(bound, resolution)
         self.points = points
         self.seed = seed
-        self.heading = f"{self.title} ({points:,} points of {resolution}^3, seed {seed})"
+        self.note = f"Surfaces: {points:,} points, seed {seed}, on the level set 0 at a resolution of {resolution}."
 
     @abstractmethod
     def compare(self, nearest: Proximity) -> float:
@@ -183,7 +182,7 @@ class Chamfer(SurfaceMetric):
         bound: Half the edge of the cube.
     """
 
-    title = "Chamfer-L1"
+    heading = "Chamfer-L1"
     unit = "%"
 
     def compare(self, nearest: Proximity) -> float:
@@ -206,7 +205,7 @@ class ChamferSquared(SurfaceMetric):
         bound: Half the edge of the cube.
     """
 
-    title = "squared Chamfer x 1000"
+    heading = "squared Chamfer x 1000"
 
     def compare(self, nearest: Proximity) -> float:
         """Return the sum of both mean squares."""
@@ -231,8 +230,6 @@ class FScore(SurfaceMetric):
         ValueError: If ``threshold`` is not positive.
     """
 
-    title = "F-score"
-
     def __init__(
         self,
         threshold: float = 0.01,
@@ -245,7 +242,7 @@ class FScore(SurfaceMetric):
             raise ValueError(f"threshold is {threshold}; it must be positive.")
         super().__init__(resolution, points, seed, bound)
         self.threshold = threshold
-        self.heading = f"F-score at {100 * threshold:g}% ({points:,} points of {resolution}^3, seed {seed})"
+        self.heading = f"F-score at {100 * threshold:g}%"
 
     def compare(self, nearest: Proximity) -> float:
         """Return the harmonic mean, 0 if both fractions are."""
@@ -269,7 +266,7 @@ class NormalConsistency(SurfaceMetric):
         bound: Half the edge of the cube.
     """
 
-    title = "normal consistency"
+    heading = "normal consistency"
 
     def compare(self, nearest: Proximity) -> float:
         """Return the mean of both mean cosines."""

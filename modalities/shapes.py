@@ -31,7 +31,7 @@ from modalities.images import save_image, to_image
 from modalities.level_set import Lattice, NoSurfaceError, level_set
 from modalities.mesh_rendering import (
     GREY,
-    Up,
+    UpAxis,
     orbit_images,
     slice_images,
     still_images,
@@ -92,7 +92,7 @@ class ShapeWriter(Writer):
     resolution: int = 256
     mesh_format: MeshFormat = "ply"
     units: Units = "world"
-    up: Up = "y"
+    up: UpAxis = "y"
     frames: int = 48
     size: int | None = None
     elevation: float = 30.0
@@ -117,7 +117,7 @@ class ShapeWriter(Writer):
                 f"seconds is {self.seconds}, max_memory {self.max_memory}, elevation {self.elevation}: seconds and max_memory "
                 "must be positive, and elevation must be between -90 and 90 degrees."
             )
-        for name, kind in (("mesh_format", MeshFormat), ("units", Units), ("up", Up)):
+        for name, kind in (("mesh_format", MeshFormat), ("units", Units), ("up", UpAxis)):
             if vars(self)[name] not in get_args(kind):
                 raise ValueError(f"{name} is {vars(self)[name]!r}: choose one of {', '.join(get_args(kind))}.")
 
@@ -234,7 +234,7 @@ class Shapes(DrawnModality):
     writer = ShapeWriter
     decoding = ("resolution",)
 
-    def __init__(self, up: Up = "y") -> None:
+    def __init__(self, up: UpAxis = "y") -> None:
         self.up = up
 
     def takes(self, facts: Mapping[str, Any]) -> bool:
@@ -362,7 +362,7 @@ def _source_facts(source: Mapping[str, Any]) -> dict[str, str]:
     return {"offset": offset, "scale": repr(float(source["scale"]))}
 
 
-def _up(code: InstanceCode) -> Up:
+def _up(code: InstanceCode) -> UpAxis:
     """Return the axis that points up, y if the code does not state it."""
     return "z" if code.facts.get("up") == "z" else "y"
 
@@ -418,7 +418,7 @@ def _cell(label: str, image: Image.Image) -> Cell:
 
 
 def _figure(
-    evaluate: Callable[[Tensor], Tensor], mesh: TriangleMesh | None, instance: Instance, bound: float, up: Up
+    evaluate: Callable[[Tensor], Tensor], mesh: TriangleMesh | None, instance: Instance, bound: float, up: UpAxis
 ) -> Image.Image:
     """Return the figure of a prediction: the surface, the true surface if it is known, the observed points, and slices."""
     triangles = None if mesh is None else triangles_of_mesh(mesh, up=up)

@@ -259,9 +259,10 @@ def test_the_floor_is_that_of_two_samples_and_falls_with_their_size():
     assert (fine["fscore"] > floor["fscore"], fine["normal_consistency"] > 0.99) == (True, True)
 
 
-def test_headings_state_points_resolution_seed_and_threshold():
-    assert Chamfer().heading == "Chamfer-L1 (30,000 points of 128^3, seed 0)"
-    assert FScore(0.02, 64, 1000, 5).heading == "F-score at 2% (1,000 points of 64^3, seed 5)"
+def test_notes_state_points_resolution_and_seed():
+    assert Chamfer().note == "Surfaces: 30,000 points, seed 0, on the level set 0 at a resolution of 128."
+    assert FScore(0.02, 64, 1000, 5).heading == "F-score at 2%"
+    assert FScore(0.02, 64, 1000, 5).note.startswith("Surfaces: 1,000 points, seed 5")
     assert not Chamfer.in_training
 
 
