@@ -26,8 +26,8 @@ class DeepSDF(ShapeSet):
     """Shapes in the layout of DeepSDF.
 
     ``SdfSamples/SET/CLASS/ID.npz`` has arrays ``pos`` and ``neg`` ``(n, 4)``, points outside and inside with their distances;
-    rows with NaN are dropped, as DeepSDF does. ``SurfaceSamples/SET/CLASS/ID.ply`` has points on the surface in the units of the
-    mesh, and ``NormalizationParameters/SET/CLASS/ID.npz`` their ``offset`` and ``scale``; both are read if the context or
+    rows with NaN are dropped, as DeepSDF does. ``SurfaceSamples/SET/CLASS/ID.ply`` has points on the surface in the units of
+    the mesh, and ``NormalizationParameters/SET/CLASS/ID.npz`` their ``offset`` and ``scale``; both are read if the context or
     evaluation needs points on the surface. Splits are files of DeepSDF's repository (examples/splits), which are not part of
     this software: JSON ``{SET: {CLASS: [ID, ...]}}``. A shape is named SET/CLASS/ID.
 
