@@ -22,8 +22,8 @@ class SignedDistance(PointRenderer):
 
     Args:
         heads: Outputs of the network: ``distance``, ``logit`` or ``both``.
-        unit: Distance that an output of 1 stands for, so that outputs near a surface need not be small; only for ``distance``.
         chunk_size: Coordinates evaluated at a time where no gradient is kept, which bounds memory; None for all at once.
+        unit: Distance that an output of 1 stands for, so that outputs near a surface need not be small; only for ``distance``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -32,8 +32,8 @@ class SignedDistance(PointRenderer):
     def __init__(
         self,
         heads: Literal["distance", "logit", "both"] = "both",
-        unit: float = 1.0,
         chunk_size: int | None = 65536,
+        unit: float = 1.0,
     ) -> None:
         super().__init__(chunk_size)
         if heads not in ("distance", "logit", "both"):
