@@ -17,7 +17,8 @@ from datamodules.randomness import generator_at
 Context = Literal["dense", "surface", "partial"]
 
 _DEPTH_CELLS = 128  # of the depth image of a partial context, along each side
-_DEPTH_TOLERANCE = 0.03  # of a partial context: distance behind the nearest point of a cell, in units of the domain
+_STEEPEST = 0.1  # cosine below which a surface counts as no steeper, when depths within a cell are compared
+_UNKNOWN_SLOPE = 0.5  # cosine of points without normal
 
 
 class StoredShape(NamedTuple):
@@ -229,8 +230,8 @@ def _taken(order: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _visible(surface: Tensor, generator: torch.Generator) -> Tensor:
     """Return the indices of surface points ``(S, 6)`` that are visible from a random direction.
 
-    A point is visible if it is at most a small distance behind the nearest point in its cell of an orthographic depth image,
-    and its normal, if known, faces the camera.
+    A point is visible if its normal, if known, faces the camera, and it is not farther behind the nearest point in its cell of
+    an orthographic depth image than its surface rises within a cell.
     """
     direction = torch.randn(3, generator=generator)
     direction = direction / direction.norm().clamp(min=1e-6)  # towards the camera
@@ -243,7 +244,8 @@ def _visible(surface: Tensor, generator: torch.Generator) -> Tensor:
     columns, rows = (((points @ axis + 1) / 2 * cells).long().clamp(0, cells - 1) for axis in (right, up))
     cell, depth = rows * cells + columns, points @ direction  # a larger depth is nearer to the camera
     nearest = depth.new_full((cells * cells,), -math.inf).scatter_reduce(0, cell, depth, "amax")
-    facing = surface[:, 3:] @ direction >= 0
-    visible = (depth >= nearest[cell] - max(_DEPTH_TOLERANCE, 1 / cells)) & facing
+    cosine = surface[:, 3:] @ direction
+    slope = torch.where(surface[:, 3:].any(1), cosine, _UNKNOWN_SLOPE).clamp(min=_STEEPEST)
+    visible = (depth >= nearest[cell] - 2 * (2 / cells) / slope) & (cosine >= 0)
     indices = visible.nonzero().flatten()
     return indices if len(indices) else depth.argmax()[None]
