@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from composers.base import Composer
 from composers.metrics import InstanceMetric
 from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Samples
@@ -140,7 +141,7 @@ class DistanceMaps(DrawnModality):
         values[torch.cdist(points, instance.query.coords.float()).argmin(1)] = distances
         return [Cell("observed", values, instance.shape, instance.domain)]
 
-    def media(self, instance: Instance) -> dict[str, Any]:
+    def media(self, composer: Composer, reconstruction: Reconstruction, instance: Instance) -> dict[str, Any]:
         """Return the map and its reconstruction as images."""
         assert instance.query.values is not None
         columns = {"input": instance.query.values, "reconstruction": instance.values[max(instance.values)]}

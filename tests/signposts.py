@@ -4,6 +4,8 @@ A signpost is a ball with a pole towards +y and a shorter, thinner arm towards +
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,9 +73,22 @@ class SignpostData(ShapeModule):
 
     modality = Shapes()
 
-    def __init__(self, radii=(0.3, 0.4, 0.5), **options):
-        sizes = {"context_points": 500, "query_points": 200, "eval_points": 1000, "eval_surface_points": 1500}
-        super().__init__(**sizes | options)
+    def __init__(
+        self,
+        radii: Sequence[float] = (0.3, 0.4, 0.5),
+        context_points: int = 500,
+        query_points: int = 200,
+        eval_points: int = 1000,
+        eval_surface_points: int = 1500,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            context_points=context_points,
+            query_points=query_points,
+            eval_points=eval_points,
+            eval_surface_points=eval_surface_points,
+            **kwargs,
+        )
         self.radii = radii
 
     def shapes(self, split):

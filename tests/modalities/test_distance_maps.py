@@ -129,7 +129,7 @@ def test_observed_pixels_precede_a_row():
 
 
 def test_media_are_images_of_the_map_and_its_reconstruction():
-    media = DistanceMaps().media(_instance(None))
+    media = DistanceMaps().media(None, None, _instance(None))
     assert list(media) == ["input", "reconstruction"]
     assert media["input"].tobytes() != media["reconstruction"].tobytes()
 
