@@ -1,8 +1,8 @@
 """Level sets of functions in a cube as closed triangle meshes: marching cubes in those bricks that a surface passes through.
 
 A dense grid of 512 points along each side takes 134 million evaluations, and a surface passes through about one percent of its
-cells. Here, one value at the centre of every brick of 8 x 8 x 8 grid points decides where the function is evaluated, and
-surfaces are followed from there through all bricks that they enter.
+cells. Here, one value at the centre of every brick, of 4 to 8 grid points along each side, decides where the function is
+evaluated, and surfaces are followed from there through all bricks that they enter.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from modalities.triangle_mesh import TriangleMesh
 _SMALLEST = (
     1e-5  # magnitude of a value, relative to the largest: vertices stay off grid points, also when rounded to float32
 )
+_PLATEAU = 0.8  # fraction of the largest magnitude of a value, above which values are those of a plateau
 _FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
 
 Values = NDArray[np.float32]
@@ -43,12 +44,15 @@ class Lattice:
         resolution: Number of cells along each side of the cube, at least 2; grid points are their centres, as those of
             `datamodules.domain.Volume.coords`.
         level: Value of the function on the surface; lower values are inside.
-        brick: Number of grid points along each side of a brick, at least 2.
+        brick: Number of grid points along each side of a brick, at least 2; if 0, between 4 and 8 for about 32 bricks along
+            each side of the cube.
         margin: Bricks are evaluated where the value at their centre differs from the level by at most ``margin * slope`` times
             half their diagonal. ``slope`` is the largest between the centres of neighbouring bricks, and at least 1. With a
             margin of 1, no part of the surface of an exact distance is missed. In general, none is missed if values differ by
             at most ``margin * slope`` times the distance of their points; else, only separate parts can be missed that lie
-            inside one brick each. Infinity evaluates all bricks.
+            inside one brick each. Infinity evaluates all bricks. Distances that are truncated differ from the level by about
+            the same everywhere else: bricks where they differ by more than 0.8 of the largest value are not evaluated, unless
+            they are nearer to the level than half their diagonal.
 
     Raises:
         ValueError: If a number is out of range.
@@ -57,11 +61,13 @@ class Lattice:
     bound: float = 1.0
     resolution: int = 256
     level: float = 0.0
-    brick: int = 8
+    brick: int = 0
     margin: float = 2.0
 
     def __post_init__(self) -> None:
-        """Raise a ``ValueError`` if a number is out of range."""
+        """Choose the size of bricks, and raise a ``ValueError`` if a number is out of range."""
+        if self.brick == 0:
+            object.__setattr__(self, "brick", min(max(self.resolution // 32, 4), 8))
         if self.resolution < 2 or self.brick < 2:
             raise ValueError(f"resolution is {self.resolution}, brick {self.brick}: they must be at least 2.")
         if not (0 < self.bound < math.inf and math.isfinite(self.level) and self.margin > 0):
@@ -115,7 +121,7 @@ def level_set(
     resolution: int = 256,
     level: float = 0.0,
     *,
-    brick: int = 8,
+    brick: int = 0,
     margin: float = 2.0,
     chunk: int = 1 << 16,
 ) -> TriangleMesh:
@@ -239,7 +245,12 @@ class _Bricks:
         """Return the bricks near the surface, and those where centres of neighbours, or the outside of the cube, differ."""
         differences = [np.abs(np.diff(self.centres, axis=axis)).max(initial=0) for axis in range(3)]
         slope = max(1.0, float(max(differences)) / (self.lattice.brick * self.lattice.step))
-        active = np.abs(self.centres) <= self.lattice.margin * slope * self.radii
+        magnitudes = np.abs(self.centres)
+        if math.isfinite(self.lattice.margin):
+            far = np.maximum(_PLATEAU * magnitudes.max(), self.radii)
+            active = magnitudes <= np.minimum(self.lattice.margin * slope * self.radii, far)
+        else:
+            active = np.ones_like(self.inside)
         around = np.pad(self.inside, 1)
         inner = (slice(1, -1),) * 3
         for axis, side in _FACES:
