@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 from datamodules.shapes.base import ShapeModule
 from datamodules.shapes.samples import StoredShape
@@ -129,17 +129,3 @@ class ShapeSet(ShapeModule):
             return {}
         offset, scale = self.normalisation(file)
         return {"offset": offset, "scale": scale}
-
-
-def splits_with_shapes(data: ShapeSet) -> dict[tuple[Split, ...], list[NamedFile]]:
-    """Return the files by split, with equal held-out splits merged.
-
-    Raises:
-        ValueError: If the data is missing.
-    """
-    by_splits: dict[tuple[Split, ...], list[NamedFile]] = {}
-    for split in get_args(Split):
-        files = data.files(split)
-        same = next((splits for splits, others in by_splits.items() if splits != ("train",) and others == files), ())
-        by_splits[(*same, split)] = by_splits.pop(same, files)
-    return by_splits
