@@ -24,6 +24,7 @@ from modalities.triangle_mesh import TriangleMesh
 _SMALLEST = (
     1e-5  # magnitude of a value, relative to the largest: vertices stay off grid points, also when rounded to float32
 )
+_SLAB = 1 << 23  # values from which triangles are extracted at a time
 _PLATEAU = 0.8  # fraction of the largest magnitude of a value, above which values are those of a plateau
 _FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
 
@@ -274,61 +275,65 @@ class _Bricks:
                     yield neighbour  # type: ignore[misc]
 
     def mesh(self) -> TriangleMesh:
-        """Return the triangles of all bricks with common vertices.
+        """Return the triangles of all bricks with common vertices, extracted slab by slab along the first axis.
 
         Raises:
             NoSurfaceError: If there is no surface.
         """
         from skimage.measure import marching_cubes  # imported here because it is slow, and most commands need no mesh
 
-        crossed = [brick for brick in sorted(self.values) if self._is_crossed(brick)]
-        if not crossed:
-            raise self._no_surface()
-        least = np.float32(_SMALLEST * max(float(np.abs(self.values[brick]).max()) for brick in crossed))
         places, corners, count = [], [], 0
-        for brick in crossed:
-            block, first = self._block(brick)
-            block = np.where(block < 0, np.minimum(block, -least), np.maximum(block, least))
-            vertices, faces, _, _ = marching_cubes(block, 0.0, gradient_direction="descent")  # type: ignore[no-untyped-call]
-            places.append(vertices.astype(np.float64) + first)
+        least = np.float32(_SMALLEST * max((float(np.abs(part).max()) for part in self.values.values()), default=0.0))
+        for first, stop in self._slabs():
+            slab = self._slab(first, stop)
+            inside = slab < 0
+            if not inside.any() or inside.all():
+                continue
+            np.copyto(slab, np.minimum(slab, -least), where=inside)
+            np.copyto(slab, np.maximum(slab, least), where=~inside)
+            vertices, faces, _, _ = marching_cubes(slab, 0.0, gradient_direction="descent")  # type: ignore[no-untyped-call]
+            places.append(vertices.astype(np.float64) + np.array((first - 1, -1, -1)))
             corners.append(faces.astype(np.int64) + count)
             count += len(vertices)
+        if not places:
+            raise self._no_surface()
         return self._welded(np.concatenate(places), np.concatenate(corners))
 
-    def _is_crossed(self, brick: Index) -> bool:
-        """Return whether a surface passes through the cells of a brick."""
-        inside = self._block(brick)[0] < 0
-        return bool(inside.any() and not inside.all())
+    def _slabs(self) -> Iterator[tuple[int, int]]:
+        """Yield the first and last layer of every slab, counted from the layer before the grid; neighbours share one."""
+        padded = self.lattice.resolution + 2
+        layers = max(1, _SLAB // padded**2)
+        for first in range(0, padded - 1, layers):
+            yield first, min(first + layers, padded - 1)
 
-    def _block(self, brick: Index) -> tuple[Values, list[int]]:
-        """Return the values at the corners of all cells of a brick, and the grid index of the first.
+    def _slab(self, first: int, stop: int) -> Values:
+        """Return the values of the grid and one layer around it, for layers ``first`` to ``stop`` along the first axis.
 
-        They are the values of the brick, and the first ones of its neighbours at higher indices. Behind a side of the cube, the
-        magnitude of the last value is repeated with the sign of the outside, which puts vertices on the side.
+        Bricks without values count as inside or outside as a whole. Around the cube, the magnitude of the last value is
+        repeated with the sign of the outside, which puts vertices on the side.
         """
-        spans = [self.lattice.span(place) for place in brick]
-        is_last = [stop == self.lattice.resolution for _, stop in spans]
-        block = np.empty(
-            [stop - first + (not last) for (first, stop), last in zip(spans, is_last, strict=True)], np.float32
-        )
-        sizes = self.values[brick].shape
-        for shift in itertools.product((0, 1), repeat=3):
-            if any(step and last for step, last in zip(shift, is_last, strict=True)):
-                continue
-            neighbour = (brick[0] + shift[0], brick[1] + shift[1], brick[2] + shift[2])
-            target = tuple(slice(size, None) if step else slice(size) for step, size in zip(shift, sizes, strict=True))
-            source = tuple(slice(1) if step else slice(None) for step in shift)
-            values = self.values.get(neighbour)
-            fill = np.float32(-self.lattice.step if self.inside[neighbour] else self.lattice.step)
-            block[target] = fill if values is None else values[source]
-        before = [first == 0 for first, _ in spans]
-        widths = [(int(start), int(last)) for start, last in zip(before, is_last, strict=True)]
-        padded = np.pad(block, widths, mode="edge")
-        for axis, side in _FACES:
-            if widths[axis][side]:
-                layer: tuple[slice | int, ...] = (*[slice(None)] * axis, -side)
-                padded[layer] = np.abs(padded[layer])
-        return padded, [first - int(start) for (first, _), start in zip(spans, before, strict=True)]
+        size, brick = self.lattice.resolution, self.lattice.brick
+        begin, end = max(first - 1, 0), min(stop, size)  # of the grid
+        rows = range(begin // brick, -(-end // brick))
+        signs = np.where(self.inside[rows.start : rows.stop], -self.lattice.step, self.lattice.step).astype(np.float32)
+        for axis in range(3):
+            signs = signs.repeat(brick, axis)
+        grid = signs[begin - rows.start * brick : end - rows.start * brick, :size, :size]
+        for place in self.values.keys() & itertools.product(
+            rows, range(self.lattice.bricks), range(self.lattice.bricks)
+        ):
+            spans = [self.lattice.span(index) for index in place]
+            low, high = max(spans[0][0], begin), min(spans[0][1], end)
+            part = self.values[place][low - spans[0][0] : high - spans[0][0]]
+            grid[low - begin : high - begin, slice(*spans[1]), slice(*spans[2])] = part
+        before, after = int(first == 0), int(stop == size + 1)
+        padded = np.pad(grid, ((before, after), (1, 1), (1, 1)), mode="edge")
+        for axis in range(3):
+            for side in (0, -1):
+                if axis > 0 or (before if side == 0 else after):
+                    layer: tuple[slice | int, ...] = (*[slice(None)] * axis, side)
+                    padded[layer] = np.abs(padded[layer])
+        return padded
 
     def _welded(self, places: NDArray[np.float64], corners: NDArray[np.int64]) -> TriangleMesh:
         """Return a mesh in which bricks share vertices.
