@@ -69,5 +69,4 @@ class SignedDistance(PointRenderer):
             )
         if self.heads != "both":
             return raw
-        logit, distance = raw.split(1, dim=-1)
-        return logit.sign() * distance.abs()
+        return raw[..., :1].sign() * raw[..., 1:].abs()  # the logit, then the distance
