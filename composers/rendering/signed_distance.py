@@ -79,5 +79,4 @@ class SignedDistance(PointRenderer):
             )
         if self.heads != "both":
             return self.unit * raw
-        logit, distance = raw.split(1, dim=-1)
-        return logit.sign() * distance.abs()
+        return raw[..., :1].sign() * raw[..., 1:].abs()  # the logit, then the distance
