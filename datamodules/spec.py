@@ -211,7 +211,8 @@ class DataSpec(NamedTuple):
     Attributes:
         domain: Domain of the signals, which creates their coordinates.
         value_dim: ``C``, channels of a value.
-        signal_shape: Shape of the input of an encoder: ``(C, *shape)`` on a grid, ``(V, 3, H, W)`` for views.
+        signal_shape: Shape of the input of an encoder: ``(C, *shape)`` on a grid, ``(V, 3, H, W)`` for views, ``(P, K)`` for
+            point sets.
         modality: Modality of the signals, which reads, writes, draws and measures them.
         num_instances: Number of training instances; None if unknown, for example before `setup`.
         sample_rate: Sampling rate of audio in Hz; None for other signals.
@@ -281,6 +282,11 @@ def signal_shape(spec: DataSpec) -> tuple[int, ...]:
 def open_signal_shape(spec: DataSpec) -> tuple[int, ...]:
     """Return the channels of the signal and -1 for every axis, for ``from_data`` of parts that take signals of any size."""
     return spec.signal_shape[0], *(-1,) * (len(spec.signal_shape) - 1)
+
+
+def open_point_set(spec: DataSpec) -> tuple[int, ...]:
+    """Return -1 and the numbers per point of a point set, for ``from_data`` of parts that take any number of points."""
+    return -1, *spec.signal_shape[1:]
 
 
 def largest_scale(spec: DataSpec) -> float | None:
