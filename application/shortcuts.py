@@ -261,14 +261,14 @@ def _steps_argument(model: Namespace, steps: int) -> tuple[Namespace, str]:
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
     """Fill arguments of a data module that depend on the model, where they are None.
 
-    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, the domain of images and audio,
-    and the patch size of the network. A model with an inner loop adapts to samples of any number of views; for it the number
+    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, the domain of images, audio and
+    shapes, the patch size of the network, and how many points of a shape are observed, at which distance along normals. A model with an inner loop adapts to samples of any number of views; for it the number
     of views is that of ``support``.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
         data: ``class_path`` and ``init_args`` of a data module; modified in place.
-        path: Checkpoint, which may state the sampling rate and the domain.
+        path: Checkpoint, which may state the sampling rate, the domain and the other facts of the training data.
     """
     for name in ("signal_shape", "near", "far"):
         if name in data.init_args and data.init_args[name] is None:
@@ -285,6 +285,10 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         data.init_args.sample_rate = stated_sample_rate(read(path))
     if "scales" in data.init_args and data.init_args.scales is None:
         data.init_args.scales = (read(path).get("data") or {}).get("scales")
+    if "context_points" in data.init_args and data.init_args.context_points is None:
+        data.init_args.context_points = ((read(path).get("data") or {}).get("signal_shape") or [None])[0]
+    if "normal_offset" in data.init_args and data.init_args.normal_offset is None:
+        data.init_args.normal_offset = (read(path).get("data") or {}).get("normal_offset")
     if "domain" in data.init_args and data.init_args.domain is None:
         domain = training_domain(read(path))
         data.init_args.domain = None if domain is None else dict_to_namespace(domain.config())

@@ -218,6 +218,8 @@ class DataSpec(NamedTuple):
         sample_rate: Sampling rate of audio in Hz; None for other signals.
         scales: Smallest and largest scale of super-resolution in training, query samples per observed sample along each axis;
             None for other tasks.
+        normal_offset: Distance along the normals of surface points at which gradient steps observe two further samples; None
+            for other signals than shapes.
     """
 
     domain: Domain
@@ -227,6 +229,7 @@ class DataSpec(NamedTuple):
     num_instances: int | None = None
     sample_rate: int | None = None
     scales: tuple[float, float] | None = None
+    normal_offset: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the specification as plain data for checkpoints, with the name of the modality."""

@@ -104,7 +104,14 @@ class ShapeModule(CoordinateDataModule):
     def spec(self) -> DataSpec:
         """Signed distances in the cube [-1, 1]; the signal is the point set that an encoder observes."""
         channels = 4 if self.context == "dense" else 6 if self.normals else 3
-        return DataSpec(Volume(1.0), 1, (self.context_points, channels), self.modality, self.num_instances)
+        return DataSpec(
+            Volume(1.0),
+            1,
+            (self.context_points, channels),
+            self.modality,
+            self.num_instances,
+            normal_offset=self.normal_offset,
+        )
 
     @abstractmethod
     def shapes(self, split: Split) -> Sequence[StoredShape]:
