@@ -173,15 +173,18 @@ def _joined(arrays: Mapping[str, NDArray[Any]], path: Path) -> Numbers:
             f"{path} holds {', '.join(arrays) or 'no arrays'}: save points (P, 3) and optionally normals (P, 3), or depth "
             "(H, W) and focal."
         )
-    points = np.asarray(arrays.get("points", next(iter(arrays.values()))), dtype=np.float64)
-    normals = arrays.get("normals")
+    try:
+        points = np.asarray(arrays.get("points", next(iter(arrays.values()))), dtype=np.float64)
+        normals = np.asarray(arrays["normals"], dtype=np.float64) if "normals" in arrays else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(_unreadable(path, error)) from error
     if normals is None:
         return points
-    if points.ndim != 2 or np.shape(normals) != (len(points), 3):
+    if points.ndim != 2 or points.shape[1] != 3 or normals.shape != points.shape:
         raise ValueError(
-            f"{path} holds points {points.shape} and normals {np.shape(normals)}: save as many normals as points, (P, 3) each."
+            f"{path} holds points {points.shape} and normals {normals.shape}: save as many normals as points, (P, 3) each."
         )
-    return np.column_stack((points[:, :3], np.asarray(normals, dtype=np.float64)))
+    return np.column_stack((points, normals))
 
 
 def _of_columns(columns: Numbers, path: Path) -> PointCloud:
@@ -220,7 +223,10 @@ def _with_normals(points: Numbers, normals: Numbers, path: Path) -> PointCloud:
 
 def _distinct(cloud: PointCloud, path: Path) -> PointCloud:
     """Return a point cloud without repeated points, in the order of the file."""
-    _, first = np.unique(cloud.points, axis=0, return_index=True)
+    order = np.lexsort(cloud.points.T)
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (cloud.points[order[1:]] != cloud.points[order[:-1]]).any(1)
+    first = order[is_new]
     if len(first) < FEWEST:
         raise ValueError(
             f"{path} has {len(first)} distinct point(s); a surface needs at least {FEWEST}: pass more points of the surface."
