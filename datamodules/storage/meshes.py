@@ -121,10 +121,25 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", radius: float = RADIUS) -
     return Mesh(scaled.astype(np.float32), colours)
 
 
+def read_corners(path: Path) -> NDArray[np.float64]:
+    """Return the corners ``(F, 3, 3)`` of the triangles of all parts of a file, in the coordinates of the file.
+
+    Raises:
+        ValueError: If the file is missing, damaged, of an unsupported format, or without triangles; the message names it.
+    """
+    return np.concatenate([corners for _, corners in _parts(path)])
+
+
 def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Return the corners and colours of all triangles in a file, in the coordinates of the file."""
+    parts = _parts(path)
+    return np.concatenate([corners for _, corners in parts]), np.concatenate([_colours(part) for part, _ in parts])
+
+
+def _parts(path: Path) -> list[tuple[trimesh.Trimesh, NDArray[np.float64]]]:
+    """Return the parts of a file that have triangles, each with their corners in the coordinates of the file."""
     scene = _load(path)
-    corners, colours = [np.zeros((0, 3, 3))], [np.zeros((0, 3, 3), dtype=np.float32)]
+    parts = []
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
         part = scene.geometry[name]
@@ -132,11 +147,10 @@ def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
             triangles = _corners(part, path)
             if not (np.isfinite(triangles).all() and np.isfinite(transform).all()):
                 raise ValueError(f"The mesh {path} has non-finite coordinates: fix or remove it.")
-            corners.append(triangles @ transform[:3, :3].T + transform[:3, 3])
-            colours.append(_colours(part))
-    if sum(map(len, corners)) == 0:
+            parts.append((part, triangles @ transform[:3, :3].T + transform[:3, 3]))
+    if not parts:
         raise ValueError(f"The mesh {path} has no triangles: pass a file with faces.")
-    return np.concatenate(corners), np.concatenate(colours)
+    return parts
 
 
 def _corners(part: trimesh.Trimesh, path: Path) -> NDArray[np.float64]:
