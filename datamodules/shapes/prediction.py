@@ -219,7 +219,9 @@ class ShapeFiles(ShapeModule):
 
             solid = read_solid(file.path, self.normalized)
             counts = (self.context_points, self.eval_points, self.eval_surface_points)
-            return observed_solid(solid, counts, self.context == "dense", file.name), [*solid.notes]
+            item = observed_solid(solid, counts, self.context == "dense", file.name)
+            notes = [*(["not watertight"] if not solid.is_watertight else []), *solid.notes]
+            return item, notes if bool((item.query[:, 3] < 0).any()) else [*notes, "no inside"]
         cloud = points.read_points(file.path)
         cloud = cloud._replace(points=file.normalization(cloud.points))
         if self.context == "dense":

@@ -52,7 +52,7 @@ def observed_solid(solid: Solid, counts: tuple[int, int, int], dense: bool, name
     query = np.concatenate((np.column_stack((volume, distances)), _at_zero(surface)))
     query_normals = np.concatenate((np.zeros_like(volume), surface[:, 3:]))
     if dense:
-        settings = SamplingSettings(samples=max(num_observed, 2), surface=0)
+        settings = SamplingSettings(samples=max(num_observed, 2), surface=0, max_doubt=1.0)
         context = sample_solid(solid, settings, 0, name)[0].samples[:num_observed]
         normals = np.zeros((num_observed, 3))
     else:
