@@ -72,7 +72,8 @@ def modality_of(args: Sequence[str], facts: Mapping[str, Any] | None = None) -> 
     options = {str(arg).split("=")[0] for arg in args}
     matches = [modality for modality in MODALITIES if f"--{modality.name}" in options]
     name = matches[-1].name if matches else MODALITIES[0].name
-    return next(modality for modality in MODALITIES if modality.name == name and modality.takes(facts or {}))
+    named = [modality for modality in MODALITIES if modality.name == name]
+    return next((modality for modality in named if modality.takes(facts or {})), named[0])
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
