@@ -18,6 +18,7 @@ from datamodules.spec import FromData, open_point_set
 
 Queries = Literal["farthest", "random", "learned"]
 
+_MULTIPLIER = 2654435761  # 2^32 divided by the golden ratio, whose multiples scatter (Knuth, volume 3, section 6.4)
 _AXES = 3  # leading numbers of a point, its coordinates; the others are features
 
 
@@ -37,8 +38,8 @@ class PointTokens(Encoder):
         embed_dim: ``E``, width of a token, a multiple of ``num_heads``.
         num_heads: Number of attention heads.
         num_frequencies: Number of Fourier frequencies per axis, the powers of two from 1.
-        queries: ``farthest``: points chosen by farthest-point sampling, which covers the shape evenly. ``random``: a random
-            subset of the points, always the same of a set, which is faster. ``learned``: learned queries, independent of the
+        queries: ``farthest``: points chosen by farthest-point sampling, which covers the shape evenly. ``random``: scattered
+            points, always the same of a set, which is faster. ``learned``: learned queries, independent of the
             points (Jaegle et al., Perceiver, ICML 2021).
 
     Raises:
@@ -93,9 +94,9 @@ class PointTokens(Encoder):
         points = sorted_points(exact(self._checked(signal)))
         embedded = self.embedding(self._features(points))  # (B, P, E)
         if self.queries == "learned":
-            queries = self.learned.to(embedded.dtype).expand(len(points), -1, -1)
+            queries = self.learned.to(embedded.dtype).expand(points.shape[0], -1, -1)
         else:
-            queries = embedded.take_along_dim(self._chosen(points).unsqueeze(-1), 1)
+            queries = taken(embedded, self._chosen(points))
         queries = torch.add(queries, self._attended(self.query_norm(queries), self.point_norm(embedded)))
         return torch.add(queries, self.mlp(self.mlp_norm(queries)))
 
@@ -120,9 +121,9 @@ class PointTokens(Encoder):
         """Return the indices ``(B, T)`` of the points that become queries."""
         if self.queries == "farthest":
             return farthest_points(points[..., :_AXES], self.num_tokens)
-        generator = torch.Generator().manual_seed(0)
-        places = torch.randperm(points.shape[1], generator=generator)[: self.num_tokens].to(points.device)
-        return _repeated(places, self.num_tokens).expand(len(points), -1)
+        places = torch.arange(points.shape[1], device=points.device)
+        scattered = (places * _MULTIPLIER % 2**32).argsort()[: self.num_tokens]
+        return _repeated(scattered, self.num_tokens).expand(points.shape[0], -1)
 
     def _attended(self, queries: Tensor, points: Tensor) -> Tensor:
         """Return the output ``(B, T, E)`` of the attention of the queries to the points."""
@@ -139,8 +140,13 @@ def sorted_points(points: Tensor) -> Tensor:
     """Return point sets ``(B, P, K)`` in lexicographic order, so that what follows does not depend on their order."""
     for column in reversed(range(points.shape[-1])):
         order = points[..., column].argsort(dim=1, stable=True)
-        points = points.take_along_dim(order.unsqueeze(-1), 1)
+        points = taken(points, order)
     return points
+
+
+def taken(points: Tensor, indices: Tensor) -> Tensor:
+    """Return the rows of ``points (B, P, K)`` at ``indices (B, T)``, which `torch.export` traces for any number of sets."""
+    return points.gather(1, indices.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
 
 
 @torch.no_grad()
@@ -168,7 +174,7 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
     nearest = points.new_full(points.shape[:2], math.inf)  # squared distance to the chosen points
     chosen = [newest]
     for _ in range(min(count, points.shape[1]) - 1):
-        distances = (points - points.take_along_dim(newest.unsqueeze(-1), 1)).square().sum(-1)
+        distances = (points - taken(points, newest)).square().sum(-1)
         nearest = torch.minimum(nearest, distances)
         newest = nearest.argmax(1, keepdim=True)
         chosen.append(newest)
