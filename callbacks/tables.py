@@ -20,9 +20,9 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, instance_of
 from datamodules.domain import Domain
 from datamodules.spec import Modality
-from modalities.drawing import Animation, Solid, Waveform
+from modalities.drawing import Animation, Model3D, Waveform
 
-Medium = str | float | Image.Image | Waveform | Animation | Solid
+Medium = str | float | Image.Image | Waveform | Animation | Model3D
 
 
 def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Medium]], step: int) -> None:
@@ -161,7 +161,7 @@ def _medium(medium: Medium) -> Any:
         return wandb.Image(medium)
     if isinstance(medium, Animation):
         return wandb.Video(BytesIO(medium.gif), format="gif")
-    if isinstance(medium, Solid):
+    if isinstance(medium, Model3D):
         return wandb.Object3D(StringIO(medium.obj), file_type="obj")
     if isinstance(medium, Waveform):
         return wandb.Audio(medium.values.clamp(-1, 1).mT.numpy(), sample_rate=medium.sample_rate, caption=medium.label)

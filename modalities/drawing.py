@@ -40,7 +40,7 @@ class Animation(NamedTuple):
     gif: bytes
 
 
-class Solid(NamedTuple):
+class Model3D(NamedTuple):
     """A triangle mesh for loggers.
 
     Attributes:

@@ -44,9 +44,10 @@ class Lattice:
             `datamodules.domain.Volume.coords`.
         level: Value of the function on the surface; lower values are inside.
         brick: Number of grid points along each side of a brick, at least 2.
-        margin: Bricks are evaluated where the value at their centre differs from the level by at most ``margin`` times half
-            their diagonal. With 1, no part of the surface of an exact distance is missed. In general, none is missed if values
-            differ by at most ``margin`` times the distance of their points; beyond, only separate parts can be missed that lie
+        margin: Bricks are evaluated where the value at their centre differs from the level by at most ``margin * slope`` times
+            half their diagonal. ``slope`` is the largest between the centres of neighbouring bricks, and at least 1. With a
+            margin of 1, no part of the surface of an exact distance is missed. In general, none is missed if values differ by
+            at most ``margin * slope`` times the distance of their points; else, only separate parts can be missed that lie
             inside one brick each. Infinity evaluates all bricks.
 
     Raises:
@@ -130,7 +131,7 @@ def level_set(
         resolution: Number of cells along each side of the cube.
         level: Value on the surface.
         brick: Number of grid points along each side of a brick.
-        margin: Largest slope of the function for which nothing is missed.
+        margin: Tolerance of the search for bricks with a surface, at least 1 for exact distances and more for learned ones.
         chunk: Maximum number of coordinates that ``evaluate`` gets at a time, except for a single brick.
 
     Raises:
@@ -236,7 +237,9 @@ class _Bricks:
 
     def initial(self) -> list[Index]:
         """Return the bricks near the surface, and those where centres of neighbours, or the outside of the cube, differ."""
-        active = np.abs(self.centres) <= self.lattice.margin * self.radii
+        differences = [np.abs(np.diff(self.centres, axis=axis)).max(initial=0) for axis in range(3)]
+        slope = max(1.0, float(max(differences)) / (self.lattice.brick * self.lattice.step))
+        active = np.abs(self.centres) <= self.lattice.margin * slope * self.radii
         around = np.pad(self.inside, 1)
         inner = (slice(1, -1),) * 3
         for axis, side in _FACES:

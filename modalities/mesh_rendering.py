@@ -17,13 +17,14 @@ from datamodules.storage.meshes import Mesh
 from modalities.triangle_mesh import SurfacePoints, TriangleMesh
 
 Up = Literal["y", "z"]
-Colour = tuple[float, float, float]
+RGB = tuple[float, float, float]
 
-GREY: Colour = (0.80, 0.80, 0.78)  # of true surfaces
-BLUE: Colour = (0.55, 0.70, 0.90)  # of predicted surfaces
+GREY: RGB = (0.80, 0.80, 0.78)  # of true surfaces
+BLUE: RGB = (0.55, 0.70, 0.90)  # of predicted surfaces
 
 _DISTANCE, _RADIUS = 4.0, 1.05  # of the camera, and of the ball that fills a frame
 _VIEWS = (10, 1, 4, 7)  # of an orbit of 12 images: in front, to the right, and on round the object
+_SMALLEST = 0.012  # radius of a point without a normal
 _OCTAHEDRON = np.array([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]])
 _WARM, _COLD, _INK = np.array([214.0, 96.0, 77.0]), np.array([67.0, 147.0, 195.0]), np.array([20.0, 20.0, 20.0])
 _FULL = 0.5  # distance of the strongest colour of a slice
@@ -31,12 +32,12 @@ _INTERVAL = 0.1  # between the contours of a slice
 _CHUNK = 1 << 16
 
 
-def triangles_of_mesh(mesh: TriangleMesh, colour: Colour = BLUE, up: Up = "y") -> Mesh:
+def triangles_of_mesh(mesh: TriangleMesh, colour: RGB = BLUE, up: Up = "y") -> Mesh:
     """Return the triangles of a mesh for ray casting, z up."""
     return _coloured(_upright(mesh.vertices, up)[mesh.faces], colour)
 
 
-def triangles_of_points(points: SurfacePoints, colour: Colour = GREY, up: Up = "y") -> Mesh:
+def triangles_of_points(points: SurfacePoints, colour: RGB = GREY, up: Up = "y") -> Mesh:
     """Return the triangles of a point set for ray casting, z up.
 
     Points with a normal become squares that lie in the surface, those without one small octahedra. Their size follows from the
@@ -44,7 +45,7 @@ def triangles_of_points(points: SurfacePoints, colour: Colour = GREY, up: Up = "
 
     Args:
         points: At least one point.
-        colour: Colour of all points.
+        colour: RGB of all points.
         up: Axis that points up.
     """
     positions = _upright(points.points.astype(np.float32), up)
@@ -58,7 +59,7 @@ def triangles_of_points(points: SurfacePoints, colour: Colour = GREY, up: Up = "
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float32) @ sides * radius + positions[known, None]
     squares = corners[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3)
     tips = np.concatenate([np.eye(3)[[axis]] * sign for axis in range(3) for sign in (1, -1)]).astype(np.float32)
-    solids = (positions[~known, None] + 0.6 * radius * tips)[:, _OCTAHEDRON].reshape(-1, 3, 3)
+    solids = (positions[~known, None] + max(0.6 * radius, _SMALLEST) * tips)[:, _OCTAHEDRON].reshape(-1, 3, 3)
     return _coloured(np.concatenate((squares, solids)), colour)
 
 
@@ -134,7 +135,7 @@ def _images(mesh: Mesh | None, poses: Tensor, size: int) -> list[Image.Image]:
     return images
 
 
-def _coloured(corners: NDArray[np.float32], colour: Colour) -> Mesh:
+def _coloured(corners: NDArray[np.float32], colour: RGB) -> Mesh:
     """Return triangles of one colour."""
     return Mesh(
         np.ascontiguousarray(corners, np.float32), np.broadcast_to(np.asarray(colour, np.float32), corners.shape)
@@ -147,7 +148,7 @@ def _upright(points: NDArray[np.float32], up: Up) -> NDArray[np.float32]:
 
 
 def _spacing(points: NDArray[np.float32], neighbour: int = 4, tried: int = 1000) -> float:
-    """Return the median distance of points to their fourth neighbour, which is at least 0.004 and at most 0.05."""
+    """Return the median distance of points to their fourth neighbour, at least 0.004 and at most 0.05."""
     from scipy.spatial import cKDTree
 
     count = min(neighbour + 1, len(points))

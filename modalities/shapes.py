@@ -25,7 +25,7 @@ from datamodules.spec import Headline
 from datamodules.tiles import whole
 from modalities import turntable
 from modalities.decoding import chunk_of_points, values_at
-from modalities.drawing import Animation, LabelledImage, Solid, image_grid
+from modalities.drawing import Animation, LabelledImage, Model3D, image_grid
 from modalities.drawn import GALLERY_SIZE, DrawnModality
 from modalities.images import save_image, to_image
 from modalities.level_set import Lattice, NoSurfaceError, level_set
@@ -316,7 +316,7 @@ class Shapes(DrawnModality):
         cells = {"observed": next(iter(self.context(instance)), None), "original": self.original(instance)}
         images = {name: empty if cell is None else self.medium(cell) for name, cell in cells.items()}
         slices = slice_images(evaluator(composer, reconstruction), GALLERY_SIZE, bound, self.up)
-        surface = "no surface" if mesh is None else Solid(obj_text(mesh))
+        surface = "no surface" if mesh is None else Model3D(obj_text(mesh))
         return images | {"reconstruction": surface, "slices": image_grid([slices])}
 
     def animation(

@@ -5,6 +5,7 @@ Shapes stand on the plane of x and z, y up; chairs face along z, with the back a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -186,7 +187,7 @@ def _support(
             if generator.random() < 0.5:
                 corners = corners[:3]  # a cantilever
             points = [np.array(corner) for corner in corners]
-            bars += [_bar(first, second, radius, colour) for first, second in zip(points, points[1:], strict=False)]
+            bars += [_bar(first, second, radius, colour) for first, second in itertools.pairwise(points)]
         return bars
     if kind == "crossed":
         bars = [

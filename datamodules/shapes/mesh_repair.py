@@ -135,7 +135,8 @@ def oriented(mesh: Triangulation) -> tuple[Triangulation, int]:
 def _turned(before: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which faces have another direction than before."""
     shifts = [(np.roll(after, shift, axis=1) == before).all(1) for shift in range(3)]
-    return ~np.logical_or.reduce(shifts)
+    turned: NDArray[np.bool_] = ~np.logical_or.reduce(shifts)
+    return turned
 
 
 def filled(mesh: Triangulation) -> tuple[Triangulation, int]:

@@ -65,11 +65,11 @@ class Solid:
 
     def winding_number(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return how often the surface winds around points ``(N, 3)``; an approximation away from the surface."""
-        points = np.ascontiguousarray(points, dtype=np.float64)
-        winding: NDArray[np.float64] = igl.fast_winding_number(self.vertices, self.faces, points)
+        places: NDArray[np.float64] = np.ascontiguousarray(points, dtype=np.float64)
+        winding: NDArray[np.float64] = igl.fast_winding_number(self.vertices, self.faces, places)
         if self._has_integers:
             uncertain = np.abs(winding - winding.round()) > _UNCERTAIN
-            winding[uncertain] = self._exact_winding_number(points[uncertain])
+            winding[uncertain] = self._exact_winding_number(places[uncertain])
         return winding
 
     def _exact_winding_number(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -84,18 +84,16 @@ class Solid:
 
         A sign is in doubt if the winding number is within 0.1 of 0.5, which occurs only near gaps of the mesh.
         """
-        points = np.ascontiguousarray(points, dtype=np.float64)
+        places: NDArray[np.float64] = np.ascontiguousarray(points, dtype=np.float64)
         unsigned = igl.SignedDistanceType.SIGNED_DISTANCE_TYPE_UNSIGNED
-        distances: NDArray[np.float64] = igl.signed_distance(points, self.vertices, self.faces, unsigned)[0]
-        winding = self.winding_number(points)
+        distances: NDArray[np.float64] = igl.signed_distance(places, self.vertices, self.faces, unsigned)[0]
+        winding = self.winding_number(places)
         near = distances < _NEAR
-        winding[near] = self._exact_winding_number(points[near])
+        winding[near] = self._exact_winding_number(places[near])
         coverage = np.abs(winding)
         return np.where(coverage > 0.5, -distances, distances), np.abs(coverage - 0.5) < _DOUBT
 
-    def sample_surface(
-        self, count: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def sample_surface(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return points on the surface of the solid, uniform by area, and their outward unit normals, ``(count, 3)`` each.
 
         Faces within the solid, where parts of the mesh overlap, are no surface: a point is kept if exactly one side of it is
@@ -118,8 +116,8 @@ class Solid:
             drawn, kept = drawn + size, kept + int(visible.sum())
             if kept < _MIN_VISIBLE * drawn:
                 raise ValueError(
-                    f"The mesh {self.name} bounds no solid: {kept:,} of {drawn:,} points on it have an inside on one side only. "
-                    "Close its surface, or leave it out."
+                    f"The mesh {self.name} bounds no solid: only {kept:,} of {drawn:,} points on it separate an inside from an "
+                    "outside. Close its surface, or leave it out."
                 )
         return np.concatenate(points)[:count], np.concatenate(normals)[:count]
 

@@ -1,7 +1,7 @@
 """Solids as unions of parts: signed distance, points on the surface, and coloured triangles from one list.
 
-Every part has an exact signed distance. The distance of a union is the smallest of its parts: exact outside, with the exact sign
-everywhere, and inside at most the true distance in magnitude, where parts overlap.
+Every part has an exact signed distance. The distance of a union is the smallest of its parts: exact outside, with the exact
+sign everywhere, and inside at most the true distance in magnitude, where parts overlap.
 """
 
 from __future__ import annotations
