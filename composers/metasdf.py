@@ -8,25 +8,20 @@ from typing import Any, ClassVar
 from composers.base import Composer
 from composers.inference import GradientSteps, LearnedStart
 from composers.latents import Direct
-from composers.losses import Loss, SignAndDistance
+from composers.losses import Loss
 from composers.networks import CoordinateMLP
-from composers.rendering import Renderer, SignedDistance
+from composers.rendering import SignedDistance
 from datamodules.spec import FromData, signal_shape
 
 
 class MetaSDF(Composer):
-    """Adapt all weights and biases by a few gradient steps from a learned initialisation, with learned step sizes.
-
-    In the paper, the network has a head for the sign and one for the distance, `GeometricReLU` activations and no
-    normalisation (``modulated_layers: all``, ``modulates: both``, ``normalize_weights: false``, ``output_offset: 0.0``), and the
-    rule of ``inner`` learns a step size per step and parameter (``learned_as: lr``), through second-order gradients. The inner
-    loop minimises a `SignAndDistance` with learned weights of its own, so that ``inner`` needs a ``loss``.
+    """Adapt all weights and biases by a few gradient steps with learned step sizes, from a learned initialisation.
 
     Args:
-        network: Coordinate network with all layers modulated.
-        inner: Inner loop; in the paper, 5 steps that begin with step size 0.005.
-        renderer: Converts the outputs of the network to signed distances; `SignedDistance` with ``both`` heads if None.
-        loss: Outer loss; `SignAndDistance` with ``unknown`` -1 if None, as in the paper.
+        network: Coordinate network with an output per head (``modulated_layers: all``, ``modulates: both``).
+        inner: Inner loop; in the paper 5 steps, with a loss of its own and step sizes learned per step and parameter.
+        renderer: Heads of the network; in the paper, a sign and a distance.
+        loss: Outer loss; in the paper, `SignAndDistance` with ``unknown`` -1.
         signal_shape: Shape of the training signals; the command line sets it from the data.
         kwargs: Arguments of `Composer`.
     """
@@ -37,17 +32,9 @@ class MetaSDF(Composer):
         self,
         network: CoordinateMLP,
         inner: GradientSteps,
-        renderer: Renderer | None = None,
-        loss: Loss | None = None,
+        renderer: SignedDistance,
+        loss: Loss,
         signal_shape: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            network,
-            Direct(),
-            LearnedStart(signal_shape),
-            inner,
-            renderer=renderer or SignedDistance(),
-            loss=loss or SignAndDistance(unknown=-1.0),
-            **kwargs,
-        )
+        super().__init__(network, Direct(), LearnedStart(signal_shape), inner, renderer=renderer, loss=loss, **kwargs)

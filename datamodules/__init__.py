@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
+    from datamodules.shapes.digits import Digits
 
 _MODULES = {
     "AudioFolder": "audio.audio_folder",
     "CelebA": "images.celeba",
     "CoordinateDataModule": "base",
     "DIV2K": "images.div2k",
+    "Digits": "shapes.digits",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
@@ -54,6 +56,7 @@ __all__ = [
     "AudioFolder",
     "CelebA",
     "CoordinateDataModule",
+    "Digits",
     "ImageFiles",
     "ImageFolder",
     "ImageNette",
