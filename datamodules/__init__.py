@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
+    from datamodules.shapes.deep_sdf import DeepSDF
     from datamodules.shapes.digits import Digits
+    from datamodules.shapes.shape_folder import ShapeFolder
 
 _MODULES = {
     "AudioFolder": "audio.audio_folder",
     "CelebA": "images.celeba",
     "CoordinateDataModule": "base",
     "DIV2K": "images.div2k",
+    "DeepSDF": "shapes.deep_sdf",
     "Digits": "shapes.digits",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
@@ -46,6 +49,7 @@ _MODULES = {
     "SamplePhotos": "images.sample_photos",
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
+    "ShapeFolder": "shapes.shape_folder",
     "ShapeNet": "scenes.shapenet",
     "SuperResolution": "images.super_resolution",
 }
@@ -56,6 +60,7 @@ __all__ = [
     "AudioFolder",
     "CelebA",
     "CoordinateDataModule",
+    "DeepSDF",
     "Digits",
     "ImageFiles",
     "ImageFolder",
@@ -68,6 +73,7 @@ __all__ = [
     "SamplePhotos",
     "SampleSpeech",
     "SceneFolder",
+    "ShapeFolder",
     "ShapeNet",
     "SuperResolution",
 ]
