@@ -143,12 +143,13 @@ class ShapeModule(CoordinateDataModule):
             count: Number of items.
         """
         context = torch.rand(count, self.context_points, 4) * 2 - 1
-        query = torch.rand(count, self.query_points, 4) * 2 - 1
+        num_query = self.query_points + (self.context_points if self.query_includes_context else 0)
+        query = torch.rand(count, num_query, 4) * 2 - 1
         if self.context != "dense":
             context[..., 3] = 0
         normals = torch.nn.functional.normalize(torch.randn(count, self.context_points, 3), dim=-1)
         names = [f"random-{index}" for index in range(count)]
-        return ShapeItem(context, normals, query, torch.zeros(count, self.query_points, 3), names, torch.arange(count))  # type: ignore[arg-type]
+        return ShapeItem(context, normals, query, torch.zeros(count, num_query, 3), names, torch.arange(count))  # type: ignore[arg-type]
 
     def to_coordinates(self, batch: Any, *, training: bool = False, step: int = 0) -> CoordinateBatch:
         """Return the coordinate batch of a collated `ShapeItem`.
