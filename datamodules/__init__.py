@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datamodules.scenes.srn import SRNScenes
     from datamodules.shapes.deep_sdf import DeepSDF
     from datamodules.shapes.digits import Digits
+    from datamodules.shapes.sample_shapes import SampleShapes
     from datamodules.shapes.shape_folder import ShapeFolder
 
 _MODULES = {
@@ -47,6 +48,7 @@ _MODULES = {
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
     "SamplePhotos": "images.sample_photos",
+    "SampleShapes": "shapes.sample_shapes",
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
     "ShapeFolder": "shapes.shape_folder",
@@ -71,6 +73,7 @@ __all__ = [
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",
+    "SampleShapes",
     "SampleSpeech",
     "SceneFolder",
     "ShapeFolder",
