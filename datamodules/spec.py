@@ -245,6 +245,9 @@ class DataSpec(NamedTuple):
             None for other tasks.
         normal_offset: Distance along the normals of surface points at which gradient steps observe two further samples; None
             for other signals than shapes.
+        inside: Fraction of the observed samples of a shape that are inside; None if it is not fixed.
+        uniform: Fraction of the samples of a shape that are uniform in the domain; the others are near the surface. None if it
+            is unknown.
     """
 
     domain: Domain
@@ -255,6 +258,8 @@ class DataSpec(NamedTuple):
     sample_rate: int | None = None
     scales: tuple[float, float] | None = None
     normal_offset: float | None = None
+    inside: float | None = None
+    uniform: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the specification as plain data for checkpoints, with the name of the modality."""

@@ -51,6 +51,9 @@ class ShapeModule(CoordinateDataModule):
     """
 
     modality: Modality = Shapes()
+    uniform: float | None = (
+        None  # fraction of stored samples that are uniform in the cube, if it is the same for all shapes
+    )
     train_set: Dataset[Any]  # stored shapes, which the augmentation turns into items
     val_set: Dataset[Any]
     test_set: Dataset[Any]
@@ -115,6 +118,8 @@ class ShapeModule(CoordinateDataModule):
             self.modality,
             self.num_instances,
             normal_offset=self.normal_offset,
+            inside=self.inside,
+            uniform=self.uniform,
         )
 
     @abstractmethod

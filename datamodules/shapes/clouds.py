@@ -15,14 +15,14 @@ from datamodules.randomness import seed_at
 from datamodules.shapes.samples import ShapeItem
 from datamodules.storage.points import PointCloud
 
+UNIFORM = 0.06  # fraction of samples in the volume, 30,000 of 500,000 in DeepSDF's data
 MARGIN = 1.03  # farthest point at 1 / MARGIN (DeepSDF section 5)
 
 _BOUND = 1.001  # of coordinates that count as normalised, which leaves room for rounding
-_UNIFORM = 0.06  # share of estimated distances in the volume, 30,000 of 500,000 in DeepSDF's data
 _STD = (0.0707, 0.0224)  # of those near the surface
 _NEIGHBOURS = 11  # points that must agree on a sign (DeepSDF's preprocessing)
 _NEAR_SPACINGS = 3.0  # median distances between neighbouring points, up to which a point's tangent plane is its surface
-_DRAWN = 2  # samples whose distance is estimated, for each that is observed
+_DRAWN = 4  # samples whose distance is estimated, for each that is observed
 
 Numbers = NDArray[np.float64]
 
@@ -105,7 +105,9 @@ def observed_surface(
     return _item(context, directions[chosen], name), notes
 
 
-def observed_distances(cloud: PointCloud, count: int, name: str, path: Path) -> tuple[ShapeItem, list[str]]:
+def observed_distances(
+    cloud: PointCloud, count: int, name: str, path: Path, uniform: float = UNIFORM, inside: float | None = None
+) -> tuple[ShapeItem, list[str]]:
     """Return samples in space with distances that are estimated from a normalised point cloud, and remarks.
 
     Samples are drawn as DeepSDF does, near the points and in the volume. The distance of a sample is that to the nearest point,
@@ -117,6 +119,8 @@ def observed_distances(cloud: PointCloud, count: int, name: str, path: Path) -> 
         count: Number of samples.
         name: Name of the shape.
         path: File of the points, for error messages.
+        uniform: Fraction of the samples that are drawn in the volume.
+        inside: Fraction of the samples that are inside; as drawn if None.
 
     Raises:
         ValueError: If there are no normals, or they disagree too often.
@@ -126,7 +130,7 @@ def observed_distances(cloud: PointCloud, count: int, name: str, path: Path) -> 
     points, normals = _with_known_normals(cloud, path, "takes distances, which are estimated from normals")
     rng = _generator(name)
     drawn = _DRAWN * count
-    num_uniform = round(_UNIFORM * drawn)
+    num_uniform = round(uniform * drawn)
     centres = points[rng.integers(len(points), size=drawn - num_uniform)]
     deviations = np.resize(np.asarray(_STD), len(centres))[:, None]
     samples = np.concatenate(
@@ -143,11 +147,28 @@ def observed_distances(cloud: PointCloud, count: int, name: str, path: Path) -> 
             f"{path} has normals that disagree on inside and outside for {1 - len(agreed) / drawn:.0%} of the samples: orient "
             "them outwards, or pass a mesh."
         )
-    chosen = rng.permutation(agreed)[:count]
+    chosen = agreed[drawn_samples(heights[agreed, 0], count, inside, rng)]
     distance, height = distances[chosen, 0], heights[chosen, 0]
     signed = np.where(distance < _NEAR_SPACINGS * spacing, height, np.where(height > 0, distance, -distance))
     context = np.column_stack((samples[chosen], signed))
     return _item(context, np.zeros((count, 3)), name), [f"distances estimated from {len(points):,} points"]
+
+
+def drawn_samples(distances: Numbers, count: int, inside: float | None, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the indices of randomly drawn samples, of which a fraction is inside as far as there are enough.
+
+    Args:
+        distances: Signed distances, at least ``count``.
+        count: Number of samples to draw.
+        inside: Fraction of them that are inside; any if None.
+        rng: Random numbers.
+    """
+    order = rng.permutation(len(distances))
+    if inside is None:
+        return order[:count]
+    is_inside = distances[order] < 0
+    num_inside = max(min(round(inside * count), int(is_inside.sum())), count - int((~is_inside).sum()))
+    return np.concatenate((order[is_inside][:num_inside], order[~is_inside][: count - num_inside]))
 
 
 def _with_known_normals(cloud: PointCloud, path: Path, reason: str) -> tuple[Numbers, Numbers]:

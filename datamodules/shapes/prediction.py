@@ -14,6 +14,7 @@ from datamodules.domain import Domain, Volume
 from datamodules.images.prediction import WholeImages, unique_names
 from datamodules.shapes.base import ShapeModule
 from datamodules.shapes.clouds import (
+    UNIFORM,
     Normalization,
     check_normalized,
     has_distances,
@@ -95,6 +96,9 @@ class ShapeFiles(ShapeModule):
             model of any number of points from the checkpoint; 2,048 without one.
         normal_offset: Distance along the normals at which refinement and an inner loop observe two further samples per surface
             point; the command line reads it from the checkpoint.
+        inside: Fraction of the observed samples in space that are inside; the command line reads it from the checkpoint.
+        uniform: Fraction of the observed samples in space that are drawn in the volume rather than near the surface; 0.06 if
+            None. The command line reads it from the checkpoint.
         normalized: The coordinates are normalised already: use them as they are.
         domain: Domain of the model; the command line reads it from the checkpoint.
         eval_points: Number of points in the volume at which the result is compared with a mesh.
@@ -117,6 +121,8 @@ class ShapeFiles(ShapeModule):
         signal_shape: Sequence[int] | None = None,
         context_points: int | None = None,
         normal_offset: float | None = None,
+        inside: float | None = None,
+        uniform: float | None = None,
         normalized: bool = False,
         domain: Domain | None = None,
         eval_points: int = 16384,
@@ -132,6 +138,7 @@ class ShapeFiles(ShapeModule):
             context_points=fixed if context_points is None else context_points,
             normals=channels == 6,
             normal_offset=0.0 if channels == 4 else normal_offset or 0.0,
+            inside=inside,
             eval_points=eval_points,
             eval_surface_points=eval_surface_points,
             batch_size=eval_batch_size,
@@ -139,6 +146,7 @@ class ShapeFiles(ShapeModule):
         )
         self.paths = [shapes] if isinstance(shapes, str) else list(shapes)
         self._signal_shape = shape
+        self.uniform = UNIFORM if uniform is None else uniform
         self._domain = domain or Volume(1.0)
         self.normalized = normalized
         self.files: list[ShapeFile] = []
@@ -219,13 +227,15 @@ class ShapeFiles(ShapeModule):
 
             solid = read_solid(file.path, self.normalized)
             counts = (self.context_points, self.eval_points, self.eval_surface_points)
-            item = observed_solid(solid, counts, self.context == "dense", file.name)
+            item = observed_solid(solid, counts, self.context == "dense", file.name, self.uniform, self.inside)
             notes = [*(["not watertight"] if not solid.is_watertight else []), *solid.notes]
             return item, notes if bool((item.query[:, 3] < 0).any()) else [*notes, "no inside"]
         cloud = points.read_points(file.path)
         cloud = cloud._replace(points=file.normalization(cloud.points))
         if self.context == "dense":
-            item, notes = observed_distances(cloud, self.context_points, file.name, file.path)
+            item, notes = observed_distances(
+                cloud, self.context_points, file.name, file.path, self.uniform, self.inside
+            )
         else:
             item, notes = observed_surface(cloud, self.context_points, self.normals, file.name, file.path)
         if self.normal_offset and not bool(item.context_normals.any()):

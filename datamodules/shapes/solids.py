@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.randomness import seed_at
-from datamodules.shapes.clouds import check_normalized
+from datamodules.shapes.clouds import UNIFORM, check_normalized, drawn_samples
 from datamodules.shapes.mesh_sampling import SamplingSettings, Solid, sample_solid, solid_from, solid_of
 from datamodules.shapes.samples import ShapeItem
 from datamodules.storage.meshes import read_corners
+
+_DRAWN = 4  # samples, for each that is observed
 
 
 def read_solid(path: Path, normalized: bool = False) -> Solid:
@@ -32,7 +34,14 @@ def read_solid(path: Path, normalized: bool = False) -> Solid:
     return solid_from(corners, name=str(path))
 
 
-def observed_solid(solid: Solid, counts: tuple[int, int, int], dense: bool, name: str) -> ShapeItem:
+def observed_solid(
+    solid: Solid,
+    counts: tuple[int, int, int],
+    dense: bool,
+    name: str,
+    uniform: float = UNIFORM,
+    inside: float | None = None,
+) -> ShapeItem:
     """Return what a model observes of a solid, and where the result is compared with it; both depend only on the name.
 
     Args:
@@ -40,6 +49,8 @@ def observed_solid(solid: Solid, counts: tuple[int, int, int], dense: bool, name
         counts: Numbers of observed points, of query points in the volume, and of query points on the surface.
         dense: Whether samples in space are observed, drawn as those of training by default, rather than points on the surface.
         name: Name of the shape.
+        uniform: Fraction of the observed samples in space that are drawn in the volume.
+        inside: Fraction of the observed samples in space that are inside; as drawn if None.
 
     Raises:
         ValueError: If the mesh bounds no solid; the message names it.
@@ -52,8 +63,9 @@ def observed_solid(solid: Solid, counts: tuple[int, int, int], dense: bool, name
     query = np.concatenate((np.column_stack((volume, distances)), _at_zero(surface)))
     query_normals = np.concatenate((np.zeros_like(volume), surface[:, 3:]))
     if dense:
-        settings = SamplingSettings(samples=max(num_observed, 2), surface=0, max_doubt=1.0)
-        context = sample_solid(solid, settings, 0, name)[0].samples[:num_observed]
+        settings = SamplingSettings(_DRAWN * num_observed, uniform, surface=0, max_doubt=1.0)
+        samples = sample_solid(solid, settings, 0, name)[0].samples.astype(np.float64)
+        context = samples[drawn_samples(samples[:, 3], num_observed, inside, rng)]
         normals = np.zeros((num_observed, 3))
     else:
         observed = _surface(solid, num_observed, rng)

@@ -58,9 +58,7 @@ def _naive_tokens(points, encoder):
     embedded = []
     for row in rows:
         phases = [math.pi * 2.0**k * coord for coord in row[:3] for k in range(3)]
-        embedded.append(
-            _naive_linear([*map(math.cos, phases), *map(math.sin, phases), *row], encoder.embedding)
-        )
+        embedded.append(_naive_linear([*map(math.cos, phases), *map(math.sin, phases), *row], encoder.embedding))
     queries = [embedded[index] for index in _naive_farthest([row[:3] for row in rows], encoder.num_tokens)]
     heads, size = encoder.num_heads, encoder.embed_dim // encoder.num_heads
     keyed = [_naive_linear(_naive_norm(row, encoder.point_norm), encoder.key_value) for row in embedded]

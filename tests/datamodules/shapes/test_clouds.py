@@ -7,6 +7,7 @@ import torch
 from datamodules.shapes.clouds import (
     Normalization,
     check_normalized,
+    drawn_samples,
     has_distances,
     normalization,
     observed_distances,
@@ -122,6 +123,28 @@ def test_estimated_distances_are_near_the_surface_and_in_the_volume(tmp_path):
     assert 0.4 < inside < 0.6
     assert float((context[:, 3].abs() < 0.1).float().mean()) > 0.8
     assert context[:, 3].min() < -0.5  # within the sphere, away from its surface
+
+
+def _naive_counts(distances, count, inside):
+    """Return how many samples inside and outside a draw has."""
+    available = [sum(value < 0 for value in distances), sum(value >= 0 for value in distances)]
+    asked = min(round(inside * count), available[0])
+    return (asked, count - asked) if count - asked <= available[1] else (count - available[1], available[1])
+
+
+@pytest.mark.parametrize("inside", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.01, 0.4, 0.95])
+def test_a_fraction_of_the_samples_is_inside_as_far_as_there_are_enough(inside, share):
+    distances = np.where(np.arange(200) < 200 * share, -1.0, 1.0)
+    chosen = drawn_samples(distances, 100, inside, np.random.default_rng(0))
+    assert len(set(chosen.tolist())) == 100
+    actual = distances[chosen]
+    assert ((actual < 0).sum(), (actual > 0).sum()) == _naive_counts(distances, 100, inside)
+
+
+def test_estimated_distances_have_the_fraction_inside(tmp_path):
+    context = observed_distances(_sphere(5000), 1000, "ball", tmp_path, inside=0.3)[0].context
+    assert (context[:, 3] < 0).sum() == 300
 
 
 def test_normals_at_random_are_refused(tmp_path):

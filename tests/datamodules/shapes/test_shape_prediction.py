@@ -107,6 +107,13 @@ def test_a_model_of_distances_observes_distances(folder, name):
     assert (batch.query.values is None) == (name == "with.xyz")
 
 
+@pytest.mark.parametrize("name", ["ball.obj", "with.xyz"])
+def test_as_many_samples_are_inside_as_in_training(folder, name):
+    data = ShapeFiles([str(folder / name)], signal_shape=(500, 4), inside=0.2, eval_points=10, eval_surface_points=10)
+    [batch] = _batches(data).values()
+    assert (batch.observation.signal[0, :, 3] < 0).sum() == 100
+
+
 def test_points_have_nothing_to_be_compared_with(folder):
     [batch] = _batches(ShapeFiles([str(folder / "with.xyz")], signal_shape=(-1, 6))).values()
     assert batch.query.values is None
