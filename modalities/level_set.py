@@ -25,7 +25,7 @@ _SMALLEST = (
     1e-5  # magnitude of a value, relative to the largest: vertices stay off grid points, also when rounded to float32
 )
 _SLAB = 1 << 23  # values from which triangles are extracted at a time
-_PLATEAU = 0.8  # fraction of the largest magnitude of a value, above which values are those of a plateau
+_PLATEAU = 0.8  # fraction of the median magnitude of a value, above which values are those of a plateau
 _FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
 
 Values = NDArray[np.float32]
@@ -52,8 +52,8 @@ class Lattice:
             margin of 1, no part of the surface of an exact distance is missed. In general, none is missed if values differ by
             at most ``margin * slope`` times the distance of their points; else, only separate parts can be missed that lie
             inside one brick each. Infinity evaluates all bricks. Distances that are truncated differ from the level by about
-            the same everywhere else: bricks where they differ by more than 0.8 of the largest value are not evaluated, unless
-            they are nearer to the level than half their diagonal.
+            the same everywhere else: bricks where they differ by more than 0.8 of the median are not evaluated, unless they are
+            nearer to the level than half their diagonal.
 
     Raises:
         ValueError: If a number is out of range.
@@ -248,7 +248,7 @@ class _Bricks:
         slope = max(1.0, float(max(differences)) / (self.lattice.brick * self.lattice.step))
         magnitudes = np.abs(self.centres)
         if math.isfinite(self.lattice.margin):
-            far = np.maximum(_PLATEAU * magnitudes.max(), self.radii)
+            far = np.maximum(_PLATEAU * np.median(magnitudes), self.radii)
             active = magnitudes <= np.minimum(self.lattice.margin * slope * self.radii, far)
         else:
             active = np.ones_like(self.inside)

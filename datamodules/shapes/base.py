@@ -51,6 +51,9 @@ class ShapeModule(CoordinateDataModule):
     """
 
     modality: Modality = Shapes()
+    uniform: float | None = (
+        None  # fraction of stored samples that are uniform in the cube, if it is the same for all shapes
+    )
     train_set: Dataset[Any]  # stored shapes, which the augmentation turns into items
     val_set: Dataset[Any]
     test_set: Dataset[Any]
@@ -108,7 +111,16 @@ class ShapeModule(CoordinateDataModule):
     def spec(self) -> DataSpec:
         """Signed distances in the cube [-1, 1]; the signal is the point set that an encoder observes."""
         channels = 4 if self.context == "dense" else 6 if self.normals else 3
-        return DataSpec(Volume(1.0), 1, (self.context_points, channels), self.modality, self.num_instances)
+        return DataSpec(
+            Volume(1.0),
+            1,
+            (self.context_points, channels),
+            self.modality,
+            self.num_instances,
+            normal_offset=self.normal_offset,
+            inside=self.inside,
+            uniform=self.uniform,
+        )
 
     @abstractmethod
     def shapes(self, split: Split) -> Sequence[StoredShape]:
@@ -140,12 +152,13 @@ class ShapeModule(CoordinateDataModule):
             count: Number of items.
         """
         context = torch.rand(count, self.context_points, 4) * 2 - 1
-        query = torch.rand(count, self.query_points, 4) * 2 - 1
+        num_query = self.query_points + (self.context_points if self.query_includes_context else 0)
+        query = torch.rand(count, num_query, 4) * 2 - 1
         if self.context != "dense":
             context[..., 3] = 0
         normals = torch.nn.functional.normalize(torch.randn(count, self.context_points, 3), dim=-1)
         names = [f"random-{index}" for index in range(count)]
-        return ShapeItem(context, normals, query, torch.zeros(count, self.query_points, 3), names, torch.arange(count))  # type: ignore[arg-type]
+        return ShapeItem(context, normals, query, torch.zeros(count, num_query, 3), names, torch.arange(count))  # type: ignore[arg-type]
 
     def to_coordinates(self, batch: Any, *, training: bool = False, step: int = 0) -> CoordinateBatch:
         """Return the coordinate batch of a collated `ShapeItem`.
