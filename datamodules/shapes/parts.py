@@ -38,8 +38,8 @@ class Part(ABC):
 
 
 @dataclass(frozen=True)
-class Box(Part):
-    """A box with edges ``size``, whose edges and corners are rounded by ``rounding``."""
+class Cuboid(Part):
+    """A cuboid with edges ``size``, whose edges and corners are rounded by ``rounding``."""
 
     size: tuple[float, float, float]
     rounding: float = 0.0
@@ -51,7 +51,7 @@ class Box(Part):
         return np.asarray(outside + np.minimum(beyond.max(axis=1), 0) - self.rounding)
 
     def mesh(self) -> trimesh.Trimesh:
-        """Return the box; rounded edges as the convex hull of spheres at its corners."""
+        """Return the cuboid; rounded edges as the convex hull of spheres at its corners."""
         if self.rounding <= 0:
             return trimesh.creation.box(self.size)
         signs = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1).T
