@@ -84,8 +84,8 @@ class LevelSetSettings:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Measurement of one extraction.
+class Extraction:
+    """Extraction of one extraction.
 
     Attributes:
         seconds: Time from the code to the mesh.
@@ -153,7 +153,7 @@ def fit(settings: LevelSetSettings, path: Path) -> None:
     torch.save(composer.state_dict(), path)
 
 
-def measure(settings: LevelSetSettings, path: Path, resolution: int, method: str) -> Measurement:
+def measure(settings: LevelSetSettings, path: Path, resolution: int, method: str) -> Extraction:
     """Extract once in this process, after a small warm-up."""
     composer = build(settings).eval()
     composer.load_state_dict(torch.load(path, weights_only=True))
@@ -169,7 +169,7 @@ def measure(settings: LevelSetSettings, path: Path, resolution: int, method: str
     before, start = memory("VmRSS"), time.perf_counter()
     mesh = METHODS[method](counted, resolution)
     seconds = time.perf_counter() - start
-    return Measurement(seconds, memory("VmHWM") - before, counts[0], len(mesh.faces))
+    return Extraction(seconds, memory("VmHWM") - before, counts[0], len(mesh.faces))
 
 
 def _latents(composer: Composer) -> dict[str, Tensor]:
@@ -177,9 +177,9 @@ def _latents(composer: Composer) -> dict[str, Tensor]:
     return composer.encode(Observation(torch.zeros(1, 1, 3)))
 
 
-def run(settings: LevelSetSettings) -> dict[tuple[int, str], list[Measurement]]:
+def run(settings: LevelSetSettings) -> dict[tuple[int, str], list[Extraction]]:
     """Return the measurements by resolution and method, which alternate."""
-    results: dict[tuple[int, str], list[Measurement]] = {
+    results: dict[tuple[int, str], list[Extraction]] = {
         (resolution, method): []
         for resolution in settings.resolutions
         for method in settings.methods
@@ -194,11 +194,11 @@ def run(settings: LevelSetSettings) -> dict[tuple[int, str], list[Measurement]]:
                 command = [sys.executable, "-m", "benchmarks.level_set", "--once", task]
                 command += [f"--hidden_dim={settings.hidden_dim}", f"--num_layers={settings.num_layers}"]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - this module
-                results[resolution, method].append(Measurement(**json.loads(printed.splitlines()[-1])))
+                results[resolution, method].append(Extraction(**json.loads(printed.splitlines()[-1])))
     return results
 
 
-def report(settings: LevelSetSettings, results: dict[tuple[int, str], list[Measurement]]) -> None:
+def report(settings: LevelSetSettings, results: dict[tuple[int, str], list[Extraction]]) -> None:
     """Print a table, and append it to the CSV file."""
     title = f"{settings.num_layers} layers of {settings.hidden_dim}, {torch.get_num_threads()} threads"
     table = Table(title=title, title_justify="left")
