@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,11 +184,13 @@ class Gallery(Callback):
         shown = self._modality.shown(instance)
         if shown is None or shown.name in self.rows or shown.query.values is None:
             return
-        reconstruction = _reconstruction(composer, evaluation["latents"][last], evaluation["layout"], index)
+        reconstructions = {
+            step: _reconstruction(composer, evaluation["latents"][step], evaluation["layout"], index) for step in values
+        }
         cells = self._modality.context(instance)
-        cells.append(Cell("original" if cells else "", shown.query.values, shown.shape, shown.domain))
+        cells.append(self._modality.original(shown)._replace(label="original" if cells else ""))
         cells[0] = cells[0]._replace(label=shown.name)
-        cells += self._reconstruction_cells(composer, reconstruction, shown)
+        cells += self._reconstruction_cells(composer, reconstructions, shown)
         numbers = sum(latent[0].numel() for latent in evaluation["latents"][0].values())
         cells += self._linear_cells(instance, unpadded_shape(batch, index), numbers)
         if self.other is not None:
@@ -196,19 +198,22 @@ class Gallery(Callback):
         elif self.beside is None:
             assert self.folder is not None
             stem = self.folder / Path(self.filename).stem / shown.name
-            self.has_media |= self._modality.save_media(composer, reconstruction, instance, stem, self.max_memory)
+            self.has_media |= self._modality.save_media(
+                composer, reconstructions[last], instance, stem, self.max_memory
+            )
         self.rows[shown.name] = [self._modality.reduced(cell) for cell in cells]
 
     def _reconstruction_cells(
-        self, composer: Composer, reconstruction: Reconstruction, shown: Instance, prefix: str = ""
+        self, composer: Composer, reconstructions: Mapping[int, Reconstruction], shown: Instance, prefix: str = ""
     ) -> list[Cell]:
-        """Return the labelled reconstructions of an instance, and the further cells of its modality."""
+        """Return the labelled reconstructions of an instance, and the further cells of its modality for the last one."""
         cells = []
         for step, values in shown.values.items():
-            metric = _with_unit(headline_value(self._metric, values, shown), self._modality)
-            label = f"{prefix}{f'{step} steps' if step else 'predicted'} {metric}"
-            cells.append(Cell(label, values, shown.shape, shown.domain))
-        extras = self._modality.extras(composer, reconstruction, shown, self.max_memory)
+            value = headline_value(self._metric, reconstructions[step], values, shown)
+            label = f"{prefix}{f'{step} steps' if step else 'predicted'} {_with_unit(value, self._modality)}"
+            cell = self._modality.reconstructed(composer, reconstructions[step], shown, values, self.max_memory)
+            cells.append(cell._replace(label=label))
+        extras = self._modality.extras(composer, reconstructions[max(shown.values)], shown, self.max_memory)
         return [*cells, *(cell._replace(label=prefix + cell.label) for cell in extras)]
 
     def _linear_cells(self, instance: Instance, unpadded: Sequence[int], numbers: int) -> list[Cell]:
@@ -224,7 +229,8 @@ class Gallery(Callback):
         values = torch.nn.functional.pad(values.float(), (0, padding)).flatten(1).mT
         shown = self._modality.shown(instance._replace(values={0: values}))
         assert shown is not None, "`_add_row` adds no row of an instance that is not shown"
-        metric = _with_unit(headline_value(self._metric, shown.values[0], shown), self._modality)
+        known = Reconstruction.of_values(shown.values[0][None])
+        metric = _with_unit(headline_value(self._metric, known, shown.values[0], shown), self._modality)
         return [Cell(f"{label.partition(',')[0]} {metric}", shown.values[0], shown.shape, shown.domain)]
 
     def _comparison_cells(
@@ -237,13 +243,15 @@ class Gallery(Callback):
         layout = composer.layout(observation)
         if observation.samples is not None:
             curve = composer.refine(curve[0], observation.samples, layout=layout)
-        values: dict[int, Tensor] = {}
-        for step in sorted({0, max(curve)}):
-            reconstruction = _reconstruction(composer, curve[step], layout, 0)
-            values[step] = self._modality.values_at(composer, reconstruction, instance.query.coords, self.max_memory)
+        steps = sorted({0, max(curve)})
+        reconstructions = {step: _reconstruction(composer, curve[step], layout, 0) for step in steps}
+        values = {
+            step: self._modality.values_at(composer, reconstruction, instance.query.coords, self.max_memory)
+            for step, reconstruction in reconstructions.items()
+        }
         shown = self._modality.shown(instance._replace(values=values))
         assert shown is not None, "`_add_row` adds no row of an instance that is not shown"
-        return self._reconstruction_cells(composer, reconstruction, shown, f"{self.beside}: ")
+        return self._reconstruction_cells(composer, reconstructions, shown, f"{self.beside}: ")
 
 
 def inner_rows(
@@ -275,8 +283,7 @@ def inner_rows(
     indices, instances = zip(*selected.values(), strict=True)
     rows = []
     for shown in instances:
-        assert shown.query.values is not None
-        original = Cell(shown.name, shown.query.values, shown.shape, shown.domain)
+        original = modality.original(shown)._replace(label=shown.name)
         rows.append(InnerRow(shown.name, [None], [original], [None]))
     observation = observation_of(batch, indices)
     layout = composer.layout(observation)
@@ -286,25 +293,29 @@ def inner_rows(
         for place, (row, shown) in enumerate(zip(rows, instances, strict=True)):
             reconstruction = _reconstruction(composer, latents, layout, place)
             values = modality.values_at(composer, reconstruction, shown.query.coords, max_memory)
-            value = headline_value(metric, values, shown)
+            value = headline_value(metric, reconstruction, values, shown)
             label = f"{title} {_with_unit(value, modality)}" if math.isfinite(value) else f"{title}, diverged"
             row.steps.append(step)
             row.numbers.append(value)
-            row.cells.append(Cell(label, values, shown.shape, shown.domain))
+            cell = modality.reconstructed(composer, reconstruction, shown, values, max_memory)
+            row.cells.append(cell._replace(label=label))
     return rows
 
 
-def headline_value(metric: InstanceMetric, values: Tensor, shown: Instance) -> float:
+def headline_value(metric: InstanceMetric, reconstruction: Reconstruction, values: Tensor, shown: Instance) -> float:
     """Return the headline metric of reconstructed values ``(N, C)`` of the shown part of an instance."""
-    coords, true, mask = shown.query
+    coords, true, mask, normals = shown.query
     assert true is not None, "the query has no values to compare with"
-    query = Samples(coords, true[None], None if mask is None else mask[None])
-    return float(metric.measure(Reconstruction.of_values(values[None]), query, shown.shape))
+    device = reconstruction.values.device
+    parts = (None if part is None else part[None].to(device) for part in (true, mask, normals))
+    reconstruction = reconstruction._replace(values=values[None].to(device))
+    return float(metric.measure(reconstruction, Samples(coords.to(device), *parts), shown.shape))
 
 
 def _with_unit(value: float, modality: Modality) -> str:
     """Return a value of the headline metric with its unit."""
-    return f"{value:.1f} {modality.headline.unit}".rstrip()
+    unit = modality.headline.unit
+    return f"{value:.1f} {unit}" if unit else f"{value:.3f}"
 
 
 def _reconstruction(composer: Composer, latents: Latents, layout: Layout, index: int) -> Reconstruction:

@@ -62,8 +62,8 @@ class LearnedStepSizes(Callback):
     """Log the learned step sizes of an inner loop after every validation, as the mean factor of every latent.
 
     The keys are ``inner_lr_factor/<latent>/step_<k>`` for every inner step of training, counted from 1, or
-    ``inner_lr_factor/<latent>`` if all steps share a factor. Factors are initialised to 1. Factors per parameter are averaged
-    over the latent. Without learned step sizes, nothing is logged.
+    ``inner_lr_factor/<latent>`` if all steps share a factor. Factors are initialised to 1; learned step sizes are logged
+    relative to ``lr``. Factors per parameter are averaged over the latent. Without learned step sizes, nothing is logged.
     """
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +91,8 @@ def mean_factors(rule: Rule) -> dict[str, float]:
     if not isinstance(rule, DifferentiableSGD):
         return result
     for latent, factors in rule.factors.items():
-        means = factors.detach().float().flatten(1).mean(1).tolist()
+        relative = factors / rule.lr if rule.learned_as == "lr" else factors
+        means = relative.detach().float().flatten(1).mean(1).tolist()
         names = [f"/step_{step}" for step in range(1, len(means) + 1)] if "step" in rule.learned_lr else [""]
         result |= {f"inner_lr_factor/{latent}{name}": mean for name, mean in zip(names, means, strict=True)}
     return result

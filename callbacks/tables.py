@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, instance_of
 from datamodules.domain import Domain
 from datamodules.spec import Modality
-from modalities.drawing import Animation, Waveform
+from modalities.drawing import Animation, Model3D, Waveform
 
-Medium = str | float | Image.Image | Waveform | Animation
+Medium = str | float | Image.Image | Waveform | Animation | Model3D
 
 
 def log_table(trainer: Trainer, key: str, rows: Sequence[Mapping[str, Medium]], step: int) -> None:
@@ -54,15 +54,16 @@ class ValidationTable(Callback):
 
     The modality determines the columns: input, reconstruction and error x 5 for images; input, reconstruction and the
     spectrograms of both for audio; support, query, prediction and refined (up to four views side by side) and orbit (a small
-    turntable video of the refinement) for scenes; the headline metric only for data without a modality. The samples are read
-    from the data set on the first process and do not depend on the number of devices. The refined metric is measured after
+    turntable video of the refinement) for scenes; the observed points, the true surface, the reconstructed surface (a mesh to
+    rotate), slices of its distances and orbit for shapes; the headline metric only for data without a modality. The samples are
+    read from the data set on the first process and do not depend on the number of devices. The refined metric is measured after
     the refinement of the composer, even if validation does not refine; its column is missing if the refinement has no steps.
     Every validation takes the additional time of refining these samples and rendering the videos.
 
     Args:
         num_samples: Number of rows.
         refinement_steps: Maximum number of refinement steps; those of the composer if None.
-        orbit_frames: Number of frames of the turntable video of a scene; 0 for no video.
+        orbit_frames: Number of frames of the turntable video of a scene or shape; 0 for no video.
 
     Raises:
         ValueError: If a number is out of range, or, at set-up, if no logger supports tables.
@@ -141,10 +142,10 @@ def sample_rows(
         row: dict[str, Medium] = {"name": name}
         if batch.shape is not None and batch.query.values is not None:
             instance = instance_of(batch, index, domain, values)
-            row |= modality.media(instance)
             reconstruction = composer.reconstruction(
                 {key: latent[index : index + 1] for key, latent in latents.items()}, layout
             )
+            row |= modality.media(composer, reconstruction, instance)
             animation = modality.animation(composer, reconstruction, instance, frames) if frames else None
             if animation is not None:
                 row["orbit"] = animation
@@ -160,6 +161,8 @@ def _medium(medium: Medium) -> Any:
         return wandb.Image(medium)
     if isinstance(medium, Animation):
         return wandb.Video(BytesIO(medium.gif), format="gif")
+    if isinstance(medium, Model3D):
+        return wandb.Object3D(StringIO(medium.obj), file_type="obj")
     if isinstance(medium, Waveform):
         return wandb.Audio(medium.values.clamp(-1, 1).mT.numpy(), sample_rate=medium.sample_rate, caption=medium.label)
     return medium

@@ -8,6 +8,7 @@ from composers.inference import GradientSteps, Refinement
 from composers.learned_init import LearnedInit
 from composers.liif import LIIF
 from composers.meta_ipc import MetaIPC
+from composers.metasdf import MetaSDF
 from composers.patch_ipc import PatchIPC
 from composers.transformer_ipc import TransformerIPC
 from composers.transinr import TransINR
@@ -20,6 +21,7 @@ __all__ = [
     "GradientSteps",
     "LearnedInit",
     "MetaIPC",
+    "MetaSDF",
     "PatchIPC",
     "Refinement",
     "TransINR",

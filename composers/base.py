@@ -337,7 +337,7 @@ class Composer(LightningModule):
         reconstruction = evaluation["reconstructions"][0]
         if headline == "psnr":  # of the samples of this step, which need not be whole signals
             metric = psnr_of_mse(instance_mse(reconstruction.values.detach(), batch.query))
-        elif headline in self.measures:
+        elif headline in self.measures and self.measures[headline].in_training:
             with torch.no_grad():
                 metric = self._measure(batch, reconstruction)[headline]
         else:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from composers.metrics import instance_mse
 from composers.rendering import Reconstruction
@@ -26,9 +30,7 @@ class MeanAbsoluteError(Loss):
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return the mean absolute error of every instance, in float32."""
         errors = (exact(reconstruction.values) - exact(target.measured)).abs().mean(-1)
-        if target.mask is None:
-            return errors.mean(-1)
-        return (errors * target.mask).sum(-1) / target.mask.sum(-1).clamp(min=1)
+        return _mean(errors, target.mask)
 
 
 class MeanSquaredError(Loss):
@@ -37,3 +39,123 @@ class MeanSquaredError(Loss):
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return the mean squared error of every instance, in float32."""
         return instance_mse(reconstruction.values, target)
+
+
+class ClampedAbsoluteError(Loss):
+    """Absolute error of signed distances that are clamped to ``[-limit, limit]`` (Park et al., DeepSDF, CVPR 2019, equation 4).
+
+    Args:
+        limit: Distance from the surface beyond which errors do not count; 0.1 in DeepSDF.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
+
+    def __init__(self, limit: float = 0.1) -> None:
+        super().__init__()
+        if not limit > 0:
+            raise ValueError(f"limit is {limit}; it must be a positive distance.")
+        self.limit = limit
+
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return the mean clamped error of every instance, in float32."""
+        values, measured = (
+            exact(part).clamp(-self.limit, self.limit) for part in (reconstruction.values, target.measured)
+        )
+        return _mean((values - measured).abs().mean(-1), target.mask)
+
+
+class TruncatedSquaredError(Loss):
+    """Squared error of signed distances that are truncated at ``limit``, in units of it.
+
+    Only the target is truncated, so that the error has a gradient wherever the reconstruction is, unlike that of
+    `ClampedAbsoluteError`; a field learns a plateau away from the surface.
+
+    Args:
+        limit: Largest distance in magnitude.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
+
+    def __init__(self, limit: float = 0.1) -> None:
+        super().__init__()
+        if not limit > 0:
+            raise ValueError(f"limit is {limit}; it must be a positive distance.")
+        self.limit = limit
+
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return the mean squared error of every instance, in float32."""
+        truncated = exact(target.measured).clamp(-self.limit, self.limit)
+        errors = ((exact(reconstruction.values) - truncated) / self.limit).square()
+        return _mean(errors.mean(-1), target.mask)
+
+
+class SignAndDistance(Loss):
+    """Cross-entropy of the sign and absolute error of the distance, with learned weights (Sitzmann et al., MetaSDF, 2020).
+
+    With ``BCE`` of the logit against "outside" and ``L1`` of the distance, both means over the samples of an instance, the
+    loss is ``BCE / (2 s0^2) + L1 / (2 s1^2) + log(s0 s1)``. The uncertainties ``s0`` and ``s1`` are parameters that begin at 1
+    (Kendall et al., CVPR 2018). An inner loop and the outer loss have separate ones if each has its own `SignAndDistance`.
+    The field has two outputs, as with `composers.rendering.SignedDistance` of ``both`` heads.
+
+    Args:
+        surface: What the sign of a sample with distance 0 counts as. With surface points only, the cross-entropy compares one
+            class: ``inside`` is the reference, which drives the logit to minus infinity there. ``half`` asks for probability
+            1/2, a logit of 0 on the surface. ``ignored`` leaves these samples out of the cross-entropy.
+        unknown: Distance of samples whose distance is unknown, which are left out of ``L1``; in the reference, -1 in the outer
+            loss. None if all are known.
+
+    Raises:
+        ValueError: If ``surface`` is unknown, or ``unknown`` is 0 or not finite.
+    """
+
+    def __init__(self, surface: Literal["inside", "half", "ignored"] = "inside", unknown: float | None = None) -> None:
+        super().__init__()
+        if surface not in ("inside", "half", "ignored"):
+            raise ValueError(f"surface is {surface}; allowed are inside, half and ignored.")
+        if unknown is not None and (unknown == 0 or not math.isfinite(unknown)):
+            raise ValueError(
+                f"unknown is {unknown}; it must be a finite distance other than 0, which is the surface, or null."
+            )
+        self.surface = surface
+        self.unknown = unknown
+        self.uncertainties = nn.Parameter(torch.ones(2))  # of the sign and of the distance
+
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return the loss of every instance, in float32.
+
+        Raises:
+            ValueError: If the field does not have two outputs.
+        """
+        raw = reconstruction.raw
+        if raw is None or raw.shape[-1] != 2:
+            outputs = "no outputs" if raw is None else f"{raw.shape[-1]} outputs"
+            raise ValueError(
+                f"SignAndDistance compares a logit and a distance, and the field has {outputs}: set renderer to SignedDistance "
+                "with heads both."
+            )
+        logit, distance = exact(raw).unbind(-1)
+        measured = exact(target.measured)[..., 0]
+        cross_entropy = functional.binary_cross_entropy_with_logits(logit, self._outside(measured), reduction="none")
+        sign = _mean(cross_entropy, _both(target.mask, measured != 0 if self.surface == "ignored" else None))
+        known = None if self.unknown is None else measured != self.unknown
+        error = _mean((distance - measured).abs(), _both(target.mask, known))
+        weights = 0.5 / self.uncertainties.square()
+        # |s0 s1| equals the reference, and remains defined where an optimizer of the inner loop's weights changes a sign
+        return weights[0] * sign + weights[1] * error + self.uncertainties.prod().abs().log()
+
+    def _outside(self, measured: Tensor) -> Tensor:
+        """Return the probability that samples are outside."""
+        outside = (measured > 0).to(measured.dtype)
+        return torch.where(measured == 0, 0.5, outside) if self.surface == "half" else outside
+
+
+def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the means ``(B,)`` of errors ``(B, N)`` over the samples that a mask ``(B, N)`` leaves."""
+    return errors.mean(-1) if mask is None else (errors * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the samples that both masks leave; None leaves all."""
+    return second if first is None else first if second is None else first & second

@@ -119,10 +119,12 @@ class InstanceMetric(ABC):
         unit: Unit of the values; empty if dimensionless.
         clip: Whether values are clipped to [0, 1] before they are compared.
         luma: Whether the luminance of colour images is compared.
+        in_training: Whether a training step can measure it of its samples; False if that would take a whole signal.
     """
 
-    heading: ClassVar[str] = ""
+    heading: str = ""
     unit: ClassVar[str] = ""
+    in_training: ClassVar[bool] = True
     clip: bool = False
     luma: bool = False
 

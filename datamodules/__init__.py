@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
     from datamodules.shapes.deep_sdf import DeepSDF
+    from datamodules.shapes.digits import Digits
+    from datamodules.shapes.sample_shapes import SampleShapes
     from datamodules.shapes.shape_folder import ShapeFolder
 
 _MODULES = {
@@ -35,6 +37,7 @@ _MODULES = {
     "CoordinateDataModule": "base",
     "DIV2K": "images.div2k",
     "DeepSDF": "shapes.deep_sdf",
+    "Digits": "shapes.digits",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
     "ImageNette": "images.imagenette",
@@ -45,6 +48,7 @@ _MODULES = {
     "SRNScenes": "scenes.srn",
     "SampleObjects": "scenes.sample_objects",
     "SamplePhotos": "images.sample_photos",
+    "SampleShapes": "shapes.sample_shapes",
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
     "ShapeFolder": "shapes.shape_folder",
@@ -59,6 +63,7 @@ __all__ = [
     "CelebA",
     "CoordinateDataModule",
     "DeepSDF",
+    "Digits",
     "ImageFiles",
     "ImageFolder",
     "ImageNette",
@@ -68,6 +73,7 @@ __all__ = [
     "SRNScenes",
     "SampleObjects",
     "SamplePhotos",
+    "SampleShapes",
     "SampleSpeech",
     "SceneFolder",
     "ShapeFolder",

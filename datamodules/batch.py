@@ -222,12 +222,15 @@ def instance_of(batch: CoordinateBatch, index: int, domain: Domain, values: Mapp
 
 
 def unpadded_shape(batch: CoordinateBatch, index: int) -> tuple[int, ...]:
-    """Return the shape of an instance of a batch of complete signals without the padding at the end of its last axis."""
+    """Return the shape of an instance of a batch of complete signals without the padding at the end of its last axis.
+
+    Padding is masked along all other axes; samples that are masked elsewhere belong to the instance.
+    """
     assert batch.shape is not None
     if batch.query.mask is None:
         return batch.shape
-    lengths = batch.query.mask[index].view(batch.shape).sum(-1)
-    return (*batch.shape[:-1], int(lengths.max()))
+    measured = batch.query.mask[index].view(-1, batch.shape[-1]).any(0).nonzero()
+    return (*batch.shape[:-1], int(measured.max()) + 1 if len(measured) else 0)
 
 
 def observation_of(batch: CoordinateBatch, indices: Sequence[int]) -> Observation:

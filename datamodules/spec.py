@@ -148,6 +148,25 @@ class Modality:
         """Return a PIL image of rows of equally many cells, drawn smaller if ``compact``."""
         raise ValueError(f"{type(self).__name__} draws nothing.")
 
+    def original(self, shown: Instance) -> Cell:
+        """Return the target of an instance as a cell without a label; ``shown`` is the result of `shown`."""
+        assert shown.query.values is not None, "the query has no values to show"
+        return Cell("", shown.query.values, shown.shape, shown.domain)
+
+    def reconstructed(
+        self, composer: Any, reconstruction: Any, shown: Instance, values: Tensor, max_memory: float = 500.0
+    ) -> Cell:
+        """Return a reconstruction as a cell without a label.
+
+        Args:
+            composer: The model.
+            reconstruction: Reconstruction of one instance.
+            shown: Result of `shown` for the instance.
+            values: Reconstructed values ``(N, C)`` of ``shown``.
+            max_memory: Memory for rendering in MB, in addition to the model and the result.
+        """
+        return Cell("", values, shown.shape, shown.domain)
+
     def context(self, instance: Instance) -> list[Cell]:
         """Return the cells that precede an instance in a row: the input of the model, if it differs from the target."""
         return []
@@ -192,8 +211,14 @@ class Modality:
         """Return a cell for loggers: a PIL image, or one of the media of `modalities.drawing`."""
         return self.panel(cell.values, cell.shape)
 
-    def media(self, instance: Instance) -> dict[str, Any]:
-        """Return media of an instance and its reconstructions for loggers, by column of a table."""
+    def media(self, composer: Any, reconstruction: Any, instance: Instance) -> dict[str, Any]:
+        """Return media of an instance and its reconstructions for loggers, by column of a table.
+
+        Args:
+            composer: The model.
+            reconstruction: Reconstruction of the instance after the last reported step.
+            instance: The instance with its reconstructions.
+        """
         return {}
 
     def animation(self, composer: Any, reconstruction: Any, instance: Instance, frames: int) -> Any:

@@ -460,7 +460,7 @@ class Audio(Modality):
         """Return the values ``(n, C)`` of one instance at ``coords (n, 1)``, on the CPU."""
         return values_at(composer, reconstruction, coords, max_memory)
 
-    def media(self, instance: Instance) -> dict[str, Any]:
+    def media(self, composer: Composer, reconstruction: Reconstruction, instance: Instance) -> dict[str, Any]:
         """Return the recording and its prediction as playable waveforms, and the spectrograms of both."""
         shown = self.shown(instance)
         assert shown.query.values is not None

@@ -40,6 +40,16 @@ class Animation(NamedTuple):
     gif: bytes
 
 
+class Model3D(NamedTuple):
+    """A triangle mesh for loggers.
+
+    Attributes:
+        obj: Content of an OBJ file.
+    """
+
+    obj: str
+
+
 def image_grid(rows: Sequence[Sequence[LabelledImage]]) -> Image.Image:
     """Return a figure with labelled images in rows and columns; smaller images have white space at their right and below."""
     width = max(image.width for row in rows for _, image in row)

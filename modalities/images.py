@@ -360,7 +360,7 @@ class Images(DrawnModality):
         values = values_at(composer, reconstruction, shown.domain.coords(shape), max_memory)
         return [Cell(f"decoded at {scale}x", values, shape, shown.domain)]
 
-    def media(self, instance: Instance) -> dict[str, Any]:
+    def media(self, composer: Composer, reconstruction: Reconstruction, instance: Instance) -> dict[str, Any]:
         """Return the image, its reconstruction and its error scaled by 5."""
         target, prediction = instance.query.values, instance.values[0]
         assert target is not None

@@ -130,9 +130,9 @@ class SuperResolvedImages(Images):
             (cell.label, self.panel(cell.values, cell.shape).resize(size, Image.Resampling.NEAREST)) for cell in row
         ]
 
-    def media(self, instance: Instance) -> dict[str, Any]:
+    def media(self, composer: Composer, reconstruction: Reconstruction, instance: Instance) -> dict[str, Any]:
         """Return the observed image, its bicubic enlargement, the reconstruction, the target, and the error scaled by 5."""
-        media = super().media(instance)
+        media = super().media(composer, reconstruction, instance)
         cells = {cell.label: self.panel(cell.values, cell.shape) for cell in self.context(instance)}
         target, prediction, error = media.values()
         return cells | {"reconstruction": prediction, "original": target, "error x 5": error}

@@ -252,7 +252,7 @@ class PosedViews(Modality):
         """Return the colours ``(N, 3)`` of rays ``(N, 6)`` of one instance, on the CPU."""
         return render_rays(composer, reconstruction, coords, max_memory).colours
 
-    def media(self, instance: Instance) -> dict[str, Any]:
+    def media(self, composer: Composer, reconstruction: Reconstruction, instance: Instance) -> dict[str, Any]:
         """Return support views, query views, prediction and refinement, up to four views of each side by side."""
         support, truth = _support(instance).images, instance.query.values
         assert truth is not None

@@ -30,6 +30,7 @@ PRESETS = (
     "meta_speech",
     "meta_objects",
     "liif",
+    "metasdf",
 )
 STEPS = 20
 SHORT = ["--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0, "--trainer.callbacks", "[]"]

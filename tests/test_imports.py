@@ -21,7 +21,7 @@ LAYERS = (  # a layer may import only itself and earlier layers
         "datamodules.spec",
         "datamodules.tiles",
     ),
-    ("datamodules.storage",),
+    ("datamodules.storage", "datamodules.scenes.raycast"),
     (
         "composers.networks",
         "composers.latents",

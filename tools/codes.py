@@ -41,7 +41,8 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="PNG or WAV to write; by default CODE with .ROWSxCOLUMNS.png or .SAMPLE_RATE.wav for its ending",
+        help="PNG, WAV or mesh (PLY, OBJ, GLB) to write; by default CODE with .ROWSxCOLUMNS.png, .SAMPLE_RATE.wav or "
+        ".RESOLUTION.ply for its ending",
     )
     parser.set_defaults(run=_render)
 
@@ -58,7 +59,7 @@ def _add_interpolate(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         default=Path("interpolation"),
-        help="output folder for 000.png ... and frames.gif, or for 000.wav ... (default: interpolation)",
+        help="output folder for 000.png ... or 000.ply ... and frames.gif, or for 000.wav ... (default: interpolation)",
     )
     parser.set_defaults(run=_interpolate)
 
@@ -77,6 +78,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--size", type=_size, help="pixels of the longer side, or ROWSxCOLUMNS")
     sizes.add_argument("--scale", type=float, help="scale factor relative to the encoded image (default: 1)")
     sizes.add_argument("--sample_rate", type=int, help="samples per second of audio (default: those of the file)")
+    sizes.add_argument("--resolution", type=int, help="cells along each side of the cube of a shape (default: 256)")
     parser.add_argument(
         "--max_memory",
         type=float,

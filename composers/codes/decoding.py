@@ -176,7 +176,7 @@ def _band(modulations: _Modulations, axes: Sequence[Axis], rows: tuple[int, int]
     """Return one band: the weighted mean of its tiles."""
     composer, code = modulations.composer, modulations.code
     shape = (rows[1] - rows[0], *(axis.number for axis in axes[1:]))
-    total, weights = torch.zeros(*shape, composer.network.value_dim), torch.zeros(*shape, 1)
+    total, weights = None, torch.zeros(*shape, 1)
     for index, box in enumerate(code.boxes):
         ranges = [axis.within(span, extent) for axis, span, extent in zip(axes, box, code.shape, strict=True)]
         ranges[0] = (max(ranges[0][0], rows[0]), min(ranges[0][1], rows[1]))
@@ -188,8 +188,12 @@ def _band(modulations: _Modulations, axes: Sequence[Axis], rows: tuple[int, int]
             parts = [composer.render(of_tile, part.to(composer.device))[0].cpu() for part in coords.split(block.chunk)]
             first = spans[0][0] - rows[0]
             region = (slice(first, first + len(weight)), *(slice(*span) for span in spans[1:]))
-            total[region] += torch.cat(parts).unflatten(0, weight.shape) * weight.unsqueeze(-1)
+            values = torch.cat(parts).unflatten(0, weight.shape)
+            if total is None:  # a value may have fewer channels than the network
+                total = values.new_zeros(*shape, values.shape[-1])
+            total[region] += values * weight.unsqueeze(-1)
             weights[region] += weight.unsqueeze(-1)
+    assert total is not None, "the tiles of a code cover its signal"
     return total / weights
 
 

@@ -88,12 +88,16 @@ class DifferentiableSGD(Rule):
 
     Args:
         lr: Step size before scale and factor, positive.
-        learned_lr: Learn a factor of the step size per ``step``, per ``parameter`` (Meta-SGD), or both; no factors if empty.
-            Factors are initialised to 1. Steps beyond the number of training steps use the last factor.
+        learned_lr: Learn a factor of the step size per ``tensor`` of the latents, per ``step`` and tensor, per ``parameter``
+            (Meta-SGD), or per step and parameter; no factors if empty. Factors are initialised to 1. Steps beyond the number
+            of training steps use the last factor.
         outer: Gradient of the outer loop: ``second_order`` differentiates through the steps exactly, ``first_order`` treats
             inner gradients as constants (first-order MAML), and ``reptile`` moves the initialisation towards the adapted
             latents, independently of the loss (Nichol et al. 2018).
         recompute: Whether to recompute the steps in the backward pass instead of storing their activations.
+        learned_as: What the optimizer changes where ``learned_lr`` is not empty: the ``factor`` of ``lr``, or the step size
+            itself, ``lr``, which begins at ``lr`` and may become negative (MetaSDF). With Adam, whose steps do not depend on
+            the scale of a gradient, a factor changes the step size by a share ``lr`` times as large.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -104,29 +108,43 @@ class DifferentiableSGD(Rule):
     def __init__(
         self,
         lr: float = 0.003,
-        learned_lr: Sequence[Literal["step", "parameter"]] = (),
+        learned_lr: Sequence[Literal["step", "parameter", "tensor"]] = (),
         outer: Literal["second_order", "first_order", "reptile"] = "second_order",
         recompute: bool = False,
+        learned_as: Literal["factor", "lr"] = "factor",
     ) -> None:
         super().__init__()
         if not 0 < lr < float("inf"):
             raise ValueError(f"lr is {lr}; the step size must be positive and finite.")
-        if unknown := set(learned_lr) - {"step", "parameter"}:
-            raise ValueError(f"learned_lr names {sorted(unknown)}; allowed are step and parameter.")
+        if unknown := set(learned_lr) - {"step", "parameter", "tensor"}:
+            raise ValueError(f"learned_lr names {sorted(unknown)}; allowed are step, parameter and tensor.")
+        if {"parameter", "tensor"} <= set(learned_lr):
+            raise ValueError(
+                f"learned_lr names {' and '.join(learned_lr)}; parameter learns a step size for every element of a tensor, so "
+                "name parameter or tensor, not both."
+            )
         if outer not in ("second_order", "first_order", "reptile"):
             raise ValueError(f"outer is {outer}; allowed are second_order, first_order and reptile.")
+        if learned_as not in ("factor", "lr"):
+            raise ValueError(f"learned_as is {learned_as}; allowed are factor and lr.")
+        if learned_as == "lr" and not learned_lr:
+            raise ValueError(
+                "learned_as is lr, but learned_lr is empty: name step, parameter or tensor, or leave learned_as out."
+            )
         self.lr = lr
         self.learned_lr = tuple(learned_lr)
         self.outer = outer
         self.recompute = recompute
+        self.learned_as = learned_as
         self.factors = nn.ParameterDict()
 
     def connect(self, latents: Mapping[str, TensorSpec], steps: int) -> None:
-        """Create the learned factors, all 1."""
+        """Create the learned factors, all 1, or the learned step sizes, all ``lr``."""
+        initial = 1.0 if self.learned_as == "factor" else self.lr
         for name, spec in latents.items() if self.learned_lr else ():
             shape = [max(size, 1) if "parameter" in self.learned_lr else 1 for size in spec.shape]
             turns = steps if "step" in self.learned_lr else 1
-            self.factors[module_key(name)] = nn.Parameter(torch.ones(turns, *shape))
+            self.factors[module_key(name)] = nn.Parameter(torch.full((turns, *shape), initial))
 
     def take(
         self,
@@ -162,7 +180,7 @@ class DifferentiableSGD(Rule):
         """
         sizes = {}
         for name, scale in scales.items():
-            sizes[name] = self.lr * scale
+            sizes[name] = scale if self.learned_as == "lr" else self.lr * scale
             if self.learned_lr:
                 factors = self.factors[module_key(name)]
                 sizes[name] = sizes[name] * factors[min(step, len(factors) - 1)]
@@ -170,7 +188,8 @@ class DifferentiableSGD(Rule):
 
     def describe(self) -> list[str]:
         """Return step size and order as text."""
-        learned = f", factors learned per {' and '.join(self.learned_lr)}" if self.learned_lr else ""
+        learned = "factors learned" if self.learned_as == "factor" else "learned"
+        learned = f", {learned} per {' and '.join(self.learned_lr)}" if self.learned_lr else ""
         order = {"second_order": "second order", "first_order": "first order", "reptile": "Reptile"}[self.outer]
         lines = [f"step size {self.lr:g}{learned}", order]
         if self.recompute and self.outer == "second_order":

@@ -1,6 +1,6 @@
 """Coordinate networks, which know neither Lightning nor data sets."""
 
-from composers.networks.activations import FINER, WIRE, Activation, Gaussian, ReLU, Sine
+from composers.networks.activations import FINER, WIRE, Activation, Gaussian, GeometricReLU, ReLU, Sine
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import (
     CosineFeatures,
@@ -8,6 +8,7 @@ from composers.networks.encodings import (
     FourierFeatures,
     GaussianFourierFeatures,
     IdentityEncoding,
+    PositionalEncoding,
 )
 from composers.networks.grid_mixer import GridMixer
 from composers.networks.local_mlp import LocalMLP
@@ -28,6 +29,7 @@ __all__ = [
     "FreeNetwork",
     "Gaussian",
     "GaussianFourierFeatures",
+    "GeometricReLU",
     "GridMixer",
     "IdentityEncoding",
     "LocalMLP",
@@ -35,6 +37,7 @@ __all__ = [
     "PatchModulations",
     "PatchSpec",
     "PatchwiseMLP",
+    "PositionalEncoding",
     "ReLU",
     "ScaledLinear",
     "Sine",

@@ -24,6 +24,10 @@ class Activation(nn.Module, ABC):
         bound = 1 / math.sqrt(weight.shape[1])
         return nn.init.uniform_(weight, -bound, bound)
 
+    def init_last_weight_(self, weight: Tensor, layer: int) -> Tensor:
+        """Fill ``weight (I, O)`` of the last layer in place; as those of other layers by default."""
+        return self.init_weight_(weight, layer)
+
     def init_bias_(self, bias: Tensor, fan_in: int, layer: int) -> Tensor:
         """Fill ``bias (O,)`` of a layer with ``fan_in`` inputs in place with zeros."""
         return nn.init.zeros_(bias)
@@ -35,6 +39,24 @@ class ReLU(Activation):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return ``max(h, 0)``."""
         return hidden.relu()
+
+
+class GeometricReLU(ReLU):
+    """``max(h, 0)`` with an initialisation for signed distances (Atzmon and Lipman, SAL, CVPR 2020, theorem 1; MetaSDF).
+
+    Weights are drawn from ``N(0, 2 / O)``, those of the last layer are ``sqrt(pi / I)``, and biases are zero, so that the field
+    is about the distance from the origin. Use it with ``normalize_weights: false`` and ``output_offset: 0.0``.
+
+    Reference: as in MetaSDF, the last bias is zero; that of SAL is the negative radius of a sphere.
+    """
+
+    def init_weight_(self, weight: Tensor, layer: int) -> Tensor:
+        """Fill ``weight (I, O)`` in place with normal numbers of variance ``2 / O``."""
+        return nn.init.normal_(weight, 0, math.sqrt(2 / weight.shape[1]))
+
+    def init_last_weight_(self, weight: Tensor, layer: int) -> Tensor:
+        """Fill ``weight (I, O)`` of the last layer in place with ``sqrt(pi / I)``: several outputs are equal."""
+        return nn.init.constant_(weight, math.sqrt(math.pi / weight.shape[0]))
 
 
 class Sine(Activation):

@@ -113,7 +113,8 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
 
     def initial_weight(self, layer: int) -> Tensor:
         """Return a new weight ``(I, O)`` of a layer, initialised as the activation requires."""
-        return self.activation.init_weight_(torch.empty(self.layer_sizes[layer]), layer)
+        initialize = self.activation.init_last_weight_ if layer == self.num_layers - 1 else self.activation.init_weight_
+        return initialize(torch.empty(self.layer_sizes[layer]), layer)
 
     def initial_bias(self, layer: int) -> Tensor:
         """Return a new bias ``(O,)`` of a layer, initialised as the activation requires."""

@@ -115,6 +115,36 @@ class FourierFeatures(Encoding):
         return torch.cat((phases.cos(), phases.sin()), dim=-1)
 
 
+class PositionalEncoding(Encoding):
+    """The coordinates, then the sines and cosines of ``2^k`` times them (NeRF, equation 4, with the coordinates; MetaSDF).
+
+    Args:
+        num_octaves: Number of frequencies ``2^k``, with ``k`` from 0.
+        use_pi: Whether to multiply phases by pi, so that frequency 1 has one period over ``[-1, 1]``; False in MetaSDF.
+
+    Raises:
+        ValueError: If ``num_octaves`` is not positive.
+    """
+
+    def __init__(self, num_octaves: int = 5, use_pi: bool = False) -> None:
+        super().__init__()
+        if num_octaves < 1:
+            raise ValueError(f"num_octaves is {num_octaves}; it must be at least 1.")
+        self.num_octaves = num_octaves
+        self.use_pi = use_pi
+
+    def width(self, coord_dim: int) -> int:
+        """Return one feature, and two per frequency, for every axis."""
+        return coord_dim * (1 + 2 * self.num_octaves)
+
+    def features(self, coords: Tensor) -> Tensor:
+        """Return the coordinates, then all sines, then all cosines, axis by axis: ``(..., width)``."""
+        octaves = torch.arange(self.num_octaves, device=coords.device, dtype=coords.dtype)
+        frequencies = octaves.exp2() * (math.pi if self.use_pi else 1.0)
+        phases = (coords.unsqueeze(-1) * frequencies).flatten(-2)
+        return torch.cat((coords, phases.sin(), phases.cos()), dim=-1)
+
+
 class CosineFeatures(Encoding):
     """Products of cosines along all axes, the functions of the discrete cosine transform (DCT).
 

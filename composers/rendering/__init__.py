@@ -3,6 +3,7 @@
 from composers.rendering.light_field import LightFieldRenderer
 from composers.rendering.rays import RayRenderer
 from composers.rendering.renderer import PointRenderer, Reconstruction, Rendered, Renderer
+from composers.rendering.signed_distance import SignedDistance
 from composers.rendering.volume import VolumeRenderer
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Reconstruction",
     "Rendered",
     "Renderer",
+    "SignedDistance",
     "VolumeRenderer",
 ]

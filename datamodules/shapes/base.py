@@ -16,6 +16,7 @@ from datamodules.domain import Volume
 from datamodules.shapes.samples import Context, EvaluationShapes, ShapeDraw, ShapeItem, StoredShape, TrainingShapes
 from datamodules.spec import DataSpec, Modality
 from datamodules.storage.folders import Split, splits_of
+from modalities.shapes import Shapes
 
 
 class ShapeModule(CoordinateDataModule):
@@ -36,7 +37,8 @@ class ShapeModule(CoordinateDataModule):
         normals: Whether the points that an encoder observes have normals; only for contexts ``surface`` and ``partial``.
         normal_offset: Distance along the normals at which an inner loop and refinement observe two further samples per surface
             point, one outside and one inside (DeepSDF section 4.3, shape completion); none if 0.
-        balanced: Draw equally many samples inside and outside in training and for dense contexts, as DeepSDF's loader does.
+        inside: Fraction of the samples of dense contexts and of training that are inside, where a shape has both; 0.5 in
+            DeepSDF's loader. As stored if None, few for thin shapes.
         query_includes_context: Whether the query of training contains the observed points, as published for MetaSDF; by
             default, a model is only compared at points that it did not observe.
         eval_points: Number of query points in the volume in validation and test.
@@ -48,7 +50,7 @@ class ShapeModule(CoordinateDataModule):
         ValueError: If a number is out of range, or arguments exclude each other.
     """
 
-    modality: Modality = Modality()
+    modality: Modality = Shapes()
     train_set: Dataset[Any]  # stored shapes, which the augmentation turns into items
     val_set: Dataset[Any]
     test_set: Dataset[Any]
@@ -61,7 +63,7 @@ class ShapeModule(CoordinateDataModule):
         query_points: int = 2048,
         normals: bool = False,
         normal_offset: float = 0.0,
-        balanced: bool = False,
+        inside: float | None = None,
         query_includes_context: bool = False,
         eval_points: int = 16384,
         eval_surface_points: int = 10000,
@@ -80,6 +82,8 @@ class ShapeModule(CoordinateDataModule):
             raise ValueError(
                 "normals and normal_offset describe points on the surface: set context to surface or partial, or omit them."
             )
+        if inside is not None and not 0 < inside < 1:
+            raise ValueError(f"inside is {inside}: it must be a fraction between 0 and 1, or null.")
         if not 0 <= normal_offset < 1:
             raise ValueError(f"normal_offset is {normal_offset}: it must be at least 0 and below 1.")
         super().__init__(coordinate_noise="none", coordinate_subset=None, **kwargs)
@@ -88,16 +92,16 @@ class ShapeModule(CoordinateDataModule):
         self.query_points = query_points
         self.normals = normals
         self.normal_offset = normal_offset
-        self.balanced = balanced
+        self.inside = inside
         self.query_includes_context = query_includes_context
         self.eval_points = eval_points
         self.eval_surface_points = eval_surface_points
         self.repeats = repeats
         self.augmentation = ShapeDraw(
-            context, context_points, query_points, balanced=balanced, include_context=query_includes_context
+            context, context_points, query_points, inside=inside, include_context=query_includes_context
         )
         self.evaluation = ShapeDraw(
-            context, context_points, eval_points, eval_surface_points, balanced=balanced, uniform=True
+            context, context_points, eval_points, eval_surface_points, inside=inside, uniform=True
         )
 
     @property

@@ -17,9 +17,9 @@ import composers
 from composers import Composer, Refinement
 from composers.checkpoint import state_data, stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, read_code, steps_taken
-from composers.rendering import PointRenderer
+from composers.rendering import PointRenderer, Renderer
 from datamodules.batch import CoordinateBatch, Observation, Samples
-from datamodules.configuration import load_layers
+from datamodules.configuration import instantiate, load_layers
 from datamodules.domain import CellGrid, Grid
 from datamodules.spec import DataSpec, declared
 from datamodules.tiles import whole
@@ -27,7 +27,10 @@ from modalities import Images
 
 SHAPE = (8, 8)
 SPEC = DataSpec(Grid.unit(2), 3, (3, *SHAPE), Images(), num_instances=12)
-SPECS = {"LIIF": SPEC._replace(domain=CellGrid.unit(2), scales=(1.0, 4.0))}  # of presets for other data, by class
+SPECS = {  # of presets for other data, by class
+    "LIIF": SPEC._replace(domain=CellGrid.unit(2), scales=(1.0, 4.0)),
+    "MetaSDF": SPEC._replace(value_dim=1, signal_shape=(1, *SHAPE)),
+}
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 3},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
@@ -70,8 +73,9 @@ def _tiny(part, spec):
         return part
     if "class_path" not in part:
         return {name: _tiny(value, spec) for name, value in part.items()}
-    kind = pkgutil.resolve_name(part["class_path"])
-    arguments = {name: _tiny(value, spec) for name, value in part.get("init_args", {}).items()}
+    kind, arguments = pkgutil.resolve_name(part["class_path"]), part.get("init_args", {})
+    field = instantiate(Renderer, arguments["renderer"]).field_spec(spec) if "renderer" in arguments else spec
+    arguments = {name: _tiny(value, field if name in Composer.of_field else spec) for name, value in arguments.items()}
     arguments |= SIZES.get(kind.__name__, {})
     arguments |= {name: of(spec) for name, of in declared(kind).items()}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
@@ -89,9 +93,14 @@ def _build(name):
     return composer
 
 
+def _channels(composer):
+    """Return the channels of the data of a composer."""
+    return SPECS.get(type(composer).__name__, SPEC).value_dim
+
+
 def _batch(composer, instances=slice(None)):
     """Return some of four training images, with coordinates of the domain of a composer."""
-    signal = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(1))[instances]
+    signal = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(1))[instances, : _channels(composer)]
     samples = Samples(stated_domain(composer).coords(SHAPE), signal.flatten(2).mT)
     index = torch.tensor([5, 0, 7, 2])[instances]
     return CoordinateBatch(Observation(signal, samples, index), samples, SHAPE, [f"image {i}" for i in index.tolist()])
@@ -112,7 +121,7 @@ def pixels():
 def _encode(composer, pixels, refinement=None):
     """Return the code of an image at its own size."""
     refinement = refinement or composer.refinement
-    signal = pixels[None].float() / 255
+    signal = pixels[None, : _channels(composer)].float() / 255
     domain = stated_domain(composer)
     observation = Observation(signal, Samples(domain.coords(SHAPE), signal.flatten(2).mT))
     latents, layout = encoded(composer, [observation], refinement), composer.layout(observation)

@@ -9,7 +9,7 @@ from PIL import Image
 from program import NAME, TESTS, checkpoint, column, rows, run, run_process
 from scene_folders import write_scene, write_srn
 
-from datamodules.scenes.sample_objects import CHAIRS
+from datamodules.storage.sample_meshes import CHAIRS
 
 TINY = ["--config", str(TESTS / "configs" / "tiny_objects.yaml")]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]

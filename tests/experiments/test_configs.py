@@ -17,7 +17,8 @@ CONFIGS = REPOSITORY / "configs"
 # Arguments that make the data fit the patches of every composer, which are those for images of 178 x 178 pixels.
 FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "super_resolution_photos")}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
-META_LEARNED = ("meta_ipc", "learned_init", "functa")  # parts of names of experiments
+META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf")  # parts of names of experiments
+DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
 PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte")  # likewise; of maps or patches, small as they are
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
 FEW = [  # for the same reason
@@ -95,6 +96,11 @@ def _pairs():
 
 def _fits(composer, data):
     """Return whether a composer reads signals of some data."""
+    distances = _modality(data.values[0]) in DISTANCES
+    if composer.startswith("metasdf"):
+        return distances
+    if distances:
+        return not (composer in HYPERNETWORKS or composer in ("patch_ipc", "liif"))  # whose encoders read grids
     pairs = data.id.startswith("super_resolution")  # of resolutions, at coordinates with sizes
     if composer == "liif" or (pairs and composer != "transformer_ipc"):
         return composer == "liif" and pairs
@@ -123,7 +129,7 @@ def _experiments():
     """Return all experiments; most are slow."""
     quick = ("photos_ipc", "photos_learned_init", "photos_meta_ipc", "speech_ipc")
     quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches")
-    quick += ("photos_liif", "div2k_edsr_lte", "celebahq_liif")
+    quick += ("photos_liif", "div2k_edsr_lte", "celebahq_liif", "digits_metasdf")
     return [
         pytest.param(path.values[0], id=path.id, marks=[] if path.id in quick else pytest.mark.slow)
         for path in _named("experiments")

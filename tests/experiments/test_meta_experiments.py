@@ -97,7 +97,13 @@ def test_hyper_parameters_match_the_paper(name):
     assert config["model"]["class_path"].endswith(".MetaIPC" if "ipc" in name else ".LearnedInit")
     _check_model(model, [1] if "ipc" in name else "all", highest)
     inner, rule = _inner(model)
-    assert rule == {"lr": inner_lr, "learned_lr": [], "outer": "second_order", "recompute": False}
+    assert rule == {
+        "lr": inner_lr,
+        "learned_lr": [],
+        "outer": "second_order",
+        "recompute": False,
+        "learned_as": "factor",
+    }
     expected = {"steps": 2, "test_steps": None}
     expected |= {"samples_per_step": "all", "test_samples_per_step": None}
     assert {key: inner[key] for key in expected} == expected
@@ -132,7 +138,7 @@ def test_original_on_views_matches_its_authors():
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (False, 0.0, None)
     assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
     assert network["modulates"] == "both"
-    assert rule == {"lr": 0.5, "learned_lr": [], "outer": "reptile", "recompute": False}
+    assert rule == {"lr": 0.5, "learned_lr": [], "outer": "reptile", "recompute": False, "learned_as": "factor"}
     expected = {"steps": 32, "test_steps": 1000, "samples_per_step": 128, "test_samples_per_step": 64}
     assert {key: inner[key] for key in expected} == expected
     assert inner["choose"] == "random"
@@ -163,7 +169,7 @@ def test_original_on_images_matches_its_authors():
     )
     assert network["activation"]["init_args"]["omega"] == 200
     assert network["modulates"] == "both"
-    assert rule == {"lr": 0.01, "learned_lr": [], "outer": "second_order", "recompute": False}
+    assert rule == {"lr": 0.01, "learned_lr": [], "outer": "second_order", "recompute": False, "learned_as": "factor"}
     expected = {"steps": 2, "test_steps": None, "samples_per_step": "all"}
     assert {key: inner[key] for key in expected} == expected
     assert (model["optimizer"]["class_path"], model["optimizer"]["init_args"]["lr"]) == ("torch.optim.Adam", 1e-5)

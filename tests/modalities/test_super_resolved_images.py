@@ -91,7 +91,7 @@ def test_context_is_the_input_and_its_bicubic_enlargement():
 def test_media_are_the_input_bicubic_the_reconstruction_the_original_and_the_error():
     instance = _instance((6, 9), (12, 18))
     instance = instance._replace(values={0: instance.query.values * 0.9})
-    media = SuperResolvedImages().media(instance)
+    media = SuperResolvedImages().media(None, None, instance)
     sizes = {name: image.size for name, image in media.items()}
     large = (18, 12)
     assert list(sizes) == ["input", "bicubic", "reconstruction", "original", "error x 5"]

@@ -46,11 +46,12 @@ def latents():
 
 
 def _sgd(steps=3, **arguments):
-    """Return a rule with random factors."""
+    """Return a rule with random factors, or random step sizes of either sign."""
     rule = DifferentiableSGD(0.1, **arguments)
     rule.connect(SPECS, steps)
+    bounds = (0.5, 2) if rule.learned_as == "factor" else (-0.05, 0.2)
     for factor in rule.factors.values():
-        torch.nn.init.uniform_(factor.data, 0.5, 2)
+        torch.nn.init.uniform_(factor.data, *bounds)
     return rule.double()
 
 
@@ -64,7 +65,8 @@ def _naive_sgd(rule, latents, steps, second_order):
             loss = _loss(weight, bias, instance, step)
             gradients = torch.autograd.grad(loss, (weight, bias), create_graph=second_order)
             scale = (weight**2).sum() if second_order else (weight.detach() ** 2).sum()
-            sizes = [0.1 * scale, torch.tensor(0.1).double()]
+            lr = 0.1 if rule.learned_as == "factor" else 1.0
+            sizes = [lr * scale, torch.tensor(lr).double()]
             if rule.learned_lr:
                 for index, name in enumerate(("weight_0", "bias_0")):
                     factors = rule.factors[name]
@@ -86,9 +88,21 @@ def _naive_sgd(rule, latents, steps, second_order):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("steps", [1, 3, 5])
 @pytest.mark.parametrize("outer", ["second_order", "first_order"])
-@pytest.mark.parametrize("learned_lr", [(), ("step",), ("parameter",), ("step", "parameter")], ids=str)
-def test_sgd_and_its_outer_gradients_equal_a_loop(latents, learned_lr, outer, steps, recompute):
-    rule = _sgd(learned_lr=learned_lr, outer=outer, recompute=recompute)
+@pytest.mark.parametrize(
+    ("learned_lr", "learned_as"),
+    [
+        ((), "factor"),
+        (("step",), "factor"),
+        (("parameter",), "factor"),
+        (("step", "parameter"), "factor"),
+        (("tensor",), "factor"),
+        (("tensor",), "lr"),
+        (("step", "parameter"), "lr"),
+    ],
+    ids=str,
+)
+def test_sgd_and_its_outer_gradients_equal_a_loop(latents, learned_lr, learned_as, outer, steps, recompute):
+    rule = _sgd(learned_lr=learned_lr, outer=outer, recompute=recompute, learned_as=learned_as)
     trajectory = rule.take(_losses, latents, steps, [0, 2], _scales, training=True)
     expected, expected_losses = _naive_sgd(rule, latents, steps, outer == "second_order")
     assert sorted(trajectory.latents) == sorted({0, *(step for step in (2,) if step < steps), steps})
@@ -114,14 +128,22 @@ def test_sgd_and_its_outer_gradients_equal_a_loop(latents, learned_lr, outer, st
         (("step",), {"weight_0": (3, 1, 1), "bias_0": (3, 1)}),
         (("parameter",), {"weight_0": (1, 2, 4), "bias_0": (1, 4)}),
         (("step", "parameter"), {"weight_0": (3, 2, 4), "bias_0": (3, 4)}),
+        (("tensor",), {"weight_0": (1, 1, 1), "bias_0": (1, 1)}),
+        (("step", "tensor"), {"weight_0": (3, 1, 1), "bias_0": (3, 1)}),
     ],
     ids=str,
 )
-def test_learned_factors_start_at_one(learned_lr, shapes):
-    rule = DifferentiableSGD(learned_lr=learned_lr)
-    rule.connect(SPECS, 3)
-    assert {name: tuple(factor.shape) for name, factor in rule.factors.items()} == shapes
-    assert all(torch.equal(factor, torch.ones_like(factor)) for factor in rule.factors.values())
+def test_learned_factors_start_at_one_and_learned_step_sizes_at_lr(learned_lr, shapes):
+    for learned_as, initial in (("factor", 1.0), ("lr", 0.25)):
+        if not learned_lr and learned_as == "lr":
+            continue
+        rule = DifferentiableSGD(0.25, learned_lr, learned_as=learned_as)
+        rule.connect(SPECS, 3)
+        assert {name: tuple(factor.shape) for name, factor in rule.factors.items()} == shapes
+        assert all(torch.equal(factor, torch.full_like(factor, initial)) for factor in rule.factors.values())
+        sizes = rule.step_sizes({"weight.0": torch.full((3, 1, 1), 2.0), "bias.0": torch.ones(())}, 1)
+        assert sizes["weight.0"].unique().tolist() == [0.5]
+        assert sizes["bias.0"].unique().tolist() == [0.25]
 
 
 def test_learned_factors_of_maps_are_shared_over_the_grid():
@@ -157,7 +179,10 @@ def test_divergence_shows_in_the_losses_of_its_instance(latents):
     [
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": float("inf")}, "lr is inf"),
-        ({"learned_lr": ["layer"]}, r"learned_lr names \['layer'\]; allowed are step and parameter"),
+        ({"learned_lr": ["layer"]}, r"learned_lr names \['layer'\]; allowed are step, parameter and tensor"),
+        ({"learned_lr": ["parameter", "tensor"]}, "name parameter or tensor, not both"),
+        ({"learned_lr": ["step"], "learned_as": "size"}, "learned_as is size; allowed are factor and lr"),
+        ({"learned_as": "lr"}, "learned_as is lr, but learned_lr is empty"),
         ({"outer": "maml"}, "outer is maml; allowed are second_order, first_order and reptile"),
     ],
     ids=str,
@@ -175,6 +200,8 @@ def test_settings_in_words():
         "second order",
         "recomputed in the backward pass",
     ]
+    rule = DifferentiableSGD(0.1, ["tensor"], learned_as="lr")
+    assert rule.describe() == ["step size 0.1, learned per tensor", "second order"]
     assert DifferentiableSGD(0.1, outer="reptile", recompute=True).describe() == ["step size 0.1", "Reptile"]
     assert TorchOptimizer().describe() == []
 

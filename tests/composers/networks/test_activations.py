@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from composers.networks import FINER, WIRE, Gaussian, ReLU, Sine
+from composers.networks import FINER, WIRE, CoordinateMLP, Gaussian, GeometricReLU, IdentityEncoding, ReLU, Sine
 
 POINTS = [-2.5, -1.0, -0.3, -0.01, 0.0, 0.02, 0.4, 1.0, 3.1]
 FORMULAS = [
     (ReLU(), lambda h: max(h, 0.0)),
+    (GeometricReLU(), lambda h: max(h, 0.0)),
     (Sine(30.0), lambda h: math.sin(30 * h)),
     (Sine(200.0), lambda h: math.sin(200 * h)),
     (FINER(5.0), lambda h: math.sin(5 * (abs(h) + 1) * h)),
@@ -114,3 +115,23 @@ def test_hidden_phases_of_a_siren_have_unit_standard_deviation():
 def test_arguments_out_of_range_raise_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_geometric_initialisation_is_normal_with_a_constant_last_layer():
+    network = CoordinateMLP(
+        3, 2, [300, 200], 3, (), encoding=IdentityEncoding(), activation=GeometricReLU(), normalize_weights=False
+    )
+    for layer, fan_out in ((0, 300), (1, 200)):
+        weight = network.weights[str(layer)]
+        assert weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
+        assert weight.mean().abs().item() < 0.2 * math.sqrt(2 / fan_out)
+        assert weight.abs().max() > 2.5 * math.sqrt(2 / fan_out)  # normal, not uniform
+    assert torch.equal(network.weights["2"], torch.full((200, 2), math.sqrt(math.pi / 200)))
+    assert not any(bias.any() for bias in network.biases.values())
+
+
+def test_other_activations_initialise_the_last_layer_as_the_others():
+    torch.manual_seed(0)
+    last = Sine(3.0).init_last_weight_(torch.empty(5, 4), 2)
+    torch.manual_seed(0)
+    assert torch.equal(last, Sine(3.0).init_weight_(torch.empty(5, 4), 2))

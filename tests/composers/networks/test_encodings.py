@@ -9,7 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composers.networks import CoordinateMLP, FourierFeatures, GaussianFourierFeatures, IdentityEncoding
+from composers.networks import (
+    CoordinateMLP,
+    FourierFeatures,
+    GaussianFourierFeatures,
+    IdentityEncoding,
+    PositionalEncoding,
+)
 
 COORDINATE = st.floats(-1, 1, width=32)
 
@@ -198,3 +204,23 @@ def test_frequencies_of_a_state_dict_are_used():
 def test_arguments_out_of_range_raise_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("use_pi", [True, False])
+@pytest.mark.parametrize(("shape", "num_octaves"), [((4, 3), 5), ((2, 3, 2), 1), ((5, 1), 3)])
+def test_positional_encoding_equals_a_loop(shape, num_octaves, use_pi):
+    coords = torch.rand(shape, dtype=torch.float64) * 2 - 1
+    encoding = PositionalEncoding(num_octaves, use_pi)
+    features = encoding(coords)
+    assert features.shape == (*shape[:-1], encoding.width(shape[-1]))
+    for point, actual in zip(coords.reshape(-1, shape[-1]).tolist(), features.flatten(0, -2).tolist(), strict=True):
+        factor = math.pi if use_pi else 1
+        phases = [factor * 2**k * coordinate for coordinate in point for k in range(num_octaves)]
+        expected = point + [math.sin(phase) for phase in phases] + [math.cos(phase) for phase in phases]
+        assert actual == pytest.approx(expected, abs=1e-12)
+
+
+def test_positional_encoding_of_metasdf_has_33_features():
+    assert PositionalEncoding(5).width(3) == 33
+    with pytest.raises(ValueError, match="num_octaves is 0; it must be at least 1"):
+        PositionalEncoding(0)

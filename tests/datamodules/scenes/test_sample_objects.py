@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.scenes.sample_objects import CHAIRS, LAMPS, MESHES, SampleObjects
+from datamodules.scenes.sample_objects import SampleObjects
 from datamodules.storage import folders
 from datamodules.storage.meshes import mesh_files, read_mesh
+from datamodules.storage.sample_meshes import CHAIRS, LAMPS, MESHES
 
 SMALL = {"size": 16, "frames": 4, "train_frames": 3, "rays_per_view": 8, "draws": 2, "val_draws": 1, "repeats": 2}
 
