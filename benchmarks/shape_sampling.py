@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.shapes.mesh_sampling import SamplingSettings
-from datamodules.shapes.sampling_run import Outcome, sample_folder
+from datamodules.shapes.sampling_run import MeshOutcome, sample_folder
 from datamodules.storage.folders import NamedFile
 from datamodules.storage.meshes import mesh_files
 from datamodules.storage.parallel import processors
@@ -90,7 +90,7 @@ def measure(settings: ShapeSamplingSettings, folder: Path) -> list[list[str]]:
 
 def _timed(
     settings: ShapeSamplingSettings, meshes: Sequence[NamedFile], out: Path, workers: int
-) -> tuple[list[Outcome], tuple[str, str, str]]:
+) -> tuple[list[MeshOutcome], tuple[str, str, str]]:
     """Return the outcomes of sampling meshes, the least and most seconds that it takes, and the least of CPU seconds."""
     sampling = SamplingSettings(samples=settings.samples, surface=settings.surface, max_doubt=1.0)
     seconds, cpu_seconds = [], []
