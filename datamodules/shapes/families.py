@@ -15,6 +15,7 @@ import numpy as np
 from datamodules.randomness import seed_at
 from datamodules.shapes.parts import (
     Arc,
+    Array,
     Capsule,
     Colour,
     Cone,
@@ -239,7 +240,7 @@ def _back(
     wide = width * generator.uniform(0.75, 1.0)
     foot, tilt = np.array((0.0, height - 0.02, -depth / 2 + thickness / 2)), rotation((1, 0, 0), -lean)
 
-    def at(across: float, up: float, forward: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
+    def at(across: float, up: float, forward: float = 0.0) -> Array:
         return np.asarray(foot + tilt @ np.array((across, up, forward)))
 
     if kind == "shell":
@@ -285,8 +286,8 @@ def _shell(
     wide: float,
     rise: float,
     thickness: float,
-    at: Callable[..., np.ndarray],  # type: ignore[type-arg]
-    tilt: np.ndarray,  # type: ignore[type-arg]
+    at: Callable[..., Array],
+    tilt: Array,
     colour: Colour,
 ) -> list[Placed]:
     """Return a back that is bent around the sitter, of upright panels along an arc."""
@@ -296,7 +297,7 @@ def _shell(
     breadth = 1.15 * radius * (turns[1] - turns[0])
     parts = []
     for turn in turns:
-        tall = rise * (1 - 0.35 * generator.choice([0.0, 1.0]) * 0 - 0.45 * (turn / opening) ** 2 * 0.6)
+        tall = rise * (1 - 0.27 * (turn / opening) ** 2)
         place = at(radius * math.sin(turn), tall / 2, radius * (1 - math.cos(turn)))
         turned = tilt @ rotation((0, 1, 0), -turn)
         parts.append(Placed(Cuboid((breadth, tall, thickness), 0.3 * thickness), turned, place, colour=colour))
@@ -352,14 +353,14 @@ def _armchair(generator: Generator) -> list[Placed]:
     return parts
 
 
-def _bar(first: np.ndarray, second: np.ndarray, radius: float, colour: Colour) -> Placed:  # type: ignore[type-arg]
+def _bar(first: Array, second: Array, radius: float, colour: Colour) -> Placed:
     """Return a round bar between two points."""
     along = np.asarray(second) - np.asarray(first)
     capsule = Capsule(float(np.linalg.norm(along)), radius)
     return Placed(capsule, towards(along), (np.asarray(first) + np.asarray(second)) / 2, colour=colour)
 
 
-def _beam(first: np.ndarray, second: np.ndarray, radius: float, colour: Colour) -> Placed:  # type: ignore[type-arg]
+def _beam(first: Array, second: Array, radius: float, colour: Colour) -> Placed:
     """Return a square bar between two points."""
     along = np.asarray(second) - np.asarray(first)
     box = Cuboid((2 * radius, float(np.linalg.norm(along)), 2 * radius))

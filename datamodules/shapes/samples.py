@@ -247,5 +247,5 @@ def _visible(surface: Tensor, generator: torch.Generator) -> Tensor:
     cosine = surface[:, 3:] @ direction
     slope = torch.where(surface[:, 3:].any(1), cosine, _UNKNOWN_SLOPE).clamp(min=_STEEPEST)
     visible = (depth >= nearest[cell] - 2 * (2 / cells) / slope) & (cosine >= 0)
-    indices = visible.nonzero().flatten()
-    return indices if len(indices) else depth.argmax()[None]
+    indices: Tensor = visible.nonzero().flatten()
+    return indices if len(indices) else depth.argmax().reshape(1)
