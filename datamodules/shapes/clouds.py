@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.randomness import seed_at
 from datamodules.shapes.samples import ShapeItem
-from datamodules.storage.points import PointCloud
+from datamodules.storage.points import Coordinates, PointCloud
 
 UNIFORM = 0.06  # fraction of samples in the volume, 30,000 of 500,000 in DeepSDF's data
 MARGIN = 1.03  # farthest point at 1 / MARGIN (DeepSDF section 5)
@@ -23,8 +23,6 @@ _STD = (0.0707, 0.0224)  # of those near the surface
 _NEIGHBOURS = 11  # points that must agree on a sign (DeepSDF's preprocessing)
 _NEAR_SPACINGS = 3.0  # median distances between neighbouring points, up to which a point's tangent plane is its surface
 _DRAWN = 4  # samples whose distance is estimated, for each that is observed
-
-Numbers = NDArray[np.float64]
 
 
 class Normalization(NamedTuple):
@@ -38,16 +36,16 @@ class Normalization(NamedTuple):
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     scale: float = 1.0
 
-    def __call__(self, points: Numbers) -> Numbers:
+    def __call__(self, points: Coordinates) -> Coordinates:
         """Return normalised points."""
-        return (points + np.asarray(self.offset)) * self.scale
+        return np.asarray((points + np.asarray(self.offset)) * self.scale)
 
     def facts(self) -> dict[str, Any]:
         """Return the map as facts of a source, from which writers return to the units of a file."""
         return {"offset": list(self.offset), "scale": self.scale}
 
 
-def normalization(points: Numbers, path: Path) -> Normalization:
+def normalization(points: Coordinates, path: Path) -> Normalization:
     """Return the map that moves the centre of the bounding box to the origin, and the farthest point to 1 / 1.03.
 
     Args:
@@ -66,7 +64,7 @@ def normalization(points: Numbers, path: Path) -> Normalization:
     return Normalization((x, y, z), 1 / (MARGIN * radius))
 
 
-def check_normalized(points: Numbers, path: Path) -> Normalization:
+def check_normalized(points: Coordinates, path: Path) -> Normalization:
     """Return the identity for points that are normalised already.
 
     Raises:
@@ -97,7 +95,7 @@ def observed_surface(
         ValueError: If the model takes normals, and there are none.
     """
     points, directions = _with_known_normals(cloud, path, "takes normals") if normals else (cloud.points, cloud.normals)
-    chosen, notes = slice(None), [f"{len(points):,} points"]
+    chosen, notes = np.arange(len(points)), [f"{len(points):,} points"]
     if len(points) > count:
         chosen, notes = _generator(name).permutation(len(points))[:count], [f"{count:,} of {len(points):,} points"]
     directions = np.zeros_like(points) if directions is None else directions
@@ -154,7 +152,9 @@ def observed_distances(
     return _item(context, np.zeros((count, 3)), name), [f"distances estimated from {len(points):,} points"]
 
 
-def drawn_samples(distances: Numbers, count: int, inside: float | None, rng: np.random.Generator) -> NDArray[np.int64]:
+def drawn_samples(
+    distances: Coordinates, count: int, inside: float | None, rng: np.random.Generator
+) -> NDArray[np.int64]:
     """Return the indices of randomly drawn samples, of which a fraction is inside as far as there are enough.
 
     Args:
@@ -171,7 +171,7 @@ def drawn_samples(distances: Numbers, count: int, inside: float | None, rng: np.
     return np.concatenate((order[is_inside][:num_inside], order[~is_inside][: count - num_inside]))
 
 
-def _with_known_normals(cloud: PointCloud, path: Path, reason: str) -> tuple[Numbers, Numbers]:
+def _with_known_normals(cloud: PointCloud, path: Path, reason: str) -> tuple[Coordinates, Coordinates]:
     """Return the points that have a normal, and the normals."""
     known = np.zeros(len(cloud.points), bool) if cloud.normals is None else cloud.normals.any(1)
     if cloud.normals is None or not known.any():
@@ -181,7 +181,7 @@ def _with_known_normals(cloud: PointCloud, path: Path, reason: str) -> tuple[Num
     return cloud.points[known], cloud.normals[known]
 
 
-def _item(context: Numbers, normals: Numbers, name: str) -> ShapeItem:
+def _item(context: Coordinates, normals: Coordinates, name: str) -> ShapeItem:
     """Return an item without known distances: the query is the observed points, and its distances are NaN."""
     observed, directions = (torch.from_numpy(part.astype(np.float32)) for part in (context, normals))
     query = torch.cat((observed[:, :3], observed.new_full((len(observed), 1), math.nan)), dim=1)

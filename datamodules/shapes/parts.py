@@ -291,9 +291,9 @@ class Solid:
         return points[visible], normals[visible]
 
 
-def rotation(axis: Sequence[float], angle: float) -> Array:
+def rotation(axis: Sequence[float] | Array, angle: float) -> Array:
     """Return the matrix ``(3, 3)`` of a rotation about an axis through the origin by an angle in radians."""
-    return Rotation.from_rotvec(angle * np.asarray(axis, dtype=float) / np.linalg.norm(axis)).as_matrix()
+    return np.asarray(Rotation.from_rotvec(angle * np.asarray(axis, dtype=float) / np.linalg.norm(axis)).as_matrix())
 
 
 def towards(direction: Array) -> Array:

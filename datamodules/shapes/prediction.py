@@ -146,7 +146,7 @@ class ShapeFiles(ShapeModule):
         )
         self.paths = [shapes] if isinstance(shapes, str) else list(shapes)
         self._signal_shape = shape
-        self.uniform = UNIFORM if uniform is None else uniform
+        self.uniform: float = UNIFORM if uniform is None else uniform
         self._domain = domain or Volume(1.0)
         self.normalized = normalized
         self.files: list[ShapeFile] = []

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from datamodules.randomness import seed_at
 from datamodules.shapes.clouds import UNIFORM, check_normalized, drawn_samples
-from datamodules.shapes.mesh_sampling import SamplingSettings, Solid, sample_solid, solid_from, solid_of
+from datamodules.shapes.mesh_sampling import MeshSolid, SamplingSettings, sample_solid, solid_from, solid_of
 from datamodules.shapes.samples import ShapeItem
 from datamodules.storage.meshes import read_corners
 
 _DRAWN = 4  # samples, for each that is observed
 
 
-def read_solid(path: Path, normalized: bool = False) -> Solid:
+def read_solid(path: Path, normalized: bool = False) -> MeshSolid:
     """Return the solid within a mesh, normalised as DeepSDF's data.
 
     Args:
@@ -35,7 +35,7 @@ def read_solid(path: Path, normalized: bool = False) -> Solid:
 
 
 def observed_solid(
-    solid: Solid,
+    solid: MeshSolid,
     counts: tuple[int, int, int],
     dense: bool,
     name: str,
@@ -70,11 +70,13 @@ def observed_solid(
     else:
         observed = _surface(solid, num_observed, rng)
         context, normals = _at_zero(observed), observed[:, 3:]
-    parts = (torch.from_numpy(part.astype(np.float32)) for part in (context, normals, query, query_normals))
-    return ShapeItem(*parts, name)
+    observed, directions, asked, asked_normals = (
+        torch.from_numpy(part.astype(np.float32)) for part in (context, normals, query, query_normals)
+    )
+    return ShapeItem(observed, directions, asked, asked_normals, name)
 
 
-def _surface(solid: Solid, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _surface(solid: MeshSolid, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return points on the surface and their normals, ``(count, 6)``."""
     return np.column_stack(solid.sample_surface(count, rng))
 

@@ -29,7 +29,7 @@ _FACING = (
     0.1  # smallest cosine between a normal of a depth image and the ray: below it the points are on different surfaces
 )
 
-Numbers = NDArray[np.float64]
+Coordinates = NDArray[np.float64]
 
 
 class PointCloud(NamedTuple):
@@ -41,8 +41,8 @@ class PointCloud(NamedTuple):
         notes: Remarks on the file, as text for the user.
     """
 
-    points: Numbers
-    normals: Numbers | None = None
+    points: Coordinates
+    normals: Coordinates | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -108,7 +108,7 @@ def is_depth_image(path: Path) -> bool:
     return path.suffix.lower() == DEPTH_ENDING and path.with_suffix(".json").is_file()
 
 
-def _read_ply(path: Path) -> Numbers:
+def _read_ply(path: Path) -> Coordinates:
     """Return the columns of the vertices of a PLY file."""
     try:
         with path.open("rb") as file:
@@ -124,7 +124,7 @@ def _names(vertices: Any) -> tuple[str, ...]:
     return tuple(vertices) if isinstance(vertices, Mapping) else tuple(vertices.dtype.names or ())
 
 
-def _read_table(path: Path) -> Numbers:
+def _read_table(path: Path) -> Coordinates:
     """Return the columns of a text file."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
@@ -148,7 +148,7 @@ def _is_number(words: list[str]) -> bool:
     return True
 
 
-def _read_npy(path: Path) -> Numbers:
+def _read_npy(path: Path) -> Coordinates:
     """Return the array in an NPY file."""
     try:
         array = np.load(path, allow_pickle=False)
@@ -166,7 +166,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise ValueError(_unreadable(path, error)) from error
 
 
-def _joined(arrays: Mapping[str, NDArray[Any]], path: Path) -> Numbers:
+def _joined(arrays: Mapping[str, NDArray[Any]], path: Path) -> Coordinates:
     """Return the columns of an NPZ file with points, or with a single array."""
     if "points" not in arrays and len(arrays) != 1:
         raise ValueError(
@@ -187,7 +187,7 @@ def _joined(arrays: Mapping[str, NDArray[Any]], path: Path) -> Numbers:
     return np.column_stack((points, normals))
 
 
-def _of_columns(columns: Numbers, path: Path) -> PointCloud:
+def _of_columns(columns: Coordinates, path: Path) -> PointCloud:
     """Return the point cloud of an array with 3 or 6 columns."""
     if not columns.size:
         raise ValueError(f"{path} contains no points: pass another file.")
@@ -204,7 +204,7 @@ def _of_columns(columns: Numbers, path: Path) -> PointCloud:
     return _with_normals(columns[:, :3], columns[:, 3:], path)
 
 
-def _with_normals(points: Numbers, normals: Numbers, path: Path) -> PointCloud:
+def _with_normals(points: Coordinates, normals: Coordinates, path: Path) -> PointCloud:
     """Return a point cloud with normals of length 1; those of length 0 are unknown."""
     lengths = np.linalg.norm(normals, axis=1)
     known = lengths > 0
@@ -239,7 +239,7 @@ def _distinct(cloud: PointCloud, path: Path) -> PointCloud:
     return PointCloud(cloud.points[first], normals, (*cloud.notes, f"{repeated:,} repeated points removed"))
 
 
-def _read_png(path: Path) -> tuple[Numbers, Any, Any]:
+def _read_png(path: Path) -> tuple[Coordinates, Any, Any]:
     """Return the depth in metres, the focal length and the pose of a 16-bit PNG and its JSON."""
     described = path.with_suffix(".json")
     if not described.is_file():
@@ -292,7 +292,7 @@ def _of_depth(depth: NDArray[Any], focal: Any, pose: Any, path: Path) -> PointCl
     return PointCloud(points[measured] @ turned.T + matrix[:3, 3], normals[measured] @ turned.T, (note,))
 
 
-def _normals_of_depth(points: Numbers, measured: NDArray[np.bool_]) -> Numbers:
+def _normals_of_depth(points: Coordinates, measured: NDArray[np.bool_]) -> Coordinates:
     """Return the normals ``(H, W, 3)`` of the pixels of a depth image, 0 at its edges and where depth is discontinuous.
 
     Args:
@@ -311,7 +311,7 @@ def _normals_of_depth(points: Numbers, measured: NDArray[np.bool_]) -> Numbers:
     return normals
 
 
-def _numbers(value: Any, shapes: tuple[tuple[int, ...], ...], name: str, meaning: str, path: Path) -> Numbers:
+def _numbers(value: Any, shapes: tuple[tuple[int, ...], ...], name: str, meaning: str, path: Path) -> Coordinates:
     """Return an array of one of some shapes, or raise a ``ValueError``."""
     try:
         array = np.asarray(value, dtype=np.float64)
