@@ -1,4 +1,4 @@
-"""The command line: ``cli.py fit|validate|test --config FILE`` and ``cli.py predict --images|--audio|--views PATH``."""
+"""The command line: ``cli.py fit|validate|test --config FILE``, ``cli.py predict --images|--audio|--views|--shapes PATH``."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -20,6 +21,29 @@ from modalities import MODALITIES
 
 _WRITER = f"{PredictionWriter.__module__}.{PredictionWriter.__name__}"
 _COMMON = ("output", "steps")  # options of every modality
+
+
+def _fact(checkpoint: Mapping[str, Any], name: str) -> Any:
+    """Return a fact of the training data in a checkpoint, None if it does not state it."""
+    return (checkpoint.get("data") or {}).get(name)
+
+
+def _domain(checkpoint: Mapping[str, Any]) -> Namespace | None:
+    """Return the config of the domain of the training data, None if a checkpoint does not state it."""
+    domain = training_domain(checkpoint)
+    return None if domain is None else dict_to_namespace(domain.config())
+
+
+_FACTS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "sample_rate": stated_sample_rate,
+    "scales": partial(_fact, name="scales"),
+    "domain": _domain,
+    "context_points": lambda checkpoint: next(iter(_fact(checkpoint, "signal_shape") or ()), None),
+    "normal_offset": partial(_fact, name="normal_offset"),
+    "inside": partial(_fact, name="inside"),
+    "uniform": partial(_fact, name="uniform"),
+}
+"""Facts of the training data in a checkpoint, by the argument of a data module that they fill."""
 
 
 class Option(NamedTuple):
@@ -72,7 +96,8 @@ def modality_of(args: Sequence[str], facts: Mapping[str, Any] | None = None) -> 
     options = {str(arg).split("=")[0] for arg in args}
     matches = [modality for modality in MODALITIES if f"--{modality.name}" in options]
     name = matches[-1].name if matches else MODALITIES[0].name
-    return next(modality for modality in MODALITIES if modality.name == name and modality.takes(facts or {}))
+    named = [modality for modality in MODALITIES if modality.name == name]
+    return next((modality for modality in named if modality.takes(facts or {})), named[0])
 
 
 def add_shortcuts(parser: ArgumentParser) -> None:
@@ -261,14 +286,14 @@ def _steps_argument(model: Namespace, steps: int) -> tuple[Namespace, str]:
 def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> None:
     """Fill arguments of a data module that depend on the model, where they are None.
 
-    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, the domain of images and audio,
-    and the patch size of the network. A model with an inner loop adapts to samples of any number of views; for it the number
-    of views is that of ``support``.
+    These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, the domain of images, audio and
+    shapes, the patch size of the network, and which points of a shape are observed. A model with an inner loop adapts to
+    samples of any number of views; for it the number of views is that of ``support``.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
         data: ``class_path`` and ``init_args`` of a data module; modified in place.
-        path: Checkpoint, which may state the sampling rate and the domain.
+        path: Checkpoint, which may state the sampling rate, the domain and the other facts of the training data.
     """
     for name in ("signal_shape", "near", "far"):
         if name in data.init_args and data.init_args[name] is None:
@@ -281,13 +306,9 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]
     if path in (None, "last"):
         return
-    if "sample_rate" in data.init_args and data.init_args.sample_rate is None:
-        data.init_args.sample_rate = stated_sample_rate(read(path))
-    if "scales" in data.init_args and data.init_args.scales is None:
-        data.init_args.scales = (read(path).get("data") or {}).get("scales")
-    if "domain" in data.init_args and data.init_args.domain is None:
-        domain = training_domain(read(path))
-        data.init_args.domain = None if domain is None else dict_to_namespace(domain.config())
+    for name, stated in _FACTS.items():
+        if name in data.init_args and data.init_args[name] is None:
+            data.init_args[name] = stated(read(path))
 
 
 def stated_model(args: Sequence[str] | None, default: str | None, option: str = "--ckpt_path") -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -50,11 +51,15 @@ def size_of_instance(spec: DataSpec | None, batch: CoordinateBatch, index: int, 
 
 
 def observed_shape(batch: CoordinateBatch) -> tuple[int, ...] | None:
-    """Return the shape of the observed signals of a batch on a grid with as many axes as ``batch.shape``, else None."""
-    signal = batch.observation.signal
+    """Return the shape of the observed signals of a batch on a grid with as many axes as ``batch.shape``, else None.
+
+    The samples of a grid are as many as the signal has, and those of a point set are as many as its points.
+    """
+    signal, samples = batch.observation.signal, batch.observation.samples
     if not isinstance(signal, Tensor) or batch.shape is None or signal.dim() - 2 != len(batch.shape):
         return None
-    return tuple(signal.shape[2:])
+    shape = tuple(signal.shape[2:])
+    return shape if samples is None or samples.coords.shape[-2] == math.prod(shape) else None
 
 
 def code_rows(

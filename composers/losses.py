@@ -65,6 +65,32 @@ class ClampedAbsoluteError(Loss):
         return _mean((values - measured).abs().mean(-1), target.mask)
 
 
+class TruncatedSquaredError(Loss):
+    """Squared error of signed distances that are truncated at ``limit``, in units of it.
+
+    Only the target is truncated, so that the error has a gradient wherever the reconstruction is, unlike that of
+    `ClampedAbsoluteError`; a field learns a plateau away from the surface.
+
+    Args:
+        limit: Largest distance in magnitude.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
+
+    def __init__(self, limit: float = 0.1) -> None:
+        super().__init__()
+        if not limit > 0:
+            raise ValueError(f"limit is {limit}; it must be a positive distance.")
+        self.limit = limit
+
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return the mean squared error of every instance, in float32."""
+        truncated = exact(target.measured).clamp(-self.limit, self.limit)
+        errors = ((exact(reconstruction.values) - truncated) / self.limit).square()
+        return _mean(errors.mean(-1), target.mask)
+
+
 class SignAndDistance(Loss):
     """Cross-entropy of the sign and absolute error of the distance, with learned weights (Sitzmann et al., MetaSDF, 2020).
 

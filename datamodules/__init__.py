@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     from datamodules.scenes.scene_folder import SceneFolder
     from datamodules.scenes.shapenet import ShapeNet
     from datamodules.scenes.srn import SRNScenes
+    from datamodules.shapes.deep_sdf import DeepSDF
     from datamodules.shapes.digits import Digits
     from datamodules.shapes.sample_shapes import SampleShapes
+    from datamodules.shapes.shape_folder import ShapeFolder
 
 _MODULES = {
     "AudioFolder": "audio.audio_folder",
     "CelebA": "images.celeba",
     "CoordinateDataModule": "base",
     "DIV2K": "images.div2k",
+    "DeepSDF": "shapes.deep_sdf",
     "Digits": "shapes.digits",
     "FFHQ": "images.ffhq",
     "ImageFolder": "images.image_folder",
@@ -48,6 +51,7 @@ _MODULES = {
     "SampleShapes": "shapes.sample_shapes",
     "SampleSpeech": "audio.sample_speech",
     "SceneFolder": "scenes.scene_folder",
+    "ShapeFolder": "shapes.shape_folder",
     "ShapeNet": "scenes.shapenet",
     "SuperResolution": "images.super_resolution",
 }
@@ -58,6 +62,7 @@ __all__ = [
     "AudioFolder",
     "CelebA",
     "CoordinateDataModule",
+    "DeepSDF",
     "Digits",
     "ImageFiles",
     "ImageFolder",
@@ -71,6 +76,7 @@ __all__ = [
     "SampleShapes",
     "SampleSpeech",
     "SceneFolder",
+    "ShapeFolder",
     "ShapeNet",
     "SuperResolution",
 ]

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ class Domain(ABC):
 
     A subclass is a frozen dataclass of plain numbers, so that equal domains compare equal, and files can store a domain by its
     class and fields (`config`, `from_config`).
+
+    Attributes:
+        scattered: Whether signals may be points anywhere in the domain, rather than samples of a grid.
     """
+
+    scattered: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -342,6 +347,7 @@ class Volume(Domain):
         [-1.0, -1.0, 1.0]
     """
 
+    scattered: ClassVar[bool] = True
     bound: float = 1.0
 
     def __post_init__(self) -> None:

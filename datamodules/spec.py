@@ -236,12 +236,18 @@ class DataSpec(NamedTuple):
     Attributes:
         domain: Domain of the signals, which creates their coordinates.
         value_dim: ``C``, channels of a value.
-        signal_shape: Shape of the input of an encoder: ``(C, *shape)`` on a grid, ``(V, 3, H, W)`` for views.
+        signal_shape: Shape of the input of an encoder: ``(C, *shape)`` on a grid, ``(V, 3, H, W)`` for views, ``(P, K)`` for
+            point sets.
         modality: Modality of the signals, which reads, writes, draws and measures them.
         num_instances: Number of training instances; None if unknown, for example before `setup`.
         sample_rate: Sampling rate of audio in Hz; None for other signals.
         scales: Smallest and largest scale of super-resolution in training, query samples per observed sample along each axis;
             None for other tasks.
+        normal_offset: Distance along the normals of surface points at which gradient steps observe two further samples; None
+            for other signals than shapes.
+        inside: Fraction of the observed samples of a shape that are inside; None if it is not fixed.
+        uniform: Fraction of the samples of a shape that are uniform in the domain; the others are near the surface. None if it
+            is unknown.
     """
 
     domain: Domain
@@ -251,6 +257,9 @@ class DataSpec(NamedTuple):
     num_instances: int | None = None
     sample_rate: int | None = None
     scales: tuple[float, float] | None = None
+    normal_offset: float | None = None
+    inside: float | None = None
+    uniform: float | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the specification as plain data for checkpoints, with the name of the modality."""
@@ -306,6 +315,11 @@ def signal_shape(spec: DataSpec) -> tuple[int, ...]:
 def open_signal_shape(spec: DataSpec) -> tuple[int, ...]:
     """Return the channels of the signal and -1 for every axis, for ``from_data`` of parts that take signals of any size."""
     return spec.signal_shape[0], *(-1,) * (len(spec.signal_shape) - 1)
+
+
+def open_point_set(spec: DataSpec) -> tuple[int, ...]:
+    """Return -1 and the numbers per point of a point set, for ``from_data`` of parts that take any number of points."""
+    return -1, *spec.signal_shape[1:]
 
 
 def largest_scale(spec: DataSpec) -> float | None:

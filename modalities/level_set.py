@@ -1,8 +1,8 @@
 """Level sets of functions in a cube as closed triangle meshes: marching cubes in those bricks that a surface passes through.
 
 A dense grid of 512 points along each side takes 134 million evaluations, and a surface passes through about one percent of its
-cells. Here, one value at the centre of every brick of 8 x 8 x 8 grid points decides where the function is evaluated, and
-surfaces are followed from there through all bricks that they enter.
+cells. Here, one value at the centre of every brick, of 4 to 8 grid points along each side, decides where the function is
+evaluated, and surfaces are followed from there through all bricks that they enter.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from modalities.triangle_mesh import TriangleMesh
 _SMALLEST = (
     1e-5  # magnitude of a value, relative to the largest: vertices stay off grid points, also when rounded to float32
 )
+_SLAB = 1 << 23  # values from which triangles are extracted at a time
+_PLATEAU = 0.8  # fraction of the median magnitude of a value, above which values are those of a plateau
 _FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
 
 Values = NDArray[np.float32]
@@ -43,12 +45,15 @@ class Lattice:
         resolution: Number of cells along each side of the cube, at least 2; grid points are their centres, as those of
             `datamodules.domain.Volume.coords`.
         level: Value of the function on the surface; lower values are inside.
-        brick: Number of grid points along each side of a brick, at least 2.
+        brick: Number of grid points along each side of a brick, at least 2; if 0, between 4 and 8 for about 32 bricks along
+            each side of the cube.
         margin: Bricks are evaluated where the value at their centre differs from the level by at most ``margin * slope`` times
             half their diagonal. ``slope`` is the largest between the centres of neighbouring bricks, and at least 1. With a
             margin of 1, no part of the surface of an exact distance is missed. In general, none is missed if values differ by
             at most ``margin * slope`` times the distance of their points; else, only separate parts can be missed that lie
-            inside one brick each. Infinity evaluates all bricks.
+            inside one brick each. Infinity evaluates all bricks. Distances that are truncated differ from the level by about
+            the same everywhere else: bricks where they differ by more than 0.8 of the median are not evaluated, unless they are
+            nearer to the level than half their diagonal.
 
     Raises:
         ValueError: If a number is out of range.
@@ -57,11 +62,13 @@ class Lattice:
     bound: float = 1.0
     resolution: int = 256
     level: float = 0.0
-    brick: int = 8
+    brick: int = 0
     margin: float = 2.0
 
     def __post_init__(self) -> None:
-        """Raise a ``ValueError`` if a number is out of range."""
+        """Choose the size of bricks, and raise a ``ValueError`` if a number is out of range."""
+        if self.brick == 0:
+            object.__setattr__(self, "brick", min(max(self.resolution // 32, 4), 8))
         if self.resolution < 2 or self.brick < 2:
             raise ValueError(f"resolution is {self.resolution}, brick {self.brick}: they must be at least 2.")
         if not (0 < self.bound < math.inf and math.isfinite(self.level) and self.margin > 0):
@@ -115,7 +122,7 @@ def level_set(
     resolution: int = 256,
     level: float = 0.0,
     *,
-    brick: int = 8,
+    brick: int = 0,
     margin: float = 2.0,
     chunk: int = 1 << 16,
 ) -> TriangleMesh:
@@ -239,7 +246,12 @@ class _Bricks:
         """Return the bricks near the surface, and those where centres of neighbours, or the outside of the cube, differ."""
         differences = [np.abs(np.diff(self.centres, axis=axis)).max(initial=0) for axis in range(3)]
         slope = max(1.0, float(max(differences)) / (self.lattice.brick * self.lattice.step))
-        active = np.abs(self.centres) <= self.lattice.margin * slope * self.radii
+        magnitudes = np.abs(self.centres)
+        if math.isfinite(self.lattice.margin):
+            far = np.maximum(_PLATEAU * np.median(magnitudes), self.radii)
+            active = magnitudes <= np.minimum(self.lattice.margin * slope * self.radii, far)
+        else:
+            active = np.ones_like(self.inside)
         around = np.pad(self.inside, 1)
         inner = (slice(1, -1),) * 3
         for axis, side in _FACES:
@@ -263,61 +275,65 @@ class _Bricks:
                     yield neighbour  # type: ignore[misc]
 
     def mesh(self) -> TriangleMesh:
-        """Return the triangles of all bricks with common vertices.
+        """Return the triangles of all bricks with common vertices, extracted slab by slab along the first axis.
 
         Raises:
             NoSurfaceError: If there is no surface.
         """
         from skimage.measure import marching_cubes  # imported here because it is slow, and most commands need no mesh
 
-        crossed = [brick for brick in sorted(self.values) if self._is_crossed(brick)]
-        if not crossed:
-            raise self._no_surface()
-        least = np.float32(_SMALLEST * max(float(np.abs(self.values[brick]).max()) for brick in crossed))
         places, corners, count = [], [], 0
-        for brick in crossed:
-            block, first = self._block(brick)
-            block = np.where(block < 0, np.minimum(block, -least), np.maximum(block, least))
-            vertices, faces, _, _ = marching_cubes(block, 0.0, gradient_direction="descent")  # type: ignore[no-untyped-call]
-            places.append(vertices.astype(np.float64) + first)
+        least = np.float32(_SMALLEST * max((float(np.abs(part).max()) for part in self.values.values()), default=0.0))
+        for first, stop in self._slabs():
+            slab = self._slab(first, stop)
+            inside = slab < 0
+            if not inside.any() or inside.all():
+                continue
+            np.copyto(slab, np.minimum(slab, -least), where=inside)
+            np.copyto(slab, np.maximum(slab, least), where=~inside)
+            vertices, faces, _, _ = marching_cubes(slab, 0.0, gradient_direction="descent")  # type: ignore[no-untyped-call]
+            places.append(vertices.astype(np.float64) + np.array((first - 1, -1, -1)))
             corners.append(faces.astype(np.int64) + count)
             count += len(vertices)
+        if not places:
+            raise self._no_surface()
         return self._welded(np.concatenate(places), np.concatenate(corners))
 
-    def _is_crossed(self, brick: Index) -> bool:
-        """Return whether a surface passes through the cells of a brick."""
-        inside = self._block(brick)[0] < 0
-        return bool(inside.any() and not inside.all())
+    def _slabs(self) -> Iterator[tuple[int, int]]:
+        """Yield the first and last layer of every slab, counted from the layer before the grid; neighbours share one."""
+        padded = self.lattice.resolution + 2
+        layers = max(1, _SLAB // padded**2)
+        for first in range(0, padded - 1, layers):
+            yield first, min(first + layers, padded - 1)
 
-    def _block(self, brick: Index) -> tuple[Values, list[int]]:
-        """Return the values at the corners of all cells of a brick, and the grid index of the first.
+    def _slab(self, first: int, stop: int) -> Values:
+        """Return the values of the grid and one layer around it, for layers ``first`` to ``stop`` along the first axis.
 
-        They are the values of the brick, and the first ones of its neighbours at higher indices. Behind a side of the cube, the
-        magnitude of the last value is repeated with the sign of the outside, which puts vertices on the side.
+        Bricks without values count as inside or outside as a whole. Around the cube, the magnitude of the last value is
+        repeated with the sign of the outside, which puts vertices on the side.
         """
-        spans = [self.lattice.span(place) for place in brick]
-        is_last = [stop == self.lattice.resolution for _, stop in spans]
-        block = np.empty(
-            [stop - first + (not last) for (first, stop), last in zip(spans, is_last, strict=True)], np.float32
-        )
-        sizes = self.values[brick].shape
-        for shift in itertools.product((0, 1), repeat=3):
-            if any(step and last for step, last in zip(shift, is_last, strict=True)):
-                continue
-            neighbour = (brick[0] + shift[0], brick[1] + shift[1], brick[2] + shift[2])
-            target = tuple(slice(size, None) if step else slice(size) for step, size in zip(shift, sizes, strict=True))
-            source = tuple(slice(1) if step else slice(None) for step in shift)
-            values = self.values.get(neighbour)
-            fill = np.float32(-self.lattice.step if self.inside[neighbour] else self.lattice.step)
-            block[target] = fill if values is None else values[source]
-        before = [first == 0 for first, _ in spans]
-        widths = [(int(start), int(last)) for start, last in zip(before, is_last, strict=True)]
-        padded = np.pad(block, widths, mode="edge")
-        for axis, side in _FACES:
-            if widths[axis][side]:
-                layer: tuple[slice | int, ...] = (*[slice(None)] * axis, -side)
-                padded[layer] = np.abs(padded[layer])
-        return padded, [first - int(start) for (first, _), start in zip(spans, before, strict=True)]
+        size, brick = self.lattice.resolution, self.lattice.brick
+        begin, end = max(first - 1, 0), min(stop, size)  # of the grid
+        rows = range(begin // brick, -(-end // brick))
+        signs = np.where(self.inside[rows.start : rows.stop], -self.lattice.step, self.lattice.step).astype(np.float32)
+        for axis in range(3):
+            signs = signs.repeat(brick, axis)
+        grid = signs[begin - rows.start * brick : end - rows.start * brick, :size, :size]
+        for place in self.values.keys() & itertools.product(
+            rows, range(self.lattice.bricks), range(self.lattice.bricks)
+        ):
+            spans = [self.lattice.span(index) for index in place]
+            low, high = max(spans[0][0], begin), min(spans[0][1], end)
+            part = self.values[place][low - spans[0][0] : high - spans[0][0]]
+            grid[low - begin : high - begin, slice(*spans[1]), slice(*spans[2])] = part
+        before, after = int(first == 0), int(stop == size + 1)
+        padded = np.pad(grid, ((before, after), (1, 1), (1, 1)), mode="edge")
+        for axis in range(3):
+            for side in (0, -1):
+                if axis > 0 or (before if side == 0 else after):
+                    layer: tuple[slice | int, ...] = (*[slice(None)] * axis, side)
+                    padded[layer] = np.abs(padded[layer])
+        return padded
 
     def _welded(self, places: NDArray[np.float64], corners: NDArray[np.int64]) -> TriangleMesh:
         """Return a mesh in which bricks share vertices.

@@ -32,10 +32,11 @@ from composers.networks import Field
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from datamodules.domain import exact
+from modalities.decoding import fastest_chunk
 from modalities.level_set import Lattice, NoSurfaceError, level_sets
 from modalities.triangle_mesh import SurfacePoints, TriangleMesh, sample_surface
 
-_CHUNK = 1 << 16  # points of all instances together that are evaluated at a time
+_MAX_CHUNK = 1 << 17  # points of all instances together that are evaluated at a time
 _FARTHEST = math.sqrt(3)  # distance of a missing surface, in longest edges
 
 
@@ -69,7 +70,8 @@ def meshes_of(reconstruction: Reconstruction, lattice: Lattice) -> list[Triangle
 
         @torch.no_grad()
         def evaluate(coords: Tensor) -> Tensor:
-            chunks = coords.split(max(1, _CHUNK // number), dim=1)
+            size = min(_MAX_CHUNK, fastest_chunk(device)) // number
+            chunks = coords.split(max(1, size), dim=1)
             return torch.cat(
                 [reconstruction.render(chunk.to(device)).values[..., 0].float().cpu() for chunk in chunks], 1
             )

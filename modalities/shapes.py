@@ -231,6 +231,8 @@ class Shapes(DrawnModality):
     name = "shapes"
     noun = "shape"
     headline = Headline("chamfer", "min", "%")
+    reader = "datamodules.shapes.prediction.ShapeFiles"
+    reading = ("normalized",)
     writer = ShapeWriter
     decoding = ("resolution",)
 

@@ -42,7 +42,7 @@ class LeastSquares(Start):
         pass
 
     def forward(self, observation, layout):
-        coords, values, _ = observation.samples
+        coords, values = observation.samples[:2]
         matrix = basis(coords, self.num_frequencies).expand(len(values), -1, -1)
         return {"coefficients": torch.linalg.lstsq(matrix, values).solution}
 

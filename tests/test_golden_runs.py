@@ -60,7 +60,8 @@ def test_twenty_steps_give_the_committed_losses(preset, tmp_path, monkeypatch):
 
 def test_every_tiny_preset_has_a_golden_run():
     tiny = {path.stem.removeprefix("tiny_") for path in (TESTS / "configs").glob("tiny_*.yaml")}
-    assert set(PRESETS) == set(json.loads(LOSSES.read_text())) == tiny - {"meta"}  # that is the base of others
+    tiny -= {"meta", "shapes", "signposts"}  # the base of others, and presets on other data
+    assert set(PRESETS) == set(json.loads(LOSSES.read_text())) == tiny
 
 
 @pytest.mark.slow

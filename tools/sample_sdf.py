@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.shapes.mesh_sampling import SamplingSettings
-from datamodules.shapes.sampling_run import Outcome, sample_folder, verify_folder
+from datamodules.shapes.sampling_run import MeshOutcome, sample_folder, verify_folder
 from datamodules.storage.files import written_whole
 from datamodules.storage.meshes import mesh_files
 from datamodules.storage.parallel import processors
@@ -103,7 +103,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _report(outcomes: Sequence[Outcome], out: Path) -> None:
+def _report(outcomes: Sequence[MeshOutcome], out: Path) -> None:
     """Print meshes that failed to stderr, then those that are not watertight, and a summary."""
     failed = [outcome.reason for outcome in outcomes if outcome.result == "failed"]
     if failed:
@@ -126,7 +126,7 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> None:
     Console().print(table)
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: MeshOutcome) -> str:
     """Return a line on a mesh that is not watertight."""
     assert outcome.quality is not None
     notes = "".join(f", {note}" for note in outcome.quality.notes)
@@ -141,7 +141,7 @@ def _print_list(title: str, lines: Sequence[str], stderr: bool = False) -> None:
         console.print(printable(line))
 
 
-def _write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
+def _write_csv(path: Path, outcomes: Sequence[MeshOutcome]) -> None:
     """Write a row per mesh."""
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

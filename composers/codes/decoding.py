@@ -176,7 +176,8 @@ def _band(modulations: _Modulations, axes: Sequence[Axis], rows: tuple[int, int]
     """Return one band: the weighted mean of its tiles."""
     composer, code = modulations.composer, modulations.code
     shape = (rows[1] - rows[0], *(axis.number for axis in axes[1:]))
-    total, weights = None, torch.zeros(*shape, 1)
+    total: Tensor | None = None
+    weights = torch.zeros(*shape, 1)
     for index, box in enumerate(code.boxes):
         ranges = [axis.within(span, extent) for axis, span, extent in zip(axes, box, code.shape, strict=True)]
         ranges[0] = (max(ranges[0][0], rows[0]), min(ranges[0][1], rows[1]))

@@ -5,6 +5,7 @@ from composers.encoders.encoder import Encoder, Features
 from composers.encoders.mixed_patches import MixedPatches
 from composers.encoders.patch_projection import PatchProjection
 from composers.encoders.patches import Patches
+from composers.encoders.points import PointTokens
 from composers.encoders.readouts import PerToken, Readout, TokenMap, WeightTokens
 from composers.encoders.transformer import Transformer
 from composers.encoders.views import ViewPatches
@@ -19,6 +20,7 @@ __all__ = [
     "PatchProjection",
     "Patches",
     "PerToken",
+    "PointTokens",
     "Readout",
     "TokenMap",
     "Transformer",

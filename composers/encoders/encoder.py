@@ -36,6 +36,7 @@ class Encoder(nn.Module, ABC):
     Attributes:
         embed_dim: ``E``, numbers of a token.
         num_tokens: ``T``, tokens of a signal; None where it depends on the signal.
+        ordered: Whether a token has the same place in the signal for every signal, so that readouts may learn its position.
         signal_shape: ``(C, *shape)`` of the signals it takes, -1 for an axis of any size; None if unknown.
         context: Samples along each axis on either side of a token that it depends on; None if it depends on the whole signal.
         patch_values: Leading numbers of a token that are the values of its patch, flattened channel by channel; 0 where tokens
@@ -45,6 +46,7 @@ class Encoder(nn.Module, ABC):
     from_data: ClassVar[FromData] = {"signal_shape": signal_shape}
     embed_dim: int
     num_tokens: int | None = None
+    ordered: ClassVar[bool] = True
     context: int | None = None
     patch_values: int = 0
     signal_shape: tuple[int, ...] | None

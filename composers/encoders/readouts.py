@@ -43,9 +43,9 @@ class Readout(nn.Module, ABC):
 class WeightTokens(Readout):
     """Predict the columns of the latents from learned weight tokens in a transformer (paper section 3; TransINR section 3).
 
-    Data tokens are embedded, and learned positions are added. The weight tokens of all latents follow them, latent by latent.
-    A head per latent (LayerNorm and Linear, shared by its tokens) maps the outputs at the weight tokens to columns. A latent
-    ``(I, R)`` has ``R`` columns of size ``I``; a latent ``(E,)`` has one column.
+    Data tokens are embedded, and learned positions are added where tokens are ordered. The weight tokens of all latents follow
+    them, latent by latent. A head per latent (LayerNorm and Linear, shared by its tokens) maps the outputs at the weight tokens
+    to columns. A latent ``(I, R)`` has ``R`` columns of size ``I``; a latent ``(E,)`` has one column.
 
     Args:
         transformer: Transformer that processes data and weight tokens; default sizes if None.
@@ -91,7 +91,7 @@ class WeightTokens(Readout):
             self.shapes.append((spec.shape[0], len(spec.shape)))
             self.heads[module_key(name)] = _head(embed_dim, math.prod(spec.shape) // count, self.zero_init)
         self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
-        if encoder.num_tokens is not None:
+        if encoder.num_tokens is not None and encoder.ordered:
             self.positions = nn.Parameter(torch.randn(1, encoder.num_tokens, embed_dim))
         self.num_weight_tokens = sum(self.tokens_per_latent)
         self.weight_tokens = nn.Parameter(torch.randn(self.num_weight_tokens, embed_dim))

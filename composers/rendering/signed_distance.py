@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -22,16 +23,25 @@ class SignedDistance(PointRenderer):
     Args:
         heads: Outputs of the network: ``distance``, ``logit`` or ``both``.
         chunk_size: Coordinates evaluated at a time where no gradient is kept, which bounds memory; None for all at once.
+        unit: Distance that an output of 1 stands for, so that outputs near a surface need not be small; only for ``distance``.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, heads: Literal["distance", "logit", "both"] = "both", chunk_size: int | None = 65536) -> None:
+    def __init__(
+        self,
+        heads: Literal["distance", "logit", "both"] = "both",
+        chunk_size: int | None = 65536,
+        unit: float = 1.0,
+    ) -> None:
         super().__init__(chunk_size)
         if heads not in ("distance", "logit", "both"):
             raise ValueError(f"heads is {heads}; allowed are distance, logit and both.")
+        if not 0 < unit < math.inf or (heads != "distance" and unit != 1):
+            raise ValueError(f"unit is {unit} with heads {heads}; it must be positive, and 1 unless heads is distance.")
         self.heads = heads
+        self.unit = unit
 
     def field_spec(self, spec: DataSpec) -> DataSpec:
         """Return the specification of the data with as many channels as there are heads.
@@ -68,6 +78,5 @@ class SignedDistance(PointRenderer):
                 f"value_dim of the network to {expected}."
             )
         if self.heads != "both":
-            return raw
-        logit, distance = raw.split(1, dim=-1)
-        return logit.sign() * distance.abs()
+            return self.unit * raw
+        return raw[..., :1].sign() * raw[..., 1:].abs()  # the logit, then the distance

@@ -118,3 +118,43 @@ class EpochWarmup(RunSchedule):
                 "steps_per_epoch of EpochWarmup is None; pass it when the schedule is used without a trainer."
             )
         return min(1.0, step / (self.warmup_epochs * self.steps_per_epoch))
+
+
+class EpochDecay(RunSchedule):
+    """Multiply the learning rate by a factor after every few epochs, as DeepSDF and MetaSDF do.
+
+    Args:
+        optimizer: Optimizer with the first learning rate.
+        epochs: Number of epochs between two changes, at least 1; 500 in DeepSDF, 350 in MetaSDF.
+        decay: Factor of every change, in (0, 1].
+        steps_per_epoch: Number of steps per epoch; taken from the trainer if None.
+
+    Raises:
+        ValueError: If a number is out of range; after the first step, if the number of steps per epoch is unknown.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, epochs: int = 500, decay: float = 0.5, steps_per_epoch: int | None = None
+    ) -> None:
+        if epochs < 1 or not 0 < decay <= 1:
+            raise ValueError(f"epochs is {epochs} and decay {decay}; they must be at least 1 and in (0, 1].")
+        self.epochs = epochs
+        self.decay = decay
+        super().__init__(optimizer, steps_per_epoch=steps_per_epoch)
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step, counted from 0.
+
+        Example:
+            >>> import torch
+            >>> schedule = EpochDecay(torch.optim.SGD([torch.zeros(1)], lr=1.0), epochs=2, steps_per_epoch=100)
+            >>> [schedule.factor(step) for step in (0, 199, 200, 400)]
+            [1.0, 1.0, 0.5, 0.25]
+        """
+        if step == 0:
+            return 1.0
+        if self.steps_per_epoch is None:
+            raise ValueError(
+                "steps_per_epoch of EpochDecay is None; pass it when the schedule is used without a trainer."
+            )
+        return float(self.decay ** (step // (self.epochs * self.steps_per_epoch)))

@@ -37,7 +37,8 @@ class ShapeModule(CoordinateDataModule):
         normals: Whether the points that an encoder observes have normals; only for contexts ``surface`` and ``partial``.
         normal_offset: Distance along the normals at which an inner loop and refinement observe two further samples per surface
             point, one outside and one inside (DeepSDF section 4.3, shape completion); none if 0.
-        balanced: Draw equally many samples inside and outside in training and for dense contexts, as DeepSDF's loader does.
+        inside: Fraction of the samples of dense contexts and of training that are inside, where a shape has both; 0.5 in
+            DeepSDF's loader. As stored if None, few for thin shapes.
         query_includes_context: Whether the query of training contains the observed points, as published for MetaSDF; by
             default, a model is only compared at points that it did not observe.
         eval_points: Number of query points in the volume in validation and test.
@@ -50,6 +51,9 @@ class ShapeModule(CoordinateDataModule):
     """
 
     modality: Modality = Shapes()
+    uniform: float | None = (
+        None  # fraction of stored samples that are uniform in the cube, if it is the same for all shapes
+    )
     train_set: Dataset[Any]  # stored shapes, which the augmentation turns into items
     val_set: Dataset[Any]
     test_set: Dataset[Any]
@@ -62,7 +66,7 @@ class ShapeModule(CoordinateDataModule):
         query_points: int = 2048,
         normals: bool = False,
         normal_offset: float = 0.0,
-        balanced: bool = False,
+        inside: float | None = None,
         query_includes_context: bool = False,
         eval_points: int = 16384,
         eval_surface_points: int = 10000,
@@ -81,6 +85,8 @@ class ShapeModule(CoordinateDataModule):
             raise ValueError(
                 "normals and normal_offset describe points on the surface: set context to surface or partial, or omit them."
             )
+        if inside is not None and not 0 < inside < 1:
+            raise ValueError(f"inside is {inside}: it must be a fraction between 0 and 1, or null.")
         if not 0 <= normal_offset < 1:
             raise ValueError(f"normal_offset is {normal_offset}: it must be at least 0 and below 1.")
         super().__init__(coordinate_noise="none", coordinate_subset=None, **kwargs)
@@ -89,23 +95,32 @@ class ShapeModule(CoordinateDataModule):
         self.query_points = query_points
         self.normals = normals
         self.normal_offset = normal_offset
-        self.balanced = balanced
+        self.inside = inside
         self.query_includes_context = query_includes_context
         self.eval_points = eval_points
         self.eval_surface_points = eval_surface_points
         self.repeats = repeats
         self.augmentation = ShapeDraw(
-            context, context_points, query_points, balanced=balanced, include_context=query_includes_context
+            context, context_points, query_points, inside=inside, include_context=query_includes_context
         )
         self.evaluation = ShapeDraw(
-            context, context_points, eval_points, eval_surface_points, balanced=balanced, uniform=True
+            context, context_points, eval_points, eval_surface_points, inside=inside, uniform=True
         )
 
     @property
     def spec(self) -> DataSpec:
         """Signed distances in the cube [-1, 1]; the signal is the point set that an encoder observes."""
         channels = 4 if self.context == "dense" else 6 if self.normals else 3
-        return DataSpec(Volume(1.0), 1, (self.context_points, channels), self.modality, self.num_instances)
+        return DataSpec(
+            Volume(1.0),
+            1,
+            (self.context_points, channels),
+            self.modality,
+            self.num_instances,
+            normal_offset=self.normal_offset,
+            inside=self.inside,
+            uniform=self.uniform,
+        )
 
     @abstractmethod
     def shapes(self, split: Split) -> Sequence[StoredShape]:
@@ -137,12 +152,13 @@ class ShapeModule(CoordinateDataModule):
             count: Number of items.
         """
         context = torch.rand(count, self.context_points, 4) * 2 - 1
-        query = torch.rand(count, self.query_points, 4) * 2 - 1
+        num_query = self.query_points + (self.context_points if self.query_includes_context else 0)
+        query = torch.rand(count, num_query, 4) * 2 - 1
         if self.context != "dense":
             context[..., 3] = 0
         normals = torch.nn.functional.normalize(torch.randn(count, self.context_points, 3), dim=-1)
         names = [f"random-{index}" for index in range(count)]
-        return ShapeItem(context, normals, query, torch.zeros(count, self.query_points, 3), names, torch.arange(count))  # type: ignore[arg-type]
+        return ShapeItem(context, normals, query, torch.zeros(count, num_query, 3), names, torch.arange(count))  # type: ignore[arg-type]
 
     def to_coordinates(self, batch: Any, *, training: bool = False, step: int = 0) -> CoordinateBatch:
         """Return the coordinate batch of a collated `ShapeItem`.

@@ -18,6 +18,7 @@ from datamodules.storage.files import one_line
 from datamodules.storage.folders import NamedFile, Split
 
 _KEYS = ("pos", "neg")
+_NORMALS = ("nx", "ny", "nz")
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _AGAIN = "get it from its source again, or run DeepSDF's preprocess_data.py again"
 
@@ -26,8 +27,8 @@ class DeepSDF(ShapeSet):
     """Shapes in the layout of DeepSDF.
 
     ``SdfSamples/SET/CLASS/ID.npz`` has arrays ``pos`` and ``neg`` ``(n, 4)``, points outside and inside with their distances;
-    rows with NaN are dropped, as DeepSDF does. ``SurfaceSamples/SET/CLASS/ID.ply`` has points on the surface in the units of the
-    mesh, and ``NormalizationParameters/SET/CLASS/ID.npz`` their ``offset`` and ``scale``; both are read if the context or
+    rows with NaN are dropped, as DeepSDF does. ``SurfaceSamples/SET/CLASS/ID.ply`` has points on the surface in the units of
+    the mesh, and ``NormalizationParameters/SET/CLASS/ID.npz`` their ``offset`` and ``scale``; both are read if the context or
     evaluation needs points on the surface. Splits are files of DeepSDF's repository (examples/splits), which are not part of
     this software: JSON ``{SET: {CLASS: [ID, ...]}}``. A shape is named SET/CLASS/ID.
 
@@ -57,6 +58,7 @@ class DeepSDF(ShapeSet):
             "val": val_split or test_split,
             "test": test_split or val_split,
         }
+        self.dropped_rows: dict[str, int] = {}
 
     @property
     def needs_surface(self) -> bool:
@@ -79,11 +81,9 @@ class DeepSDF(ShapeSet):
         return [NamedFile(name, self._path("SdfSamples", name, ".npz")) for name in names_in_split(Path(path))]
 
     def read(self, file: NamedFile) -> StoredShape:
-        """Read the samples of a shape without rows that have NaN, and its surface if it is needed."""
-        return self.read_counted(file)[0]
+        """Read the samples of a shape without rows that have NaN, and its surface if it is needed.
 
-    def read_counted(self, file: NamedFile) -> tuple[StoredShape, int]:
-        """Read a shape, and return it with the number of its rows that have NaN and were dropped.
+        The number of dropped rows is kept in ``dropped_rows``, by name.
 
         Raises:
             ValueError: If a file is damaged, or no sample is left; the message names it.
@@ -100,7 +100,12 @@ class DeepSDF(ShapeSet):
         if self.needs_surface:
             points, normals = read_surface(self._path("SurfaceSamples", file.name, ".ply"))
             surface = np.concatenate(((points + np.array(offset)) * scale, normals), axis=1).astype(np.float32)
-        return StoredShape(rows[valid], surface, file.name, 0, offset, scale), int((~valid).sum())
+        if not valid.all():
+            self.dropped_rows[file.name] = int((~valid).sum())
+            self.notes["NaN"] = (
+                f"{sum(self.dropped_rows.values()):,} rows with NaN dropped in {len(self.dropped_rows):,} shapes"
+            )
+        return StoredShape(rows[valid], surface, file.name, 0, offset, scale)
 
     def problem(self, file: NamedFile) -> str | None:
         """Return why the files of a shape cannot be used: missing files, or wrong headers of the samples."""
@@ -248,10 +253,11 @@ def read_surface(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     try:
         cloud: Any = trimesh.load(path, process=False)
         points = np.asarray(cloud.vertices, dtype=np.float64)
-        rows = cloud.metadata["_ply_raw"]["vertex"]["data"]
+        vertex = cloud.metadata["_ply_raw"]["vertex"]
         normals = np.zeros_like(points)
-        if len(points) and all(name in (rows.dtype.names or ()) for name in ("nx", "ny", "nz")):
-            normals = np.stack([rows[name] for name in ("nx", "ny", "nz")], axis=1).astype(np.float64).reshape(-1, 3)
+        if {*_NORMALS} <= {*vertex["properties"]}:
+            columns = [np.asarray(vertex["data"][name], dtype=np.float64).reshape(-1) for name in _NORMALS]
+            normals = np.stack(columns, axis=1)
     except Exception as error:  # parsers raise arbitrary exceptions for damaged files
         raise ValueError(f"The surface samples {path} cannot be read ({one_line(error)}): {_AGAIN}.") from error
     valid = np.isfinite(points).all(axis=1)

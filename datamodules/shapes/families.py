@@ -15,10 +15,11 @@ import numpy as np
 from datamodules.randomness import seed_at
 from datamodules.shapes.parts import (
     Arc,
-    Box,
+    Array,
     Capsule,
     Colour,
     Cone,
+    Cuboid,
     Part,
     Placed,
     Solid,
@@ -129,7 +130,7 @@ def union(generator: Generator) -> Solid:
     for _ in range(generator.integers(2, 6)):
         size = generator.uniform(0.15, 0.5)
         kinds: tuple[Part, ...] = (
-            Box(tuple(size * generator.uniform(0.3, 2.0, 3)), 0.0),
+            Cuboid(tuple(size * generator.uniform(0.3, 2.0, 3)), 0.0),
             Sphere(size),
             Torus(size, size * generator.uniform(0.15, 0.5)),
             Capsule(size * generator.uniform(0.5, 3.0), size * generator.uniform(0.2, 0.6)),
@@ -157,7 +158,7 @@ def _seat(
     if is_round:
         return _upright(Cone(width / 2, width / 2, thickness), centre, colour)
     rounding = generator.choice([0.0, 0.15, 0.49]) * thickness
-    return Placed(Box((width, thickness, depth), rounding), np.eye(3), centre, colour=colour)
+    return Placed(Cuboid((width, thickness, depth), rounding), np.eye(3), centre, colour=colour)
 
 
 def _support(
@@ -239,7 +240,7 @@ def _back(
     wide = width * generator.uniform(0.75, 1.0)
     foot, tilt = np.array((0.0, height - 0.02, -depth / 2 + thickness / 2)), rotation((1, 0, 0), -lean)
 
-    def at(across: float, up: float, forward: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
+    def at(across: float, up: float, forward: float = 0.0) -> Array:
         return np.asarray(foot + tilt @ np.array((across, up, forward)))
 
     if kind == "shell":
@@ -250,13 +251,13 @@ def _back(
         arc = Placed(Arc(bend, radius, math.pi / 2), tilt, at(0, straight), colour=frame)
         posts = [_bar(at(side * bend, 0), at(side * bend, straight), radius, frame) for side in (-1, 1)]
         middle = [_bar(at(0, 0), at(0, straight + bend), 0.8 * radius, frame)] if generator.random() < 0.5 else []
-        panel = Placed(Box((1.7 * bend, straight, 0.02)), tilt, at(0, straight / 2 + 0.3 * bend), colour=cover)
+        panel = Placed(Cuboid((1.7 * bend, straight, 0.02)), tilt, at(0, straight / 2 + 0.3 * bend), colour=cover)
         return [arc, *posts, *(middle or [panel])]
     if kind == "panel":
         gap = generator.choice([0.0, generator.uniform(0.05, 0.5)]) * rise
         tall = rise - gap
         rounding = generator.choice([0.0, 0.3, 0.49]) * thickness
-        parts = [Placed(Box((wide, tall, thickness), rounding), tilt, at(0, gap + tall / 2), colour=cover)]
+        parts = [Placed(Cuboid((wide, tall, thickness), rounding), tilt, at(0, gap + tall / 2), colour=cover)]
         if gap > 0:
             spread = wide * generator.choice([0.0, 0.35, 0.48])
             sides = (0,) if spread == 0 else (-1, 1)
@@ -270,7 +271,7 @@ def _back(
     if kind == "rungs":
         levels = np.linspace(0.2, 0.95, int(generator.integers(2, 5))) * rise
         tall = generator.uniform(0.02, 0.12)
-        return [*posts, *[Placed(Box((wide, tall, 0.02)), tilt, at(0, level), colour=frame) for level in levels]]
+        return [*posts, *[Placed(Cuboid((wide, tall, 0.02)), tilt, at(0, level), colour=frame) for level in levels]]
     low = 0.25 * rise
     return [
         *posts,
@@ -285,8 +286,8 @@ def _shell(
     wide: float,
     rise: float,
     thickness: float,
-    at: Callable[..., np.ndarray],  # type: ignore[type-arg]
-    tilt: np.ndarray,  # type: ignore[type-arg]
+    at: Callable[..., Array],
+    tilt: Array,
     colour: Colour,
 ) -> list[Placed]:
     """Return a back that is bent around the sitter, of upright panels along an arc."""
@@ -296,10 +297,10 @@ def _shell(
     breadth = 1.15 * radius * (turns[1] - turns[0])
     parts = []
     for turn in turns:
-        tall = rise * (1 - 0.35 * generator.choice([0.0, 1.0]) * 0 - 0.45 * (turn / opening) ** 2 * 0.6)
+        tall = rise * (1 - 0.27 * (turn / opening) ** 2)
         place = at(radius * math.sin(turn), tall / 2, radius * (1 - math.cos(turn)))
         turned = tilt @ rotation((0, 1, 0), -turn)
-        parts.append(Placed(Box((breadth, tall, thickness), 0.3 * thickness), turned, place, colour=colour))
+        parts.append(Placed(Cuboid((breadth, tall, thickness), 0.3 * thickness), turned, place, colour=colour))
     return parts
 
 
@@ -352,30 +353,30 @@ def _armchair(generator: Generator) -> list[Placed]:
     return parts
 
 
-def _bar(first: np.ndarray, second: np.ndarray, radius: float, colour: Colour) -> Placed:  # type: ignore[type-arg]
+def _bar(first: Array, second: Array, radius: float, colour: Colour) -> Placed:
     """Return a round bar between two points."""
     along = np.asarray(second) - np.asarray(first)
     capsule = Capsule(float(np.linalg.norm(along)), radius)
     return Placed(capsule, towards(along), (np.asarray(first) + np.asarray(second)) / 2, colour=colour)
 
 
-def _beam(first: np.ndarray, second: np.ndarray, radius: float, colour: Colour) -> Placed:  # type: ignore[type-arg]
+def _beam(first: Array, second: Array, radius: float, colour: Colour) -> Placed:
     """Return a square bar between two points."""
     along = np.asarray(second) - np.asarray(first)
-    box = Box((2 * radius, float(np.linalg.norm(along)), 2 * radius))
+    box = Cuboid((2 * radius, float(np.linalg.norm(along)), 2 * radius))
     return Placed(box, towards(along), (np.asarray(first) + np.asarray(second)) / 2, colour=colour)
 
 
 def _block(size: tuple[float, float, float], centre: tuple[float, float, float], colour: Colour) -> Placed:
     """Return a box with its axes along those of the solid."""
-    return Placed(Box(size), np.eye(3), np.asarray(centre, dtype=float), colour=colour)
+    return Placed(Cuboid(size), np.eye(3), np.asarray(centre, dtype=float), colour=colour)
 
 
 def _cushion(
     size: tuple[float, float, float], centre: tuple[float, float, float], soft: float, colour: Colour
 ) -> Placed:
     """Return a box whose edges are rounded by a share of its smallest side."""
-    return Placed(Box(size, soft * min(size)), np.eye(3), np.asarray(centre, dtype=float), colour=colour)
+    return Placed(Cuboid(size, soft * min(size)), np.eye(3), np.asarray(centre, dtype=float), colour=colour)
 
 
 def _upright(part: Part, centre: object, colour: Colour) -> Placed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from datamodules.storage.text import printable
 ENDING = ".safetensors"
 COLUMNS = {"samples": 4, "surface": 6}
 
+_ENTRY = "shape"  # of the metadata
 _FORMAT = "signed distances of a shape, version 1"
 _AGAIN = "sample it again with python -m tools.sample_sdf MESHES OUT"
 
@@ -42,14 +43,17 @@ def write_shape(path: Path, shape: StoredShape, facts: Mapping[str, Any] | None 
     for name, array in arrays.items():
         _check_array(path, name, str(array.dtype), array.shape)
         _check_finite(path, name, array)
-    metadata = {
+    entries = {
         "format": _FORMAT,
         "name": printable(shape.name),
-        "uniform": str(shape.uniform),
-        "offset": json.dumps([float(value) for value in shape.offset]),
-        "scale": json.dumps(float(shape.scale)),
-        "facts": json.dumps(dict(facts or {}), sort_keys=True),
+        "uniform": int(shape.uniform),
+        "offset": [float(value) for value in shape.offset],
+        "scale": float(shape.scale),
+        "facts": dict(facts or {}),
     }
+    metadata = {
+        _ENTRY: json.dumps(entries, sort_keys=True)
+    }  # one entry, because safetensors writes several in any order
     with written_whole(path) as part:
         part.write_bytes(save(arrays, metadata))
 
@@ -63,7 +67,7 @@ def read_shape(path: Path) -> StoredShape:
     Example:
         ``read_shape(Path("data/shapes/chair.safetensors")).samples.shape``
     """
-    metadata = _checked(path)
+    entries = _checked(path)
     try:
         with safe_open(path, "numpy") as file:
             arrays: dict[str, NDArray[np.float32]] = {name: file.get_tensor(name) for name in COLUMNS}
@@ -71,15 +75,9 @@ def read_shape(path: Path) -> StoredShape:
         raise ValueError(_unreadable(path, error)) from error
     for name, array in arrays.items():
         _check_finite(path, name, array)
-    x, y, z = json.loads(metadata["offset"])
-    return StoredShape(
-        arrays["samples"],
-        arrays["surface"],
-        metadata["name"],
-        int(metadata["uniform"]),
-        (x, y, z),
-        json.loads(metadata["scale"]),
-    )
+    x, y, z = map(float, entries["offset"])
+    scale = float(entries["scale"])
+    return StoredShape(arrays["samples"], arrays["surface"], entries["name"], entries["uniform"], (x, y, z), scale)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -88,12 +86,12 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is missing, or its header is damaged or of another format; the message names it.
     """
-    metadata = _checked(path)
-    facts = {"offset": json.loads(metadata["offset"]), "scale": json.loads(metadata["scale"])}
-    return json.loads(metadata["facts"]) | facts
+    entries = _checked(path)
+    facts: dict[str, Any] = entries["facts"]
+    return facts | {"offset": entries["offset"], "scale": entries["scale"]}
 
 
-def _checked(path: Path) -> dict[str, str]:
+def _checked(path: Path) -> dict[str, Any]:
     """Return the metadata of a file after checking them, and the types and shapes of the arrays."""
     if not path.is_file():
         raise ValueError(f"There is no shape file {path}: {_AGAIN}.")
@@ -105,42 +103,39 @@ def _checked(path: Path) -> dict[str, str]:
             layouts = {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ValueError(_unreadable(path, error)) from error
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"The shape file {path} has the format {metadata.get('format')!r}, expected {_FORMAT!r}: {_AGAIN}."
-        )
     for name in COLUMNS:
         if name not in layouts:
             raise ValueError(
                 f"The shape file {path} has no array {name}, only {', '.join(sorted(keys)) or 'none'}: {_AGAIN}."
             )
         _check_array(path, name, {"F32": "float32"}.get(layouts[name][0], layouts[name][0]), layouts[name][1])
-    _check_metadata(path, metadata, layouts["samples"][1][0])
-    return metadata
+    return _checked_entries(path, metadata.get(_ENTRY, ""), layouts["samples"][1][0])
 
 
-def _check_metadata(path: Path, metadata: Mapping[str, str], num_samples: int) -> None:
-    """Raise a ``ValueError`` if a metadata entry is missing, no JSON, or out of range."""
+def _checked_entries(path: Path, text: str, num_samples: int) -> dict[str, Any]:
+    """Return the metadata in a text after checking that none is missing or out of range."""
 
     def number(value: Any) -> bool:
         return isinstance(value, int | float) and math.isfinite(value)
 
-    accepted = {
+    accepted: dict[str, Callable[[Any], bool]] = {
+        "format": lambda value: value == _FORMAT,
+        "name": lambda value: isinstance(value, str) and bool(value),
         "uniform": lambda value: isinstance(value, int) and 0 <= value <= num_samples,
         "offset": lambda value: isinstance(value, list) and len(value) == 3 and all(map(number, value)),
         "scale": lambda value: number(value) and value > 0,
         "facts": lambda value: isinstance(value, dict),
     }
+    try:
+        entries = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The shape file {path} has no metadata of a shape: {_AGAIN}.") from error
     for name, is_valid in accepted.items():
-        text = metadata.get(name)
-        try:
-            valid = is_valid(json.loads(text or ""))
-        except ValueError:
-            valid = False
-        if not valid:
-            raise ValueError(f"The shape file {path} has the entry {name} {text!r}, which is not valid: {_AGAIN}.")
-    if not metadata.get("name"):
-        raise ValueError(f"The shape file {path} has no name: {_AGAIN}.")
+        if not is_valid(entries.get(name)):
+            raise ValueError(
+                f"The shape file {path} has {entries.get(name)!r} as its {name}, which is not valid: {_AGAIN}."
+            )
+    return entries
 
 
 def _check_array(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> None:

@@ -22,7 +22,7 @@ from datamodules.shapes.samples import StoredShape
 from datamodules.storage.meshes import read_corners
 
 OnOpen = Literal["repair", "refuse", "accept"]
-Up = Literal["y", "z"]
+UpAxis = Literal["y", "z"]
 
 MARGIN = 1.03  # farthest vertex at 1 / MARGIN (DeepSDF, section 5)
 
@@ -33,7 +33,7 @@ _SIDE = 1e-4  # distance in front of a face at which the winding number is compu
 _MIN_VISIBLE = 0.01  # fraction of the area of a mesh that must bound its solid
 
 
-class Solid:
+class MeshSolid:
     """A normalised triangle mesh as the boundary of a solid: the points whose winding number exceeds 0.5 in magnitude.
 
     Args:
@@ -135,7 +135,7 @@ class Solid:
         return corners[:, 0] + np.einsum("nk,nki->ni", places, sides), normals / np.maximum(length, 1e-300)
 
 
-def solid_of(path: Path, on_open: OnOpen = "repair", up: Up | None = None) -> Solid:
+def solid_of(path: Path, on_open: OnOpen = "repair", up: UpAxis | None = None) -> MeshSolid:
     """Read a mesh, orient its faces, and normalise it: bounding box centred at the origin, farthest vertex at 1 / 1.03.
 
     All parts of the file are joined, equal vertices merged, degenerate and repeated faces dropped, and faces oriented.
@@ -150,7 +150,7 @@ def solid_of(path: Path, on_open: OnOpen = "repair", up: Up | None = None) -> So
         ValueError: If the file is missing, damaged, or without triangles, extent or area; if the mesh is open and ``on_open``
             is ``refuse``. The message names the file.
     """
-    if on_open not in get_args(OnOpen) or up not in (None, *get_args(Up)):
+    if on_open not in get_args(OnOpen) or up not in (None, *get_args(UpAxis)):
         raise ValueError(f"on_open is {on_open!r}, up {up!r}: on_open must be repair, refuse or accept, and up y or z.")
     corners = read_corners(path)
     if up == "z":
@@ -172,7 +172,7 @@ def solid_from(
     *,
     on_open: OnOpen = "repair",
     name: str = "mesh",
-) -> Solid:
+) -> MeshSolid:
     """Return the solid within triangles in normalised coordinates.
 
     Args:
@@ -208,7 +208,7 @@ def solid_from(
     if dropped_parts:
         notes.append(f"{dropped_parts:,} inner parts dropped")
     x, y, z = map(float, offset)
-    return Solid(mesh, (x, y, z), scale, name=name, is_watertight=is_watertight, notes=tuple(notes))
+    return MeshSolid(mesh, (x, y, z), scale, name=name, is_watertight=is_watertight, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class SamplingSettings:
     surface: int = 50_000
     on_open: OnOpen = "repair"
     max_doubt: float = 0.1
-    up: Up | None = None
+    up: UpAxis | None = None
 
     def __post_init__(self) -> None:
         """Raise a ``ValueError`` if a setting is out of range."""
@@ -245,7 +245,7 @@ class SamplingSettings:
             raise ValueError(f"uniform is {self.uniform}, max_doubt {self.max_doubt}: both must be in [0, 1].")
         if not self.std or not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std is {list(self.std)}: expected one or more positive numbers.")
-        if self.on_open not in get_args(OnOpen) or self.up not in (None, *get_args(Up)):
+        if self.on_open not in get_args(OnOpen) or self.up not in (None, *get_args(UpAxis)):
             raise ValueError(
                 f"on_open is {self.on_open!r}, up {self.up!r}: on_open must be repair, refuse or accept, and up y or z."
             )
@@ -286,7 +286,7 @@ def sample_mesh(path: Path, settings: SamplingSettings, seed: int = 0, name: str
     return sample_solid(solid, settings, seed, path.stem if name is None else name)[0]
 
 
-def sample_solid(solid: Solid, settings: SamplingSettings, seed: int, name: str) -> tuple[StoredShape, Quality]:
+def sample_solid(solid: MeshSolid, settings: SamplingSettings, seed: int, name: str) -> tuple[StoredShape, Quality]:
     """Return samples and surface points of a solid, and their quality.
 
     Raises:

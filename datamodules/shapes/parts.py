@@ -10,11 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 Array = NDArray[np.float64]
 Colour = tuple[float, float, float]
@@ -38,8 +39,8 @@ class Part(ABC):
 
 
 @dataclass(frozen=True)
-class Box(Part):
-    """A box with edges ``size``, whose edges and corners are rounded by ``rounding``."""
+class Cuboid(Part):
+    """A cuboid with edges ``size``, whose edges and corners are rounded by ``rounding``."""
 
     size: tuple[float, float, float]
     rounding: float = 0.0
@@ -51,13 +52,13 @@ class Box(Part):
         return np.asarray(outside + np.minimum(beyond.max(axis=1), 0) - self.rounding)
 
     def mesh(self) -> trimesh.Trimesh:
-        """Return the box; rounded edges as the convex hull of spheres at its corners."""
+        """Return the cuboid; rounded edges as the convex hull of spheres at its corners."""
         if self.rounding <= 0:
-            return trimesh.creation.box(self.size)
+            return _checked(trimesh.creation.box(self.size))
         signs = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, -1).T
         corners = signs * (np.asarray(self.size) / 2 - self.rounding)
         ball = trimesh.creation.icosphere(subdivisions=1, radius=self.rounding).vertices
-        return trimesh.convex.convex_hull((corners[:, None] + ball).reshape(-1, 3))
+        return _checked(trimesh.convex.convex_hull((corners[:, None] + ball).reshape(-1, 3)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Sphere(Part):
 
     def mesh(self) -> trimesh.Trimesh:
         """Return an icosphere."""
-        return trimesh.creation.icosphere(subdivisions=3, radius=self.radius)
+        return _checked(trimesh.creation.icosphere(subdivisions=3, radius=self.radius))
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Torus(Part):
     def mesh(self) -> trimesh.Trimesh:
         """Return the torus."""
         torus = trimesh.creation.torus(self.radius, self.tube, major_sections=2 * _SIDES, minor_sections=_SIDES)
-        return torus.apply_transform(trimesh.transformations.rotation_matrix(math.pi / 2, (1, 0, 0)))
+        return trimesh.Trimesh(torus.vertices @ rotation((1, 0, 0), math.pi / 2).T, torus.faces, process=False)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Cone(Part):
         turns = np.linspace(0, 2 * math.pi, 2 * _SIDES, endpoint=False)
         ring = np.stack((np.sin(turns), np.zeros_like(turns), np.cos(turns)), axis=1)
         half = np.array((0.0, self.height / 2, 0.0))
-        return trimesh.convex.convex_hull(np.concatenate((ring * self.bottom - half, ring * self.top + half)))
+        return _checked(trimesh.convex.convex_hull(np.concatenate((ring * self.bottom - half, ring * self.top + half))))
 
 
 class Placed(NamedTuple):
@@ -225,7 +226,7 @@ class Solid:
 
     def mesh(self) -> trimesh.Trimesh:
         """Return the coloured triangles of all parts, which may overlap."""
-        return trimesh.util.concatenate([part.mesh() for part in self.parts])
+        return _checked(trimesh.util.concatenate([part.mesh() for part in self.parts]))
 
     def normalized(self) -> Solid:
         """Return the solid with its bounding box centred at the origin and its farthest vertex at distance 1/1.03 (DeepSDF)."""
@@ -290,14 +291,19 @@ class Solid:
         return points[visible], normals[visible]
 
 
-def rotation(axis: Sequence[float], angle: float) -> Array:
+def rotation(axis: Sequence[float] | Array, angle: float) -> Array:
     """Return the matrix ``(3, 3)`` of a rotation about an axis through the origin by an angle in radians."""
-    return np.asarray(trimesh.transformations.rotation_matrix(angle, axis)[:3, :3])
+    return np.asarray(Rotation.from_rotvec(angle * np.asarray(axis, dtype=float) / np.linalg.norm(axis)).as_matrix())
 
 
 def towards(direction: Array) -> Array:
     """Return a rotation ``(3, 3)`` that turns the y axis into a direction ``(3,)``, which need not be a unit vector."""
-    return np.asarray(trimesh.geometry.align_vectors((0, 1, 0), direction)[:3, :3])
+    along = np.asarray(direction, dtype=float) / np.linalg.norm(direction)
+    axis = np.cross((0.0, 1.0, 0.0), along)
+    sine = float(np.linalg.norm(axis))
+    if sine < 1e-12:  # parallel: no turn, or a half one
+        return np.eye(3) if along[1] > 0 else np.diag((1.0, -1.0, -1.0))
+    return rotation(axis, math.atan2(sine, float(along[1])))
 
 
 def _tube(centres: Array, frames: Array, radius: float) -> trimesh.Trimesh:
@@ -330,3 +336,9 @@ def _tube(centres: Array, frames: Array, radius: float) -> trimesh.Trimesh:
     top = (len(rings) - 1) * _SIDES
     faces.append(np.stack((top + here, top + following, np.full_like(here, total + 1)), axis=1))
     return trimesh.Trimesh(vertices, np.concatenate(faces), process=False)
+
+
+def _checked(mesh: Any) -> trimesh.Trimesh:
+    """Return a result of trimesh, whose functions are not typed, as a triangle mesh."""
+    assert isinstance(mesh, trimesh.Trimesh)
+    return mesh

@@ -74,6 +74,7 @@ class SampleShapes(ShapeSet):
         self.family = family
         self.train_shapes = train_shapes
         self.shape_seed = shape_seed
+        self.uniform = 0.5
         self.settings = SamplingSettings(samples, uniform=0.5, surface=surface, max_doubt=1.0)
         self.held_out_settings = SamplingSettings(samples, uniform=0.5, surface=5 * surface, max_doubt=1.0)
 

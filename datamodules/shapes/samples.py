@@ -17,7 +17,8 @@ from datamodules.randomness import generator_at
 Context = Literal["dense", "surface", "partial"]
 
 _DEPTH_CELLS = 128  # of the depth image of a partial context, along each side
-_DEPTH_TOLERANCE = 0.03  # of a partial context: distance behind the nearest point of a cell, in units of the domain
+_STEEPEST = 0.1  # cosine below which a surface counts as no steeper, when depths within a cell are compared
+_UNKNOWN_SLOPE = 0.5  # cosine of points without normal
 
 
 class StoredShape(NamedTuple):
@@ -72,7 +73,7 @@ class ShapeDraw:
         context_points: Number of observed points.
         query_points: Number of query points from the samples in space.
         surface_points: Number of query points on the surface, which follow the others; none in training.
-        balanced: Draw equally many samples inside and outside (DeepSDF's loader), as far as there are both.
+        inside: Fraction of the observed samples and of those of training that are inside; as stored if None.
         include_context: Append the observed points to the query, as published for MetaSDF.
         uniform: Take query points only from uniform samples, where a shape states them.
     """
@@ -84,7 +85,7 @@ class ShapeDraw:
         query_points: int,
         surface_points: int = 0,
         *,
-        balanced: bool = False,
+        inside: float | None = None,
         include_context: bool = False,
         uniform: bool = False,
     ) -> None:
@@ -92,7 +93,7 @@ class ShapeDraw:
         self.context_points = context_points
         self.query_points = query_points
         self.surface_points = surface_points
-        self.balanced = balanced
+        self.inside = inside
         self.include_context = include_context
         self.uniform = uniform
 
@@ -139,30 +140,32 @@ class ShapeDraw:
     def _divided(self, samples: Tensor, uniform: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the indices of observed and of query samples, which are disjoint."""
         dense = self.context_points if self.context == "dense" else 0
-        candidates = torch.arange(len(samples))
-        if self.uniform and uniform > 1:
-            kept = candidates[:uniform]
-            if not dense:
-                return candidates[:0], _taken(
-                    kept[torch.randperm(uniform, generator=generator)], self.query_points, generator
-                )
-            order = torch.randperm(len(samples), generator=generator)
-            observed = _taken(order[: len(order) // 2], dense, generator)
-            left = order[len(order) // 2 :]
-            return observed, _taken(left[left < uniform], self.query_points, generator)
-        groups = [candidates]
-        if self.balanced:
-            inside = samples[:, 3] < 0
-            groups = [group for group in (candidates[inside], candidates[~inside]) if len(group) > 1]
+        from_uniform = self.uniform and uniform > 1
+        ratio = 0.0 if not dense else 0.5 if from_uniform else dense / (dense + self.query_points)
         observed, asked = [], []
-        for number, group in enumerate(groups):
+        groups = self._groups(samples)
+        shares = [_shares(count, [share for _, share in groups]) for count in (dense, self.query_points)]
+        for (group, _), num_observed, num_asked in zip(groups, *shares, strict=True):
             order = group[torch.randperm(len(group), generator=generator)]
-            counts = [_share(count, number, len(groups)) for count in (dense, self.query_points)]
-            cut = round(len(order) * counts[0] / sum(counts))
-            cut = min(max(cut, 1 if dense else 0), len(order) - 1)
-            observed.append(_taken(order[:cut], counts[0], generator))
-            asked.append(_taken(order[cut:], counts[1], generator))
-        return torch.cat(observed), torch.cat(asked)
+            cut = min(max(round(len(order) * ratio), 1 if dense else 0), len(order) - 1)
+            observed.append(_taken(order[:cut], num_observed, generator))
+            asked.append(order[cut:] if from_uniform else _taken(order[cut:], num_asked, generator))
+        if not from_uniform:
+            return torch.cat(observed), torch.cat(asked)
+        left = torch.cat(asked)
+        left = left[left < uniform]
+        order = left[torch.randperm(len(left), generator=generator)]
+        return torch.cat(observed), _taken(order, self.query_points, generator)
+
+    def _groups(self, samples: Tensor) -> list[tuple[Tensor, float]]:
+        """Return the indices of samples that are drawn from, with the fraction that is drawn from each group."""
+        everything = torch.arange(len(samples))
+        if self.inside is None:
+            return [(everything, 1.0)]
+        is_inside = samples[:, 3] < 0
+        groups = [(everything[is_inside], self.inside), (everything[~is_inside], 1 - self.inside)]
+        usable = [(group, share) for group, share in groups if len(group) > 1 and share > 0]
+        return usable if len(usable) == 2 else [(everything, 1.0)]
 
 
 class EvaluationShapes(Dataset[ShapeItem]):
@@ -210,9 +213,10 @@ class TrainingShapes(Dataset[StoredShape]):
         return self.shapes[index % len(self.shapes)]
 
 
-def _share(count: int, number: int, groups: int) -> int:
-    """Return the part of ``count`` that falls to a group, so that all parts add up."""
-    return count * (number + 1) // groups - count * number // groups
+def _shares(count: int, shares: Sequence[float]) -> list[int]:
+    """Return ``count`` divided by shares, so that all parts add up."""
+    ends = [round(count * sum(shares[: number + 1]) / sum(shares)) for number in range(len(shares))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _taken(order: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -226,8 +230,8 @@ def _taken(order: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _visible(surface: Tensor, generator: torch.Generator) -> Tensor:
     """Return the indices of surface points ``(S, 6)`` that are visible from a random direction.
 
-    A point is visible if it is at most a small distance behind the nearest point in its cell of an orthographic depth image,
-    and its normal, if known, faces the camera.
+    A point is visible if its normal, if known, faces the camera, and it is not farther behind the nearest point in its cell of
+    an orthographic depth image than its surface rises within a cell.
     """
     direction = torch.randn(3, generator=generator)
     direction = direction / direction.norm().clamp(min=1e-6)  # towards the camera
@@ -240,7 +244,8 @@ def _visible(surface: Tensor, generator: torch.Generator) -> Tensor:
     columns, rows = (((points @ axis + 1) / 2 * cells).long().clamp(0, cells - 1) for axis in (right, up))
     cell, depth = rows * cells + columns, points @ direction  # a larger depth is nearer to the camera
     nearest = depth.new_full((cells * cells,), -math.inf).scatter_reduce(0, cell, depth, "amax")
-    facing = surface[:, 3:] @ direction >= 0
-    visible = (depth >= nearest[cell] - max(_DEPTH_TOLERANCE, 1 / cells)) & facing
-    indices = visible.nonzero().flatten()
-    return indices if len(indices) else depth.argmax()[None]
+    cosine = surface[:, 3:] @ direction
+    slope = torch.where(surface[:, 3:].any(1), cosine, _UNKNOWN_SLOPE).clamp(min=_STEEPEST)
+    visible = (depth >= nearest[cell] - 2 * (2 / cells) / slope) & (cosine >= 0)
+    indices: Tensor = visible.nonzero().flatten()
+    return indices if len(indices) else depth.argmax().reshape(1)

@@ -28,7 +28,7 @@ _NUM_VERIFIED = 2000  # samples of a file whose distances are computed again
 _TOLERANCE = 1e-5  # of these distances
 
 
-class Outcome(NamedTuple):
+class MeshOutcome(NamedTuple):
     """What happened to a mesh.
 
     Attributes:
@@ -61,7 +61,7 @@ def sample_folder(
     *,
     workers: int = 1,
     overwrite: bool = False,
-) -> list[Outcome]:
+) -> list[MeshOutcome]:
     """Sample meshes to ``out/NAME.safetensors``; valid files of the same mesh, settings and seed are kept.
 
     Args:
@@ -86,7 +86,7 @@ def sample_folder(
 
 def verify_folder(
     meshes: Sequence[NamedFile], out: Path, settings: SamplingSettings, seed: int = 0, *, workers: int = 1
-) -> list[Outcome]:
+) -> list[MeshOutcome]:
     """Read the file of every mesh, and compare the distances of some of its samples with those of the mesh.
 
     Args:
@@ -114,9 +114,11 @@ def _tasks(meshes: Sequence[NamedFile], out: Path, settings: SamplingSettings, s
     return [_Task(mesh, out / f"{mesh.name}{ENDING}", settings, seed) for mesh in meshes]
 
 
-def _run(function: Callable[[_Task], Outcome], tasks: Sequence[_Task], workers: int, label: str) -> list[Outcome]:
+def _run(
+    function: Callable[[_Task], MeshOutcome], tasks: Sequence[_Task], workers: int, label: str
+) -> list[MeshOutcome]:
     """Return the outcomes of a function of tasks, in their order."""
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, MeshOutcome] = {}
     with counting(label, len(tasks)) as show:
         for done, outcome in enumerate(_outcomes(function, tasks, workers), 1):
             outcomes[outcome.name] = outcome
@@ -124,7 +126,7 @@ def _run(function: Callable[[_Task], Outcome], tasks: Sequence[_Task], workers: 
     return [outcomes[task.mesh.name] for task in tasks]
 
 
-def _outcomes(function: Callable[[_Task], Outcome], tasks: Sequence[_Task], workers: int) -> Iterator[Outcome]:
+def _outcomes(function: Callable[[_Task], MeshOutcome], tasks: Sequence[_Task], workers: int) -> Iterator[MeshOutcome]:
     """Yield the outcomes of tasks as they finish on several processes."""
     if min(workers, len(tasks)) <= 1:
         yield from map(function, tasks)
@@ -149,18 +151,18 @@ def _use_one_thread() -> None:
     os.environ["IGL_NUM_THREADS"] = "1"
 
 
-def _sample(task: _Task, overwrite: bool) -> Outcome:
+def _sample(task: _Task, overwrite: bool) -> MeshOutcome:
     """Sample a mesh to its file, unless a valid file of it exists."""
     try:
         facts = _facts(task)
         if not overwrite and (quality := _quality_of(task.path, facts)) is not None:
-            return Outcome(task.mesh.name, "kept", quality)
+            return MeshOutcome(task.mesh.name, "kept", quality)
         solid = solid_of(task.mesh.path, task.settings.on_open, task.settings.up)
         shape, quality = sample_solid(solid, task.settings, task.seed, task.mesh.name)
     except (ValueError, RuntimeError, MemoryError) as error:  # libigl raises RuntimeError
-        return Outcome(task.mesh.name, "failed", reason=_reason(task, error))
+        return MeshOutcome(task.mesh.name, "failed", reason=_reason(task, error))
     write_shape(task.path, shape, facts | {"quality": quality._asdict()})
-    return Outcome(task.mesh.name, "sampled", quality)
+    return MeshOutcome(task.mesh.name, "sampled", quality)
 
 
 def _facts(task: _Task) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def _quality(facts: dict[str, Any]) -> Quality:
         raise ValueError(f"The quality is {facts.get('quality')!r}, not that of a sampled mesh.") from error
 
 
-def _verify(task: _Task) -> Outcome:
+def _verify(task: _Task) -> MeshOutcome:
     """Compare the file of a mesh with the mesh."""
     try:
         expected, stored = _facts(task), read_facts(task.path)
@@ -219,9 +221,9 @@ def _verify(task: _Task) -> Outcome:
                 f"The shape file {task.path} has {wrong.sum():,} wrong distances among {len(chosen):,}: delete it, and sample "
                 "it again."
             )
-        return Outcome(task.mesh.name, "verified", _quality(stored))
+        return MeshOutcome(task.mesh.name, "verified", _quality(stored))
     except (ValueError, RuntimeError, MemoryError) as error:
-        return Outcome(task.mesh.name, "failed", reason=_reason(task, error))
+        return MeshOutcome(task.mesh.name, "failed", reason=_reason(task, error))
 
 
 def _reason(task: _Task, error: Exception) -> str:

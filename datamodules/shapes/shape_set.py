@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 from datamodules.shapes.base import ShapeModule
 from datamodules.shapes.samples import StoredShape
@@ -15,7 +15,7 @@ from datamodules.storage.parallel import unreadable_of
 _MAX_LISTED = 5  # shapes listed in an error message
 
 
-class ShapeFiles(Sequence[StoredShape]):
+class StoredShapes(Sequence[StoredShape]):
     """Shapes in files, each read when it is accessed.
 
     Args:
@@ -35,12 +35,12 @@ class ShapeFiles(Sequence[StoredShape]):
     def __getitem__(self, index: int) -> StoredShape: ...
 
     @overload
-    def __getitem__(self, index: slice) -> ShapeFiles: ...
+    def __getitem__(self, index: slice) -> StoredShapes: ...
 
-    def __getitem__(self, index: int | slice) -> StoredShape | ShapeFiles:
+    def __getitem__(self, index: int | slice) -> StoredShape | StoredShapes:
         """Read a shape, or return some of the files."""
         if isinstance(index, slice):
-            return ShapeFiles(self.files[index], self.read)
+            return StoredShapes(self.files[index], self.read)
         return self.read(self.files[index])
 
 
@@ -94,7 +94,7 @@ class ShapeSet(ShapeModule):
         """Return how to get missing shapes, as the end of an error message."""
         return "pass another folder with --data.init_args.root."
 
-    def shapes(self, split: Split) -> ShapeFiles:
+    def shapes(self, split: Split) -> StoredShapes:
         """Return the usable shapes of a split.
 
         Raises:
@@ -120,7 +120,7 @@ class ShapeSet(ShapeModule):
             report_skipped(broken, "shapes")
         usable = [file for file in files if str(file.path) not in broken]
         self._files_by_name |= {file.name: file for file in usable}
-        return ShapeFiles(usable, self.read)
+        return StoredShapes(usable, self.read)
 
     def source_of(self, name: str) -> dict[str, Any]:
         """Return ``offset`` and ``scale`` of a shape, which map its mesh back to its own units."""
@@ -129,17 +129,3 @@ class ShapeSet(ShapeModule):
             return {}
         offset, scale = self.normalisation(file)
         return {"offset": offset, "scale": scale}
-
-
-def splits_with_shapes(data: ShapeSet) -> dict[tuple[Split, ...], list[NamedFile]]:
-    """Return the files by split, with equal held-out splits merged.
-
-    Raises:
-        ValueError: If the data is missing.
-    """
-    by_splits: dict[tuple[Split, ...], list[NamedFile]] = {}
-    for split in get_args(Split):
-        files = data.files(split)
-        same = next((splits for splits, others in by_splits.items() if splits != ("train",) and others == files), ())
-        by_splits[(*same, split)] = by_splits.pop(same, files)
-    return by_splits

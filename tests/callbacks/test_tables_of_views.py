@@ -100,7 +100,7 @@ def _render(composer, batch, index, steps):
     views = type(batch.observation.signal)(*(part[index : index + 1] for part in batch.observation.signal))
     with torch.no_grad():
         latents = composer.encode(Observation(views))
-    coords, values, _ = batch.observation.samples
+    coords, values = batch.observation.samples[:2]
     samples = Samples(coords[index : index + 1], values[index : index + 1])
     latents = composer.refine(latents, samples, composer.refinement.with_steps(steps))[steps] if steps else latents
     with torch.no_grad():

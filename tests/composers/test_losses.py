@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from composers.losses import ClampedAbsoluteError, SignAndDistance
+from composers.losses import ClampedAbsoluteError, SignAndDistance, TruncatedSquaredError
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
@@ -109,6 +109,24 @@ def test_clamped_errors_equal_a_loop(mask):
     assert actual.max() <= 0.2
 
 
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "masked"])
+def test_truncated_errors_equal_a_loop_and_have_a_gradient_beyond_the_limit(mask):
+    values = (torch.randn(2, 6, 1, generator=torch.Generator().manual_seed(1)) / 4).requires_grad_()
+    actual = TruncatedSquaredError(0.1)(Reconstruction.of_values(values), Samples(torch.zeros(6, 2), MEASURED, mask))
+    for index in range(2):
+        errors = [
+            ((value - min(max(true, -0.1), 0.1)) / 0.1) ** 2
+            for place, ([value], [true]) in enumerate(
+                zip(values[index].tolist(), MEASURED[index].tolist(), strict=True)
+            )
+            if mask is None or mask[index, place]
+        ]
+        assert actual[index].item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    (gradient,) = torch.autograd.grad(actual.sum(), values)
+    counted = torch.ones(2, 6, dtype=torch.bool) if mask is None else mask
+    assert ((gradient[..., 0] != 0) == counted).all()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -117,6 +135,7 @@ def test_clamped_errors_equal_a_loop(mask):
         (lambda: SignAndDistance(unknown=math.nan), "unknown is nan"),
         (lambda: ClampedAbsoluteError(0.0), "limit is 0.0; it must be a positive distance"),
         (lambda: ClampedAbsoluteError(math.nan), "limit is nan"),
+        (lambda: TruncatedSquaredError(-1.0), "limit is -1.0; it must be a positive distance"),
     ],
 )
 def test_arguments_out_of_range_raise_an_error(make, message):

@@ -45,7 +45,7 @@ def _observation(shape=(13, 10), instances=2):
 
 def _losses(composer, latents, observation):
     """Return the squared error of every instance."""
-    coords, values, _ = observation.samples
+    coords, values = observation.samples[:2]
     rendered = composer.render(composer.compose(latents, composer.layout(observation)), coords)
     return (rendered - values).square().mean((1, 2))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from program import checkpoint, run, tiny
 
-from composers.training.schedules import EpochWarmup, WarmupCosine
+from composers.training.schedules import EpochDecay, EpochWarmup, WarmupCosine
 
 LR, STEPS = 1e-2, 6  # learning rate and steps per epoch of the tiny config
 SCHEDULE = "--model.init_args.scheduler"
@@ -39,6 +39,25 @@ def test_epoch_warmup_without_steps_per_epoch_raises():
     schedule = EpochWarmup(_optimizer())
     with pytest.raises(ValueError, match="steps_per_epoch of EpochWarmup is None; pass it"):
         _lrs(schedule, 1)
+
+
+def test_epoch_decay_multiplies_after_every_few_epochs():
+    schedule = EpochDecay(_optimizer(), epochs=2, decay=0.5, steps_per_epoch=3)
+    assert _lrs(schedule, 13) == [2.0] * 6 + [1.0] * 6 + [0.5]
+
+
+def test_epoch_decay_takes_the_length_of_an_epoch_from_the_trainer():
+    schedule = EpochDecay(_optimizer(), epochs=1, decay=0.1)
+    schedule.set_length(100, 2)
+    assert _lrs(schedule, 4) == pytest.approx([2.0, 2.0, 0.2, 0.2])
+    with pytest.raises(ValueError, match="steps_per_epoch of EpochDecay is None; pass it"):
+        _lrs(EpochDecay(_optimizer()), 2)
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"decay": 0.0}, {"decay": 1.5}])
+def test_epoch_decay_out_of_range_is_refused(options):
+    with pytest.raises(ValueError, match="they must be at least 1 and in"):
+        EpochDecay(_optimizer(), **options)
 
 
 def test_explicit_lengths_take_precedence_over_those_of_the_trainer():

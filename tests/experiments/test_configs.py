@@ -19,7 +19,7 @@ FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "s
 HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf")  # parts of names of experiments
 DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
-PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte")  # likewise; of maps or patches, small as they are
+PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte", "autodecoder")  # likewise; without blocks or inner steps
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
 FEW = [  # for the same reason
     *("--model.init_args.inner.init_args.test_samples_per_step", 8),
@@ -97,10 +97,12 @@ def _pairs():
 def _fits(composer, data):
     """Return whether a composer reads signals of some data."""
     distances = _modality(data.values[0]) in DISTANCES
-    if composer.startswith("metasdf"):
+    if composer.startswith("metasdf") or composer == "autodecoder":
         return distances
+    if composer in HYPERNETWORKS and distances:
+        return _modality(data.values[0]) == "shapes"  # points in space
     if distances:
-        return not (composer in HYPERNETWORKS or composer in ("patch_ipc", "liif"))  # whose encoders read grids
+        return composer not in ("patch_ipc", "liif")  # whose encoders read grids
     pairs = data.id.startswith("super_resolution")  # of resolutions, at coordinates with sizes
     if composer == "liif" or (pairs and composer != "transformer_ipc"):
         return composer == "liif" and pairs
@@ -112,11 +114,13 @@ def _fits(composer, data):
 @pytest.mark.parametrize(("composer", "data"), _pairs())
 def test_every_composer_works_with_every_data_set(composer, data):
     layers = [composer, data]
-    tokens = CONFIGS / "modalities" / f"{_modality(data)}_tokens.yaml"
-    if composer.stem in HYPERNETWORKS and tokens.is_file():
-        layers.append(tokens)
+    if composer.stem in HYPERNETWORKS:
+        inputs = [CONFIGS / "modalities" / f"{_modality(data)}_{kind}.yaml" for kind in ("tokens", "points")]
+        layers += [path for path in inputs if path.is_file()]
     arguments = [part for layer in layers for part in ("--config", layer)]
-    quick = SHALLOW if composer.stem in HYPERNETWORKS else [] if composer.stem == "liif" else FEW
+    if composer.stem == "autodecoder":
+        arguments += ["--model.init_args.start.init_args.num_instances", 3]
+    quick = SHALLOW if composer.stem in HYPERNETWORKS else [] if composer.stem in ("autodecoder", "liif") else FEW
     program = _assert_works(*arguments, *([] if composer.stem == "liif" else FITTING.get(data.stem, [])), *quick)
     if composer.stem == "transformer_ipc":
         _assert_prints_itself(*arguments)
@@ -130,6 +134,7 @@ def _experiments():
     quick = ("photos_ipc", "photos_learned_init", "photos_meta_ipc", "speech_ipc")
     quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches")
     quick += ("photos_liif", "div2k_edsr_lte", "celebahq_liif", "digits_metasdf")
+    quick += ("planes_autodecoder", "shapenet_core_ipc")
     return [
         pytest.param(path.values[0], id=path.id, marks=[] if path.id in quick else pytest.mark.slow)
         for path in _named("experiments")

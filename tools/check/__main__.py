@@ -24,6 +24,7 @@ from datamodules.configuration import load_layers, readable
 from datamodules.images.base import ImageSet
 from datamodules.images.super_resolution import SuperResolution, with_options_of_images
 from datamodules.scenes.base import SceneSet
+from datamodules.shapes.shape_set import ShapeSet
 from datamodules.storage.folders import Split
 from tools.check.downloads import check_downloads
 from tools.check.images import Findings, check_images
@@ -38,7 +39,8 @@ from tools.check.report import (
     problem_lines,
     write_csv,
 )
-from tools.check.scenes import check_scenes, scene_counts
+from tools.check.scenes import check_scenes, folder_counts
+from tools.check.shapes import check_shapes
 
 _EXAMPLE = "configs/data/sample_photos.yaml"
 _PROGRAM = ("python", "-m", "tools.check")
@@ -122,7 +124,9 @@ def _check(options: Any, command: Sequence[str]) -> bool:
     if isinstance(options.data, RecordingSet):
         return _check_recordings(options.data, options, command)
     if isinstance(options.data, SceneSet):
-        return _check_scenes(options.data, options)
+        return _report_folders(options.data, check_scenes(options.data, decode=options.decode), options, "scenes")
+    if isinstance(options.data, ShapeSet):
+        return _report_folders(options.data, check_shapes(options.data, decode=options.decode), options, "shapes")
     _print_item_counts(options.data)
     return True
 
@@ -163,16 +167,16 @@ def _check_recordings(data: RecordingSet, options: Any, command: Sequence[str]) 
     return _report(data, findings, [], options, command)
 
 
-def _check_scenes(data: SceneSet, options: Any) -> bool:
-    """Check a data set of scenes, print the report, and return whether the data set passes."""
-    findings = check_scenes(data, decode=options.decode)
+def _report_folders(data: SceneSet | ShapeSet, findings: Findings, options: Any, noun: str) -> bool:
+    """Print the report of scenes or shapes, write the CSV if requested, and return whether the data set passes."""
     if options.csv is not None:
-        write_csv(options.csv, findings.problems, "scenes")
+        write_csv(options.csv, findings.problems, noun)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    lines = [f"{type(data).__name__} in {data.root}", *scene_counts(findings), *problem_lines(findings.problems)]
+    lines = [f"{type(data).__name__} in {data.root}", *folder_counts(findings, noun), *problem_lines(findings.problems)]
     lines += [f"{name}: {note}" for name, note in data.notes.items()]
     if not findings.all_right:
-        lines.append("Fix these scenes, or skip them, which is the default in training: on_bad_scene skip")
+        default = ", which is the default in training" if noun == "scenes" else ""
+        lines.append(f"Fix these {noun}, or skip them{default}: on_bad_{noun.removesuffix('s')} skip")
     for line in lines:
         console.print(printable(line))
     return findings.all_right

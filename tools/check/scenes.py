@@ -40,13 +40,13 @@ def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
     return Findings(rows, problems, data.root)
 
 
-def scene_counts(findings: Findings) -> list[str]:
-    """Return the number of scenes and of unreadable scenes of every split, one line each."""
+def folder_counts(findings: Findings, noun: str) -> list[str]:
+    """Return the number of scenes or shapes, and of unreadable ones, of every split, one line each."""
     lines = []
     for row in findings.rows:
         unreadable = findings.number("unreadable", row.splits)
         lines.append(
-            f"{row.splits}: {row.images:,} scenes, {f'{unreadable:,} unreadable' if unreadable else 'all readable'}"
+            f"{row.splits}: {row.images:,} {noun}, {f'{unreadable:,} unreadable' if unreadable else 'all readable'}"
         )
     return lines
 

@@ -39,8 +39,8 @@ def _export(
         checkpoint: Checkpoint of cli.py fit, composers.save or python -m tools.released, or the name of bundled weights.
         folder: Output folder, created if it does not exist.
         onnx: Whether to write ONNX too; requires the packages onnx, onnxscript and onnxruntime.
-        shape: Sizes of the axes of the signal, as in "[178, 178]", only if the checkpoint leaves them open. Latents whose
-            shape depends on the signal have the layout of this size.
+        shape: Sizes of the axes of the signal, as in "[178, 178]", or of a point set, as in "[2048, 6]", only if the checkpoint
+            leaves them open. Latents whose shape depends on the signal have the layout of this size.
         overwrite: Whether to replace an earlier export in the folder.
     """
     composer = load(checkpoint)

@@ -122,7 +122,7 @@ class EncoderModule(ExportModule):
         return {"signal": signal}
 
     def forward(self, signal: Tensor) -> Latents:
-        """Return the latents of signals ``(B, C, *shape)``."""
+        """Return the latents of signals ``(B, C, *shape)``, or of point sets ``(B, P, K)``."""
         return self.composer.encode(Observation(signal))
 
     expected = forward
@@ -215,18 +215,24 @@ def _signal_shape(composer: Composer, shape: Sequence[int] | None) -> tuple[int,
         raise ValueError(
             f"{type(start.encoder).__name__} does not state the shape of its signals: set its signal_shape."
         )
-    channels, *sizes = start.signal_shape
-    resolved = sizes if shape is None else list(shape)
+    stated = start.signal_shape
+    channels, sizes = (
+        ((), stated) if stated[0] == -1 else (stated[:1], stated[1:])
+    )  # point sets have open numbers of points
+    resolved = sizes if shape is None else tuple(shape)
     if len(resolved) != len(sizes) or any(r < 1 or s not in (-1, r) for s, r in zip(sizes, resolved, strict=True)):
+        taken = f"{channels[0]} channels of the sizes {list(sizes)}" if channels else f"the sizes {list(sizes)}"
         raise ValueError(
-            f"shape is {shape and list(shape)}; this model takes {channels} channels of the sizes {sizes}, where -1 is open: "
+            f"shape is {shape and list(shape)}; this model takes {taken}, where -1 is open: "
             'state all sizes, as in --shape "[178, 178]", or omit shape if none is open.'
         )
-    return channels, *resolved
+    return *channels, *resolved
 
 
 def _axes(composer: Composer, shape: Sequence[int] | None, domain: Domain) -> tuple[int, ...]:
     """Return the number of samples along every axis of the signal, between which coordinates are drawn."""
+    if domain.scattered:
+        return (_DEFAULT_SIZE,) * domain.coord_dim
     stated = composer.start.signal_shape
     sizes = shape or (stated[1:] if stated else (_DEFAULT_SIZE,) * domain.coord_dim)
     return tuple(_DEFAULT_SIZE if size < 1 else size for size in sizes)

@@ -43,6 +43,13 @@ def test_the_distance_has_a_gradient_and_the_logit_has_none():
     assert raw.grad.tolist() == [[[0, -1], [0, -1]]]
 
 
+def test_the_unit_scales_distances_and_not_outputs():
+    coords, field = torch.randn(5, 3), _field(1)
+    rendered = SignedDistance("distance", unit=0.1).rendered(field, coords)
+    torch.testing.assert_close(rendered.values, 0.1 * field(coords))
+    assert torch.equal(rendered.raw, field(coords))
+
+
 @pytest.mark.parametrize(("heads", "channels"), [("distance", 1), ("logit", 1), ("both", 2)])
 def test_the_field_has_a_channel_per_head(heads, channels):
     assert SignedDistance(heads).field_spec(SPEC) == SPEC._replace(value_dim=channels)
@@ -57,5 +64,9 @@ def test_unsuitable_data_fields_and_arguments_are_refused():
         SignedDistance("logit").rendered(_field(2), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="heads is sign; allowed are distance, logit and both"):
         SignedDistance("sign")
+    with pytest.raises(ValueError, match=r"unit is 0\.5 with heads both; it must be positive"):
+        SignedDistance("both", unit=0.5)
+    with pytest.raises(ValueError, match="unit is 0 with heads distance"):
+        SignedDistance("distance", unit=0)
     with pytest.raises(ValueError, match="chunk_size is 0"):
         SignedDistance("both", 0)

@@ -148,7 +148,7 @@ def test_drawn_pixels_have_their_coordinates_and_cells():
             assert batch.query.coords[instance, query].tolist() == pytest.approx(expected, abs=1e-6)
             assert torch.equal(batch.query.values[instance, query], items.high[instance, :, query].float() / 255)
     assert torch.equal(batch.observation.signal, items.low.float() / 255)
-    coords, values, _ = batch.observation.samples
+    coords, values = batch.observation.samples[:2]
     assert coords.shape == (SIZE**2, 4)
     assert coords[0].tolist() == pytest.approx([1 / SIZE - 1, 1 / SIZE - 1, 2 / SIZE, 2 / SIZE], abs=1e-6)
     assert torch.equal(values[:, 7], batch.observation.signal[:, :, 1, 1])

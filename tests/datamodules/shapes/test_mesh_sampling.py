@@ -12,8 +12,8 @@ from solids import DIRECTIONS, box_distance, convex_distance, is_inside, triangl
 from datamodules.shapes.mesh_repair import Triangulation, filled, merged, oriented
 from datamodules.shapes.mesh_sampling import (
     MARGIN,
+    MeshSolid,
     SamplingSettings,
-    Solid,
     sample_mesh,
     sample_solid,
     solid_from,
@@ -75,7 +75,7 @@ def test_distances_to_disjoint_boxes_are_those_to_the_nearest():
 def test_distances_to_a_finely_tessellated_sphere_approach_the_closed_form():
     sphere = trimesh.creation.icosphere(subdivisions=8)
     points = _points(2000)
-    solid = Solid(Triangulation(np.asarray(sphere.vertices), np.asarray(sphere.faces, dtype=np.int64)))
+    solid = MeshSolid(Triangulation(np.asarray(sphere.vertices), np.asarray(sphere.faces, dtype=np.int64)))
     assert np.abs(solid.signed_distance(points)[0] - (np.linalg.norm(points, axis=1) - 1)).max() < 1e-5
 
 

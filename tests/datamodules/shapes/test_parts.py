@@ -10,9 +10,9 @@ import trimesh
 from datamodules.shapes.parts import (
     RADIUS,
     Arc,
-    Box,
     Capsule,
     Cone,
+    Cuboid,
     Part,
     Placed,
     Solid,
@@ -23,8 +23,8 @@ from datamodules.shapes.parts import (
 )
 
 PARTS: list[Part] = [
-    Box((1.0, 0.5, 0.3)),
-    Box((1.0, 0.5, 0.3), 0.1),
+    Cuboid((1.0, 0.5, 0.3)),
+    Cuboid((1.0, 0.5, 0.3), 0.1),
     Sphere(0.5),
     Capsule(1.0, 0.2),
     Arc(0.6, 0.1, 1.2),
@@ -61,16 +61,16 @@ def test_meshes_are_closed_oriented_and_have_their_vertices_on_the_surface(part:
 
 
 def test_a_box_agrees_with_its_mesh_exactly() -> None:
-    box = Box((1.0, 0.5, 0.3))
+    box = Cuboid((1.0, 0.5, 0.3))
     np.testing.assert_allclose(box.distance(points()), mesh_distance(box.mesh(), points()), atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("part", "at", "expected"),
     [
-        (Box((2.0, 2.0, 2.0)), (2.0, 2.0, 2.0), math.sqrt(3)),
-        (Box((2.0, 2.0, 2.0), 0.5), (2.0, 2.0, 2.0), math.sqrt(3) * 1.5 - 0.5),
-        (Box((2.0, 4.0, 2.0)), (0.0, 0.0, 0.0), -1.0),
+        (Cuboid((2.0, 2.0, 2.0)), (2.0, 2.0, 2.0), math.sqrt(3)),
+        (Cuboid((2.0, 2.0, 2.0), 0.5), (2.0, 2.0, 2.0), math.sqrt(3) * 1.5 - 0.5),
+        (Cuboid((2.0, 4.0, 2.0)), (0.0, 0.0, 0.0), -1.0),
         (Capsule(2.0, 0.5), (0.0, 3.0, 0.0), 1.5),
         (Torus(1.0, 0.25), (0.0, 0.0, 0.0), 0.75),
         (Arc(1.0, 0.25, math.pi / 2), (0.0, -1.0, 0.0), math.sqrt(2) - 0.25),
@@ -84,7 +84,7 @@ def test_distances_in_closed_form(part: Part, at: tuple[float, float, float], ex
 
 
 def test_rotation_translation_and_scale_move_a_part() -> None:
-    turned = Placed(Box((1.0, 0.2, 0.2)), rotation((0, 0, 1), math.pi / 2), np.array((1.0, 0.0, 0.0)), 2.0)
+    turned = Placed(Cuboid((1.0, 0.2, 0.2)), rotation((0, 0, 1), math.pi / 2), np.array((1.0, 0.0, 0.0)), 2.0)
     assert turned.distance(np.array([[1.0, 0.9, 0.0], [1.0, 1.5, 0.0], [1.5, 0.0, 0.0]])) == pytest.approx(
         [-0.1, 0.5, 0.3]
     )
@@ -101,8 +101,8 @@ def test_towards_turns_the_y_axis(direction: tuple[float, float, float]) -> None
 
 
 def two_boxes() -> Solid:
-    wide = Placed(Box((1.0, 0.2, 0.2)), np.eye(3), np.zeros(3), colour=(1.0, 0.0, 0.0))
-    tall = Placed(Box((0.2, 1.0, 0.2)), np.eye(3), np.zeros(3))
+    wide = Placed(Cuboid((1.0, 0.2, 0.2)), np.eye(3), np.zeros(3), colour=(1.0, 0.0, 0.0))
+    tall = Placed(Cuboid((0.2, 1.0, 0.2)), np.eye(3), np.zeros(3))
     return Solid((wide, tall))
 
 
@@ -129,7 +129,7 @@ def test_surface_points_lie_on_the_union_with_unit_outward_normals() -> None:
 
 
 def test_surface_points_are_uniform() -> None:
-    positions, _ = Solid((Placed(Box((2.0, 1.0, 1.0)), np.eye(3), np.zeros(3)),)).surface(
+    positions, _ = Solid((Placed(Cuboid((2.0, 1.0, 1.0)), np.eye(3), np.zeros(3)),)).surface(
         20000, np.random.default_rng(0)
     )
     ends = (np.abs(np.abs(positions[:, 0]) - 1) < 1e-9).mean()

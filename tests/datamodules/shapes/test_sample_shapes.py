@@ -64,7 +64,8 @@ def test_missing_files_are_generated_again_and_valid_ones_kept(root: Path) -> No
 
 
 def test_missing_shapes_are_named_with_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)3 of 3 shapes of the split train cannot be used.*tables-train-00000.*start the program again"):
+    message = "(?s)3 of 3 shapes of the split train cannot be used.*tables-train-00000.*start the program again"
+    with pytest.raises(ValueError, match=message):
         small(tmp_path, family="tables", train_shapes=3).shapes("train")
 
 
