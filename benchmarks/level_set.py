@@ -85,7 +85,7 @@ class LevelSetSettings:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Extraction of one extraction.
+    """Time and memory of one extraction.
 
     Attributes:
         seconds: Time from the code to the mesh.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.cameras import focal_length, orbit
-from datamodules.storage.meshes import Mesh
+from datamodules.storage.meshes import Mesh, UpAxis
 from modalities.triangle_mesh import SurfacePoints, TriangleMesh
 
-UpAxis = Literal["y", "z"]
 RGB = tuple[float, float, float]
 
 GREY: RGB = (0.80, 0.80, 0.78)  # of true surfaces

@@ -22,6 +22,7 @@ from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Samples
 from datamodules.domain import Grid, Volume
 from datamodules.spec import Headline
+from datamodules.storage.meshes import UpAxis
 from datamodules.tiles import whole
 from modalities import turntable
 from modalities.decoding import chunk_of_points, values_at
@@ -31,7 +32,6 @@ from modalities.images import save_image, to_image
 from modalities.level_set import Lattice, NoSurfaceError, level_set
 from modalities.mesh_rendering import (
     GREY,
-    UpAxis,
     orbit_images,
     slice_images,
     still_images,

@@ -19,10 +19,9 @@ from datamodules.randomness import seed_at
 from datamodules.shapes.mesh_repair import Triangulation, areas, filled, merged, oriented
 from datamodules.shapes.mesh_shells import outward
 from datamodules.shapes.samples import StoredShape
-from datamodules.storage.meshes import read_corners
+from datamodules.storage.meshes import UpAxis, read_corners
 
 OnOpen = Literal["repair", "refuse", "accept"]
-UpAxis = Literal["y", "z"]
 
 MARGIN = 1.03  # farthest vertex at 1 / MARGIN (DeepSDF, section 5)
 

@@ -17,6 +17,8 @@ from datamodules.storage.folders import NamedFile, files_below
 ENDINGS = (".obj", ".ply", ".stl", ".glb")
 RADIUS = 1.4  # as in published scenes of objects, with cameras at a distance of 4
 
+UpAxis = Literal["y", "z"]
+
 _GREY = 0.8  # default colour
 _GENERIC = ("models", "model", "model_normalized")  # equal for all ShapeNetCore objects, so not part of a name
 _FORMATS = "OBJ, PLY, STL and GLB"
@@ -87,7 +89,7 @@ def _name(path: PurePath) -> str:
     return "-".join(parts)
 
 
-def read_mesh(path: Path, up: Literal["y", "z"] = "y", radius: float = RADIUS) -> Mesh:
+def read_mesh(path: Path, up: UpAxis = "y", radius: float = RADIUS) -> Mesh:
     """Read the triangles of all parts of a file, z up, with the centre of the bounding box at the origin.
 
     Colours are those of faces, vertices or materials; textures are sampled at the corners of triangles. Parts without a colour
