@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import trimesh
 from program import NAME, TESTS, checkpoint, refused, rows, run, run_process
 from shape_files import ball, write_balls, write_deep_sdf, write_meshes
 
@@ -27,6 +28,7 @@ def _layout(layout, root):
     if layout == "SampleShapes":
         options = {"train_shapes": 4, "samples": 400, "surface": 100, "batch_size": 2}
     elif layout == "DeepSDF":
+        root.mkdir()
         write_deep_sdf(root, SPLITS, normals=True)
         options = {"train_split": root / "train.json", "test_split": root / "test.json"}
     else:
@@ -70,8 +72,12 @@ def test_fit_validate_test_predict_and_codes(tmp_path, layout):
     code = read_code("predictions/cloud.safetensors")
     assert float(code.facts["scale"]) == pytest.approx(1 / (1.03 * 5 * 0.6), rel=0.1)
     assert code.numel == 8 * 8
+    model, box = ["--checkpoint", WEIGHTS[1], "--resolution", "8"], "predictions/box.safetensors"
     if predicted["box"]["faces"] != "0":
-        codes(["decode", str(WEIGHTS[1]), "predictions/box.safetensors", "--resolution", "8"])
+        codes(["render", *model, box, "--output", "box.ply"])
+        assert len(trimesh.load("box.ply").faces)
+    codes(["interpolate", *model, box, "predictions/cloud.safetensors", "--frames", "2", "--output", "frames"])
+    assert (tmp_path / "frames" / "frames.gif").is_file()
 
 
 @pytest.mark.slow
