@@ -98,7 +98,7 @@ def test_two_processes_match_one(tmp_path):
 
 @pytest.mark.slow
 def test_an_auto_decoder_learns_a_code_per_shape(tmp_path):
-    config = TESTS.parent / "configs" / "composers" / "autodecoder.yaml"
+    layers = [TESTS.parent / "configs" / name for name in ("composers/autodecoder.yaml", "data/shape_folder.yaml")]
     settings = {
         "network.init_args.hidden_dim": 8,
         "parametrization.init_args.latent_dim": 6,
@@ -107,9 +107,9 @@ def test_an_auto_decoder_learns_a_code_per_shape(tmp_path):
         "refinement.init_args.samples_per_step": "all",
         "refinement.init_args.report": "[]",
     }
-    data = [part for part in _layout("ShapeFolder", tmp_path / "data") if part != "--data"]
+    *_, root = _layout("ShapeFolder", tmp_path / "data")
     small = {"context_points": 40, "query_points": 50, "batch_size": 4, "eval_points": 100, "eval_surface_points": 80}
-    options = ["--config", TESTS.parent / "configs" / "data" / "shape_folder.yaml", "--config", config, *data[1:]]
+    options = [*(part for layer in layers for part in ("--config", layer)), root]
     options += [f"--data.init_args.{name}={value}" for name, value in small.items()]
     options += [f"--model.init_args.{name}={value}" for name, value in settings.items()]
     options += ["--trainer.accelerator", "cpu"]
