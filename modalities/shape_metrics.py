@@ -291,18 +291,33 @@ class VolumeIoU(InstanceMetric):
 
 
 class MeanAbsoluteDistance(InstanceMetric):
-    """Mean absolute error of the signed distances at the samples in the volume, times 100, in normalised coordinates."""
+    """Mean absolute error of the signed distances at the samples in the volume, times 100, in normalised coordinates.
+
+    Args:
+        limit: Distance at which prediction and target are truncated, for models that were trained on truncated distances; none
+            if None.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
 
     heading = "mean absolute distance x 100"
+
+    def __init__(self, limit: float | None = None) -> None:
+        if limit is not None and not limit > 0:
+            raise ValueError(f"limit is {limit}; it must be a positive distance, or null.")
+        self.limit = math.inf if limit is None else limit
+        if limit is not None:
+            self.heading = f"mean absolute distance x 100, truncated at {limit:g}"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean error of every instance."""
         counted = _in_volume(target)
-        errors = (
-            (exact(reconstruction.values) - exact(target.measured))[..., 0]
-            .abs()
-            .nan_to_num(math.inf, math.inf, math.inf)
+        predicted, true = (
+            exact(part)[..., 0].clamp(-self.limit, self.limit) for part in (reconstruction.values, target.measured)
         )
+        errors = (predicted - true).abs().nan_to_num(math.inf, math.inf, math.inf)
+        errors = errors.masked_fill(~exact(reconstruction.values)[..., 0].isfinite(), math.inf)
         return 100 * torch.where(counted, errors, 0).sum(1) / counted.sum(1)
 
 
