@@ -281,5 +281,5 @@ def test_truncated_distances_are_compared_up_to_the_limit():
     assert MeanAbsoluteDistance().measure(reconstruction, target, None).tolist() == pytest.approx([100 * 0.76 / 3])
     broken = reconstruction._replace(values=torch.tensor([[[math.inf], [0.05], [-0.04]]]))
     assert MeanAbsoluteDistance(limit=0.1).measure(broken, target, None).tolist() == [math.inf]
-    with pytest.raises(ValueError, match="limit is 0.0; it must be a positive distance, or null"):
+    with pytest.raises(ValueError, match=r"limit is 0\.0; it must be a positive distance, or null"):
         MeanAbsoluteDistance(limit=0.0)
