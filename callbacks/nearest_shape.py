@@ -43,16 +43,17 @@ class NearestRow(NamedTuple):
 class NearestTrainingShape(Callback):
     """Compare every test shape with the training shapes, print the means for the nearest, and write them to a CSV file.
 
-    A model that does not come closer to a test shape than the nearest training shape has learned less than a list. Training
-    shapes are ranked by the Chamfer distance between 256 surface points, and the first are compared by all metrics of surfaces
-    of the model, at the points of the test. Means are logged as ``test/nearest_chamfer``, and so on.
+    A model that is not closer to a test shape than the nearest training shape is no better than retrieval. Training shapes are
+    ranked by the Chamfer distance between 256 surface points; the first ``candidates`` are compared with the surface points of
+    the test shape by all surface metrics of the model. Means are logged as ``test/nearest_chamfer``, and so on.
 
     Args:
         candidates: Number of training shapes that are compared by all their points.
         filename: Name of the CSV file in the run folder.
 
     Raises:
-        ValueError: If ``candidates`` is not positive; in a test, if the data is not one of shapes.
+        ValueError: If ``candidates`` is not positive; in a test, if the data module is not a `ShapeModule`, or a shape has no
+            surface points.
     """
 
     def __init__(self, candidates: int = 20, filename: str = "test_nearest.csv") -> None:

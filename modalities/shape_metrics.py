@@ -8,7 +8,8 @@ Two conventions keep failures visible in means:
 
 - A reconstruction without a surface (no change of sign, or values that are not finite) counts as if all its points were sqrt(3)
   longest edges away from the true surface, as in Occupancy Networks; its F-score and normal consistency are 0.
-- A value that is not finite counts as outside for the IoU, and as an infinite error for the mean absolute distance.
+- NaN and positive infinity count as outside for the IoU, negative infinity as inside; every value that is not finite is an
+  infinite error for the mean absolute distance.
 
 A metric is NaN only where it is undefined: without points on the true surface (or without normals), or without samples in the
 volume.
@@ -143,10 +144,10 @@ class SurfaceMetric(InstanceMetric):
 
     @abstractmethod
     def compare(self, nearest: Proximity) -> float:
-        """Return the number of an instance, also without a predicted surface; NaN if it is undefined."""
+        """Return the metric of an instance, also without a predicted surface; NaN if it is undefined."""
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
-        """Return the number of every instance.
+        """Return the metric of every instance.
 
         Raises:
             ValueError: If the reconstruction has no field.
@@ -324,7 +325,7 @@ class MeanAbsoluteDistance(InstanceMetric):
 def sampling_floor(
     mesh: TriangleMesh, points: int = 30000, true_points: int = 10000, seed: int = 0
 ) -> dict[str, float]:
-    """Return the surface metrics between two independent samples of the same surface, which no reconstruction surpasses.
+    """Return the surface metrics between two independent samples of one surface, about the best of a reconstruction.
 
     Args:
         mesh: The surface.

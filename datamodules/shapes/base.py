@@ -139,7 +139,9 @@ class ShapeModule(CoordinateDataModule):
         for split in splits_of(stage):
             shapes = self.shapes(split)
             if not len(shapes):
-                raise ValueError(f"{type(self).__name__} has no shapes of the split {split}.")
+                raise ValueError(
+                    f"{type(self).__name__} has no shapes of the split {split}: pass data that contains one."
+                )
             items = (
                 TrainingShapes(shapes, self.repeats) if split == "train" else EvaluationShapes(shapes, self.evaluation)
             )

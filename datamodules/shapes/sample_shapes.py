@@ -36,8 +36,8 @@ class SampleShapes(ShapeSet):
     """Procedurally generated shapes for training, and bundled meshes for validation and test.
 
     `families` describes the generators. A training shape is a function of ``shape_seed`` and its number, so that a larger
-    ``train_shapes`` adds shapes. Chairs and lamps are tested on all bundled meshes, of which two chairs and one lamp are for
-    validation; these families train on generated shapes only. Tables and unions, of which there are no bundled meshes, are
+    ``train_shapes`` adds shapes. Of the bundled chairs, 2 are for validation and 16 for the test; of the lamps, 1 and 3. These
+    families train on generated shapes only. Tables and unions, of which there are no bundled meshes, are
     tested on generated shapes that training does not see. Shapes are y up and normalised; samples and surface points are
     generated on first use and kept in the folder ``sample_shapes`` in ``root`` (400 kB per shape).
 
@@ -80,7 +80,7 @@ class SampleShapes(ShapeSet):
 
     @property
     def folder(self) -> Path:
-        """Folder of the shapes, a different one for every number of samples."""
+        """Folder of the shapes; its name has the numbers of samples and surface points and the version of the generator."""
         return self.root / "sample_shapes" / f"{self.settings.samples}-{self.settings.surface}-v{_VERSION}"
 
     @property

@@ -107,15 +107,15 @@ class ShapeDraw:
         on_surface = torch.cat((surface[:, :3], surface.new_zeros(len(surface), 1)), dim=1)
         self._check(shape)
         if self.context == "dense":
-            observed, asked = self._divided(samples, shape.uniform, generator)
-            context, query = samples[observed], samples[asked]
+            context_indices, query_indices = self._divided(samples, shape.uniform, generator)
+            context, query = samples[context_indices], samples[query_indices]
             normals = context.new_zeros(len(context), 3)
         else:
             visible = torch.arange(len(surface)) if self.context == "surface" else _visible(surface, generator)
             chosen = _taken(visible[torch.randperm(len(visible), generator=generator)], self.context_points, generator)
             context, normals = on_surface[chosen], surface[chosen, 3:]
-            _, asked = self._divided(samples, shape.uniform, generator)
-            query = samples[asked]
+            _, query_indices = self._divided(samples, shape.uniform, generator)
+            query = samples[query_indices]
         query_normals = query.new_zeros(len(query), 3)
         if self.include_context:
             query, query_normals = torch.cat((context, query)), torch.cat((normals, query_normals))
@@ -142,20 +142,20 @@ class ShapeDraw:
         dense = self.context_points if self.context == "dense" else 0
         from_uniform = self.uniform and uniform > 1
         ratio = 0.0 if not dense else 0.5 if from_uniform else dense / (dense + self.query_points)
-        observed, asked = [], []
+        context_indices, query_indices = [], []
         groups = self._groups(samples)
         shares = [_shares(count, [share for _, share in groups]) for count in (dense, self.query_points)]
-        for (group, _), num_observed, num_asked in zip(groups, *shares, strict=True):
+        for (group, _), num_observed, num_query in zip(groups, *shares, strict=True):
             order = group[torch.randperm(len(group), generator=generator)]
             cut = min(max(round(len(order) * ratio), 1 if dense else 0), len(order) - 1)
-            observed.append(_taken(order[:cut], num_observed, generator))
-            asked.append(order[cut:] if from_uniform else _taken(order[cut:], num_asked, generator))
+            context_indices.append(_taken(order[:cut], num_observed, generator))
+            query_indices.append(order[cut:] if from_uniform else _taken(order[cut:], num_query, generator))
         if not from_uniform:
-            return torch.cat(observed), torch.cat(asked)
-        left = torch.cat(asked)
-        left = left[left < uniform]
+            return torch.cat(context_indices), torch.cat(query_indices)
+        left = torch.cat(query_indices)
+        left = left[left < uniform] if bool((left < uniform).any()) else left
         order = left[torch.randperm(len(left), generator=generator)]
-        return torch.cat(observed), _taken(order, self.query_points, generator)
+        return torch.cat(context_indices), _taken(order, self.query_points, generator)
 
     def _groups(self, samples: Tensor) -> list[tuple[Tensor, float]]:
         """Return the indices of samples that are drawn from, with the fraction that is drawn from each group."""
