@@ -121,6 +121,8 @@ class ShapeDraw:
             query, query_normals = torch.cat((context, query)), torch.cat((normals, query_normals))
         if self.surface_points:
             order = torch.randperm(len(surface), generator=generator)
+            if self.context != "dense" and len(shape.surface) > len(chosen.unique()):
+                order = order[~torch.isin(order, chosen)]  # not the observed ones, unless all are
             true = _taken(order, self.surface_points, generator)
             query, query_normals = torch.cat((query, on_surface[true])), torch.cat((query_normals, surface[true, 3:]))
         return ShapeItem(context, normals, query, query_normals, shape.name)
@@ -195,22 +197,18 @@ class TrainingShapes(Dataset[StoredShape]):
 
     Args:
         shapes: The shapes.
-        repeats: Number of times that each shape occurs in an epoch.
     """
 
-    def __init__(self, shapes: Sequence[StoredShape], repeats: int = 1) -> None:
+    def __init__(self, shapes: Sequence[StoredShape]) -> None:
         self.shapes = shapes
-        self.repeats = repeats
 
     def __len__(self) -> int:
-        """Return the number of items of an epoch."""
-        return len(self.shapes) * self.repeats
+        """Return the number of shapes."""
+        return len(self.shapes)
 
     def __getitem__(self, index: int) -> StoredShape:
-        """Return shape ``index`` modulo the number of shapes."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
-        return self.shapes[index % len(self.shapes)]
+        """Return shape ``index``."""
+        return self.shapes[index]
 
 
 def _shares(count: int, shares: Sequence[float]) -> list[int]:
