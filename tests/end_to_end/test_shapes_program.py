@@ -28,6 +28,7 @@ def _layout(layout, root):
     if layout == "SampleShapes":
         options = {"train_shapes": 4, "samples": 400, "surface": 100, "batch_size": 2}
     elif layout == "DeepSDF":
+        root.mkdir()
         write_deep_sdf(root, SPLITS, normals=True)
         options = {"train_split": root / "train.json", "test_split": root / "test.json"}
     else:
