@@ -43,16 +43,17 @@ class NearestRow(NamedTuple):
 class NearestTrainingShape(Callback):
     """Compare every test shape with the training shapes, print the means for the nearest, and write them to a CSV file.
 
-    A model that does not come closer to a test shape than the nearest training shape has learned less than a list. Training
-    shapes are ranked by the Chamfer distance between 256 surface points, and the first are compared by all metrics of surfaces
-    of the model, at the points of the test. Means are logged as ``test/nearest_chamfer``, and so on.
+    A model that is not closer to a test shape than the nearest training shape is no better than retrieval. Training shapes are
+    ranked by the Chamfer distance between 256 surface points; the first ``candidates`` are compared with the surface points of
+    the test shape by all surface metrics of the model. Means are logged as ``test/nearest_chamfer``, and so on.
 
     Args:
         candidates: Number of training shapes that are compared by all their points.
         filename: Name of the CSV file in the run folder.
 
     Raises:
-        ValueError: If ``candidates`` is not positive; in a test, if the data is not one of shapes.
+        ValueError: If ``candidates`` is not positive; in a test, if the data module is not a `ShapeModule`, or a shape has no
+            surface points.
     """
 
     def __init__(self, candidates: int = 20, filename: str = "test_nearest.csv") -> None:
@@ -105,12 +106,13 @@ def nearest_rows(data: ShapeModule, metrics: Mapping[str, SurfaceMetric], candid
             true = SurfacePoints(
                 item.query[on_surface, :3].double().numpy(), item.query_normals[on_surface].double().numpy()
             )
-            rows.append(_nearest(item.name, true, training, coarse, metrics, candidates))
+            rows.append(_nearest(data, item.name, true, training, coarse, metrics, candidates))
             show(done)
     return rows
 
 
 def _nearest(
+    data: ShapeModule,
     name: str,
     true: SurfacePoints,
     training: Sequence[StoredShape],
@@ -125,15 +127,27 @@ def _nearest(
     compared = []
     for index in np.argsort(ranks)[:candidates]:
         shape = training[int(index)]
-        nearest = proximity(SurfacePoints(*np.split(shape.surface.astype(np.float64), 2, axis=1)), true)
+        nearest = proximity(_points(shape.surface), true)
         if nearest is not None and nearest.to_true is not None and nearest.to_predicted is not None:
-            compared.append((nearest.to_true.mean() + nearest.to_predicted.mean(), shape.name, nearest))
+            compared.append((nearest.to_true.mean() + nearest.to_predicted.mean(), int(index)))
     if not compared:
         raise ValueError(
             f"{name} has no points on its surface to compare with: raise --data.init_args.eval_surface_points."
         )
-    _, other, nearest = min(compared, key=lambda entry: entry[:2])
-    return NearestRow(name, other, {key: metric.compare(nearest) for key, metric in metrics.items()})
+    _, number = min(compared)
+    shape = training[number]
+    numbers = {}
+    for key, metric in metrics.items():  # with as many points as a prediction
+        nearest = proximity(_points(data.surface_points(shape, metric.points)), true)
+        assert nearest is not None
+        numbers[key] = metric.compare(nearest)
+    return NearestRow(name, shape.name, numbers)
+
+
+def _points(surface: NDArray[np.float32]) -> SurfacePoints:
+    """Return points and normals ``(S, 6)`` of a surface."""
+    points, normals = np.split(surface.astype(np.float64), 2, axis=1)
+    return SurfacePoints(points, normals)
 
 
 def _coarse(shape: StoredShape) -> NDArray[np.float32]:

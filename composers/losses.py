@@ -34,7 +34,7 @@ class MeanAbsoluteError(Loss):
 
 
 class MeanSquaredError(Loss):
-    """Squared error, averaged over the unmasked samples and the channels of an instance; used in all published settings."""
+    """Squared error, averaged over the unmasked samples and channels of an instance (IPC, TransINR, Learned Init, functa)."""
 
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return the mean squared error of every instance, in float32."""

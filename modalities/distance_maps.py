@@ -41,7 +41,7 @@ class InsideIoU(InstanceMetric):
 
 
 class NearestPixelIoU(InstanceMetric):
-    """IoU of an inside that every pixel takes from the nearest observed pixel: a baseline without a model.
+    """IoU of the nearest-pixel baseline: every pixel is inside if its nearest observed pixel is.
 
     The observed pixels are those that the mask of an evaluation leaves out. NaN where it leaves out none, as with
     ``query_includes_context``, because a metric then does not know them.
@@ -96,7 +96,7 @@ class DistanceMapWriter(Writer):
 class DistanceMaps(DrawnModality):
     """Signed distances on a plane, negative inside; figures show the inside in blue, the outside in orange, and the outline.
 
-    Attributes of prediction from files are those of the base class: maps come from data modules only.
+    Maps come from data modules only: prediction reads no files.
     """
 
     name = "shapes"

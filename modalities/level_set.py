@@ -50,10 +50,10 @@ class Lattice:
         margin: Bricks are evaluated where the value at their centre differs from the level by at most ``margin * slope`` times
             half their diagonal. ``slope`` is the largest between the centres of neighbouring bricks, and at least 1. With a
             margin of 1, no part of the surface of an exact distance is missed. In general, none is missed if values differ by
-            at most ``margin * slope`` times the distance of their points; else, only separate parts can be missed that lie
-            inside one brick each. Infinity evaluates all bricks. Distances that are truncated differ from the level by about
-            the same everywhere else: bricks where they differ by more than 0.8 of the median are not evaluated, unless they are
-            nearer to the level than half their diagonal.
+            at most ``margin * slope`` times the distance of their points; else, separate parts can be missed that contain no
+            centre of a brick and enter no evaluated brick. Infinity evaluates all bricks. Distances that are truncated differ
+            from the level by about the same everywhere else: bricks where they differ by more than 0.8 of the median are not
+            evaluated, unless they are nearer to the level than half their diagonal.
 
     Raises:
         ValueError: If a number is out of range.
@@ -359,7 +359,8 @@ class _Bricks:
             [float(reduce(grid)) for grid in (self.centres, *self.values.values())] for reduce in (np.min, np.max)
         )
         low, high = min(lows) + self.lattice.level, max(highs) + self.lattice.level
+        bound = self.lattice.bound
         return NoSurfaceError(
-            f"There is no surface of level {self.lattice.level:g} within {self.lattice.bound:g} of the origin, where values "
-            f"are {low:.4g} to {high:.4g}: choose a level between them, observe more points, or train longer."
+            f"There is no surface of level {self.lattice.level:g} in the cube [-{bound:g}, {bound:g}]^3, where values are "
+            f"{low:.4g} to {high:.4g}: choose a level between them, observe more points, or train longer."
         )

@@ -8,7 +8,8 @@ Two conventions keep failures visible in means:
 
 - A reconstruction without a surface (no change of sign, or values that are not finite) counts as if all its points were sqrt(3)
   longest edges away from the true surface, as in Occupancy Networks; its F-score and normal consistency are 0.
-- A value that is not finite counts as outside for the IoU, and as an infinite error for the mean absolute distance.
+- NaN and positive infinity count as outside for the IoU, negative infinity as inside; every value that is not finite is an
+  infinite error for the mean absolute distance.
 
 A metric is NaN only where it is undefined: without points on the true surface (or without normals), or without samples in the
 volume.
@@ -143,10 +144,10 @@ class SurfaceMetric(InstanceMetric):
 
     @abstractmethod
     def compare(self, nearest: Proximity) -> float:
-        """Return the number of an instance, also without a predicted surface; NaN if it is undefined."""
+        """Return the metric of an instance, also without a predicted surface; NaN if it is undefined."""
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
-        """Return the number of every instance.
+        """Return the metric of every instance.
 
         Raises:
             ValueError: If the reconstruction has no field.
@@ -291,25 +292,40 @@ class VolumeIoU(InstanceMetric):
 
 
 class MeanAbsoluteDistance(InstanceMetric):
-    """Mean absolute error of the signed distances at the samples in the volume, times 100, in normalised coordinates."""
+    """Mean absolute error of the signed distances at the samples in the volume, times 100, in normalised coordinates.
+
+    Args:
+        limit: Distance at which prediction and target are truncated, for models that were trained on truncated distances; none
+            if None.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
 
     heading = "mean absolute distance x 100"
+
+    def __init__(self, limit: float | None = None) -> None:
+        if limit is not None and not limit > 0:
+            raise ValueError(f"limit is {limit}; it must be a positive distance, or null.")
+        self.limit = math.inf if limit is None else limit
+        if limit is not None:
+            self.heading = f"mean absolute distance x 100, truncated at {limit:g}"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean error of every instance."""
         counted = _in_volume(target)
-        errors = (
-            (exact(reconstruction.values) - exact(target.measured))[..., 0]
-            .abs()
-            .nan_to_num(math.inf, math.inf, math.inf)
+        predicted, true = (
+            exact(part)[..., 0].clamp(-self.limit, self.limit) for part in (reconstruction.values, target.measured)
         )
+        errors = (predicted - true).abs().nan_to_num(math.inf, math.inf, math.inf)
+        errors = errors.masked_fill(~exact(reconstruction.values)[..., 0].isfinite(), math.inf)
         return 100 * torch.where(counted, errors, 0).sum(1) / counted.sum(1)
 
 
 def sampling_floor(
     mesh: TriangleMesh, points: int = 30000, true_points: int = 10000, seed: int = 0
 ) -> dict[str, float]:
-    """Return the surface metrics between two independent samples of the same surface, which no reconstruction surpasses.
+    """Return the surface metrics between two independent samples of one surface, about the best of a reconstruction.
 
     Args:
         mesh: The surface.

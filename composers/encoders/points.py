@@ -38,9 +38,9 @@ class PointTokens(Encoder):
         embed_dim: ``E``, width of a token, a multiple of ``num_heads``.
         num_heads: Number of attention heads.
         num_frequencies: Number of Fourier frequencies per axis, the powers of two from 1.
-        queries: ``farthest``: points chosen by farthest-point sampling, which covers the shape evenly. ``random``: scattered
-            points, always the same of a set, which is faster. ``learned``: learned queries, independent of the
-            points (Jaegle et al., Perceiver, ICML 2021).
+        queries: ``farthest``: points chosen by farthest-point sampling, which covers the shape evenly. ``random``:
+            pseudo-random points, always the same for a given set, which is faster. ``learned``: learned queries, independent of
+            the points (Jaegle et al., Perceiver, ICML 2021).
 
     Raises:
         ValueError: If sizes are missing or out of range.

@@ -45,7 +45,7 @@ class Rule(nn.Module, ABC):
     Attributes:
         differentiable: Whether training can differentiate through the steps.
         outer: How training uses the steps, see `DifferentiableSGD`; empty for rules of evaluation only.
-        learned_lr: What factors of the step size are learned for; empty if none are.
+        learned_lr: Axes along which step sizes are learned; empty if none are.
     """
 
     differentiable: ClassVar[bool] = False
@@ -95,9 +95,9 @@ class DifferentiableSGD(Rule):
             inner gradients as constants (first-order MAML), and ``reptile`` moves the initialisation towards the adapted
             latents, independently of the loss (Nichol et al. 2018).
         recompute: Whether to recompute the steps in the backward pass instead of storing their activations.
-        learned_as: What the optimizer changes where ``learned_lr`` is not empty: the ``factor`` of ``lr``, or the step size
-            itself, ``lr``, which begins at ``lr`` and may become negative (MetaSDF). With Adam, whose steps do not depend on
-            the scale of a gradient, a factor changes the step size by a share ``lr`` times as large.
+        learned_as: What the optimizer trains where ``learned_lr`` is not empty: the ``factor`` of ``lr``, initialised to 1, or
+            the step size itself (``lr``), initialised to ``lr`` (MetaSDF); both may become negative. With Adam, whose steps do
+            not depend on the scale of a gradient, a factor changes the step size ``lr`` times as much per step.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -36,14 +38,13 @@ class ShapeModule(CoordinateDataModule):
         query_points: Number of query points in training.
         normals: Whether the points that an encoder observes have normals; only for contexts ``surface`` and ``partial``.
         normal_offset: Distance along the normals at which an inner loop and refinement observe two further samples per surface
-            point, one outside and one inside (DeepSDF section 4.3, shape completion); none if 0.
+            point with a known normal, one outside and one inside (DeepSDF section 4.3, shape completion); none if 0.
         inside: Fraction of the samples of dense contexts and of training that are inside, where a shape has both; 0.5 in
             DeepSDF's loader. As stored if None, few for thin shapes.
         query_includes_context: Whether the query of training contains the observed points, as published for MetaSDF; by
             default, a model is only compared at points that it did not observe.
         eval_points: Number of query points in the volume in validation and test.
         eval_surface_points: Number of query points on the surface in validation and test.
-        repeats: Number of times that each shape occurs in a training epoch.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
@@ -70,16 +71,14 @@ class ShapeModule(CoordinateDataModule):
         query_includes_context: bool = False,
         eval_points: int = 16384,
         eval_surface_points: int = 10000,
-        repeats: int = 1,
         **kwargs: Any,
     ) -> None:
         if context not in get_args(Context):
             raise ValueError(f"context is {context!r}: choose one of {', '.join(get_args(Context))}.")
-        if min(context_points, query_points, eval_points, repeats) < 1 or eval_surface_points < 0:
+        if min(context_points, query_points, eval_points) < 1 or eval_surface_points < 0:
             raise ValueError(
                 f"context_points is {context_points}, query_points {query_points}, eval_points {eval_points}, "
-                f"eval_surface_points {eval_surface_points}, repeats {repeats}: eval_surface_points must be at least 0, the "
-                "others at least 1."
+                f"eval_surface_points {eval_surface_points}: eval_surface_points must be at least 0, the others at least 1."
             )
         if context == "dense" and (normals or normal_offset):
             raise ValueError(
@@ -99,7 +98,6 @@ class ShapeModule(CoordinateDataModule):
         self.query_includes_context = query_includes_context
         self.eval_points = eval_points
         self.eval_surface_points = eval_surface_points
-        self.repeats = repeats
         self.augmentation = ShapeDraw(
             context, context_points, query_points, inside=inside, include_context=query_includes_context
         )
@@ -139,10 +137,10 @@ class ShapeModule(CoordinateDataModule):
         for split in splits_of(stage):
             shapes = self.shapes(split)
             if not len(shapes):
-                raise ValueError(f"{type(self).__name__} has no shapes of the split {split}.")
-            items = (
-                TrainingShapes(shapes, self.repeats) if split == "train" else EvaluationShapes(shapes, self.evaluation)
-            )
+                raise ValueError(
+                    f"{type(self).__name__} has no shapes of the split {split}: pass data that contains one."
+                )
+            items = TrainingShapes(shapes) if split == "train" else EvaluationShapes(shapes, self.evaluation)
             setattr(self, f"{split}_set", items)
 
     def random_items(self, count: int) -> ShapeItem:
@@ -188,8 +186,14 @@ class ShapeModule(CoordinateDataModule):
             return Samples(points, distances, normals=normals)
         moved = [points + sign * self.normal_offset * normals for sign in (1, -1)]
         levels = [distances + sign * self.normal_offset for sign in (1, -1)]
+        known = normals.any(-1)
         return Samples(
             torch.cat((points, *moved), dim=1),
             torch.cat((distances, *levels), dim=1),
-            normals=torch.cat((normals, torch.zeros_like(normals), torch.zeros_like(normals)), dim=1),
+            None if bool(known.all()) else torch.cat((torch.ones_like(known), known, known), dim=1),
+            torch.cat((normals, torch.zeros_like(normals), torch.zeros_like(normals)), dim=1),
         )
+
+    def surface_points(self, shape: StoredShape, count: int) -> NDArray[np.float32]:
+        """Return at most ``count`` points on the surface of a shape and their normals ``(S, 6)``: stored ones."""
+        return shape.surface[:count]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.randomness import seed_at
 from datamodules.shapes.samples import ShapeItem
-from datamodules.storage.points import Coordinates, PointCloud
+from datamodules.storage.points import FEWEST, Coordinates, PointCloud
 
 UNIFORM = 0.06  # fraction of samples in the volume, 30,000 of 500,000 in DeepSDF's data
 MARGIN = 1.03  # farthest point at 1 / MARGIN (DeepSDF section 5)
@@ -174,9 +174,10 @@ def drawn_samples(
 def _with_known_normals(cloud: PointCloud, path: Path, reason: str) -> tuple[Coordinates, Coordinates]:
     """Return the points that have a normal, and the normals."""
     known = np.zeros(len(cloud.points), bool) if cloud.normals is None else cloud.normals.any(1)
-    if cloud.normals is None or not known.any():
+    if cloud.normals is None or known.sum() < FEWEST:
+        count = f"{known.sum()} normals" if known.any() else "no normals"
         raise ValueError(
-            f"{path} has no normals, but the model {reason}: pass points with 6 columns, a PLY with nx, ny, nz, or a mesh."
+            f"{path} has {count}, but the model {reason}: pass points with 6 columns, a PLY with nx, ny, nz, or a mesh."
         )
     return cloud.points[known], cloud.normals[known]
 

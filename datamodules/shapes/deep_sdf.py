@@ -103,7 +103,7 @@ class DeepSDF(ShapeSet):
         if not valid.all():
             self.dropped_rows[file.name] = int((~valid).sum())
             self.notes["NaN"] = (
-                f"{sum(self.dropped_rows.values()):,} rows with NaN dropped in {len(self.dropped_rows):,} shapes"
+                f"{sum(list(self.dropped_rows.values())):,} rows with NaN dropped in {len(self.dropped_rows):,} shapes"
             )
         return StoredShape(rows[valid], surface, file.name, 0, offset, scale)
 

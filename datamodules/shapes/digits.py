@@ -165,20 +165,21 @@ class Digits(CoordinateDataModule):
         index = torch.as_tensor(batch.instance, device=device) if training else None
         observation = Observation(torch.cat((samples.coords, samples.values), dim=-1), samples, index)
         if training:
-            query = _at(coords, values, self._compared(order, others, batch))
+            query = _at(coords, values, self._compared(order, others))
             return CoordinateBatch(observation, query, None, list(batch.name))
         mask = None if self.query_includes_context else torch.ones(values.shape[:2], dtype=torch.bool, device=device)
         query = Samples(coords, values, None if mask is None else mask.scatter(1, observed, False))
         return CoordinateBatch(observation, query, (height, width), list(batch.name))
 
-    def _compared(self, order: Tensor, others: Tensor, batch: Signal) -> Tensor:
-        """Return the pixels ``(B, K)`` that training compares."""
+    def _compared(self, order: Tensor, others: Tensor) -> Tensor:
+        """Return the pixels ``(B, K)`` that training compares, with observed ones in proportion where they are included."""
         candidates = order if self.query_includes_context else others
         if self.coordinate_subset is None:
             return candidates
         total, size = candidates.shape[1], self.coordinate_subset
         count = max(1, min(total, round(total * size) if isinstance(size, float) else size))
-        return candidates[:, total - count :]  # the order is random
+        places = torch.arange(count, device=candidates.device) * total // count
+        return candidates[:, places]  # evenly spaced in a random order, which begins with the observed pixels
 
 
 def _at(coords: Tensor, values: Tensor, places: Tensor) -> Samples:

@@ -32,6 +32,8 @@ from datamodules.shapes.parts import (
 Family = Literal["chairs", "tables", "lamps", "unions"]
 Generator = np.random.Generator
 
+_OVERLAP = 0.005  # of parts that are joined, so that no wall is left between them
+
 _WOODS: tuple[Colour, ...] = ((0.55, 0.36, 0.2), (0.72, 0.53, 0.33), (0.36, 0.22, 0.13), (0.85, 0.72, 0.52))
 _METALS: tuple[Colour, ...] = ((0.75, 0.76, 0.78), (0.25, 0.25, 0.27), (0.55, 0.5, 0.42))
 
@@ -63,7 +65,7 @@ def chair(generator: Generator) -> Solid:
     if is_round:
         depth = width
     parts = [_seat(generator, width, depth, height, thickness, is_round, cover)]
-    parts += _support(generator, width, depth, height - thickness, is_round, frame)
+    parts += _support(generator, width, depth, height - thickness + _OVERLAP, is_round, frame)
     if generator.random() < (0.45 if is_stool else 0.93):
         rise = generator.uniform(0.15, 0.35) if is_stool else generator.uniform(0.3, 0.65)
         lean = generator.uniform(0.0, 0.4)
@@ -82,7 +84,7 @@ def table(generator: Generator) -> Solid:
     if is_round:
         depth = width = min(width, 1.4)
     parts = [_seat(generator, width, depth, height, thickness, is_round, top_colour)]
-    parts += _support(generator, width, depth, height - thickness, is_round, frame)
+    parts += _support(generator, width, depth, height - thickness + _OVERLAP, is_round, frame)
     if not is_round and generator.random() < 0.3:  # a shelf, or the drawers of a desk
         level = generator.uniform(0.15, 0.8) * height
         parts.append(_block((0.9 * width, 0.02 + 0.15 * generator.random() ** 2, 0.85 * depth), (0, level, 0), frame))

@@ -41,7 +41,7 @@ class MeshSolid:
         scale: Factor to normalised coordinates.
         name: Name for error messages.
         is_watertight: Whether the mesh was closed before it was repaired.
-        notes: What was changed or is doubtful, for people.
+        notes: Repairs of the mesh, as text for reports.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class MeshSolid:
         self._areas = areas(mesh)
 
     def winding_number(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return how often the surface winds around points ``(N, 3)``; an approximation away from the surface."""
+        """Return the winding numbers ``(N,)`` of points ``(N, 3)``, in single precision.
+
+        Those of a watertight mesh that are not near integers are computed again, exactly.
+        """
         places: NDArray[np.float64] = np.ascontiguousarray(points, dtype=np.float64)
         winding: NDArray[np.float64] = igl.fast_winding_number(self.vertices, self.faces, places)
         if self._has_integers:
@@ -308,7 +311,10 @@ def sample_solid(solid: MeshSolid, settings: SamplingSettings, seed: int, name: 
             f"max_doubt {settings.max_doubt:.1%}: close it, leave it out, or raise --max_doubt."
         )
     if not quality.inside:
-        raise ValueError(f"The mesh {solid.name} has no inside: none of {len(points):,} samples is within it.")
+        raise ValueError(
+            f"The mesh {solid.name} has no inside: none of {len(points):,} samples is within it. Close its surface, "
+            "leave it out, or raise --samples if it is thin."
+        )
     samples = np.concatenate((points, distances[:, None].astype(np.float32)), axis=1)
     on_surface = np.concatenate((surface, normals), axis=1).astype(np.float32)
     return StoredShape(samples, on_surface, name, num_uniform, solid.offset, solid.scale), quality

@@ -24,6 +24,7 @@ RADIUS = 1 / 1.03  # distance of the farthest vertex from the origin after norma
 
 _SIDES = 24  # segments of a full turn in triangle meshes
 _STEP = 1e-5  # of central differences
+_SIDE = 1e-4  # distance from a surface at which its outside must be outside of all parts
 
 
 class Part(ABC):
@@ -287,7 +288,7 @@ class Solid:
                 at = points[chosen]
                 at = at - part.distance(at)[:, None] * part.normals(at)
                 points[chosen], normals[chosen] = at, part.normals(at)
-        visible = self.distance(points) > -1e-7
+        visible = (self.distance(points) > -1e-7) & (self.distance(points + _SIDE * normals) > 0)
         return points[visible], normals[visible]
 
 

@@ -25,6 +25,7 @@ from datamodules.shapes.clouds import (
 from datamodules.shapes.samples import ShapeItem, StoredShape
 from datamodules.spec import DataSpec
 from datamodules.storage import meshes, points
+from datamodules.storage.files import one_line
 from datamodules.storage.folders import Split, files_below
 from modalities.shapes import Shapes
 
@@ -184,8 +185,9 @@ class ShapeFiles(ShapeModule):
         for (path, relative), name in zip(files, unique_names(files), strict=True):
             try:
                 self._add(path, name, renamed=name != relative.with_suffix("").as_posix())
-            except ValueError as error:
-                self.skipped[str(path)] = str(error)
+            except (ValueError, RuntimeError, MemoryError) as error:  # libigl raises RuntimeError
+                message = one_line(error)
+                self.skipped[str(path)] = message if str(path) in message else f"{path} cannot be used: {message}"
         if not self.files:
             reasons = "".join(f"\n  {reason}" for reason in self.skipped.values())
             raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.randomness import seed_at
 from datamodules.shapes.families import Family, generate
@@ -36,8 +37,8 @@ class SampleShapes(ShapeSet):
     """Procedurally generated shapes for training, and bundled meshes for validation and test.
 
     `families` describes the generators. A training shape is a function of ``shape_seed`` and its number, so that a larger
-    ``train_shapes`` adds shapes. Chairs and lamps are tested on all bundled meshes, of which two chairs and one lamp are for
-    validation; these families train on generated shapes only. Tables and unions, of which there are no bundled meshes, are
+    ``train_shapes`` adds shapes. Of the bundled chairs, 2 are for validation and 16 for the test; of the lamps, 1 and 3. These
+    families train on generated shapes only. Tables and unions, of which there are no bundled meshes, are
     tested on generated shapes that training does not see. Shapes are y up and normalised; samples and surface points are
     generated on first use and kept in the folder ``sample_shapes`` in ``root`` (400 kB per shape).
 
@@ -48,7 +49,8 @@ class SampleShapes(ShapeSet):
         train_shapes: Number of training shapes.
         shape_seed: Seed of the training shapes.
         samples: Number of distance samples per shape, half of them uniform and half near the surface.
-        surface: Number of points on the surface of each training shape; held-out shapes have five times as many.
+        surface: Number of points on the surface of each training shape; held-out shapes have five times as many, and four times
+            as many samples.
         kwargs: Arguments of `ShapeSet`.
 
     Raises:
@@ -76,11 +78,11 @@ class SampleShapes(ShapeSet):
         self.shape_seed = shape_seed
         self.uniform = 0.5
         self.settings = SamplingSettings(samples, uniform=0.5, surface=surface, max_doubt=1.0)
-        self.held_out_settings = SamplingSettings(samples, uniform=0.5, surface=5 * surface, max_doubt=1.0)
+        self.held_out_settings = SamplingSettings(4 * samples, uniform=0.5, surface=5 * surface, max_doubt=1.0)
 
     @property
     def folder(self) -> Path:
-        """Folder of the shapes, a different one for every number of samples."""
+        """Folder of the shapes; its name has the numbers of samples and surface points and the version of the generator."""
         return self.root / "sample_shapes" / f"{self.settings.samples}-{self.settings.surface}-v{_VERSION}"
 
     @property
@@ -132,6 +134,15 @@ class SampleShapes(ShapeSet):
         facts = read_facts(file.path)
         x, y, z = facts["offset"]
         return (x, y, z), facts["scale"]
+
+    def surface_points(self, shape: StoredShape, count: int) -> NDArray[np.float32]:
+        """Return new points on the surface of a generated shape and their normals ``(count, 6)``; stored ones of a mesh."""
+        file = self.file_of(shape.name)
+        address = read_facts(file.path).get("address") if file is not None else None
+        if address is None:
+            return super().surface_points(shape, count)
+        parts = generate(self.family, *address).surface(count, np.random.default_rng(seed_at("surface", shape.name)))
+        return np.concatenate(parts, axis=1).astype(np.float32)
 
     def how_to_get(self) -> str:
         """Return how to get missing shapes, as the end of an error message."""

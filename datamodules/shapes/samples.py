@@ -107,20 +107,22 @@ class ShapeDraw:
         on_surface = torch.cat((surface[:, :3], surface.new_zeros(len(surface), 1)), dim=1)
         self._check(shape)
         if self.context == "dense":
-            observed, asked = self._divided(samples, shape.uniform, generator)
-            context, query = samples[observed], samples[asked]
+            context_indices, query_indices = self._divided(samples, shape.uniform, generator)
+            context, query = samples[context_indices], samples[query_indices]
             normals = context.new_zeros(len(context), 3)
         else:
             visible = torch.arange(len(surface)) if self.context == "surface" else _visible(surface, generator)
             chosen = _taken(visible[torch.randperm(len(visible), generator=generator)], self.context_points, generator)
             context, normals = on_surface[chosen], surface[chosen, 3:]
-            _, asked = self._divided(samples, shape.uniform, generator)
-            query = samples[asked]
+            _, query_indices = self._divided(samples, shape.uniform, generator)
+            query = samples[query_indices]
         query_normals = query.new_zeros(len(query), 3)
         if self.include_context:
             query, query_normals = torch.cat((context, query)), torch.cat((normals, query_normals))
         if self.surface_points:
             order = torch.randperm(len(surface), generator=generator)
+            if self.context != "dense" and len(shape.surface) > len(chosen.unique()):
+                order = order[~torch.isin(order, chosen)]  # not the observed ones, unless all are
             true = _taken(order, self.surface_points, generator)
             query, query_normals = torch.cat((query, on_surface[true])), torch.cat((query_normals, surface[true, 3:]))
         return ShapeItem(context, normals, query, query_normals, shape.name)
@@ -142,20 +144,20 @@ class ShapeDraw:
         dense = self.context_points if self.context == "dense" else 0
         from_uniform = self.uniform and uniform > 1
         ratio = 0.0 if not dense else 0.5 if from_uniform else dense / (dense + self.query_points)
-        observed, asked = [], []
+        context_indices, query_indices = [], []
         groups = self._groups(samples)
         shares = [_shares(count, [share for _, share in groups]) for count in (dense, self.query_points)]
-        for (group, _), num_observed, num_asked in zip(groups, *shares, strict=True):
+        for (group, _), num_observed, num_query in zip(groups, *shares, strict=True):
             order = group[torch.randperm(len(group), generator=generator)]
             cut = min(max(round(len(order) * ratio), 1 if dense else 0), len(order) - 1)
-            observed.append(_taken(order[:cut], num_observed, generator))
-            asked.append(order[cut:] if from_uniform else _taken(order[cut:], num_asked, generator))
+            context_indices.append(_taken(order[:cut], num_observed, generator))
+            query_indices.append(order[cut:] if from_uniform else _taken(order[cut:], num_query, generator))
         if not from_uniform:
-            return torch.cat(observed), torch.cat(asked)
-        left = torch.cat(asked)
-        left = left[left < uniform]
+            return torch.cat(context_indices), torch.cat(query_indices)
+        left = torch.cat(query_indices)
+        left = left[left < uniform] if bool((left < uniform).any()) else left
         order = left[torch.randperm(len(left), generator=generator)]
-        return torch.cat(observed), _taken(order, self.query_points, generator)
+        return torch.cat(context_indices), _taken(order, self.query_points, generator)
 
     def _groups(self, samples: Tensor) -> list[tuple[Tensor, float]]:
         """Return the indices of samples that are drawn from, with the fraction that is drawn from each group."""
@@ -195,22 +197,18 @@ class TrainingShapes(Dataset[StoredShape]):
 
     Args:
         shapes: The shapes.
-        repeats: Number of times that each shape occurs in an epoch.
     """
 
-    def __init__(self, shapes: Sequence[StoredShape], repeats: int = 1) -> None:
+    def __init__(self, shapes: Sequence[StoredShape]) -> None:
         self.shapes = shapes
-        self.repeats = repeats
 
     def __len__(self) -> int:
-        """Return the number of items of an epoch."""
-        return len(self.shapes) * self.repeats
+        """Return the number of shapes."""
+        return len(self.shapes)
 
     def __getitem__(self, index: int) -> StoredShape:
-        """Return shape ``index`` modulo the number of shapes."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
-        return self.shapes[index % len(self.shapes)]
+        """Return shape ``index``."""
+        return self.shapes[index]
 
 
 def _shares(count: int, shares: Sequence[float]) -> list[int]:

@@ -122,9 +122,13 @@ class ShapeSet(ShapeModule):
         self._files_by_name |= {file.name: file for file in usable}
         return StoredShapes(usable, self.read)
 
+    def file_of(self, name: str) -> NamedFile | None:
+        """Return the file of a shape of a split that was read, None if there is none."""
+        return self._files_by_name.get(name)
+
     def source_of(self, name: str) -> dict[str, Any]:
         """Return ``offset`` and ``scale`` of a shape, which map its mesh back to its own units."""
-        file = self._files_by_name.get(name)
+        file = self.file_of(name)
         if file is None:
             return {}
         offset, scale = self.normalisation(file)

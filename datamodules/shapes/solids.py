@@ -70,10 +70,10 @@ def observed_solid(
     else:
         observed = _surface(solid, num_observed, rng)
         context, normals = _at_zero(observed), observed[:, 3:]
-    first, first_normals, asked, asked_normals = (
+    inputs, input_normals, target, target_normals = (
         torch.from_numpy(part.astype(np.float32)) for part in (context, normals, query, query_normals)
     )
-    return ShapeItem(first, first_normals, asked, asked_normals, name)
+    return ShapeItem(inputs, input_normals, target, target_normals, name)
 
 
 def _surface(solid: MeshSolid, count: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -81,8 +81,9 @@ def test_fit_validate_test_predict_and_codes(tmp_path, layout):
 
 
 @pytest.mark.slow
-def test_two_processes_match_one(tmp_path):
-    options = [*TINY, *_layout("ShapeFolder", tmp_path / "data")]
+@pytest.mark.parametrize("layout", ["ShapeFolder", "DeepSDF"])
+def test_two_processes_match_one(tmp_path, layout):
+    options = [*TINY, *_layout(layout, tmp_path / "data")]
     run("fit", *options, NAME, "one")
     run_process("fit", *options, *TWO, NAME, "two", cwd=tmp_path, limit=400)
     one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))
@@ -94,6 +95,36 @@ def test_two_processes_match_one(tmp_path):
     assert [row["name"] for row in actual] == [row["name"] for row in expected] == ["e", "f"]
     for row, other in zip(actual, expected, strict=True):
         assert float(row["distance@0"]) == pytest.approx(float(other["distance@0"]), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_metasdf_adapts_to_distances_of_meshes(tmp_path):
+    configs = TESTS.parent / "configs"
+    settings = {
+        "data.init_args": {"context_points": 60, "query_points": 60, "batch_size": 2, "eval_points": 100},
+        "model.init_args.network.init_args": {"hidden_dim": 8, "num_layers": 3},
+        "model.init_args.inner.init_args": {"report": "[0,2]"},
+    }
+    bases = [str(configs / "composers" / "metasdf_pe.yaml"), str(configs / "data" / "shape_folder.yaml")]
+    (tmp_path / "tiny.yaml").write_text(f"_base_: {bases}\n")
+    options = ["--config", tmp_path / "tiny.yaml"]
+    options += _layout("ShapeFolder", tmp_path / "data")[2:]
+    options += [f"--{part}.{name}={value}" for part, values in settings.items() for name, value in values.items()]
+    options += [
+        "--data.init_args.context=dense",
+        "--data.init_args.eval_surface_points=80",
+        "--trainer.accelerator=cpu",
+    ]
+    run("fit", *options, NAME, "one", "--trainer.max_epochs", 1)
+    state = checkpoint("runs/one/version_0")["state_dict"]
+    assert state["inner.rule.factors.weight_0"].shape == (1, 1, 1)  # a learned step size per tensor
+    run(
+        "test", *options, NAME, "one", *WEIGHTS, "--trainer.callbacks", "[{class_path: callbacks.results.ResultsTable}]"
+    )
+    assert [row["name"] for row in rows("runs/one/version_1/test_instances.csv")] == ["e", "f"]
+    run("predict", *WEIGHTS, "--shapes", *_inputs(tmp_path / "inputs"), *SMALL)
+    assert {row["name"] for row in rows("predictions/predictions.csv")} == {"cloud", "box"}
+    assert read_code("predictions/cloud.safetensors").numel == 33 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2
 
 
 @pytest.mark.slow

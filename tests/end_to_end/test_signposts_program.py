@@ -54,12 +54,12 @@ def test_shapes_are_trained_tested_and_decoded(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(tmp_path):
-    run_process("fit", *tiny("signposts"), *LOGGER, cwd=tmp_path)
+    run_process("fit", *tiny("signposts"), *LOGGER, cwd=tmp_path, limit=300)
     checkpoint = ["--ckpt_path", "runs/posts/version_0/checkpoints/last.ckpt"]
     results = []
     for number, devices in enumerate((1, 2), 1):
         arguments = ["--trainer.devices", devices, "--trainer.strategy", "ddp" if devices > 1 else "auto"]
-        run_process("test", *tiny("signposts"), *LOGGER, *checkpoint, *arguments, cwd=tmp_path)
+        run_process("test", *tiny("signposts"), *LOGGER, *checkpoint, *arguments, cwd=tmp_path, limit=300)
         results.append(rows(tmp_path / f"runs/posts/version_{number}/test_instances.csv"))
     assert [row["name"] for row in results[1]] == [row["name"] for row in results[0]]
     for first, second in zip(*results, strict=True):

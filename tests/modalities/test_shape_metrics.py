@@ -270,3 +270,16 @@ def test_notes_state_points_resolution_and_seed():
 def test_numbers_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="must be"):
         make()
+
+
+def test_truncated_distances_are_compared_up_to_the_limit():
+    target = Samples(torch.zeros(3, 3), torch.tensor([[[0.5], [0.03], [-0.4]]]))
+    reconstruction = Reconstruction.of_values(torch.tensor([[[0.12], [0.05], [-0.04]]]))
+    errors = [0.0, 0.02, 0.06]  # at a limit of 0.1
+    truncated = MeanAbsoluteDistance(limit=0.1).measure(reconstruction, target, None)
+    assert truncated.tolist() == pytest.approx([100 * sum(errors) / 3])
+    assert MeanAbsoluteDistance().measure(reconstruction, target, None).tolist() == pytest.approx([100 * 0.76 / 3])
+    broken = reconstruction._replace(values=torch.tensor([[[math.inf], [0.05], [-0.04]]]))
+    assert MeanAbsoluteDistance(limit=0.1).measure(broken, target, None).tolist() == [math.inf]
+    with pytest.raises(ValueError, match=r"limit is 0\.0; it must be a positive distance, or null"):
+        MeanAbsoluteDistance(limit=0.0)

@@ -192,3 +192,12 @@ def test_a_missing_package_is_named_with_the_fix(monkeypatch):
     module.digits.cache_clear()
     with pytest.raises(ValueError, match="sklearn is not installed: pip install scikit-learn"):
         Digits(size=9).setup("fit")
+
+
+def test_a_subset_with_the_published_overlap_has_observed_pixels_in_proportion():
+    data = Digits(0.2, query_includes_context=True, size=16, coordinate_subset=100)
+    data.setup("fit")
+    batch = data.to_coordinates(default_collate([data.train_set[0], data.train_set[1]]), training=True)
+    observed = {tuple(row) for row in batch.observation.samples.coords[0].tolist()}
+    shared = sum(tuple(row) in observed for row in batch.query.coords[0].tolist())
+    assert shared == pytest.approx(0.2 * 100, abs=2)

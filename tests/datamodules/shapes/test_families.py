@@ -48,3 +48,11 @@ def test_chairs_stand_upright_with_the_back_behind() -> None:
 def test_chairs_have_many_kinds() -> None:
     counts = {len(generate("chairs", 0, index).parts) for index in range(60)}
     assert len(counts) > 8
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_points_on_the_surface_have_an_outside_and_parts_leave_no_walls(family: Family) -> None:
+    for index in ADDRESSES:
+        solid = generate(family, 0, index)
+        positions, normals = solid.surface(300, np.random.default_rng(0))
+        assert (solid.distance(positions + 1e-3 * normals) > 0).mean() > 0.97  # less at concave edges

@@ -92,6 +92,14 @@ def test_surface_contexts_are_points_with_distance_zero_and_their_normals(kind: 
     assert rows(item.query) <= rows(torch.from_numpy(shape.samples))
 
 
+@pytest.mark.parametrize("kind", ["surface", "partial"])
+def test_the_true_surface_of_an_evaluation_is_not_observed(kind: str) -> None:
+    item = ShapeDraw(kind, 500, 50, 1000)(sphere(), generator_at(0))  # type: ignore[arg-type]
+    assert not rows(item.context[:, :3]) & rows(item.query[50:, :3])
+    few = ShapeDraw(kind, 500, 50, 1000)(sphere(surface=40), generator_at(0))  # type: ignore[arg-type]
+    assert len(few.query) == 1050
+
+
 def test_a_partial_context_is_the_side_of_a_sphere_that_faces_the_camera() -> None:
     item = ShapeDraw("partial", 600, 10)(sphere(surface=20000), generator_at(4))
     directions = item.context[:, :3] / 0.6
@@ -169,6 +177,18 @@ def test_offset_samples_lie_on_both_sides_of_the_surface() -> None:
     radii = samples.coords[0].norm(dim=-1) - 0.5
     torch.testing.assert_close(radii, samples.values[0, :, 0], atol=1e-5, rtol=0)
     assert sorted({round(value, 3) for value in samples.values.flatten().tolist()}) == [-0.05, 0.0, 0.05]
+
+
+def test_points_without_a_normal_have_no_offset_samples() -> None:
+    data = Spheres(**SMALL, context="surface", normal_offset=0.05)  # type: ignore[arg-type]
+    item = data.evaluation(sphere(), generator_at(0))
+    normals = item.context_normals.clone()
+    normals[:10] = 0
+    samples = data.to_coordinates(default_collate([item._replace(context_normals=normals)])).observation.samples
+    assert samples.mask.sum() == 150 - 20
+    assert samples.mask[0, :50].all()
+    assert not samples.mask[0, 50:60].any()
+    assert not samples.mask[0, 100:110].any()
 
 
 def test_training_draws_depend_on_the_epoch_and_evaluation_on_the_name_only() -> None:
