@@ -178,8 +178,10 @@ class Digits(CoordinateDataModule):
             return candidates
         total, size = candidates.shape[1], self.coordinate_subset
         count = max(1, min(total, round(total * size) if isinstance(size, float) else size))
+        if not self.query_includes_context:
+            return candidates[:, total - count :]  # the order is random
         places = torch.arange(count, device=candidates.device) * total // count
-        return candidates[:, places]  # evenly spaced in a random order, which begins with the observed pixels
+        return candidates[:, places]  # evenly spaced, since the order begins with the observed pixels
 
 
 def _at(coords: Tensor, values: Tensor, places: Tensor) -> Samples:

@@ -27,12 +27,12 @@ from modalities import Images
 
 SHAPE = (8, 8)
 SPEC = DataSpec(Grid.unit(2), 3, (3, *SHAPE), Images(), num_instances=12)
-SPECS = {  # of presets for other data, by class
+SPECS = {  # of presets for other data, by their class or that of their renderer
     "LIIF": SPEC._replace(domain=CellGrid.unit(2), scales=(1.0, 4.0)),
-    "MetaSDF": SPEC._replace(value_dim=1, signal_shape=(1, *SHAPE)),
+    "SignedDistance": SPEC._replace(value_dim=1, signal_shape=(1, *SHAPE)),
 }
 SIZES = {  # arguments of parts, by class
-    "CoordinateMLP": {"hidden_dim": 8, "num_layers": 3},
+    "CoordinateMLP": {"hidden_dim": 8, "num_layers": 5},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
     "Sine": {"omega": 5},
     "Patches": {"patch_size": 4, "padding": 0},
@@ -43,6 +43,7 @@ SIZES = {  # arguments of parts, by class
     "Functa": {"latent_dim": 6},
     "LocalMLP": {"feature_dim": 6, "hidden_dim": 8, "num_hidden": 2},
     "EDSR": {"width": 6, "num_blocks": 1},
+    "ClampedAbsoluteError": {"limit": 2.0},  # above the values of the tests
 }
 PRESETS = {
     name: kind
@@ -64,7 +65,10 @@ SUBJECTS = [name for name, model in MODELS.items() if "class_path" in model]
 
 def _spec(name):
     """Return the specification of the data of a YAML."""
-    return SPECS.get(MODELS[name]["class_path"].rpartition(".")[2], SPEC)
+    model = MODELS[name]
+    parts = (model, model["init_args"].get("renderer") or {})
+    kinds = [part.get("class_path", "").rpartition(".")[2] for part in parts]
+    return next((SPECS[kind] for kind in kinds if kind in SPECS), SPEC)
 
 
 def _tiny(part, spec):
