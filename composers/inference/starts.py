@@ -211,9 +211,10 @@ class LearnedCode(_SignalFree):
 
     def _rows(self, codes: Tensor, index: Tensor) -> Tensor:
         """Return the codes of some instances."""
-        if int(index.max()) >= self.num_instances:
+        try:
+            return codes[index]
+        except IndexError as error:
             raise ValueError(
                 f"Instance {int(index.max())} has no code: num_instances of LearnedCode is {self.num_instances}, and the "
                 "training set is larger."
-            )
-        return codes[index]
+            ) from error

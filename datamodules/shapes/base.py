@@ -156,7 +156,9 @@ class ShapeModule(CoordinateDataModule):
             context[..., 3] = 0
         normals = torch.nn.functional.normalize(torch.randn(count, self.context_points, 3), dim=-1)
         names = [f"random-{index}" for index in range(count)]
-        return ShapeItem(context, normals, query, torch.zeros(count, num_query, 3), names, torch.arange(count))  # type: ignore[arg-type]
+        numbers, instances = torch.arange(count), torch.zeros(count, dtype=torch.long)
+        unknown = torch.zeros(count, num_query, 3)
+        return ShapeItem(context, normals, query, unknown, names, numbers, instances)  # type: ignore[arg-type]
 
     def to_coordinates(self, batch: Any, *, training: bool = False, step: int = 0) -> CoordinateBatch:
         """Return the coordinate batch of a collated `ShapeItem`.

@@ -13,7 +13,7 @@ from datamodules import FFHQ, CelebA, ImageNette, LibriSpeech, SamplePhotos, Sup
 EXPERIMENTS = sorted(
     path
     for path in (REPOSITORY / "configs" / "experiments").glob("*.yaml")
-    if not path.stem.startswith(("photos_", "folder_", "speech_", "objects_"))
+    if not path.stem.startswith(("photos_", "folder_", "speech_", "objects_", "shapes_", "digits_"))
 )
 
 
