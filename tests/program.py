@@ -5,8 +5,10 @@ import csv
 import functools
 import io
 import os
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -138,3 +140,16 @@ def assert_same(actual, expected):
             assert_same(actual_item, expected_item)
     else:
         assert actual == expected
+
+
+def damage(path):
+    """Flip a bit in the largest record of a checkpoint, which is a tensor, and return the record's name."""
+    with zipfile.ZipFile(path) as archive:
+        record = max(
+            (info for info in archive.infolist() if "/data/" in info.filename), key=lambda info: info.file_size
+        )
+    content = bytearray(path.read_bytes())
+    name, extra = struct.unpack("<HH", content[record.header_offset + 26 : record.header_offset + 30])
+    content[record.header_offset + 30 + name + extra + record.file_size // 2] ^= 1
+    path.write_bytes(content)
+    return record.filename

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,7 +16,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from program import NAME, REPOSITORY, TESTS, checkpoint, column, refused, rows, run, run_process, tiny
+from program import NAME, REPOSITORY, TESTS, checkpoint, column, damage, refused, rows, run, run_process, tiny
 
 from application import command_line, runs
 from application.runs import MARKER, RunFolders, check_processes, without_checkpoints
@@ -295,24 +294,13 @@ def test_requeued_job_resumes_mid_training(job, monkeypatch):
     )
 
 
-def flip_a_bit(path):
-    """Change a bit of the largest tensor in a checkpoint; bytes between the entries of the archive are padding."""
-    with zipfile.ZipFile(path) as archive:
-        entry = max(archive.infolist(), key=lambda info: info.file_size)
-    content = bytearray(path.read_bytes())
-    header = content[entry.header_offset : entry.header_offset + 30]
-    start = entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    content[start + entry.file_size // 2] ^= 1
-    path.write_bytes(content)
-
-
 @pytest.mark.slow
 def test_requeued_job_falls_back_to_the_previous_checkpoint_if_the_last_is_damaged(job, capsys):
     arguments = ["fit", *tiny("ipc"), *SHORT, "--trainer.max_epochs", 2]
     job()
     run(*arguments)
     last = FOLDER / "version_0/checkpoints/last.ckpt"
-    flip_a_bit(last)
+    damage(last)
     job(restarts=1)
     run(*arguments)
     assert "previous.ckpt" in capsys.readouterr().err

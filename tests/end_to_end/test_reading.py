@@ -1,7 +1,6 @@
 """Loading of checkpoints: damaged files, missing keys, and the fallback to the previous checkpoint."""
 
 import shutil
-import struct
 import zipfile
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from program import checkpoint, refused, run, tiny
+from program import checkpoint, damage, refused, run, tiny
 
 import composers
 from application.shortcuts import folder_of_runs
@@ -17,19 +16,6 @@ from composers import checkpoint as checkpoints
 from composers.checkpoint import WholeFiles, check_state, newest, read
 
 LOGGER = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: %s, name: %s}}"
-
-
-def damage(path):
-    """Flip a bit in the largest record of a checkpoint, which is a tensor, and return the record's name."""
-    with zipfile.ZipFile(path) as archive:
-        record = max(
-            (info for info in archive.infolist() if "/data/" in info.filename), key=lambda info: info.file_size
-        )
-    content = bytearray(path.read_bytes())
-    name, extra = struct.unpack("<HH", content[record.header_offset + 26 : record.header_offset + 30])
-    content[record.header_offset + 30 + name + extra + record.file_size // 2] ^= 1
-    path.write_bytes(content)
-    return record.filename
 
 
 @pytest.fixture(scope="module")
