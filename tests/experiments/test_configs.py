@@ -17,7 +17,7 @@ CONFIGS = REPOSITORY / "configs"
 # Arguments that make the data fit the patches of every composer, which are those for images of 178 x 178 pixels.
 FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "super_resolution_photos")}
 HYPERNETWORKS = ("transformer_ipc", "transinr")
-META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf")  # parts of names of experiments
+META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf", "shapes_ipc")  # parts of names of experiments
 DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
 PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte", "autodecoder")  # likewise; without blocks or inner steps
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
