@@ -91,6 +91,22 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts | {"offset": entries["offset"], "scale": entries["scale"]}
 
 
+def problem_of(path: Path) -> str | None:
+    """Return why the header of a file is not that of a shape, None if it is."""
+    try:
+        _checked(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def normalisation_of(path: Path) -> tuple[tuple[float, float, float], float]:
+    """Return the offset and the scale in a file: ``normalised = (p + offset) * scale``."""
+    facts = read_facts(path)
+    x, y, z = facts["offset"]
+    return (x, y, z), facts["scale"]
+
+
 def _checked(path: Path) -> dict[str, Any]:
     """Return the metadata of a file after checking them, and the types and shapes of the arrays."""
     if not path.is_file():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datamodules.randomness import seed_at
 from datamodules.shapes.families import Family, generate
-from datamodules.shapes.files import ENDING, read_facts, read_shape, write_shape
+from datamodules.shapes.files import ENDING, normalisation_of, problem_of, read_facts, read_shape, write_shape
 from datamodules.shapes.mesh_sampling import SamplingSettings
 from datamodules.shapes.parts import Solid
 from datamodules.shapes.samples import StoredShape
@@ -123,17 +123,11 @@ class SampleShapes(ShapeSet):
 
     def problem(self, file: NamedFile) -> str | None:
         """Return why the header of a file is not that of a shape."""
-        try:
-            read_facts(file.path)
-        except ValueError as error:
-            return str(error)
-        return None
+        return problem_of(file.path)
 
     def normalisation(self, file: NamedFile) -> tuple[tuple[float, float, float], float]:
         """Return the offset and the scale in a file."""
-        facts = read_facts(file.path)
-        x, y, z = facts["offset"]
-        return (x, y, z), facts["scale"]
+        return normalisation_of(file.path)
 
     def surface_points(self, shape: StoredShape, count: int) -> NDArray[np.float32]:
         """Return new points on the surface of a generated shape and their normals ``(count, 6)``; stored ones of a mesh."""

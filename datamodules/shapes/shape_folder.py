@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.shapes.files import ENDING, read_facts, read_shape
+from datamodules.shapes.files import ENDING, normalisation_of, problem_of, read_shape
 from datamodules.shapes.samples import StoredShape
 from datamodules.shapes.shape_set import ShapeSet
 from datamodules.storage.folders import NamedFile, RandomSplit, Split, files_below, files_of_split
@@ -72,17 +72,11 @@ class ShapeFolder(ShapeSet):
 
     def problem(self, file: NamedFile) -> str | None:
         """Return why the header of a file is not that of a shape."""
-        try:
-            read_facts(file.path)
-        except ValueError as error:
-            return str(error)
-        return None
+        return problem_of(file.path)
 
     def normalisation(self, file: NamedFile) -> tuple[tuple[float, float, float], float]:
         """Return the offset and the scale in a file."""
-        facts = read_facts(file.path)
-        x, y, z = facts["offset"]
-        return (x, y, z), facts["scale"]
+        return normalisation_of(file.path)
 
     def how_to_get(self) -> str:
         """Return the command that samples meshes."""
