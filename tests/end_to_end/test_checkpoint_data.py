@@ -113,6 +113,9 @@ def test_program_uses_the_sampling_rate_of_training(tmp_path, monkeypatch):
         "num_instances": 4,
         "sample_rate": 500,
         "scales": None,
+        "normal_offset": None,
+        "inside": None,
+        "uniform": None,
     }
     recordings = ["--audio", "audio/val", "--output"]
     run("predict", "--ckpt_path", path, *recordings, "stated")
