@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_SMALLEST_DEPTH = 1e-3  # of points that are projected, in world units
+
 
 def plucker(rays: Tensor) -> Tensor:
     """Return the Pluecker coordinates of rays: unit direction and moment, which are equal for all origins on a line.
@@ -29,6 +31,32 @@ def plucker(rays: Tensor) -> Tensor:
     origins, directions = rays.split(3, dim=-1)
     unit = torch.nn.functional.normalize(directions, dim=-1)
     return torch.cat((unit, torch.linalg.cross(origins, unit)), dim=-1)
+
+
+def project(points: Tensor, poses: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where cameras see points.
+
+    Args:
+        points: ``(..., N, 3)`` in world units; leading axes broadcast with those of the cameras.
+        poses: ``(..., 3, 4)``.
+        intrinsics: ``(..., 4)``, focal lengths and principal points in pixels, ``fx, fy, cx, cy``.
+
+    Returns:
+        Positions ``(..., N, 2)`` in pixels, row before column, from the outer corner of the first pixel; and points
+        ``(..., N, 3)`` in the axes of the camera. Positions of points behind a camera have no meaning.
+
+    Example:
+        >>> pixels, points = project(
+        ...     torch.tensor([[1.0, 1.0, -2.0]]), torch.eye(4)[:3], torch.tensor([4.0, 4.0, 8.0, 8.0])
+        ... )
+        >>> pixels.tolist(), points.tolist()
+        ([[6.0, 10.0]], [[1.0, 1.0, -2.0]])
+    """
+    points = (points - poses[..., None, :, 3]) @ poses[..., :3]
+    depth = (-points[..., 2]).clamp_min(_SMALLEST_DEPTH)
+    focal_x, focal_y, centre_x, centre_y = intrinsics[..., None, :].unbind(-1)
+    rows, columns = centre_y - focal_y * points[..., 1] / depth, centre_x + focal_x * points[..., 0] / depth
+    return torch.stack((rows, columns), dim=-1), points
 
 
 def focal_length(field_of_view: float, width: int) -> float:
