@@ -4,8 +4,6 @@ import pytest
 import torch
 from scene_cameras import cameras
 
-from composers.inference import Refinement
-from composers.inference.rules import TorchOptimizer
 from composers.networks import PixelAlignedMLP, VoxelMLP
 from composers.networks.interpolation import gathered
 from composers.networks.pixel_aligned_mlp import camera_numbers
@@ -66,7 +64,9 @@ def test_projection_inverts_rays():
     depths = 2 + 3 * torch.rand(3, 256, 1)
     pixels, points = project(rays[..., :3] + depths * rays[..., 3:], poses, intrinsics)
     rows, columns = torch.meshgrid(torch.arange(16) + 0.5, torch.arange(16) + 0.5, indexing="ij")
-    torch.testing.assert_close(pixels, torch.stack((rows, columns), -1).view(256, 2).expand(3, -1, -1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        pixels, torch.stack((rows, columns), -1).view(256, 2).expand(3, -1, -1), atol=1e-4, rtol=0
+    )
     torch.testing.assert_close(-points[..., 2:], depths, atol=1e-4, rtol=0)
 
 
