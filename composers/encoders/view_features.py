@@ -41,8 +41,8 @@ class ViewFeatures(Encoder):
         if width < GROUPS or width % GROUPS:
             raise ValueError(f"width is {width}; it must be a positive multiple of {GROUPS}.")
         self.embed_dim = width
-        self.full = _layer(4, width)
-        self.half, self.quarter, self.eighth = (
+        self.at_full = _layer(4, width)
+        self.at_half, self.at_quarter, self.at_eighth = (
             nn.Sequential(_layer(before * width, after * width, 2), _layer(after * width, after * width))
             for before, after in ((1, 2), (2, 3), (3, 4))
         )
@@ -55,11 +55,11 @@ class ViewFeatures(Encoder):
         Raises:
             ValueError: If the signal does not consist of posed views with three channels.
         """
-        half = self.half(self.full(pixels(views).flatten(0, 1)))
-        quarter = self.quarter(half)
-        quarter = self.up_quarter(torch.cat((_like(self.eighth(quarter), quarter), quarter), dim=1))
-        features: Tensor = self.up_half(torch.cat((_like(quarter, half), half), dim=1))
-        return features.unflatten(0, views.images.shape[:2])
+        half = self.at_half(self.at_full(pixels(views).flatten(0, 1)))
+        quarter = self.at_quarter(half)
+        quarter = self.up_quarter(torch.cat((_like(self.at_eighth(quarter), quarter), quarter), dim=1))
+        maps: Tensor = self.up_half(torch.cat((_like(quarter, half), half), dim=1)).unflatten(0, views.images.shape[:2])
+        return maps
 
     def layout(self, signal: Tensor | Views) -> Layout:
         """Return the grid ``(V, H / 2, W / 2)``."""

@@ -61,9 +61,9 @@ class ViewVoxels(Encoder):
         self.views = ViewFeatures(signal_shape, view_width)
         read = view_width + 4
         self.enter = _layer(2 * read + 4, width, 1)
-        self.full = _layer(width, width)
-        self.half = nn.Sequential(_halved(width, 3 * width), _layer(3 * width, 3 * width), _layer(3 * width, 3 * width))
-        self.quarter = nn.Sequential(
+        self.at_full = _layer(width, width)
+        self.at_half = nn.Sequential(_halved(width, 3 * width), _layer(3 * width, 3 * width), _layer(3 * width, 3 * width))
+        self.at_quarter = nn.Sequential(
             _halved(3 * width, 6 * width), _layer(6 * width, 6 * width), _layer(6 * width, 6 * width)
         )
         self.up_half, self.after_half = nn.Conv3d(6 * width, 3 * width, 1), _layer(3 * width, 3 * width)
@@ -80,9 +80,9 @@ class ViewVoxels(Encoder):
             ValueError: If the signal does not consist of posed views with three channels.
         """
         views = signal_of(signal)
-        full = self.full(self.enter(self._read(views)))
-        half = self.half(full)
-        half = self.after_half(half + _doubled(self.up_half(self.quarter(half))))
+        full = self.at_full(self.enter(self._read(views)))
+        half = self.at_half(full)
+        half = self.after_half(half + _doubled(self.up_half(self.at_quarter(half))))
         voxels: Tensor = self.after_full(full + _doubled(self.up_full(half)))
         return voxels.flatten(2).mT
 
@@ -101,7 +101,8 @@ class ViewVoxels(Encoder):
             ).unflatten(0, (count, number))
             along = centres.expand(count, -1, -1) / self.half_extent
             voxels = torch.cat((read.mean(1), read.amax(1), behind.mean(1), along), dim=-1)
-        return voxels.mT.unflatten(-1, (self.grid_size,) * 3)
+        grid: Tensor = voxels.mT.unflatten(-1, (self.grid_size,) * 3)
+        return grid
 
     def _centres(self, device: torch.device) -> Tensor:
         """Return the centres of all voxels ``(G^3, 3)`` in world units."""

@@ -54,7 +54,8 @@ def cells_around(positions: Tensor, sizes: Sequence[int], ensemble: bool = True)
     indices, offsets, weights = [], [], []
     for corner in itertools.product(range(2 if ensemble else 1), repeat=len(sizes)):
         chosen = list(zip(corner, axes, sizes, strict=True))
-        indices.append(reduce(lambda index, axis: index * axis[2] + axis[1].indices[axis[0]], chosen, 0))
+        start = torch.zeros_like(axes[0].indices[0])
+        indices.append(reduce(lambda index, axis: index * axis[2] + axis[1].indices[axis[0]], chosen, start))
         offsets.append(torch.stack([axis.offsets[side] for side, axis, _ in chosen], dim=-1))
         weights.append(reduce(torch.mul, [axis.shares[side] for side, axis, _ in chosen]))
     return Cells(torch.stack(indices, dim=-2), torch.stack(offsets, dim=-3), torch.stack(weights, dim=-2))

@@ -41,7 +41,7 @@ def gathered(maps: Tensor, positions: Tensor) -> Tensor:
     cells = cells_around(positions, maps.shape[2:])  # (B, A, N)
     rows = maps.flatten(2).mT  # (B, cells, E)
     index = cells.indices.flatten(1).unsqueeze(-1).expand(-1, -1, rows.shape[-1])
-    read = rows.gather(1, index).unflatten(1, cells.indices.shape[1:])
+    read: Tensor = rows.gather(1, index).unflatten(1, cells.indices.shape[1:])
     return (read * cells.weight.unsqueeze(-1)).sum(1)
 
 

@@ -71,11 +71,15 @@ class PixelAlignedMLP(CoordinateNetwork[Modulations]):
         encoded = coord_dim if encoding is None else encoding.width(coord_dim)
         self.per_view = PointMLP(feature_dim + coord_dim, hidden_dim, hidden_dim, num_hidden)
         self.mlp = PointMLP(hidden_dim + encoded, value_dim, hidden_dim, num_hidden)
-        self.floats_per_coord = (num_views + 1) * (feature_dim + (num_hidden + 2) * hidden_dim) + encoded
         self.slots = {
             "maps": TensorSpec((feature_dim, -1, -1, -1), partial(torch.zeros, feature_dim, num_views, 1, 1)),
             "cameras": TensorSpec((num_views, _CAMERA), partial(torch.ones, num_views, _CAMERA)),
         }
+
+    @property
+    def floats_per_coord(self) -> int:
+        """Return the floats of all layers, for every view and after their mean."""
+        return self.num_views * (self.feature_dim + self.per_view.floats_per_point) + self.mlp.floats_per_point
 
     def forward(self, coords: Tensor, modulations: Modulations) -> Tensor:
         """Return values ``(B, N, C)`` at points ``(N, 3)`` shared by all instances, or ``(B, N, 3)``.
@@ -98,7 +102,8 @@ class PixelAlignedMLP(CoordinateNetwork[Modulations]):
             read = torch.cat((read, relative.flatten(0, 1)), dim=-1)
         of_views = self.per_view(read).unflatten(0, cameras.shape[:2])
         encoded = points if self.encoding is None else self.encoding(points)
-        return self.mlp(torch.cat((torch.relu(of_views).mean(1), encoded), dim=-1))
+        values: Tensor = self.mlp(torch.cat((torch.relu(of_views).mean(1), encoded), dim=-1))
+        return values
 
 
 def camera_numbers(poses: Tensor, intrinsics: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -33,6 +33,7 @@ class PointMLP(nn.Module):
         widths = [in_dim, *[hidden_dim] * num_hidden]
         self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.last = nn.Linear(hidden_dim, out_dim)
+        self.floats_per_point = sum(widths) + out_dim
 
     def forward(self, features: Tensor) -> Tensor:
         """Return ``(..., out_dim)`` in float32 for features ``(..., in_dim)``."""
@@ -88,8 +89,12 @@ class VoxelMLP(CoordinateNetwork[Modulations]):
         self.coord_dim, self.value_dim, self.feature_dim = coord_dim, value_dim, feature_dim
         self.half_extent = half_extent
         self.mlp = PointMLP(feature_dim, value_dim, hidden_dim, num_hidden)
-        self.floats_per_coord = 4 * feature_dim + (num_hidden + 1) * hidden_dim
         self.slots = {"voxels": TensorSpec((feature_dim, -1, -1, -1), partial(torch.zeros, feature_dim, 1, 1, 1))}
+
+    @property
+    def floats_per_coord(self) -> int:
+        """Return the floats of the voxels that a point reads, and of all layers."""
+        return 4 * self.feature_dim + self.mlp.floats_per_point
 
     def forward(self, coords: Tensor, modulations: Modulations) -> Tensor:
         """Return values ``(B, N, C)`` at points ``(N, 3)`` shared by all instances, or ``(B, N, 3)``.
@@ -103,7 +108,8 @@ class VoxelMLP(CoordinateNetwork[Modulations]):
         """
         voxels = modulations["voxels"]
         points = of_instances(coords, len(voxels))
-        return self.mlp(interpolate(voxels, points / self.half_extent))
+        values: Tensor = self.mlp(interpolate(voxels, points / self.half_extent))
+        return values
 
 
 def of_instances(coords: Tensor, count: int) -> Tensor:
