@@ -14,7 +14,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, PosedImages, Samples, Views
 from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import Rays
-from datamodules.randomness import generator_at
+from datamodules.randomness import generator_at, global_seed
 from datamodules.spec import DataSpec
 from modalities.views import PosedViews
 
@@ -35,6 +35,8 @@ class SceneModule(CoordinateDataModule):
 
     Args:
         views: Number of support views per instance.
+        min_views: Fewest support views of a training batch: each batch draws a number from here to ``views``, for encoders that
+            take any number; always ``views`` if None.
         query_views: Number of query views per instance.
         size: Height and width of the images in pixels.
         near: Depth at which rendering starts, in world units from the camera plane.
@@ -62,10 +64,14 @@ class SceneModule(CoordinateDataModule):
         far: float = 6.0,
         rays_per_view: int = 128,
         foreground_epochs: int = 2,
+        *,
+        min_views: int | None = None,
         **kwargs: Any,
     ) -> None:
         if views < 1 or query_views < 1 or size < 1:
             raise ValueError(f"views is {views}, query_views {query_views}, size {size}: each must be at least 1.")
+        if min_views is not None and not 1 <= min_views <= views:
+            raise ValueError(f"min_views is {min_views}: expected a number from 1 to views, {views}.")
         if not (0 <= near < far and math.isfinite(far)):
             raise ValueError(f"near is {near}, far {far}: expected finite depths with 0 <= near < far, in world units.")
         if rays_per_view < 1 or foreground_epochs < 0:
@@ -75,6 +81,7 @@ class SceneModule(CoordinateDataModule):
             )
         super().__init__(coordinate_noise="none", coordinate_subset=None, **kwargs)
         self.views = views
+        self.min_views = min_views
         self.query_views = query_views
         self.size = size
         self.near = near
@@ -129,13 +136,14 @@ class SceneModule(CoordinateDataModule):
             batch: ``images (B, V + Q, 3, H, W)`` uint8, of which the first ``V`` are support views, ``poses``,
                 ``intrinsics``, names and seeds.
             training: Whether to draw a subset of the rays of the query views instead of using all.
-            step: Unused, because a batch shares no draws.
+            step: Number of the training step, from which the number of support views is drawn.
 
         Returns:
             Rays of the support views ``(B, V * H * W, 6)``, and of the query views ``(B, Q * H * W, 6)``, or in training
             ``(B, Q * rays_per_view, 7)``, with colours in [0, 1].
         """
-        support, query = (_select(batch, part) for part in (slice(self.views), slice(self.views, None)))
+        number = self._number_of_views(step) if training else self.views
+        support, query = (_select(batch, part) for part in (slice(number), slice(self.views, None)))
         rays, values = self._rays(query), _pixels(query.images)  # (B, Q, H W, 6), (B, Q, H W, 3)
         shape: tuple[int, ...] | None = (values.shape[1], *query.images.shape[-2:])
         if training:
@@ -151,6 +159,13 @@ class SceneModule(CoordinateDataModule):
             shape,
             list(batch.name),
         )
+
+    def _number_of_views(self, step: int) -> int:
+        """Return the number of support views of a training batch."""
+        if self.min_views is None:
+            return self.views
+        generator = generator_at("number of views", global_seed(), step)
+        return int(torch.randint(self.min_views, self.views + 1, (), generator=generator))
 
     def _rays(self, images: PosedImages) -> Tensor:
         """Return the rays of all pixels, ``(B, V, H * W, 6)``."""

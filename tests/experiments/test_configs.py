@@ -20,6 +20,7 @@ HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf", "shapes_ipc")  # parts of names of experiments
 DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
 PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte", "autodecoder")  # likewise; without blocks or inner steps
+OF_VIEWS = ("voxel_codes", "pixel_aligned")  # composers that observe posed views
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
 FEW = [  # for the same reason
     *("--model.init_args.inner.init_args.test_samples_per_step", 8),
@@ -97,6 +98,8 @@ def _pairs():
 def _fits(composer, data):
     """Return whether a composer reads signals of some data."""
     distances = _modality(data.values[0]) in DISTANCES
+    if composer in OF_VIEWS:
+        return _modality(data.values[0]) == "views"
     if composer.startswith("metasdf") or composer == "autodecoder":
         return distances
     if composer in HYPERNETWORKS and distances:
@@ -120,7 +123,7 @@ def test_every_composer_works_with_every_data_set(composer, data):
     arguments = [part for layer in layers for part in ("--config", layer)]
     if composer.stem == "autodecoder" and data.stem in ("deep_sdf", "shape_folder", "shapenet_core"):  # of unknown size
         arguments += ["--model.init_args.start.init_args.num_instances", 3]
-    quick = SHALLOW if composer.stem in HYPERNETWORKS else [] if composer.stem in ("autodecoder", "liif") else FEW
+    quick = SHALLOW if composer.stem in HYPERNETWORKS else [] if composer.stem in ("autodecoder", "liif", *OF_VIEWS) else FEW
     program = _assert_works(*arguments, *([] if composer.stem == "liif" else FITTING.get(data.stem, [])), *quick)
     if composer.stem == "transformer_ipc":
         _assert_prints_itself(*arguments)

@@ -409,6 +409,20 @@ def test_random_items_have_the_shapes_of_batches(shared):
     torch.testing.assert_close(data.random_items(1).poses[0, :, :, 3].norm(dim=-1), torch.full((5,), 4.0))
 
 
+def test_batches_draw_the_number_of_support_views(shared):
+    data = ready(shared, views=3, min_views=2)
+    items = data.random_items(2)
+    counts = [data.to_coordinates(items, training=True, step=step).observation for step in range(40)]
+    assert {observation.signal.images.shape[1] for observation in counts} == {2, 3}
+    for observation in counts:
+        number = observation.signal.images.shape[1]
+        assert torch.equal(observation.signal.images, items.images[:, :number].float() / 255)
+        assert observation.samples.coords.shape[1] == number * SIZE * SIZE
+    again = data.to_coordinates(items, training=True, step=7).observation
+    assert again.signal.images.shape == counts[7].signal.images.shape
+    assert data.to_coordinates(items).observation.signal.images.shape[1] == 3
+
+
 def test_training_batches_use_the_coordinates_of_evaluation(shared):
     batches = list(ready(shared, eval_batch_size=2).training_batches(3))
     assert [batch.query.coords.shape for batch in batches] == [(2, SIZE * SIZE, 6), (1, SIZE * SIZE, 6)]
@@ -426,6 +440,8 @@ def test_training_batches_use_the_coordinates_of_evaluation(shared):
         {"near": float("nan")},
         {"rays_per_view": 0},
         {"foreground_epochs": -1},
+        {"views": 2, "min_views": 3},
+        {"min_views": 0},
         {"train_frames": 0},
         {"repeats": 0},
         {"draws": 0},
