@@ -26,8 +26,9 @@ class ViewVoxels(Encoder):
     The centre of every voxel is projected into all views. It reads their feature maps and their pixels there, and its distance
     along the optical axis; the mean and the maximum over the views do not depend on their number or order. Convolutions in
     space at three resolutions (a U-Net) then combine what is known around a voxel: voxels before the background are empty, and
-    what no view shows follows from the training objects. What a voxel reads is also added to the result, linearly; without this
-    shortcut, training takes several times as long to leave the mean object. Views may have any number and size. A token is a voxel.
+    what no view shows follows from the training objects. What a voxel reads is also added to the result, linearly; without
+    this shortcut, training takes several times as long to leave the mean object. Views may have any number and size. A token
+    is a voxel.
 
     Args:
         signal_shape: ``(-1, 3, -1, -1)``; set from the data module on the command line.
