@@ -46,11 +46,9 @@ class GeneratedObject(NamedTuple):
         Args:
             up: Unused: generated objects are y up.
         """
-        mesh = generate(self.family, *self.address).mesh()
-        corners = z_up(mesh.triangles) * (RADIUS / PARTS_RADIUS)
-        if self.is_painted:
-            colours = np.full(corners.shape, GREY, dtype=np.float32)
-        else:
-            faces = np.asarray(mesh.visual.face_colors)[:, None, :3] / np.float32(255)
-            colours = np.repeat(faces, 3, axis=1)
-        return Mesh(corners.astype(np.float32), colours)
+        parts = generate(self.family, *self.address).parts
+        triangles = [part.mesh().triangles for part in parts]
+        corners = z_up(np.concatenate(triangles)) * (RADIUS / PARTS_RADIUS)
+        paints = np.full((len(parts), 3), GREY) if self.is_painted else np.array([part.colour for part in parts])
+        colours = np.repeat(paints.astype(np.float32), [3 * len(part) for part in triangles], axis=0)
+        return Mesh(corners.astype(np.float32), colours.reshape(-1, 3, 3))
