@@ -34,7 +34,7 @@ class Caster:
         mesh: The mesh to render.
 
     Example:
-        ``Caster(read_mesh(path)).render(orbit(8), torch.full((8, 2), focal_length(0.8, 128)), (128, 128))``
+        ``Caster(read_mesh(path)).render(orbit(8), torch.tensor([[150.0, 150.0, 64.0, 64.0]]).expand(8, 4), (128, 128))``
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -47,7 +47,7 @@ class Caster:
         self._cosines = self._normals @ (_LIGHT / np.linalg.norm(_LIGHT))
         self._colours = mesh.colours
 
-    def render(self, poses: Tensor, focals: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
+    def render(self, poses: Tensor, intrinsics: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
         """Render RGBA images of the object.
 
         Alpha is the fraction of a pixel that the object covers. The colour is that of the covered part alone, and white if the
@@ -55,7 +55,7 @@ class Caster:
 
         Args:
             poses: ``(F, 3, 4)``.
-            focals: ``(F, 2)`` in pixels, along columns and rows.
+            intrinsics: ``(F, 4)`` in pixels, ``fx, fy, cx, cy``.
             shape: Height and width in pixels.
             samples: Number of rays along each side of a pixel: 2 casts 4 rays per pixel.
 
@@ -65,26 +65,26 @@ class Caster:
         fine = [samples * side for side in shape]
         lenses: dict[tuple[float, ...], NDArray[np.float32]] = {}  # directions of rays in the axes of the camera
         images = []
-        for pose, focal in zip(poses, samples * focals, strict=True):
-            lens = tuple(focal.tolist())
-            if lens not in lenses:
-                lenses[lens] = Rays().coords(fine, cameras=(torch.eye(4)[:3], focal))[:, 3:].numpy()
+        for pose, lens in zip(poses, samples * intrinsics, strict=True):
+            numbers = tuple(lens.tolist())
+            if numbers not in lenses:
+                lenses[numbers] = Rays().coords(fine, cameras=(torch.eye(4)[:3], lens))[:, 3:].numpy()
             axes, position = pose[:, :3].float().numpy(), pose[:, 3].float().numpy()
-            images.append(self._view(position, lenses[lens] @ axes.T, (shape[0], shape[1]), samples))
+            images.append(self._view(position, lenses[numbers] @ axes.T, (shape[0], shape[1]), samples))
         return torch.stack(images)
 
-    def depth(self, poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
+    def depth(self, poses: Tensor, intrinsics: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the depth of the object at the centre of every pixel, measured from the camera plane.
 
         Args:
             poses: ``(F, 3, 4)``.
-            focals: ``(F, 2)`` in pixels, along columns and rows.
+            intrinsics: ``(F, 4)`` in pixels, ``fx, fy, cx, cy``.
             shape: Height and width in pixels.
 
         Returns:
             ``(F, H, W)`` float32 in world units, infinite where the object is not hit.
         """
-        rays = Rays().coords((len(poses), *shape), cameras=(poses, focals)).numpy()
+        rays = Rays().coords((len(poses), *shape), cameras=(poses, intrinsics)).numpy()
         hits = self._cast(np.ascontiguousarray(rays[:, :3]), rays[:, 3:])
         depth = np.where(hits["primID"] == _MISS, np.float32(math.inf), hits["tfar"])
         return torch.from_numpy(depth.reshape(len(poses), *shape))

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.cameras import focal_length, look_at
+from datamodules.cameras import centred_intrinsics, focal_length, look_at
 from datamodules.randomness import generator_at, seed_at
 from datamodules.scenes.raycast import Caster
 from datamodules.storage.files import flush_folder, locked, refusal_of_link, written_whole
@@ -320,8 +320,8 @@ def _write_part(task: _Task) -> str | None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     size, poses = task.settings.size, camera_poses(task.settings, task.item.name)
-    focal = focal_length(math.radians(task.settings.field_of_view), size)
-    images = Caster(mesh).render(poses, torch.full((len(poses), 2), focal), (size, size))
+    focals = torch.full((len(poses), 2), focal_length(math.radians(task.settings.field_of_view), size))
+    images = Caster(mesh).render(poses, centred_intrinsics(focals, (size, size)), (size, size))
     for frame, image in enumerate(images):
         pixels = image.permute(1, 2, 0).contiguous().numpy()
         Image.fromarray(pixels).save(part / _image_name(frame), compress_level=4)
