@@ -128,14 +128,14 @@ def test_only_new_and_changed_meshes_are_rendered(meshes, tmp_path):
 def test_an_interrupted_run_is_resumed(meshes, tmp_path, monkeypatch):
     out, files, written = tmp_path / "out", mesh_files([meshes]), []
 
-    def interrupt(path, content):
-        if path.name == "transforms.json" and len(written) == 2:
+    def interrupt(task, poses):
+        if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(path) if path.name == "transforms.json" else None
-        write(path, content)
+        written.append(task)
+        return content(task, poses)
 
-    write = rendering._write_json
-    monkeypatch.setattr(rendering, "_write_json", interrupt)
+    content = rendering._transforms
+    monkeypatch.setattr(rendering, "_transforms", interrupt)
     with pytest.raises(KeyboardInterrupt):
         render_folder(files, out, "chairs", TINY)
     assert sorted(path.name for path in (out / "chairs").iterdir()) == [".ring.part", "box", "cone"]
