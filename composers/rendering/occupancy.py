@@ -37,7 +37,7 @@ class Occupancy:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, cells: int = 48, empty_opacity: float = 0.01, min_transmittance: float = 1e-3) -> None:
+    def __init__(self, cells: int = 64, empty_opacity: float = 0.01, min_transmittance: float = 1e-3) -> None:
         if cells < 1:
             raise ValueError(f"cells is {cells}; it must be at least 1.")
         if not (0 <= empty_opacity < 1 and 0 <= min_transmittance < 1):
