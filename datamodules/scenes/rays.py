@@ -31,7 +31,8 @@ class SceneModule(CoordinateDataModule):
 
     In the first epochs, half of the training rays are drawn from the foreground (pixels with a channel below white) and the
     others from the whole image. If the foreground has too few pixels, they are drawn with replacement; if there is none, all
-    rays are drawn from the whole image.
+    rays are drawn from the whole image. In all epochs, a share of the rays, ``object_rays``, can be drawn from the foreground
+    and its surroundings instead, and the rule above applies to the others.
 
     Args:
         views: Number of support views per instance.
@@ -43,6 +44,9 @@ class SceneModule(CoordinateDataModule):
         far: Depth at which rendering ends.
         rays_per_view: Rays per query view in a training step; all rays if a view has fewer.
         foreground_epochs: Number of initial training epochs in which half of the rays come from the foreground.
+        object_rays: Share of the training rays that are drawn in all epochs from the foreground and the pixels around it, in
+            [0, 1]. The others see the background, so that few should be left, but not none.
+        object_margin: Largest distance of these pixels from the foreground, along rows and columns, in pixels.
         kwargs: Arguments of `CoordinateDataModule`.
 
     Raises:
@@ -66,6 +70,8 @@ class SceneModule(CoordinateDataModule):
         foreground_epochs: int = 2,
         *,
         min_views: int | None = None,
+        object_rays: float = 0.0,
+        object_margin: int = 4,
         **kwargs: Any,
     ) -> None:
         if views < 1 or query_views < 1 or size < 1:
@@ -79,6 +85,11 @@ class SceneModule(CoordinateDataModule):
                 f"rays_per_view is {rays_per_view}, foreground_epochs {foreground_epochs}: rays_per_view must be at least 1 "
                 "and foreground_epochs at least 0."
             )
+        if not 0 <= object_rays <= 1 or object_margin < 0:
+            raise ValueError(
+                f"object_rays is {object_rays}, object_margin {object_margin}: object_rays must be a share in [0, 1] and "
+                "object_margin at least 0 pixels."
+            )
         super().__init__(coordinate_noise="none", coordinate_subset=None, **kwargs)
         self.views = views
         self.min_views = min_views
@@ -88,6 +99,8 @@ class SceneModule(CoordinateDataModule):
         self.far = far
         self.rays_per_view = rays_per_view
         self.foreground_epochs = foreground_epochs
+        self.object_rays = object_rays
+        self.object_margin = object_margin
 
     @property
     def spec(self) -> DataSpec:
@@ -178,25 +191,47 @@ class SceneModule(CoordinateDataModule):
         pixels, device = images.shape[-2] * images.shape[-1], images.device
         shape, count = (images.shape[1], pixels), min(self.rays_per_view, pixels)
         anywhere = _uniform(seeds, "rays", shape, device).topk(count).indices  # without replacement
+        near = round(self.object_rays * count)
         epoch = self.trainer.current_epoch if self.trainer else 0
-        if epoch >= self.foreground_epochs:
-            return anywhere
-        return torch.cat(
-            (self._foreground(images, seeds, anywhere[..., : count // 2]), anywhere[..., count // 2 :]), -1
-        )
+        half = near + (count - near) // 2 if epoch < self.foreground_epochs else near
+        parts = [anywhere[..., half:]]
+        if half > near:
+            parts.insert(0, _draw_from(_foreground(images), seeds, "foreground", "again", anywhere[..., near:half]))
+        if near:
+            surroundings = _dilated(_foreground(images), self.object_margin)
+            parts.insert(0, _draw_from(surroundings, seeds, "object", "object again", anywhere[..., :near]))
+        return torch.cat(parts, -1)
 
-    @staticmethod
-    def _foreground(images: Tensor, seeds: Sequence[int], fallback: Tensor) -> Tensor:
-        """Draw as many foreground pixels as in ``fallback``, with replacement if needed, or return it if there are none."""
-        shape, device = (images.shape[1], images.shape[-2] * images.shape[-1]), images.device
-        foreground = images.amin(2).flatten(2) < _WHITE  # (B, Q, H W)
-        count = foreground.sum(-1, keepdim=True)
-        draws = _uniform(seeds, "foreground", shape, device).masked_fill(~foreground, -1)
-        distinct = draws.topk(fallback.shape[-1]).indices
-        repeated = (_uniform(seeds, "again", fallback.shape[1:], device) * count).long()
-        first = torch.arange(fallback.shape[-1], device=device).expand_as(repeated)
-        indices = distinct.take_along_dim(torch.where(count < fallback.shape[-1], repeated, first), -1)
-        return torch.where(count == 0, fallback, indices)
+
+def _foreground(images: Tensor) -> Tensor:
+    """Return the pixels of views ``(B, Q, 3, H, W)`` that have a channel below white, ``(B, Q, H, W)``."""
+    return images.amin(2) < _WHITE
+
+
+def _dilated(mask: Tensor, margin: int) -> Tensor:
+    """Return the pixels of ``mask (B, Q, H, W)`` and those at most ``margin`` rows and columns away."""
+    size = 2 * margin + 1
+    return torch.nn.functional.max_pool2d(mask.float(), size, stride=1, padding=margin) > 0
+
+
+def _draw_from(mask: Tensor, seeds: Sequence[int], purpose: str, again: str, fallback: Tensor) -> Tensor:
+    """Draw as many pixels of ``mask`` as in ``fallback``, with replacement if needed, or return it if there are none.
+
+    Args:
+        mask: ``(B, Q, H, W)``, the pixels to draw from.
+        seeds: Of the instances.
+        purpose: Address of the draws without replacement.
+        again: Address of the draws with replacement.
+        fallback: ``(B, Q, R)``, indices of pixels.
+    """
+    allowed = mask.flatten(2)
+    device, count = mask.device, allowed.sum(-1, keepdim=True)
+    draws = _uniform(seeds, purpose, allowed.shape[1:], device).masked_fill(~allowed, -1)
+    distinct = draws.topk(fallback.shape[-1]).indices
+    repeated = (_uniform(seeds, again, fallback.shape[1:], device) * count).long()
+    first = torch.arange(fallback.shape[-1], device=device).expand_as(repeated)
+    indices = distinct.take_along_dim(torch.where(count < fallback.shape[-1], repeated, first), -1)
+    return torch.where(count == 0, fallback, indices)
 
 
 def _select(batch: PosedImages, part: slice) -> PosedImages:

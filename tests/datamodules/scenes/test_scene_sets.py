@@ -200,6 +200,32 @@ def test_foreground_rays_end_after_foreground_epochs(shared):
     assert max(hits[2:]) < 40
 
 
+@pytest.mark.parametrize("margin", [0, 1, 2])
+def test_a_share_of_the_rays_is_drawn_near_the_object_in_all_epochs(shared, margin):
+    data = ready(shared, foreground_epochs=1, object_rays=0.6, object_margin=margin)
+    raw = _painted(1, list(range(60)))  # pixel 30: row 3, column 6
+    near = {
+        SIZE * row + column
+        for row in range(SIZE)
+        for column in range(SIZE)
+        if max(abs(row - 3), abs(column - 6)) <= margin
+    }
+    for epoch in range(3):
+        data.trainer = SimpleNamespace(current_epoch=epoch)
+        indices = _pixel_indices(data.to_coordinates(raw, training=True), raw, 1)[:, 0]
+        assert indices.shape == (60, 20)
+        assert set(indices[:, :12].flatten().tolist()) == near
+        assert set(indices[:, 12:16].flatten().tolist()) == {30} if epoch == 0 else True  # half of the others
+        assert len(indices[:, 16:].unique()) > 50
+
+
+def test_rays_of_empty_views_are_drawn_from_the_whole_image(shared):
+    data = ready(shared, object_rays=1.0)
+    raw = _painted(0, [0, 1])
+    for row in _pixel_indices(data.to_coordinates(raw, training=True), raw, 1)[:, 0].tolist():
+        assert len(set(row)) == 20
+
+
 def test_views_with_fewer_pixels_use_all_rays(shared):
     data = ready(shared, rays_per_view=1000, foreground_epochs=0)
     batch = data.to_coordinates(next(iter(data.train_dataloader())), training=True)
@@ -442,6 +468,9 @@ def test_training_batches_use_the_coordinates_of_evaluation(shared):
         {"foreground_epochs": -1},
         {"views": 2, "min_views": 3},
         {"min_views": 0},
+        {"object_rays": -0.1},
+        {"object_rays": 1.5},
+        {"object_margin": -1},
         {"train_frames": 0},
         {"repeats": 0},
         {"draws": 0},
