@@ -31,7 +31,7 @@ class CopyingSettings:
         config: Config of the experiment.
     """
 
-    config: Path = Path("configs/experiments/objects_ipc.yaml")
+    config: Path = Path("configs/experiments/objects_voxels.yaml")
 
 
 class Baselines(NamedTuple):
