@@ -33,7 +33,7 @@ class Caster:
         mesh: The mesh to render.
 
     Example:
-        ``Caster(read_mesh(path)).render(orbit(8), torch.full((8, 2), focal_length(0.8, 128)), (128, 128))``
+        ``Caster(read_mesh(path)).render(orbit(8), torch.tensor([[150.0, 150.0, 64.0, 64.0]]).expand(8, 4), (128, 128))``
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -46,7 +46,7 @@ class Caster:
         self._cosines = self._normals @ (_LIGHT / np.linalg.norm(_LIGHT))
         self._colours = mesh.colours
 
-    def render(self, poses: Tensor, focals: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
+    def render(self, poses: Tensor, intrinsics: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
         """Render RGBA images of the object.
 
         Alpha is the fraction of a pixel that the object covers. The colour is that of the covered part alone, and white if the
@@ -54,7 +54,7 @@ class Caster:
 
         Args:
             poses: ``(F, 3, 4)``.
-            focals: ``(F, 2)`` in pixels, along columns and rows.
+            intrinsics: ``(F, 4)`` in pixels, ``fx, fy, cx, cy``.
             shape: Height and width in pixels.
             samples: Number of rays along each side of a pixel: 2 casts 4 rays per pixel.
 
@@ -62,23 +62,21 @@ class Caster:
             ``(F, 4, H, W)`` uint8.
         """
         fine = [samples * side for side in shape]
-        views = zip(poses, samples * focals, strict=True)
-        return torch.stack(
-            [self._view(Rays().coords(fine, cameras=(pose, focal)), fine, samples) for pose, focal in views]
-        )
+        views = zip(poses, samples * intrinsics, strict=True)
+        return torch.stack([self._view(Rays().coords(fine, cameras=camera), fine, samples) for camera in views])
 
-    def depth(self, poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
+    def depth(self, poses: Tensor, intrinsics: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the depth of the object at the centre of every pixel, measured from the camera plane.
 
         Args:
             poses: ``(F, 3, 4)``.
-            focals: ``(F, 2)`` in pixels, along columns and rows.
+            intrinsics: ``(F, 4)`` in pixels, ``fx, fy, cx, cy``.
             shape: Height and width in pixels.
 
         Returns:
             ``(F, H, W)`` float32 in world units, infinite where the object is not hit.
         """
-        rays = Rays().coords((len(poses), *shape), cameras=(poses, focals))
+        rays = Rays().coords((len(poses), *shape), cameras=(poses, intrinsics))
         hits = self._cast(rays.numpy())
         depth = np.where(hits["primID"] == _MISS, np.float32(math.inf), hits["tfar"])
         return torch.from_numpy(depth.reshape(len(poses), *shape))

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.cameras import focal_length, look_at
+from datamodules.cameras import centred_intrinsics, focal_length, look_at
 from datamodules.randomness import generator_at, seed_at
 from datamodules.scenes.raycast import Caster
 from datamodules.storage.files import flush_folder, locked, refusal_of_link, written_whole
@@ -248,7 +248,8 @@ def _render(task: _Task) -> tuple[str, str | None]:
     size, angle = task.settings.size, math.radians(task.settings.field_of_view)
     poses = camera_poses(task.settings, task.mesh.name)
     names = [f"{frame:03d}" for frame in range(len(poses))]
-    images = Caster(mesh).render(poses, torch.full((len(poses), 2), focal_length(angle, size)), (size, size))
+    focals = torch.full((len(poses), 2), focal_length(angle, size))
+    images = Caster(mesh).render(poses, centred_intrinsics(focals, (size, size)), (size, size))
     for name, image in zip(names, images, strict=True):
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(part / f"{name}.png", compress_level=4)
     frames = [
