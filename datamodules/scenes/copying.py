@@ -162,7 +162,7 @@ def _chunks(scenes: Sequence[Scene], frames: int) -> Iterator[range]:
 
 def _cameras(scene: Scene) -> Tensor:
     """Return the poses, and the intrinsics relative to the size of the image, of all frames as rows."""
-    return torch.cat((scene.poses.flatten(1), scene.focals / max(scene.shape)), dim=1)
+    return torch.cat((scene.poses.flatten(1), scene.intrinsics / max(scene.shape)), dim=1)
 
 
 def _equal(cameras: Tensor, others: Tensor) -> bool:

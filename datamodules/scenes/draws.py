@@ -149,11 +149,11 @@ def drawn_frames(
         return list(range(1 + QUERIES_OF_FIRST))
     generator = generator_at("views", scene.name, repetition)
     if protocol in ("draws", "all"):
-        order = torch.randperm(total, generator=generator).tolist()
-        support = order[query_views : query_views + views]
+        order: list[int] = torch.randperm(total, generator=generator).tolist()
+        observed = order[query_views : query_views + views]
         if protocol == "draws":
-            return support + order[:query_views]
-        return support + [frame for frame in range(total) if frame not in support]
+            return observed + order[:query_views]
+        return observed + [frame for frame in range(total) if frame not in observed]
     queries = train_frames + torch.randperm(total - train_frames, generator=generator)
     support = torch.randperm(train_frames, generator=generator)
     return support[:views].tolist() + queries[:query_views].tolist()
