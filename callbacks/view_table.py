@@ -14,7 +14,7 @@ from composers.evaluation import Evaluation
 from datamodules.batch import CoordinateBatch
 from datamodules.scenes.draws import EvaluationViews
 from datamodules.storage.files import written_whole
-from modalities.view_metrics import ViewMetric
+from modalities.view_metrics import ViewMetric, complete_views
 
 
 class ViewTable(Callback):
@@ -56,7 +56,7 @@ class ViewTable(Callback):
         """Add the rows of a batch."""
         evaluation: Evaluation = outputs
         metrics = _view_metrics(pl_module)
-        if not metrics or batch.shape is None or len(batch.shape) != 3:
+        if not metrics or not complete_views(batch.shape):
             return
         for step in sorted({0, max(evaluation["values"])}):
             values = [

@@ -74,7 +74,7 @@ class ViewMetric(InstanceMetric):
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the mean over the views of every instance."""
         values = reconstruction.values
-        if not _views(shape):
+        if not complete_views(shape):
             return torch.full((len(values),), math.nan, device=values.device)
         return self.per_view(values, target, shape).mean(-1)
 
@@ -166,7 +166,7 @@ class LPIPS(ViewMetric):
             return torch.stack([distance(predicted.clamp(0, 1), true) for predicted, true in pairs])
 
 
-def _views(shape: tuple[int, ...] | None) -> TypeGuard[tuple[int, ...]]:
+def complete_views(shape: tuple[int, ...] | None) -> TypeGuard[tuple[int, ...]]:
     """Return whether ``shape`` is that of complete views, ``(Q, H, W)``."""
     return shape is not None and len(shape) == 3 and min(shape) > 0
 

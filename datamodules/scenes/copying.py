@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composers.metrics import psnr_of_mse
 from datamodules.scenes.draws import EvaluationViews, posed
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
@@ -20,6 +19,7 @@ from datamodules.storage.views import Scene
 _TOLERANCE = 1e-4  # of poses in world units, and of intrinsics relative to the size of the image
 _IMAGE_BYTES = 200e6  # of the images of a chunk of objects
 _WHITE = 255
+_SMALLEST_ERROR = 1e-12  # limits the PSNR to 120 dB
 
 
 class NotSharedError(ValueError):
@@ -67,9 +67,9 @@ def copied_items(training: Sequence[Scene], items: EvaluationViews, views: int) 
         for place, number in enumerate(chunk):
             for repetition, frames in enumerate(drawn[number]):
                 support, query = ([columns[frame] for frame in part] for part in (frames[:views], frames[views:]))
-                copied = psnr_of_mse(errors.copied[place][:, query]).mean(1)
+                copied = _psnr(errors.copied[place][:, query]).mean(1)
                 nearest = int(errors.copied[place][:, support].mean(1).argmin())
-                white = psnr_of_mse(errors.white[place, query]).mean()
+                white = _psnr(errors.white[place, query]).mean()
                 name = items.name_of(number, repetition)
                 numbers = (float(value) for value in (copied[nearest], copied.max(), white))
                 rows.append(CopiedItem(name, training[nearest].name, *numbers))
@@ -168,3 +168,8 @@ def _cameras(scene: Scene) -> Tensor:
 def _equal(cameras: Tensor, others: Tensor) -> bool:
     """Return whether cameras are equal, frame by frame."""
     return cameras.shape == others.shape and bool(((cameras - others).abs() <= _TOLERANCE).all())
+
+
+def _psnr(errors: Tensor) -> Tensor:
+    """Return the PSNR in dB of mean squared errors, for a peak of 1."""
+    return -10 * errors.clamp(min=_SMALLEST_ERROR).log10()
