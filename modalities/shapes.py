@@ -67,7 +67,8 @@ class ShapeWriter(Writer):
 
     For a shape NAME, these are NAME.ply, the surface of distance 0; NAME.gif, the shaded surface from all sides; NAME.png, the
     surface from four sides, the true surface if it is known, the observed points, and three slices of the distances, in which
-    the black line is the surface; NAME.safetensors, the code; and NAME.mp4 and NAME.slices.png if requested. A shape without
+    the black line is the surface; NAME.safetensors, the code; NAME.mp4 if ffmpeg is installed; and NAME.slices.png if
+    requested. A shape without
     a surface has no mesh and no video. The row of the table holds the number of faces, whether the mesh is watertight,
     its size, and, for shapes whose surface is known, the Chamfer distance (`modalities.shape_metrics.Chamfer`).
 
@@ -81,7 +82,8 @@ class ShapeWriter(Writer):
         size: Pixels along each side of a frame; 256 if None.
         elevation: Elevation of the camera in degrees, between -90 and 90.
         seconds: Duration of one revolution of the turntable video.
-        mp4: Also write the turntable video as MP4; if no encoder is installed, a message says how to get one.
+        mp4: Require the turntable video as MP4, which is written in any case if an encoder is installed: if there is none, a
+            message says how to get one, and if it fails, that is an error.
         slices: Also write large images of the slices.
         max_memory: Memory in MB for evaluating the model, in addition to the model and the result.
 
@@ -214,9 +216,7 @@ class ShapeWriter(Writer):
         """Write the turntable video of a mesh."""
         triangles = triangles_of_mesh(mesh, up=self.up)
         images = orbit_images(triangles, self.frames, self.size or _SIZE, self.elevation)
-        write_gif(images, Path(f"{path}.gif"), self.seconds)
-        if self.mp4 and turntable.encoder() is not None:
-            turntable.write_mp4(images, Path(f"{path}.mp4"), self.seconds)
+        turntable.write_videos(images, path, self.seconds, self.mp4)
 
 
 class Shapes(DrawnModality):

@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import trimesh
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-from trimesh.exchange.ply import export_ply
 
 from composers.base import Composer
-from composers.networks import Field
 from composers.rendering import Reconstruction, VolumeRenderer
-from datamodules.domain import Volume
-from datamodules.storage.files import written_whole
-from datamodules.tiles import bands
 from modalities.decoding import chunk_of_points
+from modalities.level_set import NoSurfaceError, level_set
+from modalities.triangle_mesh import TriangleMesh
+
+_BRICK = 16  # grid points along each side of the blocks that are evaluated at a time
 
 
 class SurfaceMesh(NamedTuple):
-    """Closed triangle mesh in world coordinates; faces are counter-clockwise when seen from outside.
+    """Closed triangle mesh in world coordinates with coloured vertices.
 
     Attributes:
-        vertices: ``(V, 3)`` float32, z up.
-        faces: ``(F, 3)`` int32 vertex indices.
+        mesh: The mesh, z up.
         colours: ``(V, 3)`` uint8 vertex colours.
     """
 
-    vertices: NDArray[np.float32]
-    faces: NDArray[np.int32]
+    mesh: TriangleMesh
     colours: NDArray[np.uint8]
 
 
@@ -100,45 +94,26 @@ def surface(
     level = half_opaque(renderer) if level is None else level
     if chunk < 1:
         raise ValueError(f"max_memory is {max_memory:g} MB, too little for one point of the field: increase it.")
-    volume = _densities(renderer, reconstruction.field, Volume(bound), resolution, chunk, composer.device)
-    low, high = float(volume.min()), float(volume.max())
-    if not high > level:
-        raise ValueError(
-            f"There is no surface of density {level:.4g} within {bound:g} of the origin, where densities are "
-            f"{low:.4g} to {high:.4g}: choose a level between them."
+    ends = [math.inf, -math.inf]
+
+    def negative_density(coords: Tensor) -> Tensor:
+        """Return values ``(N,)`` that are lower inside."""
+        raw = [reconstruction.field(points.to(composer.device))[0, :, 3].float() for points in coords.split(chunk)]
+        density = renderer.density(torch.cat(raw)).cpu()
+        ends[:] = min(ends[0], float(density.min())), max(ends[1], float(density.max()))
+        return -density
+
+    try:  # a density is no distance, so all bricks are evaluated
+        mesh = level_set(
+            negative_density, bound, resolution, -level, brick=min(_BRICK, resolution), margin=math.inf, chunk=chunk
         )
-    vertices, faces = _triangles(volume, level, bound)
-    chunks = torch.from_numpy(vertices).split(chunk)
-    raw = [reconstruction.field(points.to(composer.device))[0, :, :3].cpu() for points in chunks]
-    colours = (torch.sigmoid(torch.cat(raw).float()) * 255).round().to(torch.uint8).numpy()
-    return SurfaceMesh(vertices, faces, colours)
-
-
-def save_ply(mesh: SurfaceMesh, path: Path) -> None:
-    """Write a mesh as binary PLY with vertex colours, atomically."""
-    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colours, process=False)
-    with written_whole(path) as part:
-        part.write_bytes(export_ply(solid))
-
-
-def _densities(
-    renderer: VolumeRenderer, field: Field, domain: Volume, resolution: int, chunk: int, device: torch.device
-) -> Tensor:
-    """Return the density ``(n, n, n)`` at the centres of the ``n ** 3`` cells of a cube, along x, y and z."""
-    shape = (resolution,) * 3
-    densities = [
-        renderer.density(field(domain.coords(shape, band).to(device))[0, :, 3].float()).cpu()
-        for band in bands(shape, chunk)
-    ]
-    return torch.cat(densities).view(shape)
-
-
-def _triangles(volume: Tensor, level: float, bound: float) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return the vertices and faces of the level set of a volume, with density 0 outside of the cube."""
-    from skimage.measure import marching_cubes  # imported here because it is slow, and most commands need no mesh
-
-    step = 2 * bound / len(volume)
-    # "ascent" is for objects of lower values; passing x, y, z instead of skimage's z, y, x mirrors, so faces point outwards.
-    padded = functional.pad(volume, (1,) * 6).numpy()
-    vertices, faces, _, _ = marching_cubes(padded, level, gradient_direction="ascent")  # type: ignore[no-untyped-call]
-    return ((vertices - 0.5) * step - bound).astype(np.float32), faces.astype(np.int32)
+    except NoSurfaceError as error:
+        if not all(map(math.isfinite, ends)):
+            raise
+        raise NoSurfaceError(
+            f"There is no surface of density {level:.4g} within {bound:g} of the origin, where densities are "
+            f"{ends[0]:.4g} to {ends[1]:.4g}: choose a level between them."
+        ) from error
+    vertices = torch.from_numpy(mesh.vertices).split(chunk)
+    colours = torch.cat([reconstruction.field(points.to(composer.device))[0, :, :3].cpu() for points in vertices])
+    return SurfaceMesh(mesh, (torch.sigmoid(colours.float()) * 255).round().to(torch.uint8).numpy())

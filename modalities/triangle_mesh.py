@@ -84,8 +84,13 @@ def sample_surface(mesh: TriangleMesh, count: int, seed: int = 0) -> SurfacePoin
     return SurfacePoints(points, normals[faces] / doubled[faces, None])
 
 
-def save_mesh(mesh: TriangleMesh, path: Path) -> None:
+def save_mesh(mesh: TriangleMesh, path: Path, colours: NDArray[np.uint8] | None = None) -> None:
     """Write a mesh as binary PLY, OBJ or GLB according to the suffix of the path, atomically.
+
+    Args:
+        mesh: The mesh.
+        path: The file.
+        colours: Colours of the vertices, ``(V, 3)``; None for none.
 
     Raises:
         ValueError: If the suffix is of another format.
@@ -93,7 +98,8 @@ def save_mesh(mesh: TriangleMesh, path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in get_args(MeshFormat):
         raise ValueError(f"{path} has no supported mesh format: choose a name that ends with .ply, .obj or .glb.")
-    content: Any = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(file_type=kind)
+    solid = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False)
+    content: Any = solid.export(file_type=kind)
     with written_whole(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from torch import Tensor
 
 from composers.base import Composer
 from composers.rendering import Reconstruction
@@ -19,10 +21,13 @@ from datamodules.batch import Views
 from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import Rays
 from datamodules.storage.files import written_whole
+from modalities.drawing import LabelledImage, fitted
 from modalities.images import image_size, to_image
 from modalities.view_rendering import depth_images, render_rays
 
 HOW_TO_MP4 = "to write MP4, pip install imageio-ffmpeg, or install ffmpeg"
+_CIRCLE, _ELEVATIONS, _GAP = 8, 10.0, 90.0  # cameras, and degrees, of cameras on a circle
+_STRIP, _FONT = 15, 11  # pixels of the labels of a frame
 
 
 class Camera(NamedTuple):
@@ -51,6 +56,14 @@ class Camera(NamedTuple):
         focal_x, focal_y = views.intrinsics[:, :2].mean(0).tolist()
         radius = float(views.poses[:, :, 3].norm(dim=-1).mean())
         return cls((rows, columns), (focal_x * columns / width, focal_y * rows / height), radius)
+
+    def resized(self, size: int | None) -> Camera:
+        """Return the camera for frames with another longer side in pixels; unchanged for None."""
+        rows, columns = image_size(self.size, size)
+        focal_x, focal_y = self.focals
+        return self._replace(
+            size=(rows, columns), focals=(focal_x * columns / self.size[1], focal_y * rows / self.size[0])
+        )
 
 
 def orbit_frames(
@@ -83,6 +96,128 @@ def orbit_frames(
     frames = [render_rays(composer, reconstruction, rays, max_memory) for rays in views]
     for rendered, depth in zip(frames, depth_images(frames, camera.size), strict=True):
         yield to_image(rendered.colours, camera.size), depth
+
+
+class TrueViews(NamedTuple):
+    """Posed images of a scene that a turntable video shows beside its frames.
+
+    Attributes:
+        images: ``(V, 3, H, W)`` in [0, 1].
+        directions: ``(V, 3)``, unit vectors in which the cameras look.
+        labels: Titles of the views.
+    """
+
+    images: Tensor
+    directions: Tensor
+    labels: Sequence[str]
+
+    def nearest(self, directions: Tensor) -> list[int]:
+        """Return the view that looks most nearly in each direction ``(F, 3)``."""
+        result: list[int] = (directions @ self.directions.mT).argmax(1).tolist()
+        return result
+
+
+def looking(poses: Tensor) -> Tensor:
+    """Return the unit vectors ``(V, 3)`` in which cameras ``(V, 3, 4)`` look."""
+    return torch.nn.functional.normalize(-poses[:, :, 2], dim=-1)
+
+
+def orbit_elevation(poses: Tensor) -> float | None:
+    """Return the mean elevation in degrees of cameras on a horizontal circle around the origin; None for other cameras.
+
+    At least 8 cameras are on a circle if their elevations differ by at most 10 degrees, and no two neighbours are more than 90
+    degrees apart.
+
+    Args:
+        poses: ``(V, 3, 4)``.
+
+    Example:
+        >>> orbit_elevation(orbit(3)), round(orbit_elevation(orbit(12, elevation=20.0)), 3)
+        (None, 20.0)
+    """
+    if len(poses) < _CIRCLE:
+        return None
+    x, y, z = poses[:, :, 3].unbind(-1)
+    elevations = torch.atan2(z, torch.hypot(x, y)).rad2deg()
+    angles = torch.atan2(y, x).rad2deg().sort().values
+    gaps = torch.cat((angles.diff(), angles[:1] + 360 - angles[-1:]))
+    on_circle = float(elevations.max() - elevations.min()) <= _ELEVATIONS and float(gaps.max()) <= _GAP
+    return float(elevations.mean()) if on_circle else None
+
+
+def turntable_frames(
+    composer: Composer,
+    reconstruction: Reconstruction,
+    camera: Camera,
+    true: TrueViews | None = None,
+    count: int = 48,
+    elevation: float = 30.0,
+    max_memory: float = 500.0,
+) -> list[Image.Image]:
+    """Return the frames of a turntable video: colour and depth side by side, and with true views the nearest of them.
+
+    With true views, every frame has three labelled images from left to right: the true view whose camera looks most nearly in
+    the direction of the frame's, the rendered view, and the depth. The arguments are those of `orbit_frames`, except:
+
+    Args:
+        composer: The model.
+        reconstruction: Reconstruction of one instance.
+        camera: Camera of the frames.
+        true: True views of the scene; None shows none.
+        count: Number of frames per revolution.
+        elevation: Elevation of the camera in degrees.
+        max_memory: Memory in MB for rendering.
+    """
+    frames = orbit_frames(composer, reconstruction, camera, count, elevation, max_memory)
+    if true is None:
+        return [side_by_side(frame) for frame in frames]
+    nearest = true.nearest(looking(orbit(count, camera.radius, elevation)))
+    size = (camera.size[1], camera.size[0])
+    images = {
+        view: to_image(true.images[view].flatten(1).mT, true.images.shape[2:]).resize(size, Image.Resampling.BILINEAR)
+        for view in set(nearest)
+    }
+    return [
+        _labelled(
+            [(true.labels[view], images[view]), ("rendered", colour)] + ([] if depth is None else [("depth", depth)])
+        )
+        for view, (colour, depth) in zip(nearest, frames, strict=True)
+    ]
+
+
+def _labelled(cells: Sequence[LabelledImage]) -> Image.Image:
+    """Return images of equal size side by side, below their labels."""
+    font = ImageFont.load_default(_FONT)
+    width, height = cells[0][1].size
+    frame = Image.new("RGB", (len(cells) * width, height + _STRIP), "white")
+    draw = ImageDraw.Draw(frame)
+    for column, (label, image) in enumerate(cells):
+        draw.text((column * width + 2, 1), fitted(label, width - 2, font.getlength), fill="black", font=font)
+        frame.paste(image, (column * width, _STRIP))
+    return frame
+
+
+def write_videos(frames: Sequence[Image.Image], path: Path, seconds: float, required: bool = False) -> None:
+    """Write a video as PATH.gif, and as PATH.mp4 if an encoder is installed.
+
+    Args:
+        frames: RGB images of equal size.
+        path: Path without a suffix.
+        seconds: Duration of the video.
+        required: Whether an encoder that fails is an error; else, a line is printed.
+
+    Raises:
+        ValueError: If an encoder is installed and fails although MP4 is ``required``.
+    """
+    write_gif(frames, Path(f"{path}.gif"), seconds)
+    if encoder() is None:
+        return
+    try:
+        write_mp4(frames, Path(f"{path}.mp4"), seconds)
+    except ValueError as error:
+        if required:
+            raise
+        Console(soft_wrap=True).print(f"No {path.name}.mp4: {error}", markup=False, highlight=False)
 
 
 def side_by_side(frame: tuple[Image.Image, Image.Image | None]) -> Image.Image:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from PIL import Image
@@ -26,8 +26,20 @@ from datamodules.tiles import whole
 from modalities import turntable
 from modalities.drawing import Animation, LabelledImage, compacted, enlarged, image_grid
 from modalities.images import error_image, save_image, to_image
-from modalities.surfaces import density_renderer, save_ply, surface
-from modalities.turntable import HOW_TO_MP4, Camera, orbit_frames, side_by_side, write_gif
+from modalities.level_set import NoSurfaceError
+from modalities.surfaces import density_renderer, surface
+from modalities.triangle_mesh import MeshFormat, save_mesh
+from modalities.turntable import (
+    HOW_TO_MP4,
+    Camera,
+    TrueViews,
+    looking,
+    orbit_elevation,
+    orbit_frames,
+    side_by_side,
+    turntable_frames,
+    write_gif,
+)
 from modalities.view_metrics import OverWhite, ViewPSNR, ViewSSIM, WhiteView, view_psnr
 from modalities.view_rendering import (
     depth_colours,
@@ -50,20 +62,26 @@ _MAX_VIEWS = 4  # views of an instance shown side by side
 class ViewWriter(Writer):
     """Write the prediction for a scene: a turntable video, a figure of all views, the instance code, and optionally a mesh.
 
-    For a scene NAME, these are NAME.gif, colour and depth around the object; NAME.png, the support views, and for every query
-    view the truth, the prediction, five times the error, and the depth; NAME.safetensors, the code; NAME.mp4 and NAME.ply if
-    requested. The row of the table contains the PSNR of the prediction, of the refinement and of white views, averaged over
-    the query views, or NaN if these have no images.
+    For a scene NAME, these are NAME.gif, the nearest true view, colour and depth around the object, and NAME.mp4 if ffmpeg is
+    installed; NAME.png, the support views, and for every query view the truth, the prediction, five times the error, and the
+    depth; NAME.safetensors, the code; and NAME.ply if requested. The row of the table contains the PSNR of the prediction, of
+    the refinement and of white views, averaged over the query views, or NaN if these have no images.
+
+    A code is rendered without images: its turntable video in colour and depth, and the mesh if requested. The code file states
+    the camera of the video.
 
     Args:
         frames: Number of frames of the turntable video, at least 2.
         size: Longer side of a frame in pixels; that of the views if None.
-        elevation: Elevation of the camera in degrees, between -90 and 90.
+        elevation: Elevation of the camera in degrees, between -90 and 90; if None, that of the scene's cameras if they are on a
+            circle around the object, and else 30.
         seconds: Duration of one revolution of the turntable video.
         mesh: Also write the surface as a coloured triangle mesh; only for models with a density.
+        mesh_format: Format of the mesh.
         mesh_resolution: Number of points along each side of the cube that is searched for the surface, at least 2.
         mesh_level: Density of the surface; if None, the density at which a sample of a ray is half opaque.
-        mp4: Also write the turntable video as MP4; if no encoder is installed, a message says how to get one.
+        mp4: Require the turntable video as MP4, which is written in any case if an encoder is installed: if there is none, a
+            message says how to get one, and if it fails, that is an error.
         max_memory: Memory in MB for rendering, in addition to the model and the result.
 
     Raises:
@@ -72,9 +90,10 @@ class ViewWriter(Writer):
 
     frames: int = 48
     size: int | None = None
-    elevation: float = 30.0
+    elevation: float | None = None
     seconds: float = 4.0
     mesh: bool = False
+    mesh_format: MeshFormat = "ply"
     mesh_resolution: int = 128
     mesh_level: float | None = None
     mp4: bool = False
@@ -98,7 +117,9 @@ class ViewWriter(Writer):
             )
         if self.mesh_level is not None and self.mesh_level <= 0:
             raise ValueError(f"mesh_level is {self.mesh_level}; it must be positive.")
-        if not (self.seconds > 0 and self.max_memory > 0 and -90 <= self.elevation <= 90):
+        if self.mesh_format not in get_args(MeshFormat):
+            raise ValueError(f"mesh_format is {self.mesh_format!r}: choose one of {', '.join(get_args(MeshFormat))}.")
+        if not (self.seconds > 0 and self.max_memory > 0 and -90 <= (self.elevation or 0.0) <= 90):
             raise ValueError(
                 f"seconds is {self.seconds}, max_memory {self.max_memory}, elevation {self.elevation}: seconds and max_memory "
                 "must be positive, and elevation must be between -90 and 90 degrees."
@@ -120,13 +141,21 @@ class ViewWriter(Writer):
         """Write the turntable video, the figure, the code and the mesh of a scene."""
         composer, code, instance = prediction.composer, prediction.code, prediction.instance
         assert instance is not None, "scenes are not tiled"
-        support = _support(instance)
+        support, true = _support(instance), _true_views(instance, prediction.source)
+        camera = Camera.of(support)
+        elevation = self.elevation
+        if elevation is None:
+            elevation = orbit_elevation(_all_poses(support, prediction.source))
+            elevation = _ELEVATION if elevation is None else elevation
         shape = (len(support.images), *support.images.shape[-2:])
-        code = replace(code, shape=shape, boxes=[whole(shape)], facts={"signal": "scene"} | code.facts)
+        facts = {"signal": "scene", "camera": _camera_fact(camera, elevation)} | code.facts
+        code = replace(code, shape=shape, boxes=[whole(shape)], facts=facts)
         code.save(f"{path}.safetensors")
         reconstruction = prediction.reconstruction()
         save_image(_views_figure(composer, reconstruction, instance, self.max_memory), Path(f"{path}.png"))
-        self._write_turntable(composer, reconstruction, support, path)
+        camera = camera.resized(self.size)
+        frames = turntable_frames(composer, reconstruction, camera, true, self.frames, elevation, self.max_memory)
+        turntable.write_videos(frames, path, self.seconds, self.mp4)
         row = {"rows": str(shape[1]), "columns": str(shape[2]), "views": str(instance.shape[0])}
         row |= {"support views": str(shape[0])} | prediction.code.facts | {"white": _white_psnr(instance)}
         return row | ({"mesh": self._write_mesh(composer, reconstruction, path, code.name)} if self.mesh else {})
@@ -135,24 +164,56 @@ class ViewWriter(Writer):
         """Return the size of a view in pixels."""
         return f"{row['rows']} x {row['columns']}"
 
-    def _write_turntable(self, composer: Composer, reconstruction: Reconstruction, support: Views, path: Path) -> None:
-        """Write the turntable video of a scene."""
-        camera = Camera.of(support, self.size)
-        pairs = orbit_frames(composer, reconstruction, camera, self.frames, self.elevation, self.max_memory)
-        frames = [side_by_side(pair) for pair in pairs]
-        write_gif(frames, Path(f"{path}.gif"), self.seconds)
-        if self.mp4 and turntable.encoder() is not None:
-            turntable.write_mp4(frames, Path(f"{path}.mp4"), self.seconds)
+    def decode(
+        self, composer: Composer, codes: Sequence[InstanceCode], path: Path | None, stem: Path
+    ) -> tuple[Path, str]:
+        """Write the turntable video of a code, and its mesh if requested, as in `Writer.decode`.
+
+        The frames of an interpolation show the object from the first camera of the video, as images and as ``frames.gif``.
+
+        Raises:
+            ValueError: If a code states no camera, if ``path`` is no GIF or MP4, or if a mesh is requested without a density.
+        """
+        self.check(composer)
+        camera, elevation = _stated_camera(codes[0])
+        camera, elevation = camera.resized(self.size), elevation if self.elevation is None else self.elevation
+        size = "{} x {}".format(*camera.size)
+        if len(codes) == 1:
+            path = path or Path(f"{stem}.{size.replace(' ', '')}.gif")
+            if path.suffix not in (".gif", ".mp4"):
+                raise ValueError(f"{path} has no supported video format: choose a name that ends with .gif or .mp4.")
+            reconstruction = Prediction(composer, codes[0]).reconstruction()
+            frames = turntable_frames(composer, reconstruction, camera, None, self.frames, elevation, self.max_memory)
+            turntable.write_videos(frames, path.with_suffix(""), self.seconds, self.mp4)
+            if path.suffix == ".mp4" and turntable.encoder() is None:
+                path = path.with_suffix(".gif")
+            text = f"{len(frames)} frames of {size} pixels"
+            if not self.mesh:
+                return path, text
+            mesh = self._write_mesh(composer, reconstruction, path.with_suffix(""), path.stem)
+            return path, f"{text}, {path.stem}.{self.mesh_format}: {mesh}"
+        assert path is not None, "several frames require a folder"
+        images = []
+        for frame, code in enumerate(codes):
+            reconstruction = Prediction(composer, code).reconstruction()
+            pair = next(orbit_frames(composer, reconstruction, camera, 1, elevation, self.max_memory))
+            images.append(side_by_side(pair))
+            save_image(images[-1], path / f"{frame:03d}.png")
+        write_gif(images, path / "frames.gif", 0.08 * len(images))
+        return path, f"{size} pixels and frames.gif"
 
     def _write_mesh(self, composer: Composer, reconstruction: Reconstruction, path: Path, name: str) -> str:
         """Write the mesh of a scene; return its number of faces, or the reason why there is none."""
+        file = f"{name}.{self.mesh_format}"
         try:
-            mesh = surface(composer, reconstruction, 1.5, self.mesh_resolution, self.mesh_level, self.max_memory)
-        except ValueError as error:  # a scene without a surface must not stop the others
-            message = f"No {name}.ply: {error} Set the level with --mesh_level."
+            mesh, colours = surface(
+                composer, reconstruction, 1.5, self.mesh_resolution, self.mesh_level, self.max_memory
+            )
+        except NoSurfaceError as error:  # a scene without a surface must not stop the others
+            message = f"No {file}: {error} Set the level with --mesh_level."
             Console(soft_wrap=True).print(message, markup=False, highlight=False)
             return f"none: {error}"
-        save_ply(mesh, Path(f"{path}.ply"))
+        save_mesh(mesh, Path(f"{path}.{self.mesh_format}"), colours)
         return f"{len(mesh.faces)} faces"
 
 
@@ -165,6 +226,17 @@ class PosedViews(Modality):
     reader = "datamodules.scenes.prediction.SceneFiles"
     reading = ("support",)
     writer = ViewWriter
+    decoding = (
+        "size",
+        "frames",
+        "elevation",
+        "seconds",
+        "mesh",
+        "mesh_format",
+        "mesh_resolution",
+        "mesh_level",
+        "mp4",
+    )
 
     def metrics(self) -> dict[str, InstanceMetric]:
         """Return PSNR, PSNR of white views, PSNR over white and SSIM, each averaged over the views of a scene."""
@@ -240,10 +312,10 @@ class PosedViews(Modality):
         stem: Path,
         max_memory: float = 500.0,
     ) -> bool:
-        """Write the turntable video STEM.gif."""
-        camera = Camera.of(_support(instance))
-        pairs = orbit_frames(composer, reconstruction, camera, _FRAMES, _ELEVATION, max_memory)
-        write_gif([side_by_side(pair) for pair in pairs], Path(f"{stem}.gif"), _SECONDS)
+        """Write the turntable video STEM.gif, with the nearest of the support and query views beside it."""
+        camera, true = Camera.of(_support(instance)), _true_views(instance)
+        frames = turntable_frames(composer, reconstruction, camera, true, _FRAMES, _ELEVATION, max_memory)
+        write_gif(frames, Path(f"{stem}.gif"), _SECONDS)
         return True
 
     def values_at(
@@ -297,6 +369,51 @@ def _support(instance: Instance) -> Views:
     if not isinstance(instance.signal, Views):
         raise ValueError(f"{instance.name} has no posed views: the modality PosedViews needs a data set of scenes.")
     return instance.signal
+
+
+def _true_views(instance: Instance, source: Mapping[str, Any] | None = None) -> TrueViews:
+    """Return the views of a scene in its source, or else its support views and the query views with images."""
+    views = (source or {}).get("views")
+    if views is not None:
+        labels = [f"{'observed' if frame in views.observed else 'true'} {frame}" for frame in views.frames]
+        return TrueViews(views.images.float() / 255, looking(views.poses), labels)
+    support = _support(instance)
+    images, directions = [support.images], [looking(support.poses)]
+    labels = [f"observed {view}" for view in range(len(support.images))]
+    if instance.query.values is not None:
+        images.append(instance.query.values.unflatten(0, instance.shape).movedim(-1, 1))
+        rays = instance.query.coords.unflatten(0, (instance.shape[0], -1))
+        directions.append(torch.nn.functional.normalize(rays[..., 3:6].mean(1), dim=-1))
+        labels += [f"true {view}" for view in range(instance.shape[0])]
+    return TrueViews(torch.cat(images), torch.cat(directions), labels)
+
+
+def _all_poses(support: Views, source: Mapping[str, Any]) -> Tensor:
+    """Return the poses of all cameras of a scene, as far as they are known."""
+    poses: Tensor = source["views"].poses if "views" in source else support.poses
+    return poses
+
+
+def _camera_fact(camera: Camera, elevation: float) -> str:
+    """Return the camera of a turntable video as text for a code file.
+
+    These are the distance, the focal lengths relative to the sides of the image, and the elevation in degrees.
+    """
+    (rows, columns), (focal_x, focal_y) = camera.size, camera.focals
+    return " ".join(f"{number:.7g}" for number in (camera.radius, focal_x / columns, focal_y / rows, elevation))
+
+
+def _stated_camera(code: InstanceCode) -> tuple[Camera, float]:
+    """Return the camera that a code states and its elevation; raise a `ValueError` if it states none."""
+    try:
+        radius, relative_x, relative_y, elevation = (float(number) for number in code.facts["camera"].split())
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"The code of {code.name or 'the scene'} states no camera, as codes of earlier versions: encode the scene again "
+            "with cli.py predict --views."
+        ) from error
+    rows, columns = code.shape[-2:]
+    return Camera((rows, columns), (relative_x * columns, relative_y * rows), radius), elevation
 
 
 def _white_psnr(instance: Instance) -> str:

@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import composers
 from composers.codes import InstanceCode, fingerprint, interpolate, read_code
 from datamodules.spec import Modality
 from modalities import MODALITIES
 from modalities.images import Size
+from modalities.triangle_mesh import MeshFormat
 from modalities.writing import Writer
 
 
@@ -38,11 +39,18 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command ``render``."""
     parser.add_argument("code", type=Path, help="NAME.safetensors of cli.py predict")
     _add_decoding(parser)
+    parser.add_argument("--frames", type=int, help="number of frames of the turntable video of a scene (default: 48)")
+    parser.add_argument("--seconds", type=float, help="duration of the turntable video of a scene (default: 4)")
+    parser.add_argument("--mp4", action="store_const", const=True, help="require the video of a scene as MP4")
+    parser.add_argument("--mesh", action="store_const", const=True, help="also write the coloured surface of a scene")
+    parser.add_argument("--mesh_format", choices=get_args(MeshFormat), help="format of this surface (default: ply)")
+    parser.add_argument("--mesh_resolution", type=int, help="points along each side of its cube (default: 128)")
+    parser.add_argument("--mesh_level", type=float, help="density of this surface (default: half opaque)")
     parser.add_argument(
         "--output",
         type=Path,
-        help="PNG, WAV or mesh (PLY, OBJ, GLB) to write; by default CODE with .ROWSxCOLUMNS.png, .SAMPLE_RATE.wav or "
-        ".RESOLUTION.ply for its ending",
+        help="PNG, WAV, mesh (PLY, OBJ, GLB) or turntable video of a scene (GIF, MP4) to write; by default CODE with "
+        ".ROWSxCOLUMNS.png, .SAMPLE_RATE.wav, .RESOLUTION.ply or .ROWSxCOLUMNS.gif for its ending",
     )
     parser.set_defaults(run=_render)
 
@@ -79,6 +87,11 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--scale", type=float, help="scale factor relative to the encoded image (default: 1)")
     sizes.add_argument("--sample_rate", type=int, help="samples per second of audio (default: those of the file)")
     sizes.add_argument("--resolution", type=int, help="cells along each side of the cube of a shape (default: 256)")
+    parser.add_argument(
+        "--elevation",
+        type=float,
+        help="elevation of the camera of a scene in degrees (default: as when it was encoded)",
+    )
     parser.add_argument(
         "--max_memory",
         type=float,

@@ -20,6 +20,7 @@ from datamodules.storage.text import printable
 from datamodules.tiles import Box
 
 MEASURED = ("sample_rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
+_KEPT = (*MEASURED, "signal", "camera")  # facts that a code between two others has as well
 _KIND = "instance code"
 _VERSION, _EARLIER = "2", "1"  # version 1 has one range for all axes, coord_range
 
@@ -158,7 +159,8 @@ def interpolate(
 ) -> InstanceCode:
     """Interpolate between two codes, as the parametrization of their model does; linearly without a model.
 
-    The result has the shape of the first code, and those of its facts that describe the original recording (`MEASURED`).
+    The result has the shape of the first code, and those of its facts that describe the original recording (`MEASURED`), or the
+    kind of signal and its camera.
 
     Args:
         first: Code at ``share`` 0.
@@ -183,7 +185,7 @@ def interpolate(
         )
     mix = lerp if composer is None else composer.parametrization.interpolate
     latents = mix(first.latents, last.latents, share)
-    facts = {fact: first.facts[fact] for fact in MEASURED if fact in first.facts}
+    facts = {fact: first.facts[fact] for fact in _KEPT if fact in first.facts}
     return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts=facts | {"share": f"{share:g}"})
 
 

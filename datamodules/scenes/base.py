@@ -42,7 +42,8 @@ class SceneSet(SceneModule):
         repeats: Number of times that each scene occurs in a training epoch.
         protocol: How evaluation selects views. ``draws``: all from all frames, as in TransINR and IPC. ``halves``: support from
             the first ``train_frames`` frames and queries from the others, as in LearnIt. ``first``: the first frame as support
-            and the next 25 as queries, once per scene, as in nerf-meta.
+            and the next 25 as queries, once per scene, as in nerf-meta. ``all``: the support views of ``draws``, and all other
+            frames as queries; scenes with different numbers of frames need an ``eval_batch_size`` of 1.
         draws: Number of view draws per scene in the test; always 1 with ``first``.
         val_draws: Number of view draws per scene in validation; always 1 with ``first``.
         on_bad_scene: What to do with a scene that is broken, missing or of another ``size``: ``raise`` an error, or ``skip``
@@ -187,6 +188,8 @@ class SceneSet(SceneModule):
             train_frames=self.train_frames,
             protocol=self.protocol,
         )
+        if self.protocol == "all" and self.eval_batch_size > 1:
+            self._check_equal_counts(scenes)
         repetitions = 1 if self.protocol == "first" else self.draws if split == "test" else self.val_draws
         return EvaluationViews(scenes, frames, repetitions, self.read_image)
 
@@ -204,11 +207,21 @@ class SceneSet(SceneModule):
                     "train_frames, or choose another protocol."
                 )
 
+    def _check_equal_counts(self, scenes: Sequence[Scene]) -> None:
+        """Raise a ``ValueError`` if scenes have different numbers of frames, since a batch needs equally many queries."""
+        counts = {len(scene.images): scene.name for scene in scenes}
+        if len(counts) > 1:
+            (least, first), *_, (most, second) = sorted(counts.items())
+            raise ValueError(
+                f"{first} has {least} frames and {second} {most}, but protocol all renders all frames of a scene, and a batch "
+                "needs equally many: set --data.init_args.eval_batch_size to 1, or choose another protocol."
+            )
+
     def _frame_counts(self, total: int, split: Split) -> list[tuple[int, int, str]]:
         """Return the available and the required number of frames of each kind, for a scene with ``total`` frames."""
         if split == "train":
             return [(min(total, self.train_frames), self.views + self.query_views, "frames for training")]
-        if self.protocol == "draws":
+        if self.protocol in ("draws", "all"):
             return [(total, self.views + self.query_views, "frames")]
         if self.protocol == "first":
             return [(total, 1 + QUERIES_OF_FIRST, "frames")]

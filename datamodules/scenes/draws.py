@@ -16,7 +16,7 @@ from datamodules.storage.views import Scene, read_view
 
 QUERIES_OF_FIRST = 25  # query frames after the first frame, as in the published code
 
-Protocol = Literal["draws", "halves", "first"]
+Protocol = Literal["draws", "halves", "first", "all"]
 
 
 class SceneReferences(Dataset[Scene]):
@@ -96,9 +96,14 @@ class EvaluationViews(Dataset[PosedImages]):
         """Return repetition ``index % repetitions`` of scene ``index // repetitions``."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
-        scene, repetition = self.scenes[index // self.repetitions], index % self.repetitions
-        name = scene.name if self.repetitions == 1 else f"{scene.name}.{repetition:03d}"
-        return posed(scene, self.frames(scene, repetition), name, self.read)
+        number, repetition = divmod(index, self.repetitions)
+        scene = self.scenes[number]
+        return posed(scene, self.frames(scene, repetition), self.name_of(number, repetition), self.read)
+
+    def name_of(self, number: int, repetition: int) -> str:
+        """Return the name of a repetition of a scene: with the number of the draw if there are several."""
+        name = self.scenes[number].name
+        return name if self.repetitions == 1 else f"{name}.{repetition:03d}"
 
 
 def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path], Tensor] = read_view) -> PosedImages:
@@ -128,7 +133,8 @@ def drawn_frames(
 ) -> list[int]:
     """Return the frame indices of a scene in a repetition, support first, from its name and these numbers alone.
 
-    The query views do not depend on the number of support views, and a smaller support set is a prefix of a larger one.
+    The query views do not depend on the number of support views, and a smaller support set is a prefix of a larger one. The
+    support views of ``all`` are those of ``draws``; its query views are all others, in the order of the frames.
 
     Args:
         scene: The scene.
@@ -142,9 +148,12 @@ def drawn_frames(
     if protocol == "first":
         return list(range(1 + QUERIES_OF_FIRST))
     generator = generator_at("views", scene.name, repetition)
-    if protocol == "draws":
-        order = torch.randperm(total, generator=generator).tolist()
-        return order[query_views : query_views + views] + order[:query_views]
+    if protocol in ("draws", "all"):
+        order: list[int] = torch.randperm(total, generator=generator).tolist()
+        observed = order[query_views : query_views + views]
+        if protocol == "draws":
+            return observed + order[:query_views]
+        return observed + [frame for frame in range(total) if frame not in observed]
     queries = train_frames + torch.randperm(total - train_frames, generator=generator)
     support = torch.randperm(train_frames, generator=generator)
     return support[:views].tolist() + queries[:query_views].tolist()

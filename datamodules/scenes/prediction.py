@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from datamodules.storage.views import Scene, is_opaque, read_srn, read_transform
 _SRN_FILE = "intrinsics.txt"
 _READERS = {"transforms.json": read_transforms, _SRN_FILE: read_srn}  # by the file that identifies a scene folder
 _DEFAULT_QUERIES = 4  # query frames if none are specified
+_MAX_VIEWS = 100  # shown beside a turntable video
 
 
 class ChosenViews(NamedTuple):
@@ -51,6 +52,22 @@ class ChosenViews(NamedTuple):
             ValueError: If an image cannot be read; the message names it.
         """
         return posed(self.scene, self.frames, self.name, partial(read_view, drop_alpha=self.drop_alpha))
+
+
+class SceneViews(NamedTuple):
+    """Views of a scene for figures.
+
+    Attributes:
+        images: ``(V, 3, H, W)`` uint8, of the size of the model's images.
+        poses: ``(V, 3, 4)``.
+        frames: Indices of the frames in the scene.
+        observed: Indices of the frames that the model observed.
+    """
+
+    images: Tensor
+    poses: Tensor
+    frames: Sequence[int]
+    observed: Sequence[int]
 
 
 class SceneBatches(Dataset[PosedImages]):
@@ -227,6 +244,18 @@ class SceneFiles(SceneModule):
             sampler=WholeImages([1] * len(batches), rank, world_size),
             num_workers=self.num_workers,
         )
+
+    def source_of(self, name: str) -> dict[str, Any]:
+        """Return the views of a scene as ``views``, a `SceneViews`; nothing if an image cannot be read."""
+        chosen = next(chosen for chosen in self.chosen if chosen.name == name)
+        total = len(chosen.scene.images)
+        count = min(total, _MAX_VIEWS)
+        frames = sorted({*self.support, *(index * total // count for index in range(count))})
+        try:
+            item = resized(chosen._replace(frames=frames).read(), self._image_shape)
+        except ValueError:  # of a frame that is neither observed nor compared
+            return {}
+        return {"views": SceneViews(item.images, item.poses, frames, self.support)}
 
     @property
     def _image_shape(self) -> tuple[int, int]:

@@ -233,7 +233,7 @@ def test_prediction_of_a_scene(weights):
     [row] = rows("out/predictions.csv")
     assert (row["name"], row["refinement steps"], row["views"]) == ("chair", "2", "2")
     with Image.open("out/chair.gif") as video:
-        assert (video.n_frames, video.height) == (3, 12)
+        assert (video.n_frames, video.height) == (3, 12 + 15)  # below labels
     composer = composers.load(weights)
     intrinsics = torch.tensor([8.0, 8.0, 4.0, 4.0])
     support = Views(images[None, 1:2], poses[None, 1:2], intrinsics[None, None])

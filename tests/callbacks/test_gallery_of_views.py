@@ -79,7 +79,24 @@ def test_row_shows_the_middle_view(tmp_path):
     with Image.open(tmp_path / "run" / "other.png") as figure:
         assert figure.size == (6 * 136 + 8, 128 + 8 + 18 + 8)
     with Image.open(tmp_path / "run" / "other" / "a-name-that-is-much-too-long.gif") as video:
-        assert (video.n_frames, video.size) == (24, (32, 16))
+        assert (video.n_frames, video.size) == (24, (3 * 16, 15 + 16))  # true, rendered and depth below labels
+
+
+def test_row_shows_all_support_views(tmp_path):
+    """Three support views, the truth, the prediction, the refinement and the depth."""
+    batch = scene_batch((0.8, 0.6), views=3, queries=2, names=["first.000", "second.000"])
+    gallery, evaluation = _run_test(tmp_path, [batch])
+    for index, (name, row) in enumerate(gallery.rows.items()):
+        assert [cell.label.split(" ")[0] for cell in row] == [name, "", "", "original", "predicted", "2", "depth"]
+        for view, cell in enumerate(row[:3]):
+            image = cell.values.view(16, 16, 3).movedim(-1, 0)
+            assert torch.equal(image, batch.observation.signal.images[index, view])
+        middle = {3: batch.query.values[index], 4: evaluation["values"][0][index], 5: evaluation["values"][2][index]}
+        for column, values in middle.items():
+            assert torch.allclose(row[column].values, values.view(2, 256, 3)[1], atol=1e-6)
+        assert (row[6].values < 1).any()
+    with Image.open(tmp_path / "run" / "gallery.png") as figure:
+        assert figure.size == (7 * 136 + 8, 2 * (128 + 8 + 18) + 8)
 
 
 def test_row_without_refinement_and_depth(tmp_path):
@@ -89,7 +106,7 @@ def test_row_without_refinement_and_depth(tmp_path):
     [row] = gallery.rows.values()
     assert [cell.label.split()[0] for cell in row] == ["ball", "original", "predicted"]
     with Image.open(tmp_path / "run" / "gallery" / "ball.gif") as video:
-        assert video.size == (16, 16)
+        assert video.size == (2 * 16, 15 + 16)
 
 
 def test_only_the_first_process_writes_files(tmp_path):

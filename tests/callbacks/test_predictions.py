@@ -25,8 +25,9 @@ CELL = 128 + 8  # pixels of a view in a figure, with its margin
 
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path, monkeypatch):
-    """Run in an empty folder."""
+    """Run in an empty folder, without an encoder of MP4."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(turntable, "encoder", lambda: None)
 
 
 def _predict(tmp_path, batches, composer=None, **options):
@@ -85,7 +86,7 @@ def test_files_and_table_of_scenes(tmp_path, capsys):
     mean = np.mean([float(row["psnr refined"]) for row in rows.values()])
     assert re.search(rf"mean .* {mean:.2f}", printed)
     with Image.open(tmp_path / "out" / "ball.000.gif") as video:
-        assert (video.n_frames, video.size, video.info["loop"]) == (3, (32, 16), 0)
+        assert (video.n_frames, video.size, video.info["loop"]) == (3, (48, 31), 0)
         assert video.info["duration"] == 1330
 
 
@@ -156,22 +157,30 @@ def test_mesh_option_writes_meshes(tmp_path, capsys):
         _predict(tmp_path, [], Balls(LightFieldRenderer()), mesh=True)
 
 
-def test_mp4_option_writes_mp4_if_an_encoder_is_installed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(turntable, "encoder", lambda: None)
+def test_mp4_is_written_if_an_encoder_is_installed(tmp_path, monkeypatch, capsys):
+    _predict(tmp_path, [scene_batch(size=4)])
+    assert "encoder" not in capsys.readouterr().out
     _predict(tmp_path, [scene_batch(size=4)], mp4=True)
-    assert (
-        "No encoder is installed, so only GIFs are written: to write MP4, pip install imageio-ffmpeg"
-        in capsys.readouterr().out
-    )
+    message = "No encoder is installed, so only GIFs are written: to write MP4, pip install imageio-ffmpeg"
+    assert message in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("*.mp4"))
     written = []
     monkeypatch.setattr(turntable, "encoder", lambda: "ffmpeg")
     monkeypatch.setattr(turntable, "write_mp4", lambda *args: written.append(args))
-    _predict(tmp_path, [scene_batch(size=4)], mp4=True, frames=5, seconds=2, size=12)
+    _predict(tmp_path, [scene_batch(size=4)], frames=5, seconds=2, size=12)
     [(frames, path, seconds)] = written
-    assert ([frame.size for frame in frames], path.name, seconds) == ([(24, 12)] * 5, "ball.000.mp4", 2)
+    assert ([frame.size for frame in frames], path.name, seconds) == ([(36, 27)] * 5, "ball.000.mp4", 2)
+
+
+def test_encoder_that_fails_stops_only_required_mp4(tmp_path, monkeypatch, capsys):
+    (fake := tmp_path / "ffmpeg").write_text("#!/bin/sh\necho Unknown encoder libx264 >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(turntable, "encoder", lambda: str(fake))
     _predict(tmp_path, [scene_batch(size=4)])
-    assert len(written) == 1
+    assert "No ball.000.mp4: " in capsys.readouterr().out
+    assert (tmp_path / "out" / "ball.000.gif").exists()
+    with pytest.raises(ValueError, match="Unknown encoder libx264"):
+        _predict(tmp_path, [scene_batch(size=4)], mp4=True)
 
 
 def test_light_fields_have_no_depth(tmp_path):
@@ -179,10 +188,10 @@ def test_light_fields_have_no_depth(tmp_path):
     with Image.open(tmp_path / "out" / "ball.000.png") as figure:
         assert figure.size == (3 * CELL + 8, 3 * (CELL + 18) + 8)
     with Image.open(tmp_path / "out" / "ball.000.gif") as video:
-        assert video.size == (16, 16)
+        assert video.size == (32, 31)
 
 
-def test_code_of_a_scene(tmp_path, capsys, monkeypatch):
+def test_code_of_a_scene(tmp_path, capsys):
     batch = scene_batch((0.8,), views=2)
     composer, evaluation = _predict(tmp_path, [batch])
     path = tmp_path / "out" / "ball.000.safetensors"
@@ -196,14 +205,85 @@ def test_code_of_a_scene(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "shape:             2 x 16 x 16" in printed
     assert "signal:            scene" in printed
+    assert "camera:            4 1.2 1.2 30" in printed
+
+
+def _decode(monkeypatch, composer, *args):
+    """Run `tools.codes` with a model."""
     monkeypatch.setattr(codes.composers, "load", lambda checkpoint: composer)
-    for command in (["render", str(path)], ["interpolate", str(path), str(path)]):
-        for option in ([], ["--size", "20"], ["--sample_rate", "20"]):
-            with pytest.raises(SystemExit) as error:
-                codes.main([*command, "--checkpoint", "any", *option])
-            assert re.match(
-                r"error: ball\.000 encodes a scene of shape \(2, 16, 16\), which cannot be decoded", error.value.code
-            )
+    codes.main([*map(str, args), "--checkpoint", "any"])
+
+
+def test_code_is_rendered_without_images(tmp_path, capsys, monkeypatch):
+    composer, evaluation = _predict(tmp_path, [scene_batch((0.8,), views=2)])
+    path = tmp_path / "out" / "ball.000.safetensors"
+    options = (
+        "--size",
+        24,
+        "--frames",
+        5,
+        "--elevation",
+        10,
+        "--mesh",
+        "--mesh_resolution",
+        32,
+        "--mesh_format",
+        "glb",
+    )
+    _decode(monkeypatch, composer, "render", path, *options)
+    name = "ball.000.24x24"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"Wrote .*{name}\.gif: 5 frames of 24 x 24 pixels, {name}\.glb: \d+ faces, decoded", printed)
+    camera = turntable.Camera((24, 24), (1.2 * 24,) * 2, 4.0)
+    reconstruction = composer.reconstruction({"radius": evaluation["latents"][3]["radius"]})
+    expected = turntable.turntable_frames(composer, reconstruction, camera, None, 5, 10.0)
+    with Image.open(tmp_path / "out" / f"{name}.gif") as video:
+        assert (video.n_frames, video.size) == (5, (48, 24))
+        for index, frame in enumerate(expected):
+            video.seek(index)
+            difference = np.asarray(video.convert("RGB")).astype(float) - np.asarray(frame).astype(float)
+            assert np.abs(difference).mean() < 1.5
+    scene = trimesh.load(tmp_path / "out" / f"{name}.glb", force="mesh", process=False)
+    assert scene.is_watertight
+    assert scene.vertices[:, 2].max() == pytest.approx(1.2, abs=0.1)  # the pole, in world coordinates
+    red, _, blue = scene.visual.vertex_colors[scene.vertices[:, 0] > 0.3][:, :3].astype(float).mean(0)
+    assert red > blue + 50
+    _decode(monkeypatch, composer, "render", path, "--frames", 2, "--output", tmp_path / "new" / "turn.gif")
+    with Image.open(tmp_path / "new" / "turn.gif") as video:
+        assert (video.n_frames, video.size) == (2, (32, 16))
+
+
+def test_interpolation_of_codes_of_scenes(tmp_path, monkeypatch):
+    composer, _ = _predict(tmp_path, [scene_batch((0.8, 0.4), names=["a", "b"])])
+    ends = [tmp_path / "out" / f"{name}.safetensors" for name in "ab"]
+    _decode(monkeypatch, composer, "interpolate", *ends, "--frames", 3, "--output", tmp_path / "between")
+    names = ["000.png", "001.png", "002.png", "frames.gif"]
+    assert sorted(path.name for path in (tmp_path / "between").iterdir()) == names
+    covered = []
+    for frame in names[:3]:
+        with Image.open(tmp_path / "between" / frame) as image:
+            assert image.size == (32, 16)
+            covered.append((np.asarray(image)[:, :16].min(-1) < 128).sum())
+    assert covered[0] > covered[2]
+
+
+def test_codes_that_cannot_be_rendered_are_refused(tmp_path, monkeypatch):
+    composer, _ = _predict(tmp_path, [scene_batch((0.8,))])
+    path = tmp_path / "out" / "ball.000.safetensors"
+    for options, message in (
+        (["--sample_rate", "20"], "--sample_rate does not apply to codes of views: pass --size or --frames"),
+        (["--frames", "1"], "frames is 1"),
+        (["--size", "9x12"], "size is [9, 12]: for views, pass the longer side in pixels"),
+        (["--output", "image.png"], "image.png has no supported video format: choose a name that ends with .gif"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            _decode(monkeypatch, composer, "render", path, *options)
+        assert error.value.code.startswith(f"error: {message}")
+    code = read_code(path)
+    code.facts.pop("camera")
+    code.save(path)
+    with pytest.raises(SystemExit, match=r"error: The code of ball\.000 states no camera, .* encode the scene again"):
+        _decode(monkeypatch, composer, "render", path)
 
 
 @pytest.mark.parametrize(

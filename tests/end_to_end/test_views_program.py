@@ -10,6 +10,7 @@ from program import NAME, TESTS, checkpoint, column, rows, run, run_process
 from scene_folders import write_scene, write_srn
 
 from datamodules.storage.sample_meshes import CHAIRS
+from tools import codes
 
 TINY = ["--config", str(TESTS / "configs" / "tiny_objects.yaml")]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
@@ -51,7 +52,36 @@ def test_fit_validate_test_and_predict(tmp_path):
     assert row["name"] == CHAIRS["test"][0]
     with Image.open(f"predictions/{row['name']}.gif") as video:
         assert video.n_frames == 3
-        assert video.width > video.height  # colour beside depth
+        assert video.size == (3 * 16, 16 + 15)  # true view, colour and depth below labels
+    code = tmp_path / "predictions" / f"{row['name']}.safetensors"
+    options = ("--size", 24, "--frames", 2, "--elevation", 10, "--output", tmp_path / "again" / "chair.gif")
+    codes.main(["render", str(code), "--checkpoint", weights[1], *map(str, options)])
+    with Image.open(tmp_path / "again" / "chair.gif") as video:
+        assert (video.n_frames, video.size) == (2, (2 * 24, 24))
+
+
+CALLBACKS = ("identity.IdentityTest", "nearest_view.NearestTrainingView", "view_table.ViewTable")
+
+
+@pytest.mark.slow
+def test_baselines_and_identity_match_on_two_processes(tmp_path):
+    run("fit", *TINY, NAME, "fit")
+    options = ["--ckpt_path", "runs/fit/version_0/checkpoints/last.ckpt", "--data.init_args.protocol=all"]
+    for name in CALLBACKS:
+        options += ["--trainer.callbacks+", f"callbacks.{name}"]
+    printed = run("test", *TINY, NAME, "one", *options)
+    run_process("test", *TINY, *TWO, NAME, "two", *options, cwd=tmp_path)
+    assert "predicted: identity " in printed
+    assert "Copies of the nearest training object: " in printed
+    [logged] = [row for row in rows("runs/one/version_0/metrics.csv") if "test/copied_psnr" in row]
+    assert 5 < float(logged["test/copied_psnr"]) <= float(logged["test/best_copied_psnr"])
+    for name, count in (("test_identity", 2 * 4), ("test_copied", 8), ("test_views", 8 * 5 * 2)):
+        one, two = (rows(f"runs/{run_name}/version_0/{name}.csv") for run_name in ("one", "two"))
+        assert len(one) == len(two) == count
+        for row, other in zip(one, two, strict=True):
+            assert row["name"] == other["name"]
+            for key in set(row) - {"name", "nearest", "views"}:
+                assert float(row[key]) == pytest.approx(float(other[key]), abs=1e-3)
 
 
 @pytest.mark.slow

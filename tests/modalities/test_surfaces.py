@@ -9,7 +9,8 @@ import trimesh
 from objects import Balls, Fields, ball
 
 from composers.rendering import LightFieldRenderer, VolumeRenderer
-from modalities.surfaces import SurfaceMesh, half_opaque, save_ply, surface
+from modalities.surfaces import half_opaque, surface
+from modalities.triangle_mesh import TriangleMesh, save_mesh
 
 
 class Round(Fields):
@@ -35,7 +36,7 @@ def _solid(mesh):
 
 @pytest.mark.parametrize(("level", "radius"), [(20.0, 0.7), (40.0, 0.5)])
 def test_level_sets_of_a_ball_are_spheres(level, radius):
-    mesh = surface(*ball(_composer(), 1.0), bound=1.2, resolution=49, level=level)
+    mesh = surface(*ball(_composer(), 1.0), bound=1.2, resolution=49, level=level).mesh
     distances = np.linalg.norm(mesh.vertices, axis=1)
     assert np.abs(distances - radius).max() < 2e-3
     solid = _solid(mesh)
@@ -62,16 +63,16 @@ def test_vertices_and_colours_are_in_world_coordinates():
 
             return field
 
-    mesh = surface(*ball(_composer(Box()), 1.0), bound=1.0, resolution=41, level=30.0)
+    mesh, colours = surface(*ball(_composer(Box()), 1.0), bound=1.0, resolution=41, level=30.0)
     assert mesh.vertices.min(0) == pytest.approx([-0.3, -0.6, -0.1], abs=0.03)
     assert mesh.vertices.max(0) == pytest.approx([0.9, 0.2, 0.3], abs=0.03)
     expected = 255 / (1 + np.exp(-2 * mesh.vertices.astype(float)))
-    assert np.abs(mesh.colours - expected).max() <= 0.51
-    assert (mesh.vertices.dtype, mesh.faces.dtype, mesh.colours.dtype) == (np.float32, np.int32, np.uint8)
+    assert np.abs(colours - expected).max() <= 0.51
+    assert (mesh.vertices.dtype, mesh.faces.dtype, colours.dtype) == (np.float32, np.int32, np.uint8)
 
 
 def test_surfaces_are_closed_at_the_sides_of_the_cube():
-    mesh = surface(*ball(_composer(), 1.0), bound=0.5, resolution=21, level=20.0)
+    mesh = surface(*ball(_composer(), 1.0), bound=0.5, resolution=21, level=20.0).mesh
     solid = _solid(mesh)
     assert solid.is_watertight
     assert solid.volume == pytest.approx(1.0, rel=0.25)  # the cube, a step larger, without its corners
@@ -82,7 +83,7 @@ def test_default_level_transmits_half_of_the_light_between_samples():
     renderer = VolumeRenderer(1.0, 5.0, samples_per_ray=101)
     assert math.exp(-half_opaque(renderer) * 0.04) == pytest.approx(0.5)
     composer = _composer(samples_per_ray=101)
-    mesh = surface(*ball(composer, 1.0), bound=1.2, resolution=33)
+    mesh = surface(*ball(composer, 1.0), bound=1.2, resolution=33).mesh
     expected = 0.9 - half_opaque(composer.renderer) / 100
     assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(expected, abs=2e-3)
     with pytest.raises(ValueError, match="no near and far, so there is no default level: pass level"):
@@ -92,7 +93,7 @@ def test_default_level_transmits_half_of_the_light_between_samples():
 def test_softplus_density_is_used():
     """At the edge of the ball, where ReLU has density 0, softplus has log 2."""
     composer = _composer(density="softplus")
-    mesh = surface(*ball(composer, 1.0), bound=1.2, resolution=65, level=math.log(2))
+    mesh = surface(*ball(composer, 1.0), bound=1.2, resolution=65, level=math.log(2)).mesh
     assert np.linalg.norm(mesh.vertices, axis=1).mean() == pytest.approx(0.9, abs=0.01)
 
 
@@ -100,12 +101,12 @@ def test_result_does_not_depend_on_max_memory():
     expected, actual = (
         surface(*ball(_composer(), 1.0), resolution=24, level=20.0, max_memory=memory) for memory in (500, 0.1)
     )
-    for left, right in zip(expected, actual, strict=True):
+    for left, right in zip((*expected.mesh, expected.colours), (*actual.mesh, actual.colours), strict=True):
         assert np.array_equal(left, right)
 
 
 def test_invalid_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"no surface of density 95 within 1\.5 of the origin, .* 0 to 7\d"):
+    with pytest.raises(ValueError, match=r"no surface of density 95 within 1\.5 of the origin, .* 0 to \d\d:"):
         surface(*ball(_composer(), 1.0), resolution=16, level=95)
     with pytest.raises(ValueError, match="LightFieldRenderer has no density"):
         surface(*ball(Balls(LightFieldRenderer()), 1.0))
@@ -117,14 +118,15 @@ def test_invalid_arguments_are_refused():
         surface(*ball(_composer(), 1.0), max_memory=1e-5)
 
 
-def test_ply_files_round_trip(tmp_path):
+@pytest.mark.parametrize("suffix", ["ply", "glb", "obj"])
+def test_coloured_meshes_round_trip(tmp_path, suffix):
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]], np.float32)
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
     colours = np.array([[1, 2, 3], [40, 50, 60], [255, 0, 128], [7, 8, 9]], np.uint8)
-    save_ply(SurfaceMesh(corners, faces, colours), tmp_path / "new" / "solid.ply")
-    mesh = trimesh.load(tmp_path / "new" / "solid.ply", process=False)
+    save_mesh(TriangleMesh(corners, faces), tmp_path / "new" / f"solid.{suffix}", colours)
+    mesh = trimesh.load(tmp_path / "new" / f"solid.{suffix}", process=False, force="mesh")
     assert np.array_equal(mesh.vertices, corners)
     assert np.array_equal(mesh.faces, faces)
     assert np.array_equal(mesh.visual.vertex_colors[:, :3], colours)
     assert mesh.volume == pytest.approx(1.0)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["solid.ply"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"solid.{suffix}"]

@@ -15,7 +15,18 @@ from composers.rendering import LightFieldRenderer, PointRenderer, VolumeRendere
 from datamodules.batch import Views
 from datamodules.cameras import look_at, orbit
 from modalities import turntable
-from modalities.turntable import Camera, encoder, orbit_frames, side_by_side, write_gif, write_mp4
+from modalities.turntable import (
+    Camera,
+    TrueViews,
+    encoder,
+    looking,
+    orbit_elevation,
+    orbit_frames,
+    side_by_side,
+    turntable_frames,
+    write_gif,
+    write_mp4,
+)
 from modalities.view_rendering import RenderedRays, depth_ends, depth_image, depth_images, depth_range, render_rays
 
 CAMERA = Camera((32, 48), (48.0, 48.0), 4.0)
@@ -143,6 +154,32 @@ def test_camera_has_the_mean_of_the_views():
     views.poses[0, 2, 3], views.poses[1, 0, 3] = 3.0, -5.0
     assert Camera.of(views) == Camera((20, 40), (60.0, 70.0), 4.0)
     assert Camera.of(views, 80) == Camera((40, 80), (120.0, 140.0), 4.0)
+
+
+def test_frames_show_the_true_view_whose_camera_looks_most_nearly_in_their_direction():
+    """Of cameras at other distances and elevations, the direction counts."""
+    poses = orbit(5, 9.0, 10.0)[[3, 0, 4, 1, 2]]
+    images = torch.arange(5).view(5, 1, 1, 1).expand(5, 3, 8, 12) / 10
+    true = TrueViews(images, looking(poses), [f"true {view}" for view in range(5)])
+    frames = turntable_frames(*ball(Balls(), 0.8), CAMERA, true, 10, 30.0)
+    plain = [side_by_side(pair) for pair in orbit_frames(*ball(Balls(), 0.8), CAMERA, 10, 30.0)]
+    for index, (frame, expected, pose) in enumerate(zip(frames, plain, orbit(10, 4.0, 30.0), strict=True)):
+        assert frame.size == (3 * 48, 15 + 32)
+        assert np.array_equal(_array(frame)[15:, 48:], _array(expected))
+        cosines = [float(pose[:, 2] @ other[:, 2]) for other in poses]
+        shown = round(_array(frame)[15 + 16, 24, 0] / 25.5)
+        assert cosines[shown] == pytest.approx(max(cosines), abs=1e-6)
+        assert (_array(frame)[:15] < 128).any(), index  # labels
+
+
+def test_elevation_is_that_of_cameras_on_a_circle():
+    assert orbit_elevation(orbit(12, 3.0, -15.0)) == pytest.approx(-15, abs=1e-4)
+    assert orbit_elevation(orbit(7)) is None
+    assert orbit_elevation(orbit(40)[:29]) is None  # a gap of more than 90 degrees
+    spread = look_at(torch.nn.functional.normalize(torch.randn(50, 3), dim=-1) * 4)
+    assert orbit_elevation(spread) is None
+    both = torch.cat((orbit(8, 4.0, 20.0), orbit(8, 4.0, 28.0)))
+    assert orbit_elevation(both) == pytest.approx(24, abs=1e-4)
 
 
 def _video(count=6, size=(31, 20)):

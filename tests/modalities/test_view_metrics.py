@@ -1,20 +1,18 @@
 """Metrics of scenes against loops over views, closed forms and scikit-image."""
 
-import importlib.util
 import math
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
+from torchmetrics.functional.image import lpips as lpip
 
 from composers.metrics import PSNR, SSIM
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
-from modalities import view_metrics
+from modalities.perceptual import _LAYERS, PerceptualDistance
 from modalities.view_metrics import LPIPS, OverWhite, ViewPSNR, ViewSSIM, WhiteView, view_psnr
 
 of_values = Reconstruction.of_values
@@ -121,64 +119,119 @@ def test_ssim_of_small_views_is_nan():
     assert ViewSSIM().measure(*_reconstructed(shape=(1, 11, 30)), (1, 11, 30)).isfinite().all()
 
 
-def _torchvision(monkeypatch, tmp_path):
-    """Install a fake torchvision, and return the path where it expects its weights."""
-    weights = types.SimpleNamespace(DEFAULT=types.SimpleNamespace(url="https://example.org/models/alexnet-1.pth?raw=1"))
-    module = types.ModuleType("torchvision")
-    module.models = types.SimpleNamespace(AlexNet_Weights=weights)
-    monkeypatch.setitem(sys.modules, "torchvision", module)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+def _layers(network):
+    """Return random layers of a network, numbered as in torchvision."""
+    torch.manual_seed(0)
+    if network == "alex":
+        sizes = {0: (3, 64, 11, 4, 2), 3: (64, 192, 5, 1, 2), 6: (192, 384, 3, 1, 1), 8: (384, 256, 3, 1, 1)}
+        sizes[10] = (256, 256, 3, 1, 1)
+        pools = {2: 3, 5: 3}
+    else:
+        channels = [64, 64, 128, 128, 256, 256, 256, *[512] * 6]
+        places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+        inputs = [3, *channels[:-1]]
+        sizes = {place: (first, last, 3, 1, 1) for place, first, last in zip(places, inputs, channels, strict=True)}
+        pools = {4: 2, 9: 2, 16: 2, 23: 2}
+    layers = {place: torch.nn.Conv2d(*size) for place, size in sizes.items()}
+    layers |= {place: torch.nn.MaxPool2d(size, 2) for place, size in pools.items()}
+    return torch.nn.Sequential(*(layers.get(place, torch.nn.ReLU()) for place in range(max(sizes) + 2)))
+
+
+def _save(layers, path):
+    """Write the weights of layers as torchvision does, with those of a classifier."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {f"features.{name}": value for name, value in layers.state_dict().items()}
+    torch.save(weights | {"classifier.1.weight": torch.zeros(2, 2)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("network", "full_name"), [("alex", "alexnet"), pytest.param("vgg", "vgg16", marks=pytest.mark.slow)]
+)
+def test_lpips_is_that_of_torchmetrics_averaged_over_views(monkeypatch, tmp_path, network, full_name):
+    layers = _layers(network)
+    names = []
+    monkeypatch.setattr(lpip, "_get_tv_model_features", lambda name, pretrained: names.append(name) or layers)
+    naive = lpip._LPIPS(net=network)
+    assert names == [full_name]
+    shape = (2, 32, 40)
+    prediction, target = _scenes(shape=shape)
+    metric = LPIPS(network, str(_save(layers, tmp_path / "weights.pth")))
+    actual = metric.measure(of_values(prediction), target, shape)
+    pairs = zip(_views(prediction, shape), _views(target.values, shape), strict=True)
+    for instance, views in enumerate(pairs):
+        images = [
+            [torch.from_numpy(view).float().permute(2, 0, 1)[None].clamp(0, 1) for view in pair]
+            for pair in zip(*views, strict=True)
+        ]
+        expected = [naive(*pair, normalize=True).item() for pair in images]
+        assert actual[instance].item() == pytest.approx(np.mean(expected), rel=1e-5)
+        assert metric.per_view(prediction, target, shape)[instance].tolist() == pytest.approx(expected, rel=1e-5)
+    assert metric.measure(of_values(target.values), target, shape).tolist() == [0, 0]
+    assert metric.measure(*_reconstructed(shape=(2, 31, 40)), (2, 31, 40)).isnan().all()
+
+
+def test_squeezenet_reads_its_weights(tmp_path):
+    torch.manual_seed(0)
+    features = _LAYERS["squeeze"]()
+    path = _save(features, tmp_path / "weights.pth")
+    image = torch.rand(1, 3, 33, 32)
+    distance = PerceptualDistance("squeeze", path)
+    assert [len(weight) for weight in distance.channel_weights] == [64, 128, 256, 384, 384, 512, 512]
+    assert distance(image, 1 - image).item() > distance(image, image).item() == 0
+
+
+def test_lpips_reads_the_cache_and_warns_without_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    return tmp_path / "checkpoints" / "alexnet-1.pth"
-
-
-def test_lpips_warns_about_missing_dependencies(monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.warns(
-        UserWarning, match="^LPIPS is NaN: it needs the package torchvision, .*: pip install torchvision, or"
-    ):
-        metric = LPIPS()
-    assert metric.measure(*_reconstructed(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
-    path = _torchvision(monkeypatch, tmp_path)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args: pytest.fail("a download was attempted"))
+    path = tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth"
     expected = (
-        f"it needs the file {path}: download it from https://example.org/models/alexnet-1.pth?raw=1, or remove LPIPS "
-        "from the metrics."
+        "LPIPS is NaN, because the weights of alex are missing: download "
+        f"https://download.pytorch.org/models/alexnet-owt-7be5be79.pth to {path}, pass another file as weights, or remove "
+        "LPIPS from the metrics."
     )
-    with pytest.warns(UserWarning, match=re.escape(expected)):
+    with pytest.warns(UserWarning, match=re.escape(expected)) as warned:
         metric = LPIPS()
-    assert metric.measure(*_reconstructed(shape=(1, 32, 32)), (1, 32, 32)).isnan().all()
-    monkeypatch.setitem(sys.modules, "torchvision", None)  # makes the import fail
-    with pytest.warns(
-        UserWarning, match="^LPIPS is NaN: the package torchvision is incompatible with this torch, .*: pip install it"
+    assert len(warned) == 1
+    shape = (1, 32, 32)
+    assert metric.measure(*_reconstructed(shape=shape), shape).isnan().all()
+    _save(_layers("alex"), path)
+    assert (LPIPS().measure(*_reconstructed(shape=shape), shape) > 0).all()
+
+
+def test_files_without_the_weights_of_the_network_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    with pytest.raises(
+        ValueError, match=re.escape(f"There is no file {path} with the weights of vgg: download https:")
     ):
-        LPIPS()
+        LPIPS("vgg", str(path))
+    path.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=re.escape(f"{path} does not hold the weights of alex (")):
+        LPIPS("alex", str(path))
+    _save(_layers("alex"), path)
+    with pytest.raises(ValueError, match=r"of vgg \(it lacks '2.weight'\): download https"):
+        LPIPS("vgg", str(path))
+    layers = _layers("alex")
+    layers[3] = torch.nn.Conv2d(64, 192, 3)
+    _save(layers, path)
+    with pytest.raises(
+        ValueError, match=r"features\.3\.weight is of shape \(192, 64, 3, 3\) rather than \(192, 64, 5, 5\)"
+    ):
+        LPIPS("alex", str(path))
     with pytest.raises(ValueError, match="network is 'resnet': choose one of alex, vgg, squeeze"):
         LPIPS("resnet")
 
 
-def test_lpips_is_the_mean_over_views(monkeypatch, tmp_path):
-    """A fake network receives clipped images in [0, 1]."""
-
-    class Distance(torch.nn.Module):
-        def forward(self, prediction, truth, normalize):
-            assert normalize
-            assert prediction.shape == truth.shape == (2, 3, 32, 40)
-            assert prediction.min() >= 0
-            assert prediction.max() <= 1
-            return (prediction - truth).abs().mean((1, 2, 3), keepdim=True)
-
-    path = _torchvision(monkeypatch, tmp_path)
-    path.parent.mkdir()
-    path.touch()
-    networks = []
-    monkeypatch.setattr(
-        view_metrics,
-        "LearnedPerceptualImagePatchSimilarity",
-        lambda network, normalize: networks.append(network) or types.SimpleNamespace(net=Distance()),
-    )
-    shape = (2, 32, 40)
+def test_values_per_view_do_not_depend_on_other_views_and_instances():
+    """Metrics of a batch of scenes are those of every view alone."""
+    shape = (3, 12, 14)
     prediction, target = _scenes(shape=shape)
-    actual = LPIPS().measure(of_values(prediction), target, shape)
-    assert networks == ["alex"]
-    assert torch.allclose(actual, (prediction.clamp(0, 1) - target.values).abs().mean((1, 2)), atol=1e-6)
-    assert LPIPS().measure(*_reconstructed(shape=(2, 31, 40)), (2, 31, 40)).isnan().all()
+    for metric in (ViewPSNR(), WhiteView(), OverWhite(), ViewSSIM()):
+        actual = metric.per_view(prediction, target, shape)
+        assert actual.shape == (2, 3)
+        for instance in range(2):
+            for view in range(3):
+                parts = (values[instance].view(3, -1, 3)[view][None] for values in (prediction, target.values))
+                alone, true = parts
+                expected = metric.measure(of_values(alone), Samples(target.coords[:168], true), (1, 12, 14))
+                assert actual[instance, view].item() == pytest.approx(expected.item(), abs=1e-4)

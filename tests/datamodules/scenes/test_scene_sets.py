@@ -319,6 +319,28 @@ def test_first_uses_one_support_and_25_query_frames(shared):
     assert batch.query.coords.shape == (1, 25 * SIZE * SIZE, 6)
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_all_views_are_compared_with_the_support_views_of_draws(shared, views):
+    options = {"draws": 4, "views": views, "query_views": 2}
+    drawn, complete = (ready(shared, "test", protocol=protocol, **options) for protocol in ("draws", "all"))
+    assert len(drawn.test_set) == len(complete.test_set) == 12
+    for item, every in zip(drawn.test_set, complete.test_set, strict=True):
+        support = frames_of(item)[:views]
+        assert every.name == item.name
+        assert frames_of(every) == support + [frame for frame in range(FRAMES) if frame not in support]
+    batch = complete.to_coordinates(collated(complete, [complete.test_set[0], complete.test_set[5]]))
+    assert batch.shape == (FRAMES - views, SIZE, SIZE)
+
+
+def test_batches_of_all_views_need_equally_many(folder):
+    write_scene(folder / "c", 7, SIZE)
+    message = r"b has 4 frames and c 7, but .* needs equally many: set --data.init_args.eval_batch_size to 1, or"
+    with pytest.raises(ValueError, match=message):
+        ready(folder, "test", protocol="all", eval_batch_size=2)
+    data = ready(folder, "test", protocol="all", eval_batch_size=1, draws=1)
+    assert [len(item.images) for item in data.test_set] == [4, 4, 7]
+
+
 def test_evaluation_views_are_uniform():
     scene = Scene("x", tuple(map(str, range(10))), torch.zeros(10, 3, 4), torch.ones(10, 4), (8, 8))
     common = {"views": 1, "query_views": 1, "train_frames": 5, "protocol": "draws"}
@@ -476,7 +498,7 @@ def test_training_batches_use_the_coordinates_of_evaluation(shared):
         {"draws": 0},
         {"val_draws": 0},
         {"batch_size": 0},
-        {"protocol": "all"},
+        {"protocol": "rest"},
         {"protocol": "first", "views": 2},
     ],
     ids=str,
