@@ -126,7 +126,8 @@ def measure(scenes: Sequence[Scene], items: EvaluationViews, views: Sequence[int
     for number in views:
         nearest = table[..., :number].mean(-1).argmin(0, keepdim=True)
         rows = torch.stack((white, on_query.gather(0, nearest)[0], on_query.amin(0)))
-        results.append(Baselines(number, *(-10 * rows.log10()).mean(1).tolist(), len(targets)))
+        white_psnr, copied, best = (-10 * rows.log10()).mean(1).tolist()
+        results.append(Baselines(number, white_psnr, copied, best, len(targets)))
     return results
 
 
