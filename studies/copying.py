@@ -1,25 +1,27 @@
 """Baselines for novel views: a white image, and copying a training object: ``python -m studies.copying``.
 
-For every test item of an experiment on scenes, find the training object that looks most like it from the pose of the support
-view, and copy its image from the pose of the query view. All objects must share the same cameras, as those of
-`datamodules.SampleObjects` and ``python -m tools.render_views --cameras shared`` do.
+For every test item of an experiment on scenes, find the training object that looks most like it from the poses of the support
+views, and copy its image from the pose of the query view. All objects must share the same cameras, as those of
+`datamodules.SampleObjects` and ``python -m tools.render_views --cameras shared`` do. Training objects are read in turn, so that
+memory does not depend on their number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from torch import Tensor
 
 from benchmarks.cost import build
-from datamodules.batch import PosedImages
 from datamodules.scenes.base import SceneSet
-from datamodules.scenes.draws import EvaluationViews, SceneReferences, posed
+from datamodules.scenes.copying import NotSharedError, copied_items
+from datamodules.scenes.draws import EvaluationViews, SceneReferences
 from datamodules.storage.views import Scene
 
 
@@ -29,29 +31,43 @@ class CopyingSettings:
 
     Args:
         config: Config of the experiment.
+        views: Numbers of support views by which the nearest training object is found.
+
+    Raises:
+        ValueError: If there are no numbers of views, or one is below 1.
     """
 
     config: Path = Path("configs/experiments/objects_voxels.yaml")
+    views: tuple[int, ...] = (1, 3)
+
+    def __post_init__(self) -> None:
+        """Check the numbers of views."""
+        if not self.views or min(self.views) < 1:
+            raise ValueError(
+                f"views is {list(self.views)}: pass numbers of support views of at least 1, such as [1, 3]."
+            )
 
 
 class Baselines(NamedTuple):
-    """PSNR in dB, with peak 1, of one query view per item, averaged over the test items.
+    """PSNR in dB, with peak 1, averaged over the query views and the test items.
 
     Attributes:
+        views: Number of support views.
         white: PSNR of a white image.
-        copied: PSNR of a copy of the training object that is nearest in the support view.
+        copied: PSNR of a copy of the training object with the smallest mean squared error over the support views.
         best: PSNR of a copy of the training object that is nearest in the query view, an upper bound.
         items: Number of test items.
     """
 
+    views: int
     white: float
     copied: float
     best: float
     items: int
 
 
-def main(args: list[str] | None = None) -> Baselines:
-    """Parse command-line arguments, measure the baselines and print them."""
+def main(args: list[str] | None = None) -> list[Baselines]:
+    """Parse command-line arguments, measure the baselines for each number of support views and print them."""
     parser = ArgumentParser("python -m studies.copying", description=__doc__)
     parser.add_class_arguments(CopyingSettings)
     settings = CopyingSettings(**vars(parser.parse_args(args)))
@@ -60,62 +76,49 @@ def main(args: list[str] | None = None) -> Baselines:
         raise ValueError(
             f"The data of {settings.config} are {type(data).__name__}; pass the config of an experiment on scenes."
         )
+    if data.protocol == "first" and max(settings.views) > 1:
+        raise ValueError(
+            f"views is {list(settings.views)}, but the protocol first of {settings.config} has one support view: pass "
+            "--views [1]."
+        )
+    data.views = max(settings.views)
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
     assert isinstance(data.train_set, SceneReferences)
     assert isinstance(data.test_set, EvaluationViews)
-    result = measure(data.train_set.scenes, data.test_set, data.views)
-    Console().print(
-        f"{result.items} views of {settings.config.stem}: white image {result.white:.2f} dB, copy of the nearest training "
-        f"object {result.copied:.2f} dB, of the best {result.best:.2f} dB"
-    )
-    return result
+    results = measure(data.train_set.scenes, data.test_set, settings.views)
+    console = Console(soft_wrap=True)
+    for result in results:
+        console.print(
+            f"{result.items} views of {settings.config.stem}, {len(data.train_set.scenes)} training objects, {result.views} "
+            f"support view(s): white image {result.white:.2f} dB, copy of the nearest training object {result.copied:.2f} dB, "
+            f"of the best {result.best:.2f} dB"
+        )
+    return results
 
 
-def measure(scenes: list[Scene], items: EvaluationViews, views: int) -> Baselines:
-    """Return the baselines of items with one query view each.
+def measure(scenes: Sequence[Scene], items: EvaluationViews, views: Sequence[int]) -> list[Baselines]:
+    """Return the baselines of items for each number of support views.
 
     Args:
         scenes: Training objects.
-        items: Test items.
-        views: Number of support views of an item; the first one determines the nearest object.
+        items: Test items; a smaller number of support views uses the first ones of a larger number.
+        views: Numbers of support views.
 
     Raises:
-        ValueError: If the training objects have no view from a pose of an item.
+        ValueError: If objects do not share their cameras.
     """
-    images = torch.stack([_in_unit(posed(scene, range(len(scene.images)), scene.name)) for scene in scenes])
-    rows = []
-    for index in range(len(items)):
-        item = items[index]
-        support, query = _in_unit(item)[0], _in_unit(item)[views]
-        from_support, from_query = (images[:, _frame(scenes[0], item.poses[view])] for view in (0, views))
-        nearest = _errors(from_support, support).argmin()
-        errors = _errors(from_query, query)
-        rows.append(torch.stack((_errors(torch.ones(1), query)[0], errors[nearest], errors.min())))
-    white, copied, best = (-10 * torch.stack(rows).log10()).mean(0).tolist()
-    return Baselines(white, copied, best, len(rows))
-
-
-def _in_unit(item: PosedImages) -> Tensor:
-    """Return the images ``(V, 3, H, W)`` of an item in [0, 1]."""
-    return item.images.float() / 255
-
-
-def _frame(scene: Scene, pose: Tensor) -> int:
-    """Return the index of the frame of a scene with a pose."""
-    distances = (scene.poses - pose).abs().amax((1, 2))
-    if distances.min() > 1e-4:
-        raise ValueError(
-            f"{scene.name} has no view from a pose of the test set: all objects must share the same cameras, "
-            "as in SampleObjects."
-        )
-    return int(distances.argmin())
-
-
-def _errors(images: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared errors ``(K,)`` of images ``(K, ...)``."""
-    return (images - target).square().reshape(len(images), -1).mean(1)
+    results = []
+    for number in views:
+        drawn = EvaluationViews(items.scenes, partial(items.frames, views=number), items.repetitions, items.read)
+        try:
+            copied = copied_items(scenes, drawn, number)
+        except NotSharedError as error:
+            raise ValueError(f"All objects must share the same cameras, as in SampleObjects: {error}.") from error
+        numbers = torch.tensor([(item.white, item.copied, item.best) for item in copied]).mean(0).tolist()
+        results.append(Baselines(number, *numbers, len(copied)))
+    return results
 
 
 if __name__ == "__main__":

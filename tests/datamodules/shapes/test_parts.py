@@ -15,6 +15,7 @@ from datamodules.shapes.parts import (
     Cuboid,
     Part,
     Placed,
+    Prism,
     Solid,
     Sphere,
     Torus,
@@ -33,6 +34,8 @@ PARTS: list[Part] = [
     Cone(0.5, 0.2, 0.8),
     Cone(0.2, 0.6, 0.8),
     Cone(0.3, 0.3, 1.0),
+    Prism(((-0.4, -0.6), (-0.4, 0.5), (0.1, 0.3), (0.3, -0.4)), 0.7),
+    Prism(((-0.4, -0.6), (0.3, -0.4), (-0.4, 0.5)), 0.7),  # the other way around
 ]
 
 
@@ -77,6 +80,9 @@ def test_a_box_agrees_with_its_mesh_exactly() -> None:
         (Cone(1.0, 1.0, 2.0), (0.0, 0.0, 0.0), -1.0),
         (Cone(1.0, 0.0, 1.0), (0.0, 1.5, 0.0), 1.0),
         (Cone(1.0, 0.5, 2.0), (0.0, -3.0, 0.0), 2.0),
+        (Prism(((0.0, 0.0), (2.0, 0.0), (0.0, 2.0)), 4.0), (0.0, 0.5, 0.5), -0.5),
+        (Prism(((0.0, 0.0), (2.0, 0.0), (0.0, 2.0)), 4.0), (0.0, 2.0, 2.0), math.sqrt(2)),
+        (Prism(((0.0, 0.0), (2.0, 0.0), (0.0, 2.0)), 4.0), (3.0, -1.0, 0.5), math.sqrt(2)),
     ],
 )
 def test_distances_in_closed_form(part: Part, at: tuple[float, float, float], expected: float) -> None:
