@@ -118,7 +118,7 @@ def measure(settings: EmptySpaceSettings) -> dict[str, EmptySpaceMeasurement]:
     judge = plain(chunk_size=32768)
     views = {name: renderer(field, rays) for name, renderer in renderers.items()}  # as warm-up, too
     network_view = judge(exact, rays.double())
-    fine = VolumeRenderer(2.0, 6.0, 4 * settings.samples_per_ray, radius=1.0, chunk_size=32768)
+    fine = VolumeRenderer(2.0, 6.0, 2 * settings.samples_per_ray, radius=1.0, chunk_size=32768)
     chair_view = fine(solid_field(solid), rays.double())
     seconds: dict[str, list[float]] = {name: [] for name in renderers}
     peaks = dict.fromkeys(renderers, 0.0)
