@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.memory import memory
 from composers.networks import CoordinateMLP, Field, FourierFeatures
 from composers.rendering import VolumeRenderer
-from datamodules.cameras import focal_length, orbit
+from datamodules.cameras import centred_intrinsics, focal_length, orbit
 from datamodules.domain import Rays
 
 _CLEAR = Path("/proc/self/clear_refs")
@@ -90,8 +90,8 @@ def scene(hidden_dim: int) -> Field:
 
 def _rays(views: int, size: int) -> Tensor:
     """Return all rays ``(V * size * size, 6)`` of views around the origin."""
-    focals = torch.full((views, 2), focal_length(0.7, size))
-    return Rays().coords((views, size, size), cameras=(orbit(views), focals))
+    intrinsics = centred_intrinsics(torch.full((views, 2), focal_length(0.7, size)), (size, size))
+    return Rays().coords((views, size, size), cameras=(orbit(views), intrinsics))
 
 
 def run(settings: RenderingSettings) -> dict[int, RenderingMeasurement]:

@@ -10,8 +10,10 @@ from composers.liif import LIIF
 from composers.meta_ipc import MetaIPC
 from composers.metasdf import MetaSDF
 from composers.patch_ipc import PatchIPC
+from composers.pixel_aligned import PixelAligned
 from composers.transformer_ipc import TransformerIPC
 from composers.transinr import TransINR
+from composers.voxel_codes import VoxelCodes
 
 __all__ = [
     "LIIF",
@@ -23,9 +25,11 @@ __all__ = [
     "MetaIPC",
     "MetaSDF",
     "PatchIPC",
+    "PixelAligned",
     "Refinement",
     "TransINR",
     "TransformerIPC",
+    "VoxelCodes",
     "build",
     "load",
     "save",

@@ -47,12 +47,12 @@ class Views(NamedTuple):
     Attributes:
         images: ``(B, V, 3, H, W)`` in [0, 1].
         poses: ``(B, V, 3, 4)`` camera-to-world: axes right, up, backwards in columns, then the position.
-        focals: ``(B, V, 2)`` focal lengths in pixels.
+        intrinsics: ``(B, V, 4)`` focal lengths and principal point in pixels, ``fx, fy, cx, cy``.
     """
 
     images: Tensor
     poses: Tensor
-    focals: Tensor
+    intrinsics: Tensor
 
 
 class Observation(NamedTuple):
@@ -107,7 +107,7 @@ class PosedImages(NamedTuple):
     Attributes:
         images: ``(V, 3, H, W)`` uint8, support and query together.
         poses: ``(V, 3, 4)`` camera-to-world: axes right, up, backwards in columns, then the position.
-        focals: ``(V, 2)`` focal lengths in pixels, along columns and rows.
+        intrinsics: ``(V, 4)`` focal lengths and principal point in pixels, ``fx, fy, cx, cy``.
         name: Name of the item in tables and files.
         seed: Seed of the random numbers of this item in this epoch; set by the loader.
         instance: Index of the item in the training set; set by the loader, -1 outside training.
@@ -115,7 +115,7 @@ class PosedImages(NamedTuple):
 
     images: Tensor
     poses: Tensor
-    focals: Tensor
+    intrinsics: Tensor
     name: str
     seed: int = 0
     instance: int = -1

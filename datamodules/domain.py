@@ -47,7 +47,7 @@ class Domain(ABC):
             shape: Number of samples along each axis, in array order (rows before columns).
             box: Start and stop of the samples to return along each axis; all if None. Coordinates do not depend on the box, so
                 that a large signal can be rendered in bands.
-            cameras: Poses and focal lengths of views; other domains ignore them.
+            cameras: Poses and intrinsics of views; other domains ignore them.
             device: Device of the coordinates.
 
         Returns:
@@ -285,18 +285,18 @@ class Rays(Domain):
         Args:
             shape: ``(V, H, W)``, or ``(H, W)`` for one view.
             box: Start and stop along each of these axes; all if None.
-            cameras: Poses ``(..., V, 3, 4)`` and focal lengths ``(..., V, 2)`` in pixels, along columns and rows; without ``V``
-                if ``shape`` has none.
+            cameras: Poses ``(..., V, 3, 4)`` and intrinsics ``(..., V, 4)`` in pixels, ``fx, fy, cx, cy`` as in
+                `datamodules.cameras`; without ``V`` if ``shape`` has none.
             device: Device of the rays; that of the cameras if None.
 
         Returns:
             ``(..., V * H * W, 6)``, last axis of ``shape`` fastest, in the data type of the cameras.
 
         Raises:
-            ValueError: If cameras are missing, or their number is not the number of views.
+            ValueError: If cameras are missing, lack a principal point, or their number is not the number of views.
 
         Example:
-            >>> cameras = (torch.eye(4)[:3], torch.tensor([1.0, 1.0]))
+            >>> cameras = (torch.eye(4)[:3], torch.tensor([1.0, 1.0, 1.0, 0.5]))
             >>> Rays().coords((1, 2), cameras=cameras)[0].tolist()
             [0.0, 0.0, 0.0, -0.5, 0.0, -1.0]
         """
@@ -305,19 +305,25 @@ class Rays(Domain):
                 f"Rays require cameras and a shape (V, H, W) or (H, W): shape is {tuple(shape)}, cameras are "
                 f"{'missing' if cameras is None else 'present'}."
             )
-        (*views, rows, columns), (height, width) = _spans(shape, box), shape[-2:]
-        poses, focals = (tensor.to(device) for tensor in cameras)
+        *views, rows, columns = _spans(shape, box)
+        poses, intrinsics = (tensor.to(device) for tensor in cameras)
+        if intrinsics.shape[-1] != 4:
+            raise ValueError(
+                f"The intrinsics have {intrinsics.shape[-1]} numbers per view: pass fx, fy, cx, cy, for example from "
+                "centred_intrinsics(focals, shape)."
+            )
         if views:
             if poses.shape[-3] != shape[0]:
                 raise ValueError(f"shape is {tuple(shape)}, but there are cameras for {poses.shape[-3]} views.")
-            poses, focals = poses[..., slice(*views[0]), :, :], focals[..., slice(*views[0]), :]
+            poses, intrinsics = poses[..., slice(*views[0]), :, :], intrinsics[..., slice(*views[0]), :]
         row, column = torch.meshgrid(
             torch.arange(*rows, device=poses.device) + 0.5,
             torch.arange(*columns, device=poses.device) + 0.5,
             indexing="ij",
         )
-        right = (column.flatten() - width / 2) / focals[..., :1]  # (..., H W)
-        up = (height / 2 - row.flatten()) / focals[..., 1:]
+        focal_x, focal_y, centre_x, centre_y = intrinsics.split(1, dim=-1)
+        right = (column.flatten() - centre_x) / focal_x  # (..., H W)
+        up = (centre_y - row.flatten()) / focal_y
         in_camera = torch.stack((right, up, -torch.ones_like(up)), dim=-1)  # (..., H W, 3)
         directions = in_camera @ poses[..., :3].mT
         rays = torch.cat((poses[..., None, :, 3].expand_as(directions), directions), dim=-1)

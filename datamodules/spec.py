@@ -317,6 +317,16 @@ def open_signal_shape(spec: DataSpec) -> tuple[int, ...]:
     return spec.signal_shape[0], *(-1,) * (len(spec.signal_shape) - 1)
 
 
+def open_views(spec: DataSpec) -> tuple[int, ...]:
+    """Return ``(-1, 3, -1, -1)`` for ``from_data`` of parts that take any number of posed views of any size."""
+    return -1, spec.signal_shape[1], -1, -1
+
+
+def views(spec: DataSpec) -> int:
+    """Return the number of support views, for ``from_data``."""
+    return spec.signal_shape[0]
+
+
 def open_point_set(spec: DataSpec) -> tuple[int, ...]:
     """Return -1 and the numbers per point of a point set, for ``from_data`` of parts that take any number of points."""
     return -1, *spec.signal_shape[1:]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datamodules.cameras import focal_length, orbit
+from datamodules.cameras import centred_intrinsics, focal_length, orbit
 from datamodules.storage.meshes import Mesh, UpAxis
 from modalities.triangle_mesh import SurfacePoints, TriangleMesh
 
@@ -125,9 +125,10 @@ def _images(mesh: Mesh | None, poses: Tensor, size: int) -> list[Image.Image]:
     from datamodules.scenes.raycast import Caster  # here, because most commands render nothing
 
     focal = focal_length(2 * math.asin(_RADIUS / _DISTANCE), size)
+    intrinsics = centred_intrinsics(torch.full((1, 2), focal), (size, size))
     caster, images = Caster(mesh), []
     for pose in poses:
-        colours, alpha = caster.render(pose[None], torch.full((1, 2), focal), (size, size))[0].float().split((3, 1))
+        colours, alpha = caster.render(pose[None], intrinsics, (size, size))[0].float().split((3, 1))
         blended = 255 + (colours - 255) * alpha / 255
         images.append(Image.fromarray(blended.round().to(torch.uint8).movedim(0, -1).numpy()))
     return images

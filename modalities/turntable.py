@@ -16,7 +16,7 @@ from PIL import Image
 from composers.base import Composer
 from composers.rendering import Reconstruction
 from datamodules.batch import Views
-from datamodules.cameras import orbit
+from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import Rays
 from datamodules.storage.files import written_whole
 from modalities.images import image_size, to_image
@@ -26,7 +26,7 @@ HOW_TO_MP4 = "to write MP4, pip install imageio-ffmpeg, or install ffmpeg"
 
 
 class Camera(NamedTuple):
-    """Camera of a turntable video.
+    """Camera of a turntable video, with the principal point at the centre of the image.
 
     Attributes:
         size: Rows and columns of the frames.
@@ -43,12 +43,12 @@ class Camera(NamedTuple):
         """Return a camera with the mean distance and focal length of the views of a scene.
 
         Args:
-            views: ``images (V, 3, H, W)``, ``poses (V, 3, 4)``, ``focals (V, 2)``.
+            views: ``images (V, 3, H, W)``, ``poses (V, 3, 4)``, ``intrinsics (V, 4)``.
             size: Longer side of the frames in pixels; that of the views if None.
         """
         height, width = views.images.shape[-2:]
         rows, columns = image_size((height, width), size)
-        focal_x, focal_y = views.focals.mean(0).tolist()
+        focal_x, focal_y = views.intrinsics[:, :2].mean(0).tolist()
         radius = float(views.poses[:, :, 3].norm(dim=-1).mean())
         return cls((rows, columns), (focal_x * columns / width, focal_y * rows / height), radius)
 
@@ -77,8 +77,9 @@ def orbit_frames(
     Raises:
         ValueError: If the renderer does not render rays, or if ``max_memory`` is too small.
     """
-    poses, focals = orbit(count, camera.radius, elevation), torch.tensor(camera.focals)
-    views = (Rays().coords(camera.size, cameras=(pose, focals)) for pose in poses)
+    intrinsics = centred_intrinsics(torch.tensor(camera.focals), camera.size)
+    poses = orbit(count, camera.radius, elevation)
+    views = (Rays().coords(camera.size, cameras=(pose, intrinsics)) for pose in poses)
     frames = [render_rays(composer, reconstruction, rays, max_memory) for rays in views]
     for rendered, depth in zip(frames, depth_images(frames, camera.size), strict=True):
         yield to_image(rendered.colours, camera.size), depth

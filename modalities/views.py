@@ -179,7 +179,7 @@ class PosedViews(Modality):
         is_srn = (Path(path) / "intrinsics.txt").is_file()
         scene = read_srn(path) if is_srn else read_transforms(path)
         images = torch.stack([read_view(file, drop_alpha=is_srn) for file in scene.images]).float() / 255
-        return Views(images, scene.poses, scene.focals), {}
+        return Views(images, scene.poses, scene.intrinsics), {}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...] | None:
         """Return the shape ``(V, 3, H, W)`` of the support views of a model, or None if it is unknown."""

@@ -1,5 +1,6 @@
 """Coordinates of domains in short, for tests."""
 
+from datamodules.cameras import centred_intrinsics
 from datamodules.domain import Grid, Rays
 
 
@@ -19,5 +20,12 @@ def cell_size(shape, low=-1.0, high=1.0):
 
 
 def pixel_rays(poses, focals, shape):
-    """Return the rays ``(..., H * W, 6)`` of pixels of views ``(..., 3, 4)``."""
-    return Rays().coords(shape, cameras=(poses, focals))
+    """Return the rays ``(..., H * W, 6)`` of pixels of views ``(..., 3, 4)``.
+
+    Args:
+        poses: ``(..., 3, 4)``.
+        focals: Focal lengths ``(..., 2)`` of cameras with the principal point at the centre, or intrinsics ``(..., 4)``.
+        shape: Shape of the views.
+    """
+    intrinsics = centred_intrinsics(focals, shape[-2:]) if focals.shape[-1] == 2 else focals
+    return Rays().coords(shape, cameras=(poses, intrinsics))

@@ -10,7 +10,7 @@ from composers.networks import CoordinateNetwork, TensorSpec
 from composers.rendering import LightFieldRenderer, VolumeRenderer
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
-from datamodules.cameras import orbit
+from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import Rays
 from datamodules.spec import DataSpec
 from modalities import PosedViews
@@ -79,13 +79,15 @@ def ball(composer, radius):
 
 def scene_batch(radii=(0.8,), views=1, queries=2, size=16, names=None, known=True):
     """Return an evaluation batch of balls, with cameras around them."""
-    poses, focals = orbit(views + queries, 4.0), torch.full((views + queries, 2), 1.2 * size)
-    rays = pixel_rays(poses, focals, (size, size))  # (V, H W, 6)
+    poses = orbit(views + queries, 4.0)
+    intrinsics = centred_intrinsics(torch.full((views + queries, 2), 1.2 * size), (size, size))
+    rays = pixel_rays(poses, intrinsics, (size, size))  # (V, H W, 6)
     with torch.no_grad():
         values = Balls().render(radius_of(*radii), rays.flatten(0, 1))  # (B, V H W, 3)
     images = values.unflatten(1, (-1, size, size)).movedim(-1, 2)
     count = len(radii)
-    signal = Views(images[:, :views], poses[:views].expand(count, -1, -1, -1), focals[:views].expand(count, -1, -1))
+    cameras = (part[:views].expand(count, *part[:views].shape) for part in (poses, intrinsics))
+    signal = Views(images[:, :views], *cameras)
     support, query = (half.flatten(0, 1).expand(count, -1, -1) for half in (rays[:views], rays[views:]))
     num_support = views * size * size
     observation = Observation(signal, Samples(support, values[:, :num_support]))

@@ -6,8 +6,10 @@ from composers.encoders.mixed_patches import MixedPatches
 from composers.encoders.patch_projection import PatchProjection
 from composers.encoders.patches import Patches
 from composers.encoders.points import PointTokens
-from composers.encoders.readouts import PerToken, Readout, TokenMap, WeightTokens
+from composers.encoders.readouts import PerToken, Readout, TokenMap, ViewMaps, WeightTokens
 from composers.encoders.transformer import Transformer
+from composers.encoders.view_features import ViewFeatures
+from composers.encoders.view_voxels import ViewVoxels
 from composers.encoders.views import ViewPatches
 
 __all__ = [
@@ -24,6 +26,9 @@ __all__ = [
     "Readout",
     "TokenMap",
     "Transformer",
+    "ViewFeatures",
+    "ViewMaps",
     "ViewPatches",
+    "ViewVoxels",
     "WeightTokens",
 ]

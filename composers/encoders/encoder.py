@@ -19,12 +19,12 @@ class Features(NamedTuple):
     Attributes:
         tokens: ``(B, T, E)``.
         grid: Number of tokens along every axis of the signal, whose product is ``T``; None where tokens have no such order.
-        signal: The signal ``(B, C, *shape)``, for readouts that pass it on; None for posed views.
+        signal: The signal ``(B, C, *shape)`` or posed views, for readouts that pass it on; None if they have none.
     """
 
     tokens: Tensor
     grid: tuple[int, ...] | None = None
-    signal: Tensor | None = None
+    signal: Tensor | Views | None = None
 
 
 class Encoder(nn.Module, ABC):
@@ -66,7 +66,7 @@ class Encoder(nn.Module, ABC):
 
     def forward(self, signal: Tensor | Views) -> Features:
         """Return the features of a signal ``(B, C, *shape)``, or of posed views."""
-        return Features(self.tokens(signal), self.layout(signal).grid, signal if isinstance(signal, Tensor) else None)
+        return Features(self.tokens(signal), self.layout(signal).grid, signal)
 
     def freeze(self) -> Self:
         """Exclude all parameters from training, and keep dropout and running statistics in evaluation mode."""

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from composers.encoders.encoder import Encoder, Features
 from composers.encoders.transformer import Transformer
 from composers.latents import Latents, PatchMixture, module_key
 from composers.networks import TensorSpec
+from composers.networks.pixel_aligned_mlp import camera_numbers
+from datamodules.batch import Views
 
 
 class Readout(nn.Module, ABC):
@@ -198,13 +200,55 @@ class TokenMap(Readout):
         Raises:
             ValueError: If the features have no grid, or it is not that of the signal.
         """
-        if features.grid is None or features.signal is None or features.grid != tuple(features.signal.shape[2:]):
+        signal = features.signal if isinstance(features.signal, Tensor) else None
+        if features.grid is None or signal is None or features.grid != tuple(signal.shape[2:]):
             raise ValueError(
                 f"TokenMap needs one token per sample of the signal; the features have the grid {features.grid}: use encoder "
                 "EDSR or RDN."
             )
         latents = {"map": features.tokens.mT.unflatten(-1, features.grid)}
-        return latents | ({"image": features.signal} if "image" in self.names else {})
+        return latents | ({"image": signal} if "image" in self.names else {})
+
+
+class ViewMaps(Readout):
+    """Take the tokens of posed views as feature maps, and pass the cameras on (`composers.networks.PixelAlignedMLP`).
+
+    The latent ``maps (E, -1, -1, -1)`` holds the tokens, with the axes view, row and column; ``cameras (V, 16)`` the cameras.
+    """
+
+    def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
+        """Check the channels of the latents, and create a Linear from tokens to them.
+
+        Raises:
+            ValueError: If the latents are not maps and cameras.
+        """
+        shapes = {name: spec.shape for name, spec in latents.items()}
+        if set(shapes) != {"maps", "cameras"}:
+            raise ValueError(
+                f"ViewMaps returns latents maps and cameras; this parametrization has {shapes}: use the network "
+                "PixelAlignedMLP with parametrization Direct, or another readout."
+            )
+        self.num_views = shapes["cameras"][0]
+        self.head = nn.Linear(encoder.embed_dim, shapes["maps"][0])
+
+    def forward(self, features: Features) -> Latents:
+        """Return ``maps (B, E, V, H, W)`` and ``cameras (B, V, 16)``.
+
+        Raises:
+            ValueError: If the features are not those of as many posed views as the network takes.
+        """
+        views, grid = features.signal, features.grid
+        if not isinstance(views, Views) or grid is None or len(grid) != 3 or grid[0] != views.images.shape[1]:
+            raise ValueError(
+                f"ViewMaps needs feature maps of posed views, and the grid is {grid}: use encoder ViewFeatures."
+            )
+        if grid[0] != self.num_views:
+            raise ValueError(
+                f"There are {grid[0]} support views, and this model takes {self.num_views}: pass as many as in training."
+            )
+        height, width = views.images.shape[-2:]
+        cameras = camera_numbers(views.poses, views.intrinsics, (height, width))
+        return {"maps": self.head(features.tokens).mT.unflatten(-1, grid), "cameras": cameras}
 
 
 def _head(embed_dim: int, numbers: int, zero_init: bool) -> nn.Sequential:

@@ -86,7 +86,7 @@ class ViewPatches(Encoder):
         self._check(tuple(signal.images.shape[1:]))
         views, _, *sizes = signal.images.shape[1:]
         with torch.autocast(signal.images.device.type, enabled=False):  # rounding would change the ray directions
-            cameras = (exact(signal.poses), exact(signal.focals))
+            cameras = (exact(signal.poses), exact(signal.intrinsics))
             rays = Rays().coords((views, *sizes), cameras=cameras).unflatten(-2, (views, *sizes))  # (B, V, H, W, 6)
         channels = torch.cat((exact(signal.images), rays.movedim(-1, 2)), dim=2)  # (B, V, 9, H, W)
         patches = cut(channels.flatten(0, 1), [self.patch_size] * 2)

@@ -14,7 +14,9 @@ from composers.networks.grid_mixer import GridMixer
 from composers.networks.local_mlp import LocalMLP
 from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, PatchSpec, TensorSpec
 from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
+from composers.networks.pixel_aligned_mlp import PixelAlignedMLP
 from composers.networks.scaled_linear import ScaledLinear
+from composers.networks.voxel_mlp import VoxelMLP
 
 __all__ = [
     "FINER",
@@ -37,10 +39,12 @@ __all__ = [
     "PatchModulations",
     "PatchSpec",
     "PatchwiseMLP",
+    "PixelAlignedMLP",
     "PositionalEncoding",
     "ReLU",
     "ScaledLinear",
     "Sine",
     "TensorSpec",
+    "VoxelMLP",
     "num_instances",
 ]

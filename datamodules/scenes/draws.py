@@ -120,7 +120,7 @@ def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path],
                 f"{scene.images[frame]} has {image.shape[1]} x {image.shape[2]} pixels, but had {scene.shape[0]} x "
                 f"{scene.shape[1]} at set-up: get the file from its source again."
             )
-    return PosedImages(torch.stack(images), scene.poses[list(frames)], scene.focals[list(frames)], name)
+    return PosedImages(torch.stack(images), scene.poses[list(frames)], scene.intrinsics[list(frames)], name)
 
 
 def drawn_frames(

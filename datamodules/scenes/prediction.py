@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import PosedImages
+from datamodules.cameras import scaled_intrinsics
 from datamodules.domain import Rays
 from datamodules.images.prediction import WholeImages, unique_names
 from datamodules.scenes.draws import posed
@@ -83,7 +84,7 @@ class SceneFiles(SceneModule):
 
     A scene is a folder with ``transforms.json``, or with ``intrinsics.txt`` in the layout of scene representation networks.
     Any other folder is searched for scenes, except for hidden folders and the results of earlier predictions. Images whose
-    size differs from the model's are resized, and their focal lengths are scaled. If a scene has only support frames,
+    size differs from the model's are resized, and their intrinsics are scaled. If a scene has only support frames,
     these are compared. Scenes that cannot be used are skipped and reported, unless there is only one.
 
     Args:
@@ -301,18 +302,17 @@ def frames_compared(
 
 
 def resized(item: PosedImages, shape: tuple[int, int]) -> PosedImages:
-    """Resize posed images, and scale their focal lengths accordingly.
+    """Resize posed images, and scale their intrinsics accordingly.
 
     Args:
-        item: ``images (V, 3, h, w)`` uint8, poses and focals.
+        item: ``images (V, 3, h, w)`` uint8, poses and intrinsics.
         shape: Rows and columns of the result.
     """
     height, width = item.images.shape[-2:]
     if (height, width) == shape:
         return item
-    factors = item.focals.new_tensor((shape[1] / width, shape[0] / height))  # along columns, along rows
     images = torch.stack([resize_image(image, *shape) for image in item.images])
-    return item._replace(images=images, focals=item.focals * factors)
+    return item._replace(images=images, intrinsics=scaled_intrinsics(item.intrinsics, (height, width), shape))
 
 
 def _kind_of(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Caster:
         mesh: The mesh to render.
 
     Example:
-        ``Caster(read_mesh(path)).render(orbit(8), torch.full((8, 2), focal_length(0.8, 128)), (128, 128))``
+        ``Caster(read_mesh(path)).render(orbit(8), torch.tensor([[150.0, 150.0, 64.0, 64.0]]).expand(8, 4), (128, 128))``
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -46,7 +47,7 @@ class Caster:
         self._cosines = self._normals @ (_LIGHT / np.linalg.norm(_LIGHT))
         self._colours = mesh.colours
 
-    def render(self, poses: Tensor, focals: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
+    def render(self, poses: Tensor, intrinsics: Tensor, shape: Sequence[int], samples: int = 2) -> Tensor:
         """Render RGBA images of the object.
 
         Alpha is the fraction of a pixel that the object covers. The colour is that of the covered part alone, and white if the
@@ -54,7 +55,7 @@ class Caster:
 
         Args:
             poses: ``(F, 3, 4)``.
-            focals: ``(F, 2)`` in pixels, along columns and rows.
+            intrinsics: ``(F, 4)`` in pixels, ``fx, fy, cx, cy``.
             shape: Height and width in pixels.
             samples: Number of rays along each side of a pixel: 2 casts 4 rays per pixel.
 
@@ -62,51 +63,63 @@ class Caster:
             ``(F, 4, H, W)`` uint8.
         """
         fine = [samples * side for side in shape]
-        views = zip(poses, samples * focals, strict=True)
-        return torch.stack(
-            [self._view(Rays().coords(fine, cameras=(pose, focal)), fine, samples) for pose, focal in views]
-        )
+        lenses: dict[tuple[float, ...], NDArray[np.float32]] = {}  # directions of rays in the axes of the camera
+        images = []
+        for pose, lens in zip(poses, samples * intrinsics, strict=True):
+            numbers = tuple(lens.tolist())
+            if numbers not in lenses:
+                lenses[numbers] = Rays().coords(fine, cameras=(torch.eye(4)[:3], lens))[:, 3:].numpy()
+            axes, position = pose[:, :3].float().numpy(), pose[:, 3].float().numpy()
+            images.append(self._view(position, lenses[numbers] @ axes.T, (shape[0], shape[1]), samples))
+        return torch.stack(images)
 
-    def depth(self, poses: Tensor, focals: Tensor, shape: Sequence[int]) -> Tensor:
+    def depth(self, poses: Tensor, intrinsics: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the depth of the object at the centre of every pixel, measured from the camera plane.
 
         Args:
             poses: ``(F, 3, 4)``.
-            focals: ``(F, 2)`` in pixels, along columns and rows.
+            intrinsics: ``(F, 4)`` in pixels, ``fx, fy, cx, cy``.
             shape: Height and width in pixels.
 
         Returns:
             ``(F, H, W)`` float32 in world units, infinite where the object is not hit.
         """
-        rays = Rays().coords((len(poses), *shape), cameras=(poses, focals))
-        hits = self._cast(rays.numpy())
+        rays = Rays().coords((len(poses), *shape), cameras=(poses, intrinsics)).numpy()
+        hits = self._cast(np.ascontiguousarray(rays[:, :3]), rays[:, 3:])
         depth = np.where(hits["primID"] == _MISS, np.float32(math.inf), hits["tfar"])
         return torch.from_numpy(depth.reshape(len(poses), *shape))
 
-    def _view(self, rays: Tensor, fine: Sequence[int], samples: int) -> Tensor:
-        """Return the image ``(4, H, W)`` of rays ``(H W s s, 6)``."""
-        colours, covered = self._shade(rays.numpy())
-        blocks = torch.from_numpy(np.concatenate((colours, covered[:, None]), axis=1)).T.unflatten(1, tuple(fine))
-        mean = torch.nn.functional.avg_pool2d(blocks, samples)
-        colour = mean[:3] / mean[3:].clamp_min(0.5 / samples**2)  # the minimum only prevents 0 / 0
-        colour = torch.where(mean[3:] > 0, colour * 255, torch.full((), float(_WHITE)))
-        return torch.cat((colour, mean[3:] * 255)).round().clamp(0, 255).to(torch.uint8)
+    def _view(
+        self, position: NDArray[np.float32], directions: NDArray[np.float32], shape: tuple[int, int], samples: int
+    ) -> Tensor:
+        """Return the image ``(4, H, W)`` of rays ``(H s W s, 3)`` from a position ``(3,)``."""
+        hits = self._cast(np.tile(position, (len(directions), 1)), directions)
+        hit = np.flatnonzero(hits["primID"] != _MISS)
+        colours = self._shade(hits["primID"][hit], hits["u"][hit], hits["v"][hit], directions[hit])
+        (height, width), area = shape, samples**2
+        pixels = hit // (width * area) * width + hit % (width * samples) // samples
+        covered = np.bincount(pixels, minlength=height * width)
+        sums = np.stack([np.bincount(pixels, channel, height * width) for channel in colours.T])
+        colour = np.where(covered > 0, 255 * sums / np.maximum(covered, 1), _WHITE)
+        image = np.concatenate((colour, 255 / area * covered[None])).reshape(4, height, width)
+        return torch.from_numpy(image.round().clip(0, 255).astype(np.uint8))
 
-    def _shade(self, rays: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the shaded colours ``(N, 3)`` in [0, 1] at the hits of rays, zero for misses, and a 0/1 hit mask ``(N,)``."""
-        hits = self._cast(rays)
-        hit = hits["primID"] != _MISS
-        faces, u, v = hits["primID"][hit], hits["u"][hit, None], hits["v"][hit, None]
-        back = np.einsum("nc,nc->n", self._normals[faces], rays[hit, 3:]) > 0
+    def _shade(
+        self,
+        faces: NDArray[np.int32],
+        u: NDArray[np.float32],
+        v: NDArray[np.float32],
+        directions: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Return the shaded colours ``(K, 3)`` in [0, 1] at the hits of rays with directions ``(K, 3)``."""
+        back = np.einsum("nc,nc->n", self._normals[faces], directions) > 0
         cosines = np.where(back, -self._cosines[faces], self._cosines[faces])
         first, second, third = self._colours[faces].swapaxes(0, 1)
+        u, v = u[:, None], v[:, None]
         colour = (1 - u - v) * first + u * second + v * third
-        colours = np.zeros((len(rays), 3), dtype=np.float32)
-        colours[hit] = colour * (_AMBIENT + (1 - _AMBIENT) * (1 + cosines[:, None]) / 2)
-        return colours, hit.astype(np.float32)
+        return np.asarray(colour * (_AMBIENT + (1 - _AMBIENT) * (1 + cosines[:, None]) / 2))
 
-    def _cast(self, rays: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Return the first hits of rays ``(N, 6)``: faces, barycentric coordinates, distances in units of the directions."""
-        origins, directions = np.ascontiguousarray(rays[:, :3]), np.ascontiguousarray(rays[:, 3:])
-        hits: dict[str, NDArray[np.float32]] = self._scene.run(origins, directions, output=True)
+    def _cast(self, origins: NDArray[np.float32], directions: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Return the first hits of rays: faces, barycentric coordinates, distances in units of the directions."""
+        hits: dict[str, NDArray[Any]] = self._scene.run(origins, np.ascontiguousarray(directions), output=True)
         return hits

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, PosedImages, Samples, Views
-from datamodules.cameras import orbit
+from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import Rays
 from datamodules.randomness import generator_at
 from datamodules.spec import DataSpec
@@ -132,15 +132,15 @@ class SceneModule(CoordinateDataModule):
         images = torch.randint(256, (count, total, 3, self.size, self.size), dtype=torch.uint8)
         poses = orbit(total, (self.near + self.far) / 2).expand(count, -1, -1, -1)
         names = [f"random-{index}" for index in range(count)]
-        focals = torch.full((count, total, 2), float(self.size))
-        return PosedImages(images, poses, focals, names, torch.arange(count))  # type: ignore[arg-type]
+        intrinsics = centred_intrinsics(torch.full((count, total, 2), float(self.size)), (self.size, self.size))
+        return PosedImages(images, poses, intrinsics, names, torch.arange(count))  # type: ignore[arg-type]
 
     def to_coordinates(self, batch: Any, *, training: bool = False, step: int = 0) -> CoordinateBatch:
         """Return the coordinate batch of collated `PosedImages`.
 
         Args:
-            batch: ``images (B, V + Q, 3, H, W)`` uint8, of which the first ``V`` are support views, ``poses``, ``focals``,
-                names and seeds.
+            batch: ``images (B, V + Q, 3, H, W)`` uint8, of which the first ``V`` are support views, ``poses``,
+                ``intrinsics``, names and seeds.
             training: Whether to draw a subset of the rays of the query views instead of using all.
             step: Unused, because a batch shares no draws.
 
@@ -159,7 +159,7 @@ class SceneModule(CoordinateDataModule):
         index = torch.as_tensor(batch.instance, device=rays.device) if training else None
         observed = Samples(self._rays(support).flatten(1, 2), _in_unit(_pixels(support.images)).flatten(1, 2))
         return CoordinateBatch(
-            Observation(Views(_in_unit(support.images), support.poses, support.focals), observed, index),
+            Observation(Views(_in_unit(support.images), support.poses, support.intrinsics), observed, index),
             Samples(rays.flatten(1, 2), _in_unit(values).flatten(1, 2)),
             shape,
             list(batch.name),
@@ -168,7 +168,7 @@ class SceneModule(CoordinateDataModule):
     def _rays(self, images: PosedImages) -> Tensor:
         """Return the rays of all pixels, ``(B, V, H * W, 6)``."""
         views, _, *size = images.images.shape[1:]
-        rays = self.spec.domain.coords((views, *size), cameras=(images.poses, images.focals))
+        rays = self.spec.domain.coords((views, *size), cameras=(images.poses, images.intrinsics))
         return rays.view(*rays.shape[:-2], views, -1, 6)
 
     def _draw_pixels(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -221,7 +221,9 @@ def _draw_from(mask: Tensor, seeds: Sequence[int], purpose: str, again: str, fal
 
 def _select(batch: PosedImages, part: slice) -> PosedImages:
     """Return the given views of all instances."""
-    return batch._replace(images=batch.images[:, part], poses=batch.poses[:, part], focals=batch.focals[:, part])
+    return batch._replace(
+        images=batch.images[:, part], poses=batch.poses[:, part], intrinsics=batch.intrinsics[:, part]
+    )
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Render meshes to scene folders in the layout of learnit's ShapeNet, each object atomically, on one or more processes."""
+"""Render objects to scene folders in the layout of learnit's ShapeNet, each object atomically, on one or more processes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.cameras import focal_length, look_at
+from datamodules.cameras import centred_intrinsics, focal_length, look_at
 from datamodules.randomness import generator_at, seed_at
 from datamodules.scenes.raycast import Caster
 from datamodules.storage.files import flush_folder, locked, refusal_of_link, written_whole
 from datamodules.storage.folders import NamedFile, Split
-from datamodules.storage.meshes import RADIUS, read_mesh
+from datamodules.storage.meshes import RADIUS, Mesh, UpAxis, read_mesh
 from datamodules.storage.progress import counting
 
 _FORMAT = 1  # version of the renderer: increase it if images change for the same settings
 _MAX_LISTED = 5  # meshes listed in an error message
 _TRANSFORMS = "transforms.json"
+_BATCH = 16  # objects that are flushed to disk together; an interrupted run loses at most these
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,52 @@ class RenderReport(NamedTuple):
     failed: dict[str, str]
 
 
+class RenderedObject(Protocol):
+    """What is rendered: a mesh file, or a generated object."""
+
+    @property
+    def name(self) -> str:
+        """Name of the object and of its folder."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what its images depend on besides the settings, for JSON; other facts render it again."""
+
+    def triangles(self, up: UpAxis) -> Mesh:
+        """Return its triangles, z up, with radius 1.4 around the origin.
+
+        Raises:
+            ValueError: If they cannot be read.
+        """
+
+
+class MeshFile(NamedTuple):
+    """A mesh file to render.
+
+    Attributes:
+        name: Name of the object.
+        path: The file.
+    """
+
+    name: str
+    path: Path
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return the CRC-32 of the file."""
+        return {"mesh_crc32": zlib.crc32(self.path.read_bytes())}
+
+    def triangles(self, up: UpAxis) -> Mesh:
+        """Return the triangles of the file.
+
+        Raises:
+            ValueError: If the file cannot be read; the message names it.
+        """
+        return read_mesh(self.path, up)
+
+
 class _Task(NamedTuple):
     """An object to render."""
 
-    mesh: NamedFile
+    item: RenderedObject
     folder: Path
     settings: RenderSettings
 
@@ -123,15 +166,27 @@ def render_folder(
     settings: RenderSettings,
     workers: int = 1,
     overwrite: bool = False,
+) -> RenderReport:
+    """Render meshes as scenes in the layout of learnit's ShapeNet; see `render_objects`."""
+    return render_objects([MeshFile(*mesh) for mesh in meshes], out, category, settings, workers, overwrite)
+
+
+def render_objects(
+    objects: Sequence[RenderedObject],
+    out: Path,
+    category: str,
+    settings: RenderSettings,
+    workers: int = 1,
+    overwrite: bool = False,
     splits: Mapping[Split, Sequence[str]] | None = None,
 ) -> RenderReport:
-    """Render meshes as scenes in the layout of learnit's ShapeNet; objects that were rendered before are kept.
+    """Render objects as scenes in the layout of learnit's ShapeNet; those that were rendered before are kept.
 
-    The images of an object depend only on its mesh, its name and the settings. An object's folder appears once it is complete.
-    A lock ensures that one process at a time writes a category.
+    The images of an object depend only on the object, its name and the settings. An object's folder appears once it is
+    complete. A lock ensures that one process at a time writes a category.
 
     Args:
-        meshes: The meshes.
+        objects: The objects.
         out: Folder of the data; created if missing.
         category: Name of the folder in ``out`` that receives the objects.
         settings: Settings of cameras, images and splits.
@@ -141,7 +196,7 @@ def render_folder(
 
     Raises:
         ValueError: If an argument is out of range, if the category contains other files or was rendered with other settings,
-            or if no mesh can be read.
+            or if no object can be read.
         OSError: If the folder cannot be written.
     """
     if workers < 1:
@@ -153,12 +208,15 @@ def render_folder(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / category):
         _prepare(out, category, settings, overwrite)
-        report = _render_missing([_Task(mesh, out / category / mesh.name, settings) for mesh in meshes], workers)
+        tasks = [_Task(item, out / category / item.name, settings) for item in objects]
+        report = _render_missing(tasks, workers, category)
         if not report.rendered and not report.kept:
             reasons = "".join(f"\n  {reason}" for reason in list(report.failed.values())[:_MAX_LISTED])
             raise ValueError(f"None of {len(report.failed):,} meshes can be read:{reasons}")
-        names = sorted(path.parent.name for path in (out / category).glob(f"[!.]*/{_TRANSFORMS}"))
-        _write_json(splits_file(out, category), splits or _draw_splits(names, settings))
+        if splits is None:
+            names = sorted(path.parent.name for path in (out / category).glob(f"[!.]*/{_TRANSFORMS}"))
+            splits = _draw_splits(names, settings)
+        _write_json(splits_file(out, category), splits)
     return report
 
 
@@ -198,33 +256,36 @@ def _check_settings(folder: Path, settings_file: Path, settings: Mapping[str, An
         )
 
 
-def _render_missing(tasks: Sequence[_Task], workers: int) -> RenderReport:
+def _render_missing(tasks: Sequence[_Task], workers: int, category: str) -> RenderReport:
     """Render the objects that do not exist yet."""
     missing = [task for task in tasks if not _exists(task)]
     rendered: list[str] = []
     failed: dict[str, str] = {}
-    with counting("rendering objects", len(tasks), len(tasks) - len(missing)) as show:
+    with counting(f"rendering {category}", len(tasks), len(tasks) - len(missing)) as show:
         for done, (name, reason) in enumerate(_render_all(missing, workers), len(tasks) - len(missing) + 1):
             if reason is None:
                 rendered.append(name)
             else:
                 failed[name] = reason
             show(done)
-    kept = {task.mesh.name for task in tasks} - {task.mesh.name for task in missing}
+    kept = {task.item.name for task in tasks} - {task.item.name for task in missing}
     return RenderReport(sorted(rendered), sorted(kept), dict(sorted(failed.items())))
 
 
 def _render_all(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[str, str | None]]:
-    """Render objects on several processes; yield the results of `_render` as they finish."""
-    if min(workers, len(tasks)) <= 1:
-        yield from map(_render, tasks)
+    """Render objects on several processes; yield their names, and None or the reason why they cannot be read."""
+    size = max(1, min(_BATCH, len(tasks) // (4 * workers)))
+    batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    if min(workers, len(batches)) <= 1:
+        for batch in batches:
+            yield from _render(batch)
         return
     # On Linux, fork as data loaders do: a spawned process imports torch first, which takes seconds.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(min(workers, len(batches)), context, torch.set_num_threads, (1,))
     try:
-        for future in as_completed([pool.submit(_render, task) for task in tasks]):
-            yield future.result()
+        for future in as_completed([pool.submit(_render, batch) for batch in batches]):
+            yield from future.result()
     except BrokenProcessPool as error:
         raise ValueError(
             "A rendering process was killed, perhaps because memory ran out: run the command again with fewer --workers; it "
@@ -234,36 +295,60 @@ def _render_all(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[str, str
         pool.shutdown(cancel_futures=True)
 
 
-def _render(task: _Task) -> tuple[str, str | None]:
-    """Write the folder of an object atomically; return its name, and None or the reason why its mesh cannot be read."""
+def _render(tasks: Sequence[_Task]) -> list[tuple[str, str | None]]:
+    """Write the folders of objects atomically; return their names, and None or the reason why they cannot be read."""
+    results = [(task.item.name, _write_part(task)) for task in tasks]
+    if hasattr(os, "sync"):
+        os.sync()  # once for all their images
+    for task, (_, reason) in zip(tasks, results, strict=True):
+        if reason is None:
+            shutil.rmtree(task.folder, ignore_errors=True)  # the rendering of an earlier object with this name
+            _part_of(task).rename(task.folder)
+    flush_folder(tasks[0].folder.parent)
+    return results
+
+
+def _write_part(task: _Task) -> str | None:
+    """Write the images and cameras of an object to a temporary folder; return the reason if its mesh cannot be read."""
     try:
-        mesh = read_mesh(task.mesh.path, task.settings.up)
+        mesh = task.item.triangles(task.settings.up)
     except ValueError as error:
-        return task.mesh.name, str(error)
-    part = task.folder.with_name(f".{task.folder.name}.part")
+        return str(error)
+    part = _part_of(task)
     if part.is_symlink():
         raise ValueError(refusal_of_link(part))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    size, angle = task.settings.size, math.radians(task.settings.field_of_view)
-    poses = camera_poses(task.settings, task.mesh.name)
-    names = [f"{frame:03d}" for frame in range(len(poses))]
-    images = Caster(mesh).render(poses, torch.full((len(poses), 2), focal_length(angle, size)), (size, size))
-    for name, image in zip(names, images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(part / f"{name}.png", compress_level=4)
+    size, poses = task.settings.size, camera_poses(task.settings, task.item.name)
+    focals = torch.full((len(poses), 2), focal_length(math.radians(task.settings.field_of_view), size))
+    images = Caster(mesh).render(poses, centred_intrinsics(focals, (size, size)), (size, size))
+    for frame, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(pixels).save(part / _image_name(frame), compress_level=4)
+    (part / _TRANSFORMS).write_text(json.dumps(_transforms(task, poses), indent=1), encoding="utf-8")
+    return None
+
+
+def _part_of(task: _Task) -> Path:
+    """Return the temporary folder of an object, which is renamed once it is complete."""
+    return task.folder.with_name(f".{task.folder.name}.part")
+
+
+def _image_name(frame: int) -> str:
+    """Return the file name of the image of a frame."""
+    return f"{frame:03d}.png"
+
+
+def _transforms(task: _Task, poses: Tensor) -> dict[str, Any]:
+    """Return the content of ``transforms.json``."""
     frames = [
-        {"file_path": f"./{name}", "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]}
-        for name, pose in zip(names, poses, strict=True)
+        {
+            "file_path": f"./{_image_name(frame).removesuffix('.png')}",
+            "transform_matrix": [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
+        }
+        for frame, pose in enumerate(poses)
     ]
-    _write_json(
-        part / _TRANSFORMS, {"camera_angle_x": angle, "mesh_crc32": _checksum(task.mesh.path), "frames": frames}
-    )
-    shutil.rmtree(task.folder, ignore_errors=True)  # the rendering of an earlier mesh with this name
-    if hasattr(os, "sync"):
-        os.sync()  # once per object, not per image
-    part.rename(task.folder)
-    flush_folder(task.folder.parent)
-    return task.mesh.name, None
+    return {"camera_angle_x": math.radians(task.settings.field_of_view), **task.item.facts(), "frames": frames}
 
 
 def camera_poses(settings: RenderSettings, name: str) -> Tensor:
@@ -291,16 +376,11 @@ def camera_poses(settings: RenderSettings, name: str) -> Tensor:
 
 
 def _exists(task: _Task) -> bool:
-    """Return whether an object was rendered from the same mesh before."""
+    """Return whether the same object was rendered before."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        checksum = json.loads((task.folder / _TRANSFORMS).read_text(encoding="utf-8"))["mesh_crc32"]
-        return bool(checksum == _checksum(task.mesh.path))
+        content = json.loads((task.folder / _TRANSFORMS).read_text(encoding="utf-8"))
+        return all(content[key] == value for key, value in task.item.facts().items())
     return False
-
-
-def _checksum(path: Path) -> int:
-    """Return the CRC-32 of a file."""
-    return zlib.crc32(path.read_bytes())
 
 
 def _draw_splits(names: Sequence[str], settings: RenderSettings) -> dict[Split, list[str]]:

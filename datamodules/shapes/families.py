@@ -1,6 +1,7 @@
-"""Procedural shapes: chairs, tables, lamps and unions of primitives, each drawn from a random generator.
+"""Procedural shapes: chairs, tables, lamps, cars and unions of primitives, each drawn from a random generator.
 
-Shapes stand on the plane of x and z, y up; chairs face along z, with the back at negative z. Lengths are about metres.
+Shapes stand on the plane of x and z, y up; chairs face along z, with the back at negative z, and cars drive along z. Lengths
+are about metres.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datamodules.shapes.parts import (
     Cuboid,
     Part,
     Placed,
+    Prism,
     Solid,
     Sphere,
     Torus,
@@ -29,13 +31,19 @@ from datamodules.shapes.parts import (
     towards,
 )
 
-Family = Literal["chairs", "tables", "lamps", "unions"]
+Family = Literal["chairs", "tables", "lamps", "cars", "unions"]
 Generator = np.random.Generator
+
+VERSION = 1  # of the generators: increase it if the same address gives another shape
 
 _OVERLAP = 0.005  # of parts that are joined, so that no wall is left between them
 
 _WOODS: tuple[Colour, ...] = ((0.55, 0.36, 0.2), (0.72, 0.53, 0.33), (0.36, 0.22, 0.13), (0.85, 0.72, 0.52))
 _METALS: tuple[Colour, ...] = ((0.75, 0.76, 0.78), (0.25, 0.25, 0.27), (0.55, 0.5, 0.42))
+_GLASS: tuple[Colour, ...] = ((0.12, 0.15, 0.2), (0.35, 0.45, 0.55), (0.55, 0.68, 0.75))
+_TYRE: Colour = (0.08, 0.08, 0.09)
+_HEADLIGHT: Colour = (0.95, 0.92, 0.75)
+_TAIL_LIGHT: Colour = (0.75, 0.08, 0.06)
 
 
 def generate(family: Family, *address: int | str) -> Solid:
@@ -126,6 +134,25 @@ def lamp(generator: Generator) -> Solid:
     return Solid(tuple(parts))
 
 
+def car(generator: Generator) -> Solid:
+    """Return a saloon, hatchback, van or pickup."""
+    kind = generator.choice(["saloon", "hatchback", "van", "pickup"], p=[0.4, 0.25, 0.2, 0.15])
+    length, width = generator.uniform(3.3, 5.0), generator.uniform(1.55, 1.95)
+    radius, tread = generator.uniform(0.26, 0.4), generator.uniform(0.16, 0.26)
+    floor, height = radius * generator.uniform(0.5, 0.95), generator.uniform(0.45, 0.75)
+    paint, glass = _any_colour(generator), _pick(generator, _GLASS)
+    top = max(floor + height, 2 * radius + 0.12)  # above the wheels
+    parts = [_car_body(generator, length, width, floor, top, 2 * radius + 0.05, paint)]
+    parts += _car_cabin(generator, str(kind), length, width, top, paint, glass)
+    parts += _car_wheels(generator, length, width, radius, tread)
+    parts += _car_lights(generator, length, width, floor, top)
+    if generator.random() < 0.6:  # bumpers
+        colour = _pick(generator, _METALS)
+        size = (0.96 * width, generator.uniform(0.1, 0.2), 0.12)
+        parts += [_block(size, (0, floor + 0.12, side * length / 2), colour) for side in (-1, 1)]
+    return Solid(tuple(parts))
+
+
 def union(generator: Generator) -> Solid:
     """Return the union of two to five boxes, spheres, tori, capsules and truncated cones in random poses."""
     parts: list[Placed] = []
@@ -148,6 +175,7 @@ FAMILIES: dict[Family, Callable[[Generator], Solid]] = {
     "chairs": chair,
     "tables": table,
     "lamps": lamp,
+    "cars": car,
     "unions": union,
 }
 
@@ -352,6 +380,94 @@ def _armchair(generator: Generator) -> list[Placed]:
             for sx in (-1, 1)
             for sz in (-1, 1)
         ]
+    return parts
+
+
+def _car_body(
+    generator: Generator, length: float, width: float, floor: float, top: float, lowest: float, paint: Colour
+) -> Placed:
+    """Return the body below the windows, whose ends lean and whose bonnet falls towards the front, at most to ``lowest``."""
+    front, back = length / 2, -length / 2
+    fall = generator.uniform(0.0, 1.0) * min(0.35 * (top - floor), top - lowest)
+    lean = generator.uniform(0.02, 0.12)
+    belt = front - generator.uniform(0.2, 0.4) * length  # where the bonnet begins
+    profile = ((floor, back + lean), (floor, front - lean), (top - fall, front), (top, belt), (top, back))
+    return Placed(Prism(profile, width), np.eye(3), np.zeros(3), colour=paint)
+
+
+def _car_cabin(
+    generator: Generator, kind: str, length: float, width: float, top: float, paint: Colour, glass: Colour
+) -> list[Placed]:
+    """Return the cabin with windows on all sides, and the walls of the bed of a pickup."""
+    low, high = {"saloon": (0.46, 0.56), "hatchback": (0.58, 0.7), "van": (0.75, 0.9), "pickup": (0.3, 0.42)}[kind]
+    long = generator.uniform(low, high) * length
+    tall = generator.uniform(0.7, 1.1) if kind == "van" else generator.uniform(0.4, 0.62)
+    room = length - long
+    behind = {"saloon": generator.uniform(0.3, 0.5), "pickup": generator.uniform(0.6, 0.7)}.get(kind, 0.06) * room
+    back, front = -length / 2 + behind, -length / 2 + behind + long
+    rear_slope = generator.uniform(0.3, 0.8) if kind == "saloon" else generator.uniform(0.02, 0.35)
+    slopes = rear_slope * tall, generator.uniform(0.3, 0.9) * tall  # lengths of the rear and the front window along z
+    breadth, gap = width * generator.uniform(0.84, 0.95), 0.015
+
+    def between(lower: float, upper: float, beyond: float, wide: float, colour: Colour) -> Placed:
+        """Return the slice of the cabin between two shares of its height, longer by ``beyond`` at both ends."""
+        profile = tuple(
+            (top - _OVERLAP + share * tall, end)
+            for share, ends in ((lower, (0, 1)), (upper, (1, 0)))
+            for end in [(back + share * slopes[0] - beyond, front - share * slopes[1] + beyond)[side] for side in ends]
+        )
+        return Placed(Prism(profile, wide), np.eye(3), np.zeros(3), colour=colour)
+
+    sill, lintel = generator.uniform(0.08, 0.2), generator.uniform(0.78, 0.9)
+    if kind == "van":
+        sill = generator.uniform(0.3, 0.45)
+    parts = [between(0, 1, 0.0, breadth, paint), between(sill, lintel, gap, 0.86 * breadth, glass)]
+    is_closed = kind == "van" and generator.random() < 0.5  # no windows behind the driver
+    parts.append(between(sill, lintel, -0.08 * long, breadth + 2 * gap, glass))
+    middle = (back + front + slopes[0] - slopes[1]) / 2
+    pillars = [(middle, generator.uniform(0.06, 0.12))]
+    if is_closed:
+        end = front - slopes[1] - 0.22 * long
+        pillars = [((back + end) / 2, end - back)]
+    for centre, size in pillars:
+        block = (breadth + 4 * gap, (lintel - sill) * tall + 0.02, size)
+        parts.append(_block(block, (0, top + (sill + lintel) / 2 * tall, centre), paint))
+    if kind == "pickup":
+        rise, thick = generator.uniform(0.12, 0.35), 0.07
+        bed = back + length / 2 + _OVERLAP
+        centre = -length / 2 + bed / 2
+        sides = [(side * (width / 2 - thick / 2), top + rise / 2 - _OVERLAP, centre) for side in (-1, 1)]
+        parts += [_block((thick, rise, bed), side, paint) for side in sides]
+        parts.append(_block((width, rise, thick), (0, top + rise / 2 - _OVERLAP, -length / 2 + thick / 2), paint))
+    return parts
+
+
+def _car_wheels(generator: Generator, length: float, width: float, radius: float, tread: float) -> list[Placed]:
+    """Return four wheels with hubs."""
+    hub, rim = _pick(generator, _METALS), generator.uniform(0.5, 0.75) * radius
+    axles = generator.uniform(0.27, 0.34) * length, -generator.uniform(0.26, 0.34) * length
+    across = towards(np.array((1.0, 0.0, 0.0)))
+    parts = []
+    for side in (-1, 1):
+        for axle in axles:
+            centre = np.array((side * (width / 2 - tread / 2 + 0.03), radius, axle))
+            parts.append(Placed(Cone(radius, radius, tread), across, centre, colour=_TYRE))
+            parts.append(Placed(Cone(rim, rim, tread + 0.04), across, centre, colour=hub))
+    return parts
+
+
+def _car_lights(generator: Generator, length: float, width: float, floor: float, top: float) -> list[Placed]:
+    """Return two headlights, at positive z, and two tail lights."""
+    radius = generator.uniform(0.07, 0.12)
+    level = floor + 0.5 * (top - floor)
+    x = width / 2 - 1.6 * radius
+    is_round = generator.random() < 0.5
+    parts = []
+    for side in (-x, x):
+        front, back = (side, level, length / 2 - 0.05), (side, top - 0.15, -length / 2)
+        light = _upright(Sphere(radius), front, _HEADLIGHT)
+        parts.append(light if is_round else _block((2.4 * radius, 1.2 * radius, 0.14), front, _HEADLIGHT))
+        parts.append(_block((2 * radius, 1.6 * radius, 0.06), back, _TAIL_LIGHT))
     return parts
 
 

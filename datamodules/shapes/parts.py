@@ -6,6 +6,7 @@ sign everywhere, and inside at most the true distance in magnitude, where parts 
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -173,6 +174,42 @@ class Cone(Part):
         return _checked(trimesh.convex.convex_hull(np.concatenate((ring * self.bottom - half, ring * self.top + half))))
 
 
+@dataclass(frozen=True)
+class Prism(Part):
+    """A convex polygon in the plane of y and z, extruded along x from ``-width / 2`` to ``width / 2``.
+
+    Args:
+        profile: Corners (y, z) of the polygon, in either direction around it.
+        width: Length of the extrusion.
+    """
+
+    profile: tuple[tuple[float, float], ...]
+    width: float
+
+    def distance(self, points: Array) -> Array:
+        """Return the exact signed distances."""
+        flat = self._flat_distance(points[:, 1:])
+        beyond = np.stack((flat, np.abs(points[:, 0]) - self.width / 2))
+        return np.asarray(np.linalg.norm(np.maximum(beyond, 0), axis=0) + np.minimum(beyond.max(axis=0), 0))
+
+    def mesh(self) -> trimesh.Trimesh:
+        """Return the prism."""
+        profile = np.asarray(self.profile)
+        ends = [np.column_stack((np.full(len(profile), side * self.width / 2), profile)) for side in (-1, 1)]
+        return _checked(trimesh.convex.convex_hull(np.concatenate(ends)))
+
+    def _flat_distance(self, points: Array) -> Array:
+        """Return the signed distances ``(N,)`` of points ``(N, 2)`` from the polygon."""
+        corners = np.asarray(self.profile)
+        edges = np.roll(corners, -1, axis=0) - corners
+        offsets = points[:, None] - corners  # (N, edges, 2)
+        shares = np.clip((offsets * edges).sum(-1) / (edges**2).sum(-1), 0, 1)
+        nearest = np.linalg.norm(offsets - shares[..., None] * edges, axis=-1).min(axis=1)
+        turns = edges[:, 0] * offsets[..., 1] - edges[:, 1] * offsets[..., 0]
+        is_inside = (turns > 0).all(axis=1) | (turns < 0).all(axis=1)
+        return np.asarray(np.where(is_inside, -nearest, nearest))
+
+
 class Placed(NamedTuple):
     """A part in a solid.
 
@@ -196,7 +233,7 @@ class Placed(NamedTuple):
 
     def mesh(self) -> trimesh.Trimesh:
         """Return the coloured triangle mesh in the solid."""
-        mesh = self.part.mesh()
+        mesh = _mesh_of(self.part)
         vertices = mesh.vertices * self.scale @ self.rotation.T + self.position
         level = np.round(255 * np.asarray((*self.colour, 1.0))).astype(np.uint8)
         return trimesh.Trimesh(vertices, mesh.faces, face_colors=np.tile(level, (len(mesh.faces), 1)), process=False)
@@ -290,6 +327,12 @@ class Solid:
                 points[chosen], normals[chosen] = at, part.normals(at)
         visible = (self.distance(points) > -1e-7) & (self.distance(points + _SIDE * normals) > 0)
         return points[visible], normals[visible]
+
+
+@functools.lru_cache(maxsize=256)
+def _mesh_of(part: Part) -> trimesh.Trimesh:
+    """Return the mesh of a part, which must not be changed: a solid needs it to be normalised, rendered and sampled."""
+    return part.mesh()
 
 
 def rotation(axis: Sequence[float] | Array, angle: float) -> Array:

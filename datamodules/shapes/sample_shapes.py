@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.randomness import seed_at
-from datamodules.shapes.families import Family, generate
+from datamodules.shapes.families import VERSION, Family, generate
 from datamodules.shapes.files import ENDING, normalisation_of, problem_of, read_facts, read_shape, write_shape
 from datamodules.shapes.mesh_sampling import SamplingSettings
 from datamodules.shapes.parts import Solid
@@ -28,7 +28,6 @@ from datamodules.storage.parallel import processors
 from datamodules.storage.progress import counting
 from datamodules.storage.sample_meshes import CHAIRS, LAMPS, MESHES
 
-_VERSION = 1  # of the generator, part of the folder name: increase it if the same address gives another shape
 _HELD_OUT = {"chairs": CHAIRS, "lamps": LAMPS}  # families with bundled meshes
 _NUM_HELD_OUT = {"val": 8, "test": 32}  # procedural shapes held out of families without bundled meshes
 
@@ -38,14 +37,14 @@ class SampleShapes(ShapeSet):
 
     `families` describes the generators. A training shape is a function of ``shape_seed`` and its number, so that a larger
     ``train_shapes`` adds shapes. Of the bundled chairs, 2 are for validation and 16 for the test; of the lamps, 1 and 3. These
-    families train on generated shapes only. Tables and unions, of which there are no bundled meshes, are
+    families train on generated shapes only. Tables, cars and unions, of which there are no bundled meshes, are
     tested on generated shapes that training does not see. Shapes are y up and normalised; samples and surface points are
     generated on first use and kept in the folder ``sample_shapes`` in ``root`` (400 kB per shape).
 
     The meshes are CC0 1.0; ``samples/meshes/LICENSES.md`` lists the authors.
 
     Args:
-        family: ``chairs``, ``tables``, ``lamps`` or ``unions`` of primitives.
+        family: ``chairs``, ``tables``, ``lamps``, ``cars`` or ``unions`` of primitives.
         train_shapes: Number of training shapes.
         shape_seed: Seed of the training shapes.
         samples: Number of distance samples per shape, half of them uniform and half near the surface.
@@ -83,7 +82,7 @@ class SampleShapes(ShapeSet):
     @property
     def folder(self) -> Path:
         """Folder of the shapes; its name has the numbers of samples and surface points and the version of the generator."""
-        return self.root / "sample_shapes" / f"{self.settings.samples}-{self.settings.surface}-v{_VERSION}"
+        return self.root / "sample_shapes" / f"{self.settings.samples}-{self.settings.surface}-v{VERSION}"
 
     @property
     def num_instances(self) -> int:
@@ -199,7 +198,7 @@ def _write(
     """Generate, sample and write one shape."""
     number, file = task
     solid = generate(family, *address, number)
-    facts = {"generator": _VERSION, "family": family, "address": [*address, number], "parts": len(solid.parts)}
+    facts = {"generator": VERSION, "family": family, "address": [*address, number], "parts": len(solid.parts)}
     write_shape(file.path, sample_parts(solid, settings, 0, file.name), json.loads(json.dumps(facts)))
 
 

@@ -17,9 +17,10 @@ from datamodules.storage.folders import NamedFile, files_below
 ENDINGS = (".obj", ".ply", ".stl", ".glb")
 RADIUS = 1.4  # as in published scenes of objects, with cameras at a distance of 4
 
+GREY = 0.8  # default colour, in all channels
+
 UpAxis = Literal["y", "z"]
 
-_GREY = 0.8  # default colour
 _GENERIC = ("models", "model", "model_normalized")  # equal for all ShapeNetCore objects, so not part of a name
 _FORMATS = "OBJ, PLY, STL and GLB"
 
@@ -109,7 +110,7 @@ def read_mesh(path: Path, up: UpAxis = "y", radius: float = RADIUS) -> Mesh:
     """
     corners, colours = _triangles(path)
     if up == "y":
-        corners = np.stack((corners[..., 0], -corners[..., 2], corners[..., 1]), axis=-1)
+        corners = z_up(corners)
     points = corners.reshape(-1, 3)
     corners = corners - (points.min(0) + points.max(0)) / 2
     with np.errstate(over="ignore"):  # reported below
@@ -121,6 +122,11 @@ def read_mesh(path: Path, up: UpAxis = "y", radius: float = RADIUS) -> Mesh:
     if not np.cross(sides[:, 0], sides[:, 1]).any():
         raise ValueError(f"The mesh {path} has only degenerate triangles without area: fix or remove it.")
     return Mesh(scaled.astype(np.float32), colours)
+
+
+def z_up(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points ``(..., 3)`` with y up after rotating them by 90 degrees about x, which turns y to z, and z to -y."""
+    return np.stack((corners[..., 0], -corners[..., 2], corners[..., 1]), axis=-1)
 
 
 def read_corners(path: Path) -> NDArray[np.float64]:
@@ -191,7 +197,7 @@ def _colours(part: trimesh.Trimesh) -> NDArray[np.float32]:
     elif visual.kind == "face":
         colours = visual.face_colors[:, None].repeat(3, axis=1)
     else:
-        return np.full((len(part.faces), 3, 3), _GREY, dtype=np.float32)
+        return np.full((len(part.faces), 3, 3), GREY, dtype=np.float32)
     return np.asarray(colours[..., :3] / np.float32(255), dtype=np.float32)
 
 
@@ -200,7 +206,7 @@ def _material_colours(visual: Any, count: int) -> NDArray[np.uint8]:
     material = visual.material
     image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
     if type(image) is Image.Image and image.size == (2, 2):  # trimesh's placeholder if a file has no material
-        return np.full((count, 4), round(255 * _GREY), dtype=np.uint8)
+        return np.full((count, 4), round(255 * GREY), dtype=np.uint8)
     if visual.uv is not None and image is not None:
         colours = material.to_color(np.nan_to_num(visual.uv))
         if len(colours) == count:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datamodules.cameras import focal_length
+from datamodules.cameras import centred_intrinsics, focal_length
 from datamodules.storage.images import quiet, read_image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -39,14 +39,14 @@ class Scene(NamedTuple):
         name: Name of the folder.
         images: Image files, one per frame.
         poses: ``(F, 3, 4)`` float32, camera to world: axes right, up, backwards as columns, then the position.
-        focals: ``(F, 2)`` float32 focal lengths in pixels, along columns and rows.
+        intrinsics: ``(F, 4)`` float32 focal lengths and principal point in pixels, ``fx, fy, cx, cy``.
         shape: Rows and columns of every image.
     """
 
     name: str
     images: tuple[Path, ...]
     poses: Tensor
-    focals: Tensor
+    intrinsics: Tensor
     shape: tuple[int, int]
 
 
@@ -83,7 +83,7 @@ def read_transforms(folder: str | Path) -> Scene:
         shared if shared and _LENS_KEYS.isdisjoint(frame) else _focals(scene | frame, shape, label)
         for frame, label in zip(frames, labels, strict=True)
     ]
-    return Scene(folder.name, images, poses, torch.tensor(focals), shape)
+    return Scene(folder.name, images, poses, centred_intrinsics(torch.tensor(focals), shape), shape)
 
 
 def read_srn(folder: str | Path) -> Scene:
@@ -119,8 +119,8 @@ def read_srn(folder: str | Path) -> Scene:
             )
         matrices.append(_matrix(numbers.reshape(4, 4), str(path)) * (1.0, -1.0, -1.0, 1.0))
     poses, shape = _poses(matrices, [str(path) for path in files]), _common_shape(images)
-    focals = torch.tensor(_srn_focals(folder / "intrinsics.txt", shape))
-    return Scene(folder.name, images, poses, focals.expand(len(files), 2), shape)
+    intrinsics = centred_intrinsics(torch.tensor(_srn_focals(folder / "intrinsics.txt", shape)), shape)
+    return Scene(folder.name, images, poses, intrinsics.expand(len(files), 4), shape)
 
 
 def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:

@@ -235,9 +235,9 @@ def test_prediction_of_a_scene(weights):
     with Image.open("out/chair.gif") as video:
         assert (video.n_frames, video.height) == (3, 12)
     composer = composers.load(weights)
-    focals = torch.full((2,), 8.0)
-    support = Views(images[None, 1:2], poses[None, 1:2], focals[None, None])
-    rays = [pixel_rays(poses[frame], focals, (8, 8)) for frame in range(3)]
+    intrinsics = torch.tensor([8.0, 8.0, 4.0, 4.0])
+    support = Views(images[None, 1:2], poses[None, 1:2], intrinsics[None, None])
+    rays = [pixel_rays(poses[frame], intrinsics, (8, 8)) for frame in range(3)]
     with torch.no_grad():
         predicted = composer.encode(Observation(support))
     refined = composer.refine(predicted, Samples(rays[1][None], images[1].flatten(1).mT[None]))[2]

@@ -211,7 +211,8 @@ class _Squares(SceneModule):
 
     def item(self, name):
         pixels = np.random.default_rng(ord(name[0])).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
-        return PosedImages(torch.from_numpy(pixels), orbit(4, 4.0, 20.0), torch.full((4, 2), 9.0), name)
+        intrinsics = torch.tensor([[9.0, 9.0, 4.0, 4.0]] * 4)
+        return PosedImages(torch.from_numpy(pixels), orbit(4, 4.0, 20.0), intrinsics, name)
 
 
 def test_rows_of_scenes_show_the_middle_view_of_different_objects(tmp_path):

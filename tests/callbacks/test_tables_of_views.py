@@ -22,7 +22,7 @@ from composers.inference import TorchOptimizer
 from composers.networks import CoordinateMLP
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, PosedImages, Samples
-from datamodules.cameras import orbit
+from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import Rays
 from datamodules.scenes.rays import SceneModule
 from modalities import PosedViews
@@ -42,7 +42,8 @@ class Squares(SceneModule):
     def item(self, index):
         views = self.views + self.query_views
         values = np.random.default_rng(index).integers(0, 256, (views, 3, SIZE, SIZE), dtype=np.uint8)
-        return PosedImages(torch.from_numpy(values), _poses(views), torch.full((views, 2), FOCAL), f"squares{index}")
+        intrinsics = centred_intrinsics(torch.full((views, 2), FOCAL), (SIZE, SIZE))
+        return PosedImages(torch.from_numpy(values), _poses(views), intrinsics, f"squares{index}")
 
 
 def _poses(views):

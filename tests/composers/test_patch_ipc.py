@@ -165,7 +165,7 @@ class _OfViews(FlatData):
         """Yield batches of views."""
         for batch in super().training_batches(count):
             images = batch.observation.signal
-            views = Views(images[:, None], torch.zeros(len(images), 1, 3, 4), torch.ones(len(images), 1, 2))
+            views = Views(images[:, None], torch.zeros(len(images), 1, 3, 4), torch.ones(len(images), 1, 4))
             yield batch._replace(observation=batch.observation._replace(signal=views))
 
 

@@ -5,25 +5,27 @@ import contextlib
 import inspect
 import pkgutil
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing
 from program import REPOSITORY, TESTS
+from scene_cameras import cameras
 from torch.nn.parallel import DistributedDataParallel
 
 import composers
 from composers import Composer, Refinement
 from composers.checkpoint import state_data, stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, read_code, steps_taken
-from composers.rendering import PointRenderer, Renderer
-from datamodules.batch import CoordinateBatch, Observation, Samples
+from composers.rendering import PointRenderer, Renderer, VolumeRenderer
+from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.configuration import instantiate, load_layers
-from datamodules.domain import CellGrid, Grid
+from datamodules.domain import CellGrid, Grid, Rays
 from datamodules.spec import DataSpec, declared
 from datamodules.tiles import whole
-from modalities import Images
+from modalities import Images, PosedViews
 
 SHAPE = (8, 8)
 SPEC = DataSpec(Grid.unit(2), 3, (3, *SHAPE), Images(), num_instances=12)
@@ -31,6 +33,9 @@ SPECS = {  # of presets for other data, by their class or that of their renderer
     "LIIF": SPEC._replace(domain=CellGrid.unit(2), scales=(1.0, 4.0)),
     "SignedDistance": SPEC._replace(value_dim=1, signal_shape=(1, *SHAPE)),
 }
+VIEWS = DataSpec(Rays(2.0, 6.0), 3, (2, 3, *SHAPE), PosedViews(), num_instances=12)
+OF_VIEWS = ("VoxelCodes", "PixelAligned")  # presets that observe posed views and render rays
+RENDERER = {"class_path": "composers.rendering.VolumeRenderer", "init_args": {"samples_per_ray": 6}}
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 5},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
@@ -43,6 +48,10 @@ SIZES = {  # arguments of parts, by class
     "Functa": {"latent_dim": 6},
     "LocalMLP": {"feature_dim": 6, "hidden_dim": 8, "num_hidden": 2},
     "EDSR": {"width": 6, "num_blocks": 1},
+    "VoxelMLP": {"feature_dim": 4, "hidden_dim": 6},
+    "ViewVoxels": {"grid_size": 4, "width": 4, "view_width": 4},
+    "PixelAlignedMLP": {"feature_dim": 4, "hidden_dim": 6},
+    "ViewFeatures": {"width": 4},
     "ClampedAbsoluteError": {"limit": 2.0},  # above the values of the tests
 }
 PRESETS = {
@@ -61,10 +70,15 @@ def _model(path):
 FOLDERS = (REPOSITORY / "configs" / "composers", TESTS / "configs" / "combinations")
 MODELS = {path.stem: _model(path) for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 SUBJECTS = [name for name, model in MODELS.items() if "class_path" in model]
+SCENES = [name for name in SUBJECTS if MODELS[name]["class_path"].rpartition(".")[2] in OF_VIEWS]
+for _scene in SCENES:
+    MODELS[_scene]["init_args"]["renderer"] = RENDERER
 
 
 def _spec(name):
     """Return the specification of the data of a YAML."""
+    if name in SCENES:
+        return VIEWS
     model = MODELS[name]
     parts = (model, model["init_args"].get("renderer") or {})
     kinds = [part.get("class_path", "").rpartition(".")[2] for part in parts]
@@ -97,13 +111,30 @@ def _build(name):
     return composer
 
 
+def _is_of_views(composer):
+    """Return whether a composer observes posed views."""
+    return isinstance(composer.renderer, VolumeRenderer)
+
+
+def _scenes(instances=slice(None)):
+    """Return two support views of some of four scenes, with the rays of both and their colours."""
+    images = torch.rand(4, 2, 3, *SHAPE, generator=torch.Generator().manual_seed(1))[instances]
+    poses, intrinsics = (tensor.expand(len(images), *tensor.shape) for tensor in cameras(2, SHAPE[0]))
+    samples = Samples(Rays().coords((2, *SHAPE), cameras=(poses, intrinsics)), images.flatten(3).mT.flatten(1, 2))
+    index = torch.tensor([5, 0, 7, 2])[instances]
+    observation = Observation(Views(images, poses, intrinsics), samples, index)
+    return CoordinateBatch(observation, samples, (2, *SHAPE), [f"scene {i}" for i in index.tolist()])
+
+
 def _channels(composer):
     """Return the channels of the data of a composer."""
     return SPECS.get(type(composer).__name__, SPEC).value_dim
 
 
 def _batch(composer, instances=slice(None)):
-    """Return some of four training images, with coordinates of the domain of a composer."""
+    """Return some of four training instances, with coordinates of the domain of a composer."""
+    if _is_of_views(composer):
+        return _scenes(instances)
     signal = torch.rand(4, 3, *SHAPE, generator=torch.Generator().manual_seed(1))[instances, : _channels(composer)]
     samples = Samples(stated_domain(composer).coords(SHAPE), signal.flatten(2).mT)
     index = torch.tensor([5, 0, 7, 2])[instances]
@@ -116,6 +147,12 @@ def composer(request):
     return _build(request.param)
 
 
+@pytest.fixture(params=[name for name in SUBJECTS if name not in SCENES])
+def decodable(request):
+    """Return the tiny composer of every YAML whose codes are decoded on a grid."""
+    return _build(request.param)
+
+
 @pytest.fixture
 def pixels():
     """Return an image."""
@@ -123,8 +160,12 @@ def pixels():
 
 
 def _encode(composer, pixels, refinement=None):
-    """Return the code of an image at its own size."""
+    """Return the code of an image, or of the first scene, at its size."""
     refinement = refinement or composer.refinement
+    if _is_of_views(composer):
+        observation = _scenes([0]).observation
+        latents, layout = encoded(composer, [observation], refinement), composer.layout(observation)
+        return InstanceCode(latents, [whole(SHAPE)], SHAPE, fingerprint(composer), domain=Rays(2.0, 6.0), layout=layout)
     signal = pixels[None, : _channels(composer)].float() / 255
     domain = stated_domain(composer)
     observation = Observation(signal, Samples(domain.coords(SHAPE), signal.flatten(2).mT))
@@ -134,7 +175,10 @@ def _encode(composer, pixels, refinement=None):
 
 
 def _decoded(composer, code, shape=None):
-    """Return the decoded code."""
+    """Return the decoded code, or the rendered views of a scene."""
+    if _is_of_views(composer):
+        with torch.no_grad():
+            return composer.render(composer.compose(code.latents, code.layout), _scenes([0]).query.coords)
     return torch.cat(list(decode(composer, code, shape)))
 
 
@@ -167,14 +211,16 @@ def test_a_code_file_round_trips(composer, pixels, tmp_path):
     assert torch.equal(_decoded(composer, restored), _decoded(composer, code))
 
 
-def test_a_decoded_code_equals_the_rendered_latents(composer, pixels):
+def test_a_decoded_code_equals_the_rendered_latents(decodable, pixels):
+    composer = decodable
     code = _encode(composer, pixels)
     with torch.no_grad():
         values = composer.render(composer.compose(code.latents, code.layout), code.domain.coords(SHAPE))[0]
     torch.testing.assert_close(_decoded(composer, code).flatten(0, 1), values, atol=1e-5, rtol=0)
 
 
-def test_decoding_at_three_times_the_size_agrees_at_shared_centres(composer, pixels):
+def test_decoding_at_three_times_the_size_agrees_at_shared_centres(decodable, pixels):
+    composer = decodable
     code = _encode(composer, pixels)
     enlarged, values = _decoded(composer, code, tuple(3 * size for size in SHAPE)), _decoded(composer, code)
     if isinstance(code.domain, CellGrid):  # the size of a query is an input
@@ -221,9 +267,10 @@ def test_permuting_instances_permutes_outputs(composer):
 def test_chunked_equals_unchunked(composer):
     batch = _batch(composer)
     with torch.no_grad():
-        composer.renderer = PointRenderer(chunk_size=None)
+        renderer = partial(VolumeRenderer, 2.0, 6.0, 6) if _is_of_views(composer) else PointRenderer
+        composer.renderer = renderer(chunk_size=1 << 20)
         unchunked = composer(batch.observation, batch.query.coords)
-        composer.renderer = PointRenderer(chunk_size=7)
+        composer.renderer = renderer(chunk_size=7)
         chunked = composer(batch.observation, batch.query.coords)
     torch.testing.assert_close(chunked, unchunked, atol=1e-5, rtol=0)
 

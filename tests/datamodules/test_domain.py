@@ -11,7 +11,7 @@ from coordinates import box, cell_size, grid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.cameras import orbit
+from datamodules.cameras import centred_intrinsics, orbit
 from datamodules.domain import CellGrid, Domain, Grid, Rays, Volume, jitter, subset
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=3)
@@ -176,21 +176,22 @@ def test_coordinates_are_the_product_of_positions():
 
 
 def test_rays_equal_a_loop_over_pixels_and_views():
-    poses, focals, shape = orbit(2, 3.0, 20.0), torch.tensor([[5.0, 6.0], [7.0, 8.0]]), (2, 3, 4)
+    poses, shape = orbit(2, 3.0, 20.0), (2, 3, 4)
+    intrinsics = torch.tensor([[5.0, 6.0, 2.0, 1.5], [7.0, 8.0, 0.25, 4.5]])
     expected = []
-    for pose, (horizontal, vertical) in zip(poses.double(), focals.tolist(), strict=True):
+    for pose, (focal_x, focal_y, centre_x, centre_y) in zip(poses.double(), intrinsics.tolist(), strict=True):
         for row, column in product(range(3), range(4)):
-            direction = [(column + 0.5 - 2) / horizontal, (1.5 - row - 0.5) / vertical, -1.0]
+            direction = [(column + 0.5 - centre_x) / focal_x, (centre_y - row - 0.5) / focal_y, -1.0]
             direction = pose[:, :3] @ torch.tensor(direction, dtype=torch.float64)
             expected.append([*pose[:, 3].tolist(), *direction.tolist()])
-    rays = Rays(2.0, 6.0).coords(shape, cameras=(poses, focals))
+    rays = Rays(2.0, 6.0).coords(shape, cameras=(poses, intrinsics))
     assert rays.dtype == torch.float32
     torch.testing.assert_close(rays.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=0)
-    each = [Rays().coords((3, 4), cameras=camera) for camera in zip(poses, focals, strict=True)]
+    each = [Rays().coords((3, 4), cameras=camera) for camera in zip(poses, intrinsics, strict=True)]
     torch.testing.assert_close(torch.cat(each), rays)
-    part = Rays().coords(shape, [(1, 2), (0, 2), (3, 4)], cameras=(poses, focals))
+    part = Rays().coords(shape, [(1, 2), (0, 2), (3, 4)], cameras=(poses, intrinsics))
     torch.testing.assert_close(part, rays.view(2, 3, 4, 6)[1:, :2, 3:].reshape(-1, 6))
-    many = Rays().coords(shape, cameras=(poses.expand(5, -1, -1, -1), focals.expand(5, -1, -1)))
+    many = Rays().coords(shape, cameras=(poses.expand(5, -1, -1, -1), intrinsics.expand(5, -1, -1)))
     torch.testing.assert_close(many, rays.expand(5, -1, -1))
 
 
@@ -215,10 +216,11 @@ def test_volume_is_a_cube():
         (lambda: Volume(0.0), "bound is 0.0"),
         (lambda: Rays().coords((2, 2)), "cameras are missing"),
         (
-            lambda: Rays().coords((4,), cameras=(torch.eye(4)[:3], torch.ones(2))),
+            lambda: Rays().coords((4,), cameras=(torch.eye(4)[:3], torch.ones(4))),
             r"shape is \(4,\), cameras are present",
         ),
-        (lambda: Rays().coords((3, 2, 2), cameras=(orbit(2), torch.ones(2, 2))), "there are cameras for 2 views"),
+        (lambda: Rays().coords((3, 2, 2), cameras=(orbit(2), torch.ones(2, 4))), "there are cameras for 2 views"),
+        (lambda: Rays().coords((2, 2), cameras=(orbit(1)[0], torch.ones(2))), "2 numbers per view: pass fx, fy"),
         (lambda: Rays().at([torch.zeros(1)], (1,)), "Rays has no coordinates between samples"),
     ],
 )
@@ -302,3 +304,14 @@ def test_domains_are_described():
     assert Grid(((0, 1), (-3, 3))).describe() == "coordinates from 0 to 1, from -3 to 3"
     assert Rays(2.0, 6.0).describe() == "rays at depths from 2 to 6"
     assert Volume(2.0).describe() == "points in a cube from -2 to 2"
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (33, 50)])
+def test_rays_of_centred_cameras_equal_those_of_half_the_size(shape):
+    poses, focals = orbit(3, 3.9, 20.0), torch.rand(3, 2) * 100 + 1
+    row, column = torch.meshgrid(*(torch.arange(side) + 0.5 for side in shape), indexing="ij")
+    right = (column.flatten() - shape[1] / 2) / focals[:, :1]
+    up = (shape[0] / 2 - row.flatten()) / focals[:, 1:]
+    expected = torch.stack((right, up, -torch.ones_like(up)), dim=-1) @ poses[..., :3].mT
+    actual = Rays().coords((3, *shape), cameras=(poses, centred_intrinsics(focals, shape)))
+    assert torch.equal(actual[:, 3:], expected.flatten(0, 1))

@@ -72,7 +72,7 @@ def test_views_read_images_and_cameras(tmp_path):
     views, source = PosedViews().read(tmp_path)
     assert torch.equal((views.images * 255).round().byte(), torch.from_numpy(pixels).permute(0, 3, 1, 2))
     assert torch.allclose(views.poses, poses)
-    assert (views.focals.tolist(), source) == ([[4.0, 4.0]] * 2, {})
+    assert (views.intrinsics.tolist(), source) == ([[4.0, 4.0, 2.0, 2.0]] * 2, {})
 
 
 def test_audio_writes_the_decoded_code(tmp_path):

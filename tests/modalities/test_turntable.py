@@ -135,7 +135,11 @@ def test_light_fields_have_no_depth():
 
 
 def test_camera_has_the_mean_of_the_views():
-    views = Views(torch.zeros(2, 3, 20, 40), torch.zeros(2, 3, 4), torch.tensor([[50.0, 60.0], [70.0, 80.0]]))
+    views = Views(
+        torch.zeros(2, 3, 20, 40),
+        torch.zeros(2, 3, 4),
+        torch.tensor([[50.0, 60.0, 9.0, 9.0], [70.0, 80.0, 20.0, 10.0]]),
+    )
     views.poses[0, 2, 3], views.poses[1, 0, 3] = 3.0, -5.0
     assert Camera.of(views) == Camera((20, 40), (60.0, 70.0), 4.0)
     assert Camera.of(views, 80) == Camera((40, 80), (120.0, 140.0), 4.0)

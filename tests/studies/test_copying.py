@@ -18,7 +18,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def _data():
-    data = SampleObjects(size=16, frames=6, train_frames=6, draws=2, rays_per_view=16)
+    data = SampleObjects(size=16, frames=6, count=0, bundled_train=True, train_frames=6, draws=2, rays_per_view=16)
     data.prepare_data()
     data.setup("fit")
     data.setup("test")

@@ -16,7 +16,7 @@ from composers.encoders import Transformer, ViewPatches
 from composers.networks import CoordinateMLP, FourierFeatures
 from composers.rendering import VolumeRenderer
 from datamodules.batch import Observation, Views
-from datamodules.cameras import look_at
+from datamodules.cameras import centred_intrinsics, look_at
 from tools.released import from_released, from_trans_inr
 from tools.released.__main__ import main
 
@@ -42,14 +42,15 @@ def ipc_nerf():
 
 def _support(vectors):
     """Return the observation of the support views."""
-    return Observation(Views(vectors["support_imgs"], vectors["support_poses"], vectors["support_focals"]))
+    intrinsics = centred_intrinsics(vectors["support_focals"], (16, 16))
+    return Observation(Views(vectors["support_imgs"], vectors["support_poses"], intrinsics))
 
 
 def _views(number, size, instances=2):
     """Return random posed views."""
     positions = torch.nn.functional.normalize(torch.randn(instances, number, 3), dim=-1) * 4
-    focals = torch.full((instances, number, 2), 1.2 * size)
-    return Observation(Views(torch.rand(instances, number, 3, size, size), look_at(positions), focals))
+    intrinsics = centred_intrinsics(torch.full((instances, number, 2), 1.2 * size), (size, size))
+    return Observation(Views(torch.rand(instances, number, 3, size, size), look_at(positions), intrinsics))
 
 
 def _changed(arch, **changes):

@@ -68,7 +68,9 @@ def test_output_has_the_layout_of_learnit_and_images_match_the_cameras(meshes, t
     assert matrices[:, 3].tolist() == [[0, 0, 0, 1]] * 3
     assert torch.allclose(matrices[:, :3, 3].norm(dim=1), torch.tensor(3.9))
     focal = 0.5 * 12 / math.tan(math.radians(25))
-    expected = Caster(read_mesh(meshes / "ring.ply")).render(matrices[:, :3], torch.full((3, 2), focal), (12, 12))
+    expected = Caster(read_mesh(meshes / "ring.ply")).render(
+        matrices[:, :3], torch.tensor([[focal, focal, 6.0, 6.0]] * 3), (12, 12)
+    )
     for frame, pixels in enumerate(expected):
         with Image.open(out / f"chairs/ring/00{frame}.png") as image:
             assert image.mode == "RGBA"
@@ -81,7 +83,7 @@ def test_rendered_scenes_can_be_read(meshes, tmp_path):
     assert (tmp_path / "out/lamp_splits.json").exists()
     scene = read_transforms(tmp_path / "out/lamps/box")
     assert torch.equal(scene.poses, camera_poses(TINY, "box"))
-    assert torch.allclose(scene.focals, torch.tensor(6 / math.tan(math.radians(22.5))))
+    assert torch.allclose(scene.intrinsics[:, :2], torch.tensor(6 / math.tan(math.radians(22.5))))
     assert scene.shape == (12, 12)
     with Image.open(scene.images[1]) as image:
         pixels = np.asarray(image).astype(float)
@@ -126,14 +128,14 @@ def test_only_new_and_changed_meshes_are_rendered(meshes, tmp_path):
 def test_an_interrupted_run_is_resumed(meshes, tmp_path, monkeypatch):
     out, files, written = tmp_path / "out", mesh_files([meshes]), []
 
-    def interrupt(path, content):
-        if path.name == "transforms.json" and len(written) == 2:
+    def interrupt(task, poses):
+        if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(path) if path.name == "transforms.json" else None
-        write(path, content)
+        written.append(task)
+        return content(task, poses)
 
-    write = rendering._write_json
-    monkeypatch.setattr(rendering, "_write_json", interrupt)
+    content = rendering._transforms
+    monkeypatch.setattr(rendering, "_transforms", interrupt)
     with pytest.raises(KeyboardInterrupt):
         render_folder(files, out, "chairs", TINY)
     assert sorted(path.name for path in (out / "chairs").iterdir()) == [".ring.part", "box", "cone"]

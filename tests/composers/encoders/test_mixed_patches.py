@@ -94,7 +94,7 @@ def test_other_signals_are_rejected(shape):
 
 
 def test_views_are_rejected():
-    views = Views(torch.rand(1, 1, 3, 8, 8), torch.rand(1, 1, 3, 4), torch.rand(1, 1, 2))
+    views = Views(torch.rand(1, 1, 3, 8, 8), torch.rand(1, 1, 3, 4), torch.rand(1, 1, 4))
     assert _encoder(3, 2, 4).layout(views) == Layout()
     with pytest.raises(ValueError, match="choose encoder ViewPatches"):
         _encoder(3, 2, 4)(views)

@@ -237,7 +237,7 @@ def test_bad_arguments_are_refused(options, message):
 @pytest.mark.parametrize(
     ("signal", "message"),
     [
-        (Views(torch.zeros(1, 1, 3, 4, 4), torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 2)), "posed views"),
+        (Views(torch.zeros(1, 1, 3, 4, 4), torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 4)), "posed views"),
         (torch.zeros(1, 10, 6), r"point sets \(B, P, 3\)"),
         (torch.zeros(1, 0, 3), "at least one point"),
         (torch.zeros(1, 3, 8, 8), r"\(1, 3, 8, 8\)"),

@@ -12,22 +12,19 @@ from datamodules.batch import Observation, Views
 
 
 def _views(number, height, width, instances=2):
-    """Return random images with random poses, which need not be rotations, and two focal lengths each."""
+    """Return random images with random poses, which need not be rotations, two focal lengths each, and any principal point."""
     return Views(
         torch.rand(instances, number, 3, height, width),
         torch.randn(instances, number, 3, 4),
-        5 + 5 * torch.rand(instances, number, 2),
+        5 + 5 * torch.rand(instances, number, 4),
     )
 
 
 def _naive_pixel(views, instance, view, row, column):
     """Return the nine channels of one pixel: colour, ray origin, ray direction."""
-    height, width = views.images.shape[-2:]
     pose = views.poses[instance, view].double().numpy()
-    along, down = views.focals[instance, view].double().numpy()
-    direction = (
-        pose[:, 0] * (column + 0.5 - width / 2) / along - pose[:, 1] * (row + 0.5 - height / 2) / down - pose[:, 2]
-    )
+    along, down, centre_x, centre_y = views.intrinsics[instance, view].double().numpy()
+    direction = pose[:, 0] * (column + 0.5 - centre_x) / along - pose[:, 1] * (row + 0.5 - centre_y) / down - pose[:, 2]
     return [*views.images[instance, view, :, row, column].double().numpy(), *pose[:, 3], *direction]
 
 

@@ -8,7 +8,7 @@ import torch
 import trimesh
 from coordinates import pixel_rays
 
-from datamodules.cameras import focal_length, look_at, orbit
+from datamodules.cameras import centred_intrinsics, focal_length, look_at, orbit
 from datamodules.scenes.raycast import Caster
 from datamodules.storage.meshes import Mesh
 
@@ -38,7 +38,8 @@ def _box(sides=(1.0, 1.2, 0.8), flipped=False):
 
 def _views(caster, poses, size=40, **options):
     """Return rendered RGBA views as integers."""
-    return caster.render(poses, torch.full((len(poses), 2), FOCAL * size / 40), (size, size), **options).int()
+    intrinsics = centred_intrinsics(torch.full((len(poses), 2), FOCAL * size / 40), (size, size))
+    return caster.render(poses, intrinsics, (size, size), **options).int()
 
 
 def _middle(mask):
@@ -83,11 +84,11 @@ def _naive(mesh, ray):
 def test_images_and_depths_match_a_naive_ray_caster(samples):
     random = np.random.default_rng(1)
     mesh = Mesh(random.normal(size=(7, 3, 3)).astype(np.float32), random.random((7, 3, 3)).astype(np.float32))
-    pose, focal = orbit(5, 4.0, 20.0)[1:2], torch.tensor([[9.0, 8.0]])
+    pose, intrinsics = orbit(5, 4.0, 20.0)[1:2], torch.tensor([[9.0, 8.0, 5.5, 3.0]])
     shape = (7, 9)
-    [image] = Caster(mesh).render(pose, focal, shape, samples=samples).double()
-    [depth] = Caster(mesh).depth(pose, focal, shape)
-    rays = pixel_rays(pose[0].double(), samples * focal[0].double(), [samples * side for side in shape])
+    [image] = Caster(mesh).render(pose, intrinsics, shape, samples=samples).double()
+    [depth] = Caster(mesh).depth(pose, intrinsics, shape)
+    rays = pixel_rays(pose[0].double(), samples * intrinsics[0].double(), [samples * side for side in shape])
     hits = [_naive(mesh, ray) for ray in rays.numpy()]
     cells = np.array([colour if colour is not None else np.full(3, np.nan) for _, colour in hits])
     cells = cells.reshape(7, samples, 9, samples, 3).swapaxes(1, 2).reshape(7, 9, -1, 3)
@@ -107,7 +108,7 @@ def test_half_covered_pixels_have_half_alpha_and_full_colour():
     wall = trimesh.Trimesh([[-9, 0, -9], [0, 0, -9], [0, 0, 9], [-9, 0, 9]], [[0, 1, 2], [0, 2, 3]], process=False)
     caster = Caster(_mesh([(wall, (1, 1, 1))]))
     pose = look_at(torch.tensor([[0.0, -4, 0]]))
-    [image] = caster.render(pose, torch.tensor([[5.0, 5.0]]), (5, 5)).int()
+    [image] = caster.render(pose, torch.tensor([[5.0, 5.0, 2.5, 2.5]]), (5, 5)).int()
     assert image[3, 0].tolist() == [255, 255, 128, 0, 0]
     assert image[0, 0, 0] == image[0, 0, 2]
 
@@ -139,9 +140,8 @@ def test_background_is_white_and_transparent_and_degenerate_faces_are_ignored():
 def test_objects_of_radius_1_4_fit_into_the_minimum_field_of_view():
     ball = trimesh.creation.icosphere(4, 1.4)
     angle = 2 * math.asin(1.4 / 4)
-    [image] = Caster(_mesh([(ball, (1, 1, 1))])).render(
-        orbit(1), torch.full((1, 2), focal_length(angle, 64)), (64, 64), samples=1
-    )
+    intrinsics = centred_intrinsics(torch.full((1, 2), focal_length(angle, 64)), (64, 64))
+    [image] = Caster(_mesh([(ball, (1, 1, 1))])).render(orbit(1), intrinsics, (64, 64), samples=1)
     edge = torch.cat((image[3, 0], image[3, -1], image[3, :, 0], image[3, :, -1]))
     assert 0 < int((edge > 0).sum()) < 64  # touches the edges near their centres
     assert not image[3, [0, 0, -1, -1], [0, -1, 0, -1]].any()

@@ -89,7 +89,7 @@ def test_evaluation_has_all_rays_and_their_colours(shared):
     assert signal.images.dtype == torch.float32
     assert torch.equal(signal.images, raw.images[:, :2] / 255)
     assert torch.equal(signal.poses, raw.poses[:, :2])
-    assert torch.equal(signal.focals, raw.focals[:, :2])
+    assert torch.equal(signal.intrinsics, raw.intrinsics[:, :2])
     focal = SIZE / 2 / math.tan(0.4)
     for part, first, count in ((samples, 0, 2), (batch.query, 2, 3)):
         coords = part.coords.view(2, count, SIZE, SIZE, 6)
@@ -113,8 +113,8 @@ def _pixel_indices(batch, raw, views):
     """Return the pixel index ``(B, Q, R)`` of every training ray, and check the colours of the rays."""
     support = len(raw.images[0]) - views
     count = batch.query.coords.shape[1] // views
-    full = PosedImages(raw.images[:, support:], raw.poses[:, support:], raw.focals[:, support:], raw.name, raw.seed)
-    rays = pixel_rays(full.poses, full.focals, (SIZE, SIZE))  # (B, Q, H W, 6)
+    full = PosedImages(raw.images[:, support:], raw.poses[:, support:], raw.intrinsics[:, support:], raw.name, raw.seed)
+    rays = pixel_rays(full.poses, full.intrinsics, (SIZE, SIZE))  # (B, Q, H W, 6)
     coords = batch.query.coords[..., :6].view(len(rays), views, count, 6)
     distance = (coords[:, :, :, None] - rays[:, :, None]).abs().sum(-1)
     assert distance.amin(-1).max() == 0
@@ -167,7 +167,7 @@ def _painted(count, seeds):
     images = torch.full((len(seeds), 2, 3, SIZE, SIZE), 255, dtype=torch.uint8)
     images[:, 1, 1].flatten(1)[:, 30 : 30 + count] = 254  # one level below white, in one channel
     poses = cameras(2).float().expand(len(seeds), 2, 3, 4)
-    return PosedImages(images, poses, torch.full((len(seeds), 2, 2), 9.0), ["x"] * len(seeds), torch.tensor(seeds))
+    return PosedImages(images, poses, torch.full((len(seeds), 2, 4), 9.0), ["x"] * len(seeds), torch.tensor(seeds))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 25, 64])
@@ -320,7 +320,7 @@ def test_first_uses_one_support_and_25_query_frames(shared):
 
 
 def test_evaluation_views_are_uniform():
-    scene = Scene("x", tuple(map(str, range(10))), torch.zeros(10, 3, 4), torch.ones(10, 2), (8, 8))
+    scene = Scene("x", tuple(map(str, range(10))), torch.zeros(10, 3, 4), torch.ones(10, 4), (8, 8))
     common = {"views": 1, "query_views": 1, "train_frames": 5, "protocol": "draws"}
     chosen = torch.tensor([drawn_frames(scene, repetition, **common) for repetition in range(2000)])
     counts = torch.stack([column.bincount(minlength=10) for column in chosen.T])

@@ -150,7 +150,7 @@ def test_srn_scenes_have_splits_and_poses(tmp_path):
     item = data.test_set[0]
     frames = [int(image[0, 4, 4]) - 10 for image in item.images]
     torch.testing.assert_close(item.poses, cameras(4, 1.3).float()[frames])
-    middle = pixel_rays(item.poses, item.focals, (8, 8)).view(2, 64, 6).mean(1)
+    middle = pixel_rays(item.poses, item.intrinsics, (8, 8)).view(2, 64, 6).mean(1)
     towards_the_origin = -middle[:, :3] / middle[:, :3].norm(dim=-1, keepdim=True)
     torch.testing.assert_close(middle[:, 3:], towards_the_origin)
 

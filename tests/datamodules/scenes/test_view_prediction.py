@@ -94,7 +94,7 @@ def test_support_frames_are_observed_and_query_frames_compared():
     _close(views.images[0, 0], _over_white(_image(1)))
     _close(views.poses[0, 0], poses[1])
     focal = 4 / math.tan(ANGLE / 2)
-    _close(views.focals, torch.full((1, 1, 2), focal))
+    _close(views.intrinsics, torch.tensor([[[focal, focal, 4.0, 4.0]]]))
     _close(batch.observation.samples.coords[0], pixel_rays(poses[1], torch.full((2,), focal), (8, 8)))
     for index, frame in enumerate((4, 0)):
         part = slice(64 * index, 64 * index + 64)
@@ -126,7 +126,7 @@ def test_query_frames_are_selected(frames, support, query, expected):
     }
 
 
-def test_images_of_another_size_are_resized_with_their_focal_lengths():
+def test_images_of_another_size_are_resized_with_their_intrinsics():
     _write("small")
     _write("large", size=32)
     small, large = (_batches(_data(name))[0] for name in ("small", "large"))
@@ -139,7 +139,7 @@ def test_images_of_another_size_are_resized_with_their_focal_lengths():
     assert (inner - mean[:, 1::2, 1::2]).abs().max() < 0.25
     wide = _batches(_data("small", signal_shape=(1, 3, 4, 8)))[0].observation.signal
     assert wide.images.shape == (1, 1, 3, 4, 8)
-    assert wide.focals[0, 0].tolist() == pytest.approx([4 / math.tan(ANGLE / 2), 2 / math.tan(ANGLE / 2)])
+    assert wide.intrinsics[0, 0].tolist() == pytest.approx([4 / math.tan(ANGLE / 2), 2 / math.tan(ANGLE / 2), 4, 2])
 
 
 def test_folders_are_searched_for_scenes():
@@ -169,7 +169,7 @@ def test_srn_scenes_are_read():
     poses = _write_srn("car")
     [batch] = _batches(_data("car", near=0.8, far=1.8, query="rest"))
     _close(batch.observation.signal.poses[0, 0], poses[0])
-    assert batch.observation.signal.focals[0, 0].tolist() == [10.0, 10.0]
+    assert batch.observation.signal.intrinsics[0, 0].tolist() == [10.0, 10.0, 4.0, 4.0]
     expected = torch.from_numpy(_image(2)[..., :3] / 255).float().flatten(0, 1)
     _close(batch.query.values[0, 64:], expected)  # the alpha channel is ignored
 

@@ -72,7 +72,7 @@ def test_missing_shapes_are_named_with_the_fix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"family": "boats"}, "family is 'boats': choose one of chairs, tables, lamps, unions"),
+        ({"family": "boats"}, "family is 'boats': choose one of chairs, tables, lamps, cars, unions"),
         ({"train_shapes": 0}, "train_shapes is 0"),
         ({"samples": 1}, "samples 1"),
     ],

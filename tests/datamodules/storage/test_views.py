@@ -1,4 +1,4 @@
-"""Reading scenes: poses, focal lengths and images of both layouts, and error messages for damaged files."""
+"""Reading scenes: poses, intrinsics and images of both layouts, and error messages for damaged files."""
 
 import json
 import math
@@ -19,9 +19,10 @@ def test_transforms_are_read(tmp_path):
     assert scene.name == "chair"
     assert scene.shape == (8, 8)
     assert [path.name for path in scene.images] == [f"r_{frame}.png" for frame in range(6)]
-    assert scene.poses.dtype == scene.focals.dtype == torch.float32
+    assert scene.poses.dtype == scene.intrinsics.dtype == torch.float32
     torch.testing.assert_close(scene.poses, cameras(6).float())
-    torch.testing.assert_close(scene.focals, torch.full((6, 2), 4 / math.tan(ANGLE / 2)))
+    focal = 4 / math.tan(ANGLE / 2)
+    torch.testing.assert_close(scene.intrinsics, torch.tensor([[focal, focal, 4.0, 4.0]] * 6))
 
 
 def test_frames_keep_their_order(tmp_path):
@@ -70,7 +71,7 @@ def test_focal_lengths_in_pixels_and_3_x_4_matrices_are_read(tmp_path):
     frames = [frame | {"transform_matrix": frame["transform_matrix"][:3]} for frame in frames]
     describe(folder, fl_x=10, frames=[frames[0], frames[1] | {"fl_x": 12.0, "fl_y": 13.0}], w=8, h=8.0, cx=4, cy=4.05)
     scene = read_transforms(folder)
-    assert scene.focals.tolist() == [[10.0, 10.0], [12.0, 13.0]]
+    assert scene.intrinsics[:, :2].tolist() == [[10.0, 10.0], [12.0, 13.0]]
     torch.testing.assert_close(scene.poses, cameras(2).float())
 
 
@@ -79,12 +80,14 @@ def test_wide_images_have_square_pixels(tmp_path):
     Image.new("RGB", (12, 6), "white").save(folder / "r_0.png")
     scene = read_transforms(folder)
     assert scene.shape == (6, 12)
-    assert scene.focals[0].tolist() == pytest.approx([6 / math.tan(ANGLE / 2)] * 2)
+    assert scene.intrinsics[0].tolist() == pytest.approx([6 / math.tan(ANGLE / 2)] * 2 + [6, 3])
 
 
 def _distance(scene, frame, column, row, point):
     """Return the distance of a point from the ray of a pixel."""
-    ray = pixel_rays(scene.poses[frame], scene.focals[frame], scene.shape).view(*scene.shape, 6)[row, column].double()
+    ray = (
+        pixel_rays(scene.poses[frame], scene.intrinsics[frame], scene.shape).view(*scene.shape, 6)[row, column].double()
+    )
     towards = torch.tensor(point, dtype=torch.float64) - ray[:3]
     assert towards @ ray[3:] > 0
     return float(torch.linalg.cross(towards, ray[3:]).norm() / ray[3:].norm())
@@ -96,7 +99,7 @@ def test_srn_axes_are_converted(tmp_path):
     (folder / "pose" / "000000.txt").write_text("1 0 0 0\n0 1 0 0\n0 0 1 -2\n0 0 0 1")
     scene = read_srn(folder)
     assert scene.poses[0].tolist() == [[1, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, -2]]
-    focal = float(scene.focals[0, 0])
+    focal = float(scene.intrinsics[0, 0])
     point = [(6.5 - 4) / focal * 2, (5.5 - 4) / focal * 2, 0.0]  # u = f x / z + 4, v = f y / z + 4
     assert _distance(scene, 0, column=6, row=5, point=point) < 1e-6
 
@@ -106,7 +109,7 @@ def test_srn_scenes_are_read(tmp_path):
     assert (scene.name, scene.shape) == ("car", (8, 8))
     assert [path.name for path in scene.images] == [f"{frame:06d}.png" for frame in range(6)]
     torch.testing.assert_close(scene.poses, cameras(6, 1.3).float())
-    torch.testing.assert_close(scene.focals, torch.full((6, 2), 8.8))
+    torch.testing.assert_close(scene.intrinsics, torch.tensor([[8.8, 8.8, 4.0, 4.0]] * 6))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_srn_scenes_are_read(tmp_path):
 def test_focal_lengths_are_scaled_to_the_images(tmp_path, intrinsics, expected):
     folder = write_srn(tmp_path / "car")
     (folder / "intrinsics.txt").write_text(intrinsics)
-    assert read_srn(folder).focals.tolist() == [list(expected)] * 6
+    assert read_srn(folder).intrinsics.tolist() == [[*expected, 4, 4]] * 6
 
 
 @pytest.mark.parametrize("read", [read_transforms, read_srn])

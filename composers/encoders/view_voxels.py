@@ -1,0 +1,126 @@
+"""Voxels of features from posed views: every voxel reads the views where they see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from composers.encoders.encoder import Encoder
+from composers.encoders.view_features import GROUPS, ViewFeatures, check_views, pixels, signal_of
+from composers.latents import Layout
+from composers.networks.interpolation import interpolate
+from datamodules.batch import Views
+from datamodules.cameras import project
+from datamodules.domain import exact
+from datamodules.spec import FromData, open_views
+
+
+class ViewVoxels(Encoder):
+    """Features of posed views, projected into a voxel grid and completed by convolutions in space.
+
+    The centre of every voxel is projected into all views. It reads their feature maps and their pixels there, and its distance
+    along the optical axis; the mean and the maximum over the views do not depend on their number or order. Convolutions in
+    space at three resolutions (a U-Net) then combine what is known around a voxel: voxels before the background are empty, and
+    what no view shows follows from the training objects. Views may have any number and size. A token is a voxel.
+
+    Args:
+        signal_shape: ``(-1, 3, -1, -1)``; set from the data module on the command line.
+        grid_size: ``G``, voxels along each axis, a multiple of 4.
+        half_extent: Half of the edge of the cube around the origin in world units; that of the network.
+        width: ``E``, channels of the voxels, a multiple of 4; three and six times as many at lower resolutions.
+        view_width: Channels of the feature maps; see `ViewFeatures`.
+
+    Raises:
+        ValueError: If sizes are missing or out of range.
+    """
+
+    from_data: ClassVar[FromData] = {"signal_shape": open_views}
+
+    def __init__(
+        self,
+        signal_shape: Sequence[int] | None = None,
+        grid_size: int = 24,
+        half_extent: float = 1.4,
+        width: int = 16,
+        view_width: int = 24,
+    ) -> None:
+        check_views(signal_shape, type(self).__name__)
+        super().__init__((-1, 3, -1, -1))
+        if grid_size < 4 or grid_size % 4 or width < GROUPS or width % GROUPS or not 0 < half_extent < math.inf:
+            raise ValueError(
+                f"grid_size is {grid_size}, width {width} and half_extent {half_extent}: the sizes must be positive multiples "
+                "of 4, and half_extent positive."
+            )
+        self.grid_size, self.half_extent = grid_size, half_extent
+        self.embed_dim, self.num_tokens = width, grid_size**3
+        self.views = ViewFeatures(signal_shape, view_width)
+        read = view_width + 4
+        self.enter = _layer(2 * read + 4, width, 1)
+        self.at_full = _layer(width, width)
+        self.at_half = nn.Sequential(_halved(width, 3 * width), _layer(3 * width, 3 * width), _layer(3 * width, 3 * width))
+        self.at_quarter = nn.Sequential(
+            _halved(3 * width, 6 * width), _layer(6 * width, 6 * width), _layer(6 * width, 6 * width)
+        )
+        self.up_half, self.after_half = nn.Conv3d(6 * width, 3 * width, 1), _layer(3 * width, 3 * width)
+        self.up_full, self.after_full = nn.Conv3d(3 * width, width, 1), _layer(width, width)
+
+    def layout(self, signal: Tensor | Views) -> Layout:
+        """Return the grid ``(G, G, G)``."""
+        return Layout((self.grid_size,) * 3)
+
+    def tokens(self, signal: Tensor | Views) -> Tensor:
+        """Return the voxels ``(B, G^3, E)``, the last axis of space fastest.
+
+        Raises:
+            ValueError: If the signal does not consist of posed views with three channels.
+        """
+        views = signal_of(signal)
+        full = self.at_full(self.enter(self._read(views)))
+        half = self.at_half(full)
+        half = self.after_half(half + _doubled(self.up_half(self.at_quarter(half))))
+        voxels: Tensor = self.after_full(full + _doubled(self.up_full(half)))
+        return voxels.flatten(2).mT
+
+    def _read(self, views: Views) -> Tensor:
+        """Return what voxels read of all views, and their positions: ``(B, K, G, G, G)``."""
+        (count, number), (height, width) = views.images.shape[:2], views.images.shape[-2:]
+        maps = self.views.maps(views)
+        with torch.autocast(maps.device.type, enabled=False):
+            centres = self._centres(maps.device)
+            seen, points = project(centres, exact(views.poses), exact(views.intrinsics))  # (B, V, N, ...)
+            places = (2 * seen / seen.new_tensor((height, width)) - 1).flatten(0, 1)
+            distances = exact(views.poses)[..., 3].norm(dim=-1, keepdim=True)
+            behind = (-points[..., 2] - distances).unsqueeze(-1) / self.half_extent
+            read = torch.cat(
+                [interpolate(values.flatten(0, 1), places) for values in (maps, pixels(views))], dim=-1
+            ).unflatten(0, (count, number))
+            along = centres.expand(count, -1, -1) / self.half_extent
+            voxels = torch.cat((read.mean(1), read.amax(1), behind.mean(1), along), dim=-1)
+        grid: Tensor = voxels.mT.unflatten(-1, (self.grid_size,) * 3)
+        return grid
+
+    def _centres(self, device: torch.device) -> Tensor:
+        """Return the centres of all voxels ``(G^3, 3)`` in world units."""
+        axis = ((torch.arange(self.grid_size, device=device) + 0.5) * (2 / self.grid_size) - 1) * self.half_extent
+        return torch.cartesian_prod(axis, axis, axis)
+
+
+def _layer(channels: int, width: int, kernel_size: int = 3) -> nn.Sequential:
+    """Return a convolution with normalisation and ReLU."""
+    convolution = nn.Conv3d(channels, width, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(convolution, nn.GroupNorm(GROUPS, width), nn.ReLU())
+
+
+def _halved(channels: int, width: int) -> nn.Sequential:
+    """Return a convolution of cells of 2 x 2 x 2 voxels with normalisation and ReLU."""
+    return nn.Sequential(nn.Conv3d(channels, width, 2, 2), nn.GroupNorm(GROUPS, width), nn.ReLU())
+
+
+def _doubled(voxels: Tensor) -> Tensor:
+    """Return a grid at twice its resolution, by repeating voxels."""
+    return functional.interpolate(voxels, scale_factor=2, mode="nearest")
