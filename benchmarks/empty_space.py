@@ -24,7 +24,7 @@ from benchmarks.fitted_scene import chair, fit, solid_field
 from benchmarks.memory import memory
 from composers.networks import CoordinateMLP, FourierFeatures
 from composers.rendering import Occupancy, VolumeRenderer
-from datamodules.cameras import focal_length, orbit
+from datamodules.cameras import centred_intrinsics, focal_length, orbit
 from datamodules.domain import Rays
 
 _CLEAR = Path("/proc/self/clear_refs")
@@ -139,8 +139,8 @@ def measure(settings: EmptySpaceSettings) -> dict[str, EmptySpaceMeasurement]:
 
 def _rays(size: int) -> Tensor:
     """Return all rays ``(size * size, 6)`` of a view."""
-    focals = torch.full((1, 2), focal_length(0.7, size))
-    return Rays().coords((1, size, size), cameras=(orbit(8)[1:2], focals))
+    intrinsics = centred_intrinsics(torch.full((1, 2), focal_length(0.7, size)), (size, size))
+    return Rays().coords((1, size, size), cameras=(orbit(8)[1:2], intrinsics))
 
 
 def _reset_peak() -> float:

@@ -23,7 +23,7 @@ from benchmarks.reference import PlainCoordinateMLP
 from benchmarks.speed import relative_difference
 from composers.networks import CoordinateMLP, Field, FourierFeatures
 from composers.rendering import VolumeRenderer
-from datamodules.cameras import focal_length, orbit
+from datamodules.cameras import centred_intrinsics, focal_length, orbit
 from datamodules.domain import Rays
 
 GRADIENT_TOLERANCE = 1e-5  # relative to the largest gradient of the same tensor
@@ -39,6 +39,7 @@ class ViewTrainingSettings:
         samples_per_ray: Samples per ray.
         hidden_dim: Width of the six layers.
         fit_steps: Steps of fitting the network to a generated chair; 0 for a network with random weights.
+        share: Share of the samples with density, to which the bias of the density is set; as fitted if None.
         repeats: Timed steps per formulation, after one that is not counted.
 
     Raises:
@@ -49,7 +50,8 @@ class ViewTrainingSettings:
     rays: int = 128
     samples_per_ray: int = 128
     hidden_dim: int = 256
-    fit_steps: int = 150
+    fit_steps: int = 60
+    share: float | None = 0.1
     repeats: int = 3
 
     def __post_init__(self) -> None:
@@ -58,6 +60,10 @@ class ViewTrainingSettings:
             raise ValueError(
                 f"batch_size is {self.batch_size}, rays {self.rays}, hidden_dim {self.hidden_dim}, repeats {self.repeats}, "
                 f"fit_steps {self.fit_steps}: each must be positive, and fit_steps at least 0."
+            )
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(
+                f"share is {self.share}; it must be positive and less than 1, or null for the fitted density."
             )
 
 
@@ -107,6 +113,10 @@ def measure(settings: ViewTrainingSettings) -> tuple[float, dict[str, ViewTraini
         name: value.repeat(settings.batch_size, 1, 1).requires_grad_(True) for name, value in modulations.items()
     }
     rays, target = _views(settings)
+    if settings.share is not None:
+        with torch.no_grad():
+            raw = _density(network.bind(weights), rays, settings.samples_per_ray)
+            network.biases[str(network.num_layers - 1)][3] -= raw.quantile(1 - settings.share)
     reference, parameters = PlainCoordinateMLP(network), [*network.parameters(), *weights.values()]
     layers = {int(name.removeprefix("weight.")): weight for name, weight in weights.items()}
 
@@ -143,7 +153,8 @@ def measure(settings: ViewTrainingSettings) -> tuple[float, dict[str, ViewTraini
         raise ValueError(
             f"The gradients differ by {largest:.1e}, more than {GRADIENT_TOLERANCE:.0e}: a formulation is wrong."
         )
-    return _share(network.bind(weights), rays, settings.samples_per_ray), measurements
+    share = (_density(network.bind(weights), rays, settings.samples_per_ray) > 0).float().mean()
+    return float(share), measurements
 
 
 def _renderer(settings: ViewTrainingSettings, sparse: bool) -> VolumeRenderer:
@@ -155,7 +166,7 @@ def _renderer(settings: ViewTrainingSettings, sparse: bool) -> VolumeRenderer:
 def _views(settings: ViewTrainingSettings) -> tuple[Tensor, Tensor]:
     """Return random rays ``(B, N, 7)`` of views of 128 x 128 pixels of the chair, and their colours ``(B, N, 3)``."""
     size, count, generator = 128, settings.batch_size, torch.Generator().manual_seed(0)
-    cameras = (orbit(count), torch.full((count, 2), focal_length(0.7, size)))
+    cameras = (orbit(count), centred_intrinsics(torch.full((count, 2), focal_length(0.7, size)), (size, size)))
     rays = Rays().coords((count, size, size), cameras=cameras).view(count, -1, 6)
     chosen = torch.randint(size * size, (count, settings.rays, 1), generator=generator)
     rays = rays.take_along_dim(chosen, 1)
@@ -165,11 +176,11 @@ def _views(settings: ViewTrainingSettings) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _share(field: Field, rays: Tensor, samples: int) -> float:
-    """Return the share of the samples of rays with density."""
+def _density(field: Field, rays: Tensor, samples: int) -> Tensor:
+    """Return the densities before their activation at equally spaced samples of rays, flattened."""
     depths = torch.linspace(2, 6, samples)[:, None]
     points = rays[..., None, :3] + rays[..., None, 3:6] * depths
-    return float((field(points.flatten(1, 2))[..., 3] > 0).float().mean())
+    return field(points.flatten(1, 2))[..., 3].flatten()
 
 
 def _duration(step: Callable[..., object], *side: object) -> float:

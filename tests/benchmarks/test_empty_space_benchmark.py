@@ -50,6 +50,15 @@ def test_all_formulations_of_training_are_measured(capsys, steps):
     assert "of the samples have density" in capsys.readouterr().out
 
 
+def test_the_share_of_samples_with_density_is_set():
+    settings = ViewTrainingSettings(rays=40, samples_per_ray=16, hidden_dim=8, repeats=1, fit_steps=0, share=0.25)
+    share, measured = view_training.measure(settings)
+    assert share == pytest.approx(0.25, abs=0.01)
+    assert measured["ours"].gradient_difference <= 1e-5
+    with pytest.raises(ValueError, match="share is 1"):
+        ViewTrainingSettings(share=1.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "changes"),
     [(EmptySpaceSettings, {"size": 0}), (EmptySpaceSettings, {"repeats": 0}), (ViewTrainingSettings, {"rays": 0})],
