@@ -66,7 +66,8 @@ class OccupancyGrid:
     which is noticed at a few points at every `update`.
 
     Args:
-        density: From points ``(N, 3)`` to densities ``(B, N)``, at least 0.
+        field: From points ``(N, 3)`` to ``(B, N, 4)``, of which the last channel is the density before ``activation``.
+        activation: From the fourth channel to densities of at least 0.
         cells: Number of cells along every axis.
         radius: Half of the edge length of the cube.
         max_density: Largest density of an empty cell.
@@ -74,9 +75,16 @@ class OccupancyGrid:
     """
 
     def __init__(
-        self, density: Callable[[Tensor], Tensor], cells: int, radius: float, max_density: float, bounded: bool
+        self,
+        field: Field,
+        activation: Callable[[Tensor], Tensor],
+        cells: int,
+        radius: float,
+        max_density: float,
+        bounded: bool,
     ) -> None:
-        self.density = density
+        self.field = field
+        self.activation = activation
         self.cells = cells
         self.radius = radius
         self.max_density = max_density
@@ -92,7 +100,7 @@ class OccupancyGrid:
             chunk_size: Number of points evaluated at a time.
         """
         centres = self._centres(like)
-        probed = self.density(centres[:: max(1, len(centres) // _PROBES)])
+        probed = self.field(centres[:: max(1, len(centres) // _PROBES)])  # before the activation, which hides changes
         if self._probed is None or self._probed.device != probed.device or not torch.equal(self._probed, probed):
             self._occupied, self._probed = self._evaluate(centres, chunk_size), probed
 
@@ -108,10 +116,8 @@ class OccupancyGrid:
         places = points.mul(self.cells / (2 * self.radius)).add_(self.cells / 2 + 1).clamp_(0, side - 0.5).floor_()
         # exact in float32 up to 2 ** 24 cells
         index = places[..., 0].mul(side).add_(places[..., 1]).mul_(side).add_(places[..., 2]).flatten(-2).long()
-        if index.dim() == 1:
-            occupied = self._occupied[:, index]
-        else:
-            occupied = self._occupied.expand(len(index), -1).gather(1, index)
+        shared = index.dim() == 1
+        occupied = self._occupied[:, index] if shared else self._occupied.expand(len(index), -1).gather(1, index)
         return occupied.view(-1, *points.shape[-3:-1])
 
     def _centres(self, like: Tensor) -> Tensor:
@@ -126,7 +132,11 @@ class OccupancyGrid:
             farthest = self.radius + 3 * math.sqrt(3) * self.radius / self.cells
             reached = (centres.norm(dim=-1) <= farthest).nonzero().squeeze(-1)
         dense = torch.cat(
-            [self.density(centres[part]) > self.max_density for part in reached.split(max(1, chunk_size))], dim=-1
+            [
+                self.activation(exact(self.field(centres[part]))[..., 3]) > self.max_density
+                for part in reached.split(max(1, chunk_size))
+            ],
+            dim=-1,
         )
         cells = dense.new_zeros(len(dense), len(centres)).index_copy_(1, reached, dense)
         grid = cells.to(torch.float32).view(-1, 1, *[self.cells] * 3)

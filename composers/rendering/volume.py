@@ -187,13 +187,10 @@ class VolumeRenderer(RayRenderer):
         if self.occupancy is None:
             return None
         near, far = self._range()
-
-        def density(points: Tensor) -> Tensor:
-            return self.density(exact(field(points))[..., 3])
-
         radius = (far - near) / 2 if self.radius is None else self.radius
         bounded = self.radius is not None
-        return OccupancyGrid(density, self.occupancy.cells, radius, self.occupancy.max_density(far - near), bounded)
+        limit = self.occupancy.max_density(far - near)
+        return OccupancyGrid(field, self.density, self.occupancy.cells, radius, limit, bounded)
 
     def _rendered(self, field: Field, coords: Tensor, grid: OccupancyGrid | None) -> Rendered:
         """Render rays, in chunks where gradients are disabled."""

@@ -116,13 +116,23 @@ def test_samples_outside_the_grid_are_evaluated_unless_a_radius_bounds_the_scene
         assert float(bounded.opacity[0, 0]) == 0
 
 
+def _ball(radius):
+    """Return the field of one instance with density 1 in a ball."""
+
+    def field(points):
+        density = (points.norm(dim=-1, keepdim=True) < radius).float()
+        return torch.cat((0 * points, density), dim=-1)[None]
+
+    return field
+
+
 def test_cells_around_dense_centres_are_occupied():
-    grid = OccupancyGrid(lambda points: (points.norm(dim=-1) < 0.2).float()[None], 8, 2.0, 0.5, False)
+    grid = OccupancyGrid(_ball(0.2), torch.relu, 8, 2.0, 0.5, False)
     with pytest.raises(ValueError, match="call update first"):
         grid.occupied(torch.zeros(1, 1, 3))
     grid.update(torch.zeros(1, 3), 100)  # no centre is that near, the nearest are at 0.43
     assert not grid.occupied(torch.zeros(1, 1, 3)).any()
-    grid = OccupancyGrid(lambda points: (points.norm(dim=-1) < 0.5).float()[None], 8, 2.0, 0.5, False)
+    grid = OccupancyGrid(_ball(0.5), torch.relu, 8, 2.0, 0.5, False)
     grid.update(torch.zeros(1, 3), 100)  # the eight around the origin, dilated to four cells of 0.5 along each axis
     places = torch.tensor([[0.99, 0.99, 0.99], [1.01, 0, 0], [0, 0, -1.01], [-0.99, 0, 0], [2.1, 0, 0], [0, -9.0, 0]])
     assert grid.occupied(places[:, None]).flatten().tolist() == [True, False, False, True, True, True]

@@ -1,0 +1,194 @@
+"""Speed of a training step of views relative to the plain formulation: ``python -m benchmarks.view_training``.
+
+The network and the rays are those published for cars, chairs and lamps. A step begins with given weights of the modulated
+layer; the transformer, which is the same on both sides except for its last block, is measured by ``benchmarks.speed``. The
+plain formulation is that of ``benchmarks.reference``, with all samples in the gradient.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.fitted_scene import chair, fit, solid_field
+from benchmarks.reference import PlainCoordinateMLP
+from benchmarks.speed import relative_difference
+from composers.networks import CoordinateMLP, Field, FourierFeatures
+from composers.rendering import VolumeRenderer
+from datamodules.cameras import centred_intrinsics, focal_length, orbit
+from datamodules.domain import Rays
+
+GRADIENT_TOLERANCE = 1e-5  # relative to the largest gradient of the same tensor
+
+
+@dataclass(frozen=True)
+class ViewTrainingSettings:
+    """Compare the speed of a training step of views with the plain formulation.
+
+    Args:
+        batch_size: Objects per step; 32 as published.
+        rays: Rays per object.
+        samples_per_ray: Samples per ray.
+        hidden_dim: Width of the six layers.
+        fit_steps: Steps of fitting the network to a generated chair; 0 for a network with random weights.
+        share: Share of the samples with density, to which the bias of the density is set; as fitted if None.
+        repeats: Timed steps per formulation, after one that is not counted.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    batch_size: int = 2
+    rays: int = 128
+    samples_per_ray: int = 128
+    hidden_dim: int = 256
+    fit_steps: int = 60
+    share: float | None = 0.1
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        """Raise a ``ValueError`` if a number is out of range."""
+        if min(self.batch_size, self.rays, self.hidden_dim, self.repeats) < 1 or self.fit_steps < 0:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, rays {self.rays}, hidden_dim {self.hidden_dim}, repeats {self.repeats}, "
+                f"fit_steps {self.fit_steps}: each must be positive, and fit_steps at least 0."
+            )
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(
+                f"share is {self.share}; it must be positive and less than 1, or null for the fitted density."
+            )
+
+
+@dataclass(frozen=True)
+class ViewTrainingMeasurement:
+    """Measurement of one formulation.
+
+    Attributes:
+        seconds: Median processor time of a step: forward, squared error and backward.
+        value_difference: Largest absolute difference of the colours from the plain formulation.
+        gradient_difference: Largest difference of gradients, relative to the largest gradient of the same tensor.
+    """
+
+    seconds: float
+    value_difference: float
+    gradient_difference: float
+
+
+def main(args: list[str] | None = None) -> dict[str, ViewTrainingMeasurement]:
+    """Run the command line and print a table."""
+    settings = auto_cli(ViewTrainingSettings, args=args)
+    share, measurements = measure(settings)
+    plain = measurements["plain"].seconds
+    table = Table(title=f"{100 * share:.0f} % of the samples have density", title_justify="left")
+    for heading in ("formulation", "seconds", "plain / this", "difference of values", "of gradients"):
+        table.add_column(heading, justify="right")
+    for name, row in measurements.items():
+        differences = (f"{row.value_difference:.1e}", f"{row.gradient_difference:.1e}")
+        table.add_row(name, f"{row.seconds:.3f}", f"{plain / row.seconds:.2f}", *differences)
+    Console(width=120).print(table)
+    return measurements
+
+
+def measure(settings: ViewTrainingSettings) -> tuple[float, dict[str, ViewTrainingMeasurement]]:
+    """Return the share of samples with density, and the measurements by name, the plain formulation first.
+
+    Raises:
+        ValueError: If the gradients of the formulations differ by more than rounding errors.
+    """
+    torch.manual_seed(0)
+    encoding = FourierFeatures(20, 2.0**8, use_pi=False)
+    network = CoordinateMLP(3, 4, settings.hidden_dim, 6, (1,), encoding, output_offset=0.0)
+    modulations = {name: slot.initial().unsqueeze(0) for name, slot in network.slots.items()}
+    if settings.fit_steps:
+        modulations = fit(network, chair(), settings.fit_steps)
+    weights = {
+        name: value.repeat(settings.batch_size, 1, 1).requires_grad_(True) for name, value in modulations.items()
+    }
+    rays, target = _views(settings)
+    if settings.share is not None:
+        with torch.no_grad():
+            raw = _density(network.bind(weights), rays, settings.samples_per_ray)
+            network.biases[str(network.num_layers - 1)][3] -= raw.quantile(1 - settings.share)
+    reference, parameters = PlainCoordinateMLP(network), [*network.parameters(), *weights.values()]
+    layers = {int(name.removeprefix("weight.")): weight for name, weight in weights.items()}
+
+    def plain_field(points: Tensor) -> Tensor:
+        values: Tensor = reference(points, layers)
+        return values
+
+    sides: dict[str, tuple[VolumeRenderer, Field]] = {
+        "plain": (_renderer(settings, sparse=False), plain_field),
+        "all samples": (_renderer(settings, sparse=False), network.bind(weights)),
+        "ours": (_renderer(settings, sparse=True), network.bind(weights)),
+    }
+
+    def step(renderer: VolumeRenderer, field: Field) -> tuple[Tensor, tuple[Tensor, ...]]:
+        values = renderer(field, rays)
+        return values.detach(), torch.autograd.grad((values - target).square().mean(), parameters)
+
+    results = {name: step(*side) for name, side in sides.items()}  # as warm-up, too
+    values, gradients = results["plain"]
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(settings.repeats):
+        for name, side in sides.items():
+            seconds[name].append(_duration(step, *side))
+    measurements = {
+        name: ViewTrainingMeasurement(
+            statistics.median(seconds[name]),
+            float((some_values - values).abs().max()),
+            max(map(relative_difference, some, gradients)),
+        )
+        for name, (some_values, some) in results.items()
+    }
+    largest = measurements["ours"].gradient_difference
+    if not largest <= GRADIENT_TOLERANCE:  # negated, so that NaN fails too
+        raise ValueError(
+            f"The gradients differ by {largest:.1e}, more than {GRADIENT_TOLERANCE:.0e}: a formulation is wrong."
+        )
+    share = (_density(network.bind(weights), rays, settings.samples_per_ray) > 0).float().mean()
+    return float(share), measurements
+
+
+def _renderer(settings: ViewTrainingSettings, sparse: bool) -> VolumeRenderer:
+    """Return a renderer with the published settings."""
+    return VolumeRenderer(2.0, 6.0, settings.samples_per_ray, sparse_gradients=sparse)
+
+
+@torch.no_grad()
+def _views(settings: ViewTrainingSettings) -> tuple[Tensor, Tensor]:
+    """Return random rays ``(B, N, 7)`` of views of 128 x 128 pixels of the chair, and their colours ``(B, N, 3)``."""
+    size, count, generator = 128, settings.batch_size, torch.Generator().manual_seed(0)
+    cameras = (orbit(count), centred_intrinsics(torch.full((count, 2), focal_length(0.7, size)), (size, size)))
+    rays = Rays().coords((count, size, size), cameras=cameras).view(count, -1, 6)
+    chosen = torch.randint(size * size, (count, settings.rays, 1), generator=generator)
+    rays = rays.take_along_dim(chosen, 1)
+    renderer, field = VolumeRenderer(2.0, 6.0, settings.samples_per_ray), solid_field(chair())
+    target = torch.cat([renderer(field, some.unsqueeze(0)) for some in rays])
+    return torch.cat((rays, torch.rand(count, settings.rays, 1, generator=generator)), dim=-1), target
+
+
+@torch.no_grad()
+def _density(field: Field, rays: Tensor, samples: int) -> Tensor:
+    """Return the densities before their activation at equally spaced samples of rays, flattened."""
+    depths = torch.linspace(2, 6, samples)[:, None]
+    points = rays[..., None, :3] + rays[..., None, 3:6] * depths
+    return field(points.flatten(1, 2))[..., 3].flatten()
+
+
+def _duration(step: Callable[..., object], *side: object) -> float:
+    """Return the processor time of a step in seconds."""
+    start = time.process_time()
+    step(*side)
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
