@@ -19,6 +19,7 @@ from datamodules.spec import DataSpec
 from modalities.views import PosedViews
 
 _WHITE = 255  # background, in all channels
+_MILLIMETRES = -3  # power of ten of a metre
 _OBJECT_RADIUS = 1.8  # upper bound of the radius of objects around the origin
 
 
@@ -106,8 +107,22 @@ class SceneModule(CoordinateDataModule):
                 f"The cameras of {name} are {nearest:.3g} to {farthest:.3g} from the origin, so no object around the origin is "
                 f"visible between near {self.near:g} and far {self.far:g}: set --data.init_args.near and "
                 f"--data.init_args.far around these distances, for example to {max(0.0, nearest - 1):.3g} and "
-                f"{farthest + 1:.3g}."
+                f"{farthest + 1:.3g}{self.scale_hint(poses)}."
             )
+
+    def scale_hint(self, poses: Tensor, option: str = "--data.init_args.scale") -> str:
+        """Return a hint at other units, as part of an error message, if cameras are far outside of the depths; else "".
+
+        Args:
+            poses: ``(F, 3, 4)``, the cameras of a scene.
+            option: Name of the option that sets the scale.
+        """
+        distance = float(poses[:, :, 3].norm(dim=-1).mean())
+        power = round(math.log10((self.near + self.far) / 2 / distance)) if distance > 0 else 0
+        if abs(power) < 1:
+            return ""
+        units = ", as for a scene in millimetres" if power == _MILLIMETRES else ""
+        return f", or, if the scene has other units, scale its positions with {option} {10.0**power:g}{units}"
 
     def random_items(self, count: int) -> PosedImages:
         """Return collated images of random pixels, with cameras around the origin.

@@ -12,10 +12,11 @@ from scene_folders import cameras, describe, save_image, write_scene
 
 from datamodules.batch import PosedImages
 from datamodules.loading import Addressed
-from datamodules.scenes import base as scene_sets
 from datamodules.scenes.base import SceneSet
 from datamodules.scenes.draws import drawn_frames
-from datamodules.storage.views import Scene, read_transforms
+from datamodules.storage import views
+from datamodules.storage.transforms import read_transforms
+from datamodules.storage.views import Scene
 from tools.check.__main__ import main
 
 FRAMES = 30
@@ -235,8 +236,8 @@ def test_items_do_not_depend_on_loader_processes(shared, workers):
 
 def test_only_drawn_views_are_read(shared, monkeypatch):
     paths = []
-    original = scene_sets.read_view
-    monkeypatch.setattr(scene_sets, "read_view", lambda path, drop_alpha: paths.append(path) or original(path))
+    original = views.read_view
+    monkeypatch.setattr(views, "read_view", lambda path, drop_alpha: paths.append(path) or original(path))
     data = ready(shared, views=2, query_views=3)
     assert paths == []
     for item in [*trained_on(data), *data.val_set]:
