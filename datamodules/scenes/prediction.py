@@ -26,6 +26,7 @@ from datamodules.storage.layouts import SCENE_FILES, is_scene, read_scene, scene
 from datamodules.storage.poses import Convention
 from datamodules.storage.views import Scene, background_note
 
+_MILLIMETRE = 1e-3  # of a metre
 _DEFAULT_QUERIES = 4  # query frames if none are specified
 
 
@@ -217,10 +218,13 @@ class SceneFiles(SceneModule):
             super().check_depths(name, poses)
         except ValueError as error:
             distances = poses[:, :, 3].norm(dim=-1)
+            scale = self.suggested_scale(poses)
+            value = f" {scale:g}" if scale != 1 else ""
+            units = ", because the scene seems to be in millimetres" if scale == _MILLIMETRE else ""
             raise ValueError(
-                f"The cameras of {name} are {float(distances.min()):.3g} to {float(distances.max()):.3g} from the origin, and "
-                f"the model renders depths from {self.near:g} to {self.far:g}, which exclude the origin: rescale the "
-                f"positions in the poses{self.scale_hint(poses, '--data.scale')}."
+                f"The cameras of {name} are {float(distances.min()):,.5g} to {float(distances.max()):,.5g} from the origin, "
+                f"and the model renders depths from {self.near:g} to {self.far:g}, which exclude the origin: scale the "
+                f"positions with --data.scale{value}{units}."
             ) from error
 
     def predict_dataloader(self) -> DataLoader[PosedImages]:

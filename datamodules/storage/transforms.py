@@ -71,7 +71,7 @@ def read_transforms(folder: str | Path, convention: Convention = "opengl") -> Sc
     shape, num_opaque = common_header(images)
     intrinsics, distortion = lens_tensors([lens for part in parts for lens in _lenses(part, shape)])
     splits = _splits(files, [len(part.entries) for part in parts])
-    notes = (*_notes(images), *_notes_on_splits(images, splits))
+    notes = (*_notes(images), *_notes_on_splits(images, files, splits))
     return Scene(
         folder.absolute().name,
         images,
@@ -199,15 +199,17 @@ def _notes(images: Sequence[Path]) -> list[tuple[str, str]]:
     return [("unused images", f"{len(unnamed)} image(s) that no frame names are ignored, such as {unnamed[0]}")]
 
 
-def _notes_on_splits(images: Sequence[Path], splits: Mapping[Split, range] | None) -> list[tuple[str, str]]:
+def _notes_on_splits(
+    images: Sequence[Path], files: Mapping[Split, Path], splits: Mapping[Split, range] | None
+) -> list[tuple[str, str]]:
     """Return a note on images that are both for training and held out."""
     if splits is None:
         return []
     training = {images[frame] for frame in splits["train"]}
     shared = [
-        TRANSFORMS_OF_SPLITS[split]
-        for split, frames in splits.items()
-        if split != "train" and any(images[frame] in training for frame in frames)
+        path.name
+        for split, path in files.items()
+        if split != "train" and any(images[frame] in training for frame in splits[split])
     ]
     if not shared:
         return []

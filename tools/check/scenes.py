@@ -38,7 +38,8 @@ def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
         readable += scenes
         problems += [Problem(", ".join(splits), "unreadable", path, reason) for path, reason in unreadable.items()]
     if readable:
-        data.notes |= notes_on(readable) | camera_facts(readable)
+        distinct = list({scene.images: scene for scene in readable}.values())  # a scene may be in several splits
+        data.notes |= notes_on(distinct) | camera_facts(distinct)
     return Findings(rows, problems, data.root)
 
 
