@@ -160,7 +160,6 @@ class _ObjectViews:
         }
         rows, columns = self.scenes[0].shape
         size = max(1, int(_CACHE_BYTES / (3 * rows * columns * len(self.scenes))))
-        self._read = items.read
         self._images = lru_cache(size)(self._read_frame)
 
     def errors(self, name: str, prediction: Tensor) -> Tensor:
@@ -187,7 +186,7 @@ class _ObjectViews:
 
     def _read_frame(self, frame: int) -> Tensor:
         """Return the views ``(K, 3, H, W)`` of all objects."""
-        return torch.cat([posed(scene, [frame], scene.name, self._read).images for scene in self.scenes])
+        return torch.cat([posed(scene, [frame], scene.name).images for scene in self.scenes])
 
 
 def _write(path: Path, results: Mapping[str, Identities]) -> None:

@@ -21,7 +21,7 @@ from composers.metrics import InstanceMetric
 from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Samples, Views
 from datamodules.spec import Headline, Modality
-from datamodules.storage.views import read_srn, read_transforms, read_view
+from datamodules.storage.layouts import read_scene
 from datamodules.tiles import whole
 from modalities import turntable
 from modalities.drawing import Animation, LabelledImage, compacted, enlarged, image_grid
@@ -224,7 +224,7 @@ class PosedViews(Modality):
     noun = "scene"
     headline = Headline("psnr", "max", "dB")
     reader = "datamodules.scenes.prediction.SceneFiles"
-    reading = ("support",)
+    reading = ("support", "convention")
     writer = ViewWriter
     decoding = (
         "size",
@@ -243,14 +243,13 @@ class PosedViews(Modality):
         return {"psnr": ViewPSNR(), "white": WhiteView(), "over_white": OverWhite(), "ssim": ViewSSIM()}
 
     def read(self, path: str | Path) -> tuple[Views, dict[str, Any]]:
-        """Read all views of a scene folder with ``intrinsics.txt`` or ``transforms.json``: ``images (V, 3, H, W)`` in [0, 1].
+        """Read all views of a scene folder in the convention of its layout: ``images (V, 3, H, W)`` in [0, 1].
 
         Raises:
             ValueError: If a file cannot be read; the message names it.
         """
-        is_srn = (Path(path) / "intrinsics.txt").is_file()
-        scene = read_srn(path) if is_srn else read_transforms(path)
-        images = torch.stack([read_view(file, drop_alpha=is_srn) for file in scene.images]).float() / 255
+        scene = read_scene(path)
+        images = torch.stack([scene.read(frame) for frame in range(len(scene.images))]).float() / 255
         return Views(images, scene.poses, scene.intrinsics), {}
 
     def input_shape(self, composer: Composer) -> tuple[int, ...] | None:

@@ -109,15 +109,16 @@ def measure(scenes: Sequence[Scene], items: EvaluationViews, views: Sequence[int
     Raises:
         ValueError: If objects do not share their cameras.
     """
+    assert isinstance(items.frames, partial)
     results = []
     for number in views:
-        drawn = EvaluationViews(items.scenes, partial(items.frames, views=number), items.repetitions, items.read)
+        drawn = EvaluationViews(items.scenes, partial(items.frames, views=number), items.repetitions)
         try:
             copied = copied_items(scenes, drawn, number)
         except NotSharedError as error:
             raise ValueError(f"All objects must share the same cameras, as in SampleObjects: {error}.") from error
-        numbers = torch.tensor([(item.white, item.copied, item.best) for item in copied]).mean(0).tolist()
-        results.append(Baselines(number, *numbers, len(copied)))
+        white, nearest, best = torch.tensor([(item.white, item.copied, item.best) for item in copied]).mean(0).tolist()
+        results.append(Baselines(number, white, nearest, best, len(copied)))
     return results
 
 

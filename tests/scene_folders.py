@@ -55,3 +55,45 @@ def write_srn(folder, frames=6, size=8, radius=1.3):
         (folder / "pose" / f"{frame:06d}.txt").write_text(" ".join(map(str, matrix.flatten().tolist())))
     (folder / "intrinsics.txt").write_text(f"{1.1 * size} {size / 2} {size / 2} 0.\n0. 0. 0.\n1.\n{size} {size}\n")
     return folder
+
+
+def write_split_scene(folder, counts, size=8, radius=4.0):
+    """Write a scene with a file and a folder of images per split, as in Blender's data of NeRF, and return its folder."""
+    poses = iter(cameras(sum(counts.values()), radius))
+    for split, count in counts.items():
+        frames = []
+        for frame in range(count):
+            save_image(folder / split / f"r_{frame}.png", frame, size)
+            matrix = [*next(poses).tolist(), [0.0, 0.0, 0.0, 1.0]]
+            frames.append({"file_path": f"./{split}/r_{frame}", "transform_matrix": matrix})
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": ANGLE, "frames": frames}))
+    return folder
+
+
+def _quaternion(rotation):
+    """Return the unit quaternion w, x, y, z of a rotation matrix: an eigenvector (Bar-Itzhack)."""
+    (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
+    upper = [
+        [a - e - i, 0, 0, 0],
+        [d + b, e - a - i, 0, 0],
+        [g + c, h + f, i - a - e, 0],
+        [h - f, c - g, d - b, a + e + i],
+    ]
+    vector = np.linalg.eigh(np.array(upper))[1][:, -1]
+    return vector[[3, 0, 1, 2]]
+
+
+def write_colmap(folder, below="sparse/0", frames=6, camera="PINHOLE 8 8 10 11 4.5 3.5"):
+    """Write a scene with a COLMAP model as text, and return its folder."""
+    model = folder / below
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "cameras.txt").write_text(f"# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n1 {camera}\n")
+    lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME", "# POINTS2D[] as (X, Y, POINT3D_ID)"]
+    for frame, pose in reversed(list(enumerate(cameras(frames)))):
+        save_image(folder / "images" / f"view {frame}.png", frame)
+        axes = pose[:, :3].numpy() * (1, -1, -1)  # right, down, forwards
+        translation = -axes.T @ pose[:, 3].numpy()
+        numbers = " ".join(map(str, [*_quaternion(axes.T), *translation]))
+        lines += [f"{frame + 1} {numbers} 1 view {frame}.png", "1.5 2 -1" if frame == frames - 1 else ""]
+    (model / "images.txt").write_text("\n".join(lines) + "\n")
+    return folder

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch.utils.data import Dataset
 
@@ -17,12 +18,16 @@ from datamodules.scenes.draws import (
     SceneReferences,
     ViewDraw,
     drawn_frames,
+    held_out_frames,
+    training_frames,
 )
 from datamodules.scenes.rays import SceneModule
 from datamodules.storage.folders import Split, report_skipped, splits_of
+from datamodules.storage.layouts import read_scene
 from datamodules.storage.parallel import in_order
+from datamodules.storage.poses import Convention, likely_convention, look_away
 from datamodules.storage.progress import counting
-from datamodules.storage.views import Scene, is_opaque, read_transforms, read_view
+from datamodules.storage.views import Scene, background_note
 
 _MAX_LISTED = 5  # scenes listed in an error message
 
@@ -36,6 +41,10 @@ class SceneSet(SceneModule):
     and the repetition, so metrics do not depend on seeds, processes or devices. Instances are named ``SCENE.REPETITION``, or
     ``SCENE`` if there is a single draw.
 
+    If a scene states splits of its frames (``transforms_train.json``, ``transforms_val.json``, ``transforms_test.json``),
+    training draws from all its training frames, and with every protocol the support views of the evaluation are training
+    frames and the query views are frames of the split; ``first`` then takes the first 25 of these.
+
     Args:
         root: Folder of the data.
         train_frames: Number of leading frames of a scene that training draws from.
@@ -46,6 +55,10 @@ class SceneSet(SceneModule):
             frames as queries; scenes with different numbers of frames need an ``eval_batch_size`` of 1.
         draws: Number of view draws per scene in the test; always 1 with ``first``.
         val_draws: Number of view draws per scene in validation; always 1 with ``first``.
+        convention: Convention of the poses; that of the layout if None. ``opengl``, as in ``transforms.json``: camera to world
+            with the axes right, up, backwards. ``opencv``: camera to world with the axes right, down, forwards. ``opengl_w2c``
+            and ``opencv_w2c``: world to camera with these axes; the latter is that of COLMAP.
+        scale: Factor of the positions of cameras, for scenes in other units.
         on_bad_scene: What to do with a scene that is broken, missing or of another ``size``: ``raise`` an error, or ``skip``
             and report it.
         kwargs: Arguments of `SceneModule`.
@@ -53,8 +66,6 @@ class SceneSet(SceneModule):
     Raises:
         ValueError: If a number is out of range; at set-up, if scenes are missing or broken.
     """
-
-    drop_alpha: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -65,6 +76,8 @@ class SceneSet(SceneModule):
         protocol: Protocol = "draws",
         draws: int = 100,
         val_draws: int = 1,
+        convention: Convention | None = None,
+        scale: float = 1.0,
         on_bad_scene: Literal["raise", "skip"] = "skip",
         **kwargs: Any,
     ) -> None:
@@ -80,6 +93,7 @@ class SceneSet(SceneModule):
             raise ValueError(
                 f"views is {self.views}, but protocol first has one support view: set views to 1, or choose another protocol."
             )
+        check_scale(scale)
         self.root = Path(root)
         self.train_frames = train_frames
         self.repeats = repeats
@@ -87,8 +101,9 @@ class SceneSet(SceneModule):
         self.draws = draws
         self.val_draws = val_draws
         self.on_bad_scene = on_bad_scene
-        self.read_image = partial(read_view, drop_alpha=self.drop_alpha)
-        self.augmentation = ViewDraw(self.views + self.query_views, train_frames, self.read_image)
+        self.convention: Convention | None = convention
+        self.scale = scale
+        self.augmentation = ViewDraw(self.views + self.query_views, train_frames)
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Path]:
@@ -104,7 +119,7 @@ class SceneSet(SceneModule):
         Raises:
             ValueError: If the scene is broken.
         """
-        return read_transforms(folder)
+        return read_scene(folder, self.convention, self.scale)
 
     def how_to_get(self) -> str:
         """Return how to get missing scenes, as the end of an error message."""
@@ -120,10 +135,7 @@ class SceneSet(SceneModule):
         for split in splits_of(stage):
             scenes = self._usable(split)
             setattr(self, f"{split}_set", self._items(split, scenes))
-            if not self.drop_alpha and is_opaque(scenes[0].images[0]):
-                self.notes["background"] = (
-                    f"images without transparency are used as they are, whatever their background ({scenes[0].name})"
-                )
+            self.notes |= notes_on(scenes)
         if self.skipped:
             report_skipped(self.skipped, "scenes")
 
@@ -187,11 +199,12 @@ class SceneSet(SceneModule):
             query_views=self.query_views,
             train_frames=self.train_frames,
             protocol=self.protocol,
+            split=split,
         )
         if self.protocol == "all" and self.eval_batch_size > 1:
             self._check_equal_counts(scenes)
         repetitions = 1 if self.protocol == "first" else self.draws if split == "test" else self.val_draws
-        return EvaluationViews(scenes, frames, repetitions, self.read_image)
+        return EvaluationViews(scenes, frames, repetitions)
 
     def _check(self, scene: Scene, split: Split) -> None:
         """Raise a ``ValueError`` if the images of a scene have the wrong size, or if it has too few frames."""
@@ -200,7 +213,7 @@ class SceneSet(SceneModule):
                 f"The images of {scene.name} have {scene.shape[0]} x {scene.shape[1]} pixels, but size is {self.size}: resize "
                 "them, or set --data.init_args.size if they are square."
             )
-        for available, required, kind in self._frame_counts(len(scene.images), split):
+        for available, required, kind in self._frame_counts(scene, split):
             if available < required:
                 raise ValueError(
                     f"{scene.name} has {available} {kind}, but {required} are needed: lower views, query_views or "
@@ -217,13 +230,51 @@ class SceneSet(SceneModule):
                 "needs equally many: set --data.init_args.eval_batch_size to 1, or choose another protocol."
             )
 
-    def _frame_counts(self, total: int, split: Split) -> list[tuple[int, int, str]]:
-        """Return the available and the required number of frames of each kind, for a scene with ``total`` frames."""
+    def _frame_counts(self, scene: Scene, split: Split) -> list[tuple[int, int, str]]:
+        """Return the available and the required number of frames of each kind in a scene."""
+        total, training = len(scene.images), len(training_frames(scene, self.train_frames))
+        held_out = len(held_out_frames(scene, self.train_frames, split))
+        queries = QUERIES_OF_FIRST if self.protocol == "first" else self.query_views
         if split == "train":
-            return [(min(total, self.train_frames), self.views + self.query_views, "frames for training")]
-        if self.protocol in ("draws", "all"):
-            return [(total, self.views + self.query_views, "frames")]
-        if self.protocol == "first":
-            return [(total, 1 + QUERIES_OF_FIRST, "frames")]
-        first = min(total, self.train_frames)
-        return [(first, self.views, "frames for support"), (total - first, self.query_views, "frames for queries")]
+            return [(training, self.views + self.query_views, "frames for training")]
+        if self.protocol == "halves" or scene.splits:
+            return [(training, self.views, "frames for support"), (held_out, queries, "frames for queries")]
+        return [(total, self.views + queries, "frames")]
+
+
+def check_scale(scale: float) -> None:
+    """Raise a ``ValueError`` if a factor of positions is not positive and finite."""
+    if not 0 < scale < math.inf:
+        raise ValueError(
+            f"scale is {scale}; it must be a positive factor of the positions, such as 0.001 for scenes in millimetres."
+        )
+
+
+def notes_on(scenes: Sequence[Scene]) -> dict[str, str]:
+    """Return notes for the user on scenes: their backgrounds, their cameras, and what is unusual about their files."""
+    kinds: dict[str, list[tuple[str, str]]] = {}  # by kind: name of the scene, text
+    for scene in scenes:
+        notes = [("background", background_note(scene)), ("cameras", cameras_note(scene)), *scene.notes]
+        for kind, text in notes:
+            if text:
+                kinds.setdefault(kind, []).append((scene.name, text))
+    notes_of_all = {}
+    for kind, entries in kinds.items():
+        name, text = entries[0]
+        others = f" and {len(entries) - 1:,} more scene(s)" if len(entries) > 1 else ""
+        notes_of_all[kind] = f"{text} ({name}{others})"
+    return notes_of_all
+
+
+def cameras_note(scene: Scene, option: str = "--data.init_args.convention") -> str:
+    """Return a note if all cameras of a scene look away from the point nearest to their axes; else an empty string.
+
+    Args:
+        scene: The scene.
+        option: Name of the option that sets the convention.
+    """
+    if not look_away(scene.poses):
+        return ""
+    likely = likely_convention(scene.poses, scene.convention)
+    fix = f"the poses seem to be {likely}, so set {option} {likely}" if likely else f"set {option} to that of the poses"
+    return f"all cameras look away from the point where their axes meet, read as {scene.convention}: {fix}"

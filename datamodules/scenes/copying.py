@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,7 +61,7 @@ def copied_items(training: Sequence[Scene], items: EvaluationViews, views: int) 
     rows = []
     for chunk in _chunks(items.scenes, max(len(_union(draws)) for draws in drawn)):
         used = _union([frames for number in chunk for frames in drawn[number]])
-        errors = _errors([items.scenes[number] for number in chunk], training, used, places, items.read)
+        errors = _errors([items.scenes[number] for number in chunk], training, used, places)
         columns = {frame: column for column, frame in enumerate(used)}
         for place, number in enumerate(chunk):
             for repetition, frames in enumerate(drawn[number]):
@@ -130,12 +129,11 @@ def _errors(
     training: Sequence[Scene],
     used: Sequence[int],
     places: Sequence[int],
-    read: Callable[[Path], Tensor],
 ) -> _Errors:
     """Return the errors of all training objects and of white images, for some test objects and frames."""
 
     def images_of(scene: Scene, frames: Sequence[int]) -> Tensor:
-        return posed(scene, frames, scene.name, read).images
+        return posed(scene, frames, scene.name).images
 
     images = torch.stack([images_of(scene, used) for scene in scenes])
     white = view_errors(images, torch.full_like(images[:1], _WHITE))[:, 0]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batch import PosedImages
 from datamodules.randomness import generator_at
-from datamodules.storage.views import Scene, read_view
+from datamodules.storage.folders import Split
+from datamodules.storage.views import Scene
 
 QUERIES_OF_FIRST = 25  # query frames after the first frame, as in the published code
 
@@ -43,18 +42,16 @@ class SceneReferences(Dataset[Scene]):
 
 
 class ViewDraw:
-    """Draw distinct views from the first frames of a scene, and read them.
+    """Draw distinct views from the training frames of a scene, and read them.
 
     Args:
         views: Number of views, support and query together.
-        frames: Number of leading frames of the scene to draw from.
-        read: Reads an image as ``(3, H, W)`` uint8.
+        frames: Number of leading frames of the scene to draw from, if the scene has no splits.
     """
 
-    def __init__(self, views: int, frames: int, read: Callable[[Path], Tensor] = read_view) -> None:
+    def __init__(self, views: int, frames: int) -> None:
         self.views = views
         self.frames = frames
-        self.read = read
 
     def __call__(self, scene: Scene, generator: torch.Generator) -> PosedImages:
         """Return the drawn views.
@@ -62,8 +59,9 @@ class ViewDraw:
         Raises:
             ValueError: If an image cannot be read; the message names it.
         """
-        order = torch.randperm(min(len(scene.images), self.frames), generator=generator)[: self.views]
-        return posed(scene, order.tolist(), scene.name, self.read)
+        count = len(training_frames(scene, self.frames))
+        order = torch.randperm(count, generator=generator)[: self.views]
+        return posed(scene, order.tolist(), scene.name)
 
 
 class EvaluationViews(Dataset[PosedImages]):
@@ -73,7 +71,6 @@ class EvaluationViews(Dataset[PosedImages]):
         scenes: The scenes.
         frames: Returns the frame indices for a scene and a repetition, support first.
         repetitions: Number of times that each scene occurs.
-        read: Reads an image as ``(3, H, W)`` uint8.
     """
 
     def __init__(
@@ -81,12 +78,10 @@ class EvaluationViews(Dataset[PosedImages]):
         scenes: Sequence[Scene],
         frames: Callable[[Scene, int], list[int]],
         repetitions: int = 1,
-        read: Callable[[Path], Tensor] = read_view,
     ) -> None:
         self.scenes = list(scenes)
         self.frames = frames
         self.repetitions = repetitions
-        self.read = read
 
     def __len__(self) -> int:
         """Return the number of scenes times the number of repetitions."""
@@ -98,7 +93,7 @@ class EvaluationViews(Dataset[PosedImages]):
             raise IndexError(f"index {index} is out of range for {len(self)} items")  # also ends iteration
         number, repetition = divmod(index, self.repetitions)
         scene = self.scenes[number]
-        return posed(scene, self.frames(scene, repetition), self.name_of(number, repetition), self.read)
+        return posed(scene, self.frames(scene, repetition), self.name_of(number, repetition))
 
     def name_of(self, number: int, repetition: int) -> str:
         """Return the name of a repetition of a scene: with the number of the draw if there are several."""
@@ -106,35 +101,51 @@ class EvaluationViews(Dataset[PosedImages]):
         return name if self.repetitions == 1 else f"{name}.{repetition:03d}"
 
 
-def posed(scene: Scene, frames: Sequence[int], name: str, read: Callable[[Path], Tensor] = read_view) -> PosedImages:
+def training_frames(scene: Scene, train_frames: int) -> range:
+    """Return the frames of a scene for training: those of its split, or else its leading frames.
+
+    Args:
+        scene: The scene.
+        train_frames: Number of leading frames.
+    """
+    return scene.splits["train"] if scene.splits else range(min(len(scene.images), train_frames))
+
+
+def held_out_frames(scene: Scene, train_frames: int, split: Split) -> range:
+    """Return the frames of a scene that are not for training: those of a split, or else all after the leading frames."""
+    return scene.splits[split] if scene.splits else range(min(len(scene.images), train_frames), len(scene.images))
+
+
+def posed(scene: Scene, frames: Sequence[int], name: str) -> PosedImages:
     """Read the given frames of a scene.
 
     Args:
         scene: The scene.
         frames: Indices of the frames, in the order of the result.
         name: Name of the item.
-        read: Reads an image as ``(3, H, W)`` uint8.
 
     Raises:
         ValueError: If an image cannot be read, or its size changed since set-up; the message names it.
     """
-    images = [read(scene.images[frame]) for frame in frames]
-    for frame, image in zip(frames, images, strict=True):
-        if tuple(image.shape[1:]) != scene.shape:
-            raise ValueError(
-                f"{scene.images[frame]} has {image.shape[1]} x {image.shape[2]} pixels, but had {scene.shape[0]} x "
-                f"{scene.shape[1]} at set-up: get the file from its source again."
-            )
-    return PosedImages(torch.stack(images), scene.poses[list(frames)], scene.intrinsics[list(frames)], name)
+    images = torch.stack([scene.read(frame) for frame in frames])
+    return PosedImages(images, scene.poses[list(frames)], scene.intrinsics[list(frames)], name)
 
 
 def drawn_frames(
-    scene: Scene, repetition: int, *, views: int, query_views: int, train_frames: int, protocol: Protocol
+    scene: Scene,
+    repetition: int,
+    *,
+    views: int,
+    query_views: int,
+    train_frames: int,
+    protocol: Protocol,
+    split: Split = "test",
 ) -> list[int]:
     """Return the frame indices of a scene in a repetition, support first, from its name and these numbers alone.
 
     The query views do not depend on the number of support views, and a smaller support set is a prefix of a larger one. The
-    support views of ``all`` are those of ``draws``; its query views are all others, in the order of the frames.
+    support views of ``all`` are those of ``draws``; its query views are all others, in the order of the frames. In scenes with
+    splits, support views are from training frames and query views from the frames of the split.
 
     Args:
         scene: The scene.
@@ -143,17 +154,21 @@ def drawn_frames(
         query_views: Number of query views.
         train_frames: Index of the first frame of the second half in ``halves``.
         protocol: As in `SceneSet`.
+        split: The split that is evaluated.
     """
     total = len(scene.images)
+    training, held_out = training_frames(scene, train_frames), held_out_frames(scene, train_frames, split)
     if protocol == "first":
-        return list(range(1 + QUERIES_OF_FIRST))
+        return [0, *(held_out if scene.splits else range(1, total))[:QUERIES_OF_FIRST]]
     generator = generator_at("views", scene.name, repetition)
-    if protocol in ("draws", "all"):
+    if protocol in ("draws", "all") and not scene.splits:
         order: list[int] = torch.randperm(total, generator=generator).tolist()
         observed = order[query_views : query_views + views]
         if protocol == "draws":
             return observed + order[:query_views]
         return observed + [frame for frame in range(total) if frame not in observed]
-    queries = train_frames + torch.randperm(total - train_frames, generator=generator)
-    support = torch.randperm(train_frames, generator=generator)
+    queries = held_out.start + torch.randperm(len(held_out), generator=generator)
+    support = torch.randperm(len(training), generator=generator)
+    if protocol == "all":
+        return support[:views].tolist() + list(held_out)
     return support[:views].tolist() + queries[:query_views].tolist()

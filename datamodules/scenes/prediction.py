@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,15 +16,17 @@ from datamodules.batch import PosedImages
 from datamodules.cameras import scaled_intrinsics
 from datamodules.domain import Rays
 from datamodules.images.prediction import WholeImages, unique_names
+from datamodules.scenes.base import cameras_note, check_scale
 from datamodules.scenes.draws import posed
 from datamodules.scenes.rays import SceneModule
 from datamodules.spec import DataSpec
 from datamodules.storage.folders import files_below
 from datamodules.storage.images import resize_image
-from datamodules.storage.views import Scene, is_opaque, read_srn, read_transforms, read_view
+from datamodules.storage.layouts import SCENE_FILES, is_scene, read_scene, scene_of_file
+from datamodules.storage.poses import Convention
+from datamodules.storage.views import Scene, background_note
 
-_SRN_FILE = "intrinsics.txt"
-_READERS = {"transforms.json": read_transforms, _SRN_FILE: read_srn}  # by the file that identifies a scene folder
+_MILLIMETRE = 1e-3  # of a metre
 _DEFAULT_QUERIES = 4  # query frames if none are specified
 _MAX_VIEWS = 100  # shown beside a turntable video
 
@@ -37,13 +38,11 @@ class ChosenViews(NamedTuple):
         name: Name of the results: the path below the folder that the user passed.
         scene: The scene.
         frames: Indices of the selected frames, support first.
-        drop_alpha: Whether to drop the alpha channel instead of compositing over white.
     """
 
     name: str
     scene: Scene
     frames: list[int]
-    drop_alpha: bool
 
     def read(self) -> PosedImages:
         """Return the selected frames.
@@ -51,7 +50,7 @@ class ChosenViews(NamedTuple):
         Raises:
             ValueError: If an image cannot be read; the message names it.
         """
-        return posed(self.scene, self.frames, self.name, partial(read_view, drop_alpha=self.drop_alpha))
+        return posed(self.scene, self.frames, self.name)
 
 
 class SceneViews(NamedTuple):
@@ -99,7 +98,8 @@ class SceneBatches(Dataset[PosedImages]):
 class SceneFiles(SceneModule):
     """Scenes in folders, for ``cli.py predict --views``: some frames are observed, others are rendered and compared.
 
-    A scene is a folder with ``transforms.json``, or with ``intrinsics.txt`` in the layout of scene representation networks.
+    A scene is a folder with ``transforms.json`` or with ``transforms_train.json`` beside files of other splits, with
+    ``intrinsics.txt`` in the layout of scene representation networks, or with a COLMAP model as text.
     Any other folder is searched for scenes, except for hidden folders and the results of earlier predictions. Images whose
     size differs from the model's are resized, and their intrinsics are scaled. If a scene has only support frames,
     these are compared. Scenes that cannot be used are skipped and reported, unless there is only one.
@@ -115,6 +115,10 @@ class SceneFiles(SceneModule):
         far: Depth at which the model stops rendering.
         eval_batch_size: Number of scenes per device and step.
         num_workers: Number of loader processes; 0 loads in the main process.
+        convention: Convention of the poses; that of the layout if None. ``opengl``, as in ``transforms.json``: camera to world
+            with the axes right, up, backwards. ``opencv``: camera to world with the axes right, down, forwards. ``opengl_w2c``
+            and ``opencv_w2c``: world to camera with these axes; the latter is that of COLMAP.
+        scale: Factor of the positions of cameras, for scenes in other units.
         on_bad_scene: What to do with a scene that cannot be used: ``skip`` and report it, or ``raise`` an error.
 
     Attributes:
@@ -134,6 +138,8 @@ class SceneFiles(SceneModule):
         far: float | None = None,
         eval_batch_size: int = 1,
         num_workers: int = 0,
+        convention: Convention | None = None,
+        scale: float = 1.0,
         on_bad_scene: Literal["skip", "raise"] = "skip",
     ) -> None:
         indices = [*support, *(query or () if query != "rest" else ())]
@@ -143,6 +149,7 @@ class SceneFiles(SceneModule):
             )
         if (near is None) != (far is None):
             raise ValueError(f"near is {near}, far {far}: pass both or neither.")
+        check_scale(scale)
         super().__init__(
             views=len(support),
             near=0.0 if near is None else near,
@@ -157,6 +164,8 @@ class SceneFiles(SceneModule):
         self.support = list(support)
         self.query = query if query is None or query == "rest" else list(query)
         self._signal_shape = tuple(signal_shape or ())
+        self.convention: Convention | None = convention
+        self.scale = scale
         self.on_bad_scene = on_bad_scene
         self.chosen: list[ChosenViews] = []
 
@@ -209,7 +218,7 @@ class SceneFiles(SceneModule):
             )
         raise ValueError(
             f"There are no scenes in {', '.join(self.paths) or 'an empty list of folders'}: pass folders that contain "
-            f"{' or '.join(_READERS)}, or folders of such folders, with --views."
+            f"{', '.join(SCENE_FILES[:-1])}, or folders of such folders, with --views."
         )
 
     def check_depths(self, name: str, poses: Tensor) -> None:
@@ -226,10 +235,13 @@ class SceneFiles(SceneModule):
             super().check_depths(name, poses)
         except ValueError as error:
             distances = poses[:, :, 3].norm(dim=-1)
+            scale = self.suggested_scale(poses)
+            value = f" {scale:g}" if scale != 1 else ""
+            units = ", because the scene seems to be in millimetres" if scale == _MILLIMETRE else ""
             raise ValueError(
-                f"The cameras of {name} are {float(distances.min()):.3g} to {float(distances.max()):.3g} from the origin, and "
-                f"the model renders depths from {self.near:g} to {self.far:g}, which exclude the origin: rescale the "
-                "positions in the poses."
+                f"The cameras of {name} are {float(distances.min()):,.5g} to {float(distances.max()):,.5g} from the origin, "
+                f"and the model renders depths from {self.near:g} to {self.far:g}, which exclude the origin: scale the "
+                f"positions with --data.scale{value}{units}."
             ) from error
 
     def predict_dataloader(self) -> DataLoader[PosedImages]:
@@ -265,12 +277,11 @@ class SceneFiles(SceneModule):
 
     def _add(self, folder: Path, name: str, renamed: bool) -> None:
         """Check the scene in a folder, and add it with its notes."""
-        kind = _kind_of(folder)
-        scene = _READERS[kind](folder)
+        scene = read_scene(folder, self.convention, self.scale)
         self.check_depths(str(folder), scene.poses)
         compared = frames_compared(len(scene.images), self.support, self.query)
         frames = [*self.support, *(compared or self.support)]
-        chosen = ChosenViews(name, scene, frames, drop_alpha=kind == _SRN_FILE)
+        chosen = ChosenViews(name, scene, frames)
         if (last := max(frames)) >= len(scene.images):
             raise ValueError(
                 f"{folder} has {len(scene.images)} frame(s), so there is no frame {last}: frames count from 0; choose others "
@@ -281,8 +292,11 @@ class SceneFiles(SceneModule):
         notes = []
         if scene.shape != self._image_shape:
             notes.append("resized from {} x {} to {} x {}".format(*scene.shape, *self._image_shape))
-        if not chosen.drop_alpha and is_opaque(scene.images[0]):
+        if scene.num_opaque == len(scene.images):
             notes.append("no transparency: background used as it is")
+        elif scene.num_opaque:
+            notes.append(background_note(scene))
+        notes += filter(None, [cameras_note(scene, "--convention"), *(text for _, text in scene.notes)])
         if not compared:
             notes.append("no other frames: compared with the support frames")
         if renamed:
@@ -302,11 +316,12 @@ def scene_folders(path: Path) -> list[tuple[Path, Path]]:
     """
     if not path.is_dir():
         raise ValueError(f"There is no folder {path}: pass folders of scenes with --views.")
-    if any((path / name).is_file() for name in _READERS):
+    if is_scene(path):
         return [(path, Path(path.absolute().name))]
-    below = files_below(path, {Path(name).suffix for name in _READERS})
-    folders = dict.fromkeys(file.parent for file, _ in below if file.name in _READERS)
-    return [(folder, folder.relative_to(path)) for folder in folders]
+    below = files_below(path, {Path(name).suffix for name in SCENE_FILES})
+    folders = dict.fromkeys(scene_of_file(file) for file, _ in below if file.name in SCENE_FILES)
+    outermost = [folder for folder in folders if not any(parent in folders for parent in folder.parents)]
+    return [(folder, folder.relative_to(path)) for folder in outermost]
 
 
 def frames_compared(
@@ -342,8 +357,3 @@ def resized(item: PosedImages, shape: tuple[int, int]) -> PosedImages:
         return item
     images = torch.stack([resize_image(image, *shape) for image in item.images])
     return item._replace(images=images, intrinsics=scaled_intrinsics(item.intrinsics, (height, width), shape))
-
-
-def _kind_of(folder: Path) -> str:
-    """Return the name of the file that identifies the layout of a scene folder."""
-    return next(name for name in _READERS if (folder / name).is_file())

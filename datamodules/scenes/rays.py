@@ -19,6 +19,7 @@ from datamodules.spec import DataSpec
 from modalities.views import PosedViews
 
 _WHITE = 255  # background, in all channels
+_MILLIMETRE = 1e-3  # of a metre
 _OBJECT_RADIUS = 1.8  # upper bound of the radius of objects around the origin
 
 
@@ -122,12 +123,24 @@ class SceneModule(CoordinateDataModule):
         invisible = (self.far < distances - _OBJECT_RADIUS) | (self.near > distances + _OBJECT_RADIUS)
         if bool(invisible.all()):
             nearest, farthest = float(distances.min()), float(distances.max())
+            scale = self.suggested_scale(poses)
+            units = "is in millimetres" if scale == _MILLIMETRE else "has other units"
+            hint = f" Or, if the scene {units}, set --data.init_args.scale {scale:g}." if scale != 1 else ""
             raise ValueError(
-                f"The cameras of {name} are {nearest:.3g} to {farthest:.3g} from the origin, so no object around the origin is "
-                f"visible between near {self.near:g} and far {self.far:g}: set --data.init_args.near and "
+                f"The cameras of {name} are {nearest:,.5g} to {farthest:,.5g} from the origin, so no object around the origin "
+                f"is visible between near {self.near:g} and far {self.far:g}: set --data.init_args.near and "
                 f"--data.init_args.far around these distances, for example to {max(0.0, nearest - 1):.3g} and "
-                f"{farthest + 1:.3g}."
+                f"{farthest + 1:.3g}.{hint}"
             )
+
+    def suggested_scale(self, poses: Tensor) -> float:
+        """Return a factor of positions that brings cameras between the depths: 1, or a power of ten for other units.
+
+        Args:
+            poses: ``(F, 3, 4)``, the cameras of a scene.
+        """
+        distance = float(poses[:, :, 3].norm(dim=-1).mean())
+        return 10.0 ** round(math.log10((self.near + self.far) / 2 / distance)) if distance > 0 else 1.0
 
     def random_items(self, count: int) -> PosedImages:
         """Return collated images of random pixels, with cameras around the origin.

@@ -7,15 +7,18 @@ from typing import Any
 
 from datamodules.scenes.base import SceneSet
 from datamodules.storage.folders import RandomSplit, Split, files_of_split
+from datamodules.storage.layouts import is_scene
 
 
 class SceneFolder(SceneSet):
-    """A folder with one folder per scene, each with ``transforms.json`` and its images.
+    """A folder with one folder per scene, each with ``transforms.json`` and its images, or with a COLMAP model as text.
 
-    If the folder contains ``train`` and at least one of ``val`` and ``test``, these are the splits; if one of the latter is
-    missing, the other is used for both. Otherwise, validation and test scenes are drawn at random, and the rest is for
-    training; the draw depends only on ``split_seed`` and the names of the folders. Images with transparency are composited
-    over white; others are used as they are.
+    If the folder is itself a scene, it is the only scene of every split; with ``transforms_train.json`` and
+    ``transforms_val.json`` or ``transforms_test.json``, these split its frames. Otherwise, if the folder contains ``train`` and
+    at least one of ``val`` and ``test``, these are the splits; if one of the latter is missing, the other is used for both.
+    Otherwise, validation and test scenes are drawn at random, and the rest is for training; the draw depends only on
+    ``split_seed`` and the names of the folders. Images with transparency are composited over white; others are used as they
+    are.
 
     Args:
         root: The folder.
@@ -42,6 +45,9 @@ class SceneFolder(SceneSet):
 
     def scenes(self, split: Split) -> list[Path]:
         """Return the scene folders of a split in alphabetical order."""
+        if is_scene(self.root):
+            self.notes["split"] = f"{self.root} is one scene, which is used for training and evaluation"
+            return [self.root]
         folders, self.notes["split"] = files_of_split(self.root, split, _folders, "scenes", self.random_split)
         return [folder.path for folder in folders]
 
@@ -49,11 +55,7 @@ class SceneFolder(SceneSet):
 def _folders(path: Path) -> list[tuple[Path, Path]]:
     """Return the scene folders in a folder and their names, without hidden ones.
 
-    A folder with a PNG image but without ``transforms.json`` counts as a (broken) scene.
+    A folder with a PNG image but without a file that identifies a scene counts as a (broken) scene.
     """
     folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
-    return [
-        (folder, Path(folder.name))
-        for folder in folders
-        if (folder / "transforms.json").exists() or any(folder.glob("*.png"))
-    ]
+    return [(folder, Path(folder.name)) for folder in folders if is_scene(folder) or any(folder.glob("*.png"))]

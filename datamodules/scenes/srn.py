@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from datamodules.scenes.base import SceneSet
 from datamodules.storage.folders import Split
-from datamodules.storage.views import Scene, read_srn
+from datamodules.storage.srn import read_srn
+from datamodules.storage.views import Scene
 
 ORIGINS = (
     "https://drive.google.com/drive/folders/1PsT3uKwqHHD2bEEHkIXB99AlIjtmrEiR",  # srn_cars.zip
@@ -34,8 +35,6 @@ class SRNScenes(SceneSet):
     Raises:
         ValueError: If a number is out of range; at set-up, if scenes are missing or broken.
     """
-
-    drop_alpha: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class SRNScenes(SceneSet):
         Raises:
             ValueError: If the scene is broken.
         """
-        return read_srn(folder)
+        return read_srn(folder, self.convention or "opencv").scaled(self.scale)
 
     def how_to_get(self) -> str:
         """Return how to get the scenes, as the end of an error message."""

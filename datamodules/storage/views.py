@@ -1,35 +1,28 @@
-"""Read scenes of posed images from folders, with all checks that need no decoding of the images."""
+"""Scenes of posed images: their cameras, and the images as they are read."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datamodules.cameras import centred_intrinsics, focal_length
+from datamodules.storage.folders import Split
 from datamodules.storage.images import quiet, read_image
+from datamodules.storage.lenses import Lens, undistorted
+from datamodules.storage.poses import Convention
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = 33  # bytes up to the end of the first chunk
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_POSE_TOLERANCE = 1e-3  # largest deviation of R R^T from 1, and of the last row from 0, 0, 0, 1
-_LENS_KEYS = frozenset(("camera_angle_x", "fl_x", "fl_y", "w", "h", "cx", "cy"))  # of the scene or of a frame
-_CENTRE_TOLERANCE = 0.01  # largest offset of the optical axis from the image centre, as a fraction of the side
-_LARGEST = 1e9  # of focal lengths and positions, for the precision of float32
-_SMALLEST = 1e-6  # of focal lengths
-_SRN_LENS_COUNT = 10  # numbers in intrinsics.txt if it states more than the focal length
-
-Matrices = NDArray[np.float64]
+_PNG_ALPHA = (4, 6)  # colour types with an alpha channel
+_IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"))
 
 
 class Scene(NamedTuple):
@@ -41,6 +34,12 @@ class Scene(NamedTuple):
         poses: ``(F, 3, 4)`` float32, camera to world: axes right, up, backwards as columns, then the position.
         intrinsics: ``(F, 4)`` float32 focal lengths and principal point in pixels, ``fx, fy, cx, cy``.
         shape: Rows and columns of every image.
+        distortion: ``(F, 5)`` float32, OPENCV coefficients ``k1, k2, p1, p2, k3``; None if there is no distortion.
+        splits: Frames of every split, if files of the scene state them, those for training first; else None.
+        drop_alpha: Whether to drop the alpha channel of images instead of compositing over white.
+        num_opaque: Number of images without transparency; 0 if it does not matter.
+        convention: The convention of the poses in the file.
+        notes: What is unusual about the scene: kinds and texts for the user.
     """
 
     name: str
@@ -48,79 +47,55 @@ class Scene(NamedTuple):
     poses: Tensor
     intrinsics: Tensor
     shape: tuple[int, int]
+    distortion: Tensor | None = None
+    splits: Mapping[Split, range] | None = None
+    drop_alpha: bool = False
+    num_opaque: int = 0
+    convention: Convention = "opengl"
+    notes: tuple[tuple[str, str], ...] = ()
 
+    def read(self, frame: int) -> Tensor:
+        """Return the image of a frame ``(3, H, W)`` uint8 as a pinhole camera sees it: composited over white, undistorted.
 
-def read_transforms(folder: str | Path) -> Scene:
-    """Read a scene with ``transforms.json``, as written by Blender's exporters for NeRF; frames keep the order of the file.
-
-    The file contains ``camera_angle_x``, the horizontal field of view in radians, or focal lengths ``fl_x`` and ``fl_y`` in
-    pixels, for all frames or per frame; and ``frames``, each with ``file_path`` and ``transform_matrix``, 4 x 4 or 3 x 4,
-    camera to world. The image of a frame is the last part of ``file_path`` with ``.png``, in the folder of the scene; if there
-    is no such file, it is ``file_path`` relative to the folder, as it is or with ``.png``.
-
-    Args:
-        folder: Folder of the scene.
-
-    Raises:
-        ValueError: If the file is missing, damaged or invalid, or if images are missing, truncated or of different sizes; the
-            message names the file.
-    """
-    folder = Path(folder)
-    path = folder / "transforms.json"
-    scene = _read_json(path)
-    frames = scene.get("frames")
-    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise ValueError(
-            f"{path} has no frames: it needs a list of at least one, each with file_path and transform_matrix."
-        )
-    images = _images(folder, [frame.get("file_path") for frame in frames])
-    labels = [f"{path}, frame {index}" for index in range(len(frames))]
-    matrices = [_matrix(frame.get("transform_matrix"), label) for frame, label in zip(frames, labels, strict=True)]
-    poses = _poses(matrices, labels)
-    shape = _common_shape(images)
-    shared = _focals(scene, shape, labels[0]) if any(_LENS_KEYS.isdisjoint(frame) for frame in frames) else None
-    focals = [
-        shared if shared and _LENS_KEYS.isdisjoint(frame) else _focals(scene | frame, shape, label)
-        for frame, label in zip(frames, labels, strict=True)
-    ]
-    return Scene(folder.name, images, poses, centred_intrinsics(torch.tensor(focals), shape), shape)
-
-
-def read_srn(folder: str | Path) -> Scene:
-    """Read a scene in the layout of scene representation networks; frames are ordered by name.
-
-    ``intrinsics.txt`` starts with the focal length in pixels, optionally followed by the optical axis and the image size that
-    it refers to: ``f cx cy 0``, ``0 0 0``, ``1``, ``height width``. The focal length is scaled to the size of the images.
-    ``pose/*.txt`` contain 16 numbers each, camera to world with the axes right, down, forwards, which are converted.
-    ``rgb/*.png`` are the images of the same names.
-
-    Args:
-        folder: Folder of the scene.
-
-    Raises:
-        ValueError: If a file is missing, damaged or invalid, or if images have different sizes; the message names the file.
-    """
-    folder = Path(folder)
-    files = sorted(path for path in (folder / "pose").glob("*.txt") if not path.name.startswith("."))
-    images = tuple(sorted(path for path in (folder / "rgb").glob("*.png") if not path.name.startswith(".")))
-    if not images or [path.stem for path in files] != [path.stem for path in images]:
-        unmatched = sorted({path.stem for path in files} ^ {path.stem for path in images})
-        example = f"; {unmatched[0]} is in only one of them" if unmatched else ""
-        raise ValueError(
-            f"{folder} has {len(files)} pose/*.txt and {len(images)} rgb/*.png{example}: each image needs a pose of the same "
-            "name. Get the scene from its source again."
-        )
-    matrices = []
-    for path in files:
-        numbers = _numbers(path)
-        if len(numbers) != 16:
+        Raises:
+            ValueError: If the image cannot be read, or its size changed since the scene was read; the message names it.
+        """
+        image = read_view(self.images[frame], self.drop_alpha)
+        if tuple(image.shape[1:]) != self.shape:
             raise ValueError(
-                f"{path} has {len(numbers)} numbers, but a pose has 16: get the scene from its source again."
+                f"{self.images[frame]} has {image.shape[1]} x {image.shape[2]} pixels, but had {self.shape[0]} x "
+                f"{self.shape[1]} at set-up: get the file from its source again."
             )
-        matrices.append(_matrix(numbers.reshape(4, 4), str(path)) * (1.0, -1.0, -1.0, 1.0))
-    poses, shape = _poses(matrices, [str(path) for path in files]), _common_shape(images)
-    intrinsics = centred_intrinsics(torch.tensor(_srn_focals(folder / "intrinsics.txt", shape)), shape)
-    return Scene(folder.name, images, poses, intrinsics.expand(len(files), 4), shape)
+        if self.distortion is None:
+            return image
+        return undistorted(image, self.intrinsics[frame], self.distortion[frame])
+
+    def scaled(self, scale: float) -> Scene:
+        """Return the scene with all positions multiplied by a factor."""
+        if scale == 1:
+            return self
+        return self._replace(poses=self.poses * self.poses.new_tensor((1.0, 1.0, 1.0, scale)))
+
+
+class ImageHeader(NamedTuple):
+    """What the header of an image states.
+
+    Attributes:
+        shape: Rows and columns.
+        opaque: Whether the image has no transparency.
+    """
+
+    shape: tuple[int, int]
+    opaque: bool
+
+
+def lens_tensors(lenses: Sequence[Lens]) -> tuple[Tensor, Tensor | None]:
+    """Return the intrinsics ``(F, 4)`` and the distortion ``(F, 5)`` of frames; None if no lens distorts."""
+    distorted = any(any(lens.distortion) for lens in lenses)
+    return (
+        torch.tensor([lens.intrinsics for lens in lenses]),
+        torch.tensor([lens.distortion for lens in lenses]) if distorted else None,
+    )
 
 
 def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:
@@ -149,177 +124,53 @@ def is_opaque(path: str | Path) -> bool:
     return False
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no {path}: a scene is a folder with transforms.json and its images.") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): get it from its source again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} contains a {type(content).__name__}, not a JSON object: get it from its source again."
-        )
-    return content
-
-
-def _numbers(path: Path) -> Matrices:
-    """Return all numbers in a text file."""
-    try:
-        return np.array(path.read_text(encoding="ascii").split(), dtype=np.float64)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}. Get the scene from its source again.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} must contain only numbers ({error}): get it from its source again.") from error
-
-
-def _images(folder: Path, file_paths: Sequence[Any]) -> tuple[Path, ...]:
-    """Return the image files of all frames."""
-    with os.scandir(folder) as entries:
-        names = {entry.name for entry in entries}
-    images = [_image(folder, file_path, names) for file_path in file_paths]
-    missing = [file_path for file_path, image in zip(file_paths, images, strict=True) if image is None]
-    if missing:
-        raise ValueError(
-            f"{folder / 'transforms.json'}: {len(missing)} of {len(file_paths)} images are missing in {folder}, the first with "
-            f"file_path {missing[0]!r:.100}. Add them, or remove their frames from the file."
-        )
-    return tuple(image for image in images if image is not None)
-
-
-def _image(folder: Path, file_path: Any, names: set[str]) -> Path | None:
-    """Return the image file of a frame, or None if it does not exist; ``names`` are the names of all files in the folder."""
-    if not isinstance(file_path, str) or not file_path:
-        return None
-    file_path = file_path.replace("\\", "/")
-    last = file_path.rsplit("/", 1)[-1]
-    if f"{last}.png" in names:
-        return folder / f"{last}.png"
-    candidates = (folder / last, folder / file_path, folder / f"{file_path}.png")
-    return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 - False for overlong names
-
-
-def _matrix(value: Any, label: str) -> Matrices:
-    """Return the upper three rows of a 4 x 4 or 3 x 4 matrix; ``label`` is its place in error messages."""
-    try:
-        matrix = np.asarray(value, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        matrix = np.zeros(0)
-    if matrix.shape not in ((4, 4), (3, 4)):
-        raise ValueError(
-            f"{label}: transform_matrix is not a matrix of 4 x 4 or 3 x 4 numbers. Export the scene again."
-        )
-    if len(matrix) == 4 and not np.abs(matrix[3] - (0, 0, 0, 1)).max() <= _POSE_TOLERANCE:
-        raise ValueError(
-            f"{label}: the last row of the pose is {_join(matrix[3])}, not 0, 0, 0, 1. Poses are camera to world, with the "
-            "position in the last column: transpose it, or export the scene again."
-        )
-    return matrix[:3]
-
-
-def _poses(matrices: Sequence[Matrices], labels: Sequence[str]) -> Tensor:
-    """Return poses ``(F, 3, 4)`` float32, after checking that their axes are right-handed and orthonormal."""
-    poses = np.stack(matrices)
-    in_range = np.abs(poses) <= _LARGEST  # False for NaN
-    finite: NDArray[np.bool_] = np.asarray(in_range.all((1, 2)))
-    axes = np.where(finite[:, None, None], poses[:, :, :3], 0.0)
-    deviation = np.abs(axes @ axes.transpose(0, 2, 1) - np.eye(3)).max((1, 2))
-    determinants = np.linalg.det(axes)
-    valid = finite & (deviation <= _POSE_TOLERANCE) & (determinants > 0)
-    if not valid.all():
-        first = int(np.argmin(valid))
-        problem = (
-            f"R R^T differs from 1 by {deviation[first]:.3g}, the determinant is {determinants[first]:.3g}"
-            if finite[first]
-            else f"it contains {_join(poses[first][~in_range[first]][:3])}"
-        )
-        raise ValueError(
-            f"{labels[first]}: the pose is not a rotation R with a position: {problem}. Poses are camera to world with unit "
-            "axes right, up, backwards: export the scene again, without scaling or mirroring."
-        )
-    return torch.from_numpy(poses).float()
-
-
-def _join(numbers: Matrices) -> str:
-    """Return numbers as text, separated by commas."""
-    return ", ".join(f"{number:.4g}" for number in numbers)
-
-
-def _focals(lens: Mapping[str, Any], shape: tuple[int, int], label: str) -> tuple[float, float]:
-    """Return the focal lengths of a frame in pixels, along columns and rows."""
-    height, width = shape
-    for key, pixels, centre in (("w", width, "cx"), ("h", height, "cy")):
-        side = _positive(lens.get(key, pixels), key, label)
-        if side != pixels and "fl_x" in lens:
-            raise ValueError(
-                f"{label}: {key} is {side:g}, but the images have {height} x {width} pixels (rows x columns), and the focal "
-                "lengths refer to these. Use the original images, or give camera_angle_x instead of fl_x."
-            )
-        _check_centre(lens.get(centre, side / 2), centre, side, key, label)
-    if "fl_x" in lens:
-        focal = _positive(lens["fl_x"], "fl_x", label)
-        return focal, _positive(lens.get("fl_y", focal), "fl_y", label)
-    angle = lens.get("camera_angle_x")
-    if isinstance(angle, bool) or not isinstance(angle, int | float) or not 0 < angle < math.pi:
-        received = "missing" if angle is None else f"{angle!r:.40}"
-        raise ValueError(
-            f"{label}: camera_angle_x, the horizontal field of view, is {received}: it must be an angle in radians between 0 "
-            "and 3.1416. Correct it, or give fl_x in pixels."
-        )
-    return (_positive(focal_length(angle, width), f"the focal length of camera_angle_x {angle:g}", label),) * 2
-
-
-def _srn_focals(path: Path, shape: tuple[int, int]) -> tuple[float, float]:
-    """Return the focal lengths in ``intrinsics.txt``, scaled to images of a shape, along columns and rows."""
-    numbers = _numbers(path).tolist()
-    focal = _positive(next(iter(numbers), None), "the focal length, its first number,", str(path))
-    if len(numbers) != _SRN_LENS_COUNT:
-        return focal, focal
-    height, width = (
-        _positive(number, name, str(path)) for number, name in zip(numbers[8:], ("height", "width"), strict=True)
+def background_note(scene: Scene) -> str:
+    """Return a note on images without transparency; empty if all images have it."""
+    if not scene.num_opaque or scene.drop_alpha:
+        return ""
+    if scene.num_opaque == len(scene.images):
+        return "images without transparency are used as they are, whatever their background"
+    return (
+        f"{scene.num_opaque} of {len(scene.images)} images have no transparency and are used as they are, whatever their "
+        "background; the others are composited over white"
     )
-    _check_centre(numbers[1], "cx", width, "width", str(path))
-    _check_centre(numbers[2], "cy", height, "height", str(path))
-    return focal * shape[1] / width, focal * shape[0] / height
 
 
-def _check_centre(value: Any, centre: str, side: float, side_name: str, label: str) -> None:
-    """Raise a ``ValueError`` if the optical axis is not at the centre of the image."""
-    value = _positive(value, centre, label)
-    if abs(value / side - 0.5) > _CENTRE_TOLERANCE:
-        raise ValueError(
-            f"{label}: {centre} is {value:g} but {side_name} is {side:g}: the optical axis must be at the centre of the image. "
-            "Crop the images around it."
-        )
+def common_header(images: Sequence[Path]) -> tuple[tuple[int, int], int]:
+    """Return the shape of images, and the number of those without transparency, after checking that all shapes are equal.
+
+    Raises:
+        ValueError: If images are truncated or of different sizes; the message names the file.
+    """
+    headers = {path: _header(path) for path in dict.fromkeys(images)}
+    shape = headers[images[0]].shape
+    for path, header in headers.items():
+        if header.shape != shape:
+            raise ValueError(
+                f"{path} has {header.shape[0]} x {header.shape[1]} pixels, but {images[0].name} has {shape[0]} x {shape[1]}: "
+                "the images of a scene must have the same size. Resize them."
+            )
+    return shape, sum(headers[path].opaque for path in images)
 
 
-def _positive(value: Any, name: str, label: str) -> float:
-    """Return a number of pixels, after checking its type and range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _SMALLEST <= value <= _LARGEST:
-        raise ValueError(
-            f"{label}: {name} is {value!r:.40}; it must be a number of pixels above 0, up to {_LARGEST:g}. Correct it, or "
-            "export the scene again."
-        )
-    return float(value)
+def unnamed_images(images: Sequence[Path]) -> list[Path]:
+    """Return the image files in the folders of images that are not among these, in alphabetical order."""
+    named = {(path.parent, path.name) for path in images}
+    unnamed = []
+    for folder in dict.fromkeys(path.parent for path in images):
+        with os.scandir(folder) as entries:
+            unnamed += [
+                folder / entry.name
+                for entry in entries
+                if os.path.splitext(entry.name)[1].lower() in _IMAGE_ENDINGS  # noqa: PTH122 - for speed
+                and not entry.name.startswith(".")
+                and (folder, entry.name) not in named
+            ]
+    return sorted(unnamed)
 
 
-def _common_shape(images: Sequence[Path]) -> tuple[int, int]:
-    """Return the rows and columns of images, after checking that all are equal."""
-    shapes = [_shape(path) for path in images]
-    other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), None)
-    if other is not None:
-        raise ValueError(
-            f"{images[other]} has {shapes[other][0]} x {shapes[other][1]} pixels, but {images[0].name} has "
-            f"{shapes[0][0]} x {shapes[0][1]}: the images of a scene must have the same size. Resize them."
-        )
-    return shapes[0]
-
-
-def _shape(path: Path) -> tuple[int, int]:
-    """Return the rows and columns of an image; a PNG with an intact header and end is not decoded."""
+def _header(path: Path) -> ImageHeader:
+    """Return the header of an image; a PNG with an intact header and end is not decoded."""
     with suppress(OSError), path.open("rb", buffering=0) as file:  # read_image reports any error
         header = file.read(_PNG_HEADER)
         if len(header) == _PNG_HEADER and header.startswith(_PNG):
@@ -328,6 +179,6 @@ def _shape(path: Path) -> tuple[int, int]:
                 raise ValueError(f"{path} has {height} x {width} pixels: get it from its source again.")
             file.seek(-len(_PNG_END), os.SEEK_END)
             if file.read() == _PNG_END:
-                return height, width
+                return ImageHeader((height, width), header[25] not in _PNG_ALPHA and is_opaque(path))
     height, width = read_image(path).pixels.shape[1:]
-    return height, width
+    return ImageHeader((height, width), is_opaque(path))

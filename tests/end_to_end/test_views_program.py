@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 from program import NAME, TESTS, checkpoint, column, rows, run, run_process
-from scene_folders import write_scene, write_srn
+from scene_folders import write_scene, write_split_scene, write_srn
 
+from datamodules.storage.poses import to_convention
 from datamodules.storage.sample_meshes import CHAIRS
 from tools import codes
 
@@ -181,3 +182,38 @@ def test_program_runs_on_every_layout(tmp_path, layout, processes):
     weights_of_two, numbers = results["two"]
     assert all((weights_of_two[key] - weight).abs().max() < 1e-5 for key, weight in weights_of_one.items())
     assert numbers == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_scenes_with_split_files_and_intrinsics_per_frame(tmp_path):
+    """Frames are split by files of the scene, in OpenCV axes, with off-centre principal points and a distorted lens."""
+    for name in ("lego", "ship"):
+        folder = write_split_scene(tmp_path / "scenes" / name, {"train": 5, "val": 2, "test": 3}, size=16)
+        for path in folder.glob("*.json"):
+            described = json.loads(path.read_text())
+            for index, frame in enumerate(described["frames"]):
+                pose = torch.tensor(frame["transform_matrix"], dtype=torch.float64)[:3]
+                frame["transform_matrix"] = to_convention(pose, "opencv").tolist()
+                frame |= {
+                    "fl_x": 19.0 + index,
+                    "fl_y": 20.0,
+                    "cx": 7.0 + index,
+                    "cy": 8.5,
+                    "k1": -0.05,
+                    "w": 16,
+                    "h": 16,
+                }
+            path.write_text(json.dumps(described))
+    layers = ["--data", "SceneFolder"]
+    layers += [f"--data.init_args.{option}" for option in ("root=scenes/lego", "size=16", "rays_per_view=16")]
+    layers += [f"--data.init_args.{option}" for option in ("convention=opencv", "repeats=4", "draws=2", "batch_size=4")]
+    assert "SceneFolder (1, 3, 16, 16), 4 training and" in run("fit", *TINY, *layers, NAME, "split")
+    weights = ["--ckpt_path", "runs/split/version_0/checkpoints/last.ckpt"]
+    run("validate", *TINY, *layers, *weights, NAME, "split")
+    run("test", *TINY, *layers, *weights, NAME, "split")
+    assert [row["name"] for row in rows("runs/split/version_2/test_instances.csv")] == ["lego.000", "lego.001"]
+    run("predict", *weights, "--views", "scenes", "--convention", "opencv", "--frames", 2, "--steps", 1)
+    predicted = rows("predictions/predictions.csv")
+    assert [row["name"] for row in predicted] == ["lego", "ship"]
+    assert all(float(row["psnr predicted"]) > 0 for row in predicted)
+    assert not any("look away" in " ".join(map(str, row.values())) for row in predicted)

@@ -123,7 +123,13 @@ def test_every_composer_works_with_every_data_set(composer, data):
     arguments = [part for layer in layers for part in ("--config", layer)]
     if composer.stem == "autodecoder" and data.stem in ("deep_sdf", "shape_folder", "shapenet_core"):  # of unknown size
         arguments += ["--model.init_args.start.init_args.num_instances", 3]
-    quick = SHALLOW if composer.stem in HYPERNETWORKS else [] if composer.stem in ("autodecoder", "liif", *OF_VIEWS) else FEW
+    quick = (
+        SHALLOW
+        if composer.stem in HYPERNETWORKS
+        else []
+        if composer.stem in ("autodecoder", "liif", *OF_VIEWS)
+        else FEW
+    )
     program = _assert_works(*arguments, *([] if composer.stem == "liif" else FITTING.get(data.stem, [])), *quick)
     if composer.stem == "transformer_ipc":
         _assert_prints_itself(*arguments)

@@ -14,7 +14,8 @@ from datamodules.scenes import rendering
 from datamodules.scenes.raycast import Caster
 from datamodules.scenes.rendering import RenderSettings, camera_poses, render_folder
 from datamodules.storage.meshes import mesh_files, read_mesh
-from datamodules.storage.views import read_transforms, read_view
+from datamodules.storage.transforms import read_transforms
+from datamodules.storage.views import read_view
 from tools.render_views import main
 
 TINY = RenderSettings(views=3, size=12)

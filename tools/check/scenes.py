@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from datamodules.scenes.base import SceneSet
-from datamodules.scenes.draws import posed
+from datamodules.scenes.base import SceneSet, notes_on
 from datamodules.storage.folders import Split
 from datamodules.storage.parallel import in_order
 from datamodules.storage.progress import counting
 from datamodules.storage.views import Scene
+from tools.check.cameras import camera_facts
 from tools.check.images import Findings, Problem, SplitFindings
 
 
 def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
-    """Count the scenes of a data set and read each, regardless of ``on_bad_scene``.
+    """Count the scenes of a data set and read each, regardless of ``on_bad_scene``; add facts of the cameras to its notes.
 
     Args:
         data: The data set.
@@ -30,13 +29,17 @@ def check_scenes(data: SceneSet, *, decode: bool = True) -> Findings:
     folders, problems = _folders(data)
     if not folders:
         raise ValueError(problems[0].detail)
-    rows = []
+    rows, readable = [], list[Scene]()
     for splits, paths in folders.items():
         scenes, unreadable = data.readable(splits[0])
         if decode:
-            unreadable |= _undecodable(data, scenes)
+            unreadable |= _undecodable(scenes)
         rows.append(SplitFindings(", ".join(splits), len(paths), None))
+        readable += scenes
         problems += [Problem(", ".join(splits), "unreadable", path, reason) for path, reason in unreadable.items()]
+    if readable:
+        distinct = list({scene.images: scene for scene in readable}.values())  # a scene may be in several splits
+        data.notes |= notes_on(distinct) | camera_facts(distinct)
     return Findings(rows, problems, data.root)
 
 
@@ -70,11 +73,10 @@ def _folders(data: SceneSet) -> tuple[dict[tuple[Split, ...], list[Path]], list[
     return by_splits, problems
 
 
-def _undecodable(data: SceneSet, scenes: Sequence[Scene]) -> dict[str, str]:
+def _undecodable(scenes: Sequence[Scene]) -> dict[str, str]:
     """Return the reasons why images of scenes cannot be decoded, by scene folder."""
     reasons: dict[str, str] = {}
-    check = partial(_decode_error, data)
-    with counting("decoding scenes", len(scenes)) as show, closing(in_order(check, scenes)) as results:
+    with counting("decoding scenes", len(scenes)) as show, closing(in_order(_decode_error, scenes)) as results:
         for done, (scene, reason) in enumerate(zip(scenes, results, strict=True), 1):
             if reason is not None:
                 image = scene.images[0]
@@ -84,11 +86,11 @@ def _undecodable(data: SceneSet, scenes: Sequence[Scene]) -> dict[str, str]:
     return reasons
 
 
-def _decode_error(data: SceneSet, scene: Scene) -> str | None:
+def _decode_error(scene: Scene) -> str | None:
     """Return why an image of a scene cannot be decoded; None if all can."""
     try:
         for frame in range(len(scene.images)):
-            posed(scene, [frame], scene.name, data.read_image)
+            scene.read(frame)
     except ValueError as error:
         return str(error)
     return None

@@ -12,10 +12,11 @@ from scene_folders import cameras, describe, save_image, write_scene
 
 from datamodules.batch import PosedImages
 from datamodules.loading import Addressed
-from datamodules.scenes import base as scene_sets
 from datamodules.scenes.base import SceneSet
 from datamodules.scenes.draws import drawn_frames
-from datamodules.storage.views import Scene, read_transforms
+from datamodules.storage import views
+from datamodules.storage.transforms import read_transforms
+from datamodules.storage.views import Scene
 from tools.check.__main__ import main
 
 FRAMES = 30
@@ -261,8 +262,8 @@ def test_items_do_not_depend_on_loader_processes(shared, workers):
 
 def test_only_drawn_views_are_read(shared, monkeypatch):
     paths = []
-    original = scene_sets.read_view
-    monkeypatch.setattr(scene_sets, "read_view", lambda path, drop_alpha: paths.append(path) or original(path))
+    original = views.read_view
+    monkeypatch.setattr(views, "read_view", lambda path, drop_alpha: paths.append(path) or original(path))
     data = ready(shared, views=2, query_views=3)
     assert paths == []
     for item in [*trained_on(data), *data.val_set]:
@@ -530,6 +531,10 @@ def test_check_counts_scenes_and_reports_broken_ones(folder, tmp_path, capsys):
         f"Scenes in {folder}",
         "train: 2 scenes, all readable",
         "val, test: 2 scenes, all readable",
+        "sizes: 8 x 8 pixels",
+        "lenses: focal length 9.4609 pixels, no distortion",
+        "principal points: at the centre of the images",
+        "convention: opengl, in which all cameras look at a common point",
     ]
     describe(folder / "a", camera_angle_x=40)
     path = folder / "b" / "r_3.png"

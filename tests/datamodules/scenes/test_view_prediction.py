@@ -199,7 +199,7 @@ def test_unusable_scenes_are_skipped_with_a_reason():
     assert "r_3.png" in data.skipped["in/damaged"]
     assert (
         "The cameras of in/huge are 400 to 400 from the origin, and the model renders depths from 2 to 6, which exclude the "
-        "origin: rescale the positions in the poses." in data.skipped["in/huge"]
+        "origin: scale the positions with --data.scale 0.01." in data.skipped["in/huge"]
     )
     assert "transforms.json" in data.skipped["in/text"]
     with pytest.raises(ValueError, match="damaged"):

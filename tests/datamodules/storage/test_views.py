@@ -11,7 +11,9 @@ from PIL import Image
 from scene_folders import ANGLE, cameras, describe, save_image, write_scene, write_srn
 
 from datamodules.storage import views as scenes
-from datamodules.storage.views import is_opaque, read_srn, read_transforms, read_view
+from datamodules.storage.srn import read_srn
+from datamodules.storage.transforms import read_transforms
+from datamodules.storage.views import is_opaque, read_view
 
 
 def test_transforms_are_read(tmp_path):
@@ -59,10 +61,39 @@ def test_file_paths_of_frames_are_resolved(tmp_path, file_path, expected):
     assert read_view(scene.images[0])[0, 4, 4] == 11
 
 
-def test_images_in_the_scene_folder_take_precedence(tmp_path):
+def test_an_image_of_the_same_name_does_not_replace_the_named_image(tmp_path):
     folder = write_scene(tmp_path, frames=1)
+    assert read_transforms(folder).images == (folder / "r_0.png",)  # as in the data of LearnIt
     save_image(folder / "elsewhere" / "r_0.png", 7)
-    assert read_transforms(folder).images == (folder / "r_0.png",)
+    scene = read_transforms(folder)
+    assert scene.images == (folder / "elsewhere" / "r_0.png",)
+    assert scene.read(0)[0, 4, 4] == 17
+
+
+@pytest.mark.parametrize(
+    "file_path", ["../outside/r_0", "../outside/r_0.png", "a/../../outside/r_0", "ABSOLUTE/r_0.png"]
+)
+def test_images_outside_of_the_scene_are_refused(tmp_path, file_path):
+    folder = write_scene(tmp_path / "scene", frames=1)
+    save_image(tmp_path / "outside" / "r_0.png", 7)
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    file_path = file_path.replace("ABSOLUTE", str(tmp_path / "outside"))
+    describe(folder, frames=[frames[0] | {"file_path": file_path}])
+    with pytest.raises(
+        ValueError, match=r"frame 0: file_path .* is outside of the folder of the scene: copy the images"
+    ):
+        read_transforms(folder)
+
+
+@pytest.mark.parametrize("file_path", ["../scene/images/r_0", "ABSOLUTE/images/r_0.png", "images/../images/./r_0"])
+def test_paths_that_lead_back_into_the_scene_are_followed(tmp_path, monkeypatch, file_path):
+    folder = write_scene(tmp_path / "scene", frames=1)
+    save_image(folder / "images" / "r_0.png", 7)
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    describe(folder, frames=[frames[0] | {"file_path": file_path.replace("ABSOLUTE", str(folder))}])
+    assert read_transforms(folder).images == (folder / "images" / "r_0.png",)
+    monkeypatch.chdir(tmp_path)
+    assert read_transforms("scene").images[0].samefile(folder / "images" / "r_0.png")
 
 
 def test_focal_lengths_in_pixels_and_3_x_4_matrices_are_read(tmp_path):
@@ -114,13 +145,18 @@ def test_srn_scenes_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("intrinsics", "expected"),
-    [("9", (9, 9)), ("9 3 4 0", (9, 9)), ("36 16 8 0\n0 0 0\n1\n16 32", (9, 18))],
-    ids=["focal", "short", "another-size"],
+    [
+        ("9", (9, 9, 4, 4)),
+        ("9 3 4 0", (9, 9, 4, 4)),
+        ("36 16 8 0\n0 0 0\n1\n16 32", (9, 18, 4, 4)),
+        ("36 20 6 0\n0 0 0\n1\n16 32", (9, 18, 5, 3)),
+    ],
+    ids=["focal", "short", "another-size", "off-centre"],
 )
-def test_focal_lengths_are_scaled_to_the_images(tmp_path, intrinsics, expected):
+def test_intrinsics_are_scaled_to_the_images(tmp_path, intrinsics, expected):
     folder = write_srn(tmp_path / "car")
     (folder / "intrinsics.txt").write_text(intrinsics)
-    assert read_srn(folder).intrinsics.tolist() == [[*expected, 4, 4]] * 6
+    assert read_srn(folder).intrinsics.tolist() == [[*expected]] * 6
 
 
 @pytest.mark.parametrize("read", [read_transforms, read_srn])
@@ -241,7 +277,8 @@ BROKEN = {
         r"frame 0: the focal length of camera_angle_x 1e-300 is 7\.9+e\+300; it must be a number of pixels",
     ),
     "width": (lambda folder: describe(folder, fl_x=90, w=80), r"frame 0: w is 80, but the images have 8 x 8 pixels"),
-    "centre": (lambda folder: describe(folder, cx=3), r"frame 0: cx is 3 but w is 8: the optical axis"),
+    "centre": (lambda folder: describe(folder, cx="middle"), "frame 0: cx is 'middle'; it must be a number"),
+    "fraction": (lambda folder: describe(folder, cy=0.5), "frame 0: cy is 0.5, .* a fraction of 8 pixels: .* as 4"),
     "no matrix": (
         lambda folder: _frame(folder, transform_matrix=None),
         "frame 2: transform_matrix is not a matrix of 4 x 4",
@@ -301,7 +338,6 @@ BROKEN_SRN = {
         _text("intrinsics.txt", "1e300"),
         r"intrinsics\.txt: the focal length, .*, is 1e\+300; it must be a number",
     ),
-    "off centre": (_text("intrinsics.txt", "9 4 3 0 0 0 0 1 8 8"), r"intrinsics\.txt: cy is 3 but height is 8: the"),
     "no height": (
         _text("intrinsics.txt", "9 4 4 0 0 0 0 1 0 8"),
         r"intrinsics\.txt: height is 0\.0; it must be a number",
