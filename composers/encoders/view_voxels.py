@@ -62,7 +62,9 @@ class ViewVoxels(Encoder):
         read = view_width + 4
         self.enter = _layer(2 * read + 4, width, 1)
         self.at_full = _layer(width, width)
-        self.at_half = nn.Sequential(_halved(width, 3 * width), _layer(3 * width, 3 * width), _layer(3 * width, 3 * width))
+        self.at_half = nn.Sequential(
+            _halved(width, 3 * width), _layer(3 * width, 3 * width), _layer(3 * width, 3 * width)
+        )
         self.at_quarter = nn.Sequential(
             _halved(3 * width, 6 * width), _layer(6 * width, 6 * width), _layer(6 * width, 6 * width)
         )
