@@ -112,6 +112,7 @@ def measure(settings: EmptySpaceSettings) -> dict[str, EmptySpaceMeasurement]:
     renderers = {
         "plain": plain(),
         "occupancy": plain(occupancy=occupancy),
+        "radius": plain(radius=settings.radius),
         "radius and occupancy": plain(radius=settings.radius, occupancy=occupancy),
     }
     exact = copy.deepcopy(network).double().bind({name: value.double() for name, value in modulations.items()})

@@ -26,7 +26,8 @@ class Occupancy:
     where many more samples are rendered from a field: a view of 128 x 128 pixels with 128 samples per ray has 2 million.
 
     Args:
-        cells: Number of cells along every axis of the cube. Parts thinner than a cell can be lost if no centre lies in them
+        cells: Number of cells along every axis of the cube, whose edge is twice the ``radius`` of the renderer, or the distance
+            from ``near`` to ``far`` without a radius. Parts thinner than a cell can be lost if no centre lies in them
             or in a cell beside them.
         empty_opacity: Largest opacity of a ray through space of negligible density, from ``near`` to ``far``, in [0, 1). With
             0, only density 0 is negligible; ``softplus`` needs more, as it is never 0.

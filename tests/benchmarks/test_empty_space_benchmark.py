@@ -35,7 +35,7 @@ def test_a_network_is_fitted_to_the_chair():
 
 def test_all_renderers_are_measured(capsys):
     measured = empty_space.main(["--size=6", "--samples_per_ray=8", "--fit_steps=2", "--cells=8", "--repeats=1"])
-    assert list(measured) == ["plain", "occupancy", "radius and occupancy"]
+    assert list(measured) == ["plain", "occupancy", "radius", "radius and occupancy"]
     assert all(row.seconds > 0 for row in measured.values())
     assert measured["plain"].psnr_network > 60  # float32 against float64
     assert "plain / this" in capsys.readouterr().out
