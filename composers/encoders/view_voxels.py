@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class ViewVoxels(Encoder):
         half_extent: Half of the edge of the cube around the origin in world units; that of the network.
         width: ``E``, channels of the voxels, a multiple of 4; three and six times as many at lower resolutions.
         view_width: Channels of the feature maps; see `ViewFeatures`.
+        mirror_axis: Axis of the normal of a plane through the origin in which objects are symmetric: 0 for chairs and cars as
+            rendered here, whose left and right are alike. A voxel then reads also what the views show at its mirror image
+            (SymmNeRF, Li et al., ACCV 2022), which says much about the far side of an object. None reads nothing of it.
 
     Raises:
         ValueError: If sizes are missing or out of range.
@@ -50,6 +53,7 @@ class ViewVoxels(Encoder):
         half_extent: float = 1.4,
         width: int = 16,
         view_width: int = 24,
+        mirror_axis: Literal[0, 1, 2] | None = None,
     ) -> None:
         check_views(signal_shape, type(self).__name__)
         super().__init__((-1, 3, -1, -1))
@@ -61,9 +65,12 @@ class ViewVoxels(Encoder):
         self.grid_size, self.half_extent = grid_size, half_extent
         self.embed_dim, self.num_tokens = width, grid_size**3
         self.views = ViewFeatures(signal_shape, view_width)
-        read = view_width + 4
-        self.enter = _layer(2 * read + 4, width, 1)
-        self.shortcut = nn.Conv3d(2 * read + 4, width, 1)
+        if mirror_axis not in (None, 0, 1, 2):
+            raise ValueError(f"mirror_axis is {mirror_axis}; allowed are 0, 1, 2 and null.")
+        self.mirror_axis = mirror_axis
+        read = (1 if mirror_axis is None else 2) * (2 * (view_width + 4) + 1) + 3
+        self.enter = _layer(read, width, 1)
+        self.shortcut = nn.Conv3d(read, width, 1)
         self.at_full = _layer(width, width)
         self.at_half = nn.Sequential(
             _halved(width, 3 * width), _layer(3 * width, 3 * width), _layer(3 * width, 3 * width)
@@ -93,21 +100,26 @@ class ViewVoxels(Encoder):
 
     def _read(self, views: Views) -> Tensor:
         """Return what voxels read of all views, and their positions: ``(B, K, G, G, G)``."""
-        (count, number), (height, width) = views.images.shape[:2], views.images.shape[-2:]
-        maps = self.views.maps(views)
-        with torch.autocast(maps.device.type, enabled=False):
-            centres = self._centres(maps.device)
-            seen, points = project(centres, exact(views.poses), exact(views.intrinsics))  # (B, V, N, ...)
-            places = (2 * seen / seen.new_tensor((height, width)) - 1).flatten(0, 1)
-            distances = exact(views.poses)[..., 3].norm(dim=-1, keepdim=True)
-            behind = (-points[..., 2] - distances).unsqueeze(-1) / self.half_extent
-            read = torch.cat(
-                [interpolate(values.flatten(0, 1), places) for values in (maps, pixels(views))], dim=-1
-            ).unflatten(0, (count, number))
-            along = centres.expand(count, -1, -1) / self.half_extent
-            voxels = torch.cat((read.mean(1), read.amax(1), behind.mean(1), along), dim=-1)
-        grid: Tensor = voxels.mT.unflatten(-1, (self.grid_size,) * 3)
+        maps = [values.flatten(0, 1) for values in (self.views.maps(views), pixels(views))]
+        with torch.autocast(views.images.device.type, enabled=False):
+            centres = self._centres(views.images.device)
+            read = [self._read_at(centres, views, maps)]
+            if self.mirror_axis is not None:
+                signs = torch.ones_like(centres[0])
+                signs[self.mirror_axis] = -1
+                read.append(self._read_at(centres * signs, views, maps))
+            along = (centres / self.half_extent).expand(len(views.images), -1, -1)
+            grid: Tensor = torch.cat((*read, along), dim=-1).mT.unflatten(-1, (self.grid_size,) * 3)
         return grid
+
+    def _read_at(self, points: Tensor, views: Views, maps: Sequence[Tensor]) -> Tensor:
+        """Return what points ``(N, 3)`` read of maps ``(B V, ...)`` of all views: mean and maximum, and the mean depth."""
+        poses, shape = exact(views.poses), views.images.shape
+        places, in_camera = project(points, poses, exact(views.intrinsics))  # (B, V, N, ...)
+        places = (2 * places / places.new_tensor(shape[-2:]) - 1).flatten(0, 1)
+        behind = (-in_camera[..., 2] - poses[..., 3].norm(dim=-1, keepdim=True)).unsqueeze(-1) / self.half_extent
+        read = torch.cat([interpolate(values, places) for values in maps], dim=-1).unflatten(0, shape[:2])
+        return torch.cat((read.mean(1), read.amax(1), behind.mean(1)), dim=-1)
 
     def _centres(self, device: torch.device) -> Tensor:
         """Return the centres of all voxels ``(G^3, 3)`` in world units."""

@@ -343,18 +343,18 @@ def test_a_field_is_evaluated_where_asked_and_other_outputs_are_kept(shared):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "arguments", "message"),
     [
-        (lambda: Occupancy(0), "cells is 0"),
-        (lambda: Occupancy(empty_opacity=1.0), "empty_opacity is 1.0"),
-        (lambda: Occupancy(empty_opacity=-0.1), "empty_opacity is -0.1"),
-        (lambda: Occupancy(min_transmittance=1.0), "min_transmittance 1.0"),
-        (lambda: VolumeRenderer(radius=0.0), "radius is 0.0; it must be a positive length"),
-        (lambda: VolumeRenderer(radius=float("inf")), "radius is inf"),
-        (lambda: VolumeRenderer(radius=float("nan")), "radius is nan"),
+        (Occupancy, {"cells": 0}, "cells is 0"),
+        (Occupancy, {"empty_opacity": 1.0}, "empty_opacity is 1.0"),
+        (Occupancy, {"empty_opacity": -0.1}, "empty_opacity is -0.1"),
+        (Occupancy, {"min_transmittance": 1.0}, "min_transmittance 1.0"),
+        (VolumeRenderer, {"radius": 0.0}, "radius is 0.0; it must be a positive length"),
+        (VolumeRenderer, {"radius": float("inf")}, "radius is inf"),
+        (VolumeRenderer, {"radius": float("nan")}, "radius is nan"),
     ],
     ids=str,
 )
-def test_arguments_out_of_range_are_rejected(make, message):
+def test_arguments_out_of_range_are_rejected(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        kind(**arguments)
