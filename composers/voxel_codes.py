@@ -22,7 +22,12 @@ class VoxelCodes(Composer):
         network: MLP that reads the voxels.
         encoder: Encoder with one token per voxel; `composers.encoders.ViewVoxels` projects voxels into the views.
         kwargs: Arguments of `Composer`; the renderer is usually a `composers.rendering.VolumeRenderer`.
+
+    Raises:
+        ValueError: If the encoder and the network have different boxes.
     """
 
     def __init__(self, network: VoxelMLP, encoder: Encoder, **kwargs: Any) -> None:
+        if (box := getattr(encoder, "half_extent", network.half_extent)) != network.half_extent:
+            raise ValueError(f"half_extent of the encoder is {box}, of the network {network.half_extent}: set the same.")
         super().__init__(network, Direct(), Hypernetwork(encoder, PerToken()), **kwargs)

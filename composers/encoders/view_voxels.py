@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -14,6 +13,7 @@ from composers.encoders.encoder import Encoder
 from composers.encoders.view_features import GROUPS, ViewFeatures, check_views, pixels, signal_of
 from composers.latents import Layout
 from composers.networks.interpolation import interpolate
+from composers.networks.voxel_mlp import box
 from datamodules.batch import Views
 from datamodules.cameras import project
 from datamodules.domain import exact
@@ -33,7 +33,8 @@ class ViewVoxels(Encoder):
     Args:
         signal_shape: ``(-1, 3, -1, -1)``; set from the data module on the command line.
         grid_size: ``G``, voxels along each axis, a multiple of 4.
-        half_extent: Half of the edge of the cube around the origin in world units; that of the network.
+        half_extent: Half of the edges of the box around the origin in world units, for all axes or for each; that of the
+            network. A box that fits the objects wastes no voxels.
         width: ``E``, channels of the voxels, a multiple of 4; three and six times as many at lower resolutions.
         view_width: Channels of the feature maps; see `ViewFeatures`.
         mirror_axis: Axis of the normal of a plane through the origin in which objects are symmetric: 0 for chairs and cars as
@@ -50,19 +51,16 @@ class ViewVoxels(Encoder):
         self,
         signal_shape: Sequence[int] | None = None,
         grid_size: int = 24,
-        half_extent: float = 1.4,
+        half_extent: float | tuple[float, float, float] = 1.4,
         width: int = 16,
         view_width: int = 24,
         mirror_axis: Literal[0, 1, 2] | None = None,
     ) -> None:
         check_views(signal_shape, type(self).__name__)
         super().__init__((-1, 3, -1, -1))
-        if grid_size < 4 or grid_size % 4 or width < GROUPS or width % GROUPS or not 0 < half_extent < math.inf:
-            raise ValueError(
-                f"grid_size is {grid_size}, width {width} and half_extent {half_extent}: the sizes must be positive multiples "
-                "of 4, and half_extent positive."
-            )
-        self.grid_size, self.half_extent = grid_size, half_extent
+        if grid_size < 4 or grid_size % 4 or width < GROUPS or width % GROUPS:
+            raise ValueError(f"grid_size is {grid_size} and width {width}; both must be positive multiples of 4.")
+        self.grid_size, self.half_extent = grid_size, box(half_extent)
         self.embed_dim, self.num_tokens = width, grid_size**3
         self.views = ViewFeatures(signal_shape, view_width)
         if mirror_axis not in (None, 0, 1, 2):
@@ -108,7 +106,7 @@ class ViewVoxels(Encoder):
                 signs = torch.ones_like(centres[0])
                 signs[self.mirror_axis] = -1
                 read.append(self._read_at(centres * signs, views, maps))
-            along = (centres / self.half_extent).expand(len(views.images), -1, -1)
+            along = (centres / centres.new_tensor(self.half_extent)).expand(len(views.images), -1, -1)
             grid: Tensor = torch.cat((*read, along), dim=-1).mT.unflatten(-1, (self.grid_size,) * 3)
         return grid
 
@@ -117,14 +115,14 @@ class ViewVoxels(Encoder):
         poses, shape = exact(views.poses), views.images.shape
         places, in_camera = project(points, poses, exact(views.intrinsics))  # (B, V, N, ...)
         places = (2 * places / places.new_tensor(shape[-2:]) - 1).flatten(0, 1)
-        behind = (-in_camera[..., 2] - poses[..., 3].norm(dim=-1, keepdim=True)).unsqueeze(-1) / self.half_extent
+        behind = (-in_camera[..., 2] - poses[..., 3].norm(dim=-1, keepdim=True)).unsqueeze(-1) / max(self.half_extent)
         read = torch.cat([interpolate(values, places) for values in maps], dim=-1).unflatten(0, shape[:2])
         return torch.cat((read.mean(1), read.amax(1), behind.mean(1)), dim=-1)
 
     def _centres(self, device: torch.device) -> Tensor:
         """Return the centres of all voxels ``(G^3, 3)`` in world units."""
-        axis = ((torch.arange(self.grid_size, device=device) + 0.5) * (2 / self.grid_size) - 1) * self.half_extent
-        return torch.cartesian_prod(axis, axis, axis)
+        axis = (torch.arange(self.grid_size, device=device) + 0.5) * (2 / self.grid_size) - 1
+        return torch.cartesian_prod(axis, axis, axis) * axis.new_tensor(self.half_extent)
 
 
 def _layer(channels: int, width: int, kernel_size: int = 3) -> nn.Sequential:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -46,7 +47,7 @@ class PointMLP(nn.Module):
 class VoxelMLP(CoordinateNetwork[Modulations]):
     """An MLP of the features of a voxel grid, interpolated at a point in space.
 
-    The grid covers a cube around the origin and belongs to the instance; the MLP is shared. It is the local network of images
+    The grid covers a box around the origin and belongs to the instance; the MLP is shared. It is the local network of images
     (`LocalMLP`) in three dimensions: what lies at a point is read from the eight voxels around it. The MLP sees no coordinate,
     so that it describes parts in the same way wherever they are. Beyond the centres of the outermost voxels, the field
     continues with their values.
@@ -57,7 +58,7 @@ class VoxelMLP(CoordinateNetwork[Modulations]):
         feature_dim: ``E``, numbers per voxel.
         hidden_dim: Width of the hidden layers.
         num_hidden: Number of hidden layers, at least 1.
-        half_extent: Half of the edge of the cube in world units.
+        half_extent: Half of the edges of the box in world units, for all axes or for each.
 
     Raises:
         ValueError: If sizes are missing or out of range.
@@ -73,7 +74,7 @@ class VoxelMLP(CoordinateNetwork[Modulations]):
         feature_dim: int = 16,
         hidden_dim: int = 48,
         num_hidden: int = 2,
-        half_extent: float = 1.4,
+        half_extent: float | tuple[float, float, float] = 1.4,
     ) -> None:
         super().__init__()
         if coord_dim != 3 or value_dim is None:
@@ -81,13 +82,12 @@ class VoxelMLP(CoordinateNetwork[Modulations]):
                 f"coord_dim is {coord_dim} and value_dim {value_dim}; VoxelMLP reads points in space, coord_dim 3: use data of "
                 "scenes with a VolumeRenderer, or of shapes; in Python pass both."
             )
-        if min(feature_dim, hidden_dim, num_hidden) < 1 or not 0 < half_extent < math.inf:
+        if min(feature_dim, hidden_dim, num_hidden) < 1:
             raise ValueError(
-                f"feature_dim is {feature_dim}, hidden_dim {hidden_dim}, num_hidden {num_hidden}, half_extent {half_extent}: "
-                "the sizes must be at least 1, and half_extent positive."
+                f"feature_dim is {feature_dim}, hidden_dim {hidden_dim} and num_hidden {num_hidden}; each must be at least 1."
             )
         self.coord_dim, self.value_dim, self.feature_dim = coord_dim, value_dim, feature_dim
-        self.half_extent = half_extent
+        self.half_extent = box(half_extent)
         self.mlp = PointMLP(feature_dim, value_dim, hidden_dim, num_hidden)
         self.slots = {"voxels": TensorSpec((feature_dim, -1, -1, -1), partial(torch.zeros, feature_dim, 1, 1, 1))}
 
@@ -108,8 +108,22 @@ class VoxelMLP(CoordinateNetwork[Modulations]):
         """
         voxels = modulations["voxels"]
         points = of_instances(coords, len(voxels))
-        values: Tensor = self.mlp(interpolate(voxels, points / self.half_extent))
+        values: Tensor = self.mlp(interpolate(voxels, points / points.new_tensor(self.half_extent)))
         return values
+
+
+def box(half_extent: float | Sequence[float]) -> tuple[float, float, float]:
+    """Return half of the edges of a box, given for all axes or for each.
+
+    Raises:
+        ValueError: If there are other than one or three numbers, or one is not positive and finite.
+    """
+    edges = (half_extent,) * 3 if isinstance(half_extent, int | float) else tuple(half_extent)
+    if len(edges) != 3 or not all(0 < edge < math.inf for edge in edges):
+        raise ValueError(
+            f"half_extent is {half_extent}; it must be a positive length in world units, or three of them."
+        )
+    return edges
 
 
 def of_instances(coords: Tensor, count: int) -> Tensor:

@@ -87,7 +87,7 @@ def test_views_may_have_any_number_and_size(voxels, count, size):
     ids=str,
 )
 def test_bad_arguments_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"signal_shape|multiples of 4"):
+    with pytest.raises(ValueError, match=r"signal_shape|multiples of 4|half_extent is 0.0"):
         ViewVoxels(**({"signal_shape": (1, 3, 8, 8)} | arguments))
 
 

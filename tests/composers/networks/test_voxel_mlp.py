@@ -36,6 +36,17 @@ def test_shared_points_equal_points_of_every_instance(voxel_mlp):
     torch.testing.assert_close(network(points, modulations), network(points.expand(2, -1, -1), modulations))
 
 
+def test_a_box_may_have_three_extents(voxel_mlp):
+    network, modulations = voxel_mlp
+    edges = (1.0, 2.0, 0.5)
+    other = VoxelMLP(3, 4, feature_dim=5, hidden_dim=6, half_extent=edges)
+    other.load_state_dict(network.state_dict())
+    points = torch.rand(7, 3) - 0.5
+    torch.testing.assert_close(other(points * torch.tensor(edges), modulations), network(2.0 * points, modulations))
+    with pytest.raises(ValueError, match=r"half_extent is \(1.0, 2.0\)"):
+        VoxelMLP(3, 4, half_extent=(1.0, 2.0))
+
+
 @pytest.mark.parametrize("shape", [(7, 2), (3, 7, 3), (7,)], ids=str)
 def test_coordinates_of_another_shape_are_refused(voxel_mlp, shape):
     network, modulations = voxel_mlp
@@ -47,7 +58,7 @@ def test_coordinates_of_another_shape_are_refused(voxel_mlp, shape):
     ("network", "arguments", "message"),
     [
         (VoxelMLP, {"coord_dim": 2, "value_dim": 3}, "coord_dim is 2"),
-        (VoxelMLP, {"coord_dim": 3, "value_dim": 4, "half_extent": 0.0}, "half_extent positive"),
+        (VoxelMLP, {"coord_dim": 3, "value_dim": 4, "half_extent": 0.0}, "half_extent is 0.0"),
         (VoxelMLP, {"coord_dim": 3, "value_dim": 4, "num_hidden": 0}, "num_hidden 0"),
         (PixelAlignedMLP, {"coord_dim": 3, "value_dim": 4}, "num_views None"),
         (PixelAlignedMLP, {"coord_dim": 3, "value_dim": 4, "num_views": 1, "hidden_dim": 0}, "hidden_dim 0"),
