@@ -287,8 +287,8 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
     """Fill arguments of a data module that depend on the model, where they are None.
 
     These are the signal shape, the near and far bounds of a scene, the sampling rate of audio, the domain of images, audio and
-    shapes, the patch size of the network, and which points of a shape are observed. A model with an inner loop adapts to
-    samples of any number of views; for it the number of views is that of ``support``.
+    shapes, the patch size of the network, and which points of a shape are observed. A model that takes any number of views
+    takes as many as ``support`` names, at the size of the training data.
 
     Args:
         model: ``class_path`` and ``init_args`` of a composer.
@@ -302,8 +302,11 @@ def state_signal(model: Namespace, data: Namespace, path: str | None = None) -> 
         network = model.init_args.get("network")
         data.init_args.patch_size = network and (network.get("init_args") or {}).get("patch_size")
     shape = data.init_args.get("signal_shape")
-    if shape is not None and "support" in data.init_args and not encodes(model):
-        data.init_args.signal_shape = [len(data.init_args.support), *shape[1:]]
+    if shape is not None and "support" in data.init_args:
+        stated = _fact(read(path), "signal_shape") if -1 in shape and path not in (None, "last") else None
+        sizes = [size if size != -1 else trained for size, trained in zip(shape, stated or shape, strict=True)]
+        number = stated_argument(model, "num_views") if shape[0] == -1 else shape[0] if encodes(model) else None
+        data.init_args.signal_shape = [number or len(data.init_args.support), *sizes[1:]]
     if path in (None, "last"):
         return
     for name, stated in _FACTS.items():

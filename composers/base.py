@@ -547,7 +547,8 @@ class Composer(LightningModule):
                 for argument, value in ((name, of(stated)) for name, of in checked(part).items()):
                     given = getattr(part, argument, None)
                     if not agrees(given, value):
-                        asked = f"{type(self.renderer).__name__} asks for" if slot in self.of_field else "the data has"
+                        changed = value != checked(part)[argument](spec)
+                        asked = f"{type(self.renderer).__name__} asks for" if changed else "the data has"
                         raise ValueError(
                             f"{type(part).__name__} was built for {argument} {given}; {asked} {value}: leave {argument} out of "
                             "the config, or give both the same."

@@ -4,7 +4,9 @@ import contextlib
 import csv
 import functools
 import io
+import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -98,6 +100,42 @@ def run_process(*args, cwd, limit=120):
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
+
+
+_COMMANDS = "import json, sys, program; [program.run(*command) for command in json.loads(sys.argv[1])]"
+
+
+def run_two(commands, cwd, limit=240):
+    """Run commands of the program one after the other in two processes, started as on a cluster."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    arguments = json.dumps([[str(argument) for argument in command] for command in commands])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _COMMANDS, arguments],
+            cwd=cwd,
+            env=environment | {"LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        printed = [process.communicate(timeout=limit)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
 
 
 def keep_every(steps):

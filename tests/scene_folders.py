@@ -83,14 +83,14 @@ def _quaternion(rotation):
     return vector[[3, 0, 1, 2]]
 
 
-def write_colmap(folder, below="sparse/0", frames=6, camera="PINHOLE 8 8 10 11 4.5 3.5"):
-    """Write a scene with a COLMAP model as text, and return its folder."""
+def write_colmap(folder, below="sparse/0", frames=6, camera="PINHOLE 8 8 10 11 4.5 3.5", size=8):
+    """Write a scene with a COLMAP model as text, and return its folder; ``camera`` states its size too."""
     model = folder / below
     model.mkdir(parents=True, exist_ok=True)
     (model / "cameras.txt").write_text(f"# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n1 {camera}\n")
     lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME", "# POINTS2D[] as (X, Y, POINT3D_ID)"]
     for frame, pose in reversed(list(enumerate(cameras(frames)))):
-        save_image(folder / "images" / f"view {frame}.png", frame)
+        save_image(folder / "images" / f"view {frame}.png", frame, size)
         axes = pose[:, :3].numpy() * (1, -1, -1)  # right, down, forwards
         translation = -axes.T @ pose[:, 3].numpy()
         numbers = " ".join(map(str, [*_quaternion(axes.T), *translation]))

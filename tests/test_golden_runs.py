@@ -31,6 +31,8 @@ PRESETS = (
     "meta_objects",
     "liif",
     "metasdf",
+    "voxels",
+    "pixel_aligned",
 )
 STEPS = 20
 SHORT = ["--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0, "--trainer.callbacks", "[]"]

@@ -6,16 +6,24 @@ import pytest
 import torch
 from PIL import Image
 from program import NAME, TESTS, checkpoint, column, keep_every, rows, run
+from scene_cameras import cameras
+from scene_folders import write_scene
 
 import composers
 from composers.codes import read_code
+from composers.encoders import view_voxels
 from composers.inference import LearnedCode
+from composers.networks import voxel_mlp
+from composers.networks.interpolation import gathered
 from datamodules import SamplePhotos
-from datamodules.batch import Observation, Samples
+from datamodules.batch import CoordinateBatch, Observation, Samples, Views
+from datamodules.domain import Rays
 
 COMBINATIONS = TESTS / "configs" / "combinations"
 ADAPTED = ("meta_transinr", "adapted_ipc", "meta_patches", "adapted_patches")  # by an inner loop
-NAMES = (*ADAPTED, "predicted_functa", "auto_decoder")
+OF_SCENES = ("adapted_voxels",)
+OF_PHOTOS = (*ADAPTED, "predicted_functa", "auto_decoder")
+NAMES = (*OF_PHOTOS, *OF_SCENES)
 FIXED = ("frequencies", "readout.means", "readout.directions", "readout.scales")  # ends of keys of buffers
 STEPS = 12  # of training, in four epochs
 OUTER = "--model.init_args.inner.init_args.rule.init_args.outer"
@@ -43,8 +51,8 @@ def _weights(run_folder):
 
 
 def _fast(*fast):
-    """Return all names as parameters, of which all but some are slow."""
-    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in NAMES]
+    """Return all names of combinations of photographs as parameters, of which all but some are slow."""
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in OF_PHOTOS]
 
 
 def _training_batch(size=4):
@@ -159,6 +167,68 @@ def test_the_order_of_the_gradient_is_an_option(trained):
     losses = [column(run_folder / "metrics.csv", "train/loss") for run_folder in (second, first)]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)  # the same weights before the first step
     assert losses[0][-1] != losses[1][-1]
+
+
+# Voxel codes of scenes, predicted and then adapted
+
+
+@pytest.mark.slow
+def test_test_and_prediction_of_scenes_follow(trained, tmp_path, monkeypatch):
+    run_folder = trained("adapted_voxels")
+    monkeypatch.chdir(run_folder.parents[2])  # with the rendered objects
+    run("test", "--config", COMBINATIONS / "adapted_voxels.yaml", *_weights(run_folder), NAME, "tested")
+    instances = rows("runs/tested/version_0/test_instances.csv")
+    assert len(instances) == 4
+    for row in instances:
+        assert float(row["psnr@2 of the inner loop"]) == pytest.approx(float(row["psnr@0"]), abs=1e-3)
+        assert float(row["psnr@2 of the inner loop"]) != float(row["psnr@0 of the inner loop"])
+    monkeypatch.chdir(tmp_path)
+    write_scene(tmp_path / "scene", size=16)
+    for support, steps in (((0, 3), 3), ((1,), 1)):
+        options = ["--support", *support, "--frames", 2, "--steps", steps]
+        run("predict", *_weights(run_folder), "--views", "scene", *options)
+        [row] = rows("predictions/predictions.csv")
+        assert (row["support views"], row["inner steps"]) == (str(len(support)), str(steps))
+        read_code("predictions/scene.safetensors").check(composers.load(_weights(run_folder)[1]))
+
+
+def _scene_batch():
+    """Return two scenes of two views of 6 x 6 pixels, whose rays are observed and rendered."""
+    images = torch.rand(2, 2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    poses, intrinsics = (tensor.expand(2, *tensor.shape) for tensor in cameras(2, 6))
+    samples = Samples(Rays().coords((2, 6, 6), cameras=(poses, intrinsics)), images.flatten(3).mT.flatten(1, 2))
+    return CoordinateBatch(Observation(Views(images, poses, intrinsics), samples), samples, (2, 6, 6), ["a", "b"])
+
+
+def test_gradients_through_steps_on_voxels_are_those_of_finite_differences(trained, monkeypatch):
+    """Compare gradients in float32 with differences in float64, where voxels are read by a sum over cells."""
+    composer = composers.load(_weights(trained("adapted_voxels"))[1])
+    composer.inner.samples_per_step = "all"
+    composer.inner.rule.lr = 30.0
+    batch, bias = _scene_batch(), composer.start.readout.heads["voxels"].bias
+    gradients = {}
+    for outer in ("first_order", "second_order"):
+        composer.inner.rule.outer = outer
+        assert _hypernetwork_gradients(composer, batch).isfinite().all()
+        gradients[outer] = bias.grad.double()
+    direction = torch.nn.functional.normalize(gradients["second_order"], dim=0)
+    slopes = {outer: (gradient * direction).sum().item() for outer, gradient in gradients.items()}
+    assert abs(slopes["first_order"] - slopes["second_order"]) > 0.01 * slopes["second_order"]
+
+    for module in (voxel_mlp, view_voxels):
+        monkeypatch.setattr(module, "interpolate", gathered)
+    composer.double()
+    observed, samples = (map(torch.Tensor.double, part) for part in (batch.observation.signal, batch.query[:2]))
+    samples = Samples(*samples)
+    batch = batch._replace(observation=Observation(Views(*observed), samples), query=samples)
+    values, length = [], 1e-5
+    for sign in (1, -1):
+        with torch.no_grad():
+            bias += sign * length * direction
+        values.append(composer._evaluate(batch, "train")["losses"].mean().item())
+        with torch.no_grad():
+            bias -= sign * length * direction
+    assert slopes["second_order"] == pytest.approx((values[0] - values[1]) / (2 * length), rel=2e-4)
 
 
 # Auto-decoder

@@ -390,8 +390,8 @@ def test_set_up_rejects_signals_of_another_size(make_ipc, size, changes, message
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"coord_dim": 3}, "CoordinateMLP was built for coord_dim 3; PointRenderer asks for 2: leave coord_dim out"),
-        ({"value_dim": 1}, "CoordinateMLP was built for value_dim 1; PointRenderer asks for 3: leave value_dim out"),
+        ({"coord_dim": 3}, "CoordinateMLP was built for coord_dim 3; the data has 2: leave coord_dim out"),
+        ({"value_dim": 1}, "CoordinateMLP was built for value_dim 1; the data has 3: leave value_dim out"),
     ],
     ids=str,
 )

@@ -34,7 +34,7 @@ SPECS = {  # of presets for other data, by their class or that of their renderer
     "SignedDistance": SPEC._replace(value_dim=1, signal_shape=(1, *SHAPE)),
 }
 VIEWS = DataSpec(Rays(2.0, 6.0), 3, (2, 3, *SHAPE), PosedViews(), num_instances=12)
-OF_VIEWS = ("VoxelCodes", "PixelAligned")  # presets that observe posed views and render rays
+OF_VIEWS = ("VoxelMLP", "PixelAlignedMLP")  # networks of models that observe posed views and render rays
 RENDERER = {"class_path": "composers.rendering.VolumeRenderer", "init_args": {"samples_per_ray": 6}}
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 5},
@@ -70,7 +70,9 @@ def _model(path):
 FOLDERS = (REPOSITORY / "configs" / "composers", TESTS / "configs" / "combinations")
 MODELS = {path.stem: _model(path) for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 SUBJECTS = [name for name, model in MODELS.items() if "class_path" in model]
-SCENES = [name for name in SUBJECTS if MODELS[name]["class_path"].rpartition(".")[2] in OF_VIEWS]
+SCENES = [
+    name for name in SUBJECTS if MODELS[name]["init_args"]["network"]["class_path"].rpartition(".")[2] in OF_VIEWS
+]
 for _scene in SCENES:
     MODELS[_scene]["init_args"]["renderer"] = RENDERER
 

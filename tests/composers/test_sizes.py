@@ -150,7 +150,7 @@ def test_parts_of_the_network_take_the_field_behind_the_renderer():
     ("slot", "ends", "message"),
     [
         ("start", (1.0, 2.0), r"^Ends was built for ends \(1.0, 2.0\); the data has \(1.0, 1.0\): leave ends out"),
-        ("network", (3.0, 3.0), r"^Ends was built for ends \(3.0, 3.0\); PointRenderer asks for \(1.0, 1.0\)"),
+        ("network", (3.0, 3.0), r"^Ends was built for ends \(3.0, 3.0\); the data has \(1.0, 1.0\)"),
     ],
 )
 def test_arguments_of_the_config_are_compared_with_the_data(make_ipc, slot, ends, message):

@@ -1,15 +1,9 @@
 """Two processes train, test and predict as one does, with inner loops of every kind."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 from PIL import Image
-from program import FOLDERS, NAME, REPOSITORY, checkpoint, column, keep_every, rows, run, tiny
+from program import NAME, checkpoint, column, keep_every, rows, run, run_two, tiny
 
 from composers.codes import read_code
 from datamodules.randomness import generator_at
@@ -19,40 +13,6 @@ BF16 = ["--trainer.precision=bf16-mixed"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 HELD_OUT = 33  # 17 and 16 instances: three batches and two
 IMAGES = ("a", "b", "c")
-_COMMANDS = "import json, sys, program; [program.run(*command) for command in json.loads(sys.argv[1])]"
-
-
-def _run_two(commands, cwd, limit=240):
-    """Run commands of the program one after the other in two processes, started as on a cluster."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    arguments = json.dumps([[str(argument) for argument in command] for command in commands])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _COMMANDS, arguments],
-            cwd=cwd,
-            env=environment | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=limit)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
 
 
 def _write_images():
@@ -122,7 +82,7 @@ def _assert_same(names, tmp_path, monkeypatch):
     for name in names:
         for command in _commands(name, "one"):
             run(*command)
-    _run_two([command for name in names for command in _commands(name, "two", *TWO)], tmp_path)
+    run_two([command for name in names for command in _commands(name, "two", *TWO)], tmp_path)
     for name in names:
         _assert_same_training(name, weights=1e-6, metrics=2e-5)
         _assert_same_tests(name)
@@ -142,7 +102,7 @@ def test_two_processes_in_bfloat16_equal_one(tmp_path, monkeypatch):
     _write_images()
     for command in _commands("meta_ipc", "one", *BF16):
         run(*command)
-    _run_two(_commands("meta_ipc", "two", *BF16, *TWO), tmp_path)
+    run_two(_commands("meta_ipc", "two", *BF16, *TWO), tmp_path)
     _assert_same_training("meta_ipc", weights=1e-3, metrics=0.01)
     _assert_same_tests("meta_ipc")
     _assert_same_predictions("meta_ipc")

@@ -2,12 +2,13 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
-from program import NAME, TESTS, checkpoint, column, rows, run, run_process
-from scene_folders import write_scene, write_split_scene, write_srn
+from program import NAME, TESTS, checkpoint, column, rows, run, run_process, run_two
+from scene_folders import write_colmap, write_scene, write_split_scene, write_srn
 
 from datamodules.storage.poses import to_convention
 from datamodules.storage.sample_meshes import CHAIRS
@@ -133,55 +134,72 @@ def test_two_processes_match_one(tmp_path):
     assert torch.isfinite(torch.tensor([float(row["psnr refined"]) for row in alone])).all()
 
 
+def _write_colmap(folder, size):
+    """Write a scene of COLMAP with an off-centre principal point."""
+    write_colmap(folder, size=size, camera=f"PINHOLE {size} {size} 20 21 {size / 2 + 1} {size / 2}")
+
+
+LAYOUTS = {  # class of the data, folder of a split, how to write a scene
+    "ShapeNet": ("ShapeNet", "chairs", write_scene),
+    "SRNScenes": ("SRNScenes", "cars_{split}", write_srn),
+    "transforms": ("SceneFolder", "{split}", write_scene),
+    "split files": (
+        "SceneFolder",
+        "{split}",
+        partial(write_split_scene, counts={"train": 6, "val": 2, "test": 3}),
+    ),
+    "COLMAP": ("SceneFolder", "{split}", _write_colmap),
+}
+
+
 def _write_scenes(layout, root):
     """Write four objects for training, two for validation and two for the test; return the folders of the last two."""
     splits = {"train": ["a", "b", "c", "d"], "val": ["e", "f"], "test": ["g", "h"]}
+    _, folder, write = LAYOUTS[layout]
     for split, names in splits.items():
         for name in names:
-            if layout == "SRNScenes":
-                write_srn(root / f"cars_{split}" / name, size=16)
-            else:
-                write_scene(root / ("chairs" if layout == "ShapeNet" else split) / name, size=16)
+            write(root / folder.format(split=split) / name, size=16)
     if layout == "ShapeNet":
         (root / "chair_splits.json").write_text(json.dumps(splits))
     return [next(root.glob(f"*/{name}")) for name in splits["test"]]
 
 
+def _results(name):
+    """Return the weights of a run, and the names and numbers of its validation, test and prediction."""
+    [validated] = rows(f"runs/{name}/version_1/metrics.csv")
+    tested = rows(f"runs/{name}/version_2/test_instances.csv")
+    predicted = rows(f"{name}/predictions.csv")
+    numbers = [float(validated[f"val/{metric}"]) for metric in METRICS]
+    numbers += [float(row[f"psnr@{step}"]) for row in tested for step in (0, 2)]
+    numbers += [float(row[key]) for row in predicted for key in ("psnr predicted", "psnr refined")]
+    names = [row["name"] for row in (*tested, *predicted)]
+    return checkpoint(f"runs/{name}/version_0")["state_dict"], names, numbers
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "processes"), [("ShapeNet", 2), ("SRNScenes", 1), ("SceneFolder", 1)])
-def test_program_runs_on_every_layout(tmp_path, layout, processes):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_program_runs_on_every_layout(tmp_path, layout):
     scenes = _write_scenes(layout, tmp_path / "scenes")
     arguments = {"root": tmp_path / "scenes", "size": 16, "rays_per_view": 16, "train_frames": 6, "draws": 1}
-    options = ["--data", layout, *(f"--data.init_args.{name}={value}" for name, value in arguments.items())]
+    options = ["--data", LAYOUTS[layout][0], *(f"--data.init_args.{name}={value}" for name, value in arguments.items())]
     weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
-    results = {}
 
-    def run_in_two(*args):
-        run_process(*args, cwd=tmp_path)
+    def commands(name, more, devices):
+        return [
+            ["fit", *TINY, *options, *more, NAME, name],
+            ["validate", *TINY, *options, *more, *weights, NAME, name],
+            ["test", *TINY, *options, *more, *weights, NAME, name],
+            ["predict", *weights, "--views", *scenes, "--frames", 2, "--output", name, *devices],
+        ]
 
-    for name, start, more, devices in (
-        ("one", run, ["--data.init_args.batch_size=4"], []),
-        ("two", run_in_two, TWO, TWO[:2]),
-    )[:processes]:
-        start("fit", *TINY, *options, *more, NAME, name)
-        start("validate", *TINY, *options, *more, *weights, NAME, name)
-        start("test", *TINY, *options, *more, *weights, NAME, name)
-        start("predict", *weights, "--views", *scenes, "--frames", 2, "--output", name, *devices)
-        [validated] = rows(f"runs/{name}/version_1/metrics.csv")
-        tested = rows(f"runs/{name}/version_2/test_instances.csv")
-        predicted = rows(f"{name}/predictions.csv")
-        assert sorted(row["name"][0] for row in tested) == ["g", "h"]
-        assert [row["name"] for row in predicted] == ["g", "h"]
-        numbers = [float(validated["val/psnr"]), *(float(row["psnr@2"]) for row in tested)]
-        numbers += [float(row["psnr refined"]) for row in predicted]
-        results[name] = (checkpoint(f"runs/{name}/version_0")["state_dict"], numbers)
-    weights_of_one, expected = results["one"]
+    for command in commands("one", ["--data.init_args.batch_size=4"], []):
+        run(*command)
+    run_two(commands("two", TWO, TWO[:2]), tmp_path)
+    (expected_weights, expected_names, expected), (actual_weights, names, actual) = map(_results, ("one", "two"))
+    assert names == expected_names == ["g", "h", "g", "h"]
     assert torch.isfinite(torch.tensor(expected)).all()
-    if processes == 1:
-        return
-    weights_of_two, numbers = results["two"]
-    assert all((weights_of_two[key] - weight).abs().max() < 1e-5 for key, weight in weights_of_one.items())
-    assert numbers == pytest.approx(expected, abs=2e-3)
+    assert all((actual_weights[key] - weight).abs().max() < 1e-5 for key, weight in expected_weights.items())
+    assert actual == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.slow
