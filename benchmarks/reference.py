@@ -2,7 +2,8 @@
 
 Such models are commonly written this way: every weight is repeated for every instance, a column of ones multiplies the bias,
 every layer is a batched product, coordinates are encoded per instance, attention stores its scores, the last block computes all
-tokens, and volume rendering differentiates all samples. The plain formulation shares the parameters of a composer, so that values and gradients can be compared.
+tokens, and volume rendering differentiates all samples. The plain formulation shares the parameters of a composer, so that
+values and gradients can be compared.
 """
 
 from __future__ import annotations
@@ -126,9 +127,7 @@ def _plain_renderer(renderer: Renderer) -> PlainVolumeRenderer | None:
         return None
     if isinstance(renderer, VolumeRenderer):
         return PlainVolumeRenderer(renderer)
-    raise TypeError(
-        f"There is no plain formulation of {type(renderer).__name__}: use PointRenderer or VolumeRenderer."
-    )
+    raise TypeError(f"There is no plain formulation of {type(renderer).__name__}: use PointRenderer or VolumeRenderer.")
 
 
 class PlainParametrization(nn.Module, ABC):
