@@ -1,15 +1,16 @@
 """Plain formulation of the published composers, a reference for speed, memory and correctness.
 
 Such models are commonly written this way: every weight is repeated for every instance, a column of ones multiplies the bias,
-every layer is a batched product, coordinates are encoded per instance, attention stores its scores, and the last block computes
-all tokens. The plain formulation shares the parameters of a composer, so that values and gradients can be compared.
+every layer is a batched product, coordinates are encoded per instance, attention stores its scores, the last block computes all
+tokens, and volume rendering differentiates all samples. The plain formulation shares the parameters of a composer, so that
+values and gradients can be compared.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composers import Composer, GradientSteps
-from composers.encoders import Patches, WeightTokens
+from composers.encoders import Patches, ViewPatches, WeightTokens
 from composers.encoders.transformer import Attention, Block
 from composers.inference import DifferentiableSGD, Hypernetwork, LearnedStart, Start
 from composers.latents import ColumnScales, Direct, Latents, LowRank, module_key
 from composers.networks import CoordinateMLP, CoordinateNetwork, FourierFeatures, ReLU
-from datamodules.batch import Observation, Samples
+from composers.rendering import PointRenderer, Renderer, VolumeRenderer
+from datamodules.batch import Observation, Samples, Views
 
 
 class PlainComposer(nn.Module):
@@ -42,6 +44,7 @@ class PlainComposer(nn.Module):
         self.network = PlainCoordinateMLP(composer.network)
         self.parametrization = _plain_parametrization(composer.parametrization)
         self.start = _plain_start(composer.start)
+        self.renderer = _plain_renderer(composer.renderer)
         self.inner: PlainInnerLoop | None = None
         if composer.inner is not None:
             if not all(spec.normalized for spec in composer.parametrization.latents.values()):
@@ -70,8 +73,61 @@ class PlainComposer(nn.Module):
             int(name.rpartition(".")[2]): self.parametrization.weight(name.rpartition(".")[2], latent)
             for name, latent in latents.items()
         }
-        values: Tensor = self.network(coords, weights)
+        values: Tensor
+        if self.renderer is None:
+            values = self.network(coords, weights)
+        else:
+            values = self.renderer(lambda points: self.network(points, weights), coords)
         return values
+
+
+class PlainVolumeRenderer(nn.Module):
+    """Volume rendering of all samples of all rays, as published, with all of them in the gradient.
+
+    Args:
+        renderer: The renderer whose depths, background and density activation are used. It must sample rays from ``near`` to
+            ``far``, without a sphere and without importance sampling.
+
+    Raises:
+        ValueError: If it has other settings.
+    """
+
+    def __init__(self, renderer: VolumeRenderer) -> None:
+        super().__init__()
+        if renderer.depth_range is None or renderer.importance_samples or renderer.radius is not None:
+            raise ValueError(
+                f"The renderer has depth range {renderer.depth_range}, importance_samples {renderer.importance_samples} and "
+                f"radius {renderer.radius}; the plain formulation supports the published settings only: near and far set, "
+                "importance_samples 0 and radius null."
+            )
+        self.near, self.far = renderer.depth_range
+        self.samples_per_ray, self.stratified = renderer.samples_per_ray, renderer.stratified
+        self.density, self.background = renderer.density, renderer.background
+
+    def forward(self, field: Callable[[Tensor], Tensor], rays: Tensor) -> Tensor:
+        """Return colours ``(B, N, 3)`` of rays ``(N, 6)`` or ``(B, N, 7)``, whose last number is the draw of the ray."""
+        steps = self.samples_per_ray
+        depths = torch.linspace(self.near, self.far, steps, device=rays.device).expand(*rays.shape[:-1], steps)
+        if self.stratified and rays.shape[-1] == 7:
+            offsets = (rays[..., 6:] + torch.arange(steps, device=rays.device) * (math.sqrt(5) - 1) / 2) % 1
+            depths = depths + offsets * (self.far - self.near) / (steps - 1)
+        points = rays[..., None, :3] + depths.unsqueeze(-1) * rays[..., None, 3:6]  # (B, N, S, 3)
+        outputs = field(points.flatten(-3, -2)).unflatten(1, points.shape[-3:-1])  # (B, N, S, 4)
+        lengths = torch.cat((depths.diff(dim=-1), torch.full_like(depths[..., :1], 1e-3)), dim=-1)
+        alpha = 1 - torch.exp(-self.density(outputs[..., 3]) * lengths)
+        passed = torch.cat((torch.ones_like(alpha[..., :1]), 1 - alpha[..., :-1] + 1e-10), dim=-1).cumprod(dim=-1)
+        weights = alpha * passed
+        colours = (weights.unsqueeze(-1) * outputs[..., :3].sigmoid()).sum(dim=-2)
+        return colours + (1 - weights.sum(dim=-1, keepdim=True)) * self.background
+
+
+def _plain_renderer(renderer: Renderer) -> PlainVolumeRenderer | None:
+    """Return the plain formulation of a renderer; None for values at points."""
+    if isinstance(renderer, PointRenderer):
+        return None
+    if isinstance(renderer, VolumeRenderer):
+        return PlainVolumeRenderer(renderer)
+    raise TypeError(f"There is no plain formulation of {type(renderer).__name__}: use PointRenderer or VolumeRenderer.")
 
 
 class PlainParametrization(nn.Module, ABC):
@@ -132,10 +188,11 @@ def _plain_parametrization(parametrization: nn.Module) -> PlainParametrization:
 
 
 class PlainHypernetwork(nn.Module):
-    """Transformer hypernetwork on images or audio that computes every token in every block.
+    """Transformer hypernetwork on images, audio or posed views that computes every token in every block.
 
     Args:
-        start: The hypernetwork whose parameters are shared. Its encoder must be `Patches`, its readout `WeightTokens`.
+        start: The hypernetwork whose parameters are shared. Its encoder must be `Patches` or `ViewPatches`, its readout
+            `WeightTokens`.
 
     Raises:
         TypeError: If it has another encoder or readout.
@@ -145,25 +202,25 @@ class PlainHypernetwork(nn.Module):
 
     def __init__(self, start: Hypernetwork) -> None:
         super().__init__()
-        if not isinstance(start.encoder, Patches) or not isinstance(start.readout, WeightTokens):
+        if not isinstance(start.encoder, Patches | ViewPatches) or not isinstance(start.readout, WeightTokens):
             raise TypeError(
                 f"The encoder is {type(start.encoder).__name__} and the readout {type(start.readout).__name__}; the plain "
-                "formulation supports Patches and WeightTokens only."
+                "formulation supports Patches or ViewPatches, and WeightTokens only."
             )
         self.start = start
-        self.patch_size, self.padding = start.encoder.patch_size[0], start.encoder.padding[0]
+        if isinstance(start.encoder, ViewPatches):
+            self.patch_size, self.padding = start.encoder.patch_size, 0
+        else:
+            self.patch_size, self.padding = start.encoder.patch_size[0], start.encoder.padding[0]
 
     def forward(self, observation: Observation) -> Latents:
-        """Return the latents ``(B, I, R)`` by name from signals ``(B, C, H, W)`` or ``(B, C, N)``."""
-        readout, signal, size, padding = self.start.readout, observation.signal, self.patch_size, self.padding
+        """Return the latents ``(B, I, R)`` by name from signals ``(B, C, H, W)`` or ``(B, C, N)``, or from posed views."""
+        readout, signal = self.start.readout, observation.signal
         assert isinstance(readout, WeightTokens)
-        assert isinstance(signal, Tensor)
-        if signal.dim() == 3:  # as an image with one row
-            patches = functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
-        else:
-            patches = functional.unfold(signal, size, padding=padding, stride=size).mT  # (B, T, C p p)
+        assert signal is not None
+        patches = self._view_patches(signal) if isinstance(signal, Views) else self._patches(signal)
         data_tokens = readout.embedding(patches) + readout.positions
-        tokens = torch.cat((data_tokens, _repeat(readout.weight_tokens, len(signal))), dim=1)
+        tokens = torch.cat((data_tokens, _repeat(readout.weight_tokens, len(patches))), dim=1)
         for block in readout.transformer.blocks:
             assert isinstance(block, Block)
             tokens = _plain_block(block, tokens)
@@ -172,6 +229,30 @@ class PlainHypernetwork(nn.Module):
             name: readout.heads[module_key(name)](part).reshape(len(part), -1, height).mT
             for name, (height, _), part in zip(readout.names, readout.shapes, weight_tokens, strict=True)
         }
+
+    def _patches(self, signal: Tensor) -> Tensor:
+        """Return patches ``(B, T, C p p)`` of images, or of audio as images with one row."""
+        size, padding = self.patch_size, self.padding
+        if signal.dim() == 3:
+            return functional.unfold(signal.unsqueeze(2), (1, size), padding=(0, padding), stride=(1, size)).mT
+        return functional.unfold(signal, size, padding=padding, stride=size).mT
+
+    def _view_patches(self, views: Views) -> Tensor:
+        """Return patches ``(B, V T, 9 p p)`` of the colours and rays of all pixels, view by view."""
+        rays = _plain_rays(views.poses, views.intrinsics, views.images.shape[-2:])  # (B, V, 6, H, W)
+        patches = self._patches(torch.cat((views.images, rays), dim=2).flatten(0, 1))  # (B V, T, 9 p p)
+        return patches.unflatten(0, rays.shape[:2]).flatten(1, 2)
+
+
+def _plain_rays(poses: Tensor, intrinsics: Tensor, size: Sequence[int]) -> Tensor:
+    """Return origins and directions ``(B, V, 6, H, W)`` of all pixels of views, in world coordinates."""
+    rows, columns = (torch.arange(count, device=poses.device) + 0.5 for count in size)
+    fx, fy, cx, cy = intrinsics[..., None, None].unbind(2)  # each (B, V, 1, 1)
+    across = ((columns - cx) / fx).expand(*poses.shape[:2], *size)
+    down = ((rows.unsqueeze(1) - cy) / fy).expand_as(across)
+    directions = torch.stack((across, -down, -torch.ones_like(across)), dim=2)  # in camera axes
+    directions = (poses[..., :3] @ directions.flatten(3)).unflatten(3, tuple(size))
+    return torch.cat((poses[..., 3, None, None].expand_as(directions), directions), dim=2)
 
 
 class PlainLearnedStart(nn.Module):

@@ -1,8 +1,8 @@
 """Speed of a training step of views relative to the plain formulation: ``python -m benchmarks.view_training``.
 
-The network and the rays are those published for cars, chairs and lamps. A step begins with given weights of the modulated
-layer; the transformer, which is the same on both sides except for its last block, is measured by ``benchmarks.speed``. The
-plain formulation is that of ``benchmarks.reference``, with all samples in the gradient.
+The sizes are those published for cars, chairs and lamps. By default, a step begins with given weights of the modulated layer of
+a fitted network, and ends with their gradients. With ``--complete true``, it is that of the complete model, from one support
+view to the update by Adam. The plain formulation is that of ``benchmarks.reference``, with all samples in the gradient.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from jsonargparse import auto_cli
@@ -19,14 +21,19 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.fitted_scene import chair, fit, solid_field
-from benchmarks.reference import PlainCoordinateMLP
+from benchmarks.reference import PlainComposer, PlainCoordinateMLP
 from benchmarks.speed import relative_difference
+from composers import TransformerIPC
+from composers.encoders import Transformer, ViewPatches
+from composers.latents import Latents
 from composers.networks import CoordinateMLP, Field, FourierFeatures
 from composers.rendering import VolumeRenderer
+from datamodules.batch import Observation, Views
 from datamodules.cameras import centred_intrinsics, focal_length, orbit
 from datamodules.domain import Rays
 
 GRADIENT_TOLERANCE = 1e-5  # relative to the largest gradient of the same tensor
+COMPLETE_TOLERANCE = 1e-3  # the same, through the transformer, which adds up more roundings
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,10 @@ class ViewTrainingSettings:
         rays: Rays per object.
         samples_per_ray: Samples per ray.
         hidden_dim: Width of the six layers.
+        complete: Whether to time complete steps, of a model with random weights, by parts.
+        size: Height and width of the support view of a complete step in pixels, a multiple of 8.
+        embed_dim: Width of a token of the transformer of a complete step, a multiple of 12.
+        num_blocks: Number of its blocks.
         fit_steps: Steps of fitting the network to a generated chair; 0 for a network with random weights.
         share: Share of the samples with density, to which the bias of the density is set; as fitted if None.
         repeats: Timed steps per formulation, after one that is not counted.
@@ -50,6 +61,10 @@ class ViewTrainingSettings:
     rays: int = 128
     samples_per_ray: int = 128
     hidden_dim: int = 256
+    complete: bool = False
+    size: int = 128
+    embed_dim: int = 768
+    num_blocks: int = 6
     fit_steps: int = 60
     share: float | None = 0.1
     repeats: int = 3
@@ -82,9 +97,41 @@ class ViewTrainingMeasurement:
     gradient_difference: float
 
 
-def main(args: list[str] | None = None) -> dict[str, ViewTrainingMeasurement]:
+@dataclass(frozen=True)
+class CompleteStepMeasurement:
+    """Measurement of complete training steps of one formulation, in seconds of processor time.
+
+    Attributes:
+        encode: Median of tokens, transformer and heads, with their gradients.
+        render: Median of composition, network and renderer, with their gradients.
+        update: Median of the update by Adam.
+        total: Median of the complete step.
+        ratio: Median over consecutive steps of the time of the plain formulation divided by that of this one.
+        ratio_low: Lower quartile of this ratio.
+        ratio_high: Upper quartile of this ratio.
+        value_difference: Largest absolute difference of the colours from the plain formulation, without dropout.
+        gradient_difference: Largest difference of gradients, relative to the largest gradient of the same tensor.
+    """
+
+    encode: float
+    render: float
+    update: float
+    total: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    value_difference: float
+    gradient_difference: float
+
+
+def main(args: list[str] | None = None) -> dict[str, ViewTrainingMeasurement] | dict[str, CompleteStepMeasurement]:
     """Run the command line and print a table."""
     settings = auto_cli(ViewTrainingSettings, args=args)
+    return _report_complete(settings) if settings.complete else _report(settings)
+
+
+def _report(settings: ViewTrainingSettings) -> dict[str, ViewTrainingMeasurement]:
+    """Measure network and renderer, and print a table."""
     share, measurements = measure(settings)
     plain = measurements["plain"].seconds
     table = Table(title=f"{100 * share:.0f} % of the samples have density", title_justify="left")
@@ -95,6 +142,126 @@ def main(args: list[str] | None = None) -> dict[str, ViewTrainingMeasurement]:
         table.add_row(name, f"{row.seconds:.3f}", f"{plain / row.seconds:.2f}", *differences)
     Console(width=120).print(table)
     return measurements
+
+
+def _report_complete(settings: ViewTrainingSettings) -> dict[str, CompleteStepMeasurement]:
+    """Measure complete steps, and print a table."""
+    share, measurements = measure_complete(settings)
+    table = Table(title=f"{100 * share:.0f} % of the samples have density", title_justify="left")
+    for heading in (
+        "formulation",
+        "encode, s",
+        "render",
+        "update",
+        "total",
+        "plain / this",
+        "quartiles",
+        "differences",
+    ):
+        table.add_column(heading, justify="right")
+    for name, row in measurements.items():
+        seconds = (f"{part:.3f}" for part in (row.encode, row.render, row.update, row.total))
+        quartiles = f"{row.ratio_low:.2f} to {row.ratio_high:.2f}"
+        differences = f"{row.value_difference:.0e}, {row.gradient_difference:.0e}"
+        table.add_row(name, *seconds, f"{row.ratio:.2f}", quartiles, differences)
+    Console(width=120).print(table)
+    return measurements
+
+
+def measure_complete(settings: ViewTrainingSettings) -> tuple[float, dict[str, CompleteStepMeasurement]]:
+    """Return the share of samples with density, and the measurements of complete steps by name, the plain one first.
+
+    Raises:
+        ValueError: If values or gradients of the formulations differ by more than rounding errors.
+    """
+    torch.manual_seed(0)
+    encoding = FourierFeatures(20, 2.0**8, use_pi=False)
+    network = CoordinateMLP(3, 4, settings.hidden_dim, 6, (1,), encoding, output_offset=0.0)
+    encoder = ViewPatches((1, 3, settings.size, settings.size))
+    transformer = Transformer(settings.embed_dim, settings.num_blocks)
+    composer = TransformerIPC(network, encoder, transformer, renderer=_renderer(settings, sparse=True)).eval()
+    rays, target = _views(settings)
+    observation = Observation(_support(settings))
+    if settings.share is not None:
+        with torch.no_grad():
+            raw = _density(network.bind(composer.modulate(observation)), rays, settings.samples_per_ray)
+            network.biases[str(network.num_layers - 1)][3] -= raw.quantile(1 - settings.share)
+    plain, parameters = PlainComposer(composer), list(composer.parameters())
+
+    def render(latents: Latents) -> Tensor:
+        return composer.render(composer.compose(latents), rays)
+
+    def render_all(latents: Latents) -> Tensor:
+        return dense(composer.bind(latents), rays)
+
+    dense = _renderer(settings, sparse=False)
+    sides: dict[str, tuple[Callable[..., Latents], Callable[[Latents], Tensor]]] = {
+        "plain": (plain.encode, lambda latents: plain.reconstruct(latents, rays)),
+        "all samples": (composer.encode, render_all),
+        "ours": (composer.encode, render),
+    }
+    results = {}
+    for name, (encode, reconstruct) in sides.items():
+        values = reconstruct(encode(observation))
+        gradients = torch.autograd.grad((values - target).square().mean(), parameters)
+        results[name] = (values.detach(), gradients)
+    values, gradients = results.pop("plain")
+    differences = {"plain": (0.0, 0.0)} | {
+        name: (float((some_values - values).abs().max()), max(map(relative_difference, some, gradients)))
+        for name, (some_values, some) in results.items()
+    }
+    if not max(map(max, differences.values())) <= COMPLETE_TOLERANCE:  # negated, so that NaN fails too
+        raise ValueError(
+            f"Values and gradients differ by {differences}, more than {COMPLETE_TOLERANCE:.0e}: a formulation is wrong."
+        )
+    del results, gradients
+    with torch.no_grad():
+        raw = _density(network.bind(composer.modulate(observation)), rays, settings.samples_per_ray)
+    composer.train()
+    optimizer = torch.optim.Adam(parameters, lr=1e-7)  # shared, and slow, so that the share of samples does not change
+    seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in sides}
+    for _ in range(settings.repeats + 1):
+        for name, (encode, reconstruct) in sides.items():
+            seconds[name].append(_complete_step(partial(encode, observation), reconstruct, target, optimizer))
+    totals = {name: [sum(parts) for parts in steps[1:]] for name, steps in seconds.items()}
+    measurements = {}
+    for name, steps in seconds.items():
+        ratios = [slow / fast for slow, fast in zip(totals["plain"], totals[name], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        parts = (statistics.median(part) for part in zip(*steps[1:], strict=True))
+        total = statistics.median(totals[name])
+        measurements[name] = CompleteStepMeasurement(*parts, total, middle, low, high, *differences[name])
+    return float((raw > 0).float().mean()), measurements
+
+
+def _complete_step(
+    encode: Callable[[], Latents],
+    reconstruct: Callable[[Latents], Tensor],
+    target: Tensor,
+    optimizer: torch.optim.Optimizer,
+) -> tuple[float, float, float]:
+    """Take a training step, and return the processor times of latents, reconstruction and update in seconds."""
+    times = [time.process_time()]
+    optimizer.zero_grad()
+    latents = encode()
+    times.append(time.process_time())
+    leaves = {name: latent.detach().requires_grad_() for name, latent in latents.items()}
+    torch.autograd.backward((reconstruct(leaves) - target).square().mean())
+    times.append(time.process_time())
+    torch.autograd.backward(list(latents.values()), [leaves[name].grad for name in latents])
+    times.append(time.process_time())
+    optimizer.step()
+    times.append(time.process_time())
+    forward, render, backward, update = (stop - start for start, stop in pairwise(times))
+    return forward + backward, render, update
+
+
+def _support(settings: ViewTrainingSettings) -> Views:
+    """Return one random view of every object."""
+    count, size = settings.batch_size, settings.size
+    intrinsics = centred_intrinsics(torch.full((count, 2), focal_length(0.7, size)), (size, size))
+    images = torch.rand(count, 1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return Views(images, orbit(count).unsqueeze(1), intrinsics.unsqueeze(1))
 
 
 def measure(settings: ViewTrainingSettings) -> tuple[float, dict[str, ViewTrainingMeasurement]]:

@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from benchmarks import decode, loading, reference, speed
-from benchmarks.reference import PlainComposer
-from composers.networks import Sine
-from datamodules.domain import jitter
+from benchmarks.reference import PlainComposer, PlainVolumeRenderer
+from composers import TransformerIPC
+from composers.encoders import Transformer, ViewPatches
+from composers.networks import CoordinateMLP, FourierFeatures, Sine
+from composers.rendering import LightFieldRenderer, VolumeRenderer
+from datamodules.batch import CoordinateBatch, Observation, Samples, Views
+from datamodules.cameras import centred_intrinsics, focal_length, orbit
+from datamodules.domain import Rays, jitter
 from modalities.images import render, to_image
 
 TINY = [
@@ -65,6 +70,43 @@ def test_plain_ipc_equals_the_composer(make_ipc, make_network, tiny_batch, case,
 
 def test_plain_transinr_equals_the_composer(make_transinr, tiny_batch):
     assert_equal(with_random_heads(make_transinr()), tiny_batch, tiny_batch.query.coords)
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+@pytest.mark.parametrize("stratified", [True, False], ids=["draws", "no_draws"])
+def test_plain_ipc_of_views_equals_the_composer(num_views, stratified):
+    torch.manual_seed(0)
+    size, instances = 8, 3
+    count = instances * num_views
+    poses = orbit(count).unflatten(0, (instances, num_views))
+    intrinsics = centred_intrinsics(torch.full((count, 2), focal_length(0.7, size)), (size, size))
+    intrinsics = intrinsics.unflatten(0, (instances, num_views)) + torch.rand(instances, num_views, 4)
+    rays = Rays().coords((instances, size, size), cameras=(poses[:, -1], intrinsics[:, -1])).view(instances, -1, 6)
+    rays = torch.cat((rays, torch.rand(instances, size**2, 1)), dim=-1)
+    views = Views(torch.rand(instances, num_views, 3, size, size), poses, intrinsics)
+    network = CoordinateMLP(3, 4, 8, 6, encoding=FourierFeatures(4, 8.0, use_pi=False), output_offset=0.0)
+    renderer = VolumeRenderer(2.0, 6.0, 48, stratified=stratified)  # as many samples as sparse gradients need
+    encoder = ViewPatches((num_views, 3, size, size), patch_size=4)
+    composer = TransformerIPC(network, encoder, Transformer(12, 2, 3), renderer=renderer).eval()
+    with torch.no_grad():  # half of the points have density
+        points = rays[..., :3] + 4 * rays[..., 3:6]
+        network.biases["5"][3] -= network.bind(composer.modulate(Observation(views)))(points)[..., 3].median()
+    query = Samples(rays, torch.rand(instances, size**2, 3))
+    assert_equal(composer, CoordinateBatch(Observation(views), query, (size, size), ["a", "b", "c"]), rays)
+
+
+def test_plain_renderer_refuses_settings_that_were_not_published():
+    with pytest.raises(ValueError, match=r"radius 1\.5"):
+        PlainVolumeRenderer(VolumeRenderer(2.0, 6.0, 8, radius=1.5))
+    with pytest.raises(ValueError, match="depth range None"):
+        PlainVolumeRenderer(VolumeRenderer())
+
+
+def test_plain_formulation_of_a_light_field_raises_an_error(make_ipc):
+    composer = make_ipc()
+    composer.renderer = LightFieldRenderer()
+    with pytest.raises(TypeError, match="LightFieldRenderer"):
+        PlainComposer(composer)
 
 
 def test_plain_formulation_shares_parameters_and_mode(make_ipc):

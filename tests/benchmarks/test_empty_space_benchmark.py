@@ -1,9 +1,11 @@
 """The benchmarks of rendering and training with empty space skipped."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from benchmarks import empty_space, view_training
+from benchmarks import empty_space, reference, view_training
 from benchmarks.empty_space import EmptySpaceSettings
 from benchmarks.fitted_scene import chair, fit, solid_field
 from benchmarks.view_training import ViewTrainingSettings
@@ -48,6 +50,31 @@ def test_all_formulations_of_training_are_measured(capsys, steps):
     assert list(measured) == ["plain", "all samples", "ours"]
     assert measured["plain"].gradient_difference == 0
     assert "of the samples have density" in capsys.readouterr().out
+
+
+SMALL_STEP = [
+    *("--complete=true", "--rays=40", "--samples_per_ray=128", "--hidden_dim=8", "--size=16", "--embed_dim=12"),
+    *("--num_blocks=2", "--repeats=2", "--share=0.25"),
+]
+
+
+def test_complete_steps_are_measured_by_parts(capsys):
+    measured = view_training.main(SMALL_STEP)
+    assert list(measured) == ["plain", "all samples", "ours"]
+    assert measured["plain"].ratio == 1
+    for row in measured.values():
+        assert min(row.encode, row.render, row.update) > 0
+        assert row.ratio_low <= row.ratio <= row.ratio_high
+        assert row.gradient_difference < 1e-4
+    assert "25 % of the samples have density" in capsys.readouterr().out
+
+
+def test_differing_complete_steps_raise_an_error_before_timing(monkeypatch):
+    original = reference.PlainVolumeRenderer.forward
+    monkeypatch.setattr(reference.PlainVolumeRenderer, "forward", lambda *args: original(*args) + 0.01)
+    monkeypatch.setattr(view_training, "_complete_step", partial(pytest.fail, "was timed"))
+    with pytest.raises(ValueError, match="a formulation is wrong"):
+        view_training.main(SMALL_STEP)
 
 
 def test_the_share_of_samples_with_density_is_set():
