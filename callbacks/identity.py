@@ -139,7 +139,7 @@ class IdentityTest(Callback):
         if folder is not None:
             path = folder / self.filename
             _write(path, results)
-            console.print(f"Errors as views of every object: {relative_path(path)}", highlight=False)
+            console.print(f"Errors against the views of every object: {relative_path(path)}", highlight=False)
 
 
 class _ObjectViews:

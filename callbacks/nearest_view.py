@@ -22,9 +22,9 @@ from datamodules.storage.views import Scene
 class NearestTrainingView(Callback):
     """Copy the views of the training object that is nearest to every test item, print the mean PSNR, and write a CSV file.
 
-    A model that is not better than these copies is no better than retrieval. The nearest of all training objects is that of the
-    smallest mean squared error in the support views; its views from the cameras of the query views are compared with the truth,
-    as the model's are. The CSV file also contains the PSNR of the best copy, an upper bound of retrieval, and of white images.
+    A model that is not better than these copies is no better than retrieval. The nearest training object has the smallest mean
+    squared error in the support views; its views from the cameras of the query views are compared with the true views, as those
+    of the model are. The CSV file also contains the PSNR of the best copy, an upper bound of retrieval, and of white images.
     Means are logged as ``test/copied_psnr`` and ``test/best_copied_psnr``.
 
     All objects must have the same cameras. If they do not, a line says so, and nothing is logged.

@@ -78,7 +78,7 @@ class ViewTable(Callback):
             writer = csv.writer(file)
             writer.writerow(["name", "frame", "steps", *_view_metrics(pl_module)])
             writer.writerows([name, *row] for name, views in rows.items() for row in views)
-        Console(soft_wrap=True).print(f"Every view: {relative_path(path)}", highlight=False)
+        Console(soft_wrap=True).print(f"Metrics of every view: {relative_path(path)}", highlight=False)
 
 
 def _view_metrics(module: LightningModule) -> dict[str, ViewMetric]:

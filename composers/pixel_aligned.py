@@ -14,8 +14,8 @@ from composers.networks import PixelAlignedMLP
 class PixelAligned(Composer):
     """Read the feature maps of the support views at the projections of a point (pixelNeRF, section 4).
 
-    The baseline of views from few images, without a code of the object. Its latents are the feature maps and their cameras, so
-    that a code file renders without the images.
+    A baseline for novel views from few images. Its code consists of the feature maps and their cameras, so that a code file is
+    rendered without the images.
 
     Args:
         network: MLP that reads the feature maps.

@@ -24,11 +24,11 @@ class ViewVoxels(Encoder):
     """Features of posed views, projected into a voxel grid and completed by convolutions in space.
 
     The centre of every voxel is projected into all views. It reads their feature maps and their pixels there, and its distance
-    along the optical axis; the mean and the maximum over the views do not depend on their number or order. Convolutions in
-    space at three resolutions (a U-Net) then combine what is known around a voxel: voxels before the background are empty, and
-    what no view shows follows from the training objects. What a voxel reads is also added to the result, linearly; without
-    this shortcut, training takes several times as long to leave the mean object. Views may have any number and size. A token
-    is a voxel.
+    along the optical axis; the mean and the maximum over the views do not depend on their number or order. 3D
+    convolutions at three resolutions (a U-Net) then combine the features around a voxel: voxels in front of the background are
+    empty, and what no view shows is predicted from the training objects. A linear shortcut adds the features of a voxel to the
+    result; without it, training takes several times as long to get beyond the mean object. Views may have any number and
+    size. A token is a voxel.
 
     Args:
         signal_shape: ``(-1, 3, -1, -1)``; set from the data module on the command line.
@@ -38,8 +38,8 @@ class ViewVoxels(Encoder):
         width: ``E``, channels of the voxels, a multiple of 4; three and six times as many at lower resolutions.
         view_width: Channels of the feature maps; see `ViewFeatures`.
         mirror_axis: Axis of the normal of a plane through the origin in which objects are symmetric: 0 for chairs and cars as
-            rendered here, whose left and right are alike. A voxel then reads also what the views show at its mirror image
-            (SymmNeRF, Li et al., ACCV 2022), which says much about the far side of an object. None reads nothing of it.
+            rendered here, whose left and right are alike. A voxel then also reads the views at its mirror image
+            (SymmNeRF, Li et al., ACCV 2022), which shows much of the far side of an object. None disables this.
 
     Raises:
         ValueError: If sizes are missing or out of range.

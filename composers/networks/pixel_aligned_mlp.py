@@ -27,8 +27,8 @@ class PixelAlignedMLP(CoordinateNetwork[Modulations]):
     mean over the views, and the encoded position in the world. The maps and the cameras belong to the instance. Gradient steps
     refine the maps and leave the cameras unchanged.
 
-    Difference: pixelNeRF reads no position in the world, because its scenes share no axes; objects of a category do. Its
-    networks are residual, and take the direction of the ray.
+    Reference: the network of pixelNeRF is residual, and it takes the view direction rather than the position in the world,
+    because its scenes have no common axes; objects of a category have them.
 
     Args:
         coord_dim: ``D``, 3; the command line sets it from the renderer.

@@ -162,7 +162,7 @@ class VolumeRenderer(RayRenderer):
         return self._rendered(field, coords, self._grid(field))
 
     def reconstruct(self, field: Field, coords: Tensor, source: Mapping[str, Any] | None = None) -> Reconstruction:
-        """Return the reconstruction of a field at ``coords``, whose empty space is found once for all rays."""
+        """Return the reconstruction of a field at ``coords``; its empty space is determined once for all rays."""
         grid = self._grid(field)
         return self._reconstruction(field, self._rendered(field, coords, grid), grid, source)
 
@@ -298,7 +298,7 @@ class VolumeRenderer(RayRenderer):
     def _evaluate_dense(self, field: Field, points: Tensor, depths: Tensor, where: Tensor | None) -> Tensor:
         """Return outputs whose gradients are those of all samples, where few samples have density by fewer evaluations.
 
-        Samples have no gradient where the ReLU of their density is 0, of any order, nor where no light arrives.
+        Gradients of any order are 0 for samples where the ReLU of the density is 0, and for samples that no light reaches.
         """
         count = points.shape[:-1].numel()
         if count < _MIN_SPARSE_POINTS:

@@ -277,4 +277,4 @@ def cameras_note(scene: Scene, option: str = "--data.init_args.convention") -> s
         return ""
     likely = likely_convention(scene.poses, scene.convention)
     fix = f"the poses seem to be {likely}, so set {option} {likely}" if likely else f"set {option} to that of the poses"
-    return f"all cameras look away from the point where their axes meet, read as {scene.convention}: {fix}"
+    return f"read as {scene.convention}, all cameras look away from the point where their axes meet: {fix}"

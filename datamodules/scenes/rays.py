@@ -37,8 +37,8 @@ class SceneModule(CoordinateDataModule):
 
     Args:
         views: Number of support views per instance.
-        min_views: Fewest support views of a training batch: each batch draws a number from here to ``views``, for encoders that
-            take any number; always ``views`` if None.
+        min_views: Minimum number of support views of a training batch, for encoders that take any number: every batch draws a
+            number between ``min_views`` and ``views``. Always ``views`` if None.
         query_views: Number of query views per instance.
         size: Height and width of the images in pixels.
         near: Depth at which rendering starts, in world units from the camera plane.
@@ -46,7 +46,7 @@ class SceneModule(CoordinateDataModule):
         rays_per_view: Rays per query view in a training step; all rays if a view has fewer.
         foreground_epochs: Number of initial training epochs in which half of the rays come from the foreground.
         object_rays: Share of the training rays that are drawn in all epochs from the foreground and the pixels around it, in
-            [0, 1]. The others see the background, so that few should be left, but not none.
+            [0, 1]. The others are drawn from the whole image; keep a few of them, so that the background is learned.
         object_margin: Largest distance of these pixels from the foreground, along rows and columns, in pixels.
         kwargs: Arguments of `CoordinateDataModule`.
 

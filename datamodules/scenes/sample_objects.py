@@ -32,12 +32,12 @@ class SampleObjects(SceneSet):
     and their number, so that a larger ``count`` adds objects; ``all`` takes the families in turn. The bundled meshes are held
     out: 2 chairs and 1 lamp for validation, 4 chairs and 1 lamp for the test. The other 12 chairs and 2 lamps are not used,
     unless ``bundled_train`` adds them to training. Tables and cars, of which there are no bundled meshes, are validated and
-    tested on 4 and 8 generated objects at other addresses.
+    tested on 4 and 8 generated objects that are not in the training set.
 
     All objects are rendered with the same cameras, uniform on the sphere between 0 and 60 degrees of elevation at distance 4,
     so a frame index stands for the same pose in all objects. Objects are lit by one light, z up, chairs and cars facing -y, of
     radius 1.4; their depths are between 2.6 and 5.4. The bundled meshes have no colours and are grey; half of the generated
-    objects, drawn by their addresses, are painted in the same grey, so that colour does not separate training and test. Every
+    objects, drawn at random, are painted in the same grey, so that colour does not separate training and test. Every
     object is a folder with ``transforms.json`` and PNG images below the folder ``sample_objects`` in ``root``.
 
     The meshes are from Blend Swap's CC0 library in Sweet Home 3D, CC0 1.0; ``samples/meshes/LICENSES.md`` lists the authors.

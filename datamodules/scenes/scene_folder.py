@@ -11,7 +11,7 @@ from datamodules.storage.layouts import is_scene
 
 
 class SceneFolder(SceneSet):
-    """A folder with one folder per scene, each with ``transforms.json`` and its images, or with a COLMAP model as text.
+    """A folder with one folder per scene, in a layout of `datamodules.storage.layouts.read_scene`.
 
     If the folder is itself a scene, it is the only scene of every split; with ``transforms_train.json`` and
     ``transforms_val.json`` or ``transforms_test.json``, these split its frames. Otherwise, if the folder contains ``train`` and

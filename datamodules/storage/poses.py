@@ -82,7 +82,7 @@ def poses_of(matrices: Sequence[Matrices], labels: Sequence[str], convention: Co
     if not valid.all():
         first = int(np.argmin(valid))
         problem = (
-            f"R R^T differs from 1 by {deviation[first]:.3g}, the determinant is {determinants[first]:.3g}"
+            f"R R^T differs from the identity by {deviation[first]:.3g}, the determinant is {determinants[first]:.3g}"
             if finite[first]
             else f"it contains {_join(poses[first][~in_range[first]][:3])}"
         )

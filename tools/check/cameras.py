@@ -71,9 +71,9 @@ def _conventions(scenes: Sequence[Scene]) -> str:
     for scene in scenes:
         likely = likely_convention(scene.poses, scene.convention)
         if likely == scene.convention:
-            texts.append(f"{likely}, in which all cameras look at a common point")
+            texts.append(f"{likely}, in which the cameras look at a common point")
         elif likely is None:
-            texts.append(f"read as {scene.convention}; the poses do not show which they have")
+            texts.append(f"read as {scene.convention}; the convention cannot be determined from the poses")
         else:
             texts.append(
                 f"warning: read as {scene.convention}, but the poses seem to be {likely}, in which the cameras look at a "

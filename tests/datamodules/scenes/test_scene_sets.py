@@ -534,7 +534,7 @@ def test_check_counts_scenes_and_reports_broken_ones(folder, tmp_path, capsys):
         "sizes: 8 x 8 pixels",
         "lenses: focal length 9.4609 pixels, no distortion",
         "principal points: at the centre of the images",
-        "convention: opengl, in which all cameras look at a common point",
+        "convention: opengl, in which the cameras look at a common point",
     ]
     describe(folder / "a", camera_angle_x=40)
     path = folder / "b" / "r_3.png"
