@@ -29,5 +29,7 @@ class VoxelCodes(Composer):
 
     def __init__(self, network: VoxelMLP, encoder: Encoder, **kwargs: Any) -> None:
         if (box := getattr(encoder, "half_extent", network.half_extent)) != network.half_extent:
-            raise ValueError(f"half_extent of the encoder is {box}, of the network {network.half_extent}: set the same.")
+            raise ValueError(
+                f"half_extent of the encoder is {box}, of the network {network.half_extent}: set the same."
+            )
         super().__init__(network, Direct(), Hypernetwork(encoder, PerToken()), **kwargs)

@@ -280,4 +280,6 @@ def write_mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None
         result = subprocess.run(command, input=raw, capture_output=True, check=False)  # noqa: S603 - no shell
         if result.returncode:
             lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-            raise ValueError(f"{ffmpeg} could not write {path}: {lines[-1]}. Disable MP4: the GIF needs no encoder.")
+            raise ValueError(
+                f"{ffmpeg} could not write {path}: {lines[-1]}. Repair it, or leave out --mp4: the GIF needs no encoder."
+            )

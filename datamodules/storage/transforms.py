@@ -214,5 +214,8 @@ def _notes_on_splits(
     if not shared:
         return []
     return [
-        ("shared images", f"{' and '.join(shared)} name images that are also used for training: metrics are too optimistic")
+        (
+            "shared images",
+            f"{' and '.join(shared)} name images that are also used for training: metrics are too optimistic",
+        )
     ]
