@@ -233,7 +233,7 @@ def test_mp4_calls_ffmpeg(tmp_path, monkeypatch):
     arguments = (tmp_path / "ffmpeg.args").read_text()
     assert "-f rawvideo -pix_fmt rgb24 -s 31x20 -r 3.000000 -i -" in arguments
     fake.write_text("#!/bin/sh\necho first >&2\necho Unknown encoder libx264 >&2\nexit 1\n")
-    with pytest.raises(ValueError, match=r"could not write .*other.mp4: Unknown encoder libx264\. Disable MP4"):
+    with pytest.raises(ValueError, match=r"could not write .*other.mp4: Unknown encoder libx264\. Repair it"):
         write_mp4(_video(), tmp_path / "other.mp4", seconds=2)
     assert not list(tmp_path.glob("other*"))
 
