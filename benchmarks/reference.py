@@ -118,7 +118,8 @@ class PlainVolumeRenderer(nn.Module):
         passed = torch.cat((torch.ones_like(alpha[..., :1]), 1 - alpha[..., :-1] + 1e-10), dim=-1).cumprod(dim=-1)
         weights = alpha * passed
         colours = (weights.unsqueeze(-1) * outputs[..., :3].sigmoid()).sum(dim=-2)
-        return colours + (1 - weights.sum(dim=-1, keepdim=True)) * self.background
+        blended: Tensor = colours + (1 - weights.sum(dim=-1, keepdim=True)) * self.background
+        return blended
 
 
 def _plain_renderer(renderer: Renderer) -> PlainVolumeRenderer | None:
@@ -241,7 +242,8 @@ class PlainHypernetwork(nn.Module):
         """Return patches ``(B, V T, 9 p p)`` of the colours and rays of all pixels, view by view."""
         rays = _plain_rays(views.poses, views.intrinsics, views.images.shape[-2:])  # (B, V, 6, H, W)
         patches = self._patches(torch.cat((views.images, rays), dim=2).flatten(0, 1))  # (B V, T, 9 p p)
-        return patches.unflatten(0, rays.shape[:2]).flatten(1, 2)
+        tokens: Tensor = patches.unflatten(0, rays.shape[:2]).flatten(1, 2)
+        return tokens
 
 
 def _plain_rays(poses: Tensor, intrinsics: Tensor, size: Sequence[int]) -> Tensor:

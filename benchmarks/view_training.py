@@ -192,7 +192,8 @@ def measure_complete(settings: ViewTrainingSettings) -> tuple[float, dict[str, C
         return composer.render(composer.compose(latents), rays)
 
     def render_all(latents: Latents) -> Tensor:
-        return dense(composer.bind(latents), rays)
+        values: Tensor = dense(composer.bind(latents), rays)
+        return values
 
     dense = _renderer(settings, sparse=False)
     sides: dict[str, tuple[Callable[..., Latents], Callable[[Latents], Tensor]]] = {
@@ -228,9 +229,17 @@ def measure_complete(settings: ViewTrainingSettings) -> tuple[float, dict[str, C
     for name, steps in seconds.items():
         ratios = [slow / fast for slow, fast in zip(totals["plain"], totals[name], strict=True)]
         low, middle, high = statistics.quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
-        parts = (statistics.median(part) for part in zip(*steps[1:], strict=True))
-        total = statistics.median(totals[name])
-        measurements[name] = CompleteStepMeasurement(*parts, total, middle, low, high, *differences[name])
+        encoding_time, rendering_time, update_time = (statistics.median(part) for part in zip(*steps[1:], strict=True))
+        measurements[name] = CompleteStepMeasurement(
+            encoding_time,
+            rendering_time,
+            update_time,
+            statistics.median(totals[name]),
+            middle,
+            low,
+            high,
+            *differences[name],
+        )
     return float((raw > 0).float().mean()), measurements
 
 
