@@ -2,7 +2,8 @@
 
 The cost is the number of floating-point operations of all matrix products, forward and backward, including the inner loop, on
 random signals. They are counted on fake tensors, without computing anything, so that a laptop can count any experiment. Only
-networks with patches compute a step, because the number of their routes depends on coordinates.
+networks with patches compute a step, because the number of their routes depends on coordinates, and so do renderers that skip
+samples, for which the count is that of untrained weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DynamicOutputShapeException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,7 +194,7 @@ def count(config: Path, batch_size: int | None = None) -> Cost:
     with sdpa_kernel(SDPBackend.MATH):
         try:
             latents, step_flop = _count_on_fake_tensors(step, batch)
-        except DynamicOutputShapeException:
+        except (DataDependentOutputException, DynamicOutputShapeException):
             with counter() as counted:
                 _, latents = step(batch)
             step_flop = counted.get_total_flops()

@@ -204,7 +204,7 @@ def test_gradients_through_steps_on_voxels_are_those_of_finite_differences(train
     """Compare gradients in float32 with differences in float64, where voxels are read by a sum over cells."""
     composer = composers.load(_weights(trained("adapted_voxels"))[1])
     composer.inner.samples_per_step = "all"
-    composer.inner.rule.lr = 30.0
+    composer.inner.rule.lr = 20_000.0  # gradients per voxel are small
     batch, bias = _scene_batch(), composer.start.readout.heads["voxels"].bias
     gradients = {}
     for outer in ("first_order", "second_order"):
@@ -228,7 +228,7 @@ def test_gradients_through_steps_on_voxels_are_those_of_finite_differences(train
         values.append(composer._evaluate(batch, "train")["losses"].mean().item())
         with torch.no_grad():
             bias -= sign * length * direction
-    assert slopes["second_order"] == pytest.approx((values[0] - values[1]) / (2 * length), rel=2e-4)
+    assert slopes["second_order"] == pytest.approx((values[0] - values[1]) / (2 * length), rel=5e-3)
 
 
 # Auto-decoder

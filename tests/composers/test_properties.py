@@ -35,7 +35,10 @@ SPECS = {  # of presets for other data, by their class or that of their renderer
 }
 VIEWS = DataSpec(Rays(2.0, 6.0), 3, (2, 3, *SHAPE), PosedViews(), num_instances=12)
 OF_VIEWS = ("VoxelMLP", "PixelAlignedMLP")  # networks of models that observe posed views and render rays
-RENDERER = {"class_path": "composers.rendering.VolumeRenderer", "init_args": {"samples_per_ray": 6}}
+RENDERER = {
+    "class_path": "composers.rendering.VolumeRenderer",
+    "init_args": {"samples_per_ray": 6, "density": "softplus"},
+}
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 5},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
