@@ -48,8 +48,8 @@ def density_renderer(composer: Composer) -> VolumeRenderer:
 def half_opaque(renderer: VolumeRenderer) -> float:
     """Return the density at which half of the light passes between two samples of a ray: ln 2 over their distance.
 
-    The distance is ``(far - near) / (samples_per_ray - 1)``, the resolution of training, so the level does not depend on the
-    resolution of the mesh.
+    The distance is ``(far - near) / (samples_per_ray - 1)``, or that along a diameter if the renderer has a smaller ``radius``.
+    It is the resolution of training, so that the level does not depend on the resolution of the mesh.
 
     Raises:
         ValueError: If the renderer has no near or far.
@@ -60,7 +60,8 @@ def half_opaque(renderer: VolumeRenderer) -> float:
     """
     if renderer.near is None or renderer.far is None:
         raise ValueError("The renderer has no near and far, so there is no default level: pass level.")
-    return math.log(2) * (renderer.samples_per_ray - 1) / (renderer.far - renderer.near)
+    length = min(renderer.far - renderer.near, math.inf if renderer.radius is None else 2 * renderer.radius)
+    return math.log(2) * (renderer.samples_per_ray - 1) / length
 
 
 @torch.no_grad()
@@ -100,6 +101,8 @@ def surface(
         """Return values ``(N,)`` that are lower inside."""
         raw = [reconstruction.field(points.to(composer.device))[0, :, 3].float() for points in coords.split(chunk)]
         density = renderer.density(torch.cat(raw)).cpu()
+        if renderer.radius is not None:  # beyond it, the field is not rendered, and anything
+            density = density.where(coords.norm(dim=-1) <= renderer.radius, 0.0)
         ends[:] = min(ends[0], float(density.min())), max(ends[1], float(density.max()))
         return -density
 

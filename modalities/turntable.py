@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -250,8 +251,9 @@ def write_gif(frames: Sequence[Image.Image], path: Path, seconds: float) -> None
 def encoder() -> str | None:
     """Return the path of ffmpeg, preferably that of the package imageio-ffmpeg, or None if it is not installed."""
     if importlib.util.find_spec("imageio_ffmpeg") is not None:
-        path: str = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
-        return path
+        with suppress(RuntimeError):  # a package without a program for this platform
+            path: str = importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+            return path
     return shutil.which("ffmpeg")
 
 
@@ -277,7 +279,12 @@ def write_mp4(frames: Sequence[Image.Image], path: Path, seconds: float) -> None
     raw = b"".join(frame.convert("RGB").tobytes() for frame in frames)
     with written_whole(path) as part:
         command = [ffmpeg, "-v", "error", "-y", *input_options, *output_options, "-f", "mp4", str(part)]
-        result = subprocess.run(command, input=raw, capture_output=True, check=False)  # noqa: S603 - no shell
+        try:
+            result = subprocess.run(command, input=raw, capture_output=True, check=False)  # noqa: S603 - no shell
+        except OSError as error:
+            raise ValueError(
+                f"{ffmpeg} could not write {path}: {error.strerror}. Repair it, or leave out --mp4: the GIF needs no encoder."
+            ) from error
         if result.returncode:
             lines = result.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise ValueError(

@@ -174,7 +174,8 @@ class ViewWriter(Writer):
         Raises:
             ValueError: If a code states no camera, if ``path`` is no GIF or MP4, or if a mesh is requested without a density.
         """
-        self.check(composer)
+        for message in self.check(composer):
+            Console(soft_wrap=True).print(message, markup=False, highlight=False)
         camera, elevation = _stated_camera(codes[0])
         camera, elevation = camera.resized(self.size), elevation if self.elevation is None else self.elevation
         size = "{} x {}".format(*camera.size)
@@ -182,11 +183,14 @@ class ViewWriter(Writer):
             path = path or Path(f"{stem}.{size.replace(' ', '')}.gif")
             if path.suffix not in (".gif", ".mp4"):
                 raise ValueError(f"{path} has no supported video format: choose a name that ends with .gif or .mp4.")
+            if path.suffix == ".mp4" and turntable.encoder() is None:
+                raise ValueError(
+                    f"There is no encoder to write {path}: install one with pip install imageio-ffmpeg, or choose a name that "
+                    "ends with .gif."
+                )
             reconstruction = Prediction(composer, codes[0]).reconstruction()
             frames = turntable_frames(composer, reconstruction, camera, None, self.frames, elevation, self.max_memory)
-            turntable.write_videos(frames, path.with_suffix(""), self.seconds, self.mp4)
-            if path.suffix == ".mp4" and turntable.encoder() is None:
-                path = path.with_suffix(".gif")
+            turntable.write_videos(frames, path.with_suffix(""), self.seconds, self.mp4 or path.suffix == ".mp4")
             text = f"{len(frames)} frames of {size} pixels"
             if not self.mesh:
                 return path, text

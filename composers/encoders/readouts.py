@@ -244,7 +244,8 @@ class ViewMaps(Readout):
             )
         if grid[0] != self.num_views:
             raise ValueError(
-                f"There are {grid[0]} support views, and this model takes {self.num_views}: pass as many as in training."
+                f"There are {grid[0]} support views, and this model takes {self.num_views}: pass as many as in training, "
+                "and leave --data.init_args.min_views out."
             )
         height, width = views.images.shape[-2:]
         cameras = camera_numbers(views.poses, views.intrinsics, (height, width))

@@ -101,5 +101,5 @@ class ViewPatches(Encoder):
             raise ValueError(
                 f"The views have shape {shape} (views, 3, height, width); this model takes {self.signal_shape} with "
                 f"{self.num_tokens} patches of {self.patch_size} x {self.patch_size} pixels: "
-                "change the number or size of the views."
+                "change the number or size of the views, and leave --data.init_args.min_views out."
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from composers.networks.cells import cells_around
+from datamodules.domain import exact
 
 
 def interpolate(maps: Tensor, positions: Tensor) -> Tensor:
@@ -22,14 +23,15 @@ def interpolate(maps: Tensor, positions: Tensor) -> Tensor:
         positions: ``(B, N, D)`` in [-1, 1], in the order of the axes of the maps.
 
     Returns:
-        ``(B, N, E)`` in float32.
+        ``(B, N, E)``, in float32 at least.
 
     Example:
         >>> interpolate(torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[0.0, 0.0], [0.0, 0.25]]])).flatten().tolist()
         [0.5, 0.75]
     """
     with torch.autocast(maps.device.type, enabled=False):
-        maps, positions = maps.float(), positions.to(maps.device).float()
+        maps = exact(maps)
+        positions = positions.to(maps)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return _sampled(maps, positions)
         values: Tensor = _Interpolation.apply(maps, positions)  # type: ignore[no-untyped-call]

@@ -63,8 +63,9 @@ class Occupancy:
 class OccupancyGrid:
     """The cells of a field that are not empty, evaluated when they are first read.
 
-    The grid belongs to a field. It is evaluated again if the field changes in place, for example by a step of an optimizer,
-    which is noticed at a few points at every `update`.
+    The grid belongs to a field. It is evaluated again if the field changes in place at any of some hundred points, as by a step
+    of an optimizer of the network; every `update` compares these. After a change elsewhere, such as of a few voxels, bind a new
+    field.
 
     Args:
         field: From points ``(N, 3)`` to ``(B, N, 4)``, of which the last channel is the density before ``activation``.
@@ -101,7 +102,8 @@ class OccupancyGrid:
             chunk_size: Number of points evaluated at a time.
         """
         centres = self._centres(like)
-        probed = self.field(centres[:: max(1, len(centres) // _PROBES)])  # before the activation, which hides changes
+        stride = max(1, len(centres) // _PROBES) | 1  # odd, so that probes differ along all axes
+        probed = self.field(centres[::stride])  # before the activation, which hides changes
         if self._probed is None or self._probed.device != probed.device or not torch.equal(self._probed, probed):
             self._occupied, self._probed = self._evaluate(centres, chunk_size), probed
 

@@ -202,7 +202,7 @@ class SceneSet(SceneModule):
             split=split,
         )
         if self.protocol == "all" and self.eval_batch_size > 1:
-            self._check_equal_counts(scenes)
+            self._check_equal_counts(scenes, split)
         repetitions = 1 if self.protocol == "first" else self.draws if split == "test" else self.val_draws
         return EvaluationViews(scenes, frames, repetitions)
 
@@ -220,9 +220,9 @@ class SceneSet(SceneModule):
                     "train_frames, or choose another protocol."
                 )
 
-    def _check_equal_counts(self, scenes: Sequence[Scene]) -> None:
+    def _check_equal_counts(self, scenes: Sequence[Scene], split: Split) -> None:
         """Raise a ``ValueError`` if scenes have different numbers of frames, since a batch needs equally many queries."""
-        counts = {len(scene.images): scene.name for scene in scenes}
+        counts = {len(scene.splits[split]) if scene.splits else len(scene.images): scene.name for scene in scenes}
         if len(counts) > 1:
             (least, first), *_, (most, second) = sorted(counts.items())
             raise ValueError(

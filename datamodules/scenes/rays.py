@@ -38,7 +38,7 @@ class SceneModule(CoordinateDataModule):
     Args:
         views: Number of support views per instance.
         min_views: Minimum number of support views of a training batch, for encoders that take any number: every batch draws a
-            number between ``min_views`` and ``views``. Always ``views`` if None.
+            number between ``min_views`` and ``views``. Always ``views`` if None, as encoders of a fixed number require.
         query_views: Number of query views per instance.
         size: Height and width of the images in pixels.
         near: Depth at which rendering starts, in world units from the camera plane.

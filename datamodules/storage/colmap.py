@@ -164,7 +164,7 @@ def _world_to_camera(values: Sequence[float], label: str) -> Matrices:
 def _image(folder: Path, entry: _Image) -> Path:
     """Return the file of an image."""
     below = Path(os.path.normpath(entry.name))
-    if below.is_absolute() or below.parts[0] == "..":
+    if below.is_absolute() or below.parts[:1] in ((), ("..",)):
         raise ValueError(
             f"{entry.label}: the image {entry.name!r:.100} is outside of the folder of the scene: copy the images into "
             f"{folder / 'images'}, and name them relative to it."

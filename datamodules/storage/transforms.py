@@ -179,7 +179,7 @@ def _image(folder: Path, file_path: Any, names: set[str], label: str) -> Path | 
     if inside and len(parts) == 1:  # the names are known, without asking the file system
         candidates = [candidate for candidate in candidates if candidate.name in names]
     exists = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)  # noqa: PTH113 - for long names
-    if exists is not None and not inside:
+    if (exists is not None or not Path(named).is_absolute()) and not inside:
         raise ValueError(
             f"{label}: file_path {file_path!r:.100} is outside of the folder of the scene: copy the images into {folder}, and "
             "write paths relative to it."
