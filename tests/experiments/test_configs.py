@@ -19,7 +19,10 @@ FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "s
 HYPERNETWORKS = ("transformer_ipc", "transinr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf", "shapes_ipc")  # parts of names of experiments
 DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
-PATCH_WISE = ("patch_ipc", "meta_patches", "liif", "lte", "autodecoder")  # likewise; without blocks or inner steps
+PATCH_WISE = (  # likewise; without blocks or inner steps
+    *("patch_ipc", "meta_patches", "liif", "lte", "autodecoder"),
+    *("voxels", "pixel_aligned"),
+)
 OF_VIEWS = ("voxel_codes", "pixel_aligned")  # composers that observe posed views
 SHALLOW = ["--model.init_args.transformer.init_args.num_blocks", 1]  # further blocks only cost time
 FEW = [  # for the same reason
