@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import Tensor
 
 from callbacks.folders import output_folder, relative_path
-from callbacks.nearest_view import evaluation_views, scenes_of
 from callbacks.results import gather_rows
+from callbacks.scenes import evaluation_views, scenes_of
 from composers.evaluation import Evaluation
 from datamodules.batch import CoordinateBatch
 from datamodules.scenes.copying import NotSharedError, shared_frames
@@ -31,22 +31,37 @@ class Identities(NamedTuple):
 
     Attributes:
         names: Names of the objects, ``K``.
-        errors: ``(K, K)``: row ``i`` holds the errors of the predictions for object ``i`` as views of every object.
+        tested: Indices of the objects with predictions, ``T``; fewer than ``K`` in a test of some items.
+        errors: ``(T, K)``: row ``i`` holds the errors of the predictions for object ``tested[i]`` as views of every object.
     """
 
     names: list[str]
+    tested: list[int]
     errors: Tensor
 
     @property
     def nearest(self) -> list[int]:
-        """Index of the object that the predictions for every object are nearest to."""
+        """Index of the object that the predictions for every tested object are nearest to."""
         result: list[int] = self.errors.argmin(1).tolist()
         return result
 
     @property
     def correct(self) -> int:
-        """Number of objects whose predictions are nearest to themselves."""
-        return sum(index == nearest for index, nearest in enumerate(self.nearest))
+        """Number of tested objects whose predictions are nearest to themselves."""
+        return sum(number == nearest for number, nearest in zip(self.tested, self.nearest, strict=True))
+
+    @property
+    def text(self) -> str:
+        """The result in words, with the objects that are confused."""
+        pairs = zip(self.tested, self.nearest, strict=True)
+        wrong = [
+            f"{self.names[number]} is nearest to {self.names[nearest]}"
+            for number, nearest in pairs
+            if number != nearest
+        ]
+        among = f" among {len(self.names)} objects" if len(self.tested) < len(self.names) else ""
+        note = f": {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}" if wrong else ""
+        return f"identity {self.correct} of {len(self.tested)}{among}{note}"
 
 
 class IdentityTest(Callback):
@@ -56,7 +71,8 @@ class IdentityTest(Callback):
     item, which the model did not observe, are compared with the views of every test object from the same cameras by the mean
     squared error, averaged over the query views and the draws of an object. The number is printed, as ``identity 3 of 4``, for
     the prediction and after refinement; the fraction is logged as ``test/identity`` and ``test/identity_refined``, and the
-    errors are written to a CSV file.
+    errors are written to a CSV file. With ``--trainer.limit_test_batches``, the predictions of the tested objects are still
+    compared with all objects: ``identity 1 of 1 among 4 objects``.
 
     All test objects must have the same cameras. If they do not, a line says so, and nothing is logged.
 
@@ -76,10 +92,15 @@ class IdentityTest(Callback):
         self.rows: dict[str, dict[str, Tensor]] = {}
         self._views: _ObjectViews | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the class of the data before a test."""
+        if stage == "test":
+            scenes_of(trainer, type(self).__name__)
+
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the rows, and check the cameras."""
         self.rows, self._views = {}, None
-        data = scenes_of(trainer, "IdentityTest")
+        data = scenes_of(trainer, type(self).__name__)
         items = evaluation_views(data)
         try:
             if len(items.scenes) < 2:
@@ -126,16 +147,8 @@ class IdentityTest(Callback):
         for curve, result in results.items():
             key = "test/identity" if curve == "predicted" else f"test/identity_{curve}"
             for logger in trainer.loggers:
-                logger.log_metrics({key: result.correct / len(result.names)}, trainer.global_step)
-            wrong = [
-                f"{name} is nearest to {result.names[nearest]}"
-                for name, nearest in zip(result.names, result.nearest, strict=True)
-                if result.names[nearest] != name
-            ]
-            note = f": {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}" if wrong else ""
-            console.print(
-                f"{curve}: identity {result.correct} of {len(result.names)}{note}", markup=False, highlight=False
-            )
+                logger.log_metrics({key: result.correct / len(result.tested)}, trainer.global_step)
+            console.print(f"{curve}: {result.text}", markup=False, highlight=False)
         if folder is not None:
             path = folder / self.filename
             _write(path, results)
@@ -172,7 +185,7 @@ class _ObjectViews:
         return total / len(frames)
 
     def identities(self, errors: Mapping[str, Tensor]) -> Identities:
-        """Return the mean errors of every object over its items, for the objects with items.
+        """Return the mean errors of every object with items over these, as views of all objects.
 
         Args:
             errors: Errors ``(K,)`` by item.
@@ -181,8 +194,8 @@ class _ObjectViews:
         for name, row in errors.items():
             of_object.setdefault(self.frames[name][0], []).append(row)
         numbers = sorted(of_object)
-        table = torch.stack([torch.stack(of_object[number]).mean(0)[numbers] for number in numbers])
-        return Identities([self.scenes[number].name for number in numbers], table)
+        table = torch.stack([torch.stack(of_object[number]).mean(0) for number in numbers])
+        return Identities([scene.name for scene in self.scenes], numbers, table)
 
     def _read_frame(self, frame: int) -> Tensor:
         """Return the views ``(K, 3, H, W)`` of all objects."""
@@ -190,11 +203,11 @@ class _ObjectViews:
 
 
 def _write(path: Path, results: Mapping[str, Identities]) -> None:
-    """Write a row per object and curve with the errors as views of every object, atomically."""
+    """Write a row per tested object and curve with the errors as views of every object, atomically."""
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names: Sequence[str] = next(iter(results.values())).names
         writer.writerow(["name", "views", "nearest", *(f"mse to {name}" for name in names)])
         for curve, result in results.items():
-            for name, nearest, errors in zip(names, result.nearest, result.errors.tolist(), strict=True):
-                writer.writerow([name, curve, names[nearest], *(f"{error:.6g}" for error in errors)])
+            for number, nearest, errors in zip(result.tested, result.nearest, result.errors.tolist(), strict=True):
+                writer.writerow([names[number], curve, names[nearest], *(f"{error:.6g}" for error in errors)])

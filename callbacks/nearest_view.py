@@ -6,17 +6,18 @@ import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from callbacks.folders import output_folder, relative_path
-from datamodules.scenes.base import SceneSet
+from callbacks.results import gather_rows
+from callbacks.scenes import evaluation_views, scenes_of, training_scenes
+from datamodules.batch import CoordinateBatch
 from datamodules.scenes.copying import CopiedItem, NotSharedError, copied_items
-from datamodules.scenes.draws import EvaluationViews, SceneReferences
 from datamodules.storage.files import written_whole
 from datamodules.storage.progress import is_first_process
-from datamodules.storage.views import Scene
 
 
 class NearestTrainingView(Callback):
@@ -25,7 +26,8 @@ class NearestTrainingView(Callback):
     A model that is not better than these copies is no better than retrieval. The nearest training object has the smallest mean
     squared error in the support views; its views from the cameras of the query views are compared with the true views, as those
     of the model are. The CSV file also contains the PSNR of the best copy, an upper bound of retrieval, and of white images.
-    Means are logged as ``test/copied_psnr`` and ``test/best_copied_psnr``.
+    Means are logged as ``test/copied_psnr`` and ``test/best_copied_psnr``. Only the items that were tested are compared, fewer
+    with ``--trainer.limit_test_batches``.
 
     All objects must have the same cameras. If they do not, a line says so, and nothing is logged.
 
@@ -38,16 +40,38 @@ class NearestTrainingView(Callback):
 
     def __init__(self, filename: str = "test_copied.csv") -> None:
         self.filename = filename
+        self.tested: dict[str, None] = {}  # names of items
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the class of the data before a test."""
+        if stage == "test":
+            scenes_of(trainer, type(self).__name__)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear the names."""
+        self.tested = {}
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: CoordinateBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the names of a batch."""
+        self.tested |= dict.fromkeys(batch.names)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare, log, print and write, on the first process."""
-        folder = output_folder(trainer)
-        if not is_first_process():
+        """Compare, log, print and write the tested items of all processes, on the first process."""
+        tested, folder = gather_rows(self.tested), output_folder(trainer)
+        if not tested or not is_first_process():
             return
-        data = scenes_of(trainer, "NearestTrainingView")
+        data = scenes_of(trainer, type(self).__name__)
         console = Console(soft_wrap=True)
         try:
-            rows = copied_items(training_scenes(data), evaluation_views(data), data.views)
+            rows = copied_items(training_scenes(data), evaluation_views(data), data.views, tested)
         except NotSharedError as error:
             console.print(f"No copies of training views: {error}.", markup=False, highlight=False)
             return
@@ -62,36 +86,6 @@ class NearestTrainingView(Callback):
             path = folder / self.filename
             _write(path, rows)
             console.print(f"Copies of training views: {relative_path(path)}", highlight=False)
-
-
-def scenes_of(trainer: Trainer, callback: str) -> SceneSet:
-    """Return the data module of a trainer.
-
-    Args:
-        trainer: The trainer.
-        callback: Name of the callback that needs scenes.
-
-    Raises:
-        ValueError: If the data are not scenes in folders.
-    """
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, SceneSet):
-        raise ValueError(
-            f"{callback} compares views of scenes, and the data is {type(data).__name__}: remove the callback."
-        )
-    return data
-
-
-def evaluation_views(data: SceneSet) -> EvaluationViews:
-    """Return the test set of scenes, which must be set up."""
-    assert isinstance(data.test_set, EvaluationViews)
-    return data.test_set
-
-
-def training_scenes(data: SceneSet) -> Sequence[Scene]:
-    """Return the usable training objects, also if only the test was set up."""
-    train_set = getattr(data, "train_set", None)
-    return train_set.scenes if isinstance(train_set, SceneReferences) else data.readable("train")[0]
 
 
 def _write(path: Path, rows: Sequence[CopiedItem]) -> None:

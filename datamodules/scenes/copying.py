@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -43,7 +43,9 @@ class CopiedItem(NamedTuple):
     white: float
 
 
-def copied_items(training: Sequence[Scene], items: EvaluationViews, views: int) -> list[CopiedItem]:
+def copied_items(
+    training: Sequence[Scene], items: EvaluationViews, views: int, names: Container[str] | None = None
+) -> list[CopiedItem]:
     """Return the nearest training object of every item, and how well copies of its views show the item.
 
     Images are read in chunks of objects, so that memory is bounded, and compared as 8-bit values.
@@ -52,27 +54,45 @@ def copied_items(training: Sequence[Scene], items: EvaluationViews, views: int) 
         training: Training objects, all with the same cameras.
         items: Test items, with the same cameras.
         views: Number of support views of an item.
+        names: Names of the items to compare; the images and cameras of other objects are not read. All if None.
 
     Raises:
         NotSharedError: If objects have different cameras; the message names them.
     """
-    places = shared_frames(items.scenes, training)
-    drawn = [[items.frames(scene, index) for index in range(items.repetitions)] for scene in items.scenes]
+    drawn = _drawn(items, names)
+    if not drawn:
+        return []
+    scenes, draws = [scene for scene, _ in drawn], [frames for _, frames in drawn]
+    places = shared_frames(scenes, training)
     rows = []
-    for chunk in _chunks(items.scenes, max(len(_union(draws)) for draws in drawn)):
-        used = _union([frames for number in chunk for frames in drawn[number]])
-        errors = _errors([items.scenes[number] for number in chunk], training, used, places)
+    for chunk in _chunks(scenes, max(len(_union(frames.values())) for frames in draws)):
+        used = _union(frames for index in chunk for frames in draws[index].values())
+        errors = _errors([scenes[index] for index in chunk], training, used, places)
         columns = {frame: column for column, frame in enumerate(used)}
-        for place, number in enumerate(chunk):
-            for repetition, frames in enumerate(drawn[number]):
+        for place, index in enumerate(chunk):
+            for name, frames in draws[index].items():
                 support, query = ([columns[frame] for frame in part] for part in (frames[:views], frames[views:]))
                 copied = _psnr(errors.copied[place][:, query]).mean(1)
                 nearest = int(errors.copied[place][:, support].mean(1).argmin())
                 white = _psnr(errors.white[place, query]).mean()
-                name = items.name_of(number, repetition)
                 numbers = (float(value) for value in (copied[nearest], copied.max(), white))
                 rows.append(CopiedItem(name, training[nearest].name, *numbers))
     return rows
+
+
+def _drawn(items: EvaluationViews, names: Container[str] | None) -> list[tuple[Scene, dict[str, list[int]]]]:
+    """Return the scenes that have items of these names, each with the frames of these items by name; all if None."""
+    drawn = []
+    for number, scene in enumerate(items.scenes):
+        of_scene = {items.name_of(number, repetition): repetition for repetition in range(items.repetitions)}
+        frames = {
+            name: items.frames(scene, repetition)
+            for name, repetition in of_scene.items()
+            if names is None or name in names
+        }
+        if frames:
+            drawn.append((scene, frames))
+    return drawn
 
 
 class _Errors(NamedTuple):
@@ -146,7 +166,7 @@ def _errors(
     return _Errors(torch.cat(parts, dim=1), white)
 
 
-def _union(draws: Sequence[Sequence[int]]) -> list[int]:
+def _union(draws: Iterable[Sequence[int]]) -> list[int]:
     """Return the frames that occur in any draw, in ascending order."""
     return sorted({frame for frames in draws for frame in frames})
 

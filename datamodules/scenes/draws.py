@@ -9,8 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.batch import PosedImages
+from datamodules.cameras import scaled_intrinsics
 from datamodules.randomness import generator_at
 from datamodules.storage.folders import Split
+from datamodules.storage.images import resize_image
 from datamodules.storage.views import Scene
 
 QUERIES_OF_FIRST = 25  # query frames after the first frame, as in the published code
@@ -116,19 +118,24 @@ def held_out_frames(scene: Scene, train_frames: int, split: Split) -> range:
     return scene.splits[split] if scene.splits else range(min(len(scene.images), train_frames), len(scene.images))
 
 
-def posed(scene: Scene, frames: Sequence[int], name: str) -> PosedImages:
+def posed(scene: Scene, frames: Sequence[int], name: str, shape: tuple[int, int] | None = None) -> PosedImages:
     """Read the given frames of a scene.
 
     Args:
         scene: The scene.
         frames: Indices of the frames, in the order of the result.
         name: Name of the item.
+        shape: Rows and columns of the result, to which every image is resized as soon as it is read, and the intrinsics are
+            scaled; those of the images if None.
 
     Raises:
         ValueError: If an image cannot be read, or its size changed since set-up; the message names it.
     """
-    images = torch.stack([scene.read(frame) for frame in frames])
-    return PosedImages(images, scene.poses[list(frames)], scene.intrinsics[list(frames)], name)
+    images, intrinsics = (scene.read(frame) for frame in frames), scene.intrinsics[list(frames)]
+    if shape is not None and shape != scene.shape:
+        images = (resize_image(image, *shape) for image in images)
+        intrinsics = scaled_intrinsics(intrinsics, scene.shape, shape)
+    return PosedImages(torch.stack(list(images)), scene.poses[list(frames)], intrinsics, name)
 
 
 def drawn_frames(

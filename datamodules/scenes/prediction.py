@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.batch import PosedImages
-from datamodules.cameras import scaled_intrinsics
 from datamodules.domain import Rays
 from datamodules.images.prediction import WholeImages, unique_names
 from datamodules.scenes.base import cameras_note, check_scale
@@ -21,7 +19,6 @@ from datamodules.scenes.draws import posed
 from datamodules.scenes.rays import SceneModule
 from datamodules.spec import DataSpec
 from datamodules.storage.folders import files_below
-from datamodules.storage.images import resize_image
 from datamodules.storage.layouts import SCENE_FILES, is_scene, read_scene, scene_of_file
 from datamodules.storage.poses import Convention
 from datamodules.storage.views import Scene, background_note
@@ -44,13 +41,17 @@ class ChosenViews(NamedTuple):
     scene: Scene
     frames: list[int]
 
-    def read(self) -> PosedImages:
+    def read(self, shape: tuple[int, int] | None = None) -> PosedImages:
         """Return the selected frames.
+
+        Args:
+            shape: Rows and columns to which images are resized, each as soon as it is read, so that a single large image is in
+                memory at a time; their size if None.
 
         Raises:
             ValueError: If an image cannot be read; the message names it.
         """
-        return posed(self.scene, self.frames, self.name)
+        return posed(self.scene, self.frames, self.name, shape)
 
 
 class SceneViews(NamedTuple):
@@ -91,7 +92,7 @@ class SceneBatches(Dataset[PosedImages]):
 
     def __getitem__(self, index: int) -> PosedImages:
         """Read, resize and collate batch ``index``."""
-        batch: PosedImages = default_collate([resized(scene.read(), self.shape) for scene in self.batches[index]])
+        batch: PosedImages = default_collate([scene.read(self.shape) for scene in self.batches[index]])
         return batch
 
 
@@ -264,7 +265,7 @@ class SceneFiles(SceneModule):
         count = min(total, _MAX_VIEWS)
         frames = sorted({*self.support, *(index * total // count for index in range(count))})
         try:
-            item = resized(chosen._replace(frames=frames).read(), self._image_shape)
+            item = chosen._replace(frames=frames).read(self._image_shape)
         except ValueError:  # of a frame that is neither observed nor compared
             return {}
         return {"views": SceneViews(item.images, item.poses, frames, self.support)}
@@ -287,7 +288,8 @@ class SceneFiles(SceneModule):
                 f"{folder} has {len(scene.images)} frame(s), so there is no frame {last}: frames count from 0; choose others "
                 "with --support and --data.query."
             )
-        chosen.read()  # report images that cannot be decoded before any prediction
+        for frame in dict.fromkeys(frames):
+            scene.read(frame)  # report images that cannot be decoded before any prediction
         self.chosen.append(chosen)
         notes = []
         if scene.shape != self._image_shape:
@@ -343,17 +345,3 @@ def frames_compared(
     rest = [frame for frame in range(total) if frame not in support]
     count = len(rest) if query == "rest" else min(_DEFAULT_QUERIES, len(rest))
     return [rest[(2 * index + 1) * len(rest) // (2 * count)] for index in range(count)]
-
-
-def resized(item: PosedImages, shape: tuple[int, int]) -> PosedImages:
-    """Resize posed images, and scale their intrinsics accordingly.
-
-    Args:
-        item: ``images (V, 3, h, w)`` uint8, poses and intrinsics.
-        shape: Rows and columns of the result.
-    """
-    height, width = item.images.shape[-2:]
-    if (height, width) == shape:
-        return item
-    images = torch.stack([resize_image(image, *shape) for image in item.images])
-    return item._replace(images=images, intrinsics=scaled_intrinsics(item.intrinsics, (height, width), shape))

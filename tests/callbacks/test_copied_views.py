@@ -17,6 +17,7 @@ from datamodules import SceneFolder
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.scenes import copying
 from datamodules.scenes.copying import NotSharedError, copied_items, view_errors
+from datamodules.scenes.draws import posed
 from modalities.view_metrics import ViewPSNR, ViewSSIM, WhiteView
 
 SIZE, FRAMES = 12, 5
@@ -133,6 +134,16 @@ def _trainer(data, tmp_path):
     )
 
 
+def _copy(data, trainer, items=None):
+    """Run a test of the first items whose training views are copied; of all if None."""
+    callback = NearestTrainingView()
+    callback.setup(trainer, None, "test")
+    callback.on_test_epoch_start(trainer, None)
+    for index in range(len(data.test_set) if items is None else items):
+        callback.on_test_batch_end(trainer, None, {}, _batch(data, index), index)
+    callback.on_test_end(trainer, None)
+
+
 def _rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -142,7 +153,7 @@ def test_copies_are_logged_and_written(root, tmp_path, capsys):
     data = _data(root)
     del data.train_set  # as in a test, which sets up no training set
     trainer = _trainer(data, tmp_path)
-    NearestTrainingView().on_test_end(trainer, None)
+    _copy(data, trainer)
     rows = _rows(tmp_path / "run" / "test_copied.csv")
     assert len(rows) == 9
     [logger] = trainer.loggers
@@ -152,13 +163,29 @@ def test_copies_are_logged_and_written(root, tmp_path, capsys):
     assert f"nearest training object: {logger.metrics['test/copied_psnr']:.2f} dB" in printed
 
 
+def test_only_tested_items_are_copied(root, tmp_path, monkeypatch):
+    """As with ``limit_test_batches``; images of other objects are not read."""
+    data = _data(root)
+    expected = copied_items(data.train_set.scenes, data.test_set, 1)
+    assert copied_items(data.train_set.scenes, data.test_set, 1, {"p.001", "r.002"}) == [expected[1], expected[8]]
+    assert copied_items(data.train_set.scenes, data.test_set, 1, ()) == []
+    read = []
+    monkeypatch.setattr(copying, "posed", lambda scene, *options: read.append(scene.name) or posed(scene, *options))
+    trainer = _trainer(data, tmp_path)
+    _copy(data, trainer, items=2)
+    assert [row["name"] for row in _rows(tmp_path / "run" / "test_copied.csv")] == ["p.000", "p.001"]
+    assert sorted(read) == ["a", "b", "c", "d", "e", "p"]
+    mean = np.mean([row.copied for row in expected[:2]])
+    assert trainer.loggers[0].metrics["test/copied_psnr"] == pytest.approx(mean)
+
+
 def test_objects_with_other_cameras_are_left_out_with_one_line(tmp_path, capsys):
     for split, names in SPLITS.items():
         for number, name in enumerate(names):
             write_scene(tmp_path / "scenes" / split / name, FRAMES, SIZE, radius=4 + 0.1 * number)
     data = _data(tmp_path / "scenes")
     trainer = _trainer(data, tmp_path)
-    NearestTrainingView().on_test_end(trainer, None)
+    _copy(data, trainer)
     assert capsys.readouterr().out == "No copies of training views: p and q have different cameras.\n"
     test = IdentityTest()
     test.on_test_epoch_start(trainer, None)
@@ -177,10 +204,10 @@ def _batch(data, index):
     return CoordinateBatch(Observation(), query, shape, [item.name])
 
 
-def _run(callback, data, trainer, predict, module=None):
-    """Run a test whose prediction for item ``index`` and step is ``predict(index, step, truth)``."""
+def _run(callback, data, trainer, predict, module=None, items=None):
+    """Run a test whose prediction for item ``index`` and step is ``predict(index, step, truth)``, of the first items or all."""
     callback.on_test_epoch_start(trainer, module)
-    for index in range(len(data.test_set)):
+    for index in range(len(data.test_set) if items is None else items):
         batch = _batch(data, index)
         values = {step: predict(index, step, batch.query.values) for step in (0, 5)}
         callback.on_test_batch_end(trainer, module, {"values": values}, batch, index)
@@ -228,9 +255,37 @@ def test_identity_of_few_objects(root, tmp_path, capsys):
     assert "predicted: identity 2 of 2\n" in capsys.readouterr().out
     with pytest.raises(ValueError, match="max_objects is 1; it must be at least 2"):
         IdentityTest(max_objects=1)
-    for callback in (IdentityTest().on_test_epoch_start, NearestTrainingView().on_test_end):
-        with pytest.raises(ValueError, match="compares views of scenes, and the data is NoneType: remove the callback"):
-            callback(SimpleNamespace(datamodule=None, log_dir=tmp_path / "run", default_root_dir="no"), None)
+
+
+def test_tested_objects_are_compared_with_all_objects(root, tmp_path, capsys):
+    """Only p is tested, as with ``limit_test_batches``, and predicted as r."""
+    data = _data(root, draws=1)
+    trainer = _trainer(data, tmp_path)
+    p, _, r = data.test_set.scenes
+
+    def predict(index, step, truth):
+        images = np.stack([_image(p if step else r, frame) for frame in data.test_set.frames(p, 0)[1:]])
+        return torch.from_numpy(images).float().view(1, -1, 3)
+
+    _run(IdentityTest(), data, trainer, predict, items=1)
+    printed = capsys.readouterr().out
+    assert "predicted: identity 0 of 1 among 3 objects: p is nearest to r\n" in printed
+    assert "refined: identity 1 of 1 among 3 objects\n" in printed
+    assert trainer.loggers[0].metrics == {"test/identity": 0, "test/identity_refined": 1}
+    first, refined = _rows(tmp_path / "run" / "test_identity.csv")
+    assert (first["name"], first["nearest"], refined["nearest"]) == ("p", "r", "p")
+    assert float(first["mse to r"]) < 1e-10 < float(first["mse to q"])
+
+
+@pytest.mark.parametrize("callback", [IdentityTest(), NearestTrainingView()])
+def test_other_data_are_refused_before_a_test(callback):
+    trainer = SimpleNamespace(datamodule=None)
+    callback.setup(trainer, None, "fit")
+    name = type(callback).__name__
+    with pytest.raises(
+        ValueError, match=f"{name} compares views of scenes, and the data is NoneType: remove the callb"
+    ):
+        callback.setup(trainer, None, "test")
 
 
 def test_table_has_a_row_per_view(root, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 from datamodules.batch import Views
 from datamodules.cameras import orbit
 from datamodules.scenes.prediction import SceneFiles
+from datamodules.storage.images import resize_image
+from datamodules.storage.views import Scene
 
 ANGLE = 0.9
 
@@ -140,6 +143,34 @@ def test_images_of_another_size_are_resized_with_their_intrinsics():
     wide = _batches(_data("small", signal_shape=(1, 3, 4, 8)))[0].observation.signal
     assert wide.images.shape == (1, 1, 3, 4, 8)
     assert wide.intrinsics[0, 0].tolist() == pytest.approx([4 / math.tan(ANGLE / 2), 2 / math.tan(ANGLE / 2), 4, 2])
+
+
+def test_images_are_resized_one_at_a_time(monkeypatch):
+    """With up to 100 frames, which phones take with 12 megapixels, full-resolution images do not fit into memory."""
+    _write("large", frames=6, size=32)
+    alive = weakref.WeakSet()
+    counts = []
+
+    def read(scene, frame, original=Scene.read):
+        image = original(scene, frame)
+        alive.add(image)
+        counts.append(len(alive))
+        return image
+
+    monkeypatch.setattr(Scene, "read", read)
+    data = _data("large", query="rest")
+    [batch] = data.predict_dataloader()
+    views = data.source_of("large")["views"]
+    assert len(counts) == 3 * 6
+    assert max(counts) <= 2  # the next image is read before the last is released
+    assert views.images.shape == (6, 3, 8, 8)
+    assert views.frames == [0, 1, 2, 3, 4, 5]
+    for frame in range(6):
+        expected = resize_image(data.chosen[0].scene.read(frame), 8, 8)
+        assert torch.equal(views.images[frame], expected)
+        assert torch.equal(batch.images[0, frame], expected)
+    focal = 4 / math.tan(ANGLE / 2)
+    _close(batch.intrinsics, torch.tensor([focal, focal, 4, 4]).expand(1, 6, 4))
 
 
 def test_folders_are_searched_for_scenes():
