@@ -108,6 +108,7 @@ class Composer(LightningModule):
         """Connect the parts, and raise an error if training would not reach some latents or parameters."""
         self.parametrization.connect(self.network)
         self.start.connect(self.parametrization.latents)
+        self._check_starts()
         if self.inner is None:
             return
         if not self.inner.rule.differentiable:
@@ -124,6 +125,21 @@ class Composer(LightningModule):
                 "Reptile learns only what the inner loop adapts: set modulates to both, modulated_layers to all and learned_lr "
                 "to []."
             )
+
+    def _check_starts(self) -> None:
+        """Raise an error if a test would refine from codes with constant latents that belong to no signal."""
+        constant = [name for name, spec in self.parametrization.latents.items() if spec.constant]
+        if constant and self._starts_elsewhere:
+            raise ValueError(
+                f"starts of refinement is {list(self.refinement.starts)}; this {type(self.network).__name__} reads "
+                f"{', '.join(constant)} as facts of a signal, which a mean or random code does not have: set "
+                "refinement.init_args.starts to [prediction]."
+            )
+
+    @property
+    def _starts_elsewhere(self) -> bool:
+        """Whether a test refines from other codes than the predicted ones as well."""
+        return bool(self.refinement.steps) and "test" in self.refinement.stages and len(self.refinement.starts) > 1
 
     def _check_dependence(self) -> None:
         """Raise an error if the field does not depend on some latents, which then have no gradient."""
@@ -422,8 +438,8 @@ class Composer(LightningModule):
 
     def on_test_start(self) -> None:
         """Measure the training codes where a curve of this test starts from them."""
-        needed = self.refinement.steps and "test" in self.refinement.stages and len(self.refinement.starts) > 1
-        self.training_codes = measure_training_codes(self) if needed else None
+        self._check_starts()  # a user may have set another refinement
+        self.training_codes = measure_training_codes(self) if self._starts_elsewhere else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the config for `composers.load`, the settings of training, and the specification of the data."""

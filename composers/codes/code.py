@@ -169,7 +169,8 @@ def interpolate(
         composer: Model of the codes.
 
     Raises:
-        ValueError: If the codes belong to different models, or have different numbers of tiles or layouts.
+        ValueError: If the codes belong to different models, have different numbers of tiles or layouts, or differ in latents
+            that the network of ``composer`` takes as constant.
     """
     if first.model != last.model:
         raise ValueError(

@@ -63,7 +63,17 @@ class Parametrization(nn.Module, ABC, Generic[M]):
             first: Latents at ``share`` 0.
             last: Latents at ``share`` 1.
             share: Position between both, in [0, 1].
+
+        Raises:
+            ValueError: If latents that are constant differ.
         """
+        for name, spec in self.latents.items():
+            if spec.constant and not torch.equal(first[name], last[name]):
+                raise ValueError(
+                    f"The codes differ in {name}, which the network reads as facts of a signal, so that numbers between those "
+                    f"of two signals are not valid: interpolate codes with the same {name}, such as those of objects that were "
+                    "observed from the same views."
+                )
         return lerp(first, last, share)
 
     def step_scales(self, latents: Latents) -> dict[str, Tensor]:

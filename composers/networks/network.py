@@ -20,11 +20,14 @@ class TensorSpec(NamedTuple):
         shape: Without the batch dimension. An axis of -1 depends on the signal; see `composers.latents.Layout`.
         initial: Return a new tensor of this shape, with 1 in place of -1.
         normalized: Whether the network divides the tensor by its norm, so that its scale has no effect.
+        constant: Whether the tensor states facts of a signal, such as its cameras, so that neither numbers between those of two
+            signals nor the mean over signals are valid.
     """
 
     shape: tuple[int, ...]
     initial: Callable[[], Tensor]
     normalized: bool = False
+    constant: bool = False
 
 
 class PatchSpec(NamedTuple):

@@ -73,7 +73,7 @@ class PixelAlignedMLP(CoordinateNetwork[Modulations]):
         self.mlp = PointMLP(hidden_dim + encoded, value_dim, hidden_dim, num_hidden)
         self.slots = {
             "maps": TensorSpec((feature_dim, -1, -1, -1), partial(torch.zeros, feature_dim, num_views, 1, 1)),
-            "cameras": TensorSpec((num_views, _CAMERA), partial(torch.ones, num_views, _CAMERA)),
+            "cameras": TensorSpec((num_views, _CAMERA), partial(torch.ones, num_views, _CAMERA), constant=True),
         }
 
     @property

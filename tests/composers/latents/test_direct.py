@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
+from composers import PixelAligned, Refinement
+from composers.codes import InstanceCode, fingerprint, interpolate
+from composers.encoders import ViewFeatures
 from composers.latents import Direct, Layout
+from composers.networks import PixelAlignedMLP
+from composers.rendering import VolumeRenderer
+from datamodules.domain import Rays
+from datamodules.tiles import whole
 
 
 def _connect(network):
@@ -74,3 +81,45 @@ def test_a_network_without_modulations_is_rejected(make_network):
         ValueError, match=r"Direct adapts the modulations .* CoordinateMLP has none: name its modulated_layers"
     ):
         Direct().connect(make_network(modulated_layers=()))
+
+
+def _pixel_aligned(**refinement):
+    """Return a model whose codes contain the cameras of two views."""
+    network, encoder = PixelAlignedMLP(3, 4, 2, 4, 6), ViewFeatures((-1, 3, -1, -1), 4)
+    return PixelAligned(network, encoder, refinement=Refinement(**refinement), renderer=VolumeRenderer(2.0, 6.0))
+
+
+def test_codes_with_different_constants_are_not_interpolated():
+    """A rotation halfway between two, entry by entry, is singular."""
+    composer = _pixel_aligned(steps=0)
+    generator = torch.Generator().manual_seed(0)
+    layout = Layout((2, 3, 3))
+
+    def code(cameras):
+        latents = {"maps": torch.randn(1, 4, 2, 3, 3, generator=generator), "cameras": cameras}
+        model = fingerprint(composer)
+        return InstanceCode(latents, [whole((2, 6, 6))], (2, 6, 6), model, domain=Rays(2.0, 6.0), layout=layout)
+
+    cameras = torch.randn(1, 2, 16, generator=generator)
+    first, last = code(cameras), code(cameras.clone())
+    middle = interpolate(first, last, 0.25, composer).latents
+    assert torch.equal(middle["cameras"], cameras)
+    torch.testing.assert_close(middle["maps"], 0.75 * first.latents["maps"] + 0.25 * last.latents["maps"])
+    other = code(cameras + 1e-3)
+    message = "The codes differ in cameras, .* not valid: interpolate codes with the same cameras"
+    with pytest.raises(ValueError, match=message):
+        interpolate(first, other, 0.25, composer)
+
+
+@pytest.mark.parametrize("starts", [("prediction", "mean"), ("prediction", "random")])
+def test_refinement_from_a_code_without_constants_is_refused(starts):
+    message = (
+        r"PixelAlignedMLP reads cameras as facts of a signal, .* set refinement.init_args.starts to \[prediction\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        _pixel_aligned(steps=2, starts=starts)
+    composer = _pixel_aligned(steps=2, starts=["prediction"])
+    assert _pixel_aligned(steps=2, starts=starts, stages=["predict"]).refinement.starts == starts
+    composer.refinement = Refinement(steps=2, starts=starts)
+    with pytest.raises(ValueError, match=message):
+        composer.on_test_start()
