@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
     """Return a folder with two scenes, and one run of each preset from training to prediction."""
     folder = tmp_path_factory.mktemp("views")
     with contextlib.chdir(folder):
-        for name in ("first", "second"):
-            write_scene(folder / "scenes" / name, size=16, radius=4.0)
+        for name, radius in (("first", 4.0), ("second", 3.0)):
+            write_scene(folder / "scenes" / name, size=16, radius=radius)
         for preset in PRESETS:
             for command in _commands(preset, "one"):
                 run(*command)
