@@ -86,7 +86,7 @@ def test_an_invalid_command_line_raises_an_error(arguments, expected):
     ("composer", "arguments", "expected"),
     [
         ("ipc", [f"{MODEL}.encoder.init_args.patch_size", 5], ["patch_size 5", "16 samples", "remainder to reflect"]),
-        ("ipc", [f"{INR}.coord_dim", 3], ["CoordinateMLP", "coord_dim 3", "for 2", "leave coord_dim out"]),
+        ("ipc", [f"{INR}.coord_dim", 3], ["CoordinateMLP", "coord_dim 3", "the data has 2", "leave coord_dim out"]),
         ("ipc", [f"{MODEL}.encoder.init_args.signal_shape", "[3, 24, 24]"], ["(3, 24, 24)", "(3, 16, 16)", "leave"]),
         ("ipc", [f"{INR}.hidden_dim", "[8, 8, 8]"], ["hidden_dim", "[8, 8, 8]", "num_layers 3", "2 of them"]),
         ("ipc", [f"{INR}.modulated_layers", "[3]"], ["modulated_layers", "[3]", "3 layers", "0 to 2"]),
