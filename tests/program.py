@@ -135,6 +135,7 @@ def run_two(commands, cwd, limit=240):
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
 
 
