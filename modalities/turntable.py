@@ -114,7 +114,7 @@ class TrueViews(NamedTuple):
 
     def nearest(self, directions: Tensor) -> list[int]:
         """Return the view that looks most nearly in each direction ``(F, 3)``."""
-        result: list[int] = (directions @ self.directions.mT).argmax(1).tolist()
+        result: list[int] = (directions @ self.directions.to(directions).mT).argmax(1).tolist()
         return result
 
 
