@@ -2,8 +2,8 @@
 
 The cost is the number of floating-point operations of all matrix products, forward and backward, including the inner loop, on
 random signals. They are counted on fake tensors, without computing anything, so that a laptop can count any experiment. Only
-networks with patches compute a step, because the number of their routes depends on coordinates, and so do renderers that skip
-samples, for which the count is that of untrained weights.
+networks with patches compute a step, because the number of their routes depends on coordinates. Renderers that can skip samples
+are counted with all samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +34,7 @@ from application.sizes import state_sizes
 from benchmarks.speed import device_name, duration
 from composers.base import Composer
 from composers.latents import Latents
+from composers.rendering import VolumeRenderer
 from datamodules.audio.base import RecordingSet
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
@@ -188,13 +189,15 @@ def count(config: Path, batch_size: int | None = None) -> Cost:
         batch_size: Number of instances in a step. If None, that of the config.
     """
     composer, data, epochs = build(config)
+    if isinstance(composer.renderer, VolumeRenderer):
+        composer.renderer.sparse_gradients, composer.renderer.occupancy, composer.renderer.radius = False, None, None
     batch = random_batch(data, batch_size or data.batch_size)
     step = ForwardAndBackward(composer)
     # Fused attention kernels differ in what they recompute, and are not counted on a CPU.
     with sdpa_kernel(SDPBackend.MATH):
         try:
             latents, step_flop = _count_on_fake_tensors(step, batch)
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except DynamicOutputShapeException:
             with counter() as counted:
                 _, latents = step(batch)
             step_flop = counted.get_total_flops()
