@@ -62,15 +62,10 @@ def test_fit_validate_test_and_predict(tmp_path):
         assert (video.n_frames, video.size) == (2, (2 * 24, 24))
 
 
-CALLBACKS = ("identity.IdentityTest", "nearest_view.NearestTrainingView", "view_table.ViewTable")
-
-
 @pytest.mark.slow
 def test_baselines_and_identity_match_on_two_processes(tmp_path):
     run("fit", *TINY, NAME, "fit")
     options = ["--ckpt_path", "runs/fit/version_0/checkpoints/last.ckpt", "--data.init_args.protocol=all"]
-    for name in CALLBACKS:
-        options += ["--trainer.callbacks+", f"callbacks.{name}"]
     printed = run("test", *TINY, NAME, "one", *options)
     run_process("test", *TINY, *TWO, NAME, "two", *options, cwd=tmp_path)
     assert "predicted: identity " in printed
