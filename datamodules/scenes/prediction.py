@@ -16,14 +16,13 @@ from datamodules.domain import Rays
 from datamodules.images.prediction import WholeImages, unique_names
 from datamodules.scenes.base import cameras_note, check_scale
 from datamodules.scenes.draws import posed
-from datamodules.scenes.rays import SceneModule
+from datamodules.scenes.rays import MILLIMETRE, SceneModule
 from datamodules.spec import DataSpec
 from datamodules.storage.folders import files_below
 from datamodules.storage.layouts import SCENE_FILES, is_scene, read_scene, scene_of_file
 from datamodules.storage.poses import Convention
 from datamodules.storage.views import Scene, background_note
 
-_MILLIMETRE = 1e-3  # of a metre
 _DEFAULT_QUERIES = 4  # query frames if none are specified
 _MAX_VIEWS = 100  # shown beside a turntable video
 
@@ -238,7 +237,7 @@ class SceneFiles(SceneModule):
             distances = poses[:, :, 3].norm(dim=-1)
             scale = self.suggested_scale(poses)
             value = f" {scale:g}" if scale != 1 else ""
-            units = ", because the scene seems to be in millimetres" if scale == _MILLIMETRE else ""
+            units = ", because the scene seems to be in millimetres" if scale == MILLIMETRE else ""
             raise ValueError(
                 f"The cameras of {name} are {float(distances.min()):,.5g} to {float(distances.max()):,.5g} from the origin, "
                 f"and the model renders depths from {self.near:g} to {self.far:g}, which exclude the origin: scale the "

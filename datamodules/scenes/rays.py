@@ -19,7 +19,7 @@ from datamodules.spec import DataSpec
 from modalities.views import PosedViews
 
 _WHITE = 255  # background, in all channels
-_MILLIMETRE = 1e-3  # of a metre
+MILLIMETRE = 1e-3  # of a metre
 _OBJECT_RADIUS = 1.8  # upper bound of the radius of objects around the origin
 
 
@@ -124,7 +124,7 @@ class SceneModule(CoordinateDataModule):
         if bool(invisible.all()):
             nearest, farthest = float(distances.min()), float(distances.max())
             scale = self.suggested_scale(poses)
-            units = "is in millimetres" if scale == _MILLIMETRE else "has other units"
+            units = "is in millimetres" if scale == MILLIMETRE else "has other units"
             hint = f" Or, if the scene {units}, set --data.init_args.scale {scale:g}." if scale != 1 else ""
             raise ValueError(
                 f"The cameras of {name} are {nearest:,.5g} to {farthest:,.5g} from the origin, so no object around the origin "
