@@ -141,8 +141,6 @@ def assert_resumed_equals(reference, setting, name):
         pytest.param("plain", "batch_end-6", marks=pytest.mark.slow),
         pytest.param("plain", "epoch_start-6", marks=pytest.mark.slow),
         pytest.param("plain", "batch_start-11", marks=pytest.mark.slow),
-        pytest.param("window", "batch_end-3", marks=pytest.mark.slow),
-        pytest.param("window", "zero_grad-6", marks=pytest.mark.slow),
         pytest.param("validation", "batch_end-3", marks=pytest.mark.slow),
         pytest.param("validation", "validation_end-9", marks=pytest.mark.slow),
         pytest.param("validation", "validation_batch_end-12", marks=pytest.mark.slow),
