@@ -189,12 +189,15 @@ def test_program_runs_on_every_layout(tmp_path, layout):
 
     for command in commands("one", ["--data.init_args.batch_size=4"], []):
         run(*command)
-    run_two(commands("two", TWO, TWO[:2]), tmp_path)
-    (expected_weights, expected_names, expected), (actual_weights, names, actual) = map(_results, ("one", "two"))
-    assert names == expected_names == ["g", "h", "g", "h"]
+    expected_weights, expected_names, expected = _results("one")
+    assert expected_names == ["g", "h", "g", "h"]
     assert torch.isfinite(torch.tensor(expected)).all()
-    assert all((actual_weights[key] - weight).abs().max() < 1e-5 for key, weight in expected_weights.items())
-    assert actual == pytest.approx(expected, abs=2e-3)
+    if layout == "split files":  # one layout is enough to compare processes
+        run_two(commands("two", TWO, TWO[:2]), tmp_path)
+        actual_weights, names, actual = _results("two")
+        assert names == expected_names
+        assert all((actual_weights[key] - weight).abs().max() < 1e-5 for key, weight in expected_weights.items())
+        assert actual == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.slow
