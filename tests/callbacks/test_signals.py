@@ -40,7 +40,7 @@ def _run_with_signal(tmp_path, number, at, *args, extra=None):
     """Run a command that receives a signal in batch ``at``; return its exit status and what it printed."""
     files = [tmp_path / "printed.txt", tmp_path / "errors.txt"]
     process = start_fork([args], tmp_path, files, functools.partial(_send_in_batch, number, at), **extra or {})
-    process.join(120)
+    process.join(240)
     process.kill()
     process.join()
     return SimpleNamespace(returncode=process.exitcode, stdout=files[0].read_text(), stderr=files[1].read_text())
