@@ -184,13 +184,18 @@ class StopOnSignal(Callback):
         self._shared_batches = int(count)
 
     def _agree(self) -> int:
-        """Return a signal that any process has received, else 0; call it on all processes."""
-        if self._group is not None:
-            number = torch.tensor(self.received)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
-            if int(number) and not self.received:
-                self.received, self._received_at = int(number), time.monotonic()
-        return self.received
+        """Return a signal that any process has received, else 0; call it on all processes.
+
+        All processes return the same: a signal that arrives during the call counts from the next call.
+        """
+        if self._group is None:
+            return self.received
+        shared = torch.tensor(self.received)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, group=self._group)
+        number = int(shared)
+        if number and not self.received:
+            self.received, self._received_at = number, time.monotonic()
+        return number
 
     def _stop_training(self, trainer: Trainer, saved: bool = False) -> None:
         """If a signal was received, save a checkpoint, log it and exit."""

@@ -4,12 +4,15 @@ import contextlib
 import csv
 import functools
 import io
-import json
+import multiprocessing
 import os
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import time
+import warnings
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -28,6 +31,9 @@ FOLDERS = [TESTS, *sorted({path.parent for path in TESTS.rglob("test_*.py")} - {
 COMPOSERS = ("ipc", "transinr")
 SAVE_DIR = "--trainer.logger.init_args.save_dir"
 NAME = "--trainer.logger.init_args.name"
+
+_FORK_SERVER = multiprocessing.get_context("forkserver")
+_FORK_SERVER.set_forkserver_preload(["program", "callbacks.curves", "callbacks.progress"])
 
 _scaled_once = functools.cache(samples._scaled)  # shared by all tests
 
@@ -102,41 +108,64 @@ def run_process(*args, cwd, limit=120):
     return process.stdout
 
 
-_COMMANDS = "import json, sys, program; [program.run(*command) for command in json.loads(sys.argv[1])]"
+def _forked(environment, folder, files, commands, prepare):
+    """Run commands of the program in a fork of the fork server, with its own environment, folder and output files."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    multiprocessing.set_start_method("fork", force=True)  # for workers of data loaders, as without the fork server
+    for number, name in enumerate(files, 1):
+        with Path(name).open("w") as file:
+            os.dup2(file.fileno(), number)
+    warnings.filterwarnings("error", category=UserWarning)
+    if prepare is not None:
+        prepare()
+    for command in commands:
+        _main(command)
+
+
+def start_fork(commands, folder, files, prepare=None, **environment):
+    """Start commands in a fork of a process that has only imported the program, which takes most of the time of a command.
+
+    Args:
+        commands: Lists of command-line arguments.
+        folder: Working directory.
+        files: Files for standard output and standard error.
+        prepare: Function of a module that the process calls before the commands.
+        environment: Additional environment variables.
+
+    Returns:
+        The process.
+    """
+    common = {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))), "OMP_NUM_THREADS": "1"}
+    arguments = [[str(argument) for argument in command] for command in commands]
+    variables = os.environ | common | environment
+    process = _FORK_SERVER.Process(target=_forked, args=(variables, folder, files, arguments, prepare))
+    with mock.patch.dict(os.environ, common):  # for the imports of the fork server, which the first process starts
+        process.start()
+    return process
 
 
 def run_two(commands, cwd, limit=240):
-    """Run commands of the program one after the other in two processes, started as on a cluster."""
+    """Run commands of the program one after the other in two processes, as on a cluster; return the first one's output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    arguments = json.dumps([[str(argument) for argument in command] for command in commands])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _COMMANDS, arguments],
-            cwd=cwd,
-            env=environment | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [process.communicate(timeout=limit)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(printed)
+    cluster = {"WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [[Path(folder, f"{name}_{rank}") for name in ("stdout", "stderr")] for rank in range(2)]
+        processes = [start_fork(commands, cwd, files[rank], LOCAL_RANK=str(rank), **cluster) for rank in range(2)]
+        deadline = time.monotonic() + limit
+        try:
+            for process in processes:
+                process.join(max(deadline - time.monotonic(), 0))
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        printed = [path.read_text() for pair in files for path in pair]
+    assert [process.exitcode for process in processes] == [0, 0], "\n".join(printed)
+    return printed[0]
 
 
 def keep_every(steps):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from program import REPOSITORY, asked
+from program import REPOSITORY, SAVE_DIR, asked, run, tiny
 
 import composers
 import datamodules
@@ -227,14 +227,23 @@ def _program_commands():
     return commands
 
 
+@pytest.fixture(scope="module")
+def checkpoint_of_views(tmp_path_factory):
+    """Return a checkpoint of a tiny composer of views."""
+    folder = tmp_path_factory.mktemp("views")
+    run("fit", *tiny("objects"), f"{SAVE_DIR}={folder}", "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+    return next(folder.rglob("last.ckpt"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", _program_commands(), ids=" ".join)
-def test_commands_of_the_program_are_parsed(arguments, monkeypatch):
+def test_commands_of_the_program_are_parsed(arguments, monkeypatch, request):
     monkeypatch.chdir(REPOSITORY)
     arguments = list(arguments)
     for option in ("--ckpt_path", "--weights"):  # files of runs that a test does not have
         if option in arguments and arguments[arguments.index(option) + 1].endswith(".ckpt"):
-            arguments[arguments.index(option) + 1] = "photos_ipc"
+            file = request.getfixturevalue("checkpoint_of_views") if "--views" in arguments else "photos_ipc"
+            arguments[arguments.index(option) + 1] = str(file)
     if "--print_config" not in arguments and not any(argument.endswith(".help") for argument in arguments):
         arguments.append("--print_config")
     assert "model:" in (printed := asked(*arguments)) or "usage" in printed.lower() or "Help for" in printed

@@ -122,7 +122,7 @@ def test_recipe_word_for_word(title, tmp_path):
     _write(files, tmp_path)
     load = "import composers, glob; composers.load(glob.glob('runs/*/*/checkpoints/last.ckpt')[0])"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for command in (["cli.py", *arguments], ["-c", load]):
+    for command in (["cli.py", *arguments, *FEW_STEPS[:2]], ["-c", load]):
         finished = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )

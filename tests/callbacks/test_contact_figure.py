@@ -10,7 +10,7 @@ from flat_images import FlatData
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from program import TESTS, run, run_process
+from program import TESTS, run, run_two
 from small_pairs import SmallImages, naive_bicubic, naive_psnr, shift_between, smooth_image
 
 from callbacks.contact import ContactFigure, ContactRow, most_detailed, ordered
@@ -233,7 +233,7 @@ def test_two_processes_measure_every_pair_once_and_draw_the_same_figure(tmp_path
     run("fit", *config, name, "fit")
     printed = {"one": run("test", *config, *weights, name, "one")}
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    printed["two"] = run_process("test", *config, *weights, *two, name, "two", cwd=tmp_path)
+    printed["two"] = run_two([["test", *config, *weights, *two, name, "two"]], tmp_path)
     tables = []
     for processes, text in printed.items():
         assert text.count("Means over images, by scale") == 1

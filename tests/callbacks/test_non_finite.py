@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import NAME, checkpoint, column, refused, run, run_process, tiny
+from program import NAME, checkpoint, column, refused, run, run_two, tiny
 
 import composers
 from datamodules import SamplePhotos
@@ -66,7 +66,7 @@ def test_gradient_that_is_not_finite_ends_training(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_skip_the_same_update(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=4", NAME, "two"]
-    run_process("fit", *tiny("ipc"), POISONED, *two, "--non_finite.action=skip", cwd=tmp_path)
+    run_two([["fit", *tiny("ipc"), POISONED, *two, "--non_finite.action=skip"]], tmp_path)
     saved = checkpoint("runs/two/version_0")
     assert {int(state["step"]) for state in saved["optimizer_states"][0]["state"].values()} == {2}
     assert saved["global_step"] == 3

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import rich
 from lightning.pytorch.callbacks import Timer
-from program import keep_every, run, run_process, tiny
+from program import keep_every, run, run_two, tiny
 from rich.console import Console
 
 from callbacks import progress, results
@@ -79,7 +79,7 @@ def test_evaluations_print_lines_per_batch():
 @pytest.mark.slow
 def test_two_processes_print_every_line_once(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
-    printed = run_process("fit", *tiny("ipc"), *two, "--trainer.overfit_batches=1", *_progress_bar(0), cwd=tmp_path)
+    printed = run_two([["fit", *tiny("ipc"), *two, "--trainer.overfit_batches=1", *_progress_bar(0)]], tmp_path)
     assert len(_lines(printed, "Step 1 of 1")) == 1
     assert len(_lines(printed, "Validation at step 1 of 1")) == 1
 

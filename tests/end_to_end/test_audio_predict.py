@@ -11,7 +11,7 @@ import torch
 from coordinates import grid
 from hums import HumItems, Hums, build_ipc, ipc_config
 from jsonargparse import Namespace
-from program import refused, rows, run, run_process
+from program import refused, rows, run, run_two
 
 import composers
 from application.shortcuts import expand_shortcuts
@@ -271,7 +271,7 @@ def test_predictions_of_two_processes_equal_those_of_one(weights, tmp_path):
     options = ["--audio", "in", "--ckpt_path", weights, "--data.batch_size", 2, "--data.sample_rate", SAMPLE_RATE]
     run("predict", *options, "--output", "one")
     two_processes = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    printed = run_process("predict", *options, "--output", "two", *two_processes, cwd=tmp_path)
+    printed = run_two([["predict", *options, "--output", "two", *two_processes]], tmp_path)
     assert printed.count("Audio, spectrograms, codes") == 1
     assert [row["name"] for row in rows("two/predictions.csv")] == ["0", "1", "2"]
     for row in rows("one/predictions.csv"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from program import NAME, checkpoint, column, rows, run, run_process, tiny
+from program import NAME, checkpoint, column, rows, run, run_process, run_two, tiny
 
 from datamodules.randomness import generator_at
 
@@ -34,7 +34,7 @@ def _elsewhere(tmp_path, monkeypatch):
 def _assert_same_training(composer, cwd, data=PHOTOS, two_process_args=()):
     """Train with one and with two processes, and compare weights and validation metrics."""
     run("fit", *tiny(composer), *data, *COMMON, *ONE)
-    printed = run_process("fit", *tiny(composer), *data, *COMMON, *TWO, *two_process_args, cwd=cwd)
+    printed = run_two([["fit", *tiny(composer), *data, *COMMON, *TWO, *two_process_args]], cwd)
     assert re.search(r"effective batch\s*│ 8 = 4 x 2 device\(s\)", printed)
     assert printed.count("effective batch") == 1
     assert "Checkpoint: runs/two/version_0/checkpoints/last.ckpt" in printed
@@ -101,7 +101,7 @@ def test_run_with_two_processes_resumes_with_one(tmp_path):
         "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
         "init_args: {filename: middle, every_n_train_steps: 2, enable_version_counter: false}}"
     )
-    run_process("fit", *tiny("ipc"), *PHOTOS, *COMMON, *TWO, "--trainer.callbacks+", saver, cwd=tmp_path)
+    run_two([["fit", *tiny("ipc"), *PHOTOS, *COMMON, *TWO, "--trainer.callbacks+", saver]], tmp_path)
     middle = "runs/two/version_0/checkpoints/middle.ckpt"
     run("fit", *tiny("ipc"), *PHOTOS, *COMMON, *ONE, "--trainer.callbacks+", saver, "--ckpt_path", middle)
     one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))

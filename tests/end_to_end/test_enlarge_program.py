@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from patches import random_pixels
 from PIL import Image
-from program import TESTS, refused, rows, run, run_process
+from program import TESTS, refused, rows, run, run_two
 from super_resolvers import tiny_liif
 
 import composers
@@ -91,7 +91,7 @@ def test_two_processes_write_what_one_writes(trained, tmp_path):
     arguments = ["predict", "--images", "wide.png", "tall.png", "--ckpt_path", trained, "--max_pixels", 200]
     run(*arguments, "--output", "one")
     devices = ["--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
-    run_process(*arguments, "--output", "two", *devices, cwd=tmp_path)
+    run_two([[*arguments, "--output", "two", *devices]], tmp_path)
     assert rows("one/predictions.csv") == sorted(rows("two/predictions.csv"), key=lambda row: row["name"], reverse=True)
     for name in ("wide", "tall"):
         assert np.array_equal(_pixels(f"one/{name}.png"), _pixels(f"two/{name}.png"))

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from patches import random_pixels
 from PIL import Image
-from program import NAME, TESTS, checkpoint, column, refused, rows, run, run_process
+from program import NAME, TESTS, checkpoint, column, refused, rows, run, run_two
 
 import composers
 from composers.codes import read_code
@@ -222,7 +222,7 @@ def test_models_of_other_signals_are_refused(trained):
 @pytest.mark.parametrize("name", [IMAGES, SPEECH])
 def test_two_processes_equal_one(name, tmp_path):
     run("fit", *_config(name), SGD, *EIGHT, NAME, "one")
-    run_process("fit", *_config(name), SGD, *FOUR, *TWO_PROCESSES, NAME, "two", cwd=tmp_path)
+    run_two([["fit", *_config(name), SGD, *FOUR, *TWO_PROCESSES, NAME, "two"]], tmp_path)
     one, two = (checkpoint(f"runs/{folder}/version_0") for folder in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 3
     for key, weight in one["state_dict"].items():
@@ -234,7 +234,7 @@ def test_two_processes_equal_one(name, tmp_path):
     for file in files:
         writer(file)
     run("predict", option, *files, *weights, "--output", "alone")
-    run_process("predict", option, *files, *weights, "--output", "shared", *TWO_PROCESSES, cwd=tmp_path)
+    run_two([["predict", option, *files, *weights, "--output", "shared", *TWO_PROCESSES]], tmp_path)
     alone, shared = (rows(f"{folder}/predictions.csv") for folder in ("alone", "shared"))
     assert [row["name"] for row in shared] == [row["name"] for row in alone] == list("abc")
     for row, expected in zip(shared, alone, strict=True):
@@ -246,7 +246,7 @@ def test_two_processes_equal_one(name, tmp_path):
 def test_two_processes_test_every_item_once(trained, name, tmp_path):
     weights = ["--ckpt_path", trained(name)]
     run("test", *_config(name), *weights, NAME, "one")
-    run_process("test", *_config(name), *TWO_PROCESSES, *weights, NAME, "two", cwd=tmp_path)
+    run_two([["test", *_config(name), *TWO_PROCESSES, *weights, NAME, "two"]], tmp_path)
     actual, expected = (rows(f"runs/{folder}/version_0/test_instances.csv") for folder in ("two", "one"))
     assert [row["name"] for row in actual] == [row["name"] for row in expected]
     for row, other in zip(actual, expected, strict=True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from program import NAME, TESTS, checkpoint, refused, rows, run, run_process
+from program import NAME, TESTS, checkpoint, refused, rows, run, run_two
 from shape_files import ball, write_balls, write_deep_sdf, write_meshes
 
 from composers.codes import read_code
@@ -85,12 +85,12 @@ def test_fit_validate_test_predict_and_codes(tmp_path, layout):
 def test_two_processes_match_one(tmp_path, layout):
     options = [*TINY, *_layout(layout, tmp_path / "data")]
     run("fit", *options, NAME, "one")
-    run_process("fit", *options, *TWO, NAME, "two", cwd=tmp_path, limit=400)
+    run_two([["fit", *options, *TWO, NAME, "two"]], tmp_path, limit=400)
     one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))
     assert all((two[key] - weight).abs().max() < 1e-5 for key, weight in one.items() if "chamfer" not in key)
     plain = ["--trainer.callbacks", "[{class_path: callbacks.results.ResultsTable}]"]
     run("test", *options, NAME, "one", *WEIGHTS, *plain)
-    run_process("test", *options, *TWO, NAME, "two", *WEIGHTS, *plain, cwd=tmp_path, limit=400)
+    run_two([["test", *options, *TWO, NAME, "two", *WEIGHTS, *plain]], tmp_path, limit=400)
     actual, expected = (rows(f"runs/{name}/version_1/test_instances.csv") for name in ("two", "one"))
     assert [row["name"] for row in actual] == [row["name"] for row in expected]
     assert [row["name"].rpartition("/")[2] for row in actual] == ["e", "f"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from program import NAME, SAVE_DIR, column, rows, run, run_process, tiny
+from program import NAME, SAVE_DIR, column, rows, run, run_two, tiny
 
 from composers.codes import read_code
 from modalities import MODALITIES
@@ -53,14 +53,13 @@ def test_shapes_are_trained_tested_and_decoded(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_measures(tmp_path):
-    run_process("fit", *tiny("signposts"), *LOGGER, cwd=tmp_path, limit=300)
-    checkpoint = ["--ckpt_path", "runs/posts/version_0/checkpoints/last.ckpt"]
-    results = []
-    for number, devices in enumerate((1, 2), 1):
-        arguments = ["--trainer.devices", devices, "--trainer.strategy", "ddp" if devices > 1 else "auto"]
-        run_process("test", *tiny("signposts"), *LOGGER, *checkpoint, *arguments, cwd=tmp_path, limit=300)
-        results.append(rows(tmp_path / f"runs/posts/version_{number}/test_instances.csv"))
+def test_two_processes_measure_what_one_measures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("fit", *tiny("signposts"), *LOGGER)
+    test = ["test", *tiny("signposts"), *LOGGER, "--ckpt_path", "runs/posts/version_0/checkpoints/last.ckpt"]
+    run(*test)
+    run_two([[*test, "--trainer.devices=2", "--trainer.strategy=ddp"]], tmp_path)
+    results = [rows(f"runs/posts/version_{number}/test_instances.csv") for number in (1, 2)]
     assert [row["name"] for row in results[1]] == [row["name"] for row in results[0]]
     for first, second in zip(*results, strict=True):
         assert [float(second[f"{name}@0"]) for name in METRICS] == pytest.approx(

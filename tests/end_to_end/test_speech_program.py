@@ -3,7 +3,7 @@
 import pytest
 import soundfile
 import torch
-from program import NAME, TESTS, checkpoint, column, rows, run, run_process
+from program import NAME, TESTS, checkpoint, column, rows, run, run_two
 
 from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, SPEECH
 
@@ -48,7 +48,7 @@ def test_fit_validate_test_and_predict(tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     run("fit", *TINY, NAME, "one")
-    run_process("fit", *TINY, *TWO_PROCESSES, NAME, "two", cwd=tmp_path)
+    run_two([["fit", *TINY, *TWO_PROCESSES, NAME, "two"]], tmp_path)
     one, two = (checkpoint(f"runs/{name}/version_0")["state_dict"] for name in ("one", "two"))
     assert all((two[key] - weight).abs().max() < 1e-5 for key, weight in one.items())
     for name in METRICS:
@@ -58,7 +58,7 @@ def test_two_processes_equal_one(tmp_path):
         assert actual == pytest.approx(expected, abs=1e-3)
     weights = ["--ckpt_path", "runs/one/version_0/checkpoints/last.ckpt"]
     run("test", *TINY, NAME, "one", *weights)
-    run_process("test", *TINY, *TWO_PROCESSES, NAME, "two", *weights, cwd=tmp_path)
+    run_two([["test", *TINY, *TWO_PROCESSES, NAME, "two", *weights]], tmp_path)
     actual, expected = (rows(f"runs/{folder}/version_1/test_instances.csv") for folder in ("two", "one"))
     assert [row["name"] for row in actual] == [row["name"] for row in expected]
     for row, other in zip(actual, expected, strict=True):
@@ -68,7 +68,7 @@ def test_two_processes_equal_one(tmp_path):
         )
     recordings = [SPEECH / f"{name}.flac" for name in HELD_OUT_RECORDINGS[:2]]
     run("predict", *weights, "--audio", *recordings, "--output", "one")
-    run_process("predict", *weights, "--audio", *recordings, "--output", "two", *TWO_PROCESSES[:2], cwd=tmp_path)
+    run_two([["predict", *weights, "--audio", *recordings, "--output", "two", *TWO_PROCESSES[:2]]], tmp_path)
     for name in HELD_OUT_RECORDINGS[:2]:
         expected, actual = (torch.from_numpy(soundfile.read(f"{folder}/{name}.wav")[0]) for folder in ("one", "two"))
         assert (actual - expected).abs().max() < 1e-3

@@ -18,7 +18,7 @@ from program import (
     refused,
     rows,
     run,
-    run_process,
+    run_two,
     tiny,
 )
 
@@ -156,7 +156,7 @@ def test_two_processes_equal_one(config, tmp_path):
     common = [SGD, "--model.init_args.scheduler=null"]
     run("fit", *config, *common, "--data.init_args.batch_size=8", NAME, "one")
     two = ["--data.init_args.batch_size=4", *TWO_PROCESSES, NAME, "two"]
-    run_process("fit", *config, *common, *two, cwd=tmp_path)
+    run_two([["fit", *config, *common, *two]], tmp_path)
     one, two = (checkpoint(f"runs/{folder}/version_0") for folder in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 3
     for key, weight in one["state_dict"].items():
@@ -169,7 +169,7 @@ def test_two_processes_equal_one(config, tmp_path):
 @pytest.mark.slow
 def test_two_processes_test_every_image_once(trained, tmp_path):
     run("test", *LIIF, *_weights(trained), NAME, "one")
-    run_process("test", *LIIF, *_weights(trained), *TWO_PROCESSES, NAME, "two", cwd=tmp_path)
+    run_two([["test", *LIIF, *_weights(trained), *TWO_PROCESSES, NAME, "two"]], tmp_path)
     actual, expected = (rows(f"runs/{folder}/version_0/test_instances.csv") for folder in ("two", "one"))
     assert [row["name"] for row in actual] == [row["name"] for row in expected]
     for row, other in zip(actual, expected, strict=True):
