@@ -1,19 +1,29 @@
 """Instance codes: the latents of a signal in a file; ``python -m tools.codes`` renders and compares them."""
 
 from composers.codes.code import MEASURED, InstanceCode, fingerprint, interpolate, read_code
+from composers.codes.container import StoredSize, quantized, stored_size
 from composers.codes.decoding import Axis, decode, decode_at
 from composers.codes.encoding import encoded, steps_taken, takes_any_size
+from composers.codes.quantization import BITS, check_bits, latent_shapes
+from composers.codes.table import CodeTable
 
 __all__ = [
+    "BITS",
     "MEASURED",
     "Axis",
+    "CodeTable",
     "InstanceCode",
+    "StoredSize",
+    "check_bits",
     "decode",
     "decode_at",
     "encoded",
     "fingerprint",
     "interpolate",
+    "latent_shapes",
+    "quantized",
     "read_code",
     "steps_taken",
+    "stored_size",
     "takes_any_size",
 ]
