@@ -1,10 +1,10 @@
 """Instance codes: the latents of a signal in a file; ``python -m tools.codes`` renders and compares them."""
 
 from composers.codes.code import MEASURED, InstanceCode, fingerprint, interpolate, read_code
-from composers.codes.container import StoredSize, quantized, stored_size
+from composers.codes.container import StoredSize, quantized, quantized_as, stored_size
 from composers.codes.decoding import Axis, decode, decode_at
 from composers.codes.encoding import encoded, steps_taken, takes_any_size
-from composers.codes.quantization import BITS, check_bits, latent_shapes
+from composers.codes.quantization import BITS, LatentShape, check_bits, latent_shapes
 from composers.codes.table import CodeTable
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Axis",
     "CodeTable",
     "InstanceCode",
+    "LatentShape",
     "StoredSize",
     "check_bits",
     "decode",
@@ -22,6 +23,7 @@ __all__ = [
     "interpolate",
     "latent_shapes",
     "quantized",
+    "quantized_as",
     "read_code",
     "steps_taken",
     "stored_size",

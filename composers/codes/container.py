@@ -131,9 +131,25 @@ def quantized(code: InstanceCode, composer: Composer, bits: int, table: CodeTabl
     Raises:
         ValueError: If the code or the table is not of this model, a number is not finite, or ``bits`` is none of `BITS`.
     """
-    check_bits(bits)
     code.check(composer, code.name or "This code")
-    latents = latent_shapes(composer.parametrization.latents)
+    return quantized_as(code, latent_shapes(composer.parametrization.latents), bits, table)
+
+
+def quantized_as(
+    code: InstanceCode, latents: Mapping[str, LatentShape], bits: int, table: CodeTable | None = None
+) -> InstanceCode:
+    """Return a code as `quantized` does, for stated latents rather than those of a model, such as of a linear code.
+
+    Args:
+        code: The code.
+        latents: Its latents by name, in sorted order.
+        bits: Bits per number, one of `BITS`.
+        table: Table of these latents; if None, offsets and steps are computed from this code and stored in its file.
+
+    Raises:
+        ValueError: If the table is of another model, a number is not finite, or ``bits`` is none of `BITS`.
+    """
+    check_bits(bits)
     if table is not None:
         table.check(code.model, bits)
         if table.latents != latents:

@@ -13,6 +13,7 @@ from program import refused, run
 import composers
 from composers.codes import decode, read_code
 from datamodules import SamplePhotos
+from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, read_prompt
 from modalities.images import to_uint8
 from tools import codes
 
@@ -28,8 +29,7 @@ def folder(tmp_path_factory):
     for index in (0, 20):
         pixels = torch.as_tensor(data.test_set[index].values)
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(folder / f"photo{index}.png")
-    time = np.arange(9000) / 16000
-    soundfile.write(folder / "hum.wav", 0.4 * np.sin(900 * time * (1 + time)) + 0.1 * np.sin(5000 * time), 16000)
+    soundfile.write(folder / "speech.wav", read_prompt(HELD_OUT_RECORDINGS[0])[0, :9000].numpy(), 16000)
     run("predict", "--images", *folder.glob("*.png"), "--output", folder / "plain")
     return folder
 
@@ -55,6 +55,7 @@ def test_images_are_those_of_the_compressed_code(folder, tmp_path, bits, capsys)
     printed = run("predict", "--images", *folder.glob("*.png"), "--output", output, "--bits", bits)
     assert "kB compressed" in printed
     rows, plain, composer = _rows(output), _rows(folder / "plain"), composers.load(IMAGES)
+    losses = []
     for name, row in rows.items():
         file, image = output / f"{name}.inr", output / f"{name}.png"
         assert not file.with_suffix(".safetensors").exists()
@@ -66,11 +67,11 @@ def test_images_are_those_of_the_compressed_code(folder, tmp_path, bits, capsys)
         assert np.array_equal(to_uint8(values).numpy(), np.asarray(Image.open(image)))
         mse = np.square(values.numpy() - original / 255).mean()  # of values that are not clipped
         assert float(row["psnr refined"]) == pytest.approx(-10 * np.log10(mse), abs=2e-3)
-        loss = float(plain[name]["psnr refined"]) - float(row["psnr refined"])
-        assert loss <= 0.1 if bits == 8 else loss > 0.1
+        losses.append(float(plain[name]["psnr refined"]) - float(row["psnr refined"]))
         assert float(row["kB"]) == file.stat().st_size / 1000
         assert float(row["bits per pixel"]) == pytest.approx(8 * file.stat().st_size / 64**2, abs=1e-3)
         assert row["bits"] == str(bits)
+    assert sum(losses) / len(losses) <= 0.1 if bits == 8 else min(losses) > 0.1
 
 
 def test_refined_tiles_are_those_of_the_compressed_code(folder, tmp_path):
@@ -88,17 +89,17 @@ def test_refined_tiles_are_those_of_the_compressed_code(folder, tmp_path):
 
 def test_audio_is_that_of_the_compressed_code(folder, tmp_path):
     output = tmp_path / "out"
-    run("predict", "--audio", folder / "hum.wav", "--output", output, "--bits", 8, "--wav_bits", 24)
-    run("predict", "--audio", folder / "hum.wav", "--output", tmp_path / "plain")
-    assert soundfile.info(output / "hum.wav").subtype == "PCM_24"
-    row, plain = _rows(output)["hum"], _rows(tmp_path / "plain")["hum"]
+    run("predict", "--audio", folder / "speech.wav", "--output", output, "--bits", 8, "--wav_bits", 24)
+    run("predict", "--audio", folder / "speech.wav", "--output", tmp_path / "plain")
+    assert soundfile.info(output / "speech.wav").subtype == "PCM_24"
+    row, plain = _rows(output)["speech"], _rows(tmp_path / "plain")["speech"]
     assert float(plain["psnr refined"]) - float(row["psnr refined"]) <= 0.1
     assert float(row["kbit/s"]) == pytest.approx(
-        8 * (output / "hum.inr").stat().st_size / (1000 * 9000 / 16000), abs=1e-3
+        8 * (output / "speech.inr").stat().st_size / (1000 * 9000 / 16000), abs=1e-3
     )
-    run("predict", "--audio", folder / "hum.wav", "--output", tmp_path / "short", "--bits", 8)
-    _commands("render", tmp_path / "short" / "hum.inr", "--checkpoint", SPEECH, "--output", tmp_path / "again.wav")
-    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "short" / "hum.wav").read_bytes()
+    run("predict", "--audio", folder / "speech.wav", "--output", tmp_path / "short", "--bits", 8)
+    _commands("render", tmp_path / "short" / "speech.inr", "--checkpoint", SPEECH, "--output", tmp_path / "again.wav")
+    assert (tmp_path / "again.wav").read_bytes() == (tmp_path / "short" / "speech.wav").read_bytes()
 
 
 def test_a_table_is_learned_used_and_copied(folder, tmp_path, capsys):
@@ -149,7 +150,7 @@ def test_errors_name_the_argument_and_the_fix(folder, tmp_path):
     assert "learned for 8 bits, but --bits is 4: learn one with" in refused(*predict, "--bits", 4, "--table", table)
     missing = refused(*predict, "--bits", 8, "--table", tmp_path / "missing")
     assert "missing does not exist: learn it again" in missing
-    audio = ["predict", "--audio", folder / "hum.wav", "--output", tmp_path / "out", "--bits"]
+    audio = ["predict", "--audio", folder / "speech.wav", "--output", tmp_path / "out", "--bits"]
     assert "pass --wav_bits 24" in refused(*audio, 24)
     assert "was learned for the model" in refused(*audio, 8, "--table", table)
     enlarged = refused(
