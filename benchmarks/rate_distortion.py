@@ -44,6 +44,7 @@ from composers.base import Composer
 from composers.codes import (
     BITS,
     CodeTable,
+    Example,
     InstanceCode,
     LatentShape,
     decode,
@@ -51,9 +52,10 @@ from composers.codes import (
     latent_shapes,
     quantized,
     quantized_as,
+    sensitivities,
     stored_size,
 )
-from composers.latents import Latents, Layout
+from composers.latents import Layout
 from composers.networks.patch_grid import grid_shape
 from datamodules import data_sets
 from datamodules.audio.sample_speech import HELD_OUT_RECORDINGS, read_prompt
@@ -191,7 +193,8 @@ class Held(NamedTuple):
         for signal, result in zip(self.signals, coded, strict=True):
             mse = (self.rounded(result.values) - signal.double()).square().mean().item()
             psnrs.append(-10 * math.log10(max(mse, 1e-12)))
-        file_bytes, payload = (sum(result[part] for result in coded) for part in (0, 1))
+        file_bytes = sum(result.file_bytes for result in coded)
+        payload = sum(result.payload for result in coded)
         count = len(coded)
         return Point(
             method,
@@ -208,7 +211,7 @@ def build_data(experiment: Path) -> CoordinateDataModule:
     """Return the data module of an experiment, set up for training and test."""
     data_sets()
     config = load_layers(f"_base_: {experiment.resolve()}")
-    data = instantiate(CoordinateDataModule, config["data"])
+    data: CoordinateDataModule = instantiate(CoordinateDataModule, config["data"])  # type: ignore[type-abstract]
     data.prepare_data()
     data.setup("fit")
     data.setup("test")
@@ -232,11 +235,12 @@ def held_out(data: CoordinateDataModule, settings: RateSettings) -> Held:
     return Held(chosen, spec.sample_rate, spec.modality.linear)
 
 
-def training_latents(composer: Composer, data: CoordinateDataModule, count: int) -> Iterator[Latents]:
+def training_examples(composer: Composer, data: CoordinateDataModule, count: int) -> Iterator[Example]:
     """Yield the predicted latents of batches of training items."""
     for batch in data.training_batches(count):
         with torch.no_grad():
-            yield composer.encode(batch.observation)
+            latents = composer.encode(batch.observation)
+        yield Example(latents, composer.layout(batch.observation), batch.query.coords)
 
 
 def encode(composer: Composer, signal: Tensor, held: Held, steps: int) -> InstanceCode:
@@ -260,7 +264,8 @@ def composer_points(
     composer = composers.load(path)
     shapes = latent_shapes(composer.parametrization.latents)
     codes = {id(signal): encode(composer, signal, held, settings.steps) for signal in held.signals}
-    training = list(training_latents(composer, data, settings.training_items))
+    training = list(training_examples(composer, data, settings.training_items))
+    sensitivity = sensitivities(composer, training[:2])
 
     def codec(bits: int | None, table: CodeTable | None) -> Codec:
         def coded(signal: Tensor) -> Coded:
@@ -275,7 +280,8 @@ def composer_points(
         return coded
 
     for bits in sorted(settings.bits):
-        table = CodeTable.learn(fingerprint(composer), shapes, training, bits)
+        latents = (example.latents for example in training)
+        table = CodeTable.learn(fingerprint(composer), shapes, latents, bits, sensitivity)
         yield held.point(name, f"{bits} bits", codec(bits, table))
         if settings.own_scales:
             yield held.point(f"{name}, scales in the file", f"{bits} bits", codec(bits, None))
@@ -292,7 +298,9 @@ def linear_points(data: CoordinateDataModule, held: Held, settings: RateSettings
             linear = complete._replace(components=complete.components[:, :number])
             latents = {"codes": LatentShape((*(-1,) * len(held.patch.shape), linear.components.shape[1]))}
             codes = training[:, :number].reshape(1, *(1,) * (len(held.patch.shape) - 1), -1, linear.components.shape[1])
-            table = CodeTable.learn(_LINEAR_MODEL, latents, [{"codes": codes}], bits)
+            table = CodeTable.learn(
+                _LINEAR_MODEL, latents, [{"codes": codes}], bits, {"codes": np.ones(codes.shape[-1])}
+            )
 
             def coded(signal: Tensor, linear: LinearCode = linear, table: CodeTable = table) -> Coded:
                 code = quantized_as(_linear_code(linear, signal), table.latents, table.bits, table)
@@ -309,7 +317,8 @@ _LINEAR_MODEL = "0" * 16  # in place of a fingerprint
 def _projected(linear: LinearCode, signal: Tensor) -> Tensor:
     """Return the linear code ``(*grid, K)`` of a signal."""
     codes = (to_patches(signal, linear.patch).double() - linear.mean) @ linear.components
-    return codes.unflatten(0, grid_shape(signal.shape[1:], linear.patch)).float()
+    projected: Tensor = codes.unflatten(0, grid_shape(signal.shape[1:], linear.patch)).float()
+    return projected
 
 
 def _linear_code(linear: LinearCode, signal: Tensor) -> InstanceCode:
@@ -380,7 +389,8 @@ def _aligned(decoded: Tensor, signal: Tensor) -> Tensor:
     size = padded.shape[1] + length
     products = torch.fft.rfft(padded[0], size) * torch.fft.rfft(signal[0], size).conj()
     lag = int(torch.fft.irfft(products, size)[: 2 * _MAX_LAG + 1].argmax())
-    return padded[:, lag : lag + length]
+    aligned: Tensor = padded[:, lag : lag + length]
+    return aligned
 
 
 def draw(points: Sequence[Point], unit: str, path: Path) -> None:

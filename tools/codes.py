@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from composers.base import Composer
 from composers.codes import (
     BITS,
     CodeTable,
+    Example,
     InstanceCode,
     check_bits,
     fingerprint,
@@ -23,6 +25,7 @@ from composers.codes import (
     latent_shapes,
     quantized,
     read_code,
+    sensitivities,
     stored_size,
 )
 from composers.latents import Latents
@@ -33,6 +36,8 @@ from modalities.images import Size
 from modalities.triangle_mesh import MeshFormat
 from modalities.writing import Writer
 
+_EXAMPLES = 32  # codes from which sensitivities are estimated
+_MAX_SAMPLES = 1 << 19  # of a tile that is decoded for them
 _MEASURED = (" predicted", " refined")  # facts that `PredictionWriter` measured
 
 
@@ -216,11 +221,20 @@ def _table(codes: list[Path], checkpoint: Path, bits: int, output: Path) -> None
         for _, code in _read_all(codes, composer):
             yield code.latents
 
-    table = CodeTable.learn(fingerprint(composer), shapes, latents(), bits)
+    examples = (example for _, code in _read_all(codes[:_EXAMPLES], composer) for example in _examples(code))
+    table = CodeTable.learn(fingerprint(composer), shapes, latents(), bits, sensitivities(composer, examples))
     table.save(output)
     print(
         f"Wrote {output}: {bits} bits per number, learned from {table.tiles:,} codes; {output.stat().st_size:,} bytes."
     )
+
+
+def _examples(code: InstanceCode) -> Iterator[Example]:
+    """Yield the first tile of a code for `sensitivities`, if its signal is on a regular grid of moderate size."""
+    sizes = [stop - start for start, stop in code.boxes[0]]
+    if _modality(code).interpolation is not None and math.prod(sizes) <= _MAX_SAMPLES:
+        latents = {name: latent[:1] for name, latent in code.latents.items()}
+        yield Example(latents, code.layout, code.domain.coords(sizes))
 
 
 def _read_all(paths: list[Path], composer: Composer) -> Iterator[tuple[Path, InstanceCode]]:

@@ -5,6 +5,7 @@ from composers.codes.container import StoredSize, quantized, quantized_as, store
 from composers.codes.decoding import Axis, decode, decode_at
 from composers.codes.encoding import encoded, steps_taken, takes_any_size
 from composers.codes.quantization import BITS, LatentShape, check_bits, latent_shapes
+from composers.codes.sensitivity import Example, sensitivities
 from composers.codes.table import CodeTable
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MEASURED",
     "Axis",
     "CodeTable",
+    "Example",
     "InstanceCode",
     "LatentShape",
     "StoredSize",
@@ -25,6 +27,7 @@ __all__ = [
     "quantized",
     "quantized_as",
     "read_code",
+    "sensitivities",
     "steps_taken",
     "stored_size",
     "takes_any_size",

@@ -28,6 +28,7 @@ MAX_INDEX = 1 << 46  # float64 counts further, and an escape writes at most 47 b
 _DEVIATIONS = 8  # covered by all steps together
 _RELATIVE_STEP = 2.0**-20  # of the size of the numbers; float32 resolves 2 ** -23
 _SMALLEST_STEP = 2.0**-100
+_MOST_BITS = 4  # that a channel has in addition to the average
 
 Indices = NDArray[np.int64]
 
@@ -114,14 +115,26 @@ class Quantizer(NamedTuple):
     levels: NDArray[np.int64]
 
     @classmethod
-    def fit(cls, latent: LatentShape, values: NDArray[np.float32], bits: int, scales: int | None = None) -> Self:
+    def fit(
+        cls,
+        latent: LatentShape,
+        values: NDArray[np.float32],
+        bits: int,
+        scales: int | None = None,
+        sensitivity: NDArray[np.float64] | None = None,
+    ) -> Self:
         """Choose offsets and steps for the numbers of a latent.
+
+        By default, all channels have 2^bits steps. With sensitivities, steps are inversely proportional to them, so that every
+        channel contributes the same error to the decoded values, with the same number of bits on average (reverse
+        water-filling); a channel has at least two steps, and at most 16 times 2^bits.
 
         Args:
             latent: The latent.
             values: ``(C, N)``, finite.
             bits: Binary logarithm of the number of steps.
             scales: ``S``, a divisor of ``C``; one per channel if None.
+            sensitivity: ``(C,)``, effect of each channel on the decoded values, up to a common factor.
 
         Raises:
             ValueError: If a channel of integers holds other numbers, or spans more than 65,536 of them.
@@ -132,9 +145,12 @@ class Quantizer(NamedTuple):
         deviation = np.sqrt(np.square(rows - mean[:, None]).mean(1))
         size = np.maximum(np.abs(mean), math.sqrt(np.square(rows, dtype=np.float64).mean()))
         smallest = np.maximum(_RELATIVE_STEP * size, _SMALLEST_STEP)
-        step = np.maximum(_DEVIATIONS * deviation / 2**bits, smallest).astype(np.float32)
-        offset = (mean - step.astype(np.float64) * 2 ** (bits - 1)).astype(np.float32)
-        levels = np.full(scales, 2**bits, np.int64)
+        share = np.full(scales, 1.0)
+        if sensitivity is not None:
+            share = _shares(deviation * sensitivity, latent.is_integer(), bits)
+        step = np.maximum(_DEVIATIONS * deviation / (2**bits * share), smallest).astype(np.float32)
+        levels = 2 * np.ceil(2 ** (bits - 1) * share).astype(np.int64)
+        offset = (mean - step.astype(np.float64) * (levels // 2)).astype(np.float32)
         for channel in np.flatnonzero(latent.is_integer()):
             lowest, highest = _integer_range(rows[channel])
             offset[channel], step[channel], levels[channel] = lowest, 1.0, highest - lowest + 1
@@ -179,6 +195,15 @@ class Quantizer(NamedTuple):
         each = shape[0] // len(self.step)
         offset, step = (np.repeat(scales.astype(np.float64), each)[:, None] for scales in (self.offset, self.step))
         return offset, step
+
+
+def _shares(effect: NDArray[np.float64], is_integer: NDArray[np.bool_], bits: int) -> NDArray[np.float64]:
+    """Return the number of steps of every channel relative to 2^bits, in proportion to its effect on the decoded values."""
+    shares, active = np.full(len(effect), 1.0), (effect > 0) & ~is_integer
+    if active.any():
+        logarithms = np.log2(effect[active])
+        shares[active] = 2.0 ** np.clip(logarithms - logarithms.mean(), 1 - bits, min(_MOST_BITS, 16 - bits))
+    return shares
 
 
 def _integer_range(values: NDArray[np.float32]) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from composers.codes.entropy import (
     standard_row,
 )
 from composers.codes.quantization import BITS, Indices, LatentShape, Quantizer, check_bits
+from composers.codes.sensitivity import Sensitivities
 from composers.latents import Latents
 from datamodules.storage.files import written_whole
 
@@ -79,12 +80,18 @@ class LatentCoder(NamedTuple):
         return indices.reshape(len(self.rows), -1)
 
     @classmethod
-    def learned(cls, latent: LatentShape, values: np.ndarray[Any, np.dtype[np.float32]], bits: int) -> Self:
+    def learned(
+        cls,
+        latent: LatentShape,
+        values: np.ndarray[Any, np.dtype[np.float32]],
+        bits: int,
+        sensitivity: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+    ) -> Self:
         """Learn the coder of a latent from the numbers ``(C, N)`` of training codes.
 
         A latent with one number per channel and tile has a scale per channel, and one distribution of all scaled numbers.
         """
-        quantizer = Quantizer.fit(latent, values, bits)
+        quantizer = Quantizer.fit(latent, values, bits, sensitivity=sensitivity)
         offset, step = (part.astype(np.float64)[:, None] for part in (quantizer.offset, quantizer.step))
         indices = np.rint((values - offset) / step).astype(np.int64)
         integer, levels = latent.is_integer(), quantizer.levels
@@ -144,14 +151,22 @@ class CodeTable:
     tiles: int = 0
 
     @classmethod
-    def learn(cls, model: str, latents: Mapping[str, LatentShape], codes: Iterable[Latents], bits: int) -> Self:
+    def learn(
+        cls,
+        model: str,
+        latents: Mapping[str, LatentShape],
+        codes: Iterable[Latents],
+        bits: int,
+        sensitivity: Sensitivities | None = None,
+    ) -> Self:
         """Learn a table.
 
         Args:
             model: `fingerprint` of the model.
             latents: Its latents by name, in sorted order, as `latent_shapes` returns them.
             codes: Latents ``(T, ...)`` of training signals.
-            bits: Bits per number, one of `BITS`.
+            bits: Bits per number, one of `BITS`; the average over channels if their ``sensitivity`` is stated.
+            sensitivity: That of the channels of latents by name, as `sensitivities` returns it, to distribute bits by.
 
         Raises:
             ValueError: If there are no codes, a number is not finite, or ``bits`` is none of `BITS`.
@@ -175,7 +190,7 @@ class CodeTable:
             numbers = np.concatenate(rows, axis=1)
             if not np.isfinite(numbers).all():
                 raise ValueError(f"{name} of the training codes holds numbers that are not finite: encode them again.")
-            coders[name] = LatentCoder.learned(latents[name], numbers, bits)
+            coders[name] = LatentCoder.learned(latents[name], numbers, bits, (sensitivity or {}).get(name))
         return cls(model, bits, coders, dict(latents), tiles)
 
     @cached_property
