@@ -135,7 +135,7 @@ class Coded(NamedTuple):
     values: Tensor
 
 
-class Point(NamedTuple):
+class RatePoint(NamedTuple):
     """A point of a curve.
 
     Attributes:
@@ -184,7 +184,7 @@ class Held(NamedTuple):
             return (values.double().clamp(0, 1) * 255).round() / 255
         return (values.double() * 32768).round().clamp(-32768, 32767) / 32768
 
-    def point(self, method: str, setting: str, codec: Codec) -> Point:
+    def point(self, method: str, setting: str, codec: Codec) -> RatePoint:
         """Return the point of a codec over all signals."""
         coded = [codec(signal) for signal in self.signals]
         extent = sum(math.prod(signal.shape[1:]) for signal in self.signals)
@@ -196,7 +196,7 @@ class Held(NamedTuple):
         file_bytes = sum(result.file_bytes for result in coded)
         payload = sum(result.payload for result in coded)
         count = len(coded)
-        return Point(
+        return RatePoint(
             method,
             setting,
             per_byte * file_bytes,
@@ -259,7 +259,7 @@ def encode(composer: Composer, signal: Tensor, held: Held, steps: int) -> Instan
 
 def composer_points(
     name: str, path: str, data: CoordinateDataModule, held: Held, settings: RateSettings
-) -> Iterator[Point]:
+) -> Iterator[RatePoint]:
     """Yield the points of a checkpoint, from the fewest bits to float32."""
     composer = composers.load(path)
     shapes = latent_shapes(composer.parametrization.latents)
@@ -288,7 +288,7 @@ def composer_points(
     yield held.point(f"{name}, float32", "32 bits", codec(None, None))
 
 
-def linear_points(data: CoordinateDataModule, held: Held, settings: RateSettings) -> Iterator[Point]:
+def linear_points(data: CoordinateDataModule, held: Held, settings: RateSettings) -> Iterator[RatePoint]:
     """Yield the points of linear codes with the same quantiser and entropy coder, for every number of bits a curve."""
     signals = training_signals(data)[: settings.training_items]
     complete = LinearCode.fit(signals, held.patch.shape, max(settings.components))
@@ -329,7 +329,7 @@ def _linear_code(linear: LinearCode, signal: Tensor) -> InstanceCode:
     return InstanceCode(latents, [whole(shape)], shape, _LINEAR_MODEL, domain=Grid.unit(len(shape)), layout=layout)
 
 
-def image_points(held: Held, settings: RateSettings) -> Iterator[Point]:
+def image_points(held: Held, settings: RateSettings) -> Iterator[RatePoint]:
     """Yield the points of JPEG and WebP."""
     for name, options in (("JPEG", {"optimize": True}), ("WebP", {"method": 6})):
         for quality in settings.qualities:
@@ -353,7 +353,7 @@ def _jpeg_header(content: bytes) -> int:
     return start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
 
 
-def opus_points(held: Held, settings: RateSettings) -> Iterator[Point]:
+def opus_points(held: Held, settings: RateSettings) -> Iterator[RatePoint]:
     """Yield the points of Opus."""
     assert held.sample_rate is not None
     sample_rate = held.sample_rate
@@ -393,7 +393,7 @@ def _aligned(decoded: Tensor, signal: Tensor) -> Tensor:
     return aligned
 
 
-def draw(points: Sequence[Point], unit: str, path: Path) -> None:
+def draw(points: Sequence[RatePoint], unit: str, path: Path) -> None:
     """Draw PSNR against the rate of complete files, and without headers and side information."""
     from matplotlib.figure import Figure  # here, because it takes a while to import
 
@@ -422,11 +422,11 @@ def draw(points: Sequence[Point], unit: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(args: list[str] | None = None) -> list[Point]:
+def main(args: list[str] | None = None) -> list[RatePoint]:
     """Run the benchmark, print a table, and write the CSV file and the figure."""
     settings = auto_cli(RateSettings, args=args)
     data = build_data(settings.experiment)
-    held, points = held_out(data, settings), list[Point]()
+    held, points = held_out(data, settings), list[RatePoint]()
     for checkpoint in settings.checkpoints:
         name, _, path = checkpoint.partition("=")
         points += composer_points(name, path, data, held, settings)
@@ -442,7 +442,7 @@ def main(args: list[str] | None = None) -> list[Point]:
     if settings.csv is not None:
         settings.csv.parent.mkdir(parents=True, exist_ok=True)
         with settings.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*Point._fields, "unit"])
+            writer = csv.DictWriter(file, [*RatePoint._fields, "unit"])
             writer.writeheader()
             writer.writerows({**point._asdict(), "unit": held.unit} for point in points)
     if settings.figure is not None:

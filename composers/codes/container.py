@@ -36,7 +36,7 @@ from torch import Tensor
 
 from composers.base import Composer
 from composers.codes.code import InstanceCode
-from composers.codes.entropy import Decoder, Encoder
+from composers.codes.entropy import IndexDecoder, IndexEncoder
 from composers.codes.quantization import BITS, Indices, LatentShape, Quantizer, check_bits, latent_shapes
 from composers.codes.table import CodeTable, LatentCoder, check_coder
 from composers.latents import Latents, Layout
@@ -85,7 +85,7 @@ class QuantizedLatents:
     @cached_property
     def stream(self) -> bytes:
         """The entropy-coded indices."""
-        encoder = Encoder()
+        encoder = IndexEncoder()
         for name, coder in self.coders.items():
             coder.encode(self.indices[name], encoder)
         return encoder.content()
@@ -425,7 +425,7 @@ def _unpacked(
             count = math.prod(sizes[name])
             values = np.frombuffer(content[position:], "<f4", count).astype(np.float32)
             constants[name], position = torch.from_numpy(values.reshape(sizes[name])), position + 4 * count
-    decoder, indices = Decoder(content[position:]), {}
+    decoder, indices = IndexDecoder(content[position:]), {}
     for name, coder in coders.items():
         indices[name] = coder.decode(math.prod(sizes[name]) // coder.latent.channels, decoder)
     decoder.finish()

@@ -29,7 +29,7 @@ Shape = Literal["gaussian", "laplace", "between"]
 SHAPES: tuple[Shape, ...] = ("gaussian", "laplace", "between")
 
 
-class Row(NamedTuple):
+class Distribution(NamedTuple):
     """Distribution of the indices of a channel.
 
     Attributes:
@@ -63,7 +63,7 @@ def coarse(levels: int, is_integer: bool) -> tuple[int, int]:
     return levels >> fine, fine
 
 
-def learned_row(indices: Indices, levels: int, is_integer: bool) -> Row:
+def learned_row(indices: Indices, levels: int, is_integer: bool) -> Distribution:
     """Return the distribution of indices: their counts, smoothed by those of a standard distribution.
 
     Args:
@@ -74,11 +74,11 @@ def learned_row(indices: Indices, levels: int, is_integer: bool) -> Row:
     symbols, fine = coarse(levels, is_integer)
     prior = standard_row("uniform" if is_integer else "between", levels)
     counts = np.bincount(prior.symbols(indices), minlength=symbols + 2)
-    return Row(_frequencies(counts + _PRIOR * prior.frequencies / TOTAL), fine)
+    return Distribution(_frequencies(counts + _PRIOR * prior.frequencies / TOTAL), fine)
 
 
 @cache
-def standard_row(shape: Shape | Literal["uniform"], levels: int) -> Row:
+def standard_row(shape: Shape | Literal["uniform"], levels: int) -> Distribution:
     """Return a standard distribution, whose eight standard deviations are the range; equal on all machines.
 
     Args:
@@ -86,7 +86,7 @@ def standard_row(shape: Shape | Literal["uniform"], levels: int) -> Row:
         levels: Number of indices of the range.
     """
     if shape == "uniform":
-        return Row(_frequencies(np.array([1, *[64] * levels, 1])), 0)
+        return Distribution(_frequencies(np.array([1, *[64] * levels, 1])), 0)
     symbols, fine = coarse(levels, False)
     with localcontext() as context:
         context.prec = 30  # decimal arithmetic is exactly specified, unlike that of the C library
@@ -100,7 +100,7 @@ def standard_row(shape: Shape | Literal["uniform"], levels: int) -> Row:
             "laplace": [TOTAL * density / sum(laplace, Decimal()) for density in laplace],
         }
         parts["between"] = [(one + other) / 2 for one, other in zip(parts["gaussian"], parts["laplace"], strict=True)]
-        return Row(_frequencies(np.array([int(1000 * weight) for weight in parts[shape]], np.int64)), fine)
+        return Distribution(_frequencies(np.array([int(1000 * weight) for weight in parts[shape]], np.int64)), fine)
 
 
 def _frequencies(weights: NDArray[np.generic]) -> Frequencies:
@@ -116,21 +116,21 @@ def _frequencies(weights: NDArray[np.generic]) -> Frequencies:
     return result
 
 
-class Encoder:
+class IndexEncoder:
     """Range encoder of indices, row by row.
 
     Example:
         >>> row = standard_row("gaussian", 256)
-        >>> encoder = Encoder()
+        >>> encoder = IndexEncoder()
         >>> encoder.encode(np.array([128, 100, -3, 1000]), row)
-        >>> Decoder(encoder.content()).decode(4, row).tolist()
+        >>> IndexDecoder(encoder.content()).decode(4, row).tolist()
         [128, 100, -3, 1000]
     """
 
     def __init__(self) -> None:
         self._coder: Any = _streams().queue.RangeEncoder()
 
-    def encode(self, indices: Indices, row: Row) -> None:
+    def encode(self, indices: Indices, row: Distribution) -> None:
         """Append indices ``(N,)`` with the distribution of their row."""
         symbols = row.symbols(indices)
         self._coder.encode(symbols, _categorical(row.frequencies))
@@ -156,8 +156,8 @@ class Encoder:
         return content
 
 
-class Decoder:
-    """Range decoder of a stream of `Encoder`.
+class IndexDecoder:
+    """Range decoder of a stream of `IndexEncoder`.
 
     Args:
         content: The stream.
@@ -172,7 +172,7 @@ class Decoder:
         words = np.frombuffer(content, "<u4").astype(np.uint32)
         self._coder: Any = _streams().queue.RangeDecoder(words)
 
-    def decode(self, count: int, row: Row) -> Indices:
+    def decode(self, count: int, row: Distribution) -> Indices:
         """Return the next ``count`` indices, of the distribution of their row.
 
         Raises:
@@ -183,7 +183,7 @@ class Decoder:
         except AssertionError as error:
             raise ValueError(f"its stream is damaged: {error}") from error
 
-    def _decode(self, count: int, row: Row) -> Indices:
+    def _decode(self, count: int, row: Distribution) -> Indices:
         upper = self._coder.decode(_categorical(row.frequencies), count).astype(np.int64) - 1
         fine = self._coder.decode(_uniform(row.fine), count).astype(np.int64) if row.fine else 0
         outside = (upper < 0) | (upper >= row.levels)

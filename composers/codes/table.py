@@ -19,9 +19,9 @@ from torch import Tensor
 from composers.codes.entropy import (
     SHAPES,
     TOTAL,
-    Decoder,
-    Encoder,
-    Row,
+    Distribution,
+    IndexDecoder,
+    IndexEncoder,
     coarse,
     learned_row,
     standard_row,
@@ -44,19 +44,19 @@ class LatentCoder(NamedTuple):
     """
 
     quantizer: Quantizer
-    rows: Sequence[Row]
+    rows: Sequence[Distribution]
 
     @property
     def latent(self) -> LatentShape:
         """The latent."""
         return self.quantizer.latent
 
-    def encode(self, indices: Indices, encoder: Encoder) -> None:
+    def encode(self, indices: Indices, encoder: IndexEncoder) -> None:
         """Append the indices ``(C, N)`` of latents to a stream."""
         for row, numbers in zip(self.rows, self._by_row(indices), strict=True):
             encoder.encode(numbers, row)
 
-    def decode(self, repeats: int, decoder: Decoder) -> Indices:
+    def decode(self, repeats: int, decoder: IndexDecoder) -> Indices:
         """Return the next indices ``(C, N)`` of a stream, with ``N = repeats``.
 
         Raises:
@@ -273,7 +273,7 @@ class CodeTable:
             frequencies, lengths = tensors[f"{name}/frequencies"], tensors[f"{name}/lengths"]
             quantizer, integer = Quantizer(latent, offset, step, levels), latent.is_integer()
             rows = [
-                Row(part, coarse(int(levels[index]), bool(integer[index]))[1])
+                Distribution(part, coarse(int(levels[index]), bool(integer[index]))[1])
                 for index, part in enumerate(np.split(frequencies, np.cumsum(lengths)[:-1]))
             ]
             coders[name] = LatentCoder(quantizer, rows)

@@ -200,7 +200,7 @@ def _with_header(content, change):
 def test_hostile_sizes_are_refused_before_anything_is_allocated(forged, layout, monkeypatch):
     path, content = forged
     path.write_bytes(_with_header(content, lambda header: header.update(layout=layout)))
-    monkeypatch.setattr(container, "Decoder", None)  # nothing is decoded
+    monkeypatch.setattr(container, "IndexDecoder", None)  # nothing is decoded
     with pytest.raises(ValueError, match=r"code\.inr .*write it again"):
         read_code(path)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from composers.codes.entropy import (
     SHAPES,
     TOTAL,
-    Decoder,
-    Encoder,
+    IndexDecoder,
+    IndexEncoder,
     empirical_entropy,
     learned_row,
     standard_row,
@@ -22,9 +22,9 @@ FAR = 1 << 45
 
 def _coded(indices, row):
     """Return the stream of indices, after checking that it decodes to them."""
-    encoder = Encoder()
+    encoder = IndexEncoder()
     encoder.encode(indices, row)
-    decoder = Decoder(encoder.content())
+    decoder = IndexDecoder(encoder.content())
     assert np.array_equal(decoder.decode(len(indices), row), indices)
     decoder.finish()
     return encoder.content()
@@ -53,10 +53,10 @@ def test_learned_distributions_of_any_indices_round_trip(indices, levels):
 def test_several_rows_share_a_stream():
     rows = [standard_row("gaussian", 256), standard_row("uniform", 7), standard_row("laplace", 1 << 16)]
     parts = [np.array([100, 128, 300]), np.array([6, -1]), np.array([0, 40000, 70000, -8])]
-    encoder = Encoder()
+    encoder = IndexEncoder()
     for part, row in zip(parts, rows, strict=True):
         encoder.encode(part, row)
-    decoder = Decoder(encoder.content())
+    decoder = IndexDecoder(encoder.content())
     for part, row in zip(parts, rows, strict=True):
         assert np.array_equal(decoder.decode(len(part), row), part)
     decoder.finish()
@@ -105,8 +105,8 @@ def test_streams_that_end_early_or_late_are_refused():
     row, indices = standard_row("gaussian", 256), np.arange(100, 160)
     content = _coded(indices, row)
     with pytest.raises(ValueError, match="whole number of words"):
-        Decoder(content[:-1])
-    decoder = Decoder(content + bytes(8))
+        IndexDecoder(content[:-1])
+    decoder = IndexDecoder(content + bytes(8))
     decoder.decode(len(indices), row)
     with pytest.raises(ValueError, match="holds more numbers"):
         decoder.finish()
