@@ -55,7 +55,7 @@ def sensitivities(composer: Composer, examples: Iterable[Example]) -> dict[str, 
         with torch.inference_mode(False), torch.enable_grad():
             moved = {name: latent.detach().clone().to(composer.device) for name, latent in latents.items()}
             leaves = [moved[name].requires_grad_() for name in shapes]
-            values = composer.reconstruct(composer.compose(moved, layout), coords.to(composer.device)).values
+            values = composer.reconstruct(composer.compose(moved, layout), coords.to(composer.device).clone()).values
             for draw in range(_DRAWS):
                 signs = torch.randint(0, 2, values.shape, generator=generator).to(values) * 2 - 1
                 gradients = torch.autograd.grad((values * signs).sum(), leaves, retain_graph=draw < _DRAWS - 1)
