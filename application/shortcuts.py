@@ -16,11 +16,13 @@ from jsonargparse.util import import_object
 from application.sizes import encodes, stated_argument
 from callbacks.predictions import PredictionWriter
 from composers.checkpoint import read, stated_sample_rate, training_domain
+from composers.codes import check_bits
 from datamodules.spec import Modality
 from modalities import MODALITIES
 
 _WRITER = f"{PredictionWriter.__module__}.{PredictionWriter.__name__}"
-_COMMON = ("output", "steps")  # options of every modality
+_COMMON = ("output", "steps", "bits", "table")  # options of every modality; without codes, only the first
+_TO_WRITER = {"output": "folder", "bits": "bits", "table": "table"}  # arguments of the prediction writer
 
 
 def _fact(checkpoint: Mapping[str, Any], name: str) -> Any:
@@ -127,6 +129,18 @@ def add_shortcuts(parser: ArgumentParser) -> None:
         type=int | None,
         help="Number of refinement steps, or of inner steps for a meta-learned model. Default: as in the config of the model.",
     )
+    group.add_argument(
+        "--bits",
+        type=int | None,
+        help="Quantise the codes to 16, 8, 6 or 4 bits per number and write them compressed, as NAME.inr. The results are "
+        "those of the quantised codes. Default: NAME.safetensors with float32 numbers.",
+    )
+    group.add_argument(
+        "--table",
+        type=str | None,
+        help="Table of python -m tools.codes table, learned for this model and number of bits. Without one, every "
+        "compressed code contains its own scales.",
+    )
 
 
 def _add(group: Any, option: Option) -> None:
@@ -213,6 +227,7 @@ def expand_shortcuts(config: Namespace) -> None:
     modality = _input_modality(values, config.data)
     declared = next(names for owner, names in options if owner is modality)
     common = _COMMON[:1] if modality.task else _COMMON
+    _check_compression(values)
     for name in values:
         if name not in (*declared, *common):
             raise ValueError(f"--{name} {_reason(name, modality, options)}: remove it.")
@@ -230,13 +245,24 @@ def expand_shortcuts(config: Namespace) -> None:
         elif name in declared and declared[name].is_read:
             _check_target(name, name in config.data.init_args, modality.reader)
             config.data.init_args[name] = value
-        elif name == "output":
+        elif name in _TO_WRITER:
             _check_target(name, writer is not None, _WRITER)
-            writer.folder = value
+            writer[_TO_WRITER[name]] = value
     if written:
         _check_target(next(iter(written)), writer is not None, _WRITER)
         written = {name: list(value) if isinstance(value, tuple) else value for name, value in written.items()}
         writer.options = {**(writer.get("options") or {}), **written}
+
+
+def _check_compression(values: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if ``--bits`` is no choice, or ``--table`` is passed without it."""
+    if (bits := values.get("bits")) is None:
+        if "table" in values:
+            raise ValueError(f"--table is {values['table']}, but nothing is quantised without --bits: pass both.")
+        return
+    if bits == 24 and "audio" in values:
+        raise ValueError("--bits is 24; for WAV files of 24 bits per sample, pass --wav_bits 24.")
+    check_bits(bits, "--bits")
 
 
 def _reason(name: str, modality: Modality, options: Sequence[tuple[Modality, Mapping[str, Option]]]) -> str:

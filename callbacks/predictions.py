@@ -20,12 +20,12 @@ from torch import Tensor
 from callbacks.folders import relative_path
 from callbacks.results import gather_rows
 from composers.base import Composer
-from composers.codes import InstanceCode, fingerprint, steps_taken
+from composers.codes import CodeTable, InstanceCode, check_bits, fingerprint, quantized, steps_taken
 from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
 from composers.metrics import InstanceMetric
 from datamodules.base import CoordinateDataModule
-from datamodules.batch import CoordinateBatch, Instance, Piece, instance_of, unpadded_shape
+from datamodules.batch import CoordinateBatch, Instance, Piece, Samples, instance_of, unpadded_shape
 from datamodules.code_size import CodeSize, describe_sizes
 from datamodules.spec import DataSpec
 from datamodules.storage.text import printable
@@ -48,6 +48,8 @@ class Tile(NamedTuple):
         instance: The signal and its reconstructions if the tile is the complete signal, else None.
         layout: Layout of the latents.
         kept: Values of the tile ``(N, C)``, for writers that assemble them, which need no latents; None for others.
+        query: Samples of the tile as a batch of one on the CPU, and its shape, where the values of quantised latents are
+            measured; None if latents are not quantised.
     """
 
     piece: Piece
@@ -57,6 +59,7 @@ class Tile(NamedTuple):
     instance: Instance | None
     layout: Layout
     kept: Tensor | None = None
+    query: tuple[Samples, tuple[int, ...]] | None = None
 
 
 class PredictionWriter(Callback):
@@ -66,14 +69,36 @@ class PredictionWriter(Callback):
     `modalities.views.ViewWriter`. A signal is written as soon as all its tiles are reconstructed, so that memory holds one
     signal at a time.
 
+    With ``bits``, the codes are quantised and written compressed. The results and the metric after refinement (or of the
+    prediction, if nothing is refined) are those of the quantised code.
+
     Args:
         folder: Output folder, created if it is missing. It must be empty or hold earlier predictions.
         options: Fields of the writer of the modality, which are options of ``cli.py predict``.
+        bits: Bits per number of compressed codes, 16, 8, 6 or 4; None to write codes in float32.
+        table: Path of a table of ``python -m tools.codes table``, learned for this model and these bits; None to store the
+            scales of every code in its file.
+
+    Raises:
+        ValueError: If ``bits`` is not one of these, or ``table`` is set without it.
     """
 
-    def __init__(self, folder: str = "predictions", options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str = "predictions",
+        options: dict[str, Any] | None = None,
+        bits: int | None = None,
+        table: str | None = None,
+    ) -> None:
+        if bits is not None:
+            check_bits(bits)
+        elif table is not None:
+            raise ValueError(f"table is {table}, but nothing is quantised without bits: set both.")
         self.folder = Path(folder)
         self.options = dict(options or {})
+        self.bits = bits
+        self.table_path = table
+        self._code_table: CodeTable | None = None
         self.rows: dict[str, Row] = {}
         self._sizes: dict[str, CodeSize] = {}
         self._model = ""
@@ -92,13 +117,15 @@ class PredictionWriter(Callback):
 
         Raises:
             ValueError: If the folder is a file or holds other files than earlier predictions, if the modality of the data
-                has no writer, or if an option is unknown, out of range or does not fit the model.
+                has no writer, or if an option is unknown, out of range or does not fit the model; if the table is missing, or
+                of another model or other bits, or the predictions have no codes to quantise.
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._sizes, self._tiles, self._model = {}, {}, [], fingerprint(pl_module)
         self._assembled = None
         self._writer = _create_writer(_data(trainer), self.options)
         messages = self._writer.check(pl_module)
+        self._code_table = self._read_table(trainer)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -123,7 +150,7 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the tiles of a signal, and write the signal when the next one begins."""
-        for tile in _tiles(outputs, batch, _data(trainer).spec, self.writer):
+        for tile in _tiles(outputs, batch, _data(trainer).spec, self.writer, measured_again=self.bits is not None):
             if self._tiles and self._tiles[0].piece.name != tile.piece.name:
                 self._write_signal(trainer, pl_module)
             self._tiles.append(tile if tile.kept is None else self._placed(tile, tile.kept))
@@ -161,10 +188,6 @@ class PredictionWriter(Callback):
             self.rows[name] = row
             return
         latents = {key: torch.stack([tile.latents[key] for tile in tiles]) for key in tiles[0].latents}
-        metric, measure = _headline(data.spec)
-        predicted, refined = (measure.of_tiles([tile.values[end] for tile in tiles]) for end in (0, -1))
-        facts = steps_taken(pl_module, tiles[0].steps)
-        facts |= {f"{metric} predicted": f"{predicted:.3f}", f"{metric} refined": f"{refined:.3f}"}
         boxes = [tile.piece.box for tile in tiles]
         spec, layout = data.spec, tiles[0].layout
         code = InstanceCode(
@@ -173,17 +196,41 @@ class PredictionWriter(Callback):
             shape,
             self._model,
             name,
-            facts,
             domain=spec.domain,
             layout=layout,
             sample_rate=spec.sample_rate,
         )
-        self._sizes[name] = size = data.spec.modality.size_of_code(code)
-        code = replace(code, facts=facts | size.facts())
+        if self.bits is not None:
+            code = quantized(code, pl_module, self.bits, self._code_table)
+            tiles = [_measured_again(pl_module, code, index, tile, spec) for index, tile in enumerate(tiles)]
+        metric, measure = _headline(spec)
+        predicted, refined = (measure.of_tiles([tile.values[end] for tile in tiles]) for end in (0, -1))
+        facts = steps_taken(pl_module, tiles[0].steps)
+        facts |= {f"{metric} predicted": f"{predicted:.3f}", f"{metric} refined": f"{refined:.3f}"}
+        size = spec.modality.size_of_code(code)
+        code = replace(code, facts=facts if self.bits else facts | size.facts())
         original = None if tiles[0].instance is not None else data.original(name)
         prediction = Prediction(pl_module, code, tiles[0].instance, original, data.source_of(name))
         row = self.writer.write(prediction, self.folder / name)
+        if self.bits is not None:
+            size = size._replace(file_bytes=(self.folder / f"{name}{code.suffix}").stat().st_size)
+            row |= size.facts() | {"bits": str(self.bits)}
+        self._sizes[name] = size
         self.rows[name] = row | {"notes": printable(data.notes.get(name, ""))}
+
+    def _read_table(self, trainer: Trainer) -> CodeTable | None:
+        """Return the table of the codes, None without one; raise a `ValueError` if it does not fit."""
+        if self.bits is None:
+            return None
+        if self.writer.assembles:
+            raise ValueError(
+                f"bits is {self.bits}, but predictions of these models have no codes to quantise: remove it."
+            )
+        if self.table_path is None:
+            return None
+        table = CodeTable.read(self.table_path)
+        table.check(self._model, self.bits, f"The table {self.table_path}")
+        return table
 
     def _write_table(self, trainer: Trainer) -> None:
         """Write and print the table of all processes, and list the skipped files; call it on all processes."""
@@ -268,8 +315,32 @@ def _headline(spec: DataSpec) -> tuple[str, InstanceMetric]:
     return name, metrics[name]
 
 
-def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec, writer: Writer) -> Iterator[Tile]:
-    """Yield the tiles of a batch."""
+def _measured_again(composer: Composer, code: InstanceCode, index: int, tile: Tile, spec: DataSpec) -> Tile:
+    """Return a tile with the values and the metric of the quantised latents of a code in place of those they came from."""
+    assert tile.query is not None
+    query, shape = tile.query
+    latents = {name: latent[index : index + 1].to(composer.device) for name, latent in code.latents.items()}
+    with torch.no_grad():
+        modulations = composer.compose(latents, code.layout)
+        reconstruction = composer.reconstruct(modulations, query.coords.to(composer.device))
+    others = (None if part is None else part.to(composer.device) for part in query[1:])
+    query = Samples(query.coords.to(composer.device), *others)
+    values, instance = list(tile.values), tile.instance
+    if query.values is not None:
+        values[-1] = _headline(spec)[1].measure(reconstruction, query, shape).item()
+        values[0] = values[0] if tile.steps else values[-1]
+    if instance is not None:
+        last = max(instance.values)
+        instance = instance._replace(
+            values={**instance.values, last: reconstruction.values[0].to(instance.values[last])}
+        )
+    return tile._replace(values=values, instance=instance, query=None)
+
+
+def _tiles(
+    evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec, writer: Writer, measured_again: bool = False
+) -> Iterator[Tile]:
+    """Yield the tiles of a batch, with the samples where they are measured again if this is needed."""
     assert batch.shape is not None
     last = max(evaluation["latents"])
     if writer.assembles:
@@ -291,7 +362,15 @@ def _tiles(evaluation: Evaluation, batch: CoordinateBatch, spec: DataSpec, write
             piece = Piece(name, unpadded_shape(batch, index), whole(batch.shape))
             instance = instance_of(batch, index, spec.domain, values)
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        yield Tile(piece, latents, last, scores[:, index].tolist(), instance, evaluation["layout"])
+        query = (_of_instance(batch.query, index), batch.shape) if measured_again else None
+        yield Tile(piece, latents, last, scores[:, index].tolist(), instance, evaluation["layout"], None, query)
+
+
+def _of_instance(query: Samples, index: int) -> Samples:
+    """Return the samples of an instance as a batch of one, on the CPU."""
+    coords = query.coords if query.coords.dim() == 2 else query.coords[index : index + 1]
+    others = (None if part is None else part[index : index + 1].cpu() for part in query[1:])
+    return Samples(coords.cpu(), *others)
 
 
 def _mean(rows: Iterable[Row], key: str) -> str:

@@ -182,7 +182,7 @@ def save_wav(values: Tensor, sample_rate: int, path: Path, bits: int = 16) -> No
 def check_bits(bits: int) -> None:
     """Raise a ``ValueError`` if ``bits`` per sample is neither 16 nor 24."""
     if bits not in (16, 24):
-        raise ValueError(f"bits is {bits}; it must be 16 or 24.")
+        raise ValueError(f"wav_bits is {bits}; it must be 16 or 24.")
 
 
 def audio_psnr(prediction: Tensor, target: Tensor) -> float:
@@ -290,7 +290,7 @@ class AudioWriter(Writer):
     Args:
         sample_rate: Samples per second of the reconstruction; those of the file if None. Any is possible, because the
             model is a function of continuous time.
-        bits: Bits per sample of NAME.wav, 16 or 24.
+        wav_bits: Bits per sample of NAME.wav, 16 or 24.
         max_memory: Memory in MB for decoding, besides the model and the result.
 
     Raises:
@@ -298,7 +298,7 @@ class AudioWriter(Writer):
     """
 
     sample_rate: int | None = None
-    bits: int = 16
+    wav_bits: int = 16
     max_memory: float = 500.0
 
     results: ClassVar[str] = "Audio, spectrograms, codes"
@@ -309,16 +309,16 @@ class AudioWriter(Writer):
         """Check the arguments."""
         if self.sample_rate is not None and self.sample_rate < 1:
             raise ValueError(f"sample_rate is {self.sample_rate}; it must be at least 1.")
-        check_bits(self.bits)
+        check_bits(self.wav_bits)
 
     def write(self, prediction: Prediction, path: Path) -> Row:
         """Write the prediction, the spectrograms and the code of a recording."""
         composer, (original, sample_rate) = prediction.composer, _original(prediction)
         code = replace(prediction.code, facts=prediction.code.facts | source_facts(sample_rate, original.shape[1]))
-        code.save(f"{path}.safetensors")
+        code.save(f"{path}{code.suffix}")
         output_sample_rate = self.sample_rate or sample_rate
         output = render(composer, code, output_sample_rate, self.max_memory)
-        save_wav(output, output_sample_rate, Path(f"{path}.wav"), self.bits)
+        save_wav(output, output_sample_rate, Path(f"{path}.wav"), self.wav_bits)
         compared = output if output_sample_rate == sample_rate else render(composer, code, sample_rate, self.max_memory)
         psnr, silence = audio_psnr(compared, original), audio_psnr(torch.zeros_like(original), original)
         label = f"prediction {psnr:.1f} dB"
@@ -347,11 +347,11 @@ class AudioWriter(Writer):
         length = f"{decoded[0].shape[1] / sample_rate:.2f} s at {sample_rate:,} Hz"
         if len(codes) == 1:
             path = path or Path(f"{stem}.{sample_rate}.wav")
-            save_wav(decoded[0], sample_rate, path, self.bits)
+            save_wav(decoded[0], sample_rate, path, self.wav_bits)
             return path, length
         assert path is not None, "several frames are written into a folder"
         for frame, values in enumerate(decoded):
-            save_wav(values, sample_rate, path / f"{frame:03d}.wav", self.bits)
+            save_wav(values, sample_rate, path / f"{frame:03d}.wav", self.wav_bits)
         return path, length
 
 

@@ -267,7 +267,7 @@ class ImageWriter(Writer):
     def write(self, prediction: Prediction, path: Path) -> Row:
         """Write the prediction, its error and the code of an image."""
         composer, code = prediction.composer, prediction.code
-        code.save(f"{path}.safetensors")
+        code.save(f"{path}{code.suffix}")
         image = render(composer, code, self.size, self.scale, self.max_memory)
         save_image(image, Path(f"{path}.png"))
         target = _target_image(prediction)

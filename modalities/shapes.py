@@ -144,7 +144,7 @@ class ShapeWriter(Writer):
         shape = (self.resolution,) * 3
         facts = _source_facts(prediction.source) | {"signal": "shape", "up": self.up} | prediction.code.facts
         code = replace(prediction.code, shape=shape, boxes=[whole(shape)], facts=facts)
-        code.save(f"{path}.safetensors")
+        code.save(f"{path}{code.suffix}")
         evaluate = evaluator(composer, reconstruction, self.max_memory)
         try:
             mesh = self._surface(evaluate, code)

@@ -150,7 +150,7 @@ class ViewWriter(Writer):
         shape = (len(support.images), *support.images.shape[-2:])
         facts = {"signal": "scene", "camera": _camera_fact(camera, elevation)} | code.facts
         code = replace(code, shape=shape, boxes=[whole(shape)], facts=facts)
-        code.save(f"{path}.safetensors")
+        code.save(f"{path}{code.suffix}")
         reconstruction = prediction.reconstruction()
         save_image(_views_figure(composer, reconstruction, instance, self.max_memory), Path(f"{path}.png"))
         camera = camera.resized(self.size)

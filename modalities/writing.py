@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
 
 
 class Writer:
-    """Base class for writers of predictions: write the instance code of a signal as NAME.safetensors.
+    """Base class for writers of predictions: write the instance code of a signal as NAME.safetensors, or NAME.inr if quantised.
 
     A subclass is a frozen dataclass, and its fields are options of prediction. It extends `write` by what people open.
 
@@ -73,7 +73,7 @@ class Writer:
             The row of the table, with the same columns for all signals.
         """
         code = prediction.code
-        code.save(f"{path}.safetensors")
+        code.save(f"{path}{code.suffix}")
         return {"size": " x ".join(map(str, code.shape)), "tiles": str(len(code.boxes))} | code.facts
 
     def kept(self, values: Tensor) -> Tensor:

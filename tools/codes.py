@@ -1,20 +1,44 @@
-"""Decode instance codes without their signals, interpolate between codes, and print information on a code."""
+"""Decode instance codes without their signals, interpolate between codes, compress them, and print information on a code."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.console import Console
+
 import composers
-from composers.codes import InstanceCode, fingerprint, interpolate, read_code
+from composers.base import Composer
+from composers.codes import (
+    BITS,
+    CodeTable,
+    Example,
+    InstanceCode,
+    check_bits,
+    fingerprint,
+    interpolate,
+    latent_shapes,
+    quantized,
+    read_code,
+    sensitivities,
+    stored_size,
+)
+from composers.latents import Latents
+from datamodules.code_size import CodeSize
 from datamodules.spec import Modality
 from modalities import MODALITIES
 from modalities.images import Size
 from modalities.triangle_mesh import MeshFormat
 from modalities.writing import Writer
+
+_EXAMPLES = 32  # codes from which sensitivities are estimated
+_MAX_SAMPLES = 1 << 19  # of a tile that is decoded for them
+_MEASURED = (" predicted", " refined")  # facts that `PredictionWriter` measured
 
 
 def main(args: list[str] | None = None) -> None:
@@ -24,9 +48,11 @@ def main(args: list[str] | None = None) -> None:
         args: Command-line arguments; ``sys.argv[1:]`` if None.
     """
     parser = argparse.ArgumentParser("python -m tools.codes", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="render|interpolate|info")
+    commands = parser.add_subparsers(required=True, metavar="render|interpolate|compress|table|info")
     _add_render(commands.add_parser("render", help="decode a code at any size or rate"))
     _add_interpolate(commands.add_parser("interpolate", help="decode an interpolation between two codes"))
+    _add_compress(commands.add_parser("compress", help="quantise and compress codes"))
+    _add_table(commands.add_parser("table", help="learn the table of compressed codes from codes of training signals"))
     _add_info(commands.add_parser("info", help="print information on a code"))
     options = vars(parser.parse_args(args))
     try:
@@ -37,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _add_render(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command ``render``."""
-    parser.add_argument("code", type=Path, help="NAME.safetensors of cli.py predict")
+    parser.add_argument("code", type=Path, help="NAME.safetensors or NAME.inr of cli.py predict")
     _add_decoding(parser)
     parser.add_argument("--frames", type=int, help="number of frames of the turntable video of a scene (default: 48)")
     parser.add_argument("--seconds", type=float, help="duration of the turntable video of a scene (default: 4)")
@@ -72,9 +98,37 @@ def _add_interpolate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_interpolate)
 
 
+def _add_compress(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command ``compress``."""
+    parser.add_argument("codes", type=Path, nargs="+", metavar="CODE", help="NAME.safetensors of cli.py predict")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of the model that encoded the codes")
+    parser.add_argument("--bits", type=int, required=True, help=f"bits per number: {', '.join(map(str, BITS))}")
+    parser.add_argument(
+        "--table", type=Path, help="table for this model and these bits (default: scales in every file)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder of the compressed codes NAME.inr (default: the folder of each code)"
+    )
+    parser.set_defaults(run=_compress)
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command ``table``."""
+    parser.add_argument(
+        "codes", type=Path, nargs="+", metavar="CODE", help="codes of training signals, NAME.safetensors"
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of the model that encoded the codes")
+    parser.add_argument("--bits", type=int, required=True, help=f"bits per number: {', '.join(map(str, BITS))}")
+    parser.add_argument(
+        "--output", type=Path, default=Path("table.safetensors"), help="file (default: table.safetensors)"
+    )
+    parser.set_defaults(run=_table)
+
+
 def _add_info(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command ``info``."""
-    parser.add_argument("code", type=Path, help="NAME.safetensors of cli.py predict")
+    parser.add_argument("code", type=Path, help="NAME.safetensors or NAME.inr of cli.py predict")
+    _add_table_option(parser)
     parser.add_argument("--checkpoint", type=Path, help="also print whether the code belongs to this model")
     parser.set_defaults(run=_info)
 
@@ -82,6 +136,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for decoding."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of the model that encoded the code")
+    _add_table_option(parser)
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", type=_size, help="pixels of the longer side, or ROWSxCOLUMNS")
     sizes.add_argument("--scale", type=float, help="scale factor relative to the encoded image (default: 1)")
@@ -100,6 +155,11 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_table_option(parser: argparse.ArgumentParser) -> None:
+    """Add the table of compressed codes."""
+    parser.add_argument("--table", type=Path, help="table of a compressed code (default: the copy beside it)")
+
+
 def _size(text: str) -> Size:
     """Parse a size given as pixels of the longer side or ROWSxCOLUMNS."""
     parts = text.lower().split("x")
@@ -109,25 +169,90 @@ def _size(text: str) -> Size:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _render(code: Path, checkpoint: Path, output: Path | None, **options: Any) -> None:
+def _render(code: Path, checkpoint: Path, output: Path | None, table: Path | None, **options: Any) -> None:
     """Decode a code and print the output path."""
-    composer, instance_code = composers.load(checkpoint), read_code(code)
+    composer, instance_code = composers.load(checkpoint), read_code(code, table)
     instance_code.check(composer, code)
     path, size = _writer(instance_code, options).decode(composer, [instance_code], output, code.with_suffix(""))
-    print(f"Wrote {path}: {size}, decoded from {_modality(instance_code).size_of_code(instance_code).describe()}.")
+    print(f"Wrote {path}: {size}, decoded from {_code_size(instance_code, code).describe()}.")
 
 
-def _interpolate(first: Path, last: Path, checkpoint: Path, frames: int, output: Path, **options: Any) -> None:
+def _interpolate(
+    first: Path, last: Path, checkpoint: Path, frames: int, output: Path, table: Path | None, **options: Any
+) -> None:
     """Decode an interpolation between two codes and print the output folder."""
     if frames < 2:
         raise ValueError(f"--frames is {frames}, but must be at least 2, since both ends are frames.")
-    composer, ends = composers.load(checkpoint), (read_code(first), read_code(last))
+    composer, ends = composers.load(checkpoint), (read_code(first, table), read_code(last, table))
     for path, code in zip((first, last), ends, strict=True):
         code.check(composer, path)
     writer = _writer(ends[0], options)
     codes = [interpolate(*ends, frame / (frames - 1), composer) for frame in range(frames)]
     _, size = writer.decode(composer, codes, output, first.with_suffix(""))
     print(f"Wrote {frames} frames of {size} into {output}.")
+
+
+def _compress(codes: list[Path], checkpoint: Path, bits: int, table: Path | None, output: Path | None) -> None:
+    """Compress codes and print their sizes."""
+    check_bits(bits, "--bits")
+    code_table = None if table is None else CodeTable.read(table)
+    composer = composers.load(checkpoint)
+    if code_table is not None:
+        code_table.check(fingerprint(composer), bits, f"The table {table}")
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for path, code in _read_all(codes, composer):
+        sizes = _modality(code).size_of_code(code).facts()
+        facts = {  # without what only holds before quantisation
+            name: fact for name, fact in code.facts.items() if name not in sizes and not name.endswith(_MEASURED)
+        }
+        compressed = quantized(replace(code, facts=facts), composer, bits, code_table)
+        target = (output or path.parent) / f"{path.stem}{compressed.suffix}"
+        compressed.save(target)
+        console.print(f"Wrote {target}: {_code_size(compressed, target).describe()}.")
+
+
+def _table(codes: list[Path], checkpoint: Path, bits: int, output: Path) -> None:
+    """Learn a table and print its path."""
+    check_bits(bits, "--bits")
+    composer = composers.load(checkpoint)
+    shapes = latent_shapes(composer.parametrization.latents)
+
+    def latents() -> Iterator[Latents]:
+        for _, code in _read_all(codes, composer):
+            yield code.latents
+
+    examples = (example for _, code in _read_all(codes[:_EXAMPLES], composer) for example in _examples(code))
+    table = CodeTable.learn(fingerprint(composer), shapes, latents(), bits, sensitivities(composer, examples))
+    table.save(output)
+    print(
+        f"Wrote {output}: {bits} bits per number, learned from {table.tiles:,} codes; {output.stat().st_size:,} bytes."
+    )
+
+
+def _examples(code: InstanceCode) -> Iterator[Example]:
+    """Yield the first tile of a code for `sensitivities`, if its signal is on a regular grid of moderate size."""
+    sizes = [stop - start for start, stop in code.boxes[0]]
+    if _modality(code).interpolation is not None and math.prod(sizes) <= _MAX_SAMPLES:
+        latents = {name: latent[:1] for name, latent in code.latents.items()}
+        yield Example(latents, code.layout, code.domain.coords(sizes))
+
+
+def _read_all(paths: list[Path], composer: Composer) -> Iterator[tuple[Path, InstanceCode]]:
+    """Yield codes with their paths; raise a `ValueError` if one is of another model or already quantised."""
+    for path in paths:
+        code = read_code(path)
+        code.check(composer, path)
+        if code.quantized is not None:
+            raise ValueError(
+                f"{path} is quantised already: pass the NAME.safetensors that cli.py predict writes without --bits."
+            )
+        yield path, code
+
+
+def _code_size(code: InstanceCode, path: Path) -> CodeSize:
+    """Return the size of the code in a file."""
+    size = _modality(code).size_of_code(code)
+    return size if code.quantized is None else size._replace(file_bytes=path.stat().st_size)
 
 
 def _modality(code: InstanceCode) -> Modality:
@@ -153,10 +278,10 @@ def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
     return writer
 
 
-def _info(code: Path, checkpoint: Path | None) -> None:
+def _info(code: Path, checkpoint: Path | None, table: Path | None) -> None:
     """Print information on a code."""
-    instance_code = read_code(code)
-    size = _modality(instance_code).size_of_code(instance_code)
+    instance_code = read_code(code, table)
+    size = _code_size(instance_code, code)
     match = ""
     if checkpoint is not None:
         model = fingerprint(composers.load(checkpoint))
@@ -169,9 +294,24 @@ def _info(code: Path, checkpoint: Path | None) -> None:
         "tiles": str(len(instance_code.boxes)),
         "latents": ", ".join(f"{name} {tuple(latent.shape)}" for name, latent in instance_code.latents.items()),
         "code size": f"{size.describe()}; the file has {code.stat().st_size:,} bytes",
+        **_compression(instance_code),
         "model": instance_code.model + match,
     } | {name: fact for name, fact in instance_code.facts.items() if name not in size.facts()}
     print("\n".join(f"{name + ':':<18} {fact}" for name, fact in facts.items()))
+
+
+def _compression(code: InstanceCode) -> dict[str, str]:
+    """Return information on the compression of a code; empty if it is not quantised."""
+    if code.quantized is None:
+        return {}
+    parts, table = stored_size(code), code.quantized.table
+    numbers = sum(indices.size for indices in code.quantized.indices.values())
+    return {
+        "quantised": f"to {code.quantized.bits} bits, {8 * parts.payload / numbers:.3f} bits per number entropy-coded",
+        "file": f"{parts.payload:,} bytes of payload, {parts.side:,} bytes of side information",
+        "outside range": f"{100 * code.quantized.outside:.2f} % of the numbers, coded with an escape",
+        "table": "none; the file contains its scales" if table is None else f"{table.digest}, shared by all codes",
+    }
 
 
 if __name__ == "__main__":

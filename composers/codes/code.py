@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,10 @@ from datamodules.domain import Domain, Grid
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
 from datamodules.tiles import Box
+
+if TYPE_CHECKING:
+    from composers.codes.container import QuantizedLatents
+    from composers.codes.table import CodeTable
 
 MEASURED = ("sample_rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
 _KEPT = (*MEASURED, "signal", "camera")  # facts that a code between two others has as well
@@ -41,6 +46,7 @@ class InstanceCode:
         layout: Layout of the latents of a tile.
         sample_rate: Samples per second of ``shape`` for audio; None for other signals, and in earlier files of audio, whose
             domain determines it.
+        quantized: Indices of the latents if they are quantised, which `save` writes; None otherwise.
     """
 
     latents: Latents
@@ -52,6 +58,7 @@ class InstanceCode:
     domain: Domain = field(kw_only=True)
     layout: Layout = field(kw_only=True, default=Layout())
     sample_rate: int | None = field(kw_only=True, default=None)
+    quantized: QuantizedLatents | None = field(kw_only=True, default=None)
 
     @property
     def numel(self) -> int:
@@ -86,8 +93,18 @@ class InstanceCode:
                 f"model takes {expected}: {fix}."
             )
 
+    @property
+    def suffix(self) -> str:
+        """Ending of the file of the code: ``.inr`` if its latents are quantised, else ``.safetensors``."""
+        return ".safetensors" if self.quantized is None else ".inr"
+
     def save(self, path: str | Path) -> None:
-        """Write the code as safetensors, atomically."""
+        """Write the code, atomically: as safetensors; if its latents are quantised, as a compressed code."""
+        if self.quantized is not None:
+            from composers.codes.container import save_compressed  # here, because it imports this module
+
+            save_compressed(self, path)
+            return
         metadata = {"kind": _KIND, "version": _VERSION, "model": self.model, "name": printable(self.name)}
         metadata |= {"shape": json.dumps(self.shape), "boxes": json.dumps(self.boxes), "facts": json.dumps(self.facts)}
         metadata |= {} if self.sample_rate is None else {"sample_rate": str(self.sample_rate)}
@@ -96,14 +113,22 @@ class InstanceCode:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, metadata))
 
 
-def read_code(path: str | Path) -> InstanceCode:
-    """Read a code from a file.
+def read_code(path: str | Path, table: CodeTable | str | Path | None = None) -> InstanceCode:
+    """Read a code from a file, whether it is compressed or not.
+
+    Args:
+        path: The file.
+        table: Table of a compressed code, or its path; if None, the copy beside the file. Other codes need none.
 
     Raises:
-        ValueError: If the file is missing, damaged, or not an instance code.
+        ValueError: If the file is missing, damaged, or not an instance code, or its table is missing or another one.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: write a code with cli.py predict, or pass another file.")
+    if Path(path).suffix == ".inr" or _starts_compressed(Path(path)):
+        from composers.codes.container import read_compressed  # here, because it imports this module
+
+        return read_compressed(Path(path), table)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -123,6 +148,14 @@ def read_code(path: str | Path) -> InstanceCode:
         raise ValueError(
             f"{path} does not describe its code completely ({error!r}): write it again with cli.py predict."
         ) from error
+
+
+def _starts_compressed(path: Path) -> bool:
+    """Return whether a file begins as a compressed code."""
+    from composers.codes.container import MAGIC
+
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _from_metadata(latents: Latents, metadata: Mapping[str, str], path: str | Path) -> InstanceCode:
@@ -187,7 +220,8 @@ def interpolate(
     mix = lerp if composer is None else composer.parametrization.interpolate
     latents = mix(first.latents, last.latents, share)
     facts = {fact: first.facts[fact] for fact in _KEPT if fact in first.facts}
-    return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts=facts | {"share": f"{share:g}"})
+    facts |= {"share": f"{share:g}"}
+    return replace(first, latents=latents, name=f"{first.name} to {last.name}", facts=facts, quantized=None)
 
 
 def fingerprint(composer: Composer) -> str:

@@ -90,8 +90,9 @@ class PatchCodes(Parametrization[PatchModulations]):
         self.patch_size, self.offset = patches.size, patches.output_offset
         self.pattern_shape, self.embedding = patches.pattern_shape, embed_dim
         initial = partial(torch.zeros, *(1,) * axes, self.code_dim)
-        self.latents = {"codes": TensorSpec((*(-1,) * axes, self.code_dim), initial)}
-        numbers = self.code_dim - (self.num_clusters > 1)
+        integers = int(self.num_clusters > 1)
+        self.latents = {"codes": TensorSpec((*(-1,) * axes, self.code_dim), initial, integers=integers)}
+        numbers = self.code_dim - integers
         self.values = ScaledLinear(self.num_clusters * (numbers + 1), values)
         self.summary = ScaledLinear(values, min(values, 2 * self.code_dim))
         self.correction = ScaledLinear(min(values, 2 * self.code_dim) * self.context**axes, values)

@@ -22,12 +22,15 @@ class TensorSpec(NamedTuple):
         normalized: Whether the network divides the tensor by its norm, so that its scale has no effect.
         constant: Whether the tensor states facts of a signal, such as its cameras, so that neither numbers between those of two
             signals nor the mean over signals are valid.
+        integers: Entries at the start of the last axis that hold integers, such as the index of a cluster; quantisation keeps
+            them exact.
     """
 
     shape: tuple[int, ...]
     initial: Callable[[], Tensor]
     normalized: bool = False
     constant: bool = False
+    integers: int = 0
 
 
 class PatchSpec(NamedTuple):

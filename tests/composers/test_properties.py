@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 import composers
 from composers import Composer, Refinement
 from composers.checkpoint import state_data, stated_domain
-from composers.codes import InstanceCode, decode, encoded, fingerprint, read_code, steps_taken
+from composers.codes import InstanceCode, decode, encoded, fingerprint, quantized, read_code, steps_taken
 from composers.rendering import PointRenderer, Renderer, VolumeRenderer
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.configuration import instantiate, load_layers
@@ -213,7 +213,17 @@ def test_a_code_file_round_trips(composer, pixels, tmp_path):
     for field in ("shape", "model", "name", "facts", "domain", "layout"):
         assert getattr(restored, field) == getattr(code, field)
     assert [tuple(box) for box in restored.boxes] == [tuple(box) for box in code.boxes]
-    assert torch.equal(_decoded(composer, restored), _decoded(composer, code))
+    decoded = _decoded(composer, code)
+    assert torch.equal(_decoded(composer, restored), decoded)
+    for bits in (4, 16):
+        compressed = quantized(code, composer, bits)
+        compressed.save(tmp_path / "code.inr")
+        restored = read_code(tmp_path / "code.inr")
+        restored.check(composer)
+        for name, spec in composer.parametrization.latents.items():
+            assert torch.equal(restored.latents[name], compressed.latents[name])
+            assert torch.equal(restored.latents[name], code.latents[name]) or not spec.constant
+    torch.testing.assert_close(_decoded(composer, restored), decoded, rtol=1e-2, atol=1e-2)
 
 
 def test_a_decoded_code_equals_the_rendered_latents(decodable, pixels):

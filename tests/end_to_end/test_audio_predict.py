@@ -203,7 +203,7 @@ def test_folder_with_mixed_formats_at_another_sampling_rate(weights, composer):
     Path("in/empty.wav").touch()
     _write("in/out/long.wav", _recording(100))  # of an earlier prediction
     Path("in/out/predictions.csv").touch()
-    options = ["--output", "in/out", "--steps", 0, "--sample_rate", 1200, "--bits", 24]
+    options = ["--output", "in/out", "--steps", 0, "--sample_rate", 1200, "--wav_bits", 24]
     printed = _predict(weights, "in", *options)
     table = {row["name"]: row for row in rows("in/out/predictions.csv")}
     assert list(table) == ["long_flac", "long_wav", "sub/stereo"]
@@ -317,8 +317,8 @@ def test_arguments_out_of_range_raise():
         AudioFiles(sample_rate=0)
     with pytest.raises(ValueError, match="sample_rate is 0; it must be at least 1"):
         AudioWriter(sample_rate=0)
-    with pytest.raises(ValueError, match="bits is 8; it must be 16 or 24"):
-        AudioWriter(bits=8)
+    with pytest.raises(ValueError, match="wav_bits is 8; it must be 16 or 24"):
+        AudioWriter(wav_bits=8)
 
 
 def test_recordings_require_a_model_of_audio():

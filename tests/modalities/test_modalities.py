@@ -79,7 +79,7 @@ def test_audio_writes_the_decoded_code(tmp_path):
     composer, values = build_ipc(), torch.rand(1, 300) - 0.5
     code = encode(composer, values, 400)
     row = Audio().write(
-        Prediction(composer, code, None, values, {"sample_rate": 400}), tmp_path / "a.b", sample_rate=800, bits=24
+        Prediction(composer, code, None, values, {"sample_rate": 400}), tmp_path / "a.b", sample_rate=800, wav_bits=24
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.png", "a.b.safetensors", "a.b.wav"]
     assert soundfile.info(tmp_path / "a.b.wav").samplerate == 800
