@@ -16,6 +16,7 @@ from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, Pa
 from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.pixel_aligned_mlp import PixelAlignedMLP
 from composers.networks.scaled_linear import ScaledLinear
+from composers.networks.token_attention import TokenAttention
 from composers.networks.voxel_mlp import VoxelMLP
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ScaledLinear",
     "Sine",
     "TensorSpec",
+    "TokenAttention",
     "VoxelMLP",
     "num_instances",
 ]
