@@ -1,6 +1,7 @@
 """Coordinate networks, which know neither Lightning nor data sets."""
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, GeometricReLU, ReLU, Sine
+from composers.networks.attentive_mlp import AttentiveMLP
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import (
     CosineFeatures,
@@ -17,12 +18,14 @@ from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.pixel_aligned_mlp import PixelAlignedMLP
 from composers.networks.scaled_linear import ScaledLinear
 from composers.networks.token_attention import TokenAttention
+from composers.networks.token_network import TokenNetwork
 from composers.networks.voxel_mlp import VoxelMLP
 
 __all__ = [
     "FINER",
     "WIRE",
     "Activation",
+    "AttentiveMLP",
     "CoordinateMLP",
     "CoordinateNetwork",
     "CosineFeatures",
@@ -47,6 +50,7 @@ __all__ = [
     "Sine",
     "TensorSpec",
     "TokenAttention",
+    "TokenNetwork",
     "VoxelMLP",
     "num_instances",
 ]

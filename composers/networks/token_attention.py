@@ -183,10 +183,8 @@ class TokenAttention(nn.Module):
     def _rotated(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Return values ``(B, heads, M, head_dim)``, rotated by the phases of offsets ``(M, D)`` or ``(B, 1, M, D)``."""
         with torch.autocast(values.device.type, enabled=False):
-            wrapped = exact(offsets) % 2  # frequencies are integers; large phases would be rounded
-            phases = math.pi * (
-                wrapped @ self.frequencies.to(wrapped.dtype).mT
-            )  # half a period per spacing at frequency 1
+            wrapped = exact(offsets) % 2  # the longest period, half a period per spacing; large phases would be rounded
+            phases = math.pi * (wrapped @ self.frequencies.to(wrapped.dtype).mT)
             cosine, sine = phases.cos(), phases.sin()
             real, imaginary = exact(values).chunk(2, dim=-1)
             rotated = torch.cat((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1)
@@ -194,7 +192,7 @@ class TokenAttention(nn.Module):
 
     def _heads(self, features: Tensor) -> Tensor:
         """Split ``(B, M, heads * head_dim)`` into ``(B, heads, M, head_dim)``."""
-        return features.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(features, -1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 def _lowest_frequencies(count: int, axes: int) -> Tensor:
