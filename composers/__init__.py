@@ -1,5 +1,6 @@
 """Generalizable implicit neural representations: one class per method, and `load` for checkpoints."""
 
+from composers.anr import ANR
 from composers.base import Composer
 from composers.checkpoint import build, load, save
 from composers.evaluation import Evaluation
@@ -17,6 +18,7 @@ from composers.transinr import TransINR
 from composers.voxel_codes import VoxelCodes
 
 __all__ = [
+    "ANR",
     "LIIF",
     "Composer",
     "Evaluation",

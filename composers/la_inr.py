@@ -31,6 +31,6 @@ class LocalityAwareINR(Composer):
     def __init__(
         self, network: BandedMLP, encoder: Encoder, transformer: Transformer | None = None, **kwargs: Any
     ) -> None:
-        of_signal = network.token_set.shape is None
+        of_signal = network.num_tokens is None
         readout = PerToken(transformer=transformer or Transformer()) if of_signal else WeightTokens(transformer)
         super().__init__(network, Direct(), Hypernetwork(encoder, readout), **kwargs)

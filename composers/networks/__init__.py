@@ -2,6 +2,7 @@
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, GeometricReLU, ReLU, Sine
 from composers.networks.banded_mlp import BandedMLP
+from composers.networks.attentive_mlp import AttentiveMLP
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import (
     CosineFeatures,
@@ -18,6 +19,7 @@ from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.pixel_aligned_mlp import PixelAlignedMLP
 from composers.networks.scaled_linear import ScaledLinear
 from composers.networks.token_attention import TokenAttention
+from composers.networks.token_network import TokenNetwork
 from composers.networks.voxel_mlp import VoxelMLP
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "WIRE",
     "Activation",
     "BandedMLP",
+    "AttentiveMLP",
     "CoordinateMLP",
     "CoordinateNetwork",
     "CosineFeatures",
@@ -49,6 +52,7 @@ __all__ = [
     "Sine",
     "TensorSpec",
     "TokenAttention",
+    "TokenNetwork",
     "VoxelMLP",
     "num_instances",
 ]

@@ -69,8 +69,8 @@ class TokenAttention(nn.Module):
         super().__init__()
         if min(num_heads, head_dim) < 1 or (relative and head_dim % 2):
             raise ValueError(
-                f"num_heads is {num_heads} and head_dim {head_dim}: both must be at least 1, and head_dim even where relative is "
-                "true."
+                f"num_heads is {num_heads} and head_dim {head_dim}: both must be at least 1, and head_dim even where relative "
+                "is true."
             )
         if not 0 <= threshold < 1 or sharpness < 0:
             raise ValueError(
@@ -102,11 +102,8 @@ class TokenAttention(nn.Module):
         Raises:
             ValueError: If ``threshold`` may exceed all weights.
         """
-        if num_tokens is not None and self.threshold * num_tokens >= 1:
-            raise ValueError(
-                f"threshold is {self.threshold}; with {num_tokens} tokens all weights may be below it: set it to less than "
-                f"{1 / num_tokens:.3g}."
-            )
+        if num_tokens is not None:
+            self.check_threshold(num_tokens)
         self.query = nn.Linear(query_dim, self.width, bias=self.qkv_bias)
         self.key = nn.Linear(token_dim, self.width, bias=self.qkv_bias)
         self.value = nn.Linear(token_dim, self.width, bias=self.qkv_bias)
@@ -114,6 +111,23 @@ class TokenAttention(nn.Module):
         self.register_buffer("slopes", slopes, persistent=False)
         frequencies = _lowest_frequencies(self.head_dim // 2, coord_dim) if self.relative else torch.zeros(0, coord_dim)
         self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def check_threshold(self, num_tokens: int) -> None:
+        """Refuse tokens for which the threshold may exceed all weights.
+
+        Raises:
+            ValueError: If there are too many tokens.
+        """
+        if self.threshold * num_tokens >= 1:
+            raise ValueError(
+                f"threshold is {self.threshold}; with {num_tokens} tokens all weights may be below it: set it to less than "
+                f"{1 / num_tokens:.3g}."
+            )
+
+    def floats_per_coord(self, num_tokens: int) -> int:
+        """Return the floats that evaluation holds per coordinate and instance."""
+        copies = 1 + 2 * (self.threshold > 0) + (self.sharpness > 0)  # of a score per head and token
+        return self.num_heads * num_tokens * copies + 3 * self.width
 
     def project(self, tokens: Tensor, places: Tensor | None = None) -> PlacedTokens:
         """Return the keys and values of tokens ``(B, T, E)``, which do not depend on coordinates.
@@ -146,7 +160,8 @@ class TokenAttention(nn.Module):
             attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         if self.relative and positions is not None:
             attended = self._rotated(attended, positions if positions.dim() == 2 else positions.unsqueeze(1))
-        return attended.transpose(1, 2).flatten(2)
+        read: Tensor = attended.transpose(1, 2).flatten(2)
+        return read
 
     def _thresholded(self, query: Tensor, tokens: PlacedTokens, bias: Tensor | None) -> Tensor:
         """Return the attention without the weights below the threshold."""
@@ -154,7 +169,8 @@ class TokenAttention(nn.Module):
         weights = (scores if bias is None else scores + bias).softmax(-1)
         kept = torch.relu(weights - self.threshold)
         kept = kept / kept.sum(-1, keepdim=True)
-        return kept.to(query.dtype) @ tokens.values.to(query.dtype)
+        attended: Tensor = kept.to(query.dtype) @ tokens.values.to(query.dtype)
+        return attended
 
     def _bias(self, positions: Tensor | None, places: Tensor | None) -> Tensor | None:
         """Return what is added to the scores ``(1 or B, heads, N, T)``; None if nothing is."""
@@ -167,7 +183,8 @@ class TokenAttention(nn.Module):
     def _rotated(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Return values ``(B, heads, M, head_dim)``, rotated by the phases of offsets ``(M, D)`` or ``(B, 1, M, D)``."""
         with torch.autocast(values.device.type, enabled=False):
-            phases = math.pi * (exact(offsets) @ self.frequencies.mT)  # half a period per spacing at frequency 1
+            wrapped = exact(offsets) % 2  # the longest period, half a period per spacing; large phases would be rounded
+            phases = math.pi * (wrapped @ self.frequencies.to(wrapped.dtype).mT)
             cosine, sine = phases.cos(), phases.sin()
             real, imaginary = exact(values).chunk(2, dim=-1)
             rotated = torch.cat((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1)
@@ -175,7 +192,7 @@ class TokenAttention(nn.Module):
 
     def _heads(self, features: Tensor) -> Tensor:
         """Split ``(B, M, heads * head_dim)`` into ``(B, heads, M, head_dim)``."""
-        return features.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(features, -1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 def _lowest_frequencies(count: int, axes: int) -> Tensor:
