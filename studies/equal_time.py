@@ -57,7 +57,9 @@ class EqualTimeSettings:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.experiments if not (EXPERIMENTS / f"{name}.yaml").is_file()]:
-            raise ValueError(f"experiments contains {', '.join(unknown)}, which {EXPERIMENTS} does not: pass names of its files.")
+            raise ValueError(
+                f"experiments contains {', '.join(unknown)}, which {EXPERIMENTS} does not: pass names of its files."
+            )
         if not self.minutes > 0 or min(self.threads, self.parallel) < 1:
             raise ValueError(
                 f"minutes is {self.minutes}, threads {self.threads} and parallel {self.parallel}: all must be positive."
@@ -128,7 +130,10 @@ def _outcome(settings: EqualTimeSettings, name: str) -> dict[str, str]:
     if not tests:
         logger = [f"--trainer.logger.init_args.save_dir={folder.parent}", f"--trainer.logger.init_args.name={name}"]
         common = ["--config", str(EXPERIMENTS / f"{name}.yaml"), f"--seed_everything={settings.seed}", *logger]
-        budget = ["--trainer.callbacks+=studies.equal_time.TimeBudget", f"--trainer.callbacks.minutes={settings.minutes}"]
+        budget = [
+            "--trainer.callbacks+=studies.equal_time.TimeBudget",
+            f"--trainer.callbacks.minutes={settings.minutes}",
+        ]
         length = ["--trainer.max_epochs=-1", "--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
         started = time.monotonic()
         _run(settings, folder, "fit", *common, *length, *budget, *settings.options)

@@ -1,8 +1,8 @@
 """Coordinate networks, which know neither Lightning nor data sets."""
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, GeometricReLU, ReLU, Sine
-from composers.networks.banded_mlp import BandedMLP
 from composers.networks.attentive_mlp import AttentiveMLP
+from composers.networks.banded_mlp import BandedMLP
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import (
     CosineFeatures,
@@ -26,8 +26,8 @@ __all__ = [
     "FINER",
     "WIRE",
     "Activation",
-    "BandedMLP",
     "AttentiveMLP",
+    "BandedMLP",
     "CoordinateMLP",
     "CoordinateNetwork",
     "CosineFeatures",
