@@ -56,6 +56,7 @@ class EqualTimeSettings:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Raise if an argument is out of range."""
         if unknown := [name for name in self.experiments if not (EXPERIMENTS / f"{name}.yaml").is_file()]:
             raise ValueError(
                 f"experiments contains {', '.join(unknown)}, which {EXPERIMENTS} does not: pass names of its files."
