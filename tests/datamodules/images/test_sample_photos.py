@@ -245,7 +245,8 @@ def test_subsets_are_drawn_from_finer_crops_as_from_observed_ones():
     items = next(iter(photos.train_dataloader()))
     for step in range(6):
         query, every = (data.to_coordinates(items, training=True, step=step).query for data in (photos, all_photos))
-        assert query.coords.shape == (5, 2) and query.values.shape == (2, 5, 3)
+        assert query.coords.shape == (5, 2)
+        assert query.values.shape == (2, 5, 3)
         places = [(every.coords == coord).all(-1).nonzero().item() for coord in query.coords]
         assert len(set(places)) == 5
         assert torch.equal(query.values, every.values[:, places])
