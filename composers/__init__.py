@@ -6,6 +6,7 @@ from composers.checkpoint import build, load, save
 from composers.evaluation import Evaluation
 from composers.functa import Functa
 from composers.inference import GradientSteps, Refinement
+from composers.la_inr import LocalityAwareINR
 from composers.learned_init import LearnedInit
 from composers.liif import LIIF
 from composers.meta_ipc import MetaIPC
@@ -24,6 +25,7 @@ __all__ = [
     "Functa",
     "GradientSteps",
     "LearnedInit",
+    "LocalityAwareINR",
     "MetaIPC",
     "MetaSDF",
     "PatchIPC",

@@ -2,6 +2,7 @@
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, GeometricReLU, ReLU, Sine
 from composers.networks.attentive_mlp import AttentiveMLP
+from composers.networks.banded_mlp import BandedMLP
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import (
     CosineFeatures,
@@ -26,6 +27,7 @@ __all__ = [
     "WIRE",
     "Activation",
     "AttentiveMLP",
+    "BandedMLP",
     "CoordinateMLP",
     "CoordinateNetwork",
     "CosineFeatures",
