@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from composers.checkpoint import read
 from composers.training.schedules import RunSchedule
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "configs" / "experiments"
@@ -41,7 +41,7 @@ class EqualTimeSettings:
         parallel: Number of runs at a time.
         seed: Seed of all runs.
         output: Folder for the runs and ``equal_time.csv``.
-        options: Additional command-line arguments of ``cli.py fit`` for every run.
+        options: Additional command-line arguments of ``cli.py fit`` and ``test`` for every run.
 
     Raises:
         ValueError: If an experiment is unknown, or a number is not positive.
@@ -56,6 +56,7 @@ class EqualTimeSettings:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Raise if an argument is out of range."""
         if unknown := [name for name in self.experiments if not (EXPERIMENTS / f"{name}.yaml").is_file()]:
             raise ValueError(
                 f"experiments contains {', '.join(unknown)}, which {EXPERIMENTS} does not: pass names of its files."
@@ -110,8 +111,7 @@ def main(settings: EqualTimeSettings) -> None:
         writer = csv.DictWriter(file, [*_COLUMNS, *metrics], restval="")
         writer.writeheader()
         writer.writerows(rows)
-    shown = [*_COLUMNS, *(metric for metric in metrics if metric.endswith("@0") or metric.endswith("linear"))]
-    Console().print(table(rows, shown))
+    Console().print(table(rows, [*_COLUMNS, *(metric for metric in metrics if metric.endswith("@0"))]))
     print(f"Wrote {path}.")
 
 
@@ -139,13 +139,14 @@ def _outcome(settings: EqualTimeSettings, name: str) -> dict[str, str]:
         _run(settings, folder, "fit", *common, *length, *budget, *settings.options)
         (folder / "minutes").write_text(f"{(time.monotonic() - started) / 60:.2f}", encoding="utf-8")
         checkpoint = max(folder.glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime)
-        _run(settings, folder, "test", *common, "--ckpt_path", str(checkpoint), "--trainer.precision=32-true")
+        weights = ["--ckpt_path", str(checkpoint), "--trainer.precision=32-true"]
+        _run(settings, folder, "test", *common, *settings.options, *weights)
         tests = sorted(folder.glob("version_*/test_instances.csv"))
     with tests[-1].open(newline="", encoding="utf-8") as file:
         instances = list(csv.DictReader(file))
     row = {
         "experiment": name,
-        "steps": _steps(folder),
+        "steps": str(read(max(folder.glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime))["global_step"]),
         "minutes": (folder / "minutes").read_text(encoding="utf-8"),
         "code": instances[0].get("code size", ""),
         "linear": instances[0].get("linear code", ""),
@@ -168,12 +169,6 @@ def _run(settings: EqualTimeSettings, folder: Path, *arguments: str) -> None:
         )
     if process.returncode:
         raise RuntimeError(f"cli.py {arguments[0]} failed with exit status {process.returncode}: see {log}.")
-
-
-def _steps(folder: Path) -> str:
-    """Return the steps of the last training run of a folder, from its log; empty if the log does not say."""
-    steps = re.findall(r"step (\d[\d,]*)", (folder / "fit.log").read_text(encoding="utf-8"))
-    return steps[-1] if steps else ""
 
 
 def _mean(instances: Sequence[dict[str, str]], title: str) -> str:

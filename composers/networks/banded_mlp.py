@@ -62,7 +62,7 @@ class BandedMLP(TokenNetwork):
         self.of_coords = nn.ModuleList(nn.Linear(width, hidden_dim) for _ in bands)
         self.of_tokens = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in bands)
         self.composition = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in bands[1:])
-        self.outputs = nn.ModuleList(nn.Linear(hidden_dim, self.value_dim) for _ in bands)
+        self.last = nn.Linear(len(bands) * hidden_dim, self.value_dim)  # the linear maps of all bands, and their sum
 
     @property
     def floats_of_layers(self) -> int:
@@ -74,10 +74,8 @@ class BandedMLP(TokenNetwork):
         """Return values ``(B, N, C)`` at coordinates ``(N, D)`` shared by all instances, or ``(B, N, D)``."""
         bands = self._bands(coords, tokens)
         with torch.autocast(coords.device.type, enabled=False):
-            values = torch.zeros((), device=coords.device)
-            for band, output in zip(bands, self.outputs, strict=True):
-                values = values + functional.linear(exact(band), exact(output.weight), exact(output.bias))
-            return values + self.output_offset
+            values = functional.linear(exact(torch.cat(bands, dim=-1)), exact(self.last.weight), exact(self.last.bias))
+            return torch.add(values, self.output_offset)
 
     def activations(self, modulations: Modulations, coords: Tensor) -> dict[int, Tensor]:
         """Return the activations ``(B, N, O)`` after the composition of every band."""
