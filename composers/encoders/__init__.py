@@ -7,6 +7,7 @@ from composers.encoders.patch_projection import PatchProjection
 from composers.encoders.patches import Patches
 from composers.encoders.points import PointTokens
 from composers.encoders.readouts import PerToken, Readout, TokenMap, ViewMaps, WeightTokens
+from composers.encoders.token_decoder import TokenDecoder
 from composers.encoders.transformer import Transformer
 from composers.encoders.view_features import ViewFeatures
 from composers.encoders.view_voxels import ViewVoxels
@@ -24,6 +25,7 @@ __all__ = [
     "PerToken",
     "PointTokens",
     "Readout",
+    "TokenDecoder",
     "TokenMap",
     "Transformer",
     "ViewFeatures",

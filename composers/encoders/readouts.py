@@ -120,16 +120,21 @@ class PerToken(Readout):
     The shape of the latents depends on the signal: ``(C, -1, -1)`` is a feature map, ``(-1, -1, C)`` the same with channels
     last; ``(C, -1)`` and ``(-1, ...)`` have one entry per token.
 
+    With a transformer, a second head per latent (LayerNorm and Linear) adds a function of all tokens: the tokens are embedded,
+    learned positions are added where tokens are ordered, and the transformer processes them.
+
     Args:
         zero_init: Whether to initialise the heads to zero, so that all latents are zero before training.
+        transformer: Transformer over the tokens; none if None.
     """
 
-    def __init__(self, zero_init: bool = False) -> None:
+    def __init__(self, zero_init: bool = False, transformer: Transformer | None = None) -> None:
         super().__init__()
         self.zero_init = zero_init
+        self.transformer = transformer
 
     def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
-        """Create a Linear for every latent.
+        """Create a Linear for every latent, and what surrounds the transformer.
 
         Raises:
             ValueError: If there are no latents, or one has no axis for the tokens.
@@ -141,10 +146,19 @@ class PerToken(Readout):
             )
         self.shapes = {name: spec.shape for name, spec in latents.items()}
         self.heads = nn.ModuleDict()
-        for name, shape in self.shapes.items():
-            fixed = [size for size in shape if size != -1]
-            head = nn.Linear(encoder.embed_dim, math.prod(fixed))
+        numbers = {name: math.prod(size for size in shape if size != -1) for name, shape in self.shapes.items()}
+        for name, count in numbers.items():
+            head = nn.Linear(encoder.embed_dim, count)
             self.heads[module_key(name)] = _zeroed(head) if self.zero_init else head
+        if self.transformer is None:
+            return
+        embed_dim = self.transformer.embed_dim
+        self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
+        if encoder.num_tokens is not None and encoder.ordered:
+            self.positions = nn.Parameter(0.02 * torch.randn(1, encoder.num_tokens, embed_dim))
+        self.contexts = nn.ModuleDict(
+            {module_key(name): _head(embed_dim, count, self.zero_init) for name, count in numbers.items()}
+        )
 
     def forward(self, features: Features) -> Latents:
         """Return the latents: ``(B, C, *grid)``, ``(B, C, T)``, ``(B, *grid, ...)`` or ``(B, T, ...)``.
@@ -152,9 +166,11 @@ class PerToken(Readout):
         Raises:
             ValueError: If a latent is a map and the features have no grid.
         """
-        latents = {}
+        latents, context = {}, self._context(features.tokens)
         for name, shape in self.shapes.items():
             values = self.heads[module_key(name)](features.tokens)  # (B, T, numbers)
+            if context is not None:
+                values = values + self.contexts[module_key(name)](context)
             free = shape.count(-1)
             if free > 1 and features.grid is None:
                 raise ValueError(f"The latent {name} is a map {shape}, and the features of this encoder have no grid.")
@@ -164,6 +180,16 @@ class PerToken(Readout):
             else:
                 latents[name] = values.mT.unflatten(-1, grid)
         return latents
+
+    def _context(self, tokens: Tensor) -> Tensor | None:
+        """Return the output of the transformer ``(B, T, E)``; None without one."""
+        if self.transformer is None:
+            return None
+        embedded: Tensor = self.embedding(tokens)
+        if hasattr(self, "positions"):
+            embedded = embedded + self.positions
+        context: Tensor = self.transformer(embedded[:, :0], embedded)
+        return context
 
 
 class TokenMap(Readout):

@@ -1,6 +1,8 @@
 """Coordinate networks, which know neither Lightning nor data sets."""
 
 from composers.networks.activations import FINER, WIRE, Activation, Gaussian, GeometricReLU, ReLU, Sine
+from composers.networks.attentive_mlp import AttentiveMLP
+from composers.networks.banded_mlp import BandedMLP
 from composers.networks.coordinate_mlp import CoordinateMLP, Modulations, num_instances
 from composers.networks.encodings import (
     CosineFeatures,
@@ -16,12 +18,16 @@ from composers.networks.network import CoordinateNetwork, Field, FreeNetwork, Pa
 from composers.networks.patchwise_mlp import PatchModulations, PatchwiseMLP
 from composers.networks.pixel_aligned_mlp import PixelAlignedMLP
 from composers.networks.scaled_linear import ScaledLinear
+from composers.networks.token_attention import TokenAttention
+from composers.networks.token_network import TokenNetwork
 from composers.networks.voxel_mlp import VoxelMLP
 
 __all__ = [
     "FINER",
     "WIRE",
     "Activation",
+    "AttentiveMLP",
+    "BandedMLP",
     "CoordinateMLP",
     "CoordinateNetwork",
     "CosineFeatures",
@@ -45,6 +51,8 @@ __all__ = [
     "ScaledLinear",
     "Sine",
     "TensorSpec",
+    "TokenAttention",
+    "TokenNetwork",
     "VoxelMLP",
     "num_instances",
 ]

@@ -20,7 +20,7 @@ from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.domain import Rays
 
 COMBINATIONS = TESTS / "configs" / "combinations"
-ADAPTED = ("meta_transinr", "adapted_ipc", "meta_patches", "adapted_patches")  # by an inner loop
+ADAPTED = ("meta_transinr", "meta_anr", "adapted_ipc", "meta_patches", "adapted_patches")  # by an inner loop
 OF_SCENES = ("adapted_voxels",)
 OF_PHOTOS = (*ADAPTED, "predicted_functa", "auto_decoder")
 NAMES = (*OF_PHOTOS, *OF_SCENES)

@@ -41,6 +41,9 @@ RENDERER = {
 }
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 5},
+    "AttentiveMLP": {"token_dim": 6, "num_tokens": [2, 2], "hidden_dim": 8, "num_hidden": 2},
+    "TokenAttention": {"num_heads": 2, "head_dim": 4},
+    "ANR": {"num_decoder_layers": 2},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
     "Sine": {"omega": 5},
     "Patches": {"patch_size": 4, "padding": 0},
