@@ -188,12 +188,12 @@ def test_a_sum_adds_its_parts_at_every_step():
 
 
 def test_a_loss_without_weight_is_not_computed_unless_it_learns():
-    class Unread(MeanSquaredError):
+    class NeverComputedError(MeanSquaredError):
         def forward(self, reconstruction, target):
             raise AssertionError
 
     reconstruction, target = _pair()
-    assert WeightedLoss(Unread(), start=5).at(4)(reconstruction, target).tolist() == [0, 0]
+    assert WeightedLoss(NeverComputedError(), start=5).at(4)(reconstruction, target).tolist() == [0, 0]
     learned = WeightedLoss(SignAndDistance(), start=5)
     learned.at(0)(_reconstruction(), Samples(torch.zeros(6, 2), MEASURED)).sum().backward()
     assert learned.loss.uncertainties.grad.tolist() == [0, 0]
