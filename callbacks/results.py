@@ -161,7 +161,8 @@ class ResultsTable(InstanceRows):
         if loop and loop.report:
             console.print(inner_table(rows, loop, headline, metrics))
         notes = dict.fromkeys(metric.note for metric in metrics.values() if metric.note)
-        for remark in (*notes, *self._remarks(trainer, codes)):
+        unmeasured = pl_module.unmeasured.values() if isinstance(pl_module, Composer) else ()
+        for remark in (*notes, *unmeasured, *self._remarks(trainer, codes)):
             console.print(remark, markup=False, highlight=False)
         if folder is not None:
             label = "Instances so far" if partial else "Every instance"

@@ -12,6 +12,7 @@ from callbacks.baseline import observed_shape, size_of_instance
 from callbacks.folders import planned_folder, relative_path
 from callbacks.progress import ProgressBar as ProgressBar  # configs of earlier versions name it here
 from composers.base import Composer
+from composers.networks.frequencies import unreached_frequencies
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 
@@ -28,6 +29,8 @@ class StartSummary(Callback):
             table.add_row(name, value)
         if trainer.is_global_zero:
             Console().print(table)
+            for warning in self._warnings(trainer, pl_module):
+                Console(soft_wrap=True).print(f"warning: {warning}", markup=False, highlight=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the path of the checkpoint, and the next command if the run wrote its config."""
@@ -44,6 +47,13 @@ class StartSummary(Callback):
         console.print(f"Checkpoint: {(checkpoint := relative_path(path))}")
         if folder is not None and (config := folder / "config.yaml").is_file():
             console.print(f"Next: python cli.py test --config {relative_path(config)} --ckpt_path {checkpoint}")
+
+    @staticmethod
+    def _warnings(trainer: Trainer, composer: Composer) -> list[str]:
+        """Return what a user may want to change before training."""
+        data = getattr(trainer, "datamodule", None)
+        unreached = unreached_frequencies(composer.network, data.spec) if isinstance(data, CoordinateDataModule) else ""
+        return [unreached] if unreached else []
 
     def _facts(self, trainer: Trainer, composer: Composer) -> dict[str, str]:
         """Return the rows of the summary."""

@@ -88,12 +88,15 @@ class Composer(LightningModule):
         self.loss = loss or MeanSquaredError()
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.measures = dict(metrics or {"psnr": PSNR()})
+        stated = metrics or {"psnr": PSNR()}
+        self.measures = {name: metric for name, metric in stated.items() if not metric.missing}
+        self.unmeasured = {name: metric.missing for name, metric in stated.items() if metric.missing}
         self.means = nn.ModuleDict(
             {
                 f"{stage}_{name}": MeanMetric(nan_strategy="disable")
                 for stage in ("val", "test")
-                for name in ("loss", *self.measures, *(f"refined_{name}" for name in self.measures))
+                for measured in [self._measured_in(stage)]
+                for name in ("loss", *measured, *(f"refined_{name}" for name in measured))
             }
         )
         self._connect()
@@ -109,6 +112,7 @@ class Composer(LightningModule):
         self.parametrization.connect(self.network)
         self.start.connect(self.parametrization.latents)
         self._check_starts()
+        self._check_order_of_steps()
         if self.inner is None:
             return
         if not self.inner.rule.differentiable:
@@ -135,6 +139,21 @@ class Composer(LightningModule):
                 f"{', '.join(constant)} as facts of a signal, which a mean or random code does not have: set "
                 "refinement.init_args.starts to [prediction]."
             )
+
+    def _check_order_of_steps(self) -> None:
+        """Raise an error if gradient steps on random samples would minimise a loss of whole signals."""
+        slots = {"inner": self.inner, "refinement": self.refinement, "network of refinement": self.refinement.network}
+        for slot, steps in slots.items():
+            if steps is None or not steps.steps:
+                continue
+            ordered = (steps.loss or self.loss).needs_order
+            counts = {"samples_per_step": steps.samples_per_step, "test_samples_per_step": steps.test_samples_per_step}
+            for argument, count in counts.items():
+                if ordered and count != "all":
+                    raise ValueError(
+                        f"{argument} of {slot} is {count}, and its loss, {', '.join(ordered)}, compares whole signals: "
+                        "set it to all, or give these steps a loss of their own, such as composers.losses.MeanSquaredError."
+                    )
 
     @property
     def _starts_elsewhere(self) -> bool:
@@ -355,7 +374,7 @@ class Composer(LightningModule):
             metric = psnr_of_mse(instance_mse(reconstruction.values.detach(), batch.query))
         elif headline in self.measures and self.measures[headline].in_training:
             with torch.no_grad():
-                metric = self._measure(batch, reconstruction)[headline]
+                metric = self._measure(batch, reconstruction, {headline: self.measures[headline]})[headline]
         else:
             return loss
         self.log(f"train/{headline}", metric.mean(), batch_size=len(batch.names), prog_bar=True)
@@ -463,7 +482,8 @@ class Composer(LightningModule):
         reconstructions = {
             step: self.reconstruct(self.compose(some, layout), batch.query.coords) for step, some in latents.items()
         }
-        losses: Tensor | None = None if batch.query.values is None else self.loss(reconstructions[0], batch.query)
+        objective = self.loss.at(self.global_step) if stage == "train" else self.loss
+        losses: Tensor | None = None if batch.query.values is None else objective(reconstructions[0], batch.query)
         if stage == "train" and losses is not None and self.inner is not None:
             losses = self.inner.outer_losses(losses, start, predicted)
         measured = stage != "train" and losses is not None
@@ -473,7 +493,11 @@ class Composer(LightningModule):
             layout=layout,
             reconstructions=reconstructions,
             values={step: reconstruction.values for step, reconstruction in reconstructions.items()},
-            metrics={step: self._measure(batch, some) for step, some in reconstructions.items() if measured},
+            metrics={
+                step: self._measure(batch, some, self._measured_in(stage))
+                for step, some in reconstructions.items()
+                if measured
+            },
             starts=self._curves(batch, predicted, layout, refined) if stage == "test" and measured else {},
         )
 
@@ -508,18 +532,23 @@ class Composer(LightningModule):
     def _curve(
         self, batch: CoordinateBatch, field_of: FieldOf, latents: Mapping[int, Latents]
     ) -> dict[int, dict[str, Tensor]]:
-        """Return every metric by step."""
+        """Return every metric of a test by step."""
+        metrics = self._measured_in("test")
         return {
-            step: self._measure(batch, self.renderer.reconstruct(field_of(some), batch.query.coords))
+            step: self._measure(batch, self.renderer.reconstruct(field_of(some), batch.query.coords), metrics)
             for step, some in latents.items()
         }
 
-    def _measure(self, batch: CoordinateBatch, reconstruction: Reconstruction) -> dict[str, Tensor]:
-        """Return every metric of every instance ``(B,)``, without autocast: filters in bfloat16 change the SSIM."""
+    def _measured_in(self, stage: str) -> dict[str, InstanceMetric]:
+        """Return the metrics of a stage by name."""
+        return {name: metric for name, metric in self.measures.items() if stage in metric.stages}
+
+    def _measure(
+        self, batch: CoordinateBatch, reconstruction: Reconstruction, metrics: Mapping[str, InstanceMetric]
+    ) -> dict[str, Tensor]:
+        """Return metrics of every instance ``(B,)``, without autocast: filters in bfloat16 change the SSIM."""
         with torch.autocast(self.device.type, enabled=False):
-            return {
-                name: metric.measure(reconstruction, batch.query, batch.shape) for name, metric in self.measures.items()
-            }
+            return {name: metric.measure(reconstruction, batch.query, batch.shape) for name, metric in metrics.items()}
 
     def _report(self, batch: CoordinateBatch, stage: str) -> Evaluation:
         """Evaluate a batch and log loss and metrics of the prediction, and metrics of the last refinement step.
@@ -547,8 +576,21 @@ class Composer(LightningModule):
         return data.spec.modality.headline if isinstance(data, CoordinateDataModule) else Modality.headline
 
     def check_sizes(self, data: CoordinateDataModule) -> None:
-        """Compare what a data module states with what this model was built for; see `check_spec`."""
+        """Compare what a data module states with what this model was built for; see `check_spec`.
+
+        Raises:
+            ValueError: If they disagree, or if the loss compares whole signals and training would use other samples.
+        """
         self.check_spec(data.spec)
+        for argument, value, allowed in (
+            ("coordinate_subset", data.coordinate_subset, None),
+            ("coordinate_noise", data.coordinate_noise, "none"),
+        ):
+            if self.loss.needs_order and value != allowed:
+                raise ValueError(
+                    f"{argument} is {value}, and the loss, {', '.join(self.loss.needs_order)}, compares whole signals: "
+                    f"set data.init_args.{argument} to {allowed or 'null'}, or use another loss."
+                )
 
     def check_spec(self, spec: DataSpec) -> None:
         """Compare what data states with what the parts of this model were built for, as they declare it (`FromData`).

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,6 +17,9 @@ from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from datamodules.domain import exact
 
+Objective = Callable[[Reconstruction, Samples], Tensor]
+"""From a reconstruction and its target to losses ``(B,)``, as `Loss.forward`."""
+
 
 class Loss(nn.Module, ABC):
     """Base class of losses, which compare a reconstruction with measured values."""
@@ -22,6 +27,22 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return ``(B,)`` for a reconstruction at the coordinates of the target; it may evaluate the field elsewhere."""
+
+    def at(self, step: int) -> Objective:
+        """Return the loss of a training step; the same in every step by default.
+
+        A loss that changes in training depends on the step alone, so that a resumed run continues it. Validation, test, inner
+        loops and refinement use the final loss, which is `forward`.
+
+        Args:
+            step: Number of optimizer steps that are done.
+        """
+        return self
+
+    @property
+    def needs_order(self) -> tuple[str, ...]:
+        """Return the names of the losses in this one that compare neighbouring samples: all, in order, without noise."""
+        return ()
 
 
 class MeanAbsoluteError(Loss):
@@ -39,6 +60,100 @@ class MeanSquaredError(Loss):
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
         """Return the mean squared error of every instance, in float32."""
         return instance_mse(reconstruction.values, target)
+
+
+class WeightedLoss(Loss):
+    """A loss times a weight, which training can ramp in linearly.
+
+    In training, the weight is 0 up to step ``start``, grows linearly, and is ``weight`` from step ``start + ramp`` on. While it
+    is 0, the loss is not computed. Validation, test, inner loops and refinement use ``weight``.
+
+    Args:
+        loss: The loss.
+        weight: Its final weight.
+        start: Optimizer steps of training before the weight grows.
+        ramp: Optimizer steps over which it grows; with 0, it is ``weight`` at once.
+
+    Raises:
+        ValueError: If ``weight`` is not positive and finite, or a number of steps is negative.
+
+    Example:
+        >>> loss = WeightedLoss(MeanSquaredError(), 0.5, start=100, ramp=200)
+        >>> [loss.weight_at(step) for step in (0, 100, 150, 300, 1000)]
+        [0.0, 0.0, 0.125, 0.5, 0.5]
+    """
+
+    def __init__(self, loss: Loss, weight: float = 1.0, start: int = 0, ramp: int = 0) -> None:
+        super().__init__()
+        if not 0 < weight < math.inf:
+            raise ValueError(f"weight is {weight}; it must be positive and finite. Remove a loss without weight.")
+        if start < 0 or ramp < 0:
+            raise ValueError(f"start is {start} and ramp {ramp}; numbers of steps must be at least 0.")
+        self.loss = loss
+        self.weight = weight
+        self.start = start
+        self.ramp = ramp
+
+    @property
+    def needs_order(self) -> tuple[str, ...]:
+        """Return that of the loss."""
+        return self.loss.needs_order
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight of a training step, counted from 0."""
+        done = step - self.start
+        return self.weight * min(max(done / self.ramp if self.ramp else float(done >= 0), 0.0), 1.0)
+
+    def at(self, step: int) -> Objective:
+        """Return the loss of a training step."""
+        return partial(self._weighted, self.loss.at(step), self.weight_at(step))
+
+    def _weighted(self, loss: Objective, weight: float, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return a loss times a weight; without the loss if the weight is 0, unless it has parameters to train."""
+        if not weight and next(self.parameters(), None) is None:
+            values = exact(reconstruction.values)
+            return values.new_zeros(len(values))
+        return weight * loss(reconstruction, target)
+
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return the loss of every instance times the final weight."""
+        return self._weighted(self.loss, self.weight, reconstruction, target)
+
+
+class LossSum(Loss):
+    """The sum of losses, by name; `WeightedLoss` gives a part a weight and a ramp.
+
+    Names make each part an option of the command line, such as ``--model.loss.init_args.parts.stft.init_args.weight``.
+
+    Args:
+        parts: Losses by name.
+
+    Raises:
+        ValueError: If there are none, or a name contains a dot.
+    """
+
+    def __init__(self, parts: Mapping[str, Loss]) -> None:
+        super().__init__()
+        if not parts or any("." in name or not name for name in parts):
+            raise ValueError(f"parts is {list(parts)}; give at least one loss, and names without dots.")
+        self.parts = nn.ModuleDict(parts)
+
+    @property
+    def needs_order(self) -> tuple[str, ...]:
+        """Return those of all parts."""
+        return tuple(name for part in self._losses() for name in part.needs_order)
+
+    def at(self, step: int) -> Objective:
+        """Return the sum in a training step."""
+        return partial(_total, [part.at(step) for part in self._losses()])
+
+    def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
+        """Return the sum of all parts for every instance."""
+        return _total(self._losses(), reconstruction, target)
+
+    def _losses(self) -> list[Loss]:
+        """Return the parts."""
+        return list(self.parts.values())  # type: ignore[arg-type]
 
 
 class ClampedAbsoluteError(Loss):
@@ -149,6 +264,12 @@ class SignAndDistance(Loss):
         """Return the probability that samples are outside."""
         outside = (measured > 0).to(measured.dtype)
         return torch.where(measured == 0, 0.5, outside) if self.surface == "half" else outside
+
+
+def _total(losses: Sequence[Objective], reconstruction: Reconstruction, target: Samples) -> Tensor:
+    """Return the sum of losses."""
+    first, *others = (loss(reconstruction, target) for loss in losses)
+    return sum(others, start=first)
 
 
 def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:

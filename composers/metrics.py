@@ -121,12 +121,16 @@ class InstanceMetric(ABC):
         clip: Whether values are clipped to [0, 1] before they are compared.
         luma: Whether the luminance of colour images is compared.
         in_training: Whether a training step can measure it of its samples; False if that would take a whole signal.
+        stages: Stages that measure it: ``val``, ``test``, ``predict``.
+        missing: Why it cannot be measured here, as a sentence, in which case it is left out; empty if it can.
     """
 
     heading: str = ""
     unit: ClassVar[str] = ""
     note: str = ""
     in_training: ClassVar[bool] = True
+    stages: ClassVar[tuple[str, ...]] = ("val", "test", "predict")
+    missing: str = ""
     clip: bool = False
     luma: bool = False
 

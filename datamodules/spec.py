@@ -307,6 +307,11 @@ def training_instances(spec: DataSpec) -> int | None:
     return spec.num_instances
 
 
+def sample_rate(spec: DataSpec) -> int | None:
+    """Return the samples per second of audio, for ``from_data``; None for other signals."""
+    return spec.sample_rate
+
+
 def signal_shape(spec: DataSpec) -> tuple[int, ...]:
     """Return the shape of the signal, for ``from_data``."""
     return spec.signal_shape

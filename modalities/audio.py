@@ -380,7 +380,7 @@ class Audio(Modality):
         return self.code_size(code.numel, code.shape, code_sample_rate(code))
 
     def metrics(self) -> dict[str, InstanceMetric]:
-        """Return PSNR, the PSNR of silence, the gain over silence, SI-SDR and log-spectral distance."""
+        """Return PSNR, the PSNR of silence, the gain over silence, SI-SDR, log-spectral distance, STOI and PESQ."""
         from modalities import audio_metrics  # here, because torchmetrics takes a second to import
 
         return {
@@ -389,6 +389,8 @@ class Audio(Modality):
             "over_silence": audio_metrics.OverSilence(),
             "si_sdr": audio_metrics.SISDR(),
             "lsd": audio_metrics.LogSpectralDistance(),
+            "stoi": audio_metrics.STOI(),
+            "pesq": audio_metrics.PESQ(),
         }
 
     def read(self, path: str | Path) -> tuple[Tensor, dict[str, Any]]:

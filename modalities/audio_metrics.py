@@ -6,6 +6,7 @@ import importlib.util
 import math
 import warnings
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torchmetrics.functional.audio.stoi import short_time_objective_intelligibil
 from composers.metrics import InstanceMetric, instance_mse, psnr_of_mse
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
+from datamodules.spec import FromData, sample_rate
 
 _MAX_RATIO = 1e12  # bounds SI-SDR to 120 dB for a perfect prediction, as for PSNR, and to -120 dB for an orthogonal one
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -124,8 +126,12 @@ class OverSilence(Silence):
 class _PerceptualMetric(InstanceMetric):
     """A metric of another package, computed per recording on the CPU without padding and averaged over channels.
 
-    NaN where the package gives no result: for silent and too short recordings, and unless whole recordings are measured.
+    NaN where the package gives no result: for silent and too short recordings, and unless whole recordings are measured. Only
+    a test measures it, because it takes time, and none where the package is not installed.
     """
+
+    stages: ClassVar[tuple[str, ...]] = ("test",)
+    from_data: ClassVar[FromData] = {"sample_rate": sample_rate}
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the metric of every instance."""
@@ -159,22 +165,23 @@ class _PerceptualMetric(InstanceMetric):
 class STOI(_PerceptualMetric):
     """Short-time objective intelligibility of speech, at most 1 (Taal et al. 2011), from the package ``pystoi``.
 
-    It requires about 0.4 s that are not silent. NaN for shorter recordings, and unless whole recordings are measured.
+    It requires about 0.4 s that are not silent. NaN for shorter recordings, and unless whole recordings are measured. Left out,
+    with a note, if ``pystoi`` is not installed.
 
     Args:
-        sample_rate: Samples per second of the data.
+        sample_rate: Samples per second of the data; set from the data, 16000 if None.
 
     Raises:
-        ValueError: If ``sample_rate`` is not positive, or ``pystoi`` is not installed.
+        ValueError: If ``sample_rate`` is not positive.
     """
 
     heading = "STOI"
 
-    def __init__(self, sample_rate: int = 16000) -> None:
-        if sample_rate < 1:
+    def __init__(self, sample_rate: int | None = None) -> None:
+        self.sample_rate = 16000 if sample_rate is None else sample_rate
+        if self.sample_rate < 1:
             raise ValueError(f"sample_rate of STOI is {sample_rate}; it must be at least 1.")
-        _require("pystoi", "STOI")
-        self.sample_rate = sample_rate
+        self.missing = _not_installed("pystoi", "STOI")
 
     def judge(self, prediction: Tensor, target: Tensor) -> float:
         """Return the STOI of a prediction ``(N,)`` for a target ``(N,)``."""
@@ -185,22 +192,27 @@ class PESQ(_PerceptualMetric):
     """Perceptual evaluation of speech quality, about 1 to 4.6 (ITU-T P.862), from the package ``pesq``.
 
     Wide-band at 16000 samples per second, narrow-band at 8000; the two are not comparable. NaN for silence, for recordings
-    shorter than a quarter of a second, and unless whole recordings are measured.
+    shorter than a quarter of a second, and unless whole recordings are measured. Left out, with a note, if ``pesq`` is not
+    installed, and at other sampling rates.
 
     Args:
-        sample_rate: Samples per second of the data: 16000 or 8000.
+        sample_rate: Samples per second of the data; set from the data, 16000 if None.
 
     Raises:
-        ValueError: If ``sample_rate`` is neither 16000 nor 8000, or ``pesq`` is not installed.
+        ValueError: If ``sample_rate`` is not positive.
     """
 
     heading = "PESQ"
 
-    def __init__(self, sample_rate: int = 16000) -> None:
-        if sample_rate not in _BANDS:
-            raise ValueError(f"sample_rate of PESQ is {sample_rate}; it must be {' or '.join(map(str, _BANDS))}.")
-        _require("pesq", "PESQ")
-        self.sample_rate = sample_rate
+    def __init__(self, sample_rate: int | None = None) -> None:
+        self.sample_rate = 16000 if sample_rate is None else sample_rate
+        if self.sample_rate < 1:
+            raise ValueError(f"sample_rate of PESQ is {sample_rate}; it must be at least 1.")
+        self.missing = _not_installed("pesq", "PESQ")
+        if self.sample_rate not in _BANDS:
+            self.missing = (
+                f"PESQ is defined at 16,000 and 8,000 samples per second, and the data has {self.sample_rate:,}."
+            )
 
     def judge(self, prediction: Tensor, target: Tensor) -> float:
         """Return the PESQ of a prediction ``(N,)`` for a target ``(N,)``."""
@@ -211,12 +223,11 @@ class PESQ(_PerceptualMetric):
 _BANDS = {16000: "wb", 8000: "nb"}
 
 
-def _require(package: str, metric: str) -> None:
-    """Raise a ``ValueError`` if the package of a metric is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"{metric} needs the package {package}, which is not installed: pip install {package}, or leave {metric} out."
-        )
+def _not_installed(package: str, metric: str) -> str:
+    """Return a sentence if the package of a metric is not installed, else an empty text."""
+    if importlib.util.find_spec(package) is not None:
+        return ""
+    return f"{metric} needs the package {package}, which is not installed: pip install {package}."
 
 
 def _whole(shape: tuple[int, ...] | None) -> bool:

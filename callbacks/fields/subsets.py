@@ -46,8 +46,11 @@ def subset_measures(
         ``start``, before it; and of ``linear`` and ``nearest``, interpolation of the subset.
 
     Raises:
-        NotMeasurableError: If no sample is outside the subset.
+        NotMeasurableError: If no sample is outside the subset, or gradient steps minimise a loss of whole signals.
     """
+    for steps in (composer.inner, composer.refinement):
+        if steps is not None and steps.steps and (ordered := (steps.loss or composer.loss).needs_order):
+            raise NotMeasurableError(f"{', '.join(ordered)} compares whole signals: give refinement a loss of its own")
     signal, shape = item.observed, tuple(item.observed.shape[2:])
     measured = torch.ones(signal[0, 0].numel(), dtype=torch.bool) if item.observed_mask is None else item.observed_mask
     known = known_samples(item.name, measured.cpu(), fraction)

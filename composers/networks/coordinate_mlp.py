@@ -107,6 +107,11 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
         return len(self.layer_sizes)
 
     @property
+    def encoding_of_signal(self) -> Encoding:
+        """The encoding."""
+        return self.encoding
+
+    @property
     def floats_per_coord(self) -> int:
         """Return four arrays as wide as the widest layer."""
         return 4 * max(max(sizes) for sizes in self.layer_sizes)

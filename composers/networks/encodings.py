@@ -25,6 +25,17 @@ class Encoding(nn.Module, ABC):
     def features(self, coords: Tensor) -> Tensor:
         """Return the features ``(..., width)`` of float32 coordinates ``(..., D)``."""
 
+    def highest_frequencies(self, coord_dim: int) -> tuple[float, ...] | None:
+        """Return the highest frequency along each axis, in periods per unit of the coordinate.
+
+        None, the default, for features that are not periodic.
+        """
+        return None
+
+    def raised(self, factor: float) -> str:
+        """Return the argument, with its value, that raises the highest frequencies by a factor."""
+        return "its highest frequency"
+
     def forward(self, coords: Tensor) -> Tensor:
         """Return the features ``(..., width)`` of coordinates ``(..., D)``, at least in float32."""
         with torch.autocast(coords.device.type, enabled=False):
@@ -104,6 +115,20 @@ class FourierFeatures(Encoding):
             )
         return 2 * self.frequencies.numel()
 
+    def highest_frequencies(self, coord_dim: int) -> tuple[float, ...]:
+        """Return the highest frequency along each axis, in periods per unit: half of it if phases are multiplied by pi.
+
+        Example:
+            >>> FourierFeatures(max_frequency=1024).highest_frequencies(1)
+            (512.0,)
+        """
+        axes = self.frequencies.split(self.counts) if self.per_axis else [self.frequencies] * coord_dim
+        return tuple(bands.max().item() * self.factor / (2 * math.pi) for bands in axes)
+
+    def raised(self, factor: float) -> str:
+        """Return ``max_frequency`` with its value."""
+        return f"max_frequency to {math.ceil(round(factor * self.frequencies.max().item(), 3)):,}"
+
     def features(self, coords: Tensor) -> Tensor:
         """Return the cosines, then the sines of the phases, axis by axis: ``(..., width)``."""
         frequencies = self.frequencies * self.factor
@@ -136,6 +161,15 @@ class PositionalEncoding(Encoding):
     def width(self, coord_dim: int) -> int:
         """Return one feature, and two per frequency, for every axis."""
         return coord_dim * (1 + 2 * self.num_octaves)
+
+    def highest_frequencies(self, coord_dim: int) -> tuple[float, ...]:
+        """Return the frequency of the last octave, in periods per unit, for every axis."""
+        phase: float = 2 ** (self.num_octaves - 1) * (math.pi if self.use_pi else 1.0)
+        return (phase / (2 * math.pi),) * coord_dim
+
+    def raised(self, factor: float) -> str:
+        """Return ``num_octaves`` with its value."""
+        return f"num_octaves to {self.num_octaves + math.ceil(math.log2(factor))}"
 
     def features(self, coords: Tensor) -> Tensor:
         """Return the coordinates, then all sines, then all cosines, axis by axis: ``(..., width)``."""
@@ -176,6 +210,14 @@ class CosineFeatures(Encoding):
                 "number per axis."
             )
         return math.prod(self.num_frequencies)
+
+    def highest_frequencies(self, coord_dim: int) -> tuple[float, ...]:
+        """Return the highest frequency along each axis, in periods per unit: half a period on [-1, 1] per cosine above 0."""
+        return tuple((count - 1) / 4 for count in self.num_frequencies)
+
+    def raised(self, factor: float) -> str:
+        """Return ``num_frequencies`` with its values."""
+        return f"num_frequencies to {[1 + math.ceil((count - 1) * factor) for count in self.num_frequencies]}"
 
     def features(self, coords: Tensor) -> Tensor:
         """Return the products, last axis fastest: ``(..., width)``."""
@@ -220,6 +262,7 @@ class GaussianFourierFeatures(Encoding):
             raise ValueError(f"num_frequencies is {num_frequencies} and scale {scale}; both must be positive.")
         generator = torch.Generator().manual_seed(seed)
         self.coord_dim = coord_dim
+        self.scale = scale
         self.register_buffer("frequencies", scale * torch.randn(coord_dim, num_frequencies, generator=generator))
 
     def width(self, coord_dim: int) -> int:
@@ -234,6 +277,14 @@ class GaussianFourierFeatures(Encoding):
                 "set both to the same value; on the command line, omit coord_dim of the encoding."
             )
         return 2 * self.frequencies.shape[1]
+
+    def highest_frequencies(self, coord_dim: int) -> tuple[float, ...]:
+        """Return the largest component of the frequency vectors along each axis, in periods per unit."""
+        return tuple(self.frequencies.abs().amax(-1).tolist())
+
+    def raised(self, factor: float) -> str:
+        """Return ``scale`` with its value."""
+        return f"scale to {self.scale * factor:.3g}"
 
     def features(self, coords: Tensor) -> Tensor:
         """Return the cosines, then the sines: ``(..., 2 K)``."""

@@ -9,6 +9,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from composers.networks.encodings import Encoding
+
 Field = Callable[[Tensor], Tensor]
 M = TypeVar("M")
 
@@ -87,6 +89,11 @@ class CoordinateNetwork(nn.Module, ABC, Generic[M]):
     @property
     def patches(self) -> PatchSpec | None:
         """The patches with modulations of their own, which decoding evaluates whole; None if modulations belong to signals."""
+        return None
+
+    @property
+    def encoding_of_signal(self) -> Encoding | None:
+        """The encoding of the coordinates of a whole signal, which limits its frequencies; None if there is none."""
         return None
 
     @property

@@ -32,9 +32,11 @@ from composers import Composer, Refinement
 from composers.encoders import PerToken
 from composers.inference import Hypernetwork
 from composers.latents import Direct
+from composers.losses import MeanSquaredError
 from datamodules import SamplePhotos
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.domain import Grid
+from modalities.audio_losses import MultiResolutionSTFT
 from modalities.resampling import downscaled, upscaled
 
 DOMAINS = {1: Grid(((-1.0, 1.0),)), 2: Grid.unit(2)}
@@ -180,6 +182,17 @@ def test_refinement_and_encoder_see_the_subset_only(make_ipc):
         other = torch.rand(1, *SHAPE)
         other.flatten(2)[..., known] = signal.flatten(2)[..., known]
         assert torch.equal(interpolated(other, known, "linear"), interpolated(signal, known, "linear"))
+
+
+def test_a_loss_of_whole_signals_cannot_be_minimised_on_a_subset():
+    composer = build_ipc(signal_shape=(1, 200))
+    composer.loss = MultiResolutionSTFT((16,))
+    item = _item(0.4 * torch.randn(1, 1, 200))
+    with pytest.raises(NotMeasurableError, match="MultiResolutionSTFT compares whole signals: give refinement a loss"):
+        subset_measures(composer, item, DOMAINS[1], 0.5)
+    composer.refinement = Refinement(3, report=(), loss=MeanSquaredError())
+    with torch.no_grad():
+        assert subset_measures(composer, item, DOMAINS[1], 0.5)["field"] > 0
 
 
 def test_padding_is_neither_known_nor_compared():

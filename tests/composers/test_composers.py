@@ -236,9 +236,9 @@ def test_metrics_are_computed_in_float32_under_autocast(make_ipc):
     values = 0.5 + 0.02 * torch.rand(2, 256, 3)
     batch = CoordinateBatch(Observation(), Samples(torch.zeros(256, 2), values), (16, 16), ["a", "b"])
     reconstruction = Reconstruction.of_values(values + 0.001 * torch.rand(2, 256, 3))
-    expected = composer._measure(batch, reconstruction)["ssim"]
+    expected = composer._measure(batch, reconstruction, composer.measures)["ssim"]
     with torch.autocast("cpu", torch.bfloat16):
-        actual = composer._measure(batch, reconstruction)["ssim"]
+        actual = composer._measure(batch, reconstruction, composer.measures)["ssim"]
     assert torch.equal(actual, expected)
 
 

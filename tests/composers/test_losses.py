@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from composers.losses import ClampedAbsoluteError, SignAndDistance, TruncatedSquaredError
+from composers.losses import (
+    ClampedAbsoluteError,
+    LossSum,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    SignAndDistance,
+    TruncatedSquaredError,
+    WeightedLoss,
+)
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
@@ -139,5 +147,74 @@ def test_truncated_errors_equal_a_loop_and_have_a_gradient_beyond_the_limit(mask
     ],
 )
 def test_arguments_out_of_range_raise_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def _pair():
+    """Return random values as a reconstruction, and a masked target."""
+    values = torch.randn(2, 6, 1, generator=torch.Generator().manual_seed(1))
+    return Reconstruction.of_values(values), Samples(torch.zeros(6, 2), MEASURED, MASK)
+
+
+@pytest.mark.parametrize(
+    ("start", "ramp", "expected"),
+    [
+        (0, 0, {0: 2.0, 1: 2.0, 50: 2.0}),
+        (10, 0, {0: 0.0, 9: 0.0, 10: 2.0, 11: 2.0}),
+        (0, 4, {0: 0.0, 1: 0.5, 2: 1.0, 3: 1.5, 4: 2.0, 5: 2.0}),
+        (10, 20, {0: 0.0, 10: 0.0, 15: 0.5, 20: 1.0, 29: 1.9, 30: 2.0, 10_000: 2.0}),
+    ],
+)
+def test_a_weight_is_ramped_in_by_training_steps(start, ramp, expected):
+    loss = WeightedLoss(MeanSquaredError(), 2.0, start, ramp)
+    reconstruction, target = _pair()
+    plain = MeanSquaredError()(reconstruction, target)
+    for step, weight in expected.items():
+        assert loss.weight_at(step) == pytest.approx(weight)
+        torch.testing.assert_close(loss.at(step)(reconstruction, target), weight * plain)
+    torch.testing.assert_close(loss(reconstruction, target), 2 * plain)  # of evaluation
+
+
+def test_a_sum_adds_its_parts_at_every_step():
+    first, second = MeanSquaredError(), MeanAbsoluteError()
+    loss = LossSum({"wave": WeightedLoss(first, 3.0), "level": WeightedLoss(second, 0.5, start=2, ramp=2)})
+    reconstruction, target = _pair()
+    squared, absolute = first(reconstruction, target), second(reconstruction, target)
+    for step, weight in {0: 0.0, 2: 0.0, 3: 0.25, 4: 0.5, 9: 0.5}.items():
+        torch.testing.assert_close(loss.at(step)(reconstruction, target), 3 * squared + weight * absolute)
+    torch.testing.assert_close(loss(reconstruction, target), 3 * squared + 0.5 * absolute)
+    assert loss.needs_order == ()
+
+
+def test_a_loss_without_weight_is_not_computed_unless_it_learns():
+    class NeverComputedError(MeanSquaredError):
+        def forward(self, reconstruction, target):
+            raise AssertionError
+
+    reconstruction, target = _pair()
+    assert WeightedLoss(NeverComputedError(), start=5).at(4)(reconstruction, target).tolist() == [0, 0]
+    learned = WeightedLoss(SignAndDistance(), start=5)
+    learned.at(0)(_reconstruction(), Samples(torch.zeros(6, 2), MEASURED)).sum().backward()
+    assert learned.loss.uncertainties.grad.tolist() == [0, 0]
+
+
+def test_other_losses_are_the_same_in_every_step():
+    loss = MeanSquaredError()
+    assert loss.at(0) is loss.at(1000) is loss
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WeightedLoss(MeanSquaredError(), 0.0), r"weight is 0\.0; it must be positive"),
+        (lambda: WeightedLoss(MeanSquaredError(), math.inf), "weight is inf"),
+        (lambda: WeightedLoss(MeanSquaredError(), start=-1), "start is -1 and ramp 0"),
+        (lambda: WeightedLoss(MeanSquaredError(), ramp=-2), "ramp -2; numbers of steps must be at least 0"),
+        (lambda: LossSum({}), r"parts is \[\]; give at least one loss"),
+        (lambda: LossSum({"a.b": MeanSquaredError()}), "names without dots"),
+    ],
+)
+def test_sums_and_weights_check_their_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
