@@ -50,6 +50,11 @@ class AttentiveMLP(TokenNetwork):
         """Return the floats of the features and of three arrays as wide as a hidden layer."""
         return 2 * self.encoding.width(self.coord_dim) + 3 * self.last.in_features
 
+    @property
+    def encoding_of_signal(self) -> Encoding | None:
+        """The encoding; None where values depend on the offset from a token, which adds frequencies."""
+        return None if self.attention.relative else self.encoding
+
     def evaluate(self, coords: Tensor, tokens: PlacedTokens) -> Tensor:
         """Return values ``(B, N, C)`` at coordinates ``(N, D)`` shared by all instances, or ``(B, N, D)``."""
         features = self.encoding(coords)

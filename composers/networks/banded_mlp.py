@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composers.networks.coordinate_mlp import Modulations
-from composers.networks.encodings import FourierFeatures
+from composers.networks.encodings import Encoding, FourierFeatures
 from composers.networks.token_attention import PlacedTokens
 from composers.networks.token_network import TokenNetwork
 from datamodules.domain import exact
@@ -69,6 +69,12 @@ class BandedMLP(TokenNetwork):
         """Return the floats of the encodings and of all layers."""
         bands = len(self.encodings)
         return (bands + 1) * self.query_encoding.width(self.coord_dim) + (4 * bands + 2) * self.hidden_dim
+
+    @property
+    def encoding_of_signal(self) -> Encoding | None:
+        """The encoding of the last band; None where values depend on the offset from a token, which adds frequencies."""
+        last = self.encodings[-1]
+        return last if isinstance(last, Encoding) and not self.attention.relative else None
 
     def evaluate(self, coords: Tensor, tokens: PlacedTokens) -> Tensor:
         """Return values ``(B, N, C)`` at coordinates ``(N, D)`` shared by all instances, or ``(B, N, D)``."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from composers.networks import CoordinateMLP, PatchwiseMLP
+from composers.networks import AttentiveMLP, BandedMLP, CoordinateMLP, PatchwiseMLP, TokenAttention
 from composers.networks.encodings import (
     CosineFeatures,
     FourierFeatures,
@@ -121,3 +121,15 @@ def test_the_warning_states_periods_of_images():
 )
 def test_there_is_no_warning_where_harmonics_reach_or_nothing_is_known(network, spec):
     assert unreached_frequencies(network, spec) == ""
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_values_that_depend_on_the_offset_from_a_token_have_frequencies_of_their_own(relative):
+    sizes = {"coord_dim": 1, "value_dim": 1, "token_dim": 4, "num_tokens": 80, "hidden_dim": 8}
+    attention = TokenAttention(1, 4, relative=relative)
+    banded = BandedMLP((16.0, 512.0), 4.0, 8, attention=attention, **sizes)
+    attentive = AttentiveMLP(FourierFeatures(8, 512.0), attention=TokenAttention(1, 4, relative=relative), **sizes)
+    for network in (banded, attentive):
+        warning = unreached_frequencies(network, _speech())
+        assert warning.startswith("" if relative else "FourierFeatures reaches 512 Hz, and 16,000 samples per second")
+        assert bool(warning) is not relative
