@@ -33,6 +33,7 @@ PRESETS = (
     "metasdf",
     "voxels",
     "pixel_aligned",
+    "anr",
 )
 STEPS = 20
 SHORT = ["--trainer.max_epochs", -1, "--trainer.limit_val_batches", 0, "--trainer.callbacks", "[]"]

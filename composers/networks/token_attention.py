@@ -135,7 +135,11 @@ class TokenAttention(nn.Module):
         Args:
             tokens: Tokens.
             places: ``(T, D)`` in token spacings, which local attention requires.
+
+        Raises:
+            ValueError: If the attention is local and there are no places.
         """
+        self._require(places)
         keys, values = self._heads(self.key(tokens)), self._heads(self.value(tokens))
         if self.relative and places is not None:
             values = self._rotated(values, -places)
@@ -148,7 +152,11 @@ class TokenAttention(nn.Module):
             queries: Features of coordinates ``(N, query_dim)`` shared by all instances, or ``(B, N, query_dim)``.
             tokens: Projected tokens.
             positions: Coordinates ``(N, D)`` or ``(B, N, D)`` in token spacings, which local attention requires.
+
+        Raises:
+            ValueError: If the attention is local and there are no positions.
         """
+        self._require(positions)
         query = self._heads(self.query(queries if queries.dim() == 3 else queries.unsqueeze(0)))
         query = query.expand(len(tokens.keys), -1, -1, -1)
         bias = self._bias(positions, tokens.places)
@@ -162,6 +170,13 @@ class TokenAttention(nn.Module):
             attended = self._rotated(attended, positions if positions.dim() == 2 else positions.unsqueeze(1))
         read: Tensor = attended.transpose(1, 2).flatten(2)
         return read
+
+    def _require(self, places: Tensor | None) -> None:
+        """Refuse to ignore that the attention is local."""
+        if self.local and places is None:
+            raise ValueError(
+                "Attention with sharpness or relative depends on places: pass places to project, and positions to forward."
+            )
 
     def _thresholded(self, query: Tensor, tokens: PlacedTokens, bias: Tensor | None) -> Tensor:
         """Return the attention without the weights below the threshold."""

@@ -16,7 +16,7 @@ from datamodules.configuration import load_layers
 CONFIGS = REPOSITORY / "configs"
 # Arguments that make the data fit the patches of every composer, which are those for images of 178 x 178 pixels.
 FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "super_resolution_photos")}
-HYPERNETWORKS = ("transformer_ipc", "transinr")
+HYPERNETWORKS = ("transformer_ipc", "transinr", "anr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf", "shapes_ipc")  # parts of names of experiments
 DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
 PATCH_WISE = (  # likewise; without blocks or inner steps
@@ -144,7 +144,7 @@ def test_every_composer_works_with_every_data_set(composer, data):
 def _experiments():
     """Return all experiments; most are slow."""
     quick = ("photos_ipc", "photos_learned_init", "photos_meta_ipc", "speech_ipc")
-    quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches")
+    quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches", "photos_anr")
     quick += ("photos_liif", "div2k_edsr_lte", "celebahq_liif", "digits_metasdf")
     quick += ("planes_autodecoder", "shapenet_core_ipc")
     return [
