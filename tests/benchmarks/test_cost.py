@@ -102,6 +102,16 @@ def test_patch_wise_networks_compute_a_step():
     assert mixers < actual.step_flop < 3 * mixers
 
 
+def test_operations_of_patch_wise_networks_are_linear_in_the_instances():
+    composer, data, _ = cost.build(TESTS / "configs" / "tiny_patch_ipc.yaml")
+    step, batch = cost.ForwardAndBackward(composer), cost.random_batch(data, 5)
+    with cost.counter() as counted:
+        step(batch)
+    actual = cost.count(TESTS / "configs" / "tiny_patch_ipc.yaml", batch_size=5)
+    assert actual.batch_size == 5
+    assert actual.step_flop == pytest.approx(counted.get_total_flops(), rel=5e-3)  # routes depend on coordinates
+
+
 @pytest.mark.parametrize("name", ["voxels", "pixel_aligned"])
 def test_renderers_that_skip_samples_are_counted_with_all(tmp_path, name):
     base = TESTS / "configs" / f"tiny_{name}.yaml"
