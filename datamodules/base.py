@@ -219,9 +219,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
         mask = _measured_mask(batch.length, signal)
         if training:
             coords = self._add_noise(coords, domain.cell(shape), batch, step)
-            if self.coordinate_subset is not None:
-                generator = generator_at(global_seed(), "subset", step, device=signal.device)
-                indices = subset(values.shape[1], self.coordinate_subset, generator)
+            if (indices := self._subset(values, step)) is not None:
                 coords, values, shape = coords[..., indices, :], values[:, indices], None
                 mask = None if mask is None else mask[:, indices]
         query = samples = Samples(coords, values, mask)
@@ -249,8 +247,17 @@ class CoordinateDataModule(LightningDataModule, ABC):
         ]
         phase = (slice(None), slice(None), *(slice(offset, None, self.detail) for offset in offsets))
         finer = signal[phase]
-        query = Samples(self.spec.domain.at(places, sizes), finer.flatten(2).mT)
-        return coarse._replace(query=query, shape=None)
+        coords, values = self.spec.domain.at(places, sizes), finer.flatten(2).mT
+        if (indices := self._subset(values, step)) is not None:
+            coords, values = coords[indices], values[:, indices]
+        return coarse._replace(query=Samples(coords, values), shape=None)
+
+    def _subset(self, values: Tensor, step: int) -> Tensor | None:
+        """Return the indices of the coordinates of a training step, of as many as there are values ``(B, N, C)``."""
+        if self.coordinate_subset is None:
+            return None
+        generator = generator_at(global_seed(), "subset", step, device=values.device)
+        return subset(values.shape[1], self.coordinate_subset, generator)
 
     def coarser(self, signal: Tensor) -> Tensor:
         """Return signals ``(B, C, *shape)`` with ``detail`` times fewer samples along every axis, the means of finer ones."""

@@ -91,6 +91,7 @@ PARTS = {
     "network": _subclasses(networks.CoordinateNetwork),
     "encoding": _subclasses(networks.Encoding),
     "activation": _subclasses(networks.Activation),
+    "attention": {networks.TokenAttention},
     "encoder": _subclasses(encoders.Encoder),
     "readout": _subclasses(encoders.Readout),
     "transformer": {encoders.Transformer},

@@ -21,7 +21,7 @@ from datamodules.domain import Rays
 
 COMBINATIONS = TESTS / "configs" / "combinations"
 ADAPTED = (  # by an inner loop
-    *("meta_transinr", "adapted_ipc", "meta_patches", "adapted_patches"),
+    *("meta_transinr", "meta_anr", "adapted_ipc", "meta_patches", "adapted_patches"),
     *("meta_la_inr", "adapted_la_inr"),
 )
 OF_SCENES = ("adapted_voxels",)

@@ -236,6 +236,22 @@ def test_finer_training_crops_are_observed_at_the_size_of_the_model_and_compared
     assert 4 <= sum(batch.shape is None for batch in queries) <= 20
 
 
+def test_subsets_are_drawn_from_finer_crops_as_from_observed_ones():
+    photos, all_photos = (
+        SamplePhotos(size=SIZE, detail=2, batch_size=2, crops_per_epoch=2, coordinate_subset=subset)
+        for subset in (5, None)
+    )
+    photos.setup("fit")
+    items = next(iter(photos.train_dataloader()))
+    for step in range(6):
+        query, every = (data.to_coordinates(items, training=True, step=step).query for data in (photos, all_photos))
+        assert query.coords.shape == (5, 2)
+        assert query.values.shape == (2, 5, 3)
+        places = [(every.coords == coord).all(-1).nonzero().item() for coord in query.coords]
+        assert len(set(places)) == 5
+        assert torch.equal(query.values, every.values[:, places])
+
+
 def test_evaluation_and_statistics_of_training_data_use_the_size_of_the_model():
     photos = SamplePhotos(size=SIZE, detail=2)
     photos.setup("fit")
