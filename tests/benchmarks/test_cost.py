@@ -15,6 +15,7 @@ EXPERIMENTS = sorted(
     for path in (REPOSITORY / "configs" / "experiments").glob("*.yaml")
     if not path.stem.startswith(("photos_", "folder_", "speech_", "objects_", "shapes_", "digits_"))
 )
+COMPUTED = ("ffhq1024_patch_ipc",)  # counting computes 2 TFLOP; ffhq512_patch_ipc has the same parts
 
 
 @pytest.fixture
@@ -177,7 +178,9 @@ def test_missing_config_raises_an_error(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if path.stem not in COMPUTED], ids=lambda path: path.stem
+)
 def test_costs_in_experiments_equal_the_counted_ones(path):
     actual = cost.count(path)
     stated = [float(number) for number in re.findall(r"([\d.]+) (?:M|TFLOP|EFLOP)\b", path.read_text())]
