@@ -2,8 +2,8 @@
 
 The cost is the number of floating-point operations of all matrix products, forward and backward, including the inner loop, on
 random signals. They are counted on fake tensors, without computing anything, so that a laptop can count any experiment. Only
-networks with patches compute a step, because the number of their routes depends on coordinates. Renderers that can skip samples
-are counted with all samples.
+networks with patches compute steps, of one and of two instances, because the number of their routes depends on coordinates.
+Renderers that can skip samples are counted with all samples.
 """
 
 from __future__ import annotations
@@ -198,9 +198,7 @@ def count(config: Path, batch_size: int | None = None) -> Cost:
         try:
             latents, step_flop = _count_on_fake_tensors(step, batch)
         except DynamicOutputShapeException:
-            with counter() as counted:
-                _, latents = step(batch)
-            step_flop = counted.get_total_flops()
+            latents, step_flop = _count_on_few(step, data, len(batch.names))
     return Cost(
         parameters=sum(parameter.numel() for parameter in composer.parameters()),
         tokens=composer.start.facts().get("tokens"),
@@ -239,6 +237,19 @@ def _count_on_fake_tensors(step: ForwardAndBackward, batch: CoordinateBatch) -> 
     with shapes, conditions, counter() as counted:
         _, latents = functional_call(step, state, (fake_batch,))
     return latents, counted.get_total_flops()
+
+
+def _count_on_few(step: ForwardAndBackward, data: CoordinateDataModule, batch_size: int) -> tuple[Latents, int]:
+    """Return the latents of a computed training step of one instance, and the operations of one of ``batch_size``.
+
+    Every instance adds as many operations as the second one.
+    """
+    counts = []
+    for instances in (2, 1)[batch_size < 2 :]:
+        with counter() as counted:
+            _, latents = step(random_batch(data, instances))
+        counts.append(counted.get_total_flops())
+    return latents, counts[-1] + (batch_size - 1) * (counts[0] - counts[-1])
 
 
 def published_items(data: CoordinateDataModule) -> int | None:

@@ -33,6 +33,7 @@ PRESETS = (
     "metasdf",
     "voxels",
     "pixel_aligned",
+    "la_inr",
     "anr",
 )
 STEPS = 20

@@ -151,7 +151,10 @@ class TokenNetwork(CoordinateNetwork[Modulations]):
         if self.num_tokens is None:
             grid = shapes["tokens"][1:]
             self.attention.check_threshold(math.prod(grid))
-        return self.attention.project(tokens.flatten(2).mT, None if grid is None else self._places(grid, tokens))
+        rows = tokens.flatten(
+            2
+        ).mT.contiguous()  # products of other strides are rounded otherwise: a code file has others
+        return self.attention.project(rows, None if grid is None else self._places(grid, tokens))
 
     def attend(self, queries: Tensor, coords: Tensor, tokens: PlacedTokens) -> Tensor:
         """Return what the attention reads at coordinates: ``(B, N, heads * head_dim)``.

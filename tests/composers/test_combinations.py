@@ -20,9 +20,12 @@ from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.domain import Rays
 
 COMBINATIONS = TESTS / "configs" / "combinations"
-ADAPTED = ("meta_transinr", "meta_anr", "adapted_ipc", "meta_patches", "adapted_patches")  # by an inner loop
+ADAPTED = (  # by an inner loop
+    *("meta_transinr", "meta_anr", "adapted_ipc", "meta_patches", "adapted_patches"),
+    *("meta_la_inr", "adapted_la_inr"),
+)
 OF_SCENES = ("adapted_voxels",)
-OF_PHOTOS = (*ADAPTED, "predicted_functa", "auto_decoder")
+OF_PHOTOS = (*ADAPTED, "predicted_functa", "auto_decoder", "la_inr_auto_decoder")
 NAMES = (*OF_PHOTOS, *OF_SCENES)
 FIXED = ("frequencies", "readout.means", "readout.directions", "readout.scales")  # ends of keys of buffers
 STEPS = 12  # of training, in four epochs

@@ -41,7 +41,15 @@ RENDERER = {
 }
 SIZES = {  # arguments of parts, by class
     "CoordinateMLP": {"hidden_dim": 8, "num_layers": 5},
-    "AttentiveMLP": {"token_dim": 6, "num_tokens": [2, 2], "hidden_dim": 8, "num_hidden": 2},
+    "AttentiveMLP": {"token_dim": 6, "num_tokens": 5, "hidden_dim": 8, "num_hidden": 2},
+    "BandedMLP": {
+        "token_dim": 6,
+        "num_tokens": 5,
+        "hidden_dim": 8,
+        "bands": [2.0, 4.0],
+        "query_frequency": 2.0,
+        "num_frequencies": 2,
+    },
     "TokenAttention": {"num_heads": 2, "head_dim": 4},
     "ANR": {"num_decoder_layers": 2},
     "FourierFeatures": {"num_frequencies": 2, "max_frequency": 4},
@@ -93,6 +101,11 @@ def _spec(name):
     return next((SPECS[kind] for kind in kinds if kind in SPECS), SPEC)
 
 
+def _states_places(size):
+    """Return whether a size is null, as many as the signal has, or a number per axis, and is kept."""
+    return size is None or (isinstance(size, list) and all(isinstance(number, int) for number in size))
+
+
 def _tiny(part, spec):
     """Return the config of a part with small sizes, and with what it takes from the data."""
     if not isinstance(part, dict):
@@ -102,7 +115,8 @@ def _tiny(part, spec):
     kind, arguments = pkgutil.resolve_name(part["class_path"]), part.get("init_args", {})
     field = instantiate(Renderer, arguments["renderer"]).field_spec(spec) if "renderer" in arguments else spec
     arguments = {name: _tiny(value, field if name in Composer.of_field else spec) for name, value in arguments.items()}
-    arguments |= SIZES.get(kind.__name__, {})
+    sizes = SIZES.get(kind.__name__, {})
+    arguments |= {name: size for name, size in sizes.items() if not _states_places(arguments.get(name, size))}
     arguments |= {name: of(spec) for name, of in declared(kind).items()}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
     return {"class_path": part["class_path"], "init_args": plain}

@@ -193,6 +193,72 @@ def test_zero_init_of_per_token_gives_latents_of_zero_with_gradients():
     assert all(parameter.grad.any() for parameter in readout.parameters())
 
 
+class _Context(nn.Module):
+    """Stand-in for the transformer of `PerToken`: the mean of all tokens beside each token."""
+
+    embed_dim = E
+
+    def forward(self, data_tokens, weight_tokens):
+        assert data_tokens.shape[1] == 0  # all tokens are read
+        self.embedded = weight_tokens
+        return weight_tokens + weight_tokens.mean(1, keepdim=True)
+
+
+def _with_context(shape, **arguments):
+    """Return connected `PerToken` with a stand-in for the transformer and random norms."""
+    readout = PerToken(transformer=_Context(), **arguments)
+    readout.connect(Patches((1, 24), 4), _specs(tokens=shape))
+    for parameter in readout.contexts.parameters():
+        nn.init.normal_(parameter)
+    return readout
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("shape", "grid"), [((5, -1), (6,)), ((5, -1, -1), (2, 3)), ((-1, 5), None)], ids=str)
+def test_a_transformer_adds_a_function_of_all_tokens(shape, grid):
+    readout, tokens = _with_context(shape), torch.rand(2, 6, 4)
+    latent = readout(Features(tokens, grid))["tokens"]
+    latent = latent if shape[0] == -1 else latent.flatten(2).mT  # (B, T, 5)
+    for instance in range(2):
+        embedded = [
+            readout.embedding.weight @ token + readout.embedding.bias + position
+            for token, position in zip(tokens[instance], readout.positions[0], strict=True)
+        ]
+        mean = sum(embedded) / 6
+        for place, token in enumerate(tokens[instance]):
+            linear = readout.heads["tokens"].weight @ token + readout.heads["tokens"].bias
+            context = torch.tensor(_naive_head(readout.contexts["tokens"], embedded[place] + mean))
+            torch.testing.assert_close(latent[instance, place], linear + context, atol=1e-5, rtol=0)
+
+
+def test_positions_of_a_transformer_are_small_and_left_out_where_the_number_of_tokens_is_open():
+    readout = _with_context((5, -1))
+    assert readout.positions.shape == (1, 6, E)
+    assert readout.positions.std().item() == pytest.approx(0.02, rel=0.3)
+    encoder = Patches((1, 24), 4)
+    encoder.num_tokens = None
+    readout = PerToken(transformer=_Context())
+    readout.connect(encoder, _specs(tokens=(5, -1)))
+    assert not hasattr(readout, "positions")
+    assert readout(Features(torch.rand(2, 9, 4)))["tokens"].shape == (2, 5, 9)
+
+
+def test_zero_init_with_a_transformer_gives_latents_of_zero_with_gradients():
+    readout = PerToken(zero_init=True, transformer=Transformer(E, 2, 3, 2))
+    readout.connect(Patches((1, 24), 4), _specs(tokens=(3, -1)))
+    latent = readout(Features(torch.rand(2, 6, 4)))["tokens"]
+    assert not latent.any()
+    latent.sum().backward()
+    assert readout.contexts["tokens"][1].weight.grad.any()
+    assert readout.heads["tokens"].weight.grad.any()
+
+
+def test_without_a_transformer_there_are_no_parameters_for_it():
+    readout = PerToken()
+    readout.connect(Patches((1, 24), 4), _specs(tokens=(3, -1)))
+    assert {name.partition(".")[0] for name, _ in readout.named_parameters()} == {"heads"}
+
+
 def test_latents_that_do_not_fit_per_token_raise_an_error():
     for specs in ({}, _specs(map=(5, -1), patterns_1=(3, 2))):
         with pytest.raises(ValueError, match="use readout WeightTokens"):
