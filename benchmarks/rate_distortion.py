@@ -55,6 +55,7 @@ from composers.codes import (
     sensitivities,
     stored_size,
 )
+from composers.codes.entropy import empirical_entropy
 from composers.latents import Layout
 from composers.networks.patch_grid import grid_shape
 from datamodules import data_sets
@@ -70,6 +71,8 @@ from modalities.linear import LinearCode, from_patches, signals_of, to_patches, 
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "configs" / "experiments"
 _MAX_LAG = 2000  # samples between a recording and its decoded Opus
+_FLOAT = ", float32"  # after the name of a method
+_LINEAR, _CODECS = ("PCA", "KLT"), ("JPEG", "WebP", "Opus")
 _WEBP_HEADER = 30  # bytes: RIFF, the chunk, and the frame header
 
 
@@ -158,6 +161,7 @@ class RatePoint(NamedTuple):
 
 
 Codec = Callable[[Tensor], Coded]
+Symbols = dict[str, list[Any]]  # rows of symbols by latent
 
 
 class Held(NamedTuple):
@@ -267,7 +271,7 @@ def composer_points(
     training = list(training_examples(composer, data, settings.training_items))
     sensitivity = sensitivities(composer, training[:2])
 
-    def codec(bits: int | None, table: CodeTable | None) -> Codec:
+    def codec(bits: int | None, table: CodeTable | None, coded_symbols: list[Symbols] | None = None) -> Codec:
         def coded(signal: Tensor) -> Coded:
             code = codes[id(signal)]
             size = (4 * code.numel, 4 * code.numel)
@@ -275,6 +279,8 @@ def composer_points(
                 code = quantized(code, composer, bits, table)
                 stored = stored_size(code)
                 size = stored.total, stored.payload
+                if coded_symbols is not None:
+                    coded_symbols.append(_symbols(code))
             return Coded(*size, torch.cat(list(decode(composer, code))).movedim(-1, 0))
 
         return coded
@@ -282,10 +288,35 @@ def composer_points(
     for bits in sorted(settings.bits):
         latents = (example.latents for example in training)
         table = CodeTable.learn(fingerprint(composer), shapes, latents, bits, sensitivity)
-        yield held.point(name, f"{bits} bits", codec(bits, table))
+        coded_symbols: list[Symbols] = []
+        point = held.point(name, f"{bits} bits", codec(bits, table, coded_symbols))
+        payload = 8 * len(coded_symbols) * (point.file_bytes - point.side_bytes)
+        excess = 100 * (payload / pooled_entropy(coded_symbols) - 1)
+        print(
+            f"{name}, {bits} bits: payload {excess:+.1f} % beside the empirical entropy of the symbols of all signals."
+        )
+        yield point
         if settings.own_scales:
             yield held.point(f"{name}, scales in the file", f"{bits} bits", codec(bits, None))
-    yield held.point(f"{name}, float32", "32 bits", codec(None, None))
+    yield held.point(f"{name}{_FLOAT}", "32 bits", codec(None, None))
+
+
+def _symbols(code: InstanceCode) -> Symbols:
+    """Return the symbols of a quantised code by latent, a row per distribution."""
+    parts = code.quantized
+    assert parts is not None
+    return {name: coder.symbols(parts.indices[name]) for name, coder in parts.coders.items()}
+
+
+def pooled_entropy(codes: Sequence[Symbols]) -> float:
+    """Return the bits of the symbols of codes by the histograms of all codes together, one per row of every latent.
+
+    The histogram of a single small code has fewer symbols than levels, so that its entropy says little.
+    """
+    pooled = {
+        name: [np.concatenate(rows) for rows in zip(*(code[name] for code in codes), strict=True)] for name in codes[0]
+    }
+    return sum(empirical_entropy(rows) for rows in pooled.values())
 
 
 def linear_points(data: CoordinateDataModule, held: Held, settings: RateSettings) -> Iterator[RatePoint]:
@@ -394,7 +425,10 @@ def _aligned(decoded: Tensor, signal: Tensor) -> Tensor:
 
 
 def draw(points: Sequence[RatePoint], unit: str, path: Path) -> None:
-    """Draw PSNR against the rate of complete files, and without headers and side information."""
+    """Draw PSNR against the rate of complete files, and without headers and side information.
+
+    Linear codes are grey, darker with more bits, and codecs black; hollow markers are codes in float32.
+    """
     from matplotlib.figure import Figure  # here, because it takes a while to import
 
     curves = defaultdict(list)
@@ -402,24 +436,39 @@ def draw(points: Sequence[RatePoint], unit: str, path: Path) -> None:
         curves[point.method].append(point)
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    styles = {"PCA": (":", 0.8), "KLT": (":", 0.8), "JPEG": ("--", 1.2), "WebP": ("--", 1.2), "Opus": ("--", 1.2)}
+    styles = _styles(list(curves))
     for axes, title, rate in (
         (left, "complete files", "rate"),
         (right, "without headers and side information", "payload_rate"),
     ):
-        for index, (method, curve) in enumerate(curves.items()):
-            line, width = next((style for name, style in styles.items() if method.startswith(name)), ("-", 1.8))
+        for method, curve in curves.items():
             rates = [getattr(point, rate) for point in curve]
-            psnrs = [point.psnr for point in curve]
-            axes.plot(rates, psnrs, line, marker="o", ms=3.5, lw=width, color=f"C{index % 10}", label=method)
+            axes.plot(rates, [point.psnr for point in curve], **styles[method])
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set(title=title, xlabel=unit)
         axes.grid(alpha=0.3)
     left.set_ylabel("mean PSNR [dB]")
-    right.legend(fontsize=8)
+    left.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the style of every curve; a code in float32 has the colour of its method and no entry in the legend."""
+    models = [method for method in methods if not method.startswith(_LINEAR + _CODECS) and not method.endswith(_FLOAT)]
+    linear = [method for method in methods if method.startswith(_LINEAR)]
+    codecs = [method for method in methods if method.startswith(_CODECS)]
+    styles: dict[str, dict[str, Any]] = {}
+    for index, method in enumerate(models):
+        styles[method] = {"color": f"C{index % 10}", "lw": 1.8, "marker": "o", "ms": 4, "label": method}
+        styles[method + _FLOAT] = {"color": f"C{index % 10}", "lw": 0, "marker": "o", "ms": 5, "mfc": "none"}
+    for index, method in enumerate(linear):
+        grey = str(0.75 - 0.5 * index / max(1, len(linear) - 1))
+        styles[method] = {"color": grey, "lw": 0.8, "ls": ":", "marker": ".", "ms": 4, "label": method}
+    for method, line in zip(codecs, ("--", "-."), strict=False):
+        styles[method] = {"color": "black", "lw": 1.2, "ls": line, "marker": ".", "ms": 4, "label": method}
+    return styles
 
 
 def main(args: list[str] | None = None) -> list[RatePoint]:

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from benchmarks.rate_distortion import RateSettings, _aligned, _jpeg_header, _opus_payload
+from benchmarks.rate_distortion import RateSettings, _aligned, _jpeg_header, _opus_payload, pooled_entropy
 
 
 def test_the_header_of_a_jpeg_ends_where_its_scan_begins():
@@ -43,3 +43,11 @@ def test_delayed_recordings_are_aligned(lag):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RateSettings(**wrong)
+
+
+def test_the_pooled_entropy_is_that_of_the_histograms_of_all_codes():
+    codes = [
+        {"tokens": [np.array([0, 1]), np.array([5, 5])], "index": [np.array([1])]},
+        {"tokens": [np.array([2, 3]), np.array([5, 5])], "index": [np.array([2])]},
+    ]
+    assert pooled_entropy(codes) == pytest.approx(4 * 2 + 0 + 2 * 1)

@@ -163,6 +163,7 @@ def _check_model(model, modulated_layers):
         "mlp_ratio": 4,
         "residual_dropout": 0.1,
         "qkv_bias": True,
+        "head_dim": None,
     }
     assert model["optimizer"]["class_path"] == "torch.optim.Adam"
     optimizer = model["optimizer"]["init_args"]
