@@ -362,15 +362,8 @@ def _tiles(
             piece = Piece(name, unpadded_shape(batch, index), whole(batch.shape))
             instance = instance_of(batch, index, spec.domain, values)
         latents = {key: latent[index].cpu() for key, latent in evaluation["latents"][last].items()}
-        query = (_of_instance(batch.query, index), batch.shape) if measured_again else None
+        query = (batch.query.of_instance(index), batch.shape) if measured_again else None
         yield Tile(piece, latents, last, scores[:, index].tolist(), instance, evaluation["layout"], None, query)
-
-
-def _of_instance(query: Samples, index: int) -> Samples:
-    """Return the samples of an instance as a batch of one, on the CPU."""
-    coords = query.coords if query.coords.dim() == 2 else query.coords[index : index + 1]
-    others = (None if part is None else part[index : index + 1].cpu() for part in query[1:])
-    return Samples(coords.cpu(), *others)
 
 
 def _mean(rows: Iterable[Row], key: str) -> str:

@@ -14,8 +14,8 @@ from composers.networks import AttentiveMLP
 class ANR(Composer):
     """Predict tokens with a transformer and a decoder; the encoded coordinate is the query of the attention.
 
-    Reference: images are in [0, 1], with an ``output_offset`` of 0.5 in place of images in [-1, 1]. The moving average of the
-    weights is omitted, which the released evaluation does not read. Additions are tokens at the places of patches, attention
+    Reference: images are in [0, 1], with an ``output_offset`` of 0.5, in place of images in [-1, 1]. The moving average of the
+    weights, which the released evaluation does not use, is omitted. Additions are tokens at the places of patches, attention
     that depends on places (`composers.networks.TokenAttention`), and data other than images and views.
 
     Args:

@@ -16,9 +16,10 @@ class LocalityAwareINR(Composer):
 
     The abstract states the parts: a transformer encoder to latent tokens, cross-attention to one modulation vector per
     coordinate, values from coarse to fine in several bands. These choices are ours and may differ from the paper: the order and
-    values of ``bands``, frequencies from 1, ``output_offset`` 0.5, coordinates in [-1, 1], ``token_dim``, no norm around the
-    attention, the mean squared error over all samples at a constant learning rate, and everything about novel views (queries
-    are points on rays). Local attention (`composers.networks.TokenAttention`) and tokens of patches are additions.
+    values of ``bands``, frequencies from 1 (``min_frequency``), ``output_offset`` 0.5, coordinates in [-1, 1]
+    (``unit_coords``), ``token_dim``, the width of the transformer and the layers from its outputs to tokens, no ``norm`` around
+    the attention, the mean squared error over all samples at a constant learning rate, and everything about novel views
+    (queries are points on rays). Local attention (`composers.networks.TokenAttention`) and tokens of patches are additions.
 
     Args:
         network: Coordinate network that reads the tokens. Its ``num_tokens`` are learned tokens that the transformer processes

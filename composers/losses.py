@@ -96,7 +96,7 @@ class WeightedLoss(Loss):
 
     @property
     def needs_order(self) -> tuple[str, ...]:
-        """Return that of the loss."""
+        """Return the names of `loss.needs_order`."""
         return self.loss.needs_order
 
     def weight_at(self, step: int) -> float:

@@ -40,6 +40,12 @@ class Samples(NamedTuple):
             raise ValueError("The samples have no values to compare with: pass Samples(coords, values).")
         return self.values
 
+    def of_instance(self, index: int) -> Samples:
+        """Return the samples of an instance as a batch of one, on the CPU."""
+        coords = self.coords if self.coords.dim() == 2 else self.coords[index : index + 1]
+        others = (None if part is None else part[index : index + 1].cpu() for part in self[1:])
+        return Samples(coords.cpu(), *others)
+
 
 class Views(NamedTuple):
     """Posed images of scenes.

@@ -24,8 +24,8 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 class MultiResolutionSTFT(Loss):
     """Distance between magnitude spectra in Hann windows of several sizes, averaged over sizes and channels.
 
-    Magnitudes are normalised so that a sine of amplitude 1 has magnitude 1, and raised to the square root of ``floor``. With
-    ``S`` those of the target and ``P`` those of the reconstruction, the loss is the weighted sum of
+    Magnitudes are normalised so that a sine of amplitude 1 has magnitude 1; smaller ones than the square root of ``floor`` are
+    replaced by it. With ``S`` those of the target and ``P`` those of the reconstruction, the loss is the weighted sum of
 
     - the spectral convergence ``|S - P|_F / |S|_F``, with Frobenius norms over frequencies and frames (Yamamoto et al. 2020,
       Parallel WaveGAN, equation 4);

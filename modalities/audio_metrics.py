@@ -126,8 +126,8 @@ class OverSilence(Silence):
 class _PerceptualMetric(InstanceMetric):
     """A metric of another package, computed per recording on the CPU without padding and averaged over channels.
 
-    NaN where the package gives no result: for silent and too short recordings, and unless whole recordings are measured. Only
-    a test measures it, because it takes time, and none where the package is not installed.
+    NaN where the package gives no result: for silent and too short recordings, and unless whole recordings are measured. It is
+    measured only in tests, because it is slow, and left out with a note if the package is not installed.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("test",)

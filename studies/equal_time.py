@@ -1,4 +1,4 @@
-"""Compare methods after equal training time: ``python -m studies.equal_time EXPERIMENT...``."""
+"""Compare methods after equal training time: ``python -m studies.equal_time "[photos_patch_ipc,photos_la_inr]"``."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class EqualTimeSettings:
     """Train every experiment for the same time, test it, and list the results beside linear codes of the same size.
 
     Learning rate schedules end when the time does. Validation is left out of training, so that the time is that of training
-    steps and of loading data. Every run has as many threads as ``threads``; as many runs as fit on the processors that are
-    given run at a time. Runs whose test is complete in the output folder are not repeated.
+    steps and of loading data. At most ``parallel`` runs execute at a time, each with ``threads`` threads. Runs whose test is
+    complete in the output folder are not repeated.
 
     Args:
         experiments: Names of files in ``configs/experiments``, without extension.

@@ -121,7 +121,7 @@ def read_code(path: str | Path, table: CodeTable | str | Path | None = None) -> 
         table: Table of a compressed code, or its path; if None, the copy beside the file. Other codes need none.
 
     Raises:
-        ValueError: If the file is missing, damaged, or not an instance code, or its table is missing or another one.
+        ValueError: If the file is missing, damaged, or not an instance code, or its table is missing or does not match.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: write a code with cli.py predict, or pass another file.")

@@ -187,7 +187,7 @@ def _fitted(latent: LatentShape, values: Tensor, bits: int, name: str) -> tuple[
         raise ValueError(f"{name} holds numbers that are not finite, which have no index: encode the signal again.")
     scales = latent.channels
     if not latent.repeats and not latent.integers:
-        scales = latent.shape[0] if len(latent.shape) > 1 else 1
+        scales = latent.shape[0] if latent.shape[1:] else 1
     fitted = Quantizer.fit(latent, numbers, bits, scales)
     step = (fitted.step.view(np.uint32) + np.uint32(1 << 15) & np.uint32(0xFFFF0000)).view(np.float32)
     first = np.rint(fitted.offset.astype(np.float64) / step).astype(np.int64)

@@ -2,7 +2,7 @@
 
 A distribution is a row of integer frequencies, equal on all machines. An index within the range of a row is one symbol; with
 more than 8 bits, the symbol is its upper 8 bits, and the lower bits are coded as uniformly distributed. An index outside the
-range is an escape symbol, followed by its distance in the exponential code of Golomb.
+range is an escape symbol, followed by its distance from the range in an exponential-Golomb code.
 """
 
 from __future__ import annotations

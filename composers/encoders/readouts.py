@@ -134,7 +134,7 @@ class PerToken(Readout):
         self.transformer = transformer
 
     def connect(self, encoder: Encoder, latents: Mapping[str, TensorSpec]) -> None:
-        """Create a Linear for every latent, and what surrounds the transformer.
+        """Create a Linear for every latent; with a transformer, also embedding, positions and second heads.
 
         Raises:
             ValueError: If there are no latents, or one has no axis for the tokens.

@@ -1,4 +1,4 @@
-"""A readout with a decoder: weight tokens attend to the encoded data tokens in blocks of their own."""
+"""A readout with a decoder: weight tokens attend to the encoded data tokens in separate blocks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class TokenDecoder(Readout):
     per entry, initially ``N(0, 1)``, which tells the columns apart before training.
 
     Args:
-        transformer: Transformer that encodes the data tokens, and whose sizes those of the decoder layers are; default sizes
-            if None.
+        transformer: Transformer that encodes the data tokens; the decoder layers have the same sizes. Default sizes if None.
         num_layers: Number of decoder layers, at least 1.
 
     Raises:

@@ -20,8 +20,8 @@ class AttentiveMLP(TokenNetwork):
     The features of a coordinate are the query, and reach the output in no other way: there is no residual. A linear layer maps
     what the heads read to ``hidden_dim`` numbers; hidden layers with ReLU and a last layer follow.
 
-    Reference: for novel views, features are filled with zeros to the width of a token. They are not here: no output depends on
-    the weights of zeros.
+    Reference: for novel views, the released code pads features with zeros to the width of a token. They are not padded here,
+    because zeros do not affect the output.
 
     Args:
         encoding: From coordinates to features; 128 frequencies per axis up to 1024 if None.

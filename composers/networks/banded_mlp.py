@@ -30,8 +30,11 @@ class BandedMLP(TokenNetwork):
     Args:
         bands: Highest frequency of every band, from coarse to fine.
         query_frequency: Highest frequency of the query.
-        num_frequencies: Frequencies per axis of every encoding, log-spaced from 1.
+        num_frequencies: Frequencies per axis of every encoding, log-spaced from ``min_frequency``.
         hidden_dim: Width of the bands.
+        min_frequency: Lowest frequency of every encoding.
+        unit_coords: Whether to encode coordinates in [0, 1] over ``ranges``, in place of the coordinates as they are.
+        norm: Whether to normalise what the attention reads (LayerNorm).
         kwargs: Arguments of `TokenNetwork`.
 
     Raises:
@@ -44,6 +47,9 @@ class BandedMLP(TokenNetwork):
         query_frequency: float = 16.0,
         num_frequencies: int = 64,
         hidden_dim: int = 256,
+        min_frequency: float = 1.0,
+        unit_coords: bool = False,
+        norm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,11 +59,15 @@ class BandedMLP(TokenNetwork):
                 "least one frequency."
             )
         self.hidden_dim = hidden_dim
-        self.query_encoding = FourierFeatures(num_frequencies, query_frequency)
-        self.encodings = nn.ModuleList(FourierFeatures(num_frequencies, band) for band in bands)
+        self.unit_coords = unit_coords
+        self.query_encoding = FourierFeatures(num_frequencies, query_frequency, min_frequency=min_frequency)
+        self.encodings = nn.ModuleList(
+            FourierFeatures(num_frequencies, band, min_frequency=min_frequency) for band in bands
+        )
         width = self.query_encoding.width(self.coord_dim)
         self.query = nn.Linear(width, hidden_dim)
         self.connect(hidden_dim)
+        self.norm = nn.LayerNorm(self.attention.width) if norm else nn.Identity()
         self.aggregation = nn.Linear(self.attention.width, hidden_dim)
         self.of_coords = nn.ModuleList(nn.Linear(width, hidden_dim) for _ in bands)
         self.of_tokens = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in bands)
@@ -74,7 +84,7 @@ class BandedMLP(TokenNetwork):
     def encoding_of_signal(self) -> Encoding | None:
         """The encoding of the last band; None where values depend on the offset from a token, which adds frequencies."""
         last = self.encodings[-1]
-        return last if isinstance(last, Encoding) and not self.attention.relative else None
+        return last if isinstance(last, Encoding) and not (self.attention.relative or self.unit_coords) else None
 
     def evaluate(self, coords: Tensor, tokens: PlacedTokens) -> Tensor:
         """Return values ``(B, N, C)`` at coordinates ``(N, D)`` shared by all instances, or ``(B, N, D)``."""
@@ -89,11 +99,18 @@ class BandedMLP(TokenNetwork):
 
     def _bands(self, coords: Tensor, tokens: PlacedTokens) -> list[Tensor]:
         """Return ``v_l (B, N, O)`` of every band."""
-        query = torch.relu(self.query(self.query_encoding(coords)))
-        aggregated = self.aggregation(self.attend(query, coords, tokens))
+        encoded = self._unit(coords) if self.unit_coords else coords
+        query = torch.relu(self.query(self.query_encoding(encoded)))
+        aggregated = self.aggregation(self.norm(self.attend(query, coords, tokens)))
         bands: list[Tensor] = []
         for index, encoding in enumerate(self.encodings):
-            of_coords = torch.relu(self.of_coords[index](encoding(coords)))  # (N, O) or (B, N, O)
+            of_coords = torch.relu(self.of_coords[index](encoding(encoded)))  # (N, O) or (B, N, O)
             band = torch.relu(of_coords + self.of_tokens[index](aggregated))
             bands.append(torch.relu(self.composition[index - 1](band + bands[-1])) if bands else band)
         return bands
+
+    def _unit(self, coords: Tensor) -> Tensor:
+        """Return the positions in [0, 1] over ``ranges``; sizes, where coordinates have them, in the same unit."""
+        low, high = coords.new_tensor(self.ranges).unbind(-1)
+        positions, *sizes = coords.split(len(self.ranges), dim=-1)
+        return torch.cat(((positions - low) / (high - low), *(size / (high - low) for size in sizes)), dim=-1)

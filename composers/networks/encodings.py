@@ -57,7 +57,7 @@ class IdentityEncoding(Encoding):
 class FourierFeatures(Encoding):
     """Log-spaced Fourier features (paper section 3, details from the released code): all cosines, then all sines.
 
-    The frequencies are geometrically spaced from 1 to ``max_frequency``; features are ordered axis by axis.
+    The frequencies are geometrically spaced from ``min_frequency`` to ``max_frequency``; features are ordered axis by axis.
     For scenes in world units, as in NeRF, set ``max_frequency`` to ``2 ** 8`` and ``use_pi`` to False.
 
     Args:
@@ -65,6 +65,7 @@ class FourierFeatures(Encoding):
         max_frequency: Highest frequency of every axis, at least 1; or one number per axis. Published values are 64 to 256 for
             images and 1024 for audio.
         use_pi: Whether to multiply phases by pi, so that frequency 1 has one period over ``[-1, 1]``.
+        min_frequency: Lowest frequency of every axis, above 0 and at most the highest.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -77,6 +78,7 @@ class FourierFeatures(Encoding):
         num_frequencies: int | Sequence[int] = 64,
         max_frequency: float | Sequence[float] = 128.0,
         use_pi: bool = True,
+        min_frequency: float = 1.0,
     ) -> None:
         super().__init__()
         counts = [num_frequencies] if isinstance(num_frequencies, int) else list(num_frequencies)
@@ -85,6 +87,11 @@ class FourierFeatures(Encoding):
             raise ValueError(f"num_frequencies is {num_frequencies}; it must be at least 1.")
         if not highest or min(highest) < 1:
             raise ValueError(f"max_frequency is {max_frequency}; it must be at least 1.")
+        if not 0 < min_frequency <= min(highest):
+            raise ValueError(
+                f"min_frequency is {min_frequency} and max_frequency {max_frequency}: it must be above 0 and at most "
+                "max_frequency."
+            )
         self.per_axis = isinstance(num_frequencies, Sequence) or isinstance(max_frequency, Sequence)
         if isinstance(num_frequencies, int):
             counts *= len(highest)
@@ -97,7 +104,7 @@ class FourierFeatures(Encoding):
         self.factor = math.pi if use_pi else 1.0
         self.counts = counts
         self.register_buffer(
-            "frequencies", torch.cat([_log_spaced(*axis) for axis in zip(counts, highest, strict=True)])
+            "frequencies", torch.cat([_log_spaced(*axis, min_frequency) for axis in zip(counts, highest, strict=True)])
         )
 
     def width(self, coord_dim: int) -> int:
@@ -116,7 +123,7 @@ class FourierFeatures(Encoding):
         return 2 * self.frequencies.numel()
 
     def highest_frequencies(self, coord_dim: int) -> tuple[float, ...]:
-        """Return the highest frequency along each axis, in periods per unit: half of it if phases are multiplied by pi.
+        """Return the highest frequency along each axis, in periods per unit: half of ``max_frequency`` with ``use_pi``.
 
         Example:
             >>> FourierFeatures(max_frequency=1024).highest_frequencies(1)
@@ -229,9 +236,9 @@ class CosineFeatures(Encoding):
         return features
 
 
-def _log_spaced(count: int, highest: float) -> Tensor:
-    """Return ``count`` geometrically spaced frequencies from 1 to ``highest``."""
-    return torch.linspace(0, math.log(highest), count, dtype=torch.float64).exp().float()
+def _log_spaced(count: int, highest: float, lowest: float = 1.0) -> Tensor:
+    """Return ``count`` geometrically spaced frequencies from ``lowest`` to ``highest``."""
+    return torch.linspace(math.log(lowest), math.log(highest), count, dtype=torch.float64).exp().float()
 
 
 class GaussianFourierFeatures(Encoding):

@@ -43,7 +43,7 @@ class TokenAttention(nn.Module):
 
     Args:
         num_heads: Number of heads.
-        head_dim: Width of queries, keys and values of a head; even with ``relative``.
+        head_dim: Width of queries, keys and values of a head; must be even if ``relative`` is true.
         qkv_bias: Whether queries, keys and values have a bias.
         threshold: Weights below it are set to zero, and the others, less the threshold, are divided by their sum (ANR,
             arXiv 2407.15355); 0 keeps all. It must be less than ``1 / T``, the largest weight being at least ``1 / T``.
@@ -146,7 +146,7 @@ class TokenAttention(nn.Module):
         return PlacedTokens(keys, values, places)
 
     def forward(self, queries: Tensor, tokens: PlacedTokens, positions: Tensor | None = None) -> Tensor:
-        """Return ``(B, N, heads * head_dim)``.
+        """Return what the heads read at coordinates, ``(B, N, heads * head_dim)``.
 
         Args:
             queries: Features of coordinates ``(N, query_dim)`` shared by all instances, or ``(B, N, query_dim)``.
@@ -211,7 +211,7 @@ class TokenAttention(nn.Module):
 
 
 def _lowest_frequencies(count: int, axes: int) -> Tensor:
-    """Return the ``count`` shortest integer vectors ``(count, D)``, of every pair of opposite vectors one.
+    """Return the ``count`` shortest integer vectors ``(count, D)``, with one of each pair of opposite vectors.
 
     Example:
         >>> _lowest_frequencies(3, 1).tolist()

@@ -32,8 +32,8 @@ class TokenNetwork(CoordinateNetwork[Modulations]):
             sizes (`datamodules.domain.CellGrid`) are allowed; the attention ignores the sizes.
         value_dim: ``C``, channels of a value; set likewise.
         token_dim: ``E``, entries of a token.
-        num_tokens: ``T`` for a set of tokens, which for signals of one axis is a row of them; or the number of tokens along
-            each axis; or None for as many as the encoder returns, with its grid.
+        num_tokens: Number ``T`` of tokens, which are a set, or a row if signals have one axis; or the numbers of tokens along
+            each axis of a grid; or None for the tokens that the encoder returns, on its grid.
         attention: Attention from coordinates to tokens; default sizes if None.
         output_offset: Added to the output: 0.5 for images in [0, 1], 0 for audio and views.
         ranges: Lower and upper bound of the coordinates of a signal along each axis, between which the grid lies; set from the
@@ -151,9 +151,8 @@ class TokenNetwork(CoordinateNetwork[Modulations]):
         if self.num_tokens is None:
             grid = shapes["tokens"][1:]
             self.attention.check_threshold(math.prod(grid))
-        rows = tokens.flatten(
-            2
-        ).mT.contiguous()  # products of other strides are rounded otherwise: a code file has others
+        # Products are rounded differently for other strides, which latents read from a code file have.
+        rows = tokens.flatten(2).mT.contiguous()
         return self.attention.project(rows, None if grid is None else self._places(grid, tokens))
 
     def attend(self, queries: Tensor, coords: Tensor, tokens: PlacedTokens) -> Tensor:

@@ -72,7 +72,12 @@ def _check_model(model, modulated_layers, highest, patch, padding):
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, modulated_layers)
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.5, None)
     assert network["encoding"]["class_path"].endswith(".FourierFeatures")
-    assert network["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
+    assert network["encoding"]["init_args"] == {
+        "num_frequencies": 64,
+        "max_frequency": highest,
+        "use_pi": True,
+        "min_frequency": 1.0,
+    }
     assert model["encoder"]["class_path"].endswith(".Patches")
     encoder = model["encoder"]["init_args"]
     assert (encoder["patch_size"], encoder["padding"], encoder["remainder"]) == (patch, padding, "refuse")

@@ -121,7 +121,12 @@ def _check_model(model, modulated_layers, highest):
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 5, modulated_layers)
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.5, None)
     assert network["modulates"] == "weights"
-    assert network["encoding"]["init_args"] == {"num_frequencies": 64, "max_frequency": highest, "use_pi": True}
+    assert network["encoding"]["init_args"] == {
+        "num_frequencies": 64,
+        "max_frequency": highest,
+        "use_pi": True,
+        "min_frequency": 1.0,
+    }
     assert (model["loss"], model["refinement"], model["renderer"]) == (None, None, None)
     if modulated_layers == "all":
         assert model["network"]["init_args"]["modulates"] == "weights"
@@ -136,7 +141,12 @@ def test_original_on_views_matches_its_authors():
     network, (inner, rule) = model["network"]["init_args"], _inner(model)
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 6, "all")
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (False, 0.0, None)
-    assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
+    assert network["encoding"]["init_args"] == {
+        "num_frequencies": 20,
+        "max_frequency": 256,
+        "use_pi": False,
+        "min_frequency": 1.0,
+    }
     assert network["modulates"] == "both"
     assert rule == {"lr": 0.5, "learned_lr": [], "outer": "reptile", "recompute": False, "learned_as": "factor"}
     expected = {"steps": 32, "test_steps": 1000, "samples_per_step": 128, "test_samples_per_step": 64}

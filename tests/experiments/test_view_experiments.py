@@ -63,7 +63,12 @@ def _check_model(model, modulated_layers):
     network = model["network"]["init_args"]
     assert (network["hidden_dim"], network["num_layers"], network["modulated_layers"]) == (256, 6, modulated_layers)
     assert (network["normalize_weights"], network["output_offset"], network["activation"]) == (True, 0.0, None)
-    assert network["encoding"]["init_args"] == {"num_frequencies": 20, "max_frequency": 256, "use_pi": False}
+    assert network["encoding"]["init_args"] == {
+        "num_frequencies": 20,
+        "max_frequency": 256,
+        "use_pi": False,
+        "min_frequency": 1.0,
+    }
     assert model["encoder"]["class_path"].endswith(".ViewPatches")
     assert model["encoder"]["init_args"]["patch_size"] == 8
     assert model["renderer"]["class_path"].endswith(".VolumeRenderer")

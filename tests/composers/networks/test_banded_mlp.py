@@ -221,3 +221,21 @@ def test_any_width_of_the_bands_fits_any_heads():
     )
     with torch.no_grad():
         assert network(_coords(), {"tokens": torch.randn(B, 5, 4)}).shape == (B, N, 3)
+
+
+def test_unverified_choices_are_options():
+    tokens, coords = _tokens(), _coords()
+    plain = _network()
+    low, unit, normed = (
+        _network(**options) for options in ({"min_frequency": 2.0}, {"unit_coords": True}, {"norm": True})
+    )
+    assert torch.allclose(low.encodings[0].frequencies, torch.full((3,), 2.0))
+    assert torch.allclose(low.encodings[2].frequencies, torch.tensor([2.0, 4.0, 8.0]))
+    assert torch.allclose(unit(coords, tokens), plain((coords + 1) / 2, tokens), atol=1e-5)
+    normed.norm.weight.data *= 2
+    values = normed(coords, tokens)
+    assert values.shape == (B, N, 3)
+    normed.attention.value.weight.data *= 7  # the scale of the values does not reach the output
+    assert torch.allclose(normed(coords, tokens), values, atol=1e-3)
+    with pytest.raises(ValueError, match=r"min_frequency is 3\.0 and max_frequency 2\.0: it must be above 0"):
+        _network(min_frequency=3.0)
