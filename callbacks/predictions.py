@@ -201,7 +201,10 @@ class PredictionWriter(Callback):
             sample_rate=spec.sample_rate,
         )
         if self.bits is not None:
-            code = quantized(code, pl_module, self.bits, self._code_table)
+            try:
+                code = quantized(code, pl_module, self.bits, self._code_table)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
             tiles = [_measured_again(pl_module, code, index, tile, spec) for index, tile in enumerate(tiles)]
         metric, measure = _headline(spec)
         predicted, refined = (measure.of_tiles([tile.values[end] for tile in tiles]) for end in (0, -1))

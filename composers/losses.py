@@ -112,7 +112,7 @@ class WeightedLoss(Loss):
         """Return a loss times a weight; without the loss if the weight is 0, unless it has parameters to train."""
         if not weight and next(self.parameters(), None) is None:
             values = exact(reconstruction.values)
-            return values.new_zeros(len(values))
+            return 0 * values.nan_to_num(0, 0, 0).flatten(1).sum(-1)  # with a gradient, where there is no other loss
         return weight * loss(reconstruction, target)
 
     def forward(self, reconstruction: Reconstruction, target: Samples) -> Tensor:
@@ -129,13 +129,16 @@ class LossSum(Loss):
         parts: Losses by name.
 
     Raises:
-        ValueError: If there are none, or a name contains a dot.
+        ValueError: If there are none, or a name contains a dot or is that of an attribute of a module.
     """
 
     def __init__(self, parts: Mapping[str, Loss]) -> None:
         super().__init__()
-        if not parts or any("." in name or not name for name in parts):
-            raise ValueError(f"parts is {list(parts)}; give at least one loss, and names without dots.")
+        if not parts or any("." in name or not name or hasattr(nn.ModuleDict, name) for name in parts):
+            raise ValueError(
+                f"parts is {list(parts)}; give at least one loss, and names without dots that are no attributes of a module, "
+                "as type and keys are."
+            )
         self.parts = nn.ModuleDict(parts)
 
     @property

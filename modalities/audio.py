@@ -224,7 +224,12 @@ def domain_sample_rate(domain: Domain, samples: int) -> int:
 
 def recording_sample_rate(code: InstanceCode) -> int:
     """Return the sampling rate of the encoded recording; that of the model if unknown."""
-    return int(code.facts.get("sample_rate", code_sample_rate(code)))
+    stated = str(code.facts.get("sample_rate", code_sample_rate(code)))
+    if not stated.isdecimal() or not 0 < int(stated) < 1 << 31:
+        raise ValueError(
+            f"{code.name or 'The code'} states the sampling rate {stated[:20]} of its recording: encode the recording again."
+        )
+    return int(stated)
 
 
 def source_facts(sample_rate: int, samples: int) -> dict[str, str]:

@@ -97,7 +97,7 @@ class TimeBudget(Callback):
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, RunSchedule):
                 config.scheduler.total_steps = max(trainer.global_step + 1, round(trainer.global_step / share))
-        trainer.should_stop = share >= 1
+        trainer.should_stop = trainer.should_stop or share >= 1
 
 
 def main(settings: EqualTimeSettings) -> None:

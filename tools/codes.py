@@ -205,7 +205,10 @@ def _compress(codes: list[Path], checkpoint: Path, bits: int, table: Path | None
         facts = {  # without what only holds before quantisation
             name: fact for name, fact in code.facts.items() if name not in sizes and not name.endswith(_MEASURED)
         }
-        compressed = quantized(replace(code, facts=facts), composer, bits, code_table)
+        try:
+            compressed = quantized(replace(code, facts=facts), composer, bits, code_table)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         target = (output or path.parent) / f"{path.stem}{compressed.suffix}"
         compressed.save(target)
         console.print(f"Wrote {target}: {_code_size(compressed, target).describe()}.")
@@ -307,7 +310,7 @@ def _compression(code: InstanceCode) -> dict[str, str]:
     parts, table = stored_size(code), code.quantized.table
     numbers = sum(indices.size for indices in code.quantized.indices.values())
     return {
-        "quantised": f"to {code.quantized.bits} bits, {8 * parts.payload / numbers:.3f} bits per number entropy-coded",
+        "quantised": f"to {code.quantized.bits} bits, {8 * parts.payload / max(numbers, 1):.3f} bits per number entropy-coded",
         "file": f"{parts.payload:,} bytes of payload, {parts.side:,} bytes of side information",
         "outside range": f"{100 * code.quantized.outside:.2f} % of the numbers, coded with an escape",
         "table": "none; the file contains its scales" if table is None else f"{table.digest}, shared by all codes",

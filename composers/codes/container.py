@@ -24,7 +24,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from composers.latents import Latents, Layout
 from datamodules.domain import Domain
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
-from datamodules.tiles import whole
+from datamodules.tiles import Box, whole
 
 SUFFIX = ".inr"
 MAGIC = b"\x8aINR"
@@ -52,6 +52,8 @@ _START = struct.Struct("<4sBBB8s8sI")
 _CHECKSUM = struct.Struct("<I")
 _MAX_HEADER = 1 << 20  # bytes of JSON
 _FREE_NUMBERS = 1 << 20  # that any file may state
+_MAX_NUMBERS = 1 << 28  # of a code; its latents take 1 GiB
+_LARGEST = 1 << 62  # sample of a signal
 _NUMBERS_PER_BYTE = 1 << 14  # beyond; a stream of the least entropy has fewer
 _DICTIONARY = (  # common content of headers, the most common last; never change it without a new version
     b'"aspherical": false"ranges": [[0.0, 1.0], "near": "far": , "bound": 1.0}"cameras": "constant": true, "integers": 1'
@@ -394,7 +396,9 @@ def _unpacked(
 ) -> InstanceCode:
     """Return the code of a header and the content behind it."""
     shape = tuple(_natural(size) for size in header["shape"])
-    boxes = [tuple((int(start), int(stop)) for start, stop in box) for box in header.get("boxes", [whole(shape)])]
+    if not shape:
+        raise ValueError("it states no shape")
+    boxes = [_box(box, shape) for box in header.get("boxes", [whole(shape)])]
     layout = Layout(
         *(None if sizes is None else tuple(map(_natural, sizes)) for sizes in Layout.from_config(header["layout"]))
     )
@@ -419,12 +423,10 @@ def _unpacked(
         position = next(scales, (len(content), 0))[0]
     else:
         coders = dict(table.coders)
-    constants = dict[str, Tensor]()
-    for name, latent in stated.items():
-        if latent.constant:
-            count = math.prod(sizes[name])
-            values = np.frombuffer(content[position:], "<f4", count).astype(np.float32)
-            constants[name], position = torch.from_numpy(values.reshape(sizes[name])), position + 4 * count
+    constants, position = _constants(stated, sizes, content, position)
+    least = sum(coder.least_bits(math.prod(sizes[name])) for name, coder in coders.items())
+    if numbers > _MAX_NUMBERS or 0.99 * least > 8 * (len(content) - position) + 64:
+        raise ValueError(f"it states {numbers:,} numbers in a stream of {len(content) - position:,} bytes")
     decoder, indices = IndexDecoder(content[position:]), {}
     for name, coder in coders.items():
         indices[name] = coder.decode(math.prod(sizes[name]) // coder.latent.channels, decoder)
@@ -439,13 +441,42 @@ def _unpacked(
         {str(fact): str(text) for fact, text in header["facts"].items()},
         domain=Domain.from_config(header["domain"]),
         layout=layout,
-        sample_rate=None if sample_rate is None else _natural(sample_rate),
+        sample_rate=None if sample_rate is None else _natural(sample_rate, 1 << 31),
     )
     return _with_latents(code, QuantizedLatents(bits, coders, stated, indices, table), constants)
 
 
-def _natural(number: Any) -> int:
-    """Return a positive integer of at most 62 bits; raise a `ValueError` for anything else."""
-    if not isinstance(number, int) or not 0 < number < 1 << 62:
+def _constants(
+    stated: Mapping[str, LatentShape], sizes: Mapping[str, Sequence[int]], content: bytes, position: int
+) -> tuple[Latents, int]:
+    """Return the constant latents at a position of the content, and the position behind them."""
+    constants: Latents = {}
+    for name, latent in stated.items():
+        if latent.constant:
+            count = math.prod(sizes[name])
+            values = np.frombuffer(content[position:], "<f4", count).astype(np.float32)
+            constants[name], position = torch.from_numpy(values.reshape(sizes[name])), position + 4 * count
+    return constants, position
+
+
+def _box(box: Any, shape: Sequence[int]) -> Box:
+    """Return the box of a tile that lies, at least in part, in a signal; raise a `ValueError` for anything else."""
+    spans = [tuple(span) for span in box]
+    limits = [-_LARGEST, _LARGEST]
+    inside = len(spans) == len(shape) and all(
+        len(span) == 2
+        and all(type(end) is int and limits[0] < end < limits[1] for end in span)
+        and span[0] < min(span[1], size)
+        and span[1] > 0
+        for span, size in zip(spans, shape, strict=False)
+    )
+    if not inside:
+        raise ValueError("its tiles do not lie in its signal")
+    return tuple((span[0], span[1]) for span in spans)
+
+
+def _natural(number: Any, limit: int = _LARGEST) -> int:
+    """Return a positive integer below a limit; raise a `ValueError` for anything else."""
+    if type(number) is not int or not 0 < number < limit:
         raise ValueError(f"it states the size {str(number)[:40]}")
     return number

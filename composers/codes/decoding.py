@@ -194,7 +194,8 @@ def _band(modulations: _Modulations, axes: Sequence[Axis], rows: tuple[int, int]
                 total = values.new_zeros(*shape, values.shape[-1])
             total[region] += values * weight.unsqueeze(-1)
             weights[region] += weight.unsqueeze(-1)
-    assert total is not None, "the tiles of a code cover its signal"
+    if total is None or not bool((weights > 0).all()):
+        raise ValueError("The tiles of the code do not cover its signal: encode the signal again with cli.py predict.")
     return total / weights
 
 

@@ -7,6 +7,7 @@ range is an escape symbol, followed by its distance from the range in an exponen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
 from functools import cache
@@ -50,6 +51,11 @@ class Distribution(NamedTuple):
         """Return the symbols ``(N,)`` of indices."""
         symbols: NDArray[np.int32] = (np.clip(indices >> self.fine, -1, self.levels) + 1).astype(np.int32)
         return symbols
+
+    @property
+    def least_bits(self) -> float:
+        """The bits of an index of the most frequent symbol."""
+        return self.fine - math.log2(int(self.frequencies.max()) / TOTAL)
 
     def cost(self, indices: Indices) -> float:
         """Return the bits of indices without those of the distances of escapes: their cross-entropy, and the lower bits."""

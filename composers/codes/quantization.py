@@ -201,8 +201,12 @@ def _shares(effect: NDArray[np.float64], is_integer: NDArray[np.bool_], bits: in
     """Return the number of steps of every channel relative to 2^bits, in proportion to its effect on the decoded values."""
     shares, active = np.full(len(effect), 1.0), (effect > 0) & ~is_integer
     if active.any():
-        logarithms = np.log2(effect[active])
-        shares[active] = 2.0 ** np.clip(logarithms - logarithms.mean(), 1 - bits, min(_MOST_BITS, 16 - bits))
+        logarithms, fewest, most = np.log2(effect[active]), 1 - bits, min(_MOST_BITS, 16 - bits)
+        low, high = logarithms.min() - most, logarithms.max() - fewest
+        for _ in range(60):  # find the level at which the limited bits are ``bits`` on average
+            level = (low + high) / 2
+            low, high = (level, high) if np.clip(logarithms - level, fewest, most).mean() > 0 else (low, level)
+        shares[active] = 2.0 ** np.clip(logarithms - (low + high) / 2, fewest, most)
     return shares
 
 

@@ -32,6 +32,7 @@ from composers.latents import Latents
 from datamodules.storage.files import written_whole
 
 _KIND, _VERSION = "code table", "1"
+_MOST_LEVELS = 1 << 20  # of a channel
 _MAX_VALUES = 1 << 28  # of the training codes that a table is learned from: 1 GB
 
 
@@ -50,6 +51,10 @@ class LatentCoder(NamedTuple):
     def latent(self) -> LatentShape:
         """The latent."""
         return self.quantizer.latent
+
+    def least_bits(self, numbers: int) -> float:
+        """Return the bits that so many numbers take at least: those of the most frequent symbol of every distribution."""
+        return sum(row.least_bits for row in self.rows) * numbers / len(self.rows)
 
     def encode(self, indices: Indices, encoder: IndexEncoder) -> None:
         """Append the indices ``(C, N)`` of latents to a stream."""
@@ -241,7 +246,7 @@ class CodeTable:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, TypeError) as error:
             raise ValueError(f"{path} is damaged or not a table of codes: {fix}.") from error
         if metadata.get("kind") != _KIND:
             raise ValueError(
@@ -253,7 +258,17 @@ class CodeTable:
             )
         try:
             return cls._from_file(metadata, tensors)
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
+        except (
+            AssertionError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            MemoryError,
+            OverflowError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ValueError(f"{path} does not describe its table completely ({error!r}): {fix}.") from error
 
     @classmethod
@@ -308,6 +323,8 @@ def check_coder(coder: LatentCoder) -> None:
     integer = latent.is_integer()
     fits = len(offset) == len(step) == len(levels) > 0 and latent.channels % len(step) == 0
     fits = fits and offset.dtype == step.dtype == np.float32 and levels.dtype == np.int64
+    fits = fits and offset.ndim == step.ndim == levels.ndim == 1
+    fits = fits and bool(levels.min() >= 1 and levels.max() <= _MOST_LEVELS)
     fits = fits and bool(np.isfinite(offset).all() and np.isfinite(step).all() and (step > 0).all())
     fits = fits and (len(rows) == len(step) or len(rows) == 1) and (not integer.any() or len(step) == latent.channels)
     if not fits:

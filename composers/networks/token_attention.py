@@ -164,7 +164,7 @@ class TokenAttention(nn.Module):
             attended = self._thresholded(query, tokens, bias)
         else:
             keys, values = tokens.keys.to(query.dtype), tokens.values.to(query.dtype)
-            mask = None if bias is None else bias.to(query.dtype).expand(len(keys), -1, -1, -1)
+            mask = None if bias is None else bias.to(query.dtype)  # broadcast over instances
             attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         if self.relative and positions is not None:
             attended = self._rotated(attended, positions if positions.dim() == 2 else positions.unsqueeze(1))

@@ -213,8 +213,18 @@ def test_other_losses_are_the_same_in_every_step():
         (lambda: WeightedLoss(MeanSquaredError(), ramp=-2), "ramp -2; numbers of steps must be at least 0"),
         (lambda: LossSum({}), r"parts is \[\]; give at least one loss"),
         (lambda: LossSum({"a.b": MeanSquaredError()}), "names without dots"),
+        (lambda: LossSum({"type": MeanSquaredError()}), "no attributes of a module"),
     ],
 )
 def test_sums_and_weights_check_their_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_first_step_of_a_ramp_can_be_differentiated_without_other_losses():
+    values = torch.tensor([[[0.5], [torch.inf]]], requires_grad=True)
+    target = Samples(torch.zeros(2, 1), torch.zeros(1, 2, 1))
+    loss = WeightedLoss(MeanSquaredError(), ramp=10).at(0)(Reconstruction.of_values(values), target)
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert values.grad.tolist() == [[[0.0], [0.0]]]

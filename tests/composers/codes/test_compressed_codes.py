@@ -205,6 +205,46 @@ def test_hostile_sizes_are_refused_before_anything_is_allocated(forged, layout, 
         read_code(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"boxes": [[[-64, 0], [0, 12]]]},
+        {"boxes": [[[8, 16], [0, 12]]]},
+        {"boxes": [[[0, 0], [0, 12]]]},
+        {"boxes": [[[0.5, 8], [0, 12]]]},
+        {"boxes": [[["0", "8"], [0, 12]]]},
+        {"boxes": [[[-(10**400), 8], [0, 12]]]},
+        {"boxes": [[[0, 8]]]},
+        {"shape": []},
+        {"sample_rate": 1 << 40},
+        {"sample_rate": True},
+    ],
+    ids=str,
+)
+def test_tiles_outside_of_the_signal_and_other_impossible_facts_are_refused(forged, change):
+    path, content = forged
+    path.write_bytes(_with_header(content, lambda header: header.update(change)))
+    with pytest.raises(ValueError, match=r"code\.inr .*write it again"):
+        read_code(path)
+
+
+def test_tiles_that_leave_out_a_part_of_the_signal_are_refused(composer, forged):
+    path, content = forged
+    path.write_bytes(_with_header(content, lambda header: header.update(boxes=[[[0, 4], [0, 12]]])))
+    with pytest.raises(ValueError, match="The tiles of the code do not cover its signal"):
+        list(decode(composer, read_code(path)))
+
+
+def test_more_numbers_than_a_stream_can_hold_are_refused(composer, tmp_path, monkeypatch):
+    path = tmp_path / "code.inr"
+    quantized(_code(composer, 3, 8, 12), composer, 8).save(path)
+    layout = {"grid": [500, 400], "extent": [2000, 1600]}  # below the numbers that any file may state
+    path.write_bytes(_with_header(path.read_bytes(), lambda header: header.update(layout=layout)))
+    monkeypatch.setattr(container, "IndexDecoder", None)  # nothing is decoded
+    with pytest.raises(ValueError, match=r"it states [0-9,]+ numbers in a stream of [0-9]+ bytes"):
+        read_code(path)
+
+
 def test_headers_that_expand_too_far_are_refused(forged):
     path, content = forged
     path.write_bytes(_with_header(content, lambda header: header.update(name="a" * (1 << 21))))
@@ -302,7 +342,18 @@ def test_damaged_tables_are_refused(table, tmp_path):
         {"codes/step": tensors["codes/step"][:3]},
         {"codes/offset": tensors["codes/offset"] * torch.nan},
         {"codes/levels": tensors["codes/levels"] * 2},
+        {"codes/levels": tensors["codes/levels"][:1]},
+        {"codes/levels": tensors["codes/levels"][0]},
+        {"codes/levels": torch.full_like(tensors["codes/levels"], 1 << 62)},
+        {"codes/lengths": tensors["codes/lengths"].repeat(2)},
     ]
+    for latents in ("[]", "[" * 100_000):
+        save_file(tensors, path, metadata | {"latents": latents})
+        with pytest.raises(ValueError, match=r"t\.safetensors does not describe its table completely"):
+            CodeTable.read(path)
+    save_file(tensors | {"codes/step": tensors["codes/step"].bfloat16()}, path, metadata)
+    with pytest.raises(ValueError, match=r"t\.safetensors is damaged or not a table"):
+        CodeTable.read(path)
     for change in wrong:
         save_file(tensors | change, path, metadata)
         with pytest.raises(ValueError, match=r"t\.safetensors does not describe its table completely"):

@@ -61,7 +61,7 @@ def test_channels_without_effect_have_two_steps_and_others_a_limit():
     latent = LatentShape((-1, 3))
     values = np.random.default_rng(0).normal(size=(3, 5000)).astype(np.float32)
     levels = Quantizer.fit(latent, values, 4, sensitivity=np.array([0.0, 1e-6, 1.0])).levels
-    assert levels.tolist() == [16, 2, 256]
+    assert levels.tolist() == [16, 2, 128]  # 4 bits on average of those with an effect
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8, 16])
