@@ -126,7 +126,12 @@ def table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> Table:
 def _outcome(settings: EqualTimeSettings, name: str) -> dict[str, str]:
     """Train and test an experiment unless it is complete, and return its row."""
     folder = settings.output / name
-    tests = sorted(folder.glob("version_*/test_instances.csv"))
+    tests, settings_file = list(folder.glob("version_*/test_instances.csv")), folder / "settings"
+    stated = f"{settings.minutes} minutes, {settings.threads} threads, seed {settings.seed}, {list(settings.options)}"
+    if tests and (earlier := settings_file.read_text(encoding="utf-8")) != stated:
+        raise ValueError(
+            f"{folder} holds a run of {earlier}, not of {stated}: pass another --output, or remove the folder."
+        )
     if not tests:
         logger = [f"--trainer.logger.init_args.save_dir={folder.parent}", f"--trainer.logger.init_args.name={name}"]
         common = ["--config", str(EXPERIMENTS / f"{name}.yaml"), f"--seed_everything={settings.seed}", *logger]
@@ -141,8 +146,9 @@ def _outcome(settings: EqualTimeSettings, name: str) -> dict[str, str]:
         checkpoint = max(folder.glob("version_*/checkpoints/last.ckpt"), key=os.path.getmtime)
         weights = ["--ckpt_path", str(checkpoint), "--trainer.precision=32-true"]
         _run(settings, folder, "test", *common, *settings.options, *weights)
-        tests = sorted(folder.glob("version_*/test_instances.csv"))
-    with tests[-1].open(newline="", encoding="utf-8") as file:
+        settings_file.write_text(stated, encoding="utf-8")
+        tests = list(folder.glob("version_*/test_instances.csv"))
+    with max(tests, key=os.path.getmtime).open(newline="", encoding="utf-8") as file:
         instances = list(csv.DictReader(file))
     row = {
         "experiment": name,

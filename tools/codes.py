@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from rich.console import Console
 
 import composers
@@ -28,6 +29,7 @@ from composers.codes import (
     sensitivities,
     stored_size,
 )
+from composers.codes.container import SUFFIX
 from composers.latents import Latents
 from datamodules.code_size import CodeSize
 from datamodules.spec import Modality
@@ -37,7 +39,8 @@ from modalities.triangle_mesh import MeshFormat
 from modalities.writing import Writer
 
 _EXAMPLES = 32  # codes from which sensitivities are estimated
-_MAX_SAMPLES = 1 << 19  # of a tile that is decoded for them
+_MAX_COORDS = 1 << 24  # samples of a tile of these
+_MAX_SAMPLES = 1 << 13  # of a tile that are decoded for them, drawn at random
 _MEASURED = (" predicted", " refined")  # facts that `PredictionWriter` measured
 
 
@@ -200,7 +203,12 @@ def _compress(codes: list[Path], checkpoint: Path, bits: int, table: Path | None
     if code_table is not None:
         code_table.check(fingerprint(composer), bits, f"The table {table}")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for path, code in _read_all(codes, composer):
+    targets = [(output or path.parent) / f"{path.stem}{SUFFIX}" for path in codes]
+    if twice := {str(target) for target in targets if targets.count(target) > 1}:
+        raise ValueError(
+            f"{', '.join(sorted(twice))} would be written twice: compress codes of the same name one by one."
+        )
+    for (path, code), target in zip(_read_all(codes, composer), targets, strict=True):
         sizes = _modality(code).size_of_code(code).facts()
         facts = {  # without what only holds before quantisation
             name: fact for name, fact in code.facts.items() if name not in sizes and not name.endswith(_MEASURED)
@@ -209,7 +217,6 @@ def _compress(codes: list[Path], checkpoint: Path, bits: int, table: Path | None
             compressed = quantized(replace(code, facts=facts), composer, bits, code_table)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        target = (output or path.parent) / f"{path.stem}{compressed.suffix}"
         compressed.save(target)
         console.print(f"Wrote {target}: {_code_size(compressed, target).describe()}.")
 
@@ -235,9 +242,11 @@ def _table(codes: list[Path], checkpoint: Path, bits: int, output: Path) -> None
 def _examples(code: InstanceCode) -> Iterator[Example]:
     """Yield the first tile of a code for `sensitivities`, if its signal is on a regular grid of moderate size."""
     sizes = [stop - start for start, stop in code.boxes[0]]
-    if _modality(code).interpolation is not None and math.prod(sizes) <= _MAX_SAMPLES:
+    if _modality(code).interpolation is not None and math.prod(sizes) <= _MAX_COORDS:
         latents = {name: latent[:1] for name, latent in code.latents.items()}
-        yield Example(latents, code.layout, code.domain.coords(sizes))
+        coords = code.domain.coords(sizes)
+        drawn = torch.randperm(len(coords), generator=torch.Generator().manual_seed(0))[:_MAX_SAMPLES]
+        yield Example(latents, code.layout, coords[drawn])
 
 
 def _read_all(paths: list[Path], composer: Composer) -> Iterator[tuple[Path, InstanceCode]]:

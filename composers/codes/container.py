@@ -233,7 +233,8 @@ def _read_scales(content: Iterator[int], latent: LatentShape, bits: int, shapes:
         number = _read_integer(content)
         first.append(number // 2 if number % 2 == 0 else -(number + 1) // 2)
         levels.append(_read_integer(content) if integer.any() and integer[scale] else 2**bits)
-    if max(levels) > 1 << 16 or min(levels) < 1 or max(map(abs, first)) > 1 << 40:
+    integers = sum(level for level, whole_numbers in zip(levels, integer, strict=False) if whole_numbers)
+    if max(levels) > 1 << 16 or min(levels) < 1 or max(map(abs, first)) > 1 << 40 or integers > 1 << 20:
         raise ValueError("its scales are out of range")
     steps = (np.array(step, np.uint32) << 16).view(np.float32)
     if not (np.isfinite(steps).all() and (steps > 0).all()):

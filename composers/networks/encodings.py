@@ -134,7 +134,7 @@ class FourierFeatures(Encoding):
 
     def raised(self, factor: float) -> str:
         """Return ``max_frequency`` with its value."""
-        return f"max_frequency to {math.ceil(round(factor * self.frequencies.max().item(), 3)):,}"
+        return f"max_frequency to {math.ceil(round(factor * self.frequencies.max().item(), 3))}"
 
     def features(self, coords: Tensor) -> Tensor:
         """Return the cosines, then the sines of the phases, axis by axis: ``(..., width)``."""

@@ -67,7 +67,7 @@ def test_the_warning_states_both_frequencies_of_audio(seconds):
     warning = unreached_frequencies(_mlp(FourierFeatures(8, 1024.0)), _speech(16000 * seconds))
     assert warning == (
         "FourierFeatures reaches 1,024 Hz, and 16,000 samples per second hold up to 8,000 Hz: details above may be lost. "
-        "To reach them, raise max_frequency to 8,000."
+        "To reach them, raise max_frequency to 8000."
     )
 
 
