@@ -12,10 +12,11 @@ bundled photographs and speech with::
 
 ``--whole true`` takes the complete bundled photographs or recordings instead of the crops of the experiment.
 
-All rates are stated twice: of complete files, and without headers and side information (for JPEG what precedes the scan, for
-WebP the containers and the frame header of 10 bytes, for Opus the pages of Ogg). Tables of codes, models and components are
-shared by all files and are not counted. Distortion is the mean PSNR over items of decoded values, clipped and rounded to 8 bits
-(images) or 16 bits (audio). Opus is made for the ear, not for the PSNR, and is aligned by the lag of the largest correlation.
+All rates are stated twice: of complete files (codes in float32 without their header), and without headers and side information
+(for JPEG what precedes the scan, for WebP the containers and the frame header of 10 bytes, for Opus the pages of Ogg). Tables of codes,
+models and components are shared by all files and are not counted. Distortion is the mean PSNR over items of decoded values, clipped
+and rounded to 8 bits (images) or 16 bits (audio). Opus optimises perceived quality, not the PSNR, and is aligned by the lag of the
+largest correlation.
 """
 
 from __future__ import annotations
@@ -239,12 +240,16 @@ def held_out(data: CoordinateDataModule, settings: RateSettings) -> Held:
     return Held(chosen, spec.sample_rate, spec.modality.linear)
 
 
-def training_examples(composer: Composer, data: CoordinateDataModule, count: int) -> Iterator[Example]:
-    """Yield the predicted latents of batches of training items."""
+def training_examples(composer: Composer, data: CoordinateDataModule, count: int, steps: int = 0) -> Iterator[Example]:
+    """Yield the latents of batches of training items, predicted and refined as the measured ones."""
     for batch in data.training_batches(count):
         with torch.no_grad():
             latents = composer.encode(batch.observation)
-        yield Example(latents, composer.layout(batch.observation), batch.query.coords)
+        layout = composer.layout(batch.observation)
+        if steps and batch.observation.samples is not None:
+            refinement = composer.refinement.with_steps(steps)
+            latents = composer.refine(latents, batch.observation.samples, refinement, layout)[steps]
+        yield Example(latents, layout, batch.query.coords)
 
 
 def encode(composer: Composer, signal: Tensor, held: Held, steps: int) -> InstanceCode:
@@ -268,7 +273,7 @@ def composer_points(
     composer = composers.load(path)
     shapes = latent_shapes(composer.parametrization.latents)
     codes = {id(signal): encode(composer, signal, held, settings.steps) for signal in held.signals}
-    training = list(training_examples(composer, data, settings.training_items))
+    training = list(training_examples(composer, data, settings.training_items, settings.steps))
     sensitivity = sensitivities(composer, training[:2])
 
     def codec(bits: int | None, table: CodeTable | None, coded_symbols: list[Symbols] | None = None) -> Codec:

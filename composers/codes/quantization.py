@@ -27,6 +27,7 @@ BITS = (16, 8, 6, 4)
 MAX_INDEX = 1 << 46  # float64 counts further, and an escape writes at most 47 bits
 _DEVIATIONS = 8  # covered by all steps together
 _RELATIVE_STEP = 2.0**-20  # of the size of the numbers; float32 resolves 2 ** -23
+_FEW = 4  # numbers of a channel
 _SMALLEST_STEP = 2.0**-100
 _MOST_BITS = 4  # that a channel has in addition to the average
 
@@ -143,6 +144,8 @@ class Quantizer(NamedTuple):
         rows = values.reshape(scales, -1)
         mean = rows.mean(1, dtype=np.float64)
         deviation = np.sqrt(np.square(rows - mean[:, None]).mean(1))
+        if rows.shape[1] < _FEW:  # too few for a deviation of their own
+            deviation = np.maximum(deviation, values.std(dtype=np.float64))
         size = np.maximum(np.abs(mean), math.sqrt(np.square(rows, dtype=np.float64).mean()))
         smallest = np.maximum(_RELATIVE_STEP * size, _SMALLEST_STEP)
         share = np.full(scales, 1.0)

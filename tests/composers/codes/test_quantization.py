@@ -112,3 +112,12 @@ def test_latents_are_sorted_by_name():
         "a": TensorSpec((3,), lambda: torch.zeros(3), constant=True),
     }
     assert list(latent_shapes(specs).items()) == [("a", LatentShape((3,), 0, True)), ("z", LatentShape((2,)))]
+
+
+def test_a_single_training_code_does_not_make_steps_of_almost_nothing():
+    values = np.random.default_rng(0).normal(size=(24, 1)).astype(np.float32)
+    quantizer = Quantizer.fit(LatentShape((6, 4)), values, 8)
+    np.testing.assert_allclose(quantizer.step, 8 * values.std() / 256, rtol=1e-5)
+    other = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 6, 4)).astype(np.float32))
+    indices = quantizer.quantize(other, "patterns")
+    assert (np.abs(indices - 128) < 256).all()
