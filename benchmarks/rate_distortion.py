@@ -12,11 +12,11 @@ bundled photographs and speech with::
 
 ``--whole true`` takes the complete bundled photographs or recordings instead of the crops of the experiment.
 
-All rates are stated twice: of complete files (codes in float32 without their header), and without headers and side information
-(for JPEG what precedes the scan, for WebP the containers and the frame header of 10 bytes, for Opus the pages of Ogg). Tables of codes,
-models and components are shared by all files and are not counted. Distortion is the mean PSNR over items of decoded values, clipped
-and rounded to 8 bits (images) or 16 bits (audio). Opus optimises perceived quality, not the PSNR, and is aligned by the lag of the
-largest correlation.
+All rates are stated twice: of complete files (codes in float32 without their header), and without headers and side
+information (for JPEG what precedes the scan, for WebP the containers and the frame header of 10 bytes, for Opus the pages of
+Ogg). Tables of codes, models and components are shared by all files and are not counted. Distortion is the mean PSNR over
+items of decoded values, clipped and rounded to 8 bits (images) or 16 bits (audio). Opus optimises perceived quality, not the
+PSNR, and is aligned by the lag of the largest correlation.
 """
 
 from __future__ import annotations
