@@ -323,7 +323,7 @@ def check_coder(coder: LatentCoder) -> None:
     integer = latent.is_integer()
     fits = len(offset) == len(step) == len(levels) > 0 and latent.channels % len(step) == 0
     fits = fits and offset.dtype == step.dtype == np.float32 and levels.dtype == np.int64
-    fits = fits and offset.ndim == step.ndim == levels.ndim == 1
+    fits = fits and offset.shape == step.shape == levels.shape == (len(step),)
     fits = fits and bool(levels.min() >= 1 and levels.max() <= _MOST_LEVELS)
     fits = fits and bool(np.isfinite(offset).all() and np.isfinite(step).all() and (step > 0).all())
     fits = fits and (len(rows) == len(step) or len(rows) == 1) and (not integer.any() or len(step) == latent.channels)

@@ -110,7 +110,7 @@ def test_operations_of_patch_wise_networks_are_linear_in_the_instances():
         step(batch)
     actual = cost.count(TESTS / "configs" / "tiny_patch_ipc.yaml", batch_size=5)
     assert actual.batch_size == 5
-    assert actual.step_flop == pytest.approx(counted.get_total_flops(), rel=5e-3)  # routes depend on coordinates
+    assert actual.step_flop == pytest.approx(counted.get_total_flops(), rel=5e-2)  # routes depend on random coordinates
 
 
 @pytest.mark.parametrize("name", ["voxels", "pixel_aligned"])

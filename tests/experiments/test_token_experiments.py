@@ -109,9 +109,9 @@ def test_anr_has_the_released_settings():
             "num_heads 11 does not divide embed_dim 768: choose a divisor of embed_dim",
         ),
         (
-            "celeba128_anr",
-            {"num_heads": 5, "head_dim": "null"},
-            "num_heads 5 does not divide embed_dim 512: choose a divisor",
+            "photos_anr",
+            {"num_heads": 5},
+            "num_heads 5 does not divide embed_dim 128: choose a divisor of embed_dim, or set head_dim",
         ),
     ],
 )
