@@ -16,7 +16,7 @@ from datamodules.configuration import load_layers
 CONFIGS = REPOSITORY / "configs"
 # Arguments that make the data fit the patches of every composer, which are those for images of 178 x 178 pixels.
 FITTING = {name: ["--data.init_args.size", 178] for name in ("sample_photos", "super_resolution_photos")}
-HYPERNETWORKS = ("transformer_ipc", "transinr", "anr")
+HYPERNETWORKS = ("transformer_ipc", "transinr", "anr", "la_inr")
 META_LEARNED = ("meta_ipc", "learned_init", "functa", "metasdf", "shapes_ipc")  # parts of names of experiments
 DISTANCES = ("distance_maps", "shapes")  # modalities of signed distances, whose signals are sets of points
 PATCH_WISE = (  # likewise; without blocks or inner steps
@@ -126,9 +126,10 @@ def _fits(composer, data):
 def test_every_composer_works_with_every_data_set(composer, data):
     layers = [composer, data]
     if composer.stem in HYPERNETWORKS:
-        kinds = ("anr" if (composer.stem, _modality(data)) == ("anr", "views") else "tokens", "points")
-        inputs = [CONFIGS / "modalities" / f"{_modality(data)}_{kind}.yaml" for kind in kinds]
-        layers += [path for path in inputs if path.is_file()]
+        own, *common = (
+            CONFIGS / "modalities" / f"{_modality(data)}_{kind}.yaml" for kind in (composer.stem, "tokens", "points")
+        )
+        layers += [own] if own.is_file() else [path for path in common if path.is_file()]
     arguments = [part for layer in layers for part in ("--config", layer)]
     quick = (
         SHALLOW
