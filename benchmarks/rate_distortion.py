@@ -88,7 +88,7 @@ class RateSettings:
         items: Maximum number of held-out signals.
         training_items: Number of training items that tables are learned from.
         steps: Refinement steps of every code.
-        own_scales: Whether to measure codes without a table as well, whose files state their scales.
+        file_scales: Whether to measure codes without a table as well, whose files state their scales.
         bits: Bits per number.
         components: Numbers per patch of the linear code.
         qualities: Qualities of JPEG and WebP.
@@ -106,7 +106,7 @@ class RateSettings:
     items: int = 34
     training_items: int = 512
     steps: int = 0
-    own_scales: bool = False
+    file_scales: bool = False
     bits: tuple[int, ...] = BITS
     components: tuple[int, ...] = (2, 4, 8, 16, 24, 48)
     qualities: tuple[int, ...] = (5, 10, 20, 35, 50, 70, 85, 95)
@@ -301,7 +301,7 @@ def composer_points(
             f"{name}, {bits} bits: payload {excess:+.1f} % beside the empirical entropy of the symbols of all signals."
         )
         yield point
-        if settings.own_scales:
+        if settings.file_scales:
             yield held.point(f"{name}, scales in the file", f"{bits} bits", codec(bits, None))
     yield held.point(f"{name}{_FLOAT}", "32 bits", codec(None, None))
 

@@ -126,10 +126,10 @@ def _fits(composer, data):
 def test_every_composer_works_with_every_data_set(composer, data):
     layers = [composer, data]
     if composer.stem in HYPERNETWORKS:
-        own, *common = (
+        specific, *common = (
             CONFIGS / "modalities" / f"{_modality(data)}_{kind}.yaml" for kind in (composer.stem, "tokens", "points")
         )
-        layers += [own] if own.is_file() else [path for path in common if path.is_file()]
+        layers += [specific] if specific.is_file() else [path for path in common if path.is_file()]
     arguments = [part for layer in layers for part in ("--config", layer)]
     quick = (
         SHALLOW
