@@ -42,7 +42,22 @@ class Readout(nn.Module, ABC):
         """Set the parameters to the projection of patches to latents, where a readout has one; else do nothing."""
 
 
-class WeightTokens(Readout):
+class EmbeddingReadout(Readout):
+    """Base class of readouts with a transformer, whose input are embedded tokens."""
+
+    def create_embedding(self, encoder: Encoder, embed_dim: int, scale: float = 1.0) -> None:
+        """Create the embedding, and learned positions ``N(0, scale)`` where the encoder's tokens are ordered."""
+        self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
+        if encoder.num_tokens is not None and encoder.ordered:
+            self.positions = nn.Parameter(scale * torch.randn(1, encoder.num_tokens, embed_dim))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return embedded tokens ``(B, T, E)`` with their positions."""
+        embedded: Tensor = self.embedding(tokens)
+        return embedded + self.positions if hasattr(self, "positions") else embedded
+
+
+class WeightTokens(EmbeddingReadout):
     """Predict the columns of the latents from learned weight tokens in a transformer (paper section 3; TransINR section 3).
 
     Data tokens are embedded, and learned positions are added where tokens are ordered. The weight tokens of all latents follow
@@ -92,17 +107,13 @@ class WeightTokens(Readout):
             self.tokens_per_latent.append(count)
             self.shapes.append((spec.shape[0], len(spec.shape)))
             self.heads[module_key(name)] = _head(embed_dim, math.prod(spec.shape) // count, self.zero_init)
-        self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
-        if encoder.num_tokens is not None and encoder.ordered:
-            self.positions = nn.Parameter(torch.randn(1, encoder.num_tokens, embed_dim))
+        self.create_embedding(encoder, embed_dim)
         self.num_weight_tokens = sum(self.tokens_per_latent)
         self.weight_tokens = nn.Parameter(torch.randn(self.num_weight_tokens, embed_dim))
 
     def forward(self, features: Features) -> Latents:
         """Return the latents, each ``(B, I, R)`` or ``(B, E)``."""
-        data_tokens = self.embedding(features.tokens)  # (B, T, E)
-        if hasattr(self, "positions"):
-            data_tokens = data_tokens + self.positions
+        data_tokens = self.embed(features.tokens)  # (B, T, E)
         weight_tokens = self.weight_tokens.expand(data_tokens.shape[0], -1, -1)
         read = self.transformer(data_tokens, weight_tokens).split(self.tokens_per_latent, dim=1)
         latents = {}
@@ -114,7 +125,7 @@ class WeightTokens(Readout):
         return latents
 
 
-class PerToken(Readout):
+class PerToken(EmbeddingReadout):
     """Project every token to the entries of the latents at its position, with one Linear per latent.
 
     The shape of the latents depends on the signal: ``(C, -1, -1)`` is a feature map, ``(-1, -1, C)`` the same with channels
@@ -153,9 +164,7 @@ class PerToken(Readout):
         if self.transformer is None:
             return
         embed_dim = self.transformer.embed_dim
-        self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
-        if encoder.num_tokens is not None and encoder.ordered:
-            self.positions = nn.Parameter(0.02 * torch.randn(1, encoder.num_tokens, embed_dim))
+        self.create_embedding(encoder, embed_dim, scale=0.02)
         self.contexts = nn.ModuleDict(
             {module_key(name): _head(embed_dim, count, self.zero_init) for name, count in numbers.items()}
         )
@@ -166,7 +175,8 @@ class PerToken(Readout):
         Raises:
             ValueError: If a latent is a map and the features have no grid.
         """
-        latents, context = {}, self._context(features.tokens)
+        latents = {}
+        context = None if self.transformer is None else self.transformer.encode(self.embed(features.tokens))
         for name, shape in self.shapes.items():
             values = self.heads[module_key(name)](features.tokens)  # (B, T, numbers)
             if context is not None:
@@ -180,16 +190,6 @@ class PerToken(Readout):
             else:
                 latents[name] = values.mT.unflatten(-1, grid)
         return latents
-
-    def _context(self, tokens: Tensor) -> Tensor | None:
-        """Return the output of the transformer ``(B, T, E)``; None without one."""
-        if self.transformer is None:
-            return None
-        embedded: Tensor = self.embedding(tokens)
-        if hasattr(self, "positions"):
-            embedded = embedded + self.positions
-        context: Tensor = self.transformer(embedded[:, :0], embedded)
-        return context
 
 
 class TokenMap(Readout):

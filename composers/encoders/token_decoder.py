@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from composers.encoders.encoder import Encoder, Features
-from composers.encoders.readouts import Readout
+from composers.encoders.readouts import EmbeddingReadout
 from composers.encoders.transformer import Transformer
 from composers.latents import Latents, module_key
 from composers.networks import TensorSpec
 
 
-class TokenDecoder(Readout):
+class TokenDecoder(EmbeddingReadout):
     """Predict the columns of the latents from learned weight tokens in a transformer decoder (ANR, arXiv 2407.15355).
 
     Data tokens are embedded, learned positions are added where tokens are ordered, and the blocks of the transformer encode
@@ -52,9 +52,7 @@ class TokenDecoder(Readout):
         embed_dim = self.transformer.embed_dim
         self.columns = {name: columns for name, (_, columns) in shapes.items()}
         self.num_weight_tokens = sum(self.columns.values())
-        self.embedding = nn.Linear(encoder.embed_dim, embed_dim)
-        if encoder.num_tokens is not None and encoder.ordered:
-            self.positions = nn.Parameter(torch.randn(1, encoder.num_tokens, embed_dim))
+        self.create_embedding(encoder, embed_dim)
         self.weight_tokens = nn.Parameter(torch.randn(self.num_weight_tokens, embed_dim))
         self.heads, self.scales, self.bases = nn.ModuleDict(), nn.ParameterDict(), nn.ParameterDict()
         for name, (height, columns) in shapes.items():
@@ -65,10 +63,7 @@ class TokenDecoder(Readout):
 
     def forward(self, features: Features) -> Latents:
         """Return the latents, each ``(B, I, R)``."""
-        data_tokens = self.embedding(features.tokens)  # (B, T, E)
-        if hasattr(self, "positions"):
-            data_tokens = data_tokens + self.positions
-        encoded = self.transformer(data_tokens[:, :0], data_tokens)
+        encoded = self.transformer.encode(self.embed(features.tokens))  # (B, T, E)
         tokens = self.weight_tokens.expand(len(encoded), -1, -1)
         for layer in self.layers:
             tokens = layer(tokens, encoded)

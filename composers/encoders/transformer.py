@@ -162,6 +162,11 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(num_blocks))
         self.decoder_block = partial(DecoderBlock, *sizes)
 
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Return all tokens ``(B, T, E)`` after attending to each other."""
+        encoded: Tensor = self(tokens[:, :0], tokens)
+        return encoded
+
     def forward(self, data_tokens: Tensor, weight_tokens: Tensor) -> Tensor:
         """Return the weight tokens ``(B, K, E)`` after attending to data tokens ``(B, T, E)`` and to each other.
 

@@ -179,3 +179,12 @@ def test_transformer_has_no_final_norm_and_an_exact_gelu():
 def test_arguments_out_of_range_raise_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         Transformer(**arguments)
+
+
+def test_encoding_returns_all_tokens():
+    torch.manual_seed(0)
+    transformer, tokens = Transformer(12, 2, 3, residual_dropout=0.0), torch.randn(2, 5, 12)
+    expected = tokens
+    for block in transformer.blocks:
+        expected = block(expected, 5)
+    torch.testing.assert_close(transformer.encode(tokens), expected)
