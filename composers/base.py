@@ -382,12 +382,18 @@ class Composer(LightningModule):
         return loss
 
     def _log_step(self, name: str, values: Tensor, batch_idx: int, prog_bar: bool = False) -> None:
-        """Log the mean of values ``(B,)`` over the instances of the optimizer step so far, on all devices."""
-        first = self._trainer is None or batch_idx % self.trainer.accumulate_grad_batches == 0
-        parts = [*([] if first else self._of_step.get(name, [])), values.detach()]
-        self._of_step[name] = parts
-        several = self._trainer is not None and self.trainer.world_size > 1
-        self.log(name, torch.cat(parts).mean(), batch_size=len(values), prog_bar=prog_bar, sync_dist=several)
+        """Log the mean of values ``(B,)`` over the instances of the optimizer step so far, on all devices where it is logged.
+
+        Between two logged steps, which only the progress bar shows, the devices do not wait for each other.
+        """
+        trainer = self._trainer
+        first = trainer is None or batch_idx % trainer.accumulate_grad_batches == 0
+        self._of_step[name] = parts = [*([] if first else self._of_step.get(name, [])), values.detach()]
+        mean = torch.cat(parts).mean()
+        every = 0 if trainer is None else trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer is not None and every and (trainer.global_step + 1) % every == 0:
+            mean = trainer.strategy.reduce(mean)
+        self.log(name, mean, batch_size=len(values), prog_bar=prog_bar)
 
     def validation_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
         """Evaluate a batch, with refinement where ``val`` is one of its stages."""
@@ -439,11 +445,13 @@ class Composer(LightningModule):
 
     def on_validation_start(self) -> None:
         """Gather sharded weights."""
-        sharding.gather(self)
+        if self._device_mesh is not None:
+            sharding.gather(self)
 
     def on_validation_end(self) -> None:
         """Shard the weights again for training."""
-        sharding.scatter(self)
+        if self._device_mesh is not None:
+            sharding.scatter(self)
 
     def initialize(self, data: CoordinateDataModule) -> None:
         """Initialise parts in closed form from training signals, where they can; the same on every process.
@@ -479,11 +487,13 @@ class Composer(LightningModule):
 
     def on_predict_start(self) -> None:
         """Gather sharded weights."""
-        sharding.gather(self)
+        if self._device_mesh is not None:
+            sharding.gather(self)
 
     def on_test_start(self) -> None:
         """Gather sharded weights, and measure the training codes where a curve of this test starts from them."""
-        sharding.gather(self)
+        if self._device_mesh is not None:
+            sharding.gather(self)
         self._check_starts()  # a user may have set another refinement
         self.training_codes = measure_training_codes(self) if self._starts_elsewhere else None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch import Tensor, nn
 
 from composers.encoders.transformer import Block, DecoderBlock
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _METHODS = ("training_step", "encode")  # that gather the weights; evaluation gathers them once, see `gather`
 
@@ -38,6 +41,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         ValueError: If the model has no transformer blocks.
     """
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
     if isinstance(model, FSDPModule):
         return
     blocks = [module for module in model.modules() if isinstance(module, (Block, DecoderBlock))]
@@ -53,7 +58,9 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def gather(model: nn.Module) -> None:
-    """Gather sharded weights and keep them, so that processes may evaluate different numbers of batches; else do nothing."""
+    """Gather sharded weights and keep them, so that processes may evaluate different numbers of batches."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(False, recurse=False)
@@ -62,7 +69,15 @@ def gather(model: nn.Module) -> None:
 
 def scatter(model: nn.Module) -> None:
     """Free the weights that `gather` gathered, but for the part of this process."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(True, recurse=False)
             module.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this process stores; other tensors unchanged."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

@@ -1,6 +1,7 @@
 """Sharding splits transformer blocks, each by itself; models without them are refused."""
 
 import pytest
+import torch.distributed.fsdp
 
 from composers.encoders.transformer import Block
 from composers.training import sharding
@@ -8,7 +9,7 @@ from composers.training import sharding
 
 def test_units_are_the_transformer_blocks_and_the_rest(make_ipc, monkeypatch):
     units = []
-    monkeypatch.setattr(sharding, "fully_shard", lambda module, mesh: units.append(module))
+    monkeypatch.setattr(torch.distributed.fsdp, "fully_shard", lambda module, mesh: units.append(module))
     composer = make_ipc()
     sharding.shard(composer, None)
     blocks = [module for module in composer.modules() if isinstance(module, Block)]

@@ -1,7 +1,7 @@
 """A global batch gives the same training however it is split, and every held-out instance counts once."""
 
 import pytest
-from program import NAME, REPOSITORY, checkpoint, column, rows, run, run_two, tiny
+from program import NAME, REPOSITORY, checkpoint, column, refused, rows, run, run_two, tiny
 
 SGD = "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.5}}"
 IPC = ["--model.init_args.transformer.init_args.residual_dropout=0", SGD]
@@ -102,11 +102,44 @@ def test_fewer_held_out_instances_than_processes_count_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_padded_recordings_on_four_processes_count_once(tmp_path):
+    """Six recordings: two processes evaluate two, and two evaluate one."""
+    run("fit", *MODELS["speech"], "--data.init_args.batch_size=8", NAME, "whole")
+    test = ["test", *MODELS["speech"], "--ckpt_path", "runs/whole/version_0/checkpoints/last.ckpt"]
+    run(*test, NAME, "one")
+    run_two([[*test, "--trainer.devices=4", "--trainer.strategy=ddp", NAME, "four"]], tmp_path, count=4)
+    expected, actual = (rows(f"runs/{name}/version_0/test_instances.csv") for name in ("one", "four"))
+    assert [row["name"] for row in actual] == [row["name"] for row in expected]
+    assert len(actual) == 6
+    one, four = (rows(f"runs/{name}/version_0/metrics.csv")[-1] for name in ("one", "four"))
+    for name in ("test/loss", "test/psnr"):
+        assert float(four[name]) == pytest.approx(float(one[name]), rel=1e-5)
+
+
+@pytest.mark.slow
 def test_sharded_weights_train_as_complete_ones(tmp_path):
-    """Processes without GPUs share the weights, and their checkpoint is that of one process."""
-    run(*_fit("ipc", 8, "whole"))
-    overlay = ["--config", REPOSITORY / "configs" / "overlays" / "fsdp.yaml", "--trainer.precision=32-true"]
-    run_two([[*_fit("ipc", 4, "sharded"), *overlay, "--trainer.devices=2"]], tmp_path)
-    _assert_same("ipc", "sharded")
-    sharded = "runs/ipc_sharded/version_0/checkpoints/last.ckpt"
-    run("test", *MODELS["ipc"], "--ckpt_path", sharded, NAME, "tested")
+    """Processes without GPUs share the weights; their checkpoints are those of one process, and a resumed run continues."""
+    momentum = "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.5, momentum: 0.9}}"
+    run(*_fit("ipc", 8, "whole"), momentum, "--trainer.max_epochs=2")
+    overlay = ["--config", REPOSITORY / "configs" / "overlays" / "fsdp.yaml", "--trainer.precision=32-true", momentum]
+    first, second = ([*_fit("ipc", 4, name), *overlay, "--trainer.devices=2"] for name in ("first", "second"))
+    last = "runs/ipc_{}/version_0/checkpoints/last.ckpt"
+    run_two([first, [*second, "--trainer.max_epochs=2", "--ckpt_path", last.format("first")]], tmp_path)
+    whole, parts = (checkpoint(f"runs/ipc_{name}/version_0") for name in ("whole", "second"))
+    assert whole["global_step"] == parts["global_step"] == 6
+    for key, weight in whole["state_dict"].items():
+        assert (parts["state_dict"][key] - weight).abs().max() < 2e-6, key
+    for name in METRICS:
+        expected, *others = (
+            [value for folder in folders for value in column(f"runs/ipc_{folder}/version_0/metrics.csv", name)]
+            for folders in (["whole"], ["first", "second"])
+        )
+        assert others == [pytest.approx(expected, rel=2e-5)]
+    run("test", *MODELS["ipc"], "--ckpt_path", last.format("second"), NAME, "tested")
+
+
+@pytest.mark.slow
+def test_model_that_cannot_be_sharded_is_refused(tmp_path):
+    overlay = ["--config", REPOSITORY / "configs" / "overlays" / "fsdp.yaml", "--trainer.devices=1"]
+    message = refused("fit", *MODELS["meta_ipc"], *overlay)
+    assert "this MetaIPC has none: use --trainer.strategy ddp" in message
