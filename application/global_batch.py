@@ -94,4 +94,4 @@ def apply_global_batch(trainer: Trainer, data: CoordinateDataModule, global_batc
             f"trainer.limit_train_batches is {limit}, but a step of {_OPTION} {global_batch_size} takes {accumulated} "
             f"batches of {batch_size} on {devices} device(s): use {' or '.join(map(str, nearest))}."
         )
-    data.batch_size, trainer.accumulate_grad_batches = batch_size, accumulated
+    data.batch_size, data.accumulated, trainer.accumulate_grad_batches = batch_size, accumulated, accumulated

@@ -377,9 +377,16 @@ class Composer(LightningModule):
             with torch.no_grad():
                 metric = self._measure(batch, reconstruction, {headline: self.measures[headline]})[headline]
         else:
-            return loss
+            return loss * self._share(batch_idx)
         self._log_step(f"train/{headline}", metric, batch_idx, prog_bar=True)
-        return loss
+        return loss * self._share(batch_idx)
+
+    def _share(self, batch_idx: int) -> float:
+        """Return the factor of a loss: Lightning divides by `accumulate_grad_batches`, also if an epoch ends with fewer."""
+        if self._trainer is None or (accumulated := self.trainer.accumulate_grad_batches) == 1:
+            return 1.0
+        left = self.trainer.num_training_batches - batch_idx // accumulated * accumulated
+        return max(accumulated / left, 1.0)
 
     def _log_step(self, name: str, values: Tensor, batch_idx: int, prog_bar: bool = False) -> None:
         """Log the mean of values ``(B,)`` over the instances of the optimizer step so far, on all devices where it is logged.

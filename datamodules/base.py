@@ -47,6 +47,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
     detail: int = 1
+    accumulated: int = 1  # batches of an optimizer step, of which epochs hold a multiple
     modality: Modality = Modality()
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
@@ -292,20 +293,17 @@ class CoordinateDataModule(LightningDataModule, ABC):
         seed = global_seed()
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         overfit = fitting and self.trainer.overfit_batches > 0  # type: ignore[union-attr]
-        accumulated = self.trainer.accumulate_grad_batches if fitting and not overfit else 1  # type: ignore[union-attr]
         sampler = (FixedSampler if overfit else AddressSampler)(
             len(cast(Sized, dataset)),
             shuffle=training,
             seed=seed,
             rank=rank,
             world_size=world_size,
-            step_size=batch_size * accumulated,
+            step_size=batch_size * self.accumulated,
         )
         if training and len(sampler) < batch_size:
-            times, most = (
-                f" x {accumulated} accumulated" if accumulated > 1 else "",
-                sampler.size // world_size * world_size,
-            )
+            times = f" x {self.accumulated} accumulated" if self.accumulated > 1 else ""
+            most = sampler.size // world_size * world_size
             raise ValueError(
                 f"batch_size {batch_size} on {world_size} device(s){times} exceeds the {sampler.size} training items: "
                 f"reduce it, so that an optimizer step has at most {most}."

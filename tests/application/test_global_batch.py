@@ -41,7 +41,7 @@ def test_split_takes_as_few_batches_as_fit(devices, largest):
 def test_split_is_applied_to_trainer_and_data():
     trainer, data = _trainer(devices=2), SimpleNamespace(batch_size=16)
     apply_global_batch(trainer, data, 64)
-    assert (data.batch_size, trainer.accumulate_grad_batches) == Split(16, 2)
+    assert (data.batch_size, trainer.accumulate_grad_batches) == (data.batch_size, data.accumulated) == Split(16, 2)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,15 @@ def test_global_batch_larger_than_the_data_is_refused(tmp_path, monkeypatch):
     message = refused("fit", *tiny("ipc"), "--global_batch_size=60")
     assert "batch_size 4 on 1 device(s) x 15 accumulated exceeds the 24 training items" in message
     assert "at most 24" in message
+
+
+def test_last_step_of_an_epoch_averages_the_batches_that_it_has(tmp_path, monkeypatch):
+    """An epoch of two batches, of which a step would accumulate four, equals one step of a batch of both."""
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.init_args.crops_per_epoch=8", "--data.init_args.coordinate_noise=shared", *DETERMINISTIC]
+    run("fit", *tiny("ipc"), *data, "--data.init_args.batch_size=8", NAME, "whole")
+    run("fit", *tiny("ipc"), *data, "--trainer.accumulate_grad_batches=4", NAME, "split")
+    whole, parts = (checkpoint(f"runs/{name}/version_0") for name in ("whole", "split"))
+    assert whole["global_step"] == parts["global_step"] == 1
+    for key, weight in whole["state_dict"].items():
+        assert (parts["state_dict"][key] - weight).abs().max() < 1e-6, key
