@@ -14,7 +14,7 @@ from datamodules import CoordinateDataModule
 _OPTION = "--global_batch_size"
 
 
-class Split(NamedTuple):
+class BatchSplit(NamedTuple):
     """A global batch, split over devices and over batches that are accumulated.
 
     Attributes:
@@ -41,8 +41,8 @@ def add_global_batch_option(parser: ArgumentParser, *, ignored: bool = False) ->
     parser.add_argument(_OPTION, type=PositiveInt | None, default=None, help=help_text)
 
 
-def split(global_batch_size: int, devices: int, largest: int) -> Split:
-    """Split a global batch over devices into as few batches as possible.
+def split(global_batch_size: int, devices: int, largest: int) -> BatchSplit:
+    """BatchSplit a global batch over devices into as few batches as possible.
 
     Args:
         global_batch_size: Instances per optimizer step.
@@ -54,7 +54,7 @@ def split(global_batch_size: int, devices: int, largest: int) -> Split:
 
     Example:
         >>> split(64, devices=2, largest=16), split(30, devices=2, largest=4)
-        (Split(batch_size=16, accumulated=2), Split(batch_size=3, accumulated=5))
+        (BatchSplit(batch_size=16, accumulated=2), BatchSplit(batch_size=3, accumulated=5))
     """
     share, rest = divmod(global_batch_size, devices)
     if rest:
@@ -64,7 +64,7 @@ def split(global_batch_size: int, devices: int, largest: int) -> Split:
             f"{' or '.join(map(str, nearest))}, or another number of devices."
         )
     accumulated = next(count for count in range(1, share + 1) if share % count == 0 and share // count <= largest)
-    return Split(share // accumulated, accumulated)
+    return BatchSplit(share // accumulated, accumulated)
 
 
 def apply_global_batch(trainer: Trainer, data: CoordinateDataModule, global_batch_size: int) -> None:
