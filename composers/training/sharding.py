@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -29,6 +30,13 @@ class Sharding(ModelParallelStrategy):
         """Set up the processes, all of which share the weights."""
         super()._setup_distributed()
         self._data_parallel_size = self.world_size
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Raise a `ValueError`: Lightning cannot restore sharded parameters of a `ParameterDict`."""
+        raise ValueError(
+            f"{checkpoint_path} cannot be loaded into sharded weights: use --trainer.strategy ddp to resume it, "
+            f"--trainer.strategy auto to evaluate it, or start a new run from its weights with `--weights {checkpoint_path}`."
+        )
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -41,7 +41,9 @@ def test_split_takes_as_few_batches_as_fit(devices, largest):
 def test_split_is_applied_to_trainer_and_data():
     trainer, data = _trainer(devices=2), SimpleNamespace(batch_size=16)
     apply_global_batch(trainer, data, 64)
-    assert (data.batch_size, trainer.accumulate_grad_batches) == (data.batch_size, data.accumulated) == BatchSplit(16, 2)
+    assert (
+        (data.batch_size, trainer.accumulate_grad_batches) == (data.batch_size, data.accumulated) == BatchSplit(16, 2)
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,3 +20,10 @@ def test_units_are_the_transformer_blocks_and_the_rest(make_ipc, monkeypatch):
 def test_model_without_transformer_blocks_is_refused(make_network):
     with pytest.raises(ValueError, match=r"this CoordinateMLP has none: use --trainer\.strategy ddp"):
         sharding.shard(make_network(), None)
+
+
+def test_checkpoint_is_not_loaded_into_sharded_weights():
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt cannot be loaded into sharded weights: use --trainer\.strategy ddp"
+    ):
+        sharding.Sharding().load_checkpoint("last.ckpt")
