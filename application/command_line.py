@@ -11,6 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from application.global_batch import add_global_batch_option, apply_global_batch
 from application.preflight import check_output_folder
 from application.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from application.shortcuts import (
@@ -108,6 +109,7 @@ class CLI(LightningCLI):
             add_shortcuts(parser)
         add_weights_option(parser, subcommand)
         add_wandb_option(parser, ignored=subcommand == "predict")
+        add_global_batch_option(parser, ignored=subcommand != "fit")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -174,6 +176,8 @@ class CLI(LightningCLI):
         """Give the composer its config for checkpoints; check sizes, checkpoint and output folder before anything runs."""
         assert self.subcommand is not None
         check_processes(self.trainer)
+        if self.subcommand == "fit" and (size := self._get(self.config, "global_batch_size")) is not None:
+            apply_global_batch(self.trainer, self.datamodule, size)
         self._dump_config()
         self.model.config = self.config_dump["model"]
         self.model.check_sizes(self.datamodule)

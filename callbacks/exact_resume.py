@@ -17,6 +17,8 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as BatchStage
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.averaging import check_averaging
+
 _EPOCHS, _BATCHES = "epoch_progress", "epoch_loop.batch_progress"
 _STEPS, _STATE = "epoch_loop.automatic_optimization.optim_progress", "epoch_loop.state_dict"
 _VALIDATED = "epoch_loop.val_loop.batch_progress"
@@ -89,7 +91,9 @@ class ExactResume(Callback):
         store(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read the position of training."""
+        """Read the position of training; raise a `ValueError` if the run stops averaging its weights."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            check_averaging(trainer, checkpoint)
         self._position = read(checkpoint) if trainer.state.fn == TrainerFn.FITTING else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -29,6 +30,11 @@ class GradientNorms(Callback):
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}; it must be at least 1, or null.")
         self.every_n_steps = every_n_steps
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise a `ValueError` if the gradients are sharded: one process alone cannot measure them."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ValueError("GradientNorms cannot measure sharded gradients: remove it from trainer.callbacks.")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Log the gradient norms of this step."""

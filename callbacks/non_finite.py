@@ -9,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from composers.training.sharding import local
+
 _MAX_NAMES = 10  # in a message
 
 
@@ -69,7 +71,7 @@ class NonFinite(Callback):
         """
         bad, self._bad = self._bad, []
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        gradients = [] if scaled else [part.grad for part in pl_module.parameters() if part.grad is not None]
+        gradients = [] if scaled else [local(part.grad) for part in pl_module.parameters() if part.grad is not None]
         finite = not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
         if trainer.strategy.reduce_boolean_decision(finite and not bad, all=True):
             self._consecutive = 0

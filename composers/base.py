@@ -24,7 +24,7 @@ from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.networks import CoordinateNetwork, Field
 from composers.rendering import PointRenderer, Reconstruction, Rendered, Renderer
-from composers.training import resume
+from composers.training import resume, sharding
 from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
@@ -105,7 +105,8 @@ class Composer(LightningModule):
         self._settings: dict[str, Any] | None = None  # of the optimizer and its schedule
         self._resumed: dict[str, Any] | None = None  # the checkpoint that is about to be restored
         self._initial = True  # as constructed: neither initialised from data nor loaded
-        self.instance_losses: Tensor | None = None  # of the last training step
+        self.instance_losses: Tensor | None = None  # of the last training batch
+        self._of_step: dict[str, list[Tensor]] = {}  # values of the instances of an optimizer step, by name
 
     def _connect(self) -> None:
         """Connect the parts, and raise an error if training would not reach some latents or parameters."""
@@ -361,13 +362,13 @@ class Composer(LightningModule):
         return self.start.facts() | ({} if self.inner is None else {"inner loop": self.inner.describe()})
 
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch."""
+        """Return the mean loss of a batch, and log that of all batches and devices of an optimizer step."""
         evaluation = self._evaluate(batch, "train")
         losses = evaluation["losses"]
         assert losses is not None, "training needs a query with values"
         self.instance_losses = losses.detach()
         loss = losses.mean()
-        self.log("train/loss", loss, batch_size=len(batch.names))
+        self._log_step("train/loss", losses, batch_idx)
         headline = self._headline.metric
         reconstruction = evaluation["reconstructions"][0]
         if headline == "psnr":  # of the samples of this step, which need not be whole signals
@@ -376,9 +377,30 @@ class Composer(LightningModule):
             with torch.no_grad():
                 metric = self._measure(batch, reconstruction, {headline: self.measures[headline]})[headline]
         else:
-            return loss
-        self.log(f"train/{headline}", metric.mean(), batch_size=len(batch.names), prog_bar=True)
-        return loss
+            return loss * self._share(batch_idx)
+        self._log_step(f"train/{headline}", metric, batch_idx, prog_bar=True)
+        return loss * self._share(batch_idx)
+
+    def _share(self, batch_idx: int) -> float:
+        """Return the factor of a loss: Lightning divides by `accumulate_grad_batches`, also if an epoch ends with fewer."""
+        if self._trainer is None or (accumulated := self.trainer.accumulate_grad_batches) == 1:
+            return 1.0
+        left = self.trainer.num_training_batches - batch_idx // accumulated * accumulated
+        return max(accumulated / left, 1.0)
+
+    def _log_step(self, name: str, values: Tensor, batch_idx: int, prog_bar: bool = False) -> None:
+        """Log the mean of values ``(B,)`` over the instances of the optimizer step so far, on all devices where it is logged.
+
+        Between two logged steps, which only the progress bar shows, the devices do not wait for each other.
+        """
+        trainer = self._trainer
+        first = trainer is None or batch_idx % trainer.accumulate_grad_batches == 0
+        self._of_step[name] = parts = [*([] if first else self._of_step.get(name, [])), values.detach()]
+        mean = torch.cat(parts).mean()
+        every = 0 if trainer is None else trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer is not None and every and (trainer.global_step + 1) % every == 0:
+            mean = trainer.strategy.reduce(mean)
+        self.log(name, mean, batch_size=len(values), prog_bar=prog_bar)
 
     def validation_step(self, batch: CoordinateBatch, batch_idx: int) -> Evaluation:
         """Evaluate a batch, with refinement where ``val`` is one of its stages."""
@@ -423,6 +445,21 @@ class Composer(LightningModule):
             if stage == "fit" and self._initial:
                 self.initialize(data)
 
+    def configure_model(self) -> None:
+        """Shard the weights where the strategy does."""
+        if self._device_mesh is not None:
+            sharding.shard(self, self._device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Gather sharded weights."""
+        if self._device_mesh is not None:
+            sharding.gather(self)
+
+    def on_validation_end(self) -> None:
+        """Shard the weights again for training."""
+        if self._device_mesh is not None:
+            sharding.scatter(self)
+
     def initialize(self, data: CoordinateDataModule) -> None:
         """Initialise parts in closed form from training signals, where they can; the same on every process.
 
@@ -455,8 +492,15 @@ class Composer(LightningModule):
         """Seed dropout by epoch and step, so that a resumed run draws the same masks as an uninterrupted one."""
         torch.manual_seed(seed_at(global_seed(), "dropout", self.current_epoch, batch_idx, self.global_rank))
 
+    def on_predict_start(self) -> None:
+        """Gather sharded weights."""
+        if self._device_mesh is not None:
+            sharding.gather(self)
+
     def on_test_start(self) -> None:
-        """Measure the training codes where a curve of this test starts from them."""
+        """Gather sharded weights, and measure the training codes where a curve of this test starts from them."""
+        if self._device_mesh is not None:
+            sharding.gather(self)
         self._check_starts()  # a user may have set another refinement
         self.training_codes = measure_training_codes(self) if self._starts_elsewhere else None
 
@@ -562,12 +606,20 @@ class Composer(LightningModule):
         for step, prefix in ({0: ""} | ({last: "refined_"} if last else {})).items():
             for name, numbers in evaluation["metrics"][step].items():
                 reported[prefix + name] = numbers[defined(numbers, evaluation["values"][step])]
+        repeated = self._repeats(stage)
         for name, numbers in reported.items():
             mean = self.means[f"{stage}_{name}"]
             assert isinstance(mean, MeanMetric)
-            mean.update(numbers)
+            mean.update(numbers[:0] if repeated else numbers)
             self.log(f"{stage}/{name}", mean, batch_size=len(batch.names), prog_bar=name == self._headline.metric)
         return evaluation
+
+    def _repeats(self, stage: str) -> bool:
+        """Return whether this process evaluates an item of another process, because there are fewer items than processes."""
+        if self._trainer is None:
+            return False
+        loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        return bool(getattr(getattr(loaders, "sampler", None), "repeats", False))
 
     @property
     def _headline(self) -> Headline:

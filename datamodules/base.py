@@ -29,7 +29,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     remarks on the data, by name.
 
     Args:
-        batch_size: Instances per device and step.
+        batch_size: Instances per device and batch; at most these with ``--global_batch_size``.
         eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
         num_workers: Number of worker processes; 0 loads in the main process.
         coordinate_noise: Uniform noise within the cell of each coordinate in training: ``per_instance`` as in the
@@ -47,6 +47,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
     detail: int = 1
+    accumulated: int = 1  # batches of an optimizer step, of which epochs hold a multiple
     modality: Modality = Modality()
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
@@ -194,7 +195,8 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
         """Convert raw signals to coordinates on the device."""
         training = self.trainer is not None and self.trainer.training
-        step = self.trainer.fit_loop.total_batch_idx if training and self.trainer is not None else 0
+        # of the optimizer, not the batch: batches that are accumulated share random numbers as those of several devices do
+        step = self.trainer.global_step - 1 if training and self.trainer is not None else 0
         coordinates = self.to_coordinates(batch, training=training, step=step)
         if self.trainer is not None:
             coordinates = self.trainer.precision_plugin.convert_input(coordinates)  # to float64 for ``64-true``
@@ -292,12 +294,19 @@ class CoordinateDataModule(LightningDataModule, ABC):
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         overfit = fitting and self.trainer.overfit_batches > 0  # type: ignore[union-attr]
         sampler = (FixedSampler if overfit else AddressSampler)(
-            len(cast(Sized, dataset)), shuffle=training, seed=seed, rank=rank, world_size=world_size
+            len(cast(Sized, dataset)),
+            shuffle=training,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            step_size=batch_size * self.accumulated,
         )
         if training and len(sampler) < batch_size:
+            times = f" x {self.accumulated} accumulated" if self.accumulated > 1 else ""
+            most = sampler.size // world_size * world_size
             raise ValueError(
-                f"batch_size {batch_size} on {world_size} device(s) exceeds the {sampler.size} training items: "
-                "reduce it."
+                f"batch_size {batch_size} on {world_size} device(s){times} exceeds the {sampler.size} training items: "
+                f"reduce it, so that an optimizer step has at most {most}."
             )
         options: dict[str, Any] = {
             "batch_size": batch_size,

@@ -36,7 +36,8 @@ class AddressSampler(DistributedSampler[Address]):
     """Distributed sampler of (epoch, index) whose global batches do not depend on the number of processes.
 
     Batch ``t`` of all processes together is the same set of items for any split of the same total batch size. Shuffled
-    epochs drop the items that do not divide evenly; unshuffled ones neither drop nor repeat an item.
+    epochs drop the items of an incomplete optimizer step; unshuffled ones neither drop nor repeat an item. If there are fewer
+    items than processes, the others repeat the last item, because every process has to take part; `repeats` tells them.
 
     Args:
         size: Number of items of the data set.
@@ -45,14 +46,29 @@ class AddressSampler(DistributedSampler[Address]):
         rank: Rank of this process.
         world_size: Number of processes.
         skip: Number of items to skip at the start of the first epoch, to resume an interrupted run.
+        step_size: Items per process and optimizer step, of which shuffled epochs hold a multiple.
     """
 
     def __init__(
-        self, size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1, skip: int = 0
+        self,
+        size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        skip: int = 0,
+        step_size: int = 1,
     ) -> None:
         super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size = size
         self.skip = skip
+        self.step_size = step_size
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the only item of this process is one of another process as well, and must not count."""
+        return not self.shuffle and self.rank >= self.size > 0
 
     def __iter__(self) -> Iterator[Address]:
         """Yield the addresses of this process in this epoch."""
@@ -65,10 +81,12 @@ class AddressSampler(DistributedSampler[Address]):
 
     def _indices(self) -> list[int]:
         """Return the indices of this process in this epoch."""
+        if self.repeats:
+            return [self.size - 1]
         if not self.shuffle:
             return list(range(self.rank, self.size, self.num_replicas))
         order = torch.randperm(self.size, generator=generator_at(self.seed, "order", self.epoch)).tolist()
-        return order[self.rank : self.size - self.size % self.num_replicas : self.num_replicas]
+        return order[self.rank : self.size - self.size % (self.num_replicas * self.step_size) : self.num_replicas]
 
 
 class FixedSampler(AddressSampler, SequentialSampler):  # type: ignore[misc]

@@ -38,6 +38,15 @@ _FORK_SERVER.set_forkserver_preload(["program", "callbacks.curves", "callbacks.p
 _scaled_once = functools.cache(samples._scaled)  # shared by all tests
 
 
+class FivePhotos(SamplePhotos):
+    """`SamplePhotos` with five images for validation, and one for the test."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        images = self.test_set.images
+        self.val_set, self.test_set = Photographs(images[:5]), Photographs(images[:1])
+
+
 class OddPhotos(SamplePhotos):
     """`SamplePhotos` with 33 held-out images, an odd number for two processes."""
 
@@ -146,15 +155,15 @@ def start_fork(commands, folder, files, prepare=None, **environment):
     return process
 
 
-def run_two(commands, cwd, limit=240):
+def run_two(commands, cwd, limit=240, count=2):
     """Run commands of the program one after the other in two processes, as on a cluster; return the first one's output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cluster = {"WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    cluster = {"WORLD_SIZE": str(count), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with tempfile.TemporaryDirectory() as folder:
-        files = [[Path(folder, f"{name}_{rank}") for name in ("stdout", "stderr")] for rank in range(2)]
-        processes = [start_fork(commands, cwd, files[rank], LOCAL_RANK=str(rank), **cluster) for rank in range(2)]
+        files = [[Path(folder, f"{name}_{rank}") for name in ("stdout", "stderr")] for rank in range(count)]
+        processes = [start_fork(commands, cwd, files[rank], LOCAL_RANK=str(rank), **cluster) for rank in range(count)]
         deadline = time.monotonic() + limit
         try:
             for process in processes:
@@ -164,7 +173,7 @@ def run_two(commands, cwd, limit=240):
                 process.kill()
                 process.join()
         printed = [path.read_text() for pair in files for path in pair]
-    assert [process.exitcode for process in processes] == [0, 0], "\n".join(printed)
+    assert [process.exitcode for process in processes] == [0] * count, "\n".join(printed)
     return printed[0]
 
 

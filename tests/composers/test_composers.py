@@ -410,3 +410,25 @@ def test_a_network_without_modulated_layers_is_rejected(make_ipc, make_transinr,
     for make in (make_ipc, make_transinr):
         with pytest.raises(ValueError, match="modulated_layers"):
             make(network=make_network(modulated_layers=()))
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_gradients_of_parts_of_a_batch_with_masks_average_to_that_of_the_batch(make_ipc, tiny_batch):
+    """Every instance has the same weight, whatever its number of measured samples, so that devices may share a batch."""
+    composer = make_ipc().eval()  # without dropout
+    signal = torch.rand(4, *tiny_batch.observation.signal.shape[1:])
+    counts = torch.tensor([[96], [3], [50], [1]])
+    values = signal.flatten(2).mT
+    mask = torch.arange(values.shape[1]) < counts
+
+    def gradients(part):
+        samples = Samples(tiny_batch.query.coords, values[part], mask[part])
+        names = ["a", "b", "c", "d"][part]
+        composer.zero_grad()
+        batch = CoordinateBatch(Observation(signal[part], samples), samples, None, names)
+        composer.training_step(batch, 0).backward()
+        return [parameter.grad.clone() for parameter in composer.parameters()]
+
+    parts = [gradients(slice(0, 2)), gradients(slice(2, 4))]
+    for expected, first, second in zip(gradients(slice(0, 4)), *parts, strict=True):
+        torch.testing.assert_close((first + second) / 2, expected, rtol=1e-5, atol=1e-7)

@@ -139,3 +139,21 @@ def test_items_do_not_depend_on_the_number_of_workers():
         assert torch.equal(alone.values, workers.values)
         assert torch.equal(alone.seed, workers.seed)
         assert list(alone.name) == list(workers.name)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [1, 2, 5, 33])
+def test_every_held_out_item_counts_in_one_process(size, world_size):
+    samplers = [
+        AddressSampler(size, shuffle=False, seed=0, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    assert all(len(sampler) for sampler in samplers)
+    counted = [index for sampler in samplers if not sampler.repeats for _, index in sampler]
+    assert sorted(counted) == list(range(size))
+
+
+def test_epochs_of_training_hold_complete_optimizer_steps():
+    samplers = [AddressSampler(30, shuffle=True, seed=0, rank=rank, world_size=2, step_size=4) for rank in range(2)]
+    whole = AddressSampler(30, shuffle=True, seed=0, step_size=8)
+    assert [len(sampler) for sampler in samplers] == [12, 12]
+    assert [address for pair in zip(*samplers, strict=True) for address in pair] == list(whole)
