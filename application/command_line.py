@@ -20,6 +20,7 @@ from application.shortcuts import (
     expand_shortcuts,
     folder_of_runs,
     modality_of,
+    name_plugins,
     resolve_weights,
     state_signal,
     stated_facts,
@@ -30,6 +31,7 @@ from application.trainer_options import apply_switches
 from application.wandb_logger import BoundedWandbLogger, add_wandb_option, with_wandb
 from callbacks.non_finite import NonFinite
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from composers.plugins import add_plugins_option
 from datamodules import data_sets
 
 data_sets()  # imports all data sets, so that a config can name one without its module
@@ -46,6 +48,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; take the model from the checkpoint and sizes from the data, and resolve ``--ckpt_path last``."""
         arguments = _as_list(args)
+        name_plugins(arguments)
         self._default_model(arguments)
         if self.requested == "predict":
             modality = modality_of(arguments, self._facts(arguments))
@@ -108,6 +111,7 @@ class CLI(LightningCLI):
         if subcommand == "predict":
             add_shortcuts(parser)
         add_weights_option(parser, subcommand)
+        add_plugins_option(parser)
         add_wandb_option(parser, ignored=subcommand == "predict")
         add_global_batch_option(parser, ignored=subcommand != "fit")
         return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import docstring_parser
+import yaml
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 from jsonargparse.util import import_object
 
 from application.sizes import encodes, stated_argument
 from callbacks.predictions import PredictionWriter
-from composers.checkpoint import read, stated_sample_rate, training_domain
+from composers.checkpoint import read, stated_config, stated_sample_rate, training_domain
 from composers.codes import check_bits
+from composers.plugins import allow_classes_of, import_plugins
+from datamodules.configuration import load_layers
 from datamodules.spec import Modality
 from modalities import MODALITIES
 
@@ -347,10 +351,42 @@ def stated_model(args: Sequence[str] | None, default: str | None, option: str = 
         args: Command-line arguments after the command.
         default: Checkpoint to read if the option is missing.
         option: Option that names the checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint names classes of modules that were not named, or neither it nor an option states a model.
     """
     path = _stated_path(args, default, option)
-    config = None if path is None else read(path).get("composer")
-    return config if isinstance(config, dict) else None
+    if path is None:
+        return None
+    checkpoint, options = read(path), {str(arg).partition("=")[0] for arg in args or ()}
+    if not isinstance(checkpoint.get("composer"), dict) and options & {"--config", "--model"}:
+        return None
+    return stated_config(checkpoint, path)
+
+
+def name_plugins(args: Sequence[str]) -> None:
+    """Import the modules of ``--plugins``, and allow checkpoints to name classes that a ``--config`` names.
+
+    Args:
+        args: Command-line arguments. Configs that cannot be read are left to the parser.
+
+    Raises:
+        ValueError: If a module cannot be imported.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugins", nargs="+", action="extend", default=[])
+    parser.add_argument("--config", action="append", default=[])
+    named = parser.parse_known_args([str(arg) for arg in args])[0]
+    for path in map(Path, named.config):
+        try:
+            with contextlib.chdir(path.absolute().parent):
+                config = load_layers(path.absolute().read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        allow_classes_of(config)
+        if isinstance(config, dict) and isinstance(config.get("plugins"), list):
+            named.plugins += map(str, config["plugins"])
+    import_plugins(named.plugins)
 
 
 def stated_facts(args: Sequence[str] | None, default: str | None) -> dict[str, Any]:

@@ -100,6 +100,7 @@ class PredictionWriter(Callback):
         self.table_path = table
         self._code_table: CodeTable | None = None
         self.rows: dict[str, Row] = {}
+        self.skipped: dict[str, str] = {}  # reasons by name of signals whose codes cannot be quantised
         self._sizes: dict[str, CodeSize] = {}
         self._model = ""
         self._tiles: list[Tile] = []
@@ -122,6 +123,7 @@ class PredictionWriter(Callback):
         """
         assert isinstance(pl_module, Composer)
         self.rows, self._sizes, self._tiles, self._model = {}, {}, [], fingerprint(pl_module)
+        self.skipped = {}
         self._assembled = None
         self._writer = _create_writer(_data(trainer), self.options)
         messages = self._writer.check(pl_module)
@@ -156,10 +158,16 @@ class PredictionWriter(Callback):
             self._tiles.append(tile if tile.kept is None else self._placed(tile, tile.kept))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last signal and the table."""
+        """Write the last signal and the table.
+
+        Raises:
+            ValueError: If no code could be quantised.
+        """
         if self._tiles:
             self._write_signal(trainer, pl_module)
         self._write_table(trainer)
+        if not gather_rows(self.rows) and (skipped := gather_rows(self.skipped)):
+            raise ValueError(f"No prediction was written. {next(iter(skipped.values()))}")
 
     def write_partial(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table of an interrupted prediction; leave out a signal with missing tiles."""
@@ -204,7 +212,8 @@ class PredictionWriter(Callback):
             try:
                 code = quantized(code, pl_module, self.bits, self._code_table)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                self.skipped[name] = f"{printable(name)}: {error}"
+                return
             tiles = [_measured_again(pl_module, code, index, tile, spec) for index, tile in enumerate(tiles)]
         metric, measure = _headline(spec)
         predicted, refined = (measure.of_tiles([tile.values[end] for tile in tiles]) for end in (0, -1))
@@ -238,6 +247,7 @@ class PredictionWriter(Callback):
     def _write_table(self, trainer: Trainer) -> None:
         """Write and print the table of all processes, and list the skipped files; call it on all processes."""
         rows, sizes, data = gather_rows(self.rows), gather_rows(self._sizes), _data(trainer)
+        skipped = data.skipped | gather_rows(self.skipped)
         if not trainer.is_global_zero or not rows:
             return
         with (self.folder / TABLE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -249,10 +259,8 @@ class PredictionWriter(Callback):
         if sizes:
             console.print(describe_sizes([*sizes.values()]), highlight=False)
         console.print(f"{self.writer.results} and {TABLE}: {relative_path(self.folder)}", markup=False)
-        if data.skipped:
-            console.print(
-                f"Skipped {len(data.skipped)}:", *data.skipped.values(), sep="\n  ", markup=False, highlight=False
-            )
+        if skipped:
+            console.print(f"Skipped {len(skipped)}:", *skipped.values(), sep="\n  ", markup=False, highlight=False)
 
     def table(self, rows: Mapping[str, Row], spec: DataSpec) -> Table:
         """Return a table of the first signals and the mean of all.

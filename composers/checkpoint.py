@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import itertools
 import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import lightning
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from composers.base import Composer
+from composers.plugins import check_classes, import_plugins
 from datamodules.base import CoordinateDataModule
-from datamodules.configuration import instantiate
+from datamodules.configuration import instantiate, load_layers
 from datamodules.domain import Domain, Grid, Rays
 from datamodules.spec import DataSpec, agrees
 from datamodules.storage.files import written_whole
+from datamodules.storage.text import visible
 
 _LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # as in `callbacks.saving`, which this module may not import
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 _TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
+_FREE_PARTS = 2000  # of a model without weights
+_STATES = ("model_state_dict", "model", "module", "weights", "ema")  # where other tools keep weights
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_PARTS = {"network", "parametrization", "start", "inner", "refinement", "renderer", "loss", "measures", "means"}
+_COUNTERS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 _FIX = "copy or download it again, or use another file"
 WEIGHTS = Path(__file__).parent.parent / "weights"
 _TRAINED_ON = "_trained_on"  # attribute of a loaded composer: facts of its training data
@@ -47,34 +63,123 @@ def build(config: Mapping[str, Any]) -> Composer:
     return composer
 
 
-def load(path: str | Path, map_location: str | torch.device = "cpu") -> Composer:
+def load(
+    path: str | Path,
+    map_location: str | torch.device = "cpu",
+    config: Mapping[str, Any] | str | Path | None = None,
+    plugins: Iterable[str | ModuleType] = (),
+) -> Composer:
     """Load the composer of a checkpoint in evaluation mode.
 
     Args:
         path: Path of a checkpoint written by ``cli.py fit``, `save` or ``python -m tools.released``; or the name of bundled
-            weights: ``photos_patch_ipc``, ``speech_patch_ipc``, ``photos_liif`` or ``photos_ipc``.
+            weights: ``photos_patch_ipc``, ``speech_patch_ipc``, ``photos_liif`` or ``photos_ipc``. With ``config``, also of
+            weights that another tool saved.
         map_location: Device of the weights.
+        config: Config of the model in place of the one in the checkpoint: ``class_path`` and ``init_args``, or a YAML file
+            with these or with a ``model``, such as the ``config.yaml`` of a run. Its classes are imported.
+        plugins: Modules, or their names, that define classes of the config in the checkpoint. They are imported, and this
+            process may load further checkpoints with classes of them; other classes than those of this software are refused.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is damaged, is not a checkpoint of this software, or does not match its own config.
+        ValueError: If the file is damaged, is not a checkpoint of this software, names classes of other modules, or does not
+            match its config.
 
     Example:
         ``composer = composers.load("photos_patch_ipc")``
     """
+    import_plugins(plugins)
     checkpoint = read(path, map_location)
-    config = checkpoint.get("composer")
-    if not isinstance(config, Mapping):
-        raise ValueError(
-            f"{path} has no config of its model: it was written by other software, or for a composer created in Python. "
-            "Convert released weights with `python -m tools.released`; otherwise create the composer and load its `state_dict`."
-        )
+    is_stated = config is None
+    if config is None:
+        config = stated_config(checkpoint, path)
+        _check_size(config, checkpoint, path)
+    elif not isinstance(config, Mapping):
+        config = _config_of_file(Path(config))
     with torch.inference_mode(False):  # weights created in inference mode could not be differentiated
-        composer = build(config).to(map_location)
+        try:
+            composer = build(config).to(map_location)
+        except Exception as error:
+            if not is_stated and not isinstance(error, ValueError):
+                raise
+            raise ValueError(f"{path} has a config that cannot be built: {error}") from error
         check_weights(composer, checkpoint, path)
         composer.load_state_dict(checkpoint["state_dict"])
     vars(composer)[_TRAINED_ON] = checkpoint.get("data")
     return composer.eval()
+
+
+def stated_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Return the config of the model in a checkpoint, after checking the classes that it names.
+
+    Args:
+        checkpoint: Content of the checkpoint, as `read` returns it.
+        path: Path of the checkpoint for messages.
+
+    Raises:
+        ValueError: If the checkpoint has no config, or names classes of modules that were not named.
+    """
+    config = checkpoint.get("composer")
+    if isinstance(config, Mapping):
+        check_classes(config, path)
+        return dict(config)
+    if parts := parts_of(checkpoint["state_dict"]):
+        raise ValueError(
+            f"{path} holds weights of a composer of this software ({', '.join(parts)}), but no config of its model, because "
+            "another tool saved it, or it was created in Python: pass its config with `--config FILE` of cli.py, or "
+            f"`composers.load({str(path)!r}, config=FILE)`, such as the config.yaml of its run. `composers.save` then writes a "
+            "complete checkpoint."
+        )
+    raise ValueError(
+        f"{path} has no config of its model, and its weights are not those of a composer: it was written by other software. "
+        "Convert released weights with `python -m tools.released`."
+    )
+
+
+def _check_size(config: Mapping[str, Any], checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a config is that of the weights beside it, before memory is allocated for a model that it may state.
+
+    Raises:
+        ValueError: If it is not valid, or its model has many more or other weights.
+    """
+    most, count = 10 * len(checkpoint["state_dict"]) + _FREE_PARTS, itertools.count(1)
+
+    def check(module: nn.Module, name: str, part: Any) -> None:
+        if next(count) > most:
+            raise ValueError(
+                f"{path} belongs to another model: its config states more than {most:,} parts and weights."
+            )
+
+    hooks = [register_module_parameter_registration_hook(check), register_module_module_registration_hook(check)]
+    try:
+        with torch.device("meta"):
+            composer = build(config)
+    except ValueError as error:
+        raise (
+            error if str(path) in str(error) else ValueError(f"{path} has a config that cannot be built: {error}")
+        ) from error
+    except Exception:
+        return  # a part that computes while it is created, which meta tensors cannot
+    finally:
+        for hook in hooks:
+            hook.remove()
+    check_weights(composer, checkpoint, path)
+
+
+def _config_of_file(path: Path) -> Mapping[str, Any]:
+    """Return the config of a model in a YAML file; raise a `ValueError` if there is none."""
+    try:
+        with contextlib.chdir(path.absolute().parent):
+            loaded = load_layers(path.absolute().read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not a valid config: {error}") from error
+    config = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(config, Mapping) or "class_path" not in config:
+        raise ValueError(
+            f"{path} contains no config of a model: pass a file with a `model`, such as config.yaml of a run."
+        )
+    return config
 
 
 def save(composer: Composer, path: str | Path) -> None:
@@ -157,6 +262,11 @@ def check_whole(path: Path) -> None:
         raise ValueError(f"{path} is truncated or not a checkpoint: {_FIX}.")
     try:
         with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise ValueError("its records are compressed, which torch.save does not do")
+            if sum(record.file_size for record in records) > stat.st_size:
+                raise ValueError("its records overlap")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_FIX}.") from error
@@ -177,23 +287,90 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
         ValueError: If the file is damaged, holds other objects than tensors and plain data, or is not a checkpoint.
     """
     path = located(path)
+    content = _content(path, map_location)
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping):
+        state = _state_of_other_tools(content)
+    if state is None:
+        raise ValueError(f"{path} is not a checkpoint of this software: it has no `state_dict`.")
+    if not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{path} is not a checkpoint of this software: a name in its `state_dict` is not a text.")
+    normalised = _own_names(state)
+    for name, weight in normalised.items():
+        if not isinstance(weight, Tensor):
+            raise ValueError(
+                f"{path} is not a checkpoint of this software: {visible(name)} in its `state_dict` is not a tensor."
+            )
+        if weight.layout != torch.strided or weight.untyped_storage().nbytes() < weight.nbytes:
+            raise ValueError(f"{path} is not a checkpoint of this software: {visible(name)} is not a dense tensor.")
+    checkpoint = {} if state is content else {key: value for key, value in content.items() if value is not state}
+    if "composer" not in checkpoint:
+        checkpoint["composer"] = _config_of_other_tools(checkpoint)
+    return checkpoint | {"state_dict": normalised}
+
+
+def parts_of(state: Mapping[str, Any]) -> list[str]:
+    """Return the parts of a composer that weights belong to, by their names; empty if these are not weights of a composer."""
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in state))
+    return parts if set(parts) <= _PARTS and {"network", "start"} & set(parts) else []
+
+
+def _content(path: Path, map_location: Any) -> dict[Any, Any]:
+    """Return the content of a checkpoint or of a file of safetensors; raise a `ValueError` if it is damaged."""
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path, device=str(map_location)))
+        except Exception as error:  # damaged data may raise any exception
+            raise ValueError(f"{path} is damaged or not a file of safetensors: {_FIX}.") from error
     check_whole(path)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # damaged data may raise any exception
         if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{path} holds an object, {match[1]}, which could run code and is not loaded: "
+                f"{path} holds an object, {visible(match[1])}, which could run code and is not loaded: "
                 "a checkpoint may only hold tensors and plain data."
             ) from error
         raise ValueError(f"{path} is damaged: {_FIX}.") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint of this software: it has no `state_dict`.")
-    if invalid := [name for name, weight in checkpoint["state_dict"].items() if not isinstance(weight, Tensor)]:
-        raise ValueError(
-            f"{path} is not a checkpoint of this software: {invalid[0]} in its `state_dict` is not a tensor."
-        )
-    return checkpoint
+    return content
+
+
+def _state_of_other_tools(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """Return the weights of a composer that a file keeps without ``state_dict``: the content itself, or an entry; else None."""
+    for state in (content, *(content.get(key) for key in _STATES)):
+        if isinstance(state, Mapping) and all(isinstance(name, str) for name in state) and parts_of(_own_names(state)):
+            return state
+    return None
+
+
+def _own_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights by their names in a composer, without what wrappers and other tools add to them.
+
+    These are the wrappers of `torch.compile`, data parallelism, FSDP and averaged weights, and the attribute of a module that
+    holds the composer. Weights that are not those of a composer keep their names.
+    """
+    names = {name: _WRAPPERS.sub("", name).removeprefix("module.") for name in state if name not in _COUNTERS}
+    while names and len(first := {name.partition(".")[0] for name in names.values()}) == 1 and not first & _PARTS:
+        if not all("." in name for name in names.values()):
+            return dict(state)
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    return (
+        {short: state[name] for name, short in names.items()}
+        if parts_of(dict.fromkeys(names.values()))
+        else dict(state)
+    )
+
+
+def _config_of_other_tools(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the config of a model where other tools than this software keep it; None if there is none."""
+    for key in ("hyper_parameters", "config"):
+        stated = checkpoint.get(key)
+        for config in (stated, stated.get("model") if isinstance(stated, Mapping) else None):
+            if isinstance(config, Mapping) and isinstance(config.get("class_path"), str):
+                return config
+    return None
 
 
 def check_state(checkpoint: Mapping[str, Any], path: str | Path, command: str) -> None:

@@ -17,6 +17,7 @@ import composers
 from composers.base import Composer
 from composers.codes import (
     BITS,
+    MAX_SAMPLES,
     CodeTable,
     Example,
     InstanceCode,
@@ -31,6 +32,7 @@ from composers.codes import (
 )
 from composers.codes.container import SUFFIX
 from composers.latents import Latents
+from composers.plugins import add_plugins_option, import_plugins
 from datamodules.code_size import CodeSize
 from datamodules.spec import Modality
 from modalities import MODALITIES
@@ -57,8 +59,11 @@ def main(args: list[str] | None = None) -> None:
     _add_compress(commands.add_parser("compress", help="quantise and compress codes"))
     _add_table(commands.add_parser("table", help="learn the table of compressed codes from codes of training signals"))
     _add_info(commands.add_parser("info", help="print information on a code"))
+    for command in commands.choices.values():
+        add_plugins_option(command)
     options = vars(parser.parse_args(args))
     try:
+        import_plugins(options.pop("plugins") or ())
         options.pop("run")(**options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -131,7 +136,7 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 def _add_info(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command ``info``."""
     parser.add_argument("code", type=Path, help="NAME.safetensors or NAME.inr of cli.py predict")
-    _add_table_option(parser)
+    _add_reading(parser)
     parser.add_argument("--checkpoint", type=Path, help="also print whether the code belongs to this model")
     parser.set_defaults(run=_info)
 
@@ -139,7 +144,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for decoding."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of the model that encoded the code")
-    _add_table_option(parser)
+    _add_reading(parser)
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--size", type=_size, help="pixels of the longer side, or ROWSxCOLUMNS")
     sizes.add_argument("--scale", type=float, help="scale factor relative to the encoded image (default: 1)")
@@ -158,9 +163,16 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_table_option(parser: argparse.ArgumentParser) -> None:
-    """Add the table of compressed codes."""
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the table of compressed codes, and the limit of the size that a code may state."""
     parser.add_argument("--table", type=Path, help="table of a compressed code (default: the copy beside it)")
+    parser.add_argument(
+        "--max_samples",
+        type=int,
+        default=MAX_SAMPLES,
+        help="largest number of samples, such as rows times columns, that a code may state, also when enlarged by --scale or "
+        "--sample_rate; a size that you pass, such as --size, has no limit (default: %(default)s)",
+    )
 
 
 def _size(text: str) -> Size:
@@ -172,23 +184,49 @@ def _size(text: str) -> Size:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _render(code: Path, checkpoint: Path, output: Path | None, table: Path | None, **options: Any) -> None:
+def _render(
+    code: Path, checkpoint: Path, output: Path | None, table: Path | None, max_samples: int, **options: Any
+) -> None:
     """Decode a code and print the output path."""
-    composer, instance_code = composers.load(checkpoint), read_code(code, table)
+    composer, instance_code = composers.load(checkpoint), read_code(code, table, max_samples)
     instance_code.check(composer, code)
+    _check_enlarged(instance_code, code, options, max_samples)
     path, size = _writer(instance_code, options).decode(composer, [instance_code], output, code.with_suffix(""))
     print(f"Wrote {path}: {size}, decoded from {_code_size(instance_code, code).describe()}.")
 
 
+def _check_enlarged(code: InstanceCode, path: Path, options: Mapping[str, Any], max_samples: int) -> None:
+    """Raise a `ValueError` if the size that a code states, enlarged by an option, is above the limit."""
+    stated, option, factor = math.prod(code.shape), "--scale", (options["scale"] or 1.0) ** len(code.shape)
+    if options["sample_rate"] and (rate := int(code.facts.get("sample_rate", code.sample_rate or 0))):
+        stated, option, factor = int(code.facts.get("samples", stated)), "--sample_rate", options["sample_rate"] / rate
+    if stated * factor > max_samples and factor != 1:
+        raise ValueError(
+            f"{path} has {stated:,} samples, and {stated * factor:,.0f} with {option} {options[option[2:]]:g}, but at most "
+            f"{max_samples:,} are decoded: pass a lower {option}, or a higher --max_samples."
+        )
+
+
 def _interpolate(
-    first: Path, last: Path, checkpoint: Path, frames: int, output: Path, table: Path | None, **options: Any
+    first: Path,
+    last: Path,
+    checkpoint: Path,
+    frames: int,
+    output: Path,
+    table: Path | None,
+    max_samples: int,
+    **options: Any,
 ) -> None:
     """Decode an interpolation between two codes and print the output folder."""
     if frames < 2:
         raise ValueError(f"--frames is {frames}, but must be at least 2, since both ends are frames.")
-    composer, ends = composers.load(checkpoint), (read_code(first, table), read_code(last, table))
+    composer, ends = (
+        composers.load(checkpoint),
+        (read_code(first, table, max_samples), read_code(last, table, max_samples)),
+    )
     for path, code in zip((first, last), ends, strict=True):
         code.check(composer, path)
+    _check_enlarged(ends[0], first, options, max_samples)
     writer = _writer(ends[0], options)
     codes = [interpolate(*ends, frame / (frames - 1), composer) for frame in range(frames)]
     _, size = writer.decode(composer, codes, output, first.with_suffix(""))
@@ -290,9 +328,9 @@ def _writer(code: InstanceCode, options: Mapping[str, Any]) -> Writer:
     return writer
 
 
-def _info(code: Path, checkpoint: Path | None, table: Path | None) -> None:
+def _info(code: Path, checkpoint: Path | None, table: Path | None, max_samples: int) -> None:
     """Print information on a code."""
-    instance_code = read_code(code, table)
+    instance_code = read_code(code, table, max_samples)
     size = _code_size(instance_code, code)
     match = ""
     if checkpoint is not None:

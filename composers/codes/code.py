@@ -7,17 +7,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from composers.base import Composer
+from composers.codes.header import MAX_AXES, MAX_SAMPLES, Header, check_latents
 from composers.latents import Latents, Layout, lerp
-from datamodules.domain import Domain, Grid
+from datamodules.domain import Domain
 from datamodules.storage.files import written_whole
-from datamodules.storage.text import printable
+from datamodules.storage.text import printable, visible
 from datamodules.tiles import Box
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ MEASURED = ("sample_rate", "samples")  # facts of a sound as it was before its m
 _KEPT = (*MEASURED, "signal", "camera")  # facts that a code between two others has as well
 _KIND = "instance code"
 _VERSION, _EARLIER = "2", "1"  # version 1 has one range for all axes, coord_range
+_MAX_ENTRY = 1 << 24  # letters of an entry of the metadata
 
 
 @dataclass(frozen=True)
@@ -113,41 +115,46 @@ class InstanceCode:
             part.write_bytes(save({name: latent.cpu().contiguous() for name, latent in self.latents.items()}, metadata))
 
 
-def read_code(path: str | Path, table: CodeTable | str | Path | None = None) -> InstanceCode:
-    """Read a code from a file, whether it is compressed or not.
+def read_code(
+    path: str | Path, table: CodeTable | str | Path | None = None, max_samples: int = MAX_SAMPLES
+) -> InstanceCode:
+    """Read a code from a file, whether it is compressed or not, and check everything that the file states.
 
     Args:
         path: The file.
         table: Table of a compressed code, or its path; if None, the copy beside the file. Other codes need none.
+        max_samples: Largest number of samples of the signal, such as rows times columns of an image: a file of a few bytes may
+            state any.
 
     Raises:
-        ValueError: If the file is missing, damaged, or not an instance code, or its table is missing or does not match.
+        ValueError: If the file is missing, damaged, or not an instance code, if an entry is invalid (the message names it), or
+            its table is missing or does not match.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: write a code with cli.py predict, or pass another file.")
     if Path(path).suffix == ".inr" or _starts_compressed(Path(path)):
         from composers.codes.container import read_compressed  # here, because it imports this module
 
-        return read_compressed(Path(path), table)
+        return read_compressed(Path(path), table, max_samples)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            latents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
+            latents = {name: file.get_tensor(name) for name in sorted(file.keys())}  # not a mapping
+    except Exception as error:  # damaged data may raise any exception
         raise ValueError(f"{path} is damaged or not an instance code: write it again with cli.py predict.") from error
     if metadata.get("kind") != _KIND or not latents:
         raise ValueError(f"{path} holds tensors, but not an instance code: pass a file written by cli.py predict.")
-    if metadata.get("version") not in (_VERSION, _EARLIER):
+    if (version := metadata.get("version")) not in (_VERSION, _EARLIER):
         raise ValueError(
-            f"{path} is an instance code of version {metadata.get('version')}; this software reads versions {_EARLIER} and "
+            f"{path} is an instance code of version {visible(str(version))[:20]}; this software reads versions {_EARLIER} and "
             f"{_VERSION}: update the software."
         )
     try:
-        return _from_metadata(latents, metadata, path)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} does not describe its code completely ({error!r}): write it again with cli.py predict."
-        ) from error
+        header = Header.of(_stated(metadata), max_samples)
+        latents = check_latents(latents, len(header.boxes))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a valid code: {error}. Write it again with cli.py predict.") from error
+    return _with_header(latents, header)
 
 
 def _starts_compressed(path: Path) -> bool:
@@ -158,33 +165,37 @@ def _starts_compressed(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _from_metadata(latents: Latents, metadata: Mapping[str, str], path: str | Path) -> InstanceCode:
-    """Return the code of latents that the metadata of a file describe."""
-    boxes = [tuple((start, stop) for start, stop in box) for box in json.loads(metadata["boxes"])]
-    shape, facts = tuple(json.loads(metadata["shape"])), json.loads(metadata["facts"])
-    return InstanceCode(
-        latents,
-        boxes,
-        shape,
-        metadata["model"],
-        metadata["name"],
-        facts,
-        domain=_domain(metadata, len(shape), path),
-        layout=Layout.from_config(json.loads(metadata.get("layout", "{}"))),
-        sample_rate=int(metadata["sample_rate"]) if "sample_rate" in metadata else None,
-    )
+def _stated(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata of a file of any version as plain data; raise a `ValueError` if an entry is no JSON."""
+    stated: dict[str, Any] = {key: metadata[key] for key in ("model", "name") if key in metadata}
+    for key in ("shape", "boxes", "facts", "domain", "layout", "sample_rate", "coord_range"):
+        if key in metadata:
+            stated[key] = _parsed(key, metadata[key])
+    if "boxes" not in stated:
+        raise ValueError("boxes is missing")
+    if metadata["version"] == _EARLIER:
+        axes = len(stated["shape"]) if isinstance(stated.get("shape"), list) else 1
+        ranges = [stated.get("coord_range", [-1.0, 1.0])] * min(axes, MAX_AXES)
+        stated["domain"] = {"class_path": "datamodules.domain.Grid", "init_args": {"ranges": ranges}}
+    return stated
 
 
-def _domain(metadata: Mapping[str, str], axes: int, path: str | Path) -> Domain:
-    """Return the domain from the metadata of a file of any version."""
+def _parsed(key: str, text: str) -> Any:
+    """Return an entry of the metadata, which is JSON; raise a `ValueError` if it is not."""
+    if len(text) > _MAX_ENTRY:
+        raise ValueError(f"{key} has {len(text):,} letters; at most {_MAX_ENTRY:,} are read")
     try:
-        if metadata["version"] == _EARLIER:
-            return Grid((json.loads(metadata.get("coord_range", "[-1.0, 1.0]")),) * axes)
-        return Domain.from_config(json.loads(metadata["domain"]))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not state a valid domain ({error}): write it again with cli.py predict."
-        ) from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{key} is no JSON") from error
+
+
+def _with_header(latents: Latents, header: Header) -> InstanceCode:
+    """Return the code of latents and a header."""
+    shape, boxes, model, name, facts, domain, layout, sample_rate = header
+    return InstanceCode(
+        latents, boxes, shape, model, name, facts, domain=domain, layout=layout, sample_rate=sample_rate
+    )
 
 
 def interpolate(

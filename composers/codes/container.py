@@ -37,13 +37,13 @@ from torch import Tensor
 from composers.base import Composer
 from composers.codes.code import InstanceCode
 from composers.codes.entropy import IndexDecoder, IndexEncoder
+from composers.codes.header import MAX_SAMPLES, Header, check_latents
 from composers.codes.quantization import BITS, Indices, LatentShape, Quantizer, check_bits, latent_shapes
 from composers.codes.table import CodeTable, LatentCoder, check_coder
-from composers.latents import Latents, Layout
-from datamodules.domain import Domain
+from composers.latents import Latents
 from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
-from datamodules.tiles import Box, whole
+from datamodules.tiles import whole
 
 SUFFIX = ".inr"
 MAGIC = b"\x8aINR"
@@ -51,10 +51,10 @@ _VERSION = 1
 _START = struct.Struct("<4sBBB8s8sI")
 _CHECKSUM = struct.Struct("<I")
 _MAX_HEADER = 1 << 20  # bytes of JSON
-_FREE_NUMBERS = 1 << 20  # that any file may state
+_FREE_NUMBERS = 1 << 24  # that any file may state; decoding them takes 0.6 GB
 _MAX_NUMBERS = 1 << 28  # of a code; its latents take 1 GiB
-_LARGEST = 1 << 62  # sample of a signal
-_NUMBERS_PER_BYTE = 1 << 14  # beyond; a stream of the least entropy has fewer
+_LARGEST = 1 << 62  # size of a latent
+_NUMBERS_PER_BYTE = 1 << 8  # beyond, so that a file of few bytes does not ask for gigabytes
 _DICTIONARY = (  # common content of headers, the most common last; never change it without a new version
     b'"aspherical": false"ranges": [[0.0, 1.0], "near": "far": , "bound": 1.0}"cameras": "constant": true, "integers": 1'
     b'"inner steps": "si_sdr predicted": "si_sdr refined": "iou predicted": "iou refined": "signal": "scene", "camera": "'
@@ -313,12 +313,15 @@ def save_compressed(code: InstanceCode, path: str | Path) -> None:
         parts.table.save(copy)
 
 
-def read_compressed(path: Path, table: CodeTable | str | Path | None = None) -> InstanceCode:
+def read_compressed(
+    path: Path, table: CodeTable | str | Path | None = None, max_samples: int = MAX_SAMPLES
+) -> InstanceCode:
     """Read a compressed code.
 
     Args:
         path: The file.
         table: Its table, or the path of one; if None, the copy beside the file.
+        max_samples: Largest number of samples of the signal.
 
     Raises:
         ValueError: If the file is damaged or states more numbers than it can hold, or the table is missing or another one.
@@ -340,7 +343,7 @@ def read_compressed(path: Path, table: CodeTable | str | Path | None = None) -> 
     stated = _stated_table(path, digest.hex(), model.hex(), bits, table) if has_table else None
     try:
         header = _inflated(content[size:-4][:length])
-        return _unpacked(header, model.hex(), bits, stated, content[size + length : -4])
+        return _unpacked(header | {"model": model.hex()}, bits, stated, content[size + length : -4], max_samples)
     except (
         AssertionError,
         AttributeError,
@@ -393,20 +396,15 @@ def _inflated(content: bytes) -> dict[str, Any]:
 
 
 def _unpacked(
-    header: Mapping[str, Any], model: str, bits: int, table: CodeTable | None, content: bytes
+    entries: Mapping[str, Any], bits: int, table: CodeTable | None, content: bytes, max_samples: int
 ) -> InstanceCode:
-    """Return the code of a header and the content behind it."""
-    shape = tuple(_natural(size) for size in header["shape"])
-    if not shape:
-        raise ValueError("it states no shape")
-    boxes = [_box(box, shape) for box in header.get("boxes", [whole(shape)])]
-    layout = Layout(
-        *(None if sizes is None else tuple(map(_natural, sizes)) for sizes in Layout.from_config(header["layout"]))
-    )
+    """Return the code of the entries of a header and the content behind it."""
+    header = Header.of(entries, max_samples)
+    boxes, layout = header.boxes, header.layout
     if table is None:
         stated = {
             name: LatentShape(tuple(map(int, sizes)), int(integers), bool(constant))
-            for name, (sizes, integers, constant, _) in sorted(header["latents"].items())
+            for name, (sizes, integers, constant, _) in sorted(entries["latents"].items())
         }
     else:
         stated = dict(table.latents)
@@ -419,7 +417,7 @@ def _unpacked(
         scales = iter(enumerate(content))
         for name, latent in stated.items():
             if not latent.constant:
-                digits = header["latents"][name][3]
+                digits = entries["latents"][name][3]
                 coders[name] = _read_scales((byte for _, byte in scales), latent, bits, digits)
         position = next(scales, (len(content), 0))[0]
     else:
@@ -432,19 +430,13 @@ def _unpacked(
     for name, coder in coders.items():
         indices[name] = coder.decode(math.prod(sizes[name]) // coder.latent.channels, decoder)
     decoder.finish()
-    sample_rate = header.get("sample_rate")
+    shape, boxes, model, name, facts, domain, layout, sample_rate = header
     code = InstanceCode(
-        constants,
-        boxes,
-        shape,
-        model,
-        str(header["name"]),
-        {str(fact): str(text) for fact, text in header["facts"].items()},
-        domain=Domain.from_config(header["domain"]),
-        layout=layout,
-        sample_rate=None if sample_rate is None else _natural(sample_rate, 1 << 31),
+        constants, boxes, shape, model, name, facts, domain=domain, layout=layout, sample_rate=sample_rate
     )
-    return _with_latents(code, QuantizedLatents(bits, coders, stated, indices, table), constants)
+    code = _with_latents(code, QuantizedLatents(bits, coders, stated, indices, table), constants)
+    check_latents(code.latents, len(boxes))
+    return code
 
 
 def _constants(
@@ -458,22 +450,6 @@ def _constants(
             values = np.frombuffer(content[position:], "<f4", count).astype(np.float32)
             constants[name], position = torch.from_numpy(values.reshape(sizes[name])), position + 4 * count
     return constants, position
-
-
-def _box(box: Any, shape: Sequence[int]) -> Box:
-    """Return the box of a tile that lies, at least in part, in a signal; raise a `ValueError` for anything else."""
-    spans = [tuple(span) for span in box]
-    limits = [-_LARGEST, _LARGEST]
-    inside = len(spans) == len(shape) and all(
-        len(span) == 2
-        and all(type(end) is int and limits[0] < end < limits[1] for end in span)
-        and span[0] < min(span[1], size)
-        and span[1] > 0
-        for span, size in zip(spans, shape, strict=False)
-    )
-    if not inside:
-        raise ValueError("its tiles do not lie in its signal")
-    return tuple((span[0], span[1]) for span in spans)
 
 
 def _natural(number: Any, limit: int = _LARGEST) -> int:

@@ -88,6 +88,8 @@ def decode_at(
         ValueError: If the code belongs to another model, or ``max_memory`` is out of range.
     """
     code.check(composer)
+    if min(axis.step for axis in axes) <= 0:
+        raise ValueError("The code has no extent along an axis: encode the signal again with cli.py predict.")
     rows, block = _sizes(composer, axes, max_memory)
     modulations = _Modulations(composer, code)
     for start in range(0, axes[0].number, rows):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
 
 def printable(text: str) -> str:
     """Escape lone surrogates, which represent bytes of file names that are not UTF-8.
@@ -11,3 +15,23 @@ def printable(text: str) -> str:
         True
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def visible(text: str) -> str:
+    """Escape everything that can move a cursor or hide text, so that a name from a file can be printed on one line.
+
+    These are control characters such as those of terminal sequences, line separators, lone surrogates, and marks that change
+    the direction of text.
+
+    Example:
+        >>> visible("cat" + chr(27) + "[2J") == "cat" + chr(92) + "x1b[2J"
+        True
+    """
+    return "".join(
+        character.encode("unicode_escape").decode("ascii") if _is_hidden(character) else character for character in text
+    )
+
+
+def _is_hidden(character: str) -> bool:
+    """Return whether a character is a control character, a separator of lines, a surrogate or a mark of direction."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS

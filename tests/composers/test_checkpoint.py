@@ -3,13 +3,16 @@
 import contextlib
 import copy
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from coordinates import grid
-from program import COMPOSERS, REPOSITORY, TESTS, rows, run, tiny
+from PIL import Image
+from program import COMPOSERS, REPOSITORY, TESTS, refused, rows, run, tiny
+from safetensors.torch import save_file
 
 import composers
 from composers.checkpoint import check_weights, located, newest, read
@@ -148,8 +151,94 @@ def test_build_with_an_invalid_config_raises(change, message):
 def test_load_of_a_checkpoint_without_config_raises(trained, tmp_path):
     content = torch.load(trained, weights_only=True)
     torch.save(content | {"composer": None}, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"bare\.ckpt has no config of its model: .*tools\.released"):
+    with pytest.raises(ValueError, match=r"bare\.ckpt holds weights of a composer .* but no config of its model"):
         composers.load(tmp_path / "bare.ckpt")
+
+
+def _by_other_tools(state, config):
+    """Return what other tools write for the weights of a composer, by name."""
+    averaged = {f"module.{name}": weight for name, weight in state.items()}
+    return {
+        "plain": state,
+        "lightning": {"state_dict": state, "hyper_parameters": {}, "epoch": 3},
+        "fabric": {"model": state, "optimizer": {"param_groups": []}},
+        "parallel": {"state_dict": averaged},
+        "averaged": {"n_averaged": torch.tensor(3), **averaged},
+        "compiled": {f"_orig_mod.{name}": weight for name, weight in state.items()},
+        "compiled_part": {name.replace("start.", "start._orig_mod.", 1): weight for name, weight in state.items()},
+        "fsdp": {"model": {f"_forward_module._fsdp_wrapped_module.{name}": weight for name, weight in state.items()}},
+        "attribute": {"state_dict": {f"model.composer.{name}": weight for name, weight in state.items()}},
+    }
+
+
+def test_weights_of_our_models_that_other_tools_saved_are_recognised(tmp_path):
+    original, config = _perturbed("ipc"), tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {}, "model": original.config}))
+    state = original.state_dict()
+    for name, content in _by_other_tools(state, original.config).items():
+        path = tmp_path / f"{name}.pt"
+        torch.save(content, path)
+        with pytest.raises(
+            ValueError, match=rf"{name}\.pt holds weights of a composer of this software \(.*start.*\), but no"
+        ):
+            composers.load(path)
+        loaded = composers.load(path, config=config)
+        assert torch.equal(_values(loaded), _values(original))
+    save_file(state, tmp_path / "weights.safetensors")
+    assert torch.equal(
+        _values(composers.load(tmp_path / "weights.safetensors", config=original.config)), _values(original)
+    )
+    composers.save(loaded, tmp_path / "complete.ckpt")
+    assert torch.equal(_values(composers.load(tmp_path / "complete.ckpt")), _values(original))
+    torch.save({"state_dict": state, "hyper_parameters": original.config}, tmp_path / "stated.ckpt")
+    assert torch.equal(_values(composers.load(tmp_path / "stated.ckpt")), _values(original))
+
+
+def test_the_program_takes_weights_of_other_tools_with_a_config(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({f"_orig_mod.{name}": weight for name, weight in read(trained)["state_dict"].items()}, "plain.pt")
+    Image.new("RGB", (16, 16), "teal").save("teal.png")
+    predict = ["predict", "--images", "teal.png", "--ckpt_path"]
+    assert "pass its config with `--config FILE` of cli.py" in refused(*predict, "plain.pt")
+    config = yaml.safe_load((trained.parents[1] / "config.yaml").read_text())["model"]
+    Path("model.yaml").write_text(yaml.safe_dump({"model": config}))
+    run(*predict, "plain.pt", "--config", "model.yaml", "--output", "of_weights")
+    run(*predict, trained, "--output", "of_run")
+    assert Path("of_weights/teal.png").read_bytes() == Path("of_run/teal.png").read_bytes()
+
+
+def test_weights_of_other_software_are_refused(tmp_path):
+    foreign = torch.nn.Linear(2, 2).state_dict()
+    torch.save({"state_dict": foreign}, tmp_path / "foreign.pt")
+    with pytest.raises(
+        ValueError, match=r"foreign\.pt has no config of its model, and its weights are not those of a composer"
+    ):
+        composers.load(tmp_path / "foreign.pt")
+    torch.save(foreign, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"foreign\.pt is not a checkpoint of this software: it has no `state_dict`"):
+        composers.load(tmp_path / "foreign.pt")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"start.a": torch.zeros(1).expand(1 << 40)}, "start.a is not a dense tensor"),
+        ({"start.a": torch.eye(3).to_sparse()}, "start.a is not a dense tensor"),
+        ({"start.a\x1b[2J": 3}, r"start\.a\\x1b\[2J in its `state_dict` is not a tensor"),
+        ({3: torch.zeros(1)}, "a name in its `state_dict` is not a text"),
+    ],
+)
+def test_states_that_are_not_plain_weights_are_refused(tmp_path, state, message):
+    torch.save({"state_dict": state, "composer": {}}, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match=rf"odd\.ckpt is not a checkpoint of this software: {message}"):
+        read(tmp_path / "odd.ckpt")
+
+
+def test_compressed_records_are_refused_before_they_are_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(1 << 24))
+    with pytest.raises(ValueError, match=r"bomb\.ckpt is damaged \(its records are compressed"):
+        read(tmp_path / "bomb.ckpt")
 
 
 def test_load_with_weights_that_do_not_match_the_config_raises(tmp_path):

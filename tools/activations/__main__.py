@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.base import Composer
 from composers.checkpoint import load
+from composers.plugins import add_plugins_option, import_plugins
 from datamodules.configuration import readable
 from tools.activations.analysis import AnalysisSettings, ModelAnalysis
 from tools.activations.images import read_all
@@ -35,8 +36,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_function_arguments(_analyse, as_group=False, skip={"images", "settings"})
     parser.add_argument("--images", nargs="+", required=True, help="image files, and folders to search for images")
     parser.add_class_arguments(AnalysisSettings, as_group=False)
+    add_plugins_option(parser)
     try:
         options = parser.parse_args(args).as_dict()
+        import_plugins(options.pop("plugins") or ())
         settings = AnalysisSettings(**{field.name: options.pop(field.name) for field in fields(AnalysisSettings)})
         _analyse(settings=settings, **options)
     except ArgumentError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.checkpoint import load
+from composers.plugins import add_plugins_option, import_plugins
 from datamodules.configuration import readable
 from tools.export.files import DESCRIPTION, export
 from tools.export.modules import missing_encoder
@@ -21,8 +22,11 @@ def main(args: list[str] | None = None) -> None:
     """
     parser = ArgumentParser(prog="python -m tools.export", description=__doc__, exit_on_error=False)
     parser.add_function_arguments(_export, as_group=False, as_positional=True)
+    add_plugins_option(parser)
     try:
-        _export(**parser.parse_args(args).as_dict())
+        options = parser.parse_args(args).as_dict()
+        import_plugins(options.pop("plugins") or ())
+        _export(**options)
     except ArgumentError as error:
         print(f"error: {readable(error)}", file=sys.stderr)
         sys.exit(2)

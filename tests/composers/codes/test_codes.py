@@ -144,7 +144,7 @@ def test_codes_without_a_domain_are_refused(tiny_ipc, tmp_path, domain):
     _code(tiny_ipc, [whole((8, 12))], (8, 12)).save(path)
     _rewrite(path, domain=domain)
     with pytest.raises(
-        ValueError, match=r"odd\.safetensors does not state a valid domain .* write it again with cli\.py predict"
+        ValueError, match=r"odd\.safetensors is not a valid code: domain is .* Write it again with cli\.py predict"
     ):
         read_code(path)
 
