@@ -27,6 +27,7 @@ from application.shortcuts import (
 from application.sizes import state_sizes
 from application.trainer_options import apply_switches
 from application.wandb_logger import BoundedWandbLogger, add_wandb_option, with_wandb
+from callbacks.heartbeat import Heartbeat
 from callbacks.non_finite import NonFinite
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from datamodules import data_sets
@@ -111,8 +112,9 @@ class CLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callback that every run has, independently of ``trainer.callbacks``."""
+        """Add the callbacks that every run has, independently of ``trainer.callbacks``."""
         parser.add_lightning_class_args(NonFinite, "non_finite")
+        parser.add_lightning_class_args(Heartbeat, "heartbeat")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer, with an additional W&B logger if ``wandb`` is set."""
@@ -174,6 +176,7 @@ class CLI(LightningCLI):
         """Give the composer its config for checkpoints; check sizes, checkpoint and output folder before anything runs."""
         assert self.subcommand is not None
         check_processes(self.trainer)
+        self._get(self.config_init, "heartbeat").attach(self.trainer)
         self._dump_config()
         self.model.config = self.config_dump["model"]
         self.model.check_sizes(self.datamodule)

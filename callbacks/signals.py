@@ -66,7 +66,7 @@ class StopOnSignal(Callback):
             return
         now = time.monotonic()
         if self.received:
-            if now - self._received_at > _DEBOUNCE and not _is_child():
+            if now - self._received_at > _DEBOUNCE and not is_child():
                 self._forward(signal.SIGKILL)
                 os._exit(128 + self.received)
             return
@@ -247,19 +247,19 @@ class StopOnSignal(Callback):
                 process.send_signal(number)
 
 
-def _is_child() -> bool:
+def is_child() -> bool:
     """Return whether the launcher of the trainer started this process."""
     return os.environ.get("LOCAL_RANK", "0") != "0" and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
 
 
 def _status(number: int) -> int:
     """Return the exit status: 0 for children of the launcher, because it kills the main process for any other status."""
-    return 0 if _is_child() else 128 + number
+    return 0 if is_child() else 128 + number
 
 
 def _log(line: str) -> None:
     """Print a line to stderr, on the main process only."""
-    if not _is_child():
+    if not is_child():
         print(line, file=sys.stderr, flush=True)
 
 
