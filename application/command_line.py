@@ -11,6 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from application.failures import explain_failure
 from application.preflight import check_output_folder
 from application.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from application.shortcuts import (
@@ -41,7 +42,19 @@ class CLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         arguments = _as_list(kwargs.get("args"))
         self.requested = arguments[0] if arguments else None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (MemoryError, RuntimeError, OSError) as error:
+            message = self._failure(error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
+
+    def _failure(self, error: BaseException) -> str | None:
+        """Return the message of an exception that concerns memory or another process, or None."""
+        command = self.requested if self.requested in self.subcommands() else None
+        config = getattr(self, "config", {}).get(command) if command else None
+        return explain_failure(error, command, config or {}, getattr(self, "trainer", None))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; take the model from the checkpoint and sizes from the data, and resolve ``--ckpt_path last``."""

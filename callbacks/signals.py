@@ -31,8 +31,8 @@ class StopOnSignal(Callback):
     """Stop on SIGTERM or SIGUSR1 with exit status 128 + the signal's number.
 
     Training saves a checkpoint after the current optimizer step. Tests and predictions write the results so far. Before the
-    first batch, and on a second signal, the program exits immediately. Multiple processes stop at the same step. In a SLURM
-    job, SIGUSR1 also requeues the job after the checkpoint is saved.
+    first batch, and on a second signal, the program exits immediately. Multiple processes stop at the same step, the first at
+    the earliest once they have set up their data. In a SLURM job, SIGUSR1 also requeues the job after the checkpoint is saved.
     """
 
     def __init__(self) -> None:
@@ -82,6 +82,7 @@ class StopOnSignal(Callback):
         self._trainer = trainer
         trainer._signal_connector.register_signal_handlers = self.install  # type: ignore[method-assign]
         if trainer.world_size > 1:
+            self._deferred = True  # one process may be in its first batch before another
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -1,17 +1,19 @@
 """A rank that dies, fails or is stopped ends all ranks with one message; a suspended or a completed run does not."""
 
+import contextlib
 import functools
-import multiprocessing.connection
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from program import NAME, checkpoint, run, start_fork, tiny
+from program import FOLDERS, NAME, REPOSITORY, start_fork, tiny
 
 from callbacks.saving import LastCheckpoint
 from composers import Composer
@@ -49,8 +51,8 @@ def _signal_self(number):
     os.kill(os.getpid(), number)
 
 
-def _run_both(folder, prepare, *command, limit=100):
-    """Run a command on two ranks until rank 0 or 1 has ended both, or ``limit`` seconds have passed."""
+def _run_both(folder, prepare, *command, ranks=(0, 1), limit=100):
+    """Run a command on two ranks until ``ranks`` have ended, or ``limit`` seconds have passed; return what they printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -61,12 +63,8 @@ def _run_both(folder, prepare, *command, limit=100):
     ]
     deadline = time.monotonic() + limit
     try:
-        while not any(process.exitcode for process in processes) and time.monotonic() < deadline:
-            multiprocessing.connection.wait([process.sentinel for process in processes if process.is_alive()], 1)
-            if not any(process.is_alive() for process in processes):
-                break
-        for process in processes:  # both end, unless one is stopped
-            process.join(15)
+        for rank in ranks:
+            processes[rank].join(max(deadline - time.monotonic(), 0))
     finally:
         codes = [process.exitcode for process in processes]
         for process in processes:
@@ -103,7 +101,46 @@ SILENT = "has not responded for 4 s: its process is stopped or hangs, or its hos
 )
 def test_lost_rank_ends_the_other(lost, number, owner, method, tmp_path):
     prepare = functools.partial(_inject, owner, method, lost, 0, functools.partial(_signal_self, number))
-    result = _run_both(tmp_path, prepare, "fit", *tiny("ipc"), *TWO)
+    result = _run_both(tmp_path, prepare, "fit", *tiny("ipc"), *TWO, ranks=[1 - lost])
     assert result.codes[1 - lost] == os.EX_TEMPFAIL, "\n".join(result.stderr)
     what = DIED if number == signal.SIGKILL else SILENT
     assert _errors(result.stderr[1 - lost]) == _message(f"Rank {lost} of 2 on {HOST} {what}")
+
+
+# Kill or stop the second process in its second step, after an epoch of one step and its checkpoint.
+_LOSE_RANK_1 = """
+import os, sys, warnings, cli
+from composers import Composer
+warnings.filterwarnings("ignore", message=".*srun.*")
+step, number = Composer.training_step, int(sys.argv.pop())
+def lost(self, batch, batch_idx):
+    if os.environ.get("LOCAL_RANK") == "1" and self.global_step == 1:
+        os.kill(os.getpid(), number)
+    return step(self, batch, batch_idx)
+Composer.training_step = lost
+cli.main([*sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "number"), [("lightning", signal.SIGSTOP), ("torchrun", signal.SIGKILL)])
+def test_launched_ranks_end_with_one_message(launcher, number, tmp_path):
+    Path("program.py").write_text(_LOSE_RANK_1)
+    start = [] if launcher == "lightning" else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    once = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]
+    command = [sys.executable, *start, "program.py", "fit", *tiny("ipc"), *TWO, *once, str(int(number))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        stderr = process.communicate(timeout=120)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == (1 if launcher == "torchrun" else os.EX_TEMPFAIL), stderr
+    last = "runs/two/version_0/checkpoints/last.ckpt"
+    assert stderr.count("error: ") == 1, stderr
+    assert (
+        f"error: Rank 1 of 2 on {HOST} {SILENT if number == signal.SIGSTOP else DIED} All ranks stop. Last checkpoint: {last}. "
+        f"Resume: python cli.py fit --config runs/two/version_0/config.yaml --ckpt_path {last}\n"
+    ) in stderr
+    assert "gloo" not in stderr
