@@ -133,19 +133,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _options(config: Mapping[str, Any], argument: str) -> Iterator[tuple[str, Any]]:
+def _options(config: Mapping[str, Any] | Namespace, argument: str) -> Iterator[tuple[str, Any]]:
     """Yield the options whose last part is ``argument``, with their values."""
-    for key, value in _items(config):
+    for key, value in (vars(config) if isinstance(config, Namespace) else config).items():
         if isinstance(value, (dict, Namespace)):
             for option, inner in _options(value, argument):
                 yield f"{key}.{option}", inner
         elif key == argument:
             yield key, value
-
-
-def _items(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the direct items of a config."""
-    return list(vars(config).items()) if isinstance(config, Namespace) else list(config.items())
 
 
 def _shown(value: Any) -> str:

@@ -130,7 +130,7 @@ def report(settings: BusySettings, results: dict[tuple[str, int], list[float]]) 
     if settings.csv is not None:
         is_new = not settings.csv.exists()
         with settings.csv.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(([headings] if is_new else []) + lines)
+            csv.writer(file).writerows([*([headings] if is_new else []), *lines])
 
 
 def main(args: list[str] | None = None) -> None:

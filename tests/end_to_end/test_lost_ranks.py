@@ -109,16 +109,16 @@ def test_lost_rank_ends_the_other(lost, number, owner, method, tmp_path):
 
 # Kill or stop the second process in its second step, after an epoch of one step and its checkpoint.
 _LOSE_RANK_1 = """
-import os, sys, warnings, cli
+import os, warnings, cli
 from composers import Composer
 warnings.filterwarnings("ignore", message=".*srun.*")
-step, number = Composer.training_step, int(sys.argv.pop())
+step, number = Composer.training_step, int(os.environ["LOSS"])
 def lost(self, batch, batch_idx):
     if os.environ.get("LOCAL_RANK") == "1" and self.global_step == 1:
         os.kill(os.getpid(), number)
     return step(self, batch, batch_idx)
 Composer.training_step = lost
-cli.main([*sys.argv[1:]])
+cli.main()
 """
 
 
@@ -128,8 +128,12 @@ def test_launched_ranks_end_with_one_message(launcher, number, tmp_path):
     Path("program.py").write_text(_LOSE_RANK_1)
     start = [] if launcher == "lightning" else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     once = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]
-    command = [sys.executable, *start, "program.py", "fit", *tiny("ipc"), *TWO, *once, str(int(number))]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *start, "program.py", "fit", *tiny("ipc"), *TWO, *once]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, *FOLDERS))),
+        "OMP_NUM_THREADS": "1",
+        "LOSS": str(int(number)),
+    }
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         stderr = process.communicate(timeout=120)[1]
