@@ -13,7 +13,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.resuming import resume_hint
-from callbacks.watch import Loss, Watch
+from callbacks.watch import LostRank, Watch
 
 STATUS = getattr(os, "EX_TEMPFAIL", 75)
 _LAST_WORDS = 2.0  # seconds that other processes of this host have for their own messages before they are killed
@@ -91,7 +91,7 @@ class Heartbeat(Callback):
                 file=sys.stderr,
             )
 
-    def _leave(self, loss: Loss, reported: bool) -> None:
+    def _leave(self, loss: LostRank, reported: bool) -> None:
         """Print what happened, unless rank 0 has, and end this process and those that it started."""
         trainer, watch = self._trainer, self._watch
         assert trainer is not None

@@ -22,7 +22,7 @@ _EXIT = 10.0  # seconds that other ranks wait for rank 0 to print and exit: laun
 _MAX_LENGTH = 1 << 16  # bytes of a message
 
 
-class Loss(NamedTuple):
+class LostRank(NamedTuple):
     """A rank that no longer takes part.
 
     Attributes:
@@ -55,7 +55,7 @@ class Watch:
 
     launched = False
 
-    def __init__(self, rank: int, num_ranks: int, timeout: float, report: Callable[[Loss, bool], None]) -> None:
+    def __init__(self, rank: int, num_ranks: int, timeout: float, report: Callable[[LostRank, bool], None]) -> None:
         self.rank = rank
         self.num_ranks = num_ranks
         self.timeout = timeout
@@ -150,7 +150,7 @@ class Watch:
         if not self._ended:
             self._thread.join(_GRACE + _EXIT)
 
-    def tell(self, loss: Loss) -> None:
+    def tell(self, loss: LostRank) -> None:
         """Tell the other ranks about a loss."""
         self._send({"lost": loss._asdict()})
 
@@ -204,20 +204,20 @@ class Watch:
             else:
                 self._lose(rank, "has died: it was killed, for example for lack of memory, or its host is lost")
         elif "lost" in message:
-            self._leave(rank, Loss(**message["lost"]), True)
+            self._leave(rank, LostRank(**message["lost"]), True)
         elif "ended" in message:
             self._peers.pop(rank)
         elif "failed" in message and rank == 0:
-            self._leave(rank, Loss(0, self._hosts[0], message["failed"]), True)
+            self._leave(rank, LostRank(0, self._hosts[0], message["failed"]), True)
         elif "failed" in message:
             self._failures[rank] = now + _GRACE, message["failed"]
 
     def _lose(self, rank: int, text: str) -> None:
         """Report a lost peer."""
         self._failures.pop(rank, None)
-        self._leave(rank, Loss(rank, self._hosts[rank], text), False)
+        self._leave(rank, LostRank(rank, self._hosts[rank], text), False)
 
-    def _leave(self, rank: int, loss: Loss, reported: bool) -> None:
+    def _leave(self, rank: int, loss: LostRank, reported: bool) -> None:
         """Report a loss, unless this rank has ended itself; watch the peer no longer."""
         if not self._ended:
             self._ended = True

@@ -11,7 +11,7 @@ import pytest
 
 from callbacks import watch as watching
 from callbacks.heartbeat import Heartbeat
-from callbacks.watch import Loss, Watch
+from callbacks.watch import LostRank, Watch
 
 LIMIT = 30  # seconds after which a test has failed
 
@@ -82,7 +82,7 @@ def test_failed_rank_is_reported_with_its_reason(monkeypatch):
     ranks = Ranks(2, timeout=2)
     ranks.start(0)
     ranks.watches[1]._send({"failed": "has failed (ValueError: no)"})
-    assert ranks.report(0) == (Loss(1, socket.gethostname(), "has failed (ValueError: no)"), False)
+    assert ranks.report(0) == (LostRank(1, socket.gethostname(), "has failed (ValueError: no)"), False)
 
 
 def test_completed_rank_is_no_loss():
