@@ -5,7 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 
+from application.threads import wait_passively
+
 if __name__ == "__main__":  # the imports below take seconds; process 1 of a container ignores signals without a handler
+    wait_passively()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
@@ -81,7 +84,7 @@ def run(args: ArgsType = None) -> None:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
-    except (ArgumentError, ValueError, OSError, RuntimeError, MisconfigurationException) as error:
+    except (ArgumentError, ValueError, OSError, RuntimeError, MemoryError, MisconfigurationException) as error:
         message = explain(error)
         if message is None or os.environ.get("CLI_TRACEBACK"):
             raise

@@ -11,6 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from application.failures import explain_failure
 from application.global_batch import add_global_batch_option, apply_global_batch
 from application.preflight import check_output_folder
 from application.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
@@ -29,6 +30,7 @@ from application.shortcuts import (
 from application.sizes import state_sizes
 from application.trainer_options import apply_switches
 from application.wandb_logger import BoundedWandbLogger, add_wandb_option, with_wandb
+from callbacks.heartbeat import Heartbeat
 from callbacks.non_finite import NonFinite
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from composers.plugins import add_plugins_option
@@ -43,7 +45,19 @@ class CLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         arguments = _as_list(kwargs.get("args"))
         self.requested = arguments[0] if arguments else None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (MemoryError, RuntimeError, OSError) as error:
+            message = self._failure(error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
+
+    def _failure(self, error: BaseException) -> str | None:
+        """Return the message of an exception that concerns memory or another process, or None."""
+        command = self.requested if self.requested in self.subcommands() else None
+        config = getattr(self, "config", {}).get(command) if command else None
+        return explain_failure(error, command, config or {}, getattr(self, "trainer", None))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; take the model from the checkpoint and sizes from the data, and resolve ``--ckpt_path last``."""
@@ -117,8 +131,9 @@ class CLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callback that every run has, independently of ``trainer.callbacks``."""
+        """Add the callbacks that every run has, independently of ``trainer.callbacks``."""
         parser.add_lightning_class_args(NonFinite, "non_finite")
+        parser.add_lightning_class_args(Heartbeat, "heartbeat")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Return the trainer, with an additional W&B logger if ``wandb`` is set."""
@@ -182,6 +197,7 @@ class CLI(LightningCLI):
         check_processes(self.trainer)
         if self.subcommand == "fit" and (size := self._get(self.config, "global_batch_size")) is not None:
             apply_global_batch(self.trainer, self.datamodule, size)
+        self._get(self.config_init, "heartbeat").attach(self.trainer)
         self._dump_config()
         self.model.config = self.config_dump["model"]
         self.model.check_sizes(self.datamodule)

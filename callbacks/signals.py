@@ -31,8 +31,8 @@ class StopOnSignal(Callback):
     """Stop on SIGTERM or SIGUSR1 with exit status 128 + the signal's number.
 
     Training saves a checkpoint after the current optimizer step. Tests and predictions write the results so far. Before the
-    first batch, and on a second signal, the program exits immediately. Multiple processes stop at the same step. In a SLURM
-    job, SIGUSR1 also requeues the job after the checkpoint is saved.
+    first batch, and on a second signal, the program exits immediately. Multiple processes stop at the same step, the first at
+    the earliest once they have set up their data. In a SLURM job, SIGUSR1 also requeues the job after the checkpoint is saved.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class StopOnSignal(Callback):
             return
         now = time.monotonic()
         if self.received:
-            if now - self._received_at > _DEBOUNCE and not _is_child():
+            if now - self._received_at > _DEBOUNCE and not is_child():
                 self._forward(signal.SIGKILL)
                 os._exit(128 + self.received)
             return
@@ -82,6 +82,7 @@ class StopOnSignal(Callback):
         self._trainer = trainer
         trainer._signal_connector.register_signal_handlers = self.install  # type: ignore[method-assign]
         if trainer.world_size > 1:
+            self._deferred = True  # one process may be in its first batch before another
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -247,19 +248,19 @@ class StopOnSignal(Callback):
                 process.send_signal(number)
 
 
-def _is_child() -> bool:
+def is_child() -> bool:
     """Return whether the launcher of the trainer started this process."""
     return os.environ.get("LOCAL_RANK", "0") != "0" and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
 
 
 def _status(number: int) -> int:
     """Return the exit status: 0 for children of the launcher, because it kills the main process for any other status."""
-    return 0 if _is_child() else 128 + number
+    return 0 if is_child() else 128 + number
 
 
 def _log(line: str) -> None:
     """Print a line to stderr, on the main process only."""
-    if not _is_child():
+    if not is_child():
         print(line, file=sys.stderr, flush=True)
 
 
