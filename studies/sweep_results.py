@@ -20,24 +20,26 @@ _COLOURS = {STOPPED: "#c98a2b"}
 _COMPLETE = "#3b6ea5"
 
 
-class Row(dict[str, Any]):
+class SweepRow(dict[str, Any]):
     """A row of the results: number, state, values of parameters, and the metrics of the last validation."""
 
 
-def rows_of(runs: Sequence[SweepRun]) -> list[Row]:
+def rows_of(runs: Sequence[SweepRun]) -> list[SweepRow]:
     """Return the rows of runs that have started."""
     rows = []
     for run in runs:
         measured = validations(run.folder)
         last = measured[-1] if measured else {}
-        row = Row(run=run.number, state=run.state or "in progress", validations=len(measured), step=last.get("step"))
+        row = SweepRow(
+            run=run.number, state=run.state or "in progress", validations=len(measured), step=last.get("step")
+        )
         row.update(run.values)
         row.update({name: value for name, value in last.items() if name.startswith("val/")})
         rows.append(row)
     return rows
 
 
-def ranked(rows: Sequence[Row], metric: Metric | None) -> list[Row]:
+def ranked(rows: Sequence[SweepRow], metric: Metric | None) -> list[SweepRow]:
     """Return rows from the best to the worst value of a metric; those without a value last."""
     if metric is None:
         return list(rows)
@@ -45,7 +47,7 @@ def ranked(rows: Sequence[Row], metric: Metric | None) -> list[Row]:
     return sorted(rows, key=lambda row: (metric.name not in row, sign * row.get(metric.name, 0.0)))
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
+def write(rows: Sequence[SweepRow], path: Path) -> None:
     """Write a CSV file with one row per run."""
     names = dict.fromkeys(name for row in rows for name in row)
     part = path.with_name(f".{path.name}.part")
@@ -56,7 +58,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
     part.replace(path)
 
 
-def table(rows: Sequence[Row], parameters: Sequence[Parameter], metric: Metric | None, limit: int) -> Table:
+def table(rows: Sequence[SweepRow], parameters: Sequence[Parameter], metric: Metric | None, limit: int) -> Table:
     """Return a table of the best runs: number, state, searched parameters, and the metric.
 
     Args:
@@ -79,7 +81,7 @@ def table(rows: Sequence[Row], parameters: Sequence[Parameter], metric: Metric |
     return result
 
 
-def draw(rows: Sequence[Row], parameters: Sequence[Parameter], metric: Metric) -> Figure | None:
+def draw(rows: Sequence[SweepRow], parameters: Sequence[Parameter], metric: Metric) -> Figure | None:
     """Return a figure of the metric over every searched parameter, one dot per run; None without values."""
     searched = [parameter for parameter in parameters if parameter.is_searched]
     rows = [row for row in rows if metric.name in row]
@@ -93,7 +95,7 @@ def draw(rows: Sequence[Row], parameters: Sequence[Parameter], metric: Metric) -
     return figure
 
 
-def _draw_parameter(axes: Axes, rows: Sequence[Row], parameter: Parameter, metric: Metric) -> None:
+def _draw_parameter(axes: Axes, rows: Sequence[SweepRow], parameter: Parameter, metric: Metric) -> None:
     """Draw the metric over one parameter; runs that were stopped early in another colour."""
     choices = parameter.choices()
     texts = None if choices is None else [str(choice) for choice in choices]
