@@ -1,75 +1,33 @@
-"""Run the ablations locally: ``python -m studies.ablations`` trains all runs of a sweep, and plots the results."""
+"""Results of ablations, sweeps over variants and seeds: table, CSV file and figure of their metrics.
+
+``python -m studies.sweep configs/sweeps/ablations.yaml`` trains the runs.
+"""
 
 from __future__ import annotations
 
 import csv
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
-from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import composers
 from datamodules.batch import Observation
 from modalities.images import input_size
+from studies.search import Sweep
+from studies.sweep_runs import FINISHED, SweepRun, validations
 
 _SHOWN = {"gain": "predicted gain [dB]", "refined_gain": "refined gain [dB]"}  # where all runs have them
 _UNITS = {"psnr": "PSNR [dB]", "ssim": "SSIM"}  # headings of other metrics
+_PARAMETERS = {"config", "seed_everything"}
 _OPEN_SIZE = 48  # pixels along each side of the image whose code is counted for a model of images of any size
 _COLUMNS = ("variant", "seed", "steps", "parameters", "code")  # of the CSV file, before the metrics
-
-
-@dataclass(frozen=True)
-class AblationSettings:
-    """Train every variant of a sweep with every seed, and collect the metrics of the final validation.
-
-    Runs that are complete in the output folder are not repeated.
-
-    Args:
-        sweep: Config of a Weights & Biases sweep with the parameters ``config``, files that override the experiment of its
-            command, and ``seed_everything``. The first file is the baseline.
-        output: Folder for the runs, ``ablations.csv`` and ``ablations.png``.
-        variants: Names of the files to use, without extension. If None, all.
-        seeds: Seeds to use. If None, all of the sweep.
-        options: Additional command-line arguments of ``cli.py fit`` for every run.
-
-    Raises:
-        ValueError: If the sweep does not contain a variant.
-    """
-
-    sweep: Path = Path("configs/sweeps/ablations.yaml")
-    output: Path = Path("runs/ablations")
-    variants: list[str] | None = None
-    seeds: list[int] | None = None
-    options: tuple[str, ...] = ()
-
-
-class Run(NamedTuple):
-    """A training run.
-
-    Attributes:
-        variant: Name of the file that overrides the experiment.
-        seed: Seed of the run.
-        command: Command that trains it.
-        folder: Folder of its versions.
-    """
-
-    variant: str
-    seed: int
-    command: list[str]
-    folder: Path
 
 
 class Outcome(NamedTuple):
@@ -92,46 +50,26 @@ class Outcome(NamedTuple):
     figures: dict[str, float]
 
 
-def planned(settings: AblationSettings) -> list[Run]:
-    """Return the runs of a sweep, ordered by seed, so that an interrupted study has complete comparisons."""
-    sweep: dict[str, Any] = yaml.safe_load(settings.sweep.read_text(encoding="utf-8"))
-    layers = [item for item in sweep["command"] if item.startswith("--config=") and "wandb" not in item]
-    files = {Path(file).stem: file for file in sweep["parameters"]["config"]["values"]}
-    variants = list(files) if settings.variants is None else settings.variants
-    if unknown := set(variants) - set(files):
-        raise ValueError(
-            f"variants contains {sorted(unknown)}; the variants of {settings.sweep} are {', '.join(files)}."
-        )
-    runs = []
-    for seed in settings.seeds or sweep["parameters"]["seed_everything"]["values"]:
-        for variant in variants:
-            folder = settings.output / f"{variant}-{seed}"
-            logger = "--trainer.logger.init_args"
-            arguments = [*layers, f"--config={files[variant]}", f"--seed_everything={seed}"]
-            arguments += [f"{logger}.save_dir={folder.parent}", f"{logger}.name={folder.name}", *settings.options]
-            runs.append(Run(variant, seed, [sys.executable, "cli.py", "fit", *arguments], folder))
-    return runs
+def outcomes_of(sweep: Sweep, runs: Sequence[SweepRun]) -> list[Outcome]:
+    """Return the results of the complete runs of an ablation study; empty if the sweep is none.
+
+    An ablation study is a grid over ``config``, files that override the experiment, and ``seed_everything``.
+    """
+    if {parameter.name for parameter in sweep.parameters} != _PARAMETERS:
+        return []
+    return [result for run in runs if run.state == FINISHED and (result := outcome(run)) is not None]
 
 
-def outcome(run: Run) -> Outcome | None:
-    """Return the result of a run, or None if it is incomplete."""
-    for log in sorted(run.folder.glob("version_*/metrics.csv"), reverse=True):
-        with log.open(newline="", encoding="utf-8") as file:
-            validations = [row for row in csv.DictReader(file) if row.get("val/psnr")]
-        weights = log.parent / "checkpoints" / "last.ckpt"
-        if validations and weights.exists() and _is_last(validations[-1], log.parent / "config.yaml"):
-            last = {
-                name.removeprefix("val/"): value for name, value in validations[-1].items() if name.startswith("val/")
-            }
-            figures = {name: float(value) for name, value in last.items() if value and name != "loss"}
-            return Outcome(run.variant, run.seed, int(validations[-1]["step"]) + 1, *_sizes(weights), figures)
-    return None
-
-
-def _is_last(validation: Mapping[str, str], config: Path) -> bool:
-    """Return whether a validation is that of the last epoch of a run; a run without a number of epochs has no such."""
-    epochs = yaml.safe_load(config.read_text(encoding="utf-8"))["trainer"]["max_epochs"]
-    return epochs in (None, -1) or int(validation["epoch"]) + 1 >= epochs
+def outcome(run: SweepRun) -> Outcome | None:
+    """Return the result of a run; None without a validation or a checkpoint."""
+    measured = validations(run.folder)
+    weights = sorted(run.folder.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not measured or not weights:
+        return None
+    last = {name.removeprefix("val/"): value for name, value in measured[-1].items() if name.startswith("val/")}
+    figures = {name: value for name, value in last.items() if name != "loss"}
+    variant, seed = Path(run.values["config"]).stem, run.values["seed_everything"]
+    return Outcome(variant, seed, int(measured[-1]["step"]) + 1, *_sizes(weights[-1]), figures)
 
 
 def _sizes(weights: Path) -> tuple[int, int]:
@@ -146,27 +84,6 @@ def _sizes(weights: Path) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in composer.parameters()), sum(
         latent.numel() for latent in latents.values()
     )
-
-
-def train(runs: Sequence[Run]) -> list[Outcome]:
-    """Train incomplete runs, each in a subprocess, and return the results of all runs.
-
-    Raises:
-        RuntimeError: If a run fails. Results of earlier runs are kept.
-    """
-    outcomes = []
-    for number, run in enumerate(runs):
-        if outcome(run) is None:
-            Console(stderr=True, soft_wrap=True).print(f"{number + 1} of {len(runs)}: {run.variant}, seed {run.seed}")
-            process = subprocess.run(run.command, stdout=subprocess.DEVNULL, env=os.environ | {"COLUMNS": "200"})  # noqa: S603
-            if process.returncode or outcome(run) is None:
-                raise RuntimeError(
-                    f"{run.variant} with seed {run.seed} failed with exit status {process.returncode}: {run.command}"
-                )
-        result = outcome(run)
-        assert result is not None
-        outcomes.append(result)
-    return outcomes
 
 
 def write(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -264,21 +181,3 @@ def _draw_column(axes: Axes, numbers: dict[str, list[float]]) -> None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Run the command line."""
-    settings = auto_cli(AblationSettings, args=args)
-    try:
-        outcomes = train(planned(settings))
-    except (OSError, ValueError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    write(outcomes, settings.output / "ablations.csv")
-    draw(outcomes).savefig(settings.output / "ablations.png")
-    console = Console(soft_wrap=True)
-    console.print(table(outcomes))
-    console.print(f"Results: {settings.output / 'ablations.csv'}; figure: {settings.output / 'ablations.png'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -337,7 +337,7 @@ def _train_distributed(rank, port, folder):
         distributed = DistributedDataParallel(_TrainingLoss(composer))  # must live until the backward pass
         distributed([2 * rank, 2 * rank + 1]).backward()
         torch.save(_gradients(composer), Path(folder, f"{name}-{rank}.pt"))
-        del distributed  # with its reducer, which would delete the group with the GIL, for which a thread of the group may wait
+        del distributed  # its reducer would delete the group with the GIL, for which a thread of the group may wait
     torch.distributed.destroy_process_group()
 
 

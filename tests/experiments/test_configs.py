@@ -170,6 +170,7 @@ def test_every_experiment_works(experiment):
 def test_config_folder_has_no_other_files():
     known = {
         "default.yaml",
+        "clusters",
         "composers",
         "data",
         "experiments",

@@ -1,14 +1,16 @@
 """The ablation study: the runs of the sweep, the collected results, and the table in the documentation."""
 
+import json
 import re
 import statistics
 from pathlib import Path
 
 import pytest
 import yaml
-from program import REPOSITORY, asked, run
+from planned_runs import planned_runs, train_here
+from program import REPOSITORY, asked
 
-from studies import ablations
+from studies import ablations, sweep
 
 SWEEP = REPOSITORY / "configs" / "sweeps" / "ablations.yaml"
 MEASURED = REPOSITORY / "docs" / "ablations.csv"
@@ -57,70 +59,45 @@ def test_every_variant_changes_one_setting():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", sorted(path.stem for path in SWEEP.parent.glob("ablations/*.yaml")))
-def test_every_variant_trains(variant, tmp_path):
-    [planned] = ablations.planned(
-        ablations.AblationSettings(output=tmp_path, variants=[variant], seeds=[0], options=tuple(TINY))
-    )
-    run(*planned.command[2:])
+def test_every_variant_trains(variant, tmp_path, monkeypatch):
+    [planned] = planned_runs(SWEEP, tmp_path, [variant], [0], TINY)
+    train_here(planned, monkeypatch)
     assert ablations.outcome(planned).figures["refined_psnr"] > 0
 
 
 def test_runs_are_ordered_by_seed(tmp_path):
-    planned = ablations.planned(
-        ablations.AblationSettings(output=tmp_path, variants=["published", "rank_4"], seeds=[0, 2])
-    )
-    assert [(item.variant, item.seed) for item in planned] == [
+    planned = planned_runs(SWEEP, tmp_path, ["published", "rank_4"], [0, 2])
+    assert [(Path(item.values["config"]).stem, item.values["seed_everything"]) for item in planned] == [
         ("published", 0),
         ("rank_4", 0),
         ("published", 2),
         ("rank_4", 2),
     ]
-    assert planned[3].command[1:6] == [
+    assert planned[3].command[1:8] == [
+        "python",
         "cli.py",
         "fit",
         "--config=configs/experiments/photos_ablation.yaml",
+        "--config=configs/overlays/wandb.yaml",
         "--config=configs/sweeps/ablations/rank_4.yaml",
         "--seed_everything=2",
     ]
-    assert planned[3].folder == tmp_path / "rank_4-2"
-    assert len(ablations.planned(ablations.AblationSettings())) == 3 * len(list(SWEEP.parent.glob("ablations/*.yaml")))
-
-
-def test_unknown_variants_raise(capsys):
-    with pytest.raises(SystemExit, match=r"\['rank_5'\].*published, layer_0"):
-        ablations.main(["--variants=[rank_5]"])
+    assert planned[3].folder == tmp_path / "004"
 
 
 @pytest.mark.slow
-def test_run_is_trained_once_and_results_match_its_log(tmp_path, monkeypatch, capsys):
-    trained = []
-
-    def run_here(command, **_):
-        trained.append(command)
-        run(*command[2:])
-        return type("Done", (), {"returncode": 0})
-
-    monkeypatch.setattr(ablations.subprocess, "run", run_here)
-    arguments = [f"--output={tmp_path}", "--variants=[rank_4]", "--seeds=[1]"]
+def test_results_match_the_log_and_are_drawn(tmp_path, capsys):
+    only = {"config": ["configs/sweeps/ablations/rank_4.yaml"], "seed_everything": [1]}
     options = ", ".join(f'"{option}"' for option in TINY)
-    ablations.main([*arguments, f"--options=[{options}]"])
-    assert len(trained) == 1
+    sweep.main([str(SWEEP), f"--output={tmp_path}", f"--only={json.dumps(only)}", f"--options=[{options}]"])
     results = ablations.read(tmp_path / "ablations.csv")
     assert [(item.variant, item.seed, item.steps, item.code) for item in results] == [("rank_4", 1, 2, 64 * 4)]
-    log = (tmp_path / "rank_4-1" / "version_0" / "metrics.csv").read_text().splitlines()
+    log = (tmp_path / "001" / "version_0" / "metrics.csv").read_text().splitlines()
     last = dict(zip(log[0].split(","), log[-1].split(","), strict=True))
     assert results[0].figures["gain"] == pytest.approx(float(last["val/gain"]), abs=1e-4)
     assert results[0].figures["refined_psnr"] == pytest.approx(float(last["val/refined_psnr"]), abs=1e-4)
     assert (tmp_path / "ablations.png").stat().st_size > 5000
     assert "predicted gain [dB]" in capsys.readouterr().out
-    ablations.main([*arguments, f"--options=[{options}]"])
-    assert len(trained) == 1
-
-
-def test_failed_run_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
-    with pytest.raises(SystemExit, match="error: layer_4 with seed 0 failed with exit status 1"):
-        ablations.main([f"--output={tmp_path}", "--variants=[layer_4]"])
 
 
 def test_documentation_shows_the_results():
