@@ -12,6 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 
 from application.preflight import check_output_folder
+from application.run_files import ConfigFile
 from application.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from application.shortcuts import (
     add_shortcuts,
@@ -40,6 +41,7 @@ class CLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         arguments = _as_list(kwargs.get("args"))
         self.requested = arguments[0] if arguments else None
+        kwargs.setdefault("save_config_callback", ConfigFile)
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
