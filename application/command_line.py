@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from application.failures import explain_failure
 from application.global_batch import add_global_batch_option, apply_global_batch
 from application.preflight import check_output_folder
+from application.run_files import ConfigFile
 from application.runs import RunFolders, check_processes, has_run_folder, output_folders, trainer_settings
 from application.shortcuts import (
     add_shortcuts,
@@ -45,6 +46,7 @@ class CLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         arguments = _as_list(kwargs.get("args"))
         self.requested = arguments[0] if arguments else None
+        kwargs.setdefault("save_config_callback", ConfigFile)
         try:
             super().__init__(*args, **kwargs)
         except (MemoryError, RuntimeError, OSError) as error:

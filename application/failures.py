@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 from lightning import Trainer
 
-from callbacks.resuming import resume_hint
+from callbacks.saving import resume_hint
 
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [\w /]+|exited unexpectedly[\w ]*)"

@@ -12,11 +12,15 @@ from jsonargparse import ArgumentError
 
 from composers.base import Composer
 from datamodules.configuration import readable
+from datamodules.storage.files import UnwritableError, remedy
 
 _CHECKPOINTS_ON_DISK = 3  # the best, the last, and the one being written
 _VALUES_PER_PARAMETER = 3  # the weight and two moments of Adam
 # A message with this text contains the traceback of a data loader worker, and ends with the error.
 _WORKER_ERROR = "in DataLoader worker process"
+# Errors of torch where a process and the workers of its data loaders have too many open files.
+_DESCRIPTORS = ("Too many open files", "received 0 items of ancdata", "unable to resize file", "unable to mmap")
+_NO_DESCRIPTORS = "Too many open files. Raise the limit (ulimit -n 4096), or lower --data.init_args.num_workers."
 
 
 def check_output_folder(folder: Path, composer: Composer, command: str) -> None:
@@ -53,10 +57,23 @@ def check_output_folder(folder: Path, composer: Composer, command: str) -> None:
 
 def explain(error: Exception) -> str | None:
     """Return the message of an exception for the user, or None if the traceback is needed."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {error}. Earlier checkpoints are intact."
+    message = _message(_first(error))
+    if message is None or isinstance(error, ArgumentError):
+        return message
+    return "\n".join([message, *getattr(error, "__notes__", ()), *getattr(_first(error), "__notes__", ())][:2])
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the error that led to the end of a run, not one of the disk that followed while it ended."""
+    while isinstance(error, UnwritableError) and isinstance(error.__context__, (UnwritableError, ValueError)):
+        error = error.__context__
+    return error
+
+
+def _message(error: BaseException) -> str | None:
+    """Return the message of an exception without its notes; see `explain`."""
     if isinstance(error, RuntimeError):
-        return None
+        return _NO_DESCRIPTORS if any(text in str(error) for text in _DESCRIPTORS) else None
     if isinstance(error, ArgumentError):
         return (
             f"{readable(error)}\nSee --help of the command, and `fit --model.help CLASS` for the arguments of a class."
@@ -65,6 +82,8 @@ def explain(error: Exception) -> str | None:
         return readable(error)
     if _WORKER_ERROR in str(error):
         return str(error).rpartition(f"\n{type(error).__name__}: ")[2].strip()
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, UnwritableError):
+        return f"{error.filename}: {error.strerror}. {remedy(error)}." if error.errno else str(error)
     return str(error)
 
 

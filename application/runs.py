@@ -18,10 +18,12 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from application.run_files import MetricsFile
 from callbacks.folders import NO_FOLDER
 from callbacks.predictions import PredictionWriter
 from callbacks.saving import LAST
 from composers.checkpoint import intact
+from datamodules.storage.files import remove_abandoned, written_whole
 
 MARKER = "slurm_job.json"
 _INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs in which Lightning launches the processes itself
@@ -158,11 +160,13 @@ class RunFolders:
             previous = self._previous(logger, index)
             if previous is not None:
                 _reuse(logger, previous, is_first)
-            elif is_first:
-                if logger not in self._versioned:
-                    logger._version = _claim(Path(logger.root_dir))
-                if self._marker is not None:
-                    self._write_marker(logger, index)
+            elif is_first and logger not in self._versioned:
+                logger._version = _claim(Path(logger.root_dir))
+            if is_first:
+                _clean(Path(logger.root_dir))
+                logger._experiment = MetricsFile(logger.log_dir)  # expects an empty folder
+            if is_first and previous is None and self._marker is not None:
+                self._write_marker(logger, index)
         if any(_csv_loggers(trainer)):
             trainer._default_root_dir = str(trainer.log_dir)  # type: ignore[attr-defined] # where Lightning looks for hpc_ckpt_*.ckpt
 
@@ -177,12 +181,9 @@ class RunFolders:
 
     def _write_marker(self, logger: CSVLogger, index: int) -> None:
         """Write the file by which the requeued job finds the folder."""
-        _ = logger.experiment  # expects an empty folder
         path = Path(logger.log_dir, MARKER)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{MARKER}.part")
-        part.write_text(json.dumps({**(self._marker or {}), "logger": index}), encoding="utf-8")
-        part.replace(path)
+        with written_whole(path) as part:
+            part.write_text(json.dumps({**(self._marker or {}), "logger": index}), encoding="utf-8")
 
 
 def _csv_loggers(trainer: Trainer) -> list[tuple[int, CSVLogger]]:
@@ -201,6 +202,12 @@ def _reuse(logger: CSVLogger, folder: Path, is_first: bool) -> None:
             number += 1
         metrics.rename(path)
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # this is intended
+
+
+def _clean(root: Path) -> None:
+    """Remove the temporary files that killed runs left in their folders."""
+    for folder in (*root.glob("version_*"), *root.glob("version_*/checkpoints")):
+        remove_abandoned(folder)
 
 
 def _claim(root: Path) -> int:

@@ -29,6 +29,7 @@ from composers.inference import GradientSteps
 from composers.inference.refinement import CURVES, INNER, NETWORK
 from composers.metrics import InstanceMetric
 from datamodules.spec import Headline, Modality
+from datamodules.storage.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,13 +113,16 @@ class RefinementPlot(InstanceRows):
         points = curve(rows, metric)
         if max(point.step for point in points) == 0:
             return
-        with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        table = path.with_suffix(".csv")
+        with written_whole(table) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["metric", "start", "step", "mean", "lower quartile", "upper quartile", "instances"])
             writer.writerows([metric, *point] for point in points)
         loop = pl_module.inner if isinstance(pl_module, Composer) else None
         loop = loop if loop is not None and loop.report else None
-        draw(points, metric, loop, headline, metrics_of(pl_module)).savefig(path)
+        figure = draw(points, metric, loop, headline, metrics_of(pl_module))
+        with written_whole(path) as part:
+            figure.savefig(part, format=path.suffix[1:])
         Console(soft_wrap=True).print(f"{'Curves' if loop else 'Refinement curves'}: {relative_path(path)}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from callbacks.resuming import resume_hint
+from callbacks.saving import resume_hint
 from callbacks.watch import LostRank, Watch
 
 STATUS = getattr(os, "EX_TEMPFAIL", 75)

@@ -28,6 +28,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Instance, Piece, Samples, instance_of, unpadded_shape
 from datamodules.code_size import CodeSize, describe_sizes
 from datamodules.spec import DataSpec
+from datamodules.storage.files import naming, written_whole
 from datamodules.storage.text import printable
 from datamodules.tiles import whole
 from modalities.writing import Prediction, Row, Writer
@@ -137,7 +138,8 @@ class PredictionWriter(Callback):
                 f"The folder {self.folder} is not empty and has no {TABLE} of earlier predictions: choose another folder "
                 "with `--output`."
             )
-        (self.folder / TABLE).touch()
+        with naming(self.folder / TABLE):
+            (self.folder / TABLE).touch()
         if trainer.is_global_zero:
             for message in messages:
                 Console(soft_wrap=True).print(message)
@@ -250,7 +252,10 @@ class PredictionWriter(Callback):
         skipped = data.skipped | gather_rows(self.skipped)
         if not trainer.is_global_zero or not rows:
             return
-        with (self.folder / TABLE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        with (
+            written_whole(self.folder / TABLE) as part,
+            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             writer = csv.DictWriter(file, ["name", *next(iter(rows.values()))])
             writer.writeheader()
             writer.writerows({"name": name, **row} for name, row in rows.items())

@@ -28,6 +28,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.code_size import describe_sizes
 from datamodules.spec import Headline, Modality
+from datamodules.storage.files import written_whole
 from modalities.linear import AS_LARGE, LinearBaseline
 
 _SUFFIXES = {"prediction": "", NETWORK: f" of {NETWORK}", INNER: " of the inner loop"}
@@ -192,7 +193,7 @@ def _write_csv(path: Path, rows: Mapping[str, InstanceRow], codes: Mapping[str, 
     linear = list(dict.fromkeys(metric for row in codes.values() for metric in row.metrics))
     labels = ["linear code"] if any(row.linear for row in codes.values()) else []
     titles = [*(column.title for column in columns), *facts, *labels, *(f"{metric} linear" for metric in linear)]
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *titles])
         for name, row in rows.items():

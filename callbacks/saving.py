@@ -19,18 +19,20 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from callbacks.folders import output_folder, relative_path
+from callbacks.folders import output_folder, planned_folder, relative_path
 from callbacks.results import headline_of
 from composers.checkpoint import read
-from datamodules.storage.files import written_whole
+from datamodules.storage.files import naming, written_whole
 
+CONFIG = "config.yaml"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class LastCheckpoint(Checkpoint):
     """Save the state of training as ``checkpoints/last.ckpt``, and keep the previous one as ``previous.ckpt``.
 
-    A checkpoint is saved after every epoch and its validation, at the end of training, and every ``minutes`` in between.
+    A checkpoint is saved after every epoch and its validation, at the end of training, and every ``minutes`` in between. If the
+    folder of the run was deleted or moved, it is created again with ``config.yaml``, and a message is printed.
 
     Args:
         minutes: Minutes between two checkpoints within an epoch.
@@ -46,14 +48,23 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = ""
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        self._config: bytes | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the last checkpoint to the resumed one until another is saved."""
         self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and keep the config for a folder that is deleted."""
         self._saved_at = time.monotonic()
+        folder = planned_folder(trainer)
+        if folder is not None and trainer.is_global_zero and (folder / CONFIG).is_file():
+            self._config = (folder / CONFIG).read_bytes()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Add the command that resumes the run to an error."""
+        if isinstance(exception, Exception) and Path(self.last_model_path).is_file():
+            exception.add_note(resume_hint(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,12 +97,43 @@ class LastCheckpoint(Checkpoint):
         if (folder := output_folder(trainer)) is None:
             return None
         path = folder / "checkpoints" / LAST
-        if trainer.is_global_zero and path.is_file():
-            _link_or_copy(path, path.with_name(PREVIOUS))
+        if trainer.is_global_zero:
+            self._restore_folder(folder)
+            if path.is_file():
+                _link_or_copy(path, path.with_name(PREVIOUS))
         trainer.save_checkpoint(path)
         self.last_model_path = str(path)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         return path
+
+    def _restore_folder(self, folder: Path) -> None:
+        """Write the config again if it is missing, and say that the folder was deleted or moved."""
+        if self._config is None or (folder / CONFIG).is_file():
+            return
+        with written_whole(folder / CONFIG) as part:
+            part.write_bytes(self._config)
+        print(
+            f"The run folder {relative_path(folder)} was deleted or moved during training. It is created again with {CONFIG}; "
+            "it lacks earlier metrics and checkpoints.",
+            file=sys.stderr,
+        )
+
+
+def resume_hint(trainer: Trainer) -> str:
+    """Return the last checkpoint of a run and the command that resumes it; it needs no other process.
+
+    Args:
+        trainer: Trainer whose command ended early.
+    """
+    if trainer.state.fn != TrainerFn.FITTING:
+        return "Run the command again."
+    paths = [Path(saver.last_model_path) for saver in trainer.checkpoint_callbacks if isinstance(saver, LastCheckpoint)]
+    if not paths or not paths[0].is_file():
+        return "No checkpoint was saved yet: run the command again."
+    path, config = relative_path(paths[0]), relative_path(paths[0].parent.parent / CONFIG)
+    if not config.is_file():
+        return f"Last checkpoint: {path}. Resume: run the command again with --ckpt_path {path}"
+    return f"Last checkpoint: {path}. Resume: python cli.py fit --config {config} --ckpt_path {path}"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -132,7 +174,14 @@ class BestCheckpoint(ModelCheckpoint):
         """Return whether a value is finite and among the best."""
         if current is None or not trainer.strategy.reduce_boolean_decision(math.isfinite(current)):
             return False
+        self._forget_missing(trainer)
         return super().check_monitor_top_k(trainer, current)
+
+    def _forget_missing(self, trainer: Trainer) -> None:
+        """Forget the best checkpoints that were deleted, so that the next one is saved; call it on all processes."""
+        missing = [path for path in self.best_k_models if not Path(path).is_file()] if trainer.is_global_zero else []
+        for path in trainer.strategy.broadcast(missing):
+            self.best_k_models.pop(path, None)
 
     def _restore(self, trainer: Trainer) -> None:
         """Restore the earlier best checkpoints that still exist; call it on all processes."""
@@ -187,12 +236,14 @@ class BestCheckpoint(ModelCheckpoint):
 def _link_or_copy(path: Path, target: Path) -> None:
     """Replace ``target`` by a hard link to ``path``, or else by a copy; ``path`` exists at all times."""
     link = target.with_name(f".{target.name}.part")
-    link.unlink(missing_ok=True)
+    with naming(target):
+        link.unlink(missing_ok=True)
     try:
         os.link(path, link)
     except OSError:  # the file system has no hard links
         with written_whole(target) as part:
             shutil.copyfile(path, part)
     else:
-        link.replace(target)
-        link.unlink(missing_ok=True)  # `replace` does nothing if both are links to the same file
+        with naming(target):
+            link.replace(target)
+            link.unlink(missing_ok=True)  # `replace` does nothing if both are links to the same file

@@ -26,6 +26,7 @@ from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch
 from datamodules.domain import exact
 from datamodules.spec import Headline, Modality
+from datamodules.storage.files import written_whole
 from modalities.super_resolution import enlarged
 
 BICUBIC = "bicubic"
@@ -267,7 +268,7 @@ def protocol(data: CoordinateDataModule, metrics: Mapping[str, InstanceMetric]) 
 def write_csv(path: Path, means: Sequence[ScaleMean]) -> None:
     """Write a row per scale: its images, and every metric of the model, of bicubic interpolation, and the gain."""
     names = list(means[0].means)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             [

@@ -19,6 +19,7 @@ from composers.rendering import Reconstruction
 from datamodules.batch import Cell, Instance, Samples
 from datamodules.domain import exact
 from datamodules.spec import Headline
+from datamodules.storage.files import written_whole
 from modalities.drawn import GALLERY_SIZE, DrawnModality
 from modalities.writing import Prediction, Row, Writer
 
@@ -89,7 +90,9 @@ class DistanceMapWriter(Writer):
             cells = [Cell("target", instance.query.values, instance.shape, instance.domain)]
             last = max(instance.values)
             cells.append(Cell("reconstruction", instance.values[last], instance.shape, instance.domain))
-            modality.figure([[*modality.context(instance), *cells]]).save(f"{path}.png")
+            figure = modality.figure([[*modality.context(instance), *cells]])
+            with written_whole(Path(f"{path}.png")) as part:
+                figure.save(part, format="PNG")
         return row
 
 

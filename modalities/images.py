@@ -295,7 +295,8 @@ class ImageWriter(Writer):
         assert path is not None, "several frames require a folder"
         for frame, image in enumerate(images):
             save_image(image, path / f"{frame:03d}.png")
-        images[0].save(path / "frames.gif", save_all=True, append_images=images[1:], duration=80, loop=0)
+        with written_whole(path / "frames.gif") as part:
+            images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
         return path, f"{size} and frames.gif"
 
 

@@ -25,6 +25,7 @@ from datamodules.storage.folders import NamedFile, Split, report_skipped, splits
 from datamodules.storage.parallel import unreadable_of
 from modalities.audio import Audio
 
+_HOW_TO_SKIP = "To skip unreadable recordings: --data.init_args.on_bad_file skip, which checks all of them at set-up."
 _MAX_REASONS = 5  # unreadable files that an error message lists
 _BLOCK = 1 << 22  # samples decoded at a time when a whole file is checked
 
@@ -109,7 +110,7 @@ class CropReader(AudioCrop):
         try:
             return self._read(recording.path, samples, generator)
         except ValueError as error:
-            raise ValueError(f"{error} To skip unreadable recordings: --data.init_args.on_bad_file skip.") from error
+            raise ValueError(f"{error} {_HOW_TO_SKIP}") from error
 
     def signal(self, recording: NamedFile, values: Tensor) -> Signal:
         """Return values of a file as a signal of its name."""

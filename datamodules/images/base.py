@@ -26,6 +26,7 @@ from datamodules.storage.images import Preparation, RandomCrop, quiet, read_imag
 from datamodules.storage.parallel import unreadable_of
 from modalities.images import Images
 
+_HOW_TO_SKIP = "Pass --data.init_args.on_bad_file skip to skip such images, which checks all of them at set-up."
 _MAX_LISTED = 5  # files listed in an error message
 _HINT = "Run python -m tools.check --config CONFIG to see what is missing and how to get it."
 
@@ -72,7 +73,7 @@ class DecodedImages(Dataset[Signal]):
         try:
             pixels = read_image(path).pixels
         except ValueError as error:
-            raise ValueError(f"{error} Pass --data.init_args.on_bad_file skip to skip such images.") from error
+            raise ValueError(f"{error} {_HOW_TO_SKIP}") from error
         return Signal(self.preparation(pixels), name)
 
 
@@ -109,7 +110,7 @@ class ImageSet(NativeImages, CoordinateDataModule):
 
     A subclass defines the files of a split (`files`), their preprocessing (`preparation`), the random crop of training
     images (``random_crop``), and the published number and size of images (``published``, ``shape``). Images are decoded once
-    into a memory-mapped uint8 cache. Random crops and flips run on the device.
+    into a uint8 cache on disk. Random crops and flips run on the device.
 
     Args:
         size: Pixels along each side of the images for training and evaluation.

@@ -1,14 +1,12 @@
-"""Decoded images on disk as memory-mapped uint8, so that each image is decoded once and not once per epoch."""
+"""Decoded images on disk as uint8, so that each image is decoded once and not once per epoch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import platform
 import shutil
-import sys
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
@@ -24,7 +22,17 @@ from rich.console import Console
 from torch.utils.data import Dataset
 
 from datamodules.batch import Signal
-from datamodules.storage.files import DISK_FULL, is_verified, locked, open_own, remember_verified, written_whole
+from datamodules.storage.files import (
+    DISK_FULL,
+    is_of_system,
+    is_verified,
+    locked,
+    one_line,
+    open_own,
+    remedy,
+    remember_verified,
+    written_whole,
+)
 from datamodules.storage.folders import NamedFile
 from datamodules.storage.images import Preparation, read_image
 from datamodules.storage.parallel import in_order
@@ -33,15 +41,15 @@ from datamodules.storage.progress import counting, is_first_process, progress
 _FORMAT = 1  # version of the files and of the decoding; part of the fingerprint
 _ESTIMATE_FROM = 32  # images that are decoded before the size of the cache is estimated
 _OTHER_FOLDER = "choose another folder with --data.init_args.cache, or null to decode the images every time"
-_HAS_LINUX_FLAGS = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _HAS_LINUX_FLAGS else 0)  # a name since Python 3.13
+_CLOSED_ON_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 class CachedImages(Dataset[Signal]):
     """The images of a cache, in the order of the files.
 
-    Values are views of the memory-mapped file: they are read on first use, processes share the page cache, and writing to them
-    does not change the file. A pickled data set contains no pixels.
+    Every access reads the pixels of one image. Processes share the page cache, and a pickled data set contains no pixels. The
+    file stays open, so that a run survives if another file takes its place or it is deleted. If the file was changed, the
+    pixels of every image are compared with their checksum.
 
     Args:
         path: File with the pixels of all images, ``(3, H, W)`` uint8 each, one after the other.
@@ -49,6 +57,7 @@ class CachedImages(Dataset[Signal]):
         names: Names of the images.
         skipped: Reasons why images could not be read, by path.
         notes: Notes on the conversion to RGB by name, for images that have any.
+        checksums: ``(M,)`` CRC-32 of the pixels of every image; if None, no change of the file is allowed.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class CachedImages(Dataset[Signal]):
         names: list[str],
         skipped: dict[str, str],
         notes: dict[str, str],
+        checksums: NDArray[np.uint32] | None = None,
     ) -> None:
         self.path = path
         self.names = names
@@ -65,24 +75,48 @@ class CachedImages(Dataset[Signal]):
         self.notes = notes
         self._shapes = shapes
         self._stops = (3 * shapes.prod(1)).cumsum()
-        self._pixels: NDArray[np.uint8] | None = None
+        self._checksums = checksums
+        self._file: _OpenFile | None = _OpenFile(path)
+        self._state = self._file.state()
 
     def __len__(self) -> int:
         """Return the number of readable images."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> Signal:
-        """Return image ``index``, ``(3, H, W)`` uint8."""
+        """Return image ``index``, ``(3, H, W)`` uint8.
+
+        Raises:
+            ValueError: If the file was truncated, changed or deleted since the data set was created.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")  # also ends iteration
-        if self._pixels is None:
-            self._pixels = _memory_map(self.path, int(self._stops[-1]))
         height, width = self._shapes[index].tolist()
-        stop = int(self._stops[index])
-        pixels = self._pixels[
-            stop - 3 * height * width : stop
-        ]  # sliced before from_numpy, which keeps the storage small
-        return Signal(torch.from_numpy(pixels.reshape(3, height, width)), self.names[index])
+        pixels = np.empty((3, height, width), dtype=np.uint8)
+        try:
+            if self._file is None:
+                self._file = _OpenFile(self.path)
+            count = self._file.read(memoryview(pixels.reshape(-1)), int(self._stops[index]) - pixels.size)
+            changed = self._file.state() != self._state
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.path} was deleted during the run: {self._how_to_rebuild}") from error
+        except OSError as error:
+            reason = f"{one_line(error)}. {remedy(error)}"
+            raise ValueError(f"{self.path} can no longer be read: {reason}, and run again.") from error
+        if count < pixels.size:
+            raise ValueError(
+                f"{self.path} was truncated during the run, within the pixels of {self.names[index]}: {self._how_to_rebuild}"
+            )
+        if changed and (self._checksums is None or zlib.crc32(pixels.data) != self._checksums[index]):
+            raise ValueError(
+                f"{self.path} was changed during the run, in the pixels of {self.names[index]}: {self._how_to_rebuild}"
+            )
+        return Signal(torch.from_numpy(pixels), self.names[index])
+
+    @property
+    def _how_to_rebuild(self) -> str:
+        """The fix for a cache that was changed during a run."""
+        return f"delete {self.path.parent} and run again, which decodes the images again."
 
     @property
     def shapes(self) -> list[tuple[str, tuple[int, int]]]:
@@ -92,25 +126,46 @@ class CachedImages(Dataset[Signal]):
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the memory map, which every process opens itself."""
-        return self.__dict__ | {"_pixels": None}
+        """Return the state without the open file, which another process opens itself."""
+        return self.__dict__ | {"_file": None}
 
 
-def _memory_map(path: Path, size: int) -> NDArray[np.uint8]:
-    """Map a file into memory, copy-on-write.
+class _OpenFile:
+    """A file that is read at any position, by several processes after a fork.
 
-    ``numpy.memmap`` reserves memory for the whole file in this mode, and fails if the file is larger than the memory.
+    It is not mapped into memory: reading a mapped file that was truncated ends the process with SIGBUS.
+
+    Args:
+        path: The file.
     """
-    try:
-        with path.open("rb") as file:
-            if sys.platform == "win32":
-                pixels = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-            else:
-                flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-                pixels = mmap.mmap(file.fileno(), size, flags=flags, prot=protection)
-    except (OSError, ValueError) as error:  # ValueError: the file is shorter than expected
-        raise ValueError(f"{path} can no longer be read ({error}): run again to rebuild the cache.") from error
-    return np.frombuffer(pixels, dtype=np.uint8)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | _CLOSED_ON_EXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def state(self) -> tuple[int, int]:
+        """Return size and modification time."""
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer with the bytes from an offset on; return their number, which is smaller at the end of the file."""
+        done = 0
+        while done < len(buffer):
+            count = self._read(buffer[done:], offset + done)  # at most 2 GB
+            if not count:
+                break
+            done += count
+        return done
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        """Read once into a buffer and return the number of bytes."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [buffer], offset)
+        with self._path.open("rb", buffering=0) as file:  # its own position, which processes do not share
+            file.seek(offset)
+            return file.readinto(buffer) or 0
 
 
 def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, label: str) -> CachedImages:
@@ -160,7 +215,8 @@ def cached(files: Sequence[NamedFile], preparation: Preparation, folder: Path, l
             raise ValueError(f"{problem}. Free some space, or {_OTHER_FOLDER}.") from error
         path = f" ({error.filename})" if error.filename else ""
         problem = f"The cache {cache.folder} cannot be read or written: {error.strerror or error}{path}"
-        raise ValueError(f"{problem}. Make the folder writable, or {_OTHER_FOLDER}.") from error
+        fix = remedy(error).partition(", or choose")[0].removesuffix("Choose another folder")
+        raise ValueError(f"{problem}. {fix or 'Make the folder writable'}, or {_OTHER_FOLDER}.") from error
 
 
 class _DamagedError(Exception):
@@ -322,6 +378,8 @@ def _decode(file: NamedFile, preparation: Preparation) -> tuple[_Entry, NDArray[
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{file.path} cannot be resized ({reason}): remove the file or crop it.") from error
     except ValueError as error:
+        if is_of_system(error.__cause__):  # the file may be intact: the cache must not record it as unreadable
+            raise ValueError(f"{error} {remedy(error.__cause__)}, and run again.") from error.__cause__
         remark = str(error).replace(
             str(file.path), "\0"
         )  # a placeholder, because the folder of the images may be moved
@@ -396,6 +454,7 @@ def _as_dataset(cache: _Files, files: Sequence[NamedFile], entries: Sequence[_En
         [file.name for file, _ in readable],
         {str(file.path): entry.remark.replace("\0", str(file.path)) for file, entry in pairs if not entry.height},
         {file.name: entry.remark for file, entry in readable if entry.remark},
+        np.array([entry.checksum for _, entry in readable], dtype=np.uint32),
     )
 
 

@@ -88,7 +88,7 @@ def download(
     except ConnectionError:
         raise
     except OSError as error:
-        problem = f"{path} cannot be read or written: {files.one_line(error)}. Make its folder writable or choose another one."
+        problem = f"{path} cannot be read or written: {files.one_line(error)}. {files.remedy(error)}."
         if error.errno in files.DISK_FULL:
             transfer.discard()
             problem = f"The disk of {path.parent} became full while {source.filename} was downloaded, and the incomplete file "

@@ -1,4 +1,7 @@
-"""Files that are either complete or missing, despite concurrent writers, killed processes and full disks."""
+"""Files that are either complete or missing, despite concurrent writers, killed processes and full disks.
+
+Errors of the disk name the file, the reason and the fix: Python's own do not, if they occur while a file is written.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeGuard
 
 from filelock import FileLock, Timeout, lock_descriptor
 from rich.console import Console
@@ -24,6 +28,7 @@ from datamodules.storage.progress import is_first_process, progress
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_OF_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _CHUNK = 1 << 18  # bytes
 _PREFIX = ".part-"  # of temporary folders
@@ -32,7 +37,108 @@ _MIN_AGE = 60  # seconds after which a temporary folder can count as abandoned
 _MAX_NAME = 230  # bytes; a file name may have 255, including a dot, a number and .part
 _NUM_CHECKED = 8  # numbers that are checked for abandoned temporary files, beyond gaps
 _MAX_WRITERS = 1000
+_PROBE = 1 << 16  # bytes that are appended to a file to see why a library could not write it
+_REMINDER = 30.0  # seconds between two messages about a lock of another process
+_ELSEWHERE = "or choose another folder"
+_REMEDIES = {
+    errno.ENOSPC: f"Free some space, {_ELSEWHERE}",
+    errno.EDQUOT: f"Free some space of your quota, {_ELSEWHERE}",
+    errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited",
+    errno.EROFS: f"Mount it writable, {_ELSEWHERE}",
+    errno.EACCES: f"Make the folder writable, {_ELSEWHERE}",
+    errno.EPERM: f"Make the folder writable, {_ELSEWHERE}",
+    errno.EIO: f"Check the disk, {_ELSEWHERE}",
+    errno.ESTALE: f"Mount the network disk again, {_ELSEWHERE}",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n 4096), or lower num_workers",
+    errno.ENFILE: "Close other programs: the machine has too many open files",
+    errno.ENOTDIR: f"Move the file in place of a folder away, {_ELSEWHERE}",
+    errno.EEXIST: f"Move the file in place of a folder away, {_ELSEWHERE}",
+    errno.EISDIR: "Move the folder in place of the file away",
+}
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+class UnwritableError(OSError):
+    """A file that cannot be written: the message is one line with the file, the reason and the fix."""
+
+    def __str__(self) -> str:
+        """Return the message."""
+        if self.errno is None:  # from a worker process, as text
+            return super().__str__()
+        return f"{self.filename} cannot be written: {self.strerror}. {remedy(self)}."
+
+
+def remedy(error: OSError) -> str:
+    """Return the fix for an error of the disk, as a sentence without its full stop.
+
+    Example:
+        >>> remedy(OSError(errno.ENOSPC, "No space left on device"))
+        'Free some space, or choose another folder'
+    """
+    return _REMEDIES.get(error.errno or 0, "Choose another folder")
+
+
+def is_of_system(error: BaseException | None) -> TypeGuard[OSError]:
+    """Return whether an error is of the system or the disk, such as too many open files, and not of a file's content."""
+    return isinstance(error, OSError) and error.errno in _OF_SYSTEM
+
+
+@contextmanager
+def naming(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Name a file in errors that occur while it is written.
+
+    Libraries report a full disk in various ways. After any error without a number of the system, a few bytes are therefore
+    appended to the temporary file: if they cannot be written either, this is the reason.
+
+    Args:
+        path: The file that is named.
+        part: The temporary file that is written in its place, if any.
+
+    Raises:
+        UnwritableError: In place of errors of the disk; errors about other files and other errors are unchanged.
+    """
+    try:
+        yield
+    except UnwritableError:
+        raise
+    except Exception as error:
+        reason = error if isinstance(error, OSError) and error.errno is not None else _of_rust(error) or _failure(part)
+        if reason is None or not _is_about(reason, path):
+            raise
+        raise UnwritableError(reason.errno, reason.strerror or os.strerror(reason.errno or 0), str(path)) from error
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Return whether an error names no file, or one in the folder of a path or above it."""
+    if error.filename is None:
+        return True
+    name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    return name is not None and (name.parent == path.parent or path.is_relative_to(name))
+
+
+def _of_rust(error: Exception) -> OSError | None:
+    """Return the error of the system in the message of a library that is written in Rust, or None."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
+
+
+def _failure(part: Path | None) -> OSError | None:
+    """Append to a temporary file; return the error if this fails, and None if it succeeds or there is no such file."""
+    if part is None:
+        return None
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_APPEND | _NO_LINK)
+    except OSError as error:
+        return None if error.errno == errno.ENOENT else error
+    try:
+        os.write(descriptor, bytes(_PROBE))
+        os.write(descriptor, bytes(_PROBE))  # a write that reaches a limit writes less and does not fail
+        os.fsync(descriptor)
+    except OSError as error:
+        return error
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @contextmanager
@@ -47,17 +153,22 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Yields:
         The path to write to, in the same folder.
+
+    Raises:
+        UnwritableError: If the disk is full or the file cannot be written for another reason; the message names the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, descriptor = _create_temporary(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, descriptor = _create_temporary(path)
     try:
-        yield part
-        flush_file(part)
-        if sys.platform == "win32":
-            os.close(descriptor)
-            descriptor = -1
-        part.replace(path)
-        flush_folder(path.parent)
+        with naming(path, part):
+            yield part
+            flush_file(part)
+            if sys.platform == "win32":
+                os.close(descriptor)
+                descriptor = -1
+            part.replace(path)
+            flush_folder(path.parent)
     except BaseException:
         if descriptor < 0 or _is_open(part, descriptor):  # the name may belong to another writer by now
             part.unlink(missing_ok=True)
@@ -113,19 +224,31 @@ def _remove_abandoned(part: Path) -> None:
         descriptor = os.open(part, os.O_RDWR | os.O_NONBLOCK | _NO_LINK)
         try:
             status = os.fstat(descriptor)
-            is_abandoned = stat.S_ISREG(status.st_mode) and _is_abandoned(descriptor, status.st_mtime)
+            is_abandoned = stat.S_ISREG(status.st_mode) and _is_abandoned(descriptor, status.st_mtime, part.parent)
             if is_abandoned and _is_open(part, descriptor):
                 part.unlink()
         finally:
             os.close(descriptor)
 
 
-def _is_abandoned(descriptor: int, modified: float) -> bool:
+def _is_abandoned(descriptor: int, modified: float, folder: Path) -> bool:
     """Return whether no process holds the lock; without locks, whether the last modification is long ago."""
     try:
         return lock_descriptor(descriptor, blocking=False)
     except OSError:  # file system without locks
-        return time.time() - modified > _MAX_AGE
+        return _clock(folder) - modified > _MAX_AGE
+
+
+def _clock(folder: Path) -> float:
+    """Return the time of a file system, which may differ from that of this machine on network disks."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files in a folder whose writers were killed."""
+    for part in folder.glob(".*.part"):
+        _remove_abandoned(part)
 
 
 def _is_open(part: Path, descriptor: int) -> bool:
@@ -139,6 +262,7 @@ def _is_open(part: Path, descriptor: int) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on ``path``, so that one process writes at a time; the lock of a killed process is released.
 
+    While another process holds it, the first process prints a message every half minute, with the holder if it is known.
     On file systems without locks (some network disks) this does not wait, and callers must rely on checking the content.
 
     Args:
@@ -150,12 +274,7 @@ def locked(path: Path) -> Iterator[None]:
     lock_file = path.with_name(f"{path.name}.lock")
     lock = FileLock(lock_file, fallback_to_soft=False)
     try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if is_first_process():
-                Console(stderr=True, soft_wrap=True).print(f"Waiting for another process to write {path}.")
-            lock.acquire()
+        _acquire(lock, path, lock_file)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise ValueError(refusal_of_link(lock_file)) from error
@@ -167,6 +286,36 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(OSError):  # waiting processes notice that the file is gone
             lock_file.unlink()
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, lock_file: Path) -> None:
+    """Acquire a lock; while it is held by another process, print a message every half minute."""
+    timeout, waited = 0.0, 0.0
+    while True:
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            waited += timeout
+            timeout = _REMINDER
+        else:
+            return
+        if is_first_process():
+            since = f" (for {waited / 60:.1f} minutes)" if waited else ""
+            message = f"Waiting for another process to write {path}{since}: {_holder(lock_file)}."
+            Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)
+
+
+def _holder(lock_file: Path) -> str:
+    """Return which process holds a lock file, if it can be seen from here."""
+    with suppress(OSError, ValueError, IndexError):
+        inode = lock_file.stat().st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            columns = line.split()  # number, kind, mode, access, process, device:inode, first and last byte
+            if columns[1] == "FLOCK" and int(columns[5].rpartition(":")[2]) == inode and int(columns[4]) > 0:
+                state = Path("/proc", columns[4], "status").read_text().partition("State:")[2].split()[:2]
+                stopped = ", which is stopped" if state[0] in ("T", "t") else ""
+                return f"process {columns[4]} holds {lock_file}{stopped}"
+    return f"a process that is not visible here holds {lock_file}; if there is none, delete that file"
 
 
 def mismatch(path: Path, expected: str) -> str:
@@ -295,7 +444,7 @@ def _remove_abandoned_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
         try:
             modified = os.fstat(descriptor).st_mtime
-            if time.time() - modified > _MIN_AGE and _is_abandoned(descriptor, modified):
+            if _clock(folder.parent) - modified > _MIN_AGE and _is_abandoned(descriptor, modified, folder.parent):
                 shutil.rmtree(folder)
         finally:
             os.close(descriptor)

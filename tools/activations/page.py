@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from datamodules.storage.files import written_whole
 from datamodules.storage.text import printable
 
 WIDTH = 7.0  # inches: both columns of a paper
@@ -73,7 +74,8 @@ class Page:
             warnings.filterwarnings(
                 "ignore", message="Glyph .* missing"
             )  # characters missing in the font are drawn as boxes
-            self.figure.savefig(path)
+            with written_whole(path) as part:
+                self.figure.savefig(part, format="png")
 
 
 def short(name: str, max_length: int = _MAX_NAME_LENGTH) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from datamodules.storage.files import written_whole
 from tools.activations.activation_figure import activation_figure
 from tools.activations.analysis import ModelAnalysis
 from tools.activations.code_figure import code_figure
@@ -83,7 +84,7 @@ def report_codes(analyses: Sequence[ModelAnalysis], folder: Path) -> list[str]:
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[TableRow]) -> None:
     """Write a table as CSV; None is an empty cell."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from datamodules.audio.base import RecordingSet
 from datamodules.images.base import ImageSet
+from datamodules.storage.files import written_whole
 from tools.check.images import Findings, Kind, Problem
 
 _MAX_LISTED = 5  # problems of every kind that are listed
@@ -135,7 +136,7 @@ def write_csv(path: Path, problems: Sequence[Problem], noun: str = "images") -> 
         problems: The problems.
         noun: Heading of the number of files.
     """
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(["split", "path", "problem", noun, "detail"])
         table.writerows(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from disks import limited
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from rich.console import Console
@@ -148,9 +149,9 @@ def test_indices_out_of_range_raise(files, folder):
 def test_writing_to_values_does_not_change_the_file(files, folder):
     images = cached(files, AS_IT_IS, folder, "a")
     before = (_only(folder) / "pixels.bin").read_bytes()
-    images[3].values.fill_(77)
-    assert (images[3].values == 77).all()
-    assert images[4].values.data_ptr() - images[3].values.data_ptr() == images[3].values.numel()
+    values = images[3].values
+    values.fill_(77)
+    assert not (images[3].values == 77).all()
     assert (_only(folder) / "pixels.bin").read_bytes() == before
     _check(cached(files, AS_IT_IS, folder, "a"), files)
 
@@ -655,14 +656,102 @@ def test_pickled_data_set_has_no_pixels(files, folder):
     _check(pickle.loads(pickled), files)
 
 
-def test_cache_removed_during_use_is_reported(files, folder):
-    images = pickle.loads(pickle.dumps(cached(files, AS_IT_IS, folder, "a")))
+def _read_error(images, index=0):
+    """Return the error message for an image that can no longer be read, which is one line."""
+    with pytest.raises(ValueError, match="run again") as caught:
+        images[index]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_cache_truncated_during_use_is_reported(files, folder, pickled):
+    images = cached(files, AS_IT_IS, folder, "a")
+    images = pickle.loads(pickle.dumps(images)) if pickled else images
+    pixels = _only(folder) / "pixels.bin"
+    images[0]
+    os.truncate(pixels, 10)
+    fix = f"delete {pixels.parent} and run again, which decodes the images again."
+    expected = f"{pixels} was truncated during the run, within the pixels of {files[0].name}: {fix}"
+    assert _read_error(images) == expected
+    assert _read_error(images, 11).startswith(f"{pixels} was truncated during the run")
+
+
+def test_cache_truncated_between_batches_is_reported_by_a_worker(files, folder):
+    images = cached(files, SQUARE, folder, "a")
+    loader = iter(DataLoader(images, batch_size=1, num_workers=1, prefetch_factor=1, multiprocessing_context="fork"))
+    next(loader)
     os.truncate(_only(folder) / "pixels.bin", 10)
-    with pytest.raises(ValueError, match=r"pixels\.bin can no longer be read"):
-        images[0]
+    with pytest.raises(ValueError, match=r"pixels\.bin was truncated during the run"):
+        list(loader)
+
+
+def test_byte_changed_during_use_is_reported_for_its_image_only(files, folder):
+    images = cached(files, AS_IT_IS, folder, "a")
+    expected = [item.values for item in images]
+    pixels = _only(folder) / "pixels.bin"
+    _flip(pixels, 100)
+    fix = f"delete {pixels.parent} and run again, which decodes the images again."
+    assert _read_error(images) == f"{pixels} was changed during the run, in the pixels of {files[0].name}: {fix}"
+    for index in range(1, 12):
+        assert torch.equal(images[index].values, expected[index])
+
+
+def test_cache_deleted_or_replaced_during_use_is_read_on(files, folder):
+    images, other = (
+        cached(files, AS_IT_IS, folder, "a"),
+        pickle.loads(pickle.dumps(cached(files, AS_IT_IS, folder, "a"))),
+    )
+    pixels = _only(folder) / "pixels.bin"
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match=r"pixels\.bin can no longer be read"):
-        images[0]
+    _check(images, files)
+    assert _read_error(other).startswith(f"{pixels} was deleted during the run: ")
+    pixels.parent.mkdir(parents=True)
+    pixels.write_bytes(b"another file")
+    _check(images, files)
+    assert _read_error(other).startswith(f"{pixels} was truncated during the run")
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"), [(errno.EIO, "Check the disk"), (errno.ESTALE, "Mount the network disk again")]
+)
+def test_failing_disk_is_reported_with_the_cache(files, folder, monkeypatch, code, fix):
+    images = cached(files, AS_IT_IS, folder, "a")
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    pixels = _only(folder) / "pixels.bin"
+    expected = f"{pixels} can no longer be read: {os.strerror(code)}. {fix}, or choose another folder, and run again."
+    assert _read_error(images) == expected
+
+
+def test_images_are_read_without_preadv(files, folder, monkeypatch):
+    monkeypatch.delattr(os, "preadv")
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+def test_too_many_open_files_are_not_recorded_as_unreadable_images(files, folder, monkeypatch):
+    def exhausted(path):
+        try:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_image", exhausted)
+        with pytest.raises(ValueError, match=r"Too many open files\. Raise the limit .*, and run again\."):
+            cached(files, AS_IT_IS, folder, "a")
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
+
+
+def test_limit_on_file_sizes_is_reported_and_the_cache_continued(files, folder):
+    with limited("RLIMIT_FSIZE", 3000):
+        message = _refusal(files, AS_IT_IS, folder, "a")
+    assert "File too large" in message
+    assert "Raise the limit on the size of files: ulimit -f unlimited" in message
+    _check(cached(files, AS_IT_IS, folder, "a"), files)
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

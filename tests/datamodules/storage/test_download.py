@@ -7,7 +7,9 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -26,6 +28,7 @@ from datamodules.storage.download import Source, download
 from datamodules.storage.files import locked
 from datamodules.storage.progress import progress
 
+UNKNOWN = "a process that is not visible here holds {}; if there is none, delete that file."
 BODY = random.Random(1).randbytes(700_001)
 OTHER = random.Random(2).randbytes(700_001)
 
@@ -517,7 +520,7 @@ def test_lock_is_exclusive(tmp_path):
     assert _listing(tmp_path) == []
 
 
-def test_waiting_for_a_lock_is_logged_once(tmp_path, capfd):
+def test_waiting_for_a_lock_names_the_holder(tmp_path, capfd):
     acquired = threading.Event()
 
     def wait():
@@ -530,7 +533,57 @@ def test_waiting_for_a_lock_is_logged_once(tmp_path, capfd):
         assert not acquired.wait(0.3)
     waiting.join()
     assert acquired.is_set()
-    assert capfd.readouterr().err.splitlines() == [f"Waiting for another process to write {tmp_path / 'a'}."]
+    [line] = capfd.readouterr().err.splitlines()
+    start = f"Waiting for another process to write {tmp_path / 'a'}: "
+    holders = (f"process {os.getpid()} holds {tmp_path / 'a.lock'}.", UNKNOWN.format(tmp_path / "a.lock"))
+    assert line in [start + holder for holder in holders]
+
+
+def _hold(path, acquired):
+    with locked(path):
+        acquired.set()
+        threading.Event().wait(60)
+
+
+def test_lock_of_a_stopped_process_is_named_and_that_of_a_killed_one_released(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(files, "_REMINDER", 0.05)
+    context = multiprocessing.get_context("fork")
+    acquired, entered = context.Event(), threading.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "a", acquired))
+    process.start()
+
+    def wait():
+        with locked(tmp_path / "a"):
+            entered.set()
+
+    try:
+        assert acquired.wait(60)
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not entered.wait(0.4)
+    finally:
+        process.kill()
+    assert entered.wait(60)
+    waiting.join(60)
+    process.join(60)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) > 1
+    stopped = f"process {process.pid} holds {tmp_path / 'a.lock'}, which is stopped."
+    first, *others = (line.partition(": ") for line in lines)
+    assert first[0] == f"Waiting for another process to write {tmp_path / 'a'}"
+    assert first[2] in (stopped, UNKNOWN.format(tmp_path / "a.lock"))
+    assert all(re.fullmatch(r".*/a \(for \d+\.\d minutes\)", other[0]) for other in others)
+    assert _listing(tmp_path) == []
+
+
+def test_lock_file_of_a_killed_process_is_taken_over(tmp_path, capfd):
+    (tmp_path / "a.lock").write_text("left by another host")
+    with locked(tmp_path / "a"):
+        pass
+    assert _listing(tmp_path) == []
+    assert not capfd.readouterr().err
 
 
 def test_file_systems_without_locks_are_used_without(tmp_path, monkeypatch):

@@ -9,13 +9,19 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from disks import limited, protect, small_disk
+from matplotlib.figure import Figure
+from PIL import Image
 from program import REPOSITORY
+from safetensors.torch import save_file
 
 from composers.checkpoint import WholeFiles
 from datamodules.storage import download as web
-from datamodules.storage.files import open_own, temporary_folder, written_whole
+from datamodules.storage.files import UnwritableError, open_own, temporary_folder, written_whole
 
 KILLED = """
 import sys, time
@@ -162,6 +168,107 @@ def test_files_with_long_names_are_written(tmp_path):
     with written_whole(path) as part:
         part.write_text("whole")
     assert path.read_text() == "whole"
+
+
+def _content():
+    """Return a megabyte that does not compress."""
+    return np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+
+
+def _figure(part):
+    figure = Figure(figsize=(6, 6), dpi=100)
+    figure.figimage(_content())
+    figure.savefig(part, format="png")
+
+
+WRITERS = {
+    "bytes": lambda part: part.write_bytes(_content()),
+    "text": lambda part: part.write_text("1" * 2_000_000),
+    "Pillow": lambda part: Image.fromarray(_content()).save(part, format="PNG"),
+    "torch": lambda part: torch.save(torch.from_numpy(_content()).double(), part),
+    "safetensors": lambda part: save_file({"values": torch.from_numpy(_content()).double()}, part),
+    "soundfile": lambda part: soundfile.write(part, _content().reshape(-1) / 256, 8000, subtype="DOUBLE", format="WAV"),
+    "matplotlib": _figure,
+    "numpy": lambda part: np.save(part.open("wb"), _content()),
+    "process": lambda part: subprocess.run(
+        ["head", "-c", "2000000", "/dev/zero"], stdout=part.open("wb"), check=True, stderr=subprocess.DEVNULL
+    ),
+}
+IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"  # of files that the library could not close
+
+
+def _assert_named(folder, write, problem):
+    """Write a file that does not fit; check the message, that the earlier file is intact, and that nothing is left."""
+    path = folder / "result.bin"
+    path.write_bytes(b"earlier")
+    with pytest.raises(UnwritableError) as caught, written_whole(path) as part:
+        write(part)
+    assert str(caught.value) == f"{path} cannot be written: {problem}."
+    assert path.read_bytes() == b"earlier"
+    assert _listing(folder) == ["result.bin"]
+
+
+@pytest.mark.filterwarnings(IGNORED)
+@pytest.mark.parametrize("library", WRITERS)
+def test_limit_on_file_sizes_names_the_file(tmp_path, library):
+    with limited("RLIMIT_FSIZE", 200_000):
+        _assert_named(
+            tmp_path, WRITERS[library], "File too large. Raise the limit on the size of files: ulimit -f unlimited"
+        )
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    """Return a folder with 512 kB of space."""
+    with small_disk(tmp_path_factory.mktemp("disk"), "512k") as folder:
+        yield folder
+
+
+@pytest.mark.filterwarnings(IGNORED)
+@pytest.mark.parametrize("library", WRITERS)
+def test_full_disk_names_the_file(disk, library):
+    _assert_named(disk, WRITERS[library], "No space left on device. Free some space, or choose another folder")
+
+
+def test_read_only_disk_names_the_file(tmp_path):
+    with small_disk(tmp_path / "disk") as folder:
+        protect(folder)
+        path = folder / "below" / "result.bin"
+        with pytest.raises(UnwritableError) as caught, written_whole(path) as part:
+            part.write_text("")
+    expected = "Read-only file system. Mount it writable, or choose another folder."
+    assert str(caught.value) == f"{path} cannot be written: {expected}"
+
+
+def test_too_many_open_files_name_the_file(tmp_path):
+    path = tmp_path / "result.bin"
+    with limited("RLIMIT_NOFILE", 3), pytest.raises(UnwritableError) as caught, written_whole(path) as part:
+        part.write_text("")
+    expected = "Too many open files. Raise the limit on open files (ulimit -n 4096), or lower num_workers."
+    assert str(caught.value) == f"{path} cannot be written: {expected}"
+
+
+def test_errors_that_are_not_of_the_file_are_unchanged(tmp_path):
+    for error in (ValueError("wrong"), FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/a")):
+        with pytest.raises(type(error)) as caught, written_whole(tmp_path / "a"):
+            raise error
+        assert caught.value is error
+    assert _listing(tmp_path) == []
+
+
+def test_age_of_temporary_files_is_measured_by_the_clock_of_their_disk(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr(time, "time", lambda: 4e9)  # the clock of this machine is decades ahead
+    (tmp_path / ".face.png.0.part").write_text("half")
+    (tmp_path / ".part-new").mkdir()
+    with written_whole(tmp_path / "face.png") as part:
+        part.write_text("whole")
+    with temporary_folder(tmp_path):
+        pass
+    assert _listing(tmp_path) == [".face.png.0.part", ".part-new", "face.png"]
 
 
 @pytest.mark.parametrize("where", ["write", "fsync"])
