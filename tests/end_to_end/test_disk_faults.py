@@ -26,7 +26,7 @@ IMAGES = [
     *("--data.init_args.val_ratio=0.2", "--data.init_args.batch_size=2"),
 ]
 RESUME = (
-    "Checkpoint: {run}/checkpoints/last.ckpt. Resume: python cli.py fit --config {run}/config.yaml "
+    "Last checkpoint: {run}/checkpoints/last.ckpt. Resume: python cli.py fit --config {run}/config.yaml "
     "--ckpt_path {run}/checkpoints/last.ckpt"
 )
 NO_SPACE = "No space left on device. Free some space, or choose another folder."
