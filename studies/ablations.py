@@ -23,6 +23,7 @@ from rich.table import Table
 
 import composers
 from datamodules.batch import Observation
+from datamodules.configuration import load_config
 from modalities.images import input_size
 
 _SHOWN = {"gain": "predicted gain [dB]", "refined_gain": "refined gain [dB]"}  # where all runs have them
@@ -94,7 +95,7 @@ class Outcome(NamedTuple):
 
 def planned(settings: AblationSettings) -> list[Run]:
     """Return the runs of a sweep, ordered by seed, so that an interrupted study has complete comparisons."""
-    sweep: dict[str, Any] = yaml.safe_load(settings.sweep.read_text(encoding="utf-8"))
+    sweep = load_config(settings.sweep)
     layers = [item for item in sweep["command"] if item.startswith("--config=") and "wandb" not in item]
     files = {Path(file).stem: file for file in sweep["parameters"]["config"]["values"]}
     variants = list(files) if settings.variants is None else settings.variants
