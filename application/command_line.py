@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -213,6 +214,6 @@ def _as_list(args: ArgsType) -> list[Any]:
 def _config_files(arguments: list[Any]) -> list[str]:
     """Return the existing files and folders that a command line names as configs or as sections of one."""
     texts = [str(argument) for argument in arguments]
-    values = [value for option, value in zip(texts, texts[1:], strict=False) if option in _CONFIG_OPTIONS]
+    values = [value for option, value in pairwise(texts) if option in _CONFIG_OPTIONS]
     values += [value for name, _, value in (text.partition("=") for text in texts) if name in _CONFIG_OPTIONS]
     return [value for value in values if value and os.path.exists(value)]  # noqa: PTH110 - for text that is no path

@@ -69,32 +69,33 @@ def load_yaml(text: str) -> Any:
 
 def _check_size(text: str) -> None:
     """Raise if aliases refer to themselves or stand for too many values, nesting is too deep, or a key is repeated."""
-    sizes: dict[str, int | None] = {}  # by anchor; None while its value is not complete
+    sizes: dict[str | None, int | None] = {}  # by anchor; None while its value is not complete
     parents: list[_Collection] = []
     for event in yaml.parse(text, Loader=_Events):
+        size, anchor, key = 0, getattr(event, "anchor", None), None
         if isinstance(event, yaml.CollectionStartEvent):
             if len(parents) == _MAX_DEPTH:
-                raise yaml.MarkedYAMLError(None, None, f"more than {_MAX_DEPTH} nested values", event.start_mark)
-            parents.append(_Collection(event.anchor, isinstance(event, yaml.MappingStartEvent)))
-            if event.anchor is not None:
-                sizes[event.anchor] = None
-            continue
-        if isinstance(event, yaml.ScalarEvent):
-            size, anchor, key = 1, event.anchor, event.value
-        elif isinstance(event, yaml.AliasEvent):
-            stated = sizes.get(event.anchor, 0)
-            if stated is None:
-                raise yaml.MarkedYAMLError(None, None, f"the alias *{event.anchor} refers to itself", event.start_mark)
-            size, anchor, key = stated, None, None
+                raise _problem(event, f"more than {_MAX_DEPTH} nested values")
+            parents.append(_Collection(anchor, isinstance(event, yaml.MappingStartEvent)))
+            sizes[anchor] = None
         elif isinstance(event, yaml.CollectionEndEvent):
             complete = parents.pop()
-            size, anchor, key = complete.size, complete.anchor, None
-        else:
-            continue
-        if anchor is not None:
+            size = sizes[complete.anchor] = complete.size
+        elif isinstance(event, yaml.ScalarEvent):
+            size, key = 1, event.value
             sizes[anchor] = size
-        if parents:
-            parents[-1].add(size, key, event.start_mark)
+        elif isinstance(event, yaml.AliasEvent):
+            stated = sizes.get(anchor, 0)
+            if stated is None:
+                raise _problem(event, f"the alias *{anchor} refers to itself")
+            size = stated
+        if size and parents:
+            parents[-1].add(size, key, event)
+
+
+def _problem(event: yaml.Event, message: str) -> yaml.MarkedYAMLError:
+    """Return the error for a problem at an event."""
+    return yaml.MarkedYAMLError(None, None, message, event.start_mark)  # type: ignore[arg-type]
 
 
 class _Collection:
@@ -111,14 +112,14 @@ class _Collection:
         self._count = 0
         self._keys: set[str] = set()
 
-    def add(self, size: int, key: str | None, mark: Any) -> None:
+    def add(self, size: int, key: str | None, event: yaml.Event) -> None:
         """Add an item of a size; ``key`` is its text if it may be a key."""
         self.size += size
         if self.size > _MAX_VALUES:
-            raise yaml.MarkedYAMLError(None, None, f"more than {_MAX_VALUES:,} values, with aliases", mark)
+            raise _problem(event, f"more than {_MAX_VALUES:,} values, with aliases")
         if self.is_mapping and self._count % 2 == 0 and key is not None:
             if key in self._keys and key != "<<":
-                raise yaml.MarkedYAMLError(None, None, f"the key {key!r:.60} is repeated", mark)
+                raise _problem(event, f"the key {key!r:.60} is repeated")
             self._keys.add(key)
         self._count += 1
 

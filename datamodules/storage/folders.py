@@ -195,6 +195,18 @@ def broken_link(path: Path) -> str:
     return f"it is a link to {path.readlink()}, which does not exist"
 
 
+def not_regular(path: Path) -> str:
+    """Return the message that a path is a broken link, a pipe or a device, or an empty string if it is none.
+
+    Opening a pipe would wait for a writer.
+    """
+    if problem := broken_link(path):
+        return problem
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return "it is a pipe, a socket or a device, which cannot be read twice: save it as a file"
+    return ""
+
+
 @cache
 def report_unreachable(reasons: tuple[str, ...]) -> None:
     """Log which links and folders cannot be searched, once for every selection and on the first process only."""

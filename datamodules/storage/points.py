@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
-from PIL import Image
 
-from datamodules.storage.images import quiet
+from datamodules.storage.images import open_image, quiet
 
 TABLES = (".xyz", ".txt", ".csv")
 ENDINGS = (".ply", *TABLES, ".npy", ".npz")
@@ -249,12 +248,12 @@ def _read_png(path: Path) -> tuple[Coordinates, Any, Any]:
         )
     try:
         facts = json.loads(described.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(_unreadable(described, error)) from error
     if not isinstance(facts, dict):
         raise ValueError(f'{described} holds no object: write {{"focal": F}} with the focal length in pixels.')
     try:
-        with quiet, Image.open(path) as image:
+        with quiet, open_image(path) as image:
             mode, levels = image.mode, np.asarray(image)
     except Exception as error:  # decoders raise arbitrary exceptions for damaged data
         raise ValueError(_unreadable(path, error)) from error
