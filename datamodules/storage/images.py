@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -129,8 +130,7 @@ def image_files(path: Path) -> list[tuple[Path, Path]]:
     Args:
         path: A folder, or a single file with any extension, whose relative path is its name.
     """
-    formats = Image.registered_extensions()
-    readable = {extension for extension, format_name in formats.items() if format_name in FORMATS}
+    readable = {extension for extension, name in Image.registered_extensions().items() if name in _formats()}
     return files_below(path, readable | _UNSUPPORTED)
 
 
@@ -213,12 +213,19 @@ class _ImageFileError(Exception):
     """A problem found by `open_image` rather than by a decoder; the message follows the file name and states the fix."""
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that this build of Pillow supports; some builds lack AVIF."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image of a supported format after checking its size; errors of the decoder propagate."""
     if problem := not_regular(path):
         raise _ImageFileError(f"cannot be read: {problem}.")
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(path, formats=_formats()) as image:
         check_pixels(image.size, path)
         yield image
 

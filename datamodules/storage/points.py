@@ -318,7 +318,7 @@ def _numbers(value: Any, shapes: tuple[tuple[int, ...], ...], name: str, meaning
         array = np.asarray(np.nan)
     if array.shape not in shapes or not np.isfinite(array).all():
         stated = " or ".join(str(shape) if shape else "one number" for shape in shapes)
-        held = "missing" if value is None else f"{np.asarray(value).tolist()!r:.80}"
+        held = "missing" if value is None else f"{value!r:.80}"
         raise ValueError(f"{name} of the depth image {path} is {held}: state {meaning}, {stated}.")
     return array
 
