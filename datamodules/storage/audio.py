@@ -245,8 +245,7 @@ def _decoded(file: Any, start: int, count: int) -> NDArray[np.float32]:
     """Return samples ``(count, C)`` of a recording of known length; those before them are decoded if it cannot be searched."""
     preroll = min(start, _MP3_PREROLL) if file.format == "MP3" else 0
     if file.seekable():
-        if start > preroll:
-            file.seek(start - preroll)
+        file.seek(start - preroll)  # also to the start, which changes the first samples of MP3
     else:
         for place in range(0, start, _BLOCK):
             file.read(min(_BLOCK, start - place), dtype="float32")
