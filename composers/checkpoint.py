@@ -158,7 +158,7 @@ def check_whole(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_FIX}.") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: its record {damaged} differs from its checksum; {_FIX}.")
