@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -36,6 +38,9 @@ from callbacks.non_finite import NonFinite
 from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
 from composers.plugins import add_plugins_option
 from datamodules import data_sets
+from datamodules.configuration import load_config
+
+_CONFIG_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer")
 
 data_sets()  # imports all data sets, so that a config can name one without its module
 
@@ -64,6 +69,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; take the model from the checkpoint and sizes from the data, and resolve ``--ckpt_path last``."""
         arguments = _as_list(args)
+        for path in _config_files(arguments):
+            load_config(path)  # whose errors name the file; the parser only sees its text
         name_plugins(arguments)
         self._default_model(arguments)
         if self.requested == "predict":
@@ -228,3 +235,11 @@ def _as_list(args: ArgsType) -> list[Any]:
     if args is None:
         return sys.argv[1:]
     return args if isinstance(args, list) else []
+
+
+def _config_files(arguments: list[Any]) -> list[str]:
+    """Return the existing files and folders that a command line names as configs or as sections of one."""
+    texts = [str(argument) for argument in arguments]
+    values = [value for option, value in pairwise(texts) if option in _CONFIG_OPTIONS]
+    values += [value for name, _, value in (text.partition("=") for text in texts) if name in _CONFIG_OPTIONS]
+    return [value for value in values if value and os.path.exists(value)]  # noqa: PTH110 - for text that is no path

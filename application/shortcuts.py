@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import docstring_parser
-import yaml
 from jsonargparse import ArgumentParser, Namespace, dict_to_namespace
 from jsonargparse.util import import_object
 
@@ -20,7 +18,7 @@ from callbacks.predictions import PredictionWriter
 from composers.checkpoint import read, stated_config, stated_sample_rate, training_domain
 from composers.codes import check_bits
 from composers.plugins import allow_classes_of, import_plugins
-from datamodules.configuration import load_layers
+from datamodules.configuration import load_config
 from datamodules.spec import Modality
 from modalities import MODALITIES
 
@@ -368,23 +366,21 @@ def name_plugins(args: Sequence[str]) -> None:
     """Import the modules of ``--plugins``, and allow checkpoints to name classes that a ``--config`` names.
 
     Args:
-        args: Command-line arguments. Configs that cannot be read are left to the parser.
+        args: Command-line arguments. Configs that do not exist are left to the parser.
 
     Raises:
-        ValueError: If a module cannot be imported.
+        ValueError: If a config cannot be read, or a module cannot be imported.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--plugins", nargs="+", action="extend", default=[])
     parser.add_argument("--config", action="append", default=[])
     named = parser.parse_known_args([str(arg) for arg in args])[0]
-    for path in map(Path, named.config):
-        try:
-            with contextlib.chdir(path.absolute().parent):
-                config = load_layers(path.absolute().read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+    for path in named.config:
+        if not Path(path).is_file():
             continue
+        config = load_config(path)
         allow_classes_of(config)
-        if isinstance(config, dict) and isinstance(config.get("plugins"), list):
+        if isinstance(config.get("plugins"), list):
             named.plugins += map(str, config["plugins"])
     import_plugins(named.plugins)
 

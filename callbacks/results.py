@@ -163,7 +163,7 @@ class ResultsTable(InstanceRows):
             console.print(inner_table(rows, loop, headline, metrics))
         notes = dict.fromkeys(metric.note for metric in metrics.values() if metric.note)
         unmeasured = pl_module.unmeasured.values() if isinstance(pl_module, Composer) else ()
-        for remark in (*notes, *unmeasured, *self._remarks(trainer, codes)):
+        for remark in (*notes, *unmeasured, *undefined_values(rows, metrics), *self._remarks(trainer, codes)):
             console.print(remark, markup=False, highlight=False)
         if folder is not None:
             label = "Instances so far" if partial else "Every instance"
@@ -186,7 +186,10 @@ class ResultsTable(InstanceRows):
 
 
 def _write_csv(path: Path, rows: Mapping[str, InstanceRow], codes: Mapping[str, CodeRow]) -> None:
-    """Write a row per instance: its metrics, the size of its code, and the metrics of a linear code of that size."""
+    """Write a row per instance: its metrics, the size of its code, and the metrics of a linear code of that size.
+
+    The cell of a metric that is undefined for an instance is empty.
+    """
     columns = list(next(iter(rows.values())))
     sizes = {name: row.size.facts() for name, row in codes.items()}
     facts = list(dict.fromkeys(fact for size in sizes.values() for fact in size))
@@ -199,8 +202,23 @@ def _write_csv(path: Path, rows: Mapping[str, InstanceRow], codes: Mapping[str, 
         for name, row in rows.items():
             size, code = sizes.get(name, {}), codes.get(name)
             cells = [size.get(fact, "") for fact in facts] + ([code.linear if code else ""] if labels else [])
-            metrics = [code.metrics.get(metric, "") if code else "" for metric in linear]
-            writer.writerow([name, *(row[column] for column in columns), *cells, *metrics])
+            others = code.metrics if code else {}
+            metrics = ["" if math.isnan(others.get(metric, math.nan)) else others[metric] for metric in linear]
+            measured = [row[column] if counts(row, column) else "" for column in columns]
+            writer.writerow([name, *measured, *cells, *metrics])
+
+
+def undefined_values(rows: Mapping[str, InstanceRow], metrics: Mapping[str, InstanceMetric]) -> list[str]:
+    """Return a sentence for every metric that is undefined for some instances, which its mean leaves out."""
+    sentences = []
+    for key, metric in metrics.items():
+        number = sum(any(not counts(row, column) for column in row if column.metric == key) for row in rows.values())
+        if number:
+            sentences.append(
+                f"{heading(key, metrics).partition(' [')[0]}: undefined {metric.undefined}; {number} of {len(rows)} instances "
+                "have an empty cell and are not in the mean."
+            )
+    return sentences
 
 
 def results_table(
@@ -312,13 +330,15 @@ def _counted(rows: Mapping[str, InstanceRow]) -> dict[Column, list[float]]:
 
 
 def _cell(values: Sequence[float], spread: bool = True) -> str:
-    """Return the mean of values, and their standard deviation if there are several; ``nan`` if there are none.
+    """Return the mean of values, and their standard deviation if there are several; ``-`` if there are none.
 
     Example:
         >>> _cell([1.0, 2.0, 3.0]), _cell([1.0]), _cell([])
-        ('2.000 ±1.000', '1.000', 'nan')
+        ('2.000 ±1.000', '1.000', '-')
     """
-    mean = sum(values) / len(values) if values else math.nan
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
     if not spread or len(values) < 2 or not math.isfinite(mean):
         return f"{mean:.3f}"
     return f"{mean:.3f} ±{statistics.stdev(values):.3f}"

@@ -11,7 +11,6 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from composers.evaluation import TRAINING_DATA_ERRORS, CodeStatistics, Evaluation, measure_training_codes, other_starts
 from composers.inference import GradientSteps, Refinement, Start, Trajectory
@@ -21,7 +20,7 @@ from composers.inference.refinement import INNER, NETWORK
 from composers.inference.rules import Scales, unit_scales
 from composers.latents import Latents, Layout, Parametrization
 from composers.losses import Loss, MeanSquaredError
-from composers.metrics import PSNR, InstanceMetric, defined, instance_mse, psnr_of_mse
+from composers.metrics import PSNR, DefinedMean, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.networks import CoordinateNetwork, Field
 from composers.rendering import PointRenderer, Reconstruction, Rendered, Renderer
 from composers.training import resume, sharding
@@ -93,7 +92,7 @@ class Composer(LightningModule):
         self.unmeasured = {name: metric.missing for name, metric in stated.items() if metric.missing}
         self.means = nn.ModuleDict(
             {
-                f"{stage}_{name}": MeanMetric(nan_strategy="disable")
+                f"{stage}_{name}": DefinedMean()
                 for stage in ("val", "test")
                 for measured in [self._measured_in(stage)]
                 for name in ("loss", *measured, *(f"refined_{name}" for name in measured))
@@ -609,7 +608,7 @@ class Composer(LightningModule):
         repeated = self._repeats(stage)
         for name, numbers in reported.items():
             mean = self.means[f"{stage}_{name}"]
-            assert isinstance(mean, MeanMetric)
+            assert isinstance(mean, DefinedMean)
             mean.update(numbers[:0] if repeated else numbers)
             self.log(f"{stage}/{name}", mean, batch_size=len(batch.names), prog_bar=name == self._headline.metric)
         return evaluation

@@ -268,7 +268,7 @@ def check_whole(path: Path) -> None:
             if sum(record.file_size for record in records) > stat.st_size:
                 raise ValueError("its records overlap")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): {_FIX}.") from error
     if damaged is not None:
         raise ValueError(f"{path} is damaged: its record {damaged} differs from its checksum; {_FIX}.")

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from composers.rendering import Reconstruction
@@ -15,7 +16,7 @@ from datamodules.batch import Samples
 from datamodules.domain import exact
 
 _LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
-_SMALLEST_ERROR = 1e-12  # limits the PSNR to 120 dB
+SMALLEST_ERROR = 1e-12  # limits the PSNR to 120 dB
 
 
 def instance_mse(prediction: Tensor, target: Samples) -> Tensor:
@@ -48,7 +49,7 @@ def psnr_of_mse(mse: Tensor) -> Tensor:
         >>> psnr_of_mse(torch.tensor(0.01)).item()
         20.0
     """
-    return -10 * mse.clamp(min=_SMALLEST_ERROR).log10()
+    return -10 * mse.clamp(min=SMALLEST_ERROR).log10()
 
 
 def instance_mean(target: Samples) -> Tensor:
@@ -111,6 +112,17 @@ def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
     return ~(numbers.isnan() & prediction.isfinite().flatten(1).all(1))
 
 
+class DefinedMean(MeanMetric):
+    """Mean over instances for which a metric is defined; None, which is not logged, if there are none on all devices."""
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
+
+    def compute(self) -> Tensor | None:  # type: ignore[override]
+        """Return the mean."""
+        return super().compute() if float(self.weight) else None
+
+
 class InstanceMetric(ABC):
     """Compute one value per instance; the reported mean is taken over these values, not over pooled errors.
 
@@ -118,6 +130,7 @@ class InstanceMetric(ABC):
         heading: Name in tables and figures; if empty, the key of the metric in ``metrics``.
         unit: Unit of the values; empty if dimensionless.
         note: How the values are measured, printed below tables; empty if the heading says it.
+        undefined: For which signals it has no value, printed below tables of such signals.
         clip: Whether values are clipped to [0, 1] before they are compared.
         luma: Whether the luminance of colour images is compared.
         in_training: Whether a training step can measure it of its samples; False if that would take a whole signal.
@@ -128,6 +141,7 @@ class InstanceMetric(ABC):
     heading: str = ""
     unit: ClassVar[str] = ""
     note: str = ""
+    undefined: ClassVar[str] = "for some signals"
     in_training: ClassVar[bool] = True
     stages: ClassVar[tuple[str, ...]] = ("val", "test", "predict")
     missing: str = ""
@@ -182,15 +196,20 @@ class PSNR(InstanceMetric):
 
 
 class Gain(InstanceMetric):
-    """PSNR gain in dB over a constant signal with the mean of the instance; for images, the mean-colour image."""
+    """PSNR gain in dB over a constant signal with the mean of the instance; for images, the mean-colour image.
+
+    NaN, which means exclude, for a constant signal, whose mean has a mean squared error below 1e-12: there is nothing to gain.
+    """
 
     heading = "gain over the mean"
     unit = "dB"
+    undefined = "for constant signals, whose mean is exact"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the gain of every instance."""
-        constant = psnr_of_mse(instance_mse(instance_mean(target), target))
-        return psnr_of_mse(instance_mse(reconstruction.values, target)) - constant
+        variance = instance_mse(instance_mean(target), target)
+        gain = psnr_of_mse(instance_mse(reconstruction.values, target)) - psnr_of_mse(variance)
+        return gain.masked_fill(variance < SMALLEST_ERROR, float("nan"))
 
 
 class SSIM(InstanceMetric):

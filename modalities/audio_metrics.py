@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.audio.pesq import perceptual_evaluation_speech_quality
 from torchmetrics.functional.audio.stoi import short_time_objective_intelligibility
 
-from composers.metrics import InstanceMetric, instance_mse, psnr_of_mse
+from composers.metrics import SMALLEST_ERROR, InstanceMetric, instance_mse, psnr_of_mse
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 from datamodules.spec import FromData, sample_rate
@@ -33,6 +33,7 @@ class SISDR(InstanceMetric):
 
     heading = "SI-SDR"
     unit = "dB"
+    undefined = "for silent recordings"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the SI-SDR of every instance."""
@@ -114,13 +115,16 @@ class Silence(InstanceMetric):
 
 
 class OverSilence(Silence):
-    """Gain in PSNR in dB over predicting zeros."""
+    """Gain in PSNR in dB over predicting zeros; NaN, which means exclude, for silence, which zeros predict exactly."""
 
     heading = "over silence"
+    undefined = "for silent recordings, which zeros predict exactly"
 
     def measure(self, reconstruction: Reconstruction, target: Samples, shape: tuple[int, ...] | None) -> Tensor:
         """Return the difference for every instance."""
-        return psnr_of_mse(instance_mse(reconstruction.values, target)) - super().measure(reconstruction, target, shape)
+        energy = instance_mse(torch.zeros_like(reconstruction.values), target)
+        gain = psnr_of_mse(instance_mse(reconstruction.values, target)) - psnr_of_mse(energy)
+        return gain.masked_fill(energy < SMALLEST_ERROR, float("nan"))
 
 
 class _PerceptualMetric(InstanceMetric):

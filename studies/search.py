@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from scipy import stats
 
+from datamodules.configuration import load_config
 from datamodules.randomness import generator_at
 from studies.hyperband import Hyperband
 
@@ -327,10 +327,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ValueError: If the file is not a sweep. The message names the file.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = load_config(path)
     try:
         return _sweep(content)
     except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -11,15 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from datamodules.storage.folders import files_below
+from datamodules.storage.folders import files_below, not_regular
 from datamodules.storage.torchaudio import import_torchaudio
 
 _FORMATS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
 _UNSUPPORTED_FORMATS = {".m4a", ".m4b", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka"}  # found, and reported
 _UNKNOWN_LENGTH = 1 << 62  # frames; libsndfile reports this many or more when a header states no length
+_BLOCK = 1 << 18  # samples per channel that are decoded at a time where the length is unknown
+_SMALL_RECORDING = 1 << 26  # numbers, up to which the size of a file does not matter
+_VALUES_PER_BYTE = 1000  # of longer recordings; silence takes a byte per 300 samples in FLAC
 _STREAMED = 0x7F000000  # bytes; a WAV header states this many or more if it was written to a pipe
 _MP3_PREROLL = 1 << 14  # samples decoded before an MP3 segment, because its frames depend on earlier ones
 _MAX_PEAK = 2.0  # lossy codecs overshoot 1; a larger peak means that samples are not scaled to [-1, 1]
@@ -67,13 +73,14 @@ def audio_files(path: Path) -> list[tuple[Path, Path]]:
 
 
 def recording_facts(path: str | Path) -> RecordingFacts:
-    """Read the header of an audio file without decoding samples.
+    """Read the header of an audio file; samples are decoded only to count them where the header states no length.
 
     Raises:
         ValueError: If the file is missing, empty, truncated or in an unsupported format; the message names the file.
     """
     with _open(Path(path)) as file:
-        return RecordingFacts(file.frames, file.samplerate, file.channels)
+        frames = file.frames if file.frames < _UNKNOWN_LENGTH else len(_decoded_to_end(file, Path(path)))
+        return RecordingFacts(frames, file.samplerate, file.channels)
 
 
 def read_recording(path: str | Path, start: int = 0, frames: int = -1) -> Recording:
@@ -93,17 +100,18 @@ def read_recording(path: str | Path, start: int = 0, frames: int = -1) -> Record
     Example:
         ``values, sample_rate = read_recording("interview.flac", start=16000, frames=16000)``
     """
-    with _open(Path(path)) as file:
-        count = file.frames - start if frames < 0 else frames
-        if not 0 <= start <= start + count <= file.frames:
-            raise _AudioFileError(f"has {file.frames:,} samples; samples {start:,} to {start + count:,} do not exist.")
-        preroll = min(start, _MP3_PREROLL) if file.format == "MP3" else 0
-        file.seek(start - preroll)
-        decoded = file.read(preroll + count, dtype="float32", always_2d=True)[preroll:]
+    path = Path(path)
+    with _open(path) as file:
+        whole = None if file.frames < _UNKNOWN_LENGTH else _decoded_to_end(file, path)
+        total = file.frames if whole is None else len(whole)
+        count = total - start if frames < 0 else frames
+        if not 0 <= start <= start + count <= total:
+            raise _AudioFileError(f"has {total:,} samples; samples {start:,} to {start + count:,} do not exist.")
+        decoded = _decoded(file, start, count) if whole is None else whole[start : start + count]
         values = torch.from_numpy(decoded).T.contiguous()
         if values.shape[1] < count:
             raise _AudioFileError(
-                f"is truncated: it holds {start + values.shape[1]:,} of {file.frames:,} samples. Obtain a new copy."
+                f"is truncated: it holds {start + values.shape[1]:,} of {total:,} samples. Obtain a new copy."
             )
         return Recording(_clipped(values), file.samplerate)
 
@@ -202,15 +210,59 @@ def _open(path: Path) -> Iterator[Any]:
     """Open an audio file as ``soundfile.SoundFile``; convert every error into a ``ValueError`` that names the file."""
     soundfile = _soundfile()
     try:
+        if problem := not_regular(path):
+            raise _AudioFileError(f"cannot be read: {problem}.")
         with path.open("rb") as file:
             if not file.read(1):
                 raise _AudioFileError("is empty: obtain a new copy.")
         name = os.fsencode(path) if os.name == "posix" else path  # soundfile rejects str paths that are not UTF-8
         with soundfile.SoundFile(name) as audio:
-            _check_length(audio)
+            if audio.frames or audio.format not in ("WAV", "WAVEX") or (streamed := _streamed_wav(path)) is None:
+                _check_length(audio, path)
+                yield audio
+                return
+        with soundfile.SoundFile(streamed) as audio:
+            _check_length(audio, path)
             yield audio
     except Exception as error:  # decoders raise various exceptions for corrupt data
         raise ValueError(_error_message(path, error)) from error
+
+
+def _streamed_wav(path: Path) -> io.BytesIO | None:
+    """Return a WAV file whose header states 0 bytes of samples, as programs write to a pipe, with an unknown length instead.
+
+    None if the header is followed by no samples.
+    """
+    content = bytearray(path.read_bytes())
+    place = content.find(b"data\0\0\0\0")
+    if place < 0 or place + 8 == len(content):
+        return None
+    content[place + 4 : place + 8] = b"\xff" * 4
+    return io.BytesIO(content)
+
+
+def _decoded(file: Any, start: int, count: int) -> NDArray[np.float32]:
+    """Return samples ``(count, C)`` of a recording of known length; those before them are decoded if it cannot be searched."""
+    preroll = min(start, _MP3_PREROLL) if file.format == "MP3" else 0
+    if file.seekable():
+        file.seek(start - preroll)  # also to the start, which changes the first samples of MP3
+    else:
+        for place in range(0, start, _BLOCK):
+            file.read(min(_BLOCK, start - place), dtype="float32")
+    samples: NDArray[np.float32] = file.read(preroll + count, dtype="float32", always_2d=True)[preroll:]
+    return samples
+
+
+def _decoded_to_end(file: Any, path: Path) -> NDArray[np.float32]:
+    """Return all samples ``(n, C)`` of a recording whose header does not state its length."""
+    file.seekable = lambda: False  # soundfile would move to the end of every block, which fails at the last one
+    blocks = []
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block)
+        _check_values(sum(map(np.size, blocks)), path)
+    if not blocks:
+        raise _AudioFileError("holds no samples: obtain a new copy.")
+    return np.concatenate(blocks)
 
 
 @cache
@@ -226,18 +278,26 @@ def _soundfile() -> Any:
     return soundfile
 
 
-def _check_length(file: Any) -> None:
-    """Raise an error if the header states no length, no samples, or more data than the file holds."""
-    if file.frames >= _UNKNOWN_LENGTH:
-        raise _AudioFileError("does not state its length: convert it to FLAC or WAV, which writes a new header.")
+def _check_length(file: Any, path: Path) -> None:
+    """Raise an error if the header states no samples, or more data than the file holds."""
     if file.frames < 1:
         raise _AudioFileError("holds no samples: obtain a new copy.")
+    if file.frames < _UNKNOWN_LENGTH:
+        _check_values(file.frames * file.channels, path)
     # libsndfile reads a truncated WAV without an error and only logs the length in its header.
     lengths = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     if lengths is not None:
         stated, actual = int(lengths[1]), int(lengths[2])
         if actual < stated < _STREAMED:
             raise _AudioFileError(f"is truncated: it holds {actual:,} of {stated:,} bytes. Obtain a new copy.")
+
+
+def _check_values(count: int, path: Path) -> None:
+    """Raise an error if a recording has more numbers than a file of its size can hold."""
+    if count > max(_SMALL_RECORDING, _VALUES_PER_BYTE * path.stat().st_size):
+        raise _AudioFileError(
+            f"states {count:,} samples in {path.stat().st_size:,} bytes, which cannot hold them: obtain a new copy."
+        )
 
 
 def _clipped(values: Tensor) -> Tensor:

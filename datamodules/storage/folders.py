@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -99,8 +102,11 @@ def report_skipped(paths: Collection[str], what: str) -> None:
 def files_below(path: Path, endings: Collection[str]) -> list[tuple[Path, Path]]:
     """Return the files at a path, each with its path relative to the folder.
 
-    A folder is searched recursively, in alphabetical order. Hidden files and folders with earlier predictions are skipped,
-    unless ``path`` is such a folder itself. No file is opened.
+    A folder is searched recursively, in alphabetical order. Hidden files and folders and folders with earlier predictions are
+    skipped, unless ``path`` is such a folder itself. Links to folders are followed. Every folder is searched once: under its
+    path without links, or else under the first link to it; a link to a folder that contains the link is not followed. A link
+    to a file is a file of its own. Broken links and folders that cannot be read are logged; a broken link with one of the
+    suffixes is returned, so that reading it reports the reason. No file is opened.
 
     Args:
         path: A folder; or a file, which is returned regardless of its suffix, with its name as the relative path.
@@ -108,11 +114,104 @@ def files_below(path: Path, endings: Collection[str]) -> list[tuple[Path, Path]]
     """
     if not path.is_dir():
         return [(path, Path(path.name))]
-    everything = sorted(path.rglob("*"))
-    matches = [item for item in everything if item.suffix.lower() in endings and not item.is_dir()]
-    predictions = [item.parent for item in everything if item.name == "predictions.csv" and item.parent != path]
-    pairs = [(item, item.relative_to(path)) for item in matches if not any(map(item.is_relative_to, predictions))]
-    return [(item, place) for item, place in pairs if not any(part.startswith(".") for part in place.parts)]
+    walk = _Walk(path, endings)
+    report_unreachable(tuple(walk.unreachable))
+    return [(path / place, place) for place in sorted(walk.places)]
+
+
+class _Walk:
+    """A search of a folder that enters every folder once.
+
+    Args:
+        root: The folder.
+        endings: Suffixes of the files, in lower case.
+
+    Attributes:
+        places: Files with these suffixes, relative to the folder, in no particular order.
+        unreachable: Broken links and folders that cannot be read, each with the reason.
+    """
+
+    def __init__(self, root: Path, endings: Collection[str]) -> None:
+        self.root, self.endings = root, endings
+        self.places: list[Path] = []
+        self.unreachable: list[str] = []
+        self._entered: set[tuple[int, int]] = set()  # device and inode
+        self._links: list[Path] = []  # to folders, which are followed after all folders without links
+        self._search(Path())
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for link in links:
+                if not self._is_loop(link):
+                    self._search(link)
+
+    def _search(self, top: Path) -> None:
+        """Search a folder and those below it without following links."""
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            try:
+                status = (self.root / folder).stat()
+                if (status.st_dev, status.st_ino) in self._entered:
+                    continue
+                self._entered.add((status.st_dev, status.st_ino))
+                with os.scandir(self.root / folder) as listing:
+                    entries = [entry for entry in listing if not entry.name.startswith(".")]
+                if folder != Path() and any(entry.name == "predictions.csv" for entry in entries):
+                    continue
+                folders += [folder / entry.name for entry in entries if self._is_folder(entry, folder)]
+            except OSError as error:
+                self.unreachable.append(f"{self.root / folder}: {error.strerror}")
+
+    def _is_folder(self, entry: os.DirEntry[str], folder: Path) -> bool:
+        """Return whether an entry is a folder to search now; record files and links."""
+        place = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            return True
+        matches = place.suffix.lower() in self.endings
+        try:
+            status = (self.root / place).stat()
+        except OSError as error:  # a broken link, or one to itself
+            if matches:
+                self.places.append(place)
+            else:
+                self.unreachable.append(f"{self.root / place}: {broken_link(self.root / place) or error.strerror}")
+            return False
+        if stat.S_ISDIR(status.st_mode):
+            self._links.append(place)
+        elif matches and stat.S_ISREG(status.st_mode):
+            self.places.append(place)
+        return False
+
+    def _is_loop(self, link: Path) -> bool:
+        """Return whether a link leads to a folder that contains the link."""
+        target, folder = (self.root / link).resolve(), (self.root / link.parent).resolve()
+        return folder.is_relative_to(target)
+
+
+def broken_link(path: Path) -> str:
+    """Return the message that a path is a broken link, or an empty string if it is none."""
+    if not path.is_symlink() or path.exists():
+        return ""
+    return f"it is a link to {path.readlink()}, which does not exist"
+
+
+def not_regular(path: Path) -> str:
+    """Return the message that a path is a broken link, a pipe or a device, or an empty string if it is none.
+
+    Opening a pipe would wait for a writer.
+    """
+    if problem := broken_link(path):
+        return problem
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return "it is a pipe, a socket or a device, which cannot be read twice: save it as a file"
+    return ""
+
+
+@cache
+def report_unreachable(reasons: tuple[str, ...]) -> None:
+    """Log which links and folders cannot be searched, once for every selection and on the first process only."""
+    if reasons:
+        report_skipped(reasons, "links or folders")
 
 
 def split_folder(root: Path, split: Split) -> Path | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -15,10 +17,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from datamodules.batch import Signal
-from datamodules.storage.folders import files_below
+from datamodules.storage.folders import files_below, not_regular
 from datamodules.tiles import Box
 
 T = TypeVar("T")
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "QOI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)  # of Pillow
+_SMALL_IMAGE = 16_000_000  # pixels, up to which the size of a file does not matter
+_PIXELS_PER_BYTE = 1000  # of larger images; an empty page takes a byte per 340 pixels as a PNG
 _MAX_REDUCTION = 16  # input pixels per output pixel along each side; beyond it antialiasing would take minutes
 # Listed by image_files nevertheless, so that reading them reports the reason.
 _UNSUPPORTED = {".heic", ".heif", ".jxl", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef"}
@@ -111,13 +130,15 @@ def image_files(path: Path) -> list[tuple[Path, Path]]:
     Args:
         path: A folder, or a single file with any extension, whose relative path is its name.
     """
-    formats = Image.registered_extensions()
-    readable = {extension for extension, format_name in formats.items() if format_name in Image.OPEN}
+    readable = {extension for extension, name in Image.registered_extensions().items() if name in _formats()}
     return files_below(path, readable | _UNSUPPORTED)
 
 
 def read_image(path: str | Path) -> LoadedImage:
-    """Read an image in any format that Pillow supports as upright 8-bit RGB.
+    """Read an image as upright 8-bit RGB: PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF, JPEG 2000, PPM, QOI or TGA.
+
+    An image has at most 179 megapixels; one of more than 16 megapixels has at most 1,000 pixels per byte of its file. Both are
+    checked before pixels are decoded.
 
     The EXIF orientation is applied, the first frame is taken, and transparent images are composited over white. Grey,
     palette and CMYK images are converted to RGB. 16-bit levels are divided by 257, 32-bit integers are read as 16-bit
@@ -189,14 +210,45 @@ quiet = _Quiet()
 
 
 class _ImageFileError(Exception):
-    """A problem found by `read_image` rather than by a decoder; the message follows the file name and states the fix."""
+    """A problem found by `open_image` rather than by a decoder; the message follows the file name and states the fix."""
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that this build of Pillow supports; some builds lack AVIF."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image of a supported format after checking its size; errors of the decoder propagate."""
+    if problem := not_regular(path):
+        raise _ImageFileError(f"cannot be read: {problem}.")
+    with Image.open(path, formats=_formats()) as image:
+        check_pixels(image.size, path)
+        yield image
+
+
+def check_pixels(size: tuple[int, int], path: Path) -> None:
+    """Raise if an image states more pixels than a file of its size can hold.
+
+    Args:
+        size: Columns and rows.
+        path: The file.
+    """
+    columns, rows = size
+    if columns * rows > max(_SMALL_IMAGE, _PIXELS_PER_BYTE * path.stat().st_size):
+        raise _ImageFileError(
+            f"states {columns:,} x {rows:,} pixels, but has only {path.stat().st_size:,} bytes: obtain a new copy."
+        )
 
 
 def _decode(path: Path, convert: Callable[[Image.Image, list[str]], T]) -> T:
     """Decode an image file; errors of the decoder propagate."""
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise _ImageFileError("is empty: obtain a new copy.")
-    with Image.open(path) as image:
+    with open_image(path) as image:
         frames = getattr(image, "n_frames", 1)
         notes = [f"first of {frames} frames"] if frames > 1 else []
         ImageOps.exif_transpose(image, in_place=True)

@@ -22,6 +22,8 @@ GREY = 0.8  # default colour, in all channels
 UpAxis = Literal["y", "z"]
 
 _GENERIC = ("models", "model", "model_normalized")  # equal for all ShapeNetCore objects, so not part of a name
+_MAX_DIGITS = 12  # of the number of a vertex
+
 _FORMATS = "OBJ, PLY, STL and GLB"
 
 
@@ -146,7 +148,16 @@ def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
 
 def _parts(path: Path) -> list[tuple[trimesh.Trimesh, NDArray[np.float64]]]:
     """Return the parts of a file that have triangles, each with their corners in the coordinates of the file."""
-    scene = _load(path)
+    try:
+        return _parts_of(_load(path), path)
+    except ValueError:
+        if path.suffix.lower() == ".obj" and path.is_file():
+            _check_obj(path)  # names the line
+        raise
+
+
+def _parts_of(scene: trimesh.Scene, path: Path) -> list[tuple[trimesh.Trimesh, NDArray[np.float64]]]:
+    """Return the parts of a scene that have triangles."""
     parts = []
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
@@ -163,13 +174,18 @@ def _parts(path: Path) -> list[tuple[trimesh.Trimesh, NDArray[np.float64]]]:
 
 def _corners(part: trimesh.Trimesh, path: Path) -> NDArray[np.float64]:
     """Return the corners ``(F, 3, 3)`` of the triangles of a part, after checking the indices of its faces."""
-    lowest, highest = int(part.faces.min()), int(part.faces.max())
-    if lowest < 0 or highest >= len(part.vertices):
+    faces, vertices = part.faces, part.vertices
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(
-            f"The mesh {path} has {len(part.vertices)} vertices, but a face refers to vertex "
+            f"The mesh {path} has vertices {vertices.shape} and triangles {faces.shape}; both need 3 columns: fix or remove it."
+        )
+    lowest, highest = int(faces.min()), int(faces.max())
+    if lowest < 0 or highest >= len(vertices):
+        raise ValueError(
+            f"The mesh {path} has {len(vertices)} vertices, but a face refers to vertex "
             f"{lowest if lowest < 0 else highest}, counted from 0: fix or remove it."
         )
-    corners: NDArray[np.float64] = part.triangles
+    corners: NDArray[np.float64] = np.asarray(vertices, dtype=np.float64)[faces]
     return corners
 
 
@@ -185,6 +201,55 @@ def _load(path: Path) -> trimesh.Scene:
         raise ValueError(
             f"The mesh {path} cannot be read ({reason}): get it from its source again, or remove it."
         ) from error
+
+
+def _check_obj(path: Path) -> None:
+    """Raise a ``ValueError`` with the line of a vertex that has not three numbers, or a face without such a vertex."""
+    vertices, largest, line_of_largest = 0, 0, 0
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"The mesh {path} cannot be read ({error.strerror}): pass another file.") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        keyword, *words = line.split("#")[0].split() or [""]
+        if keyword == "v":
+            vertices += 1
+            if len(words) < 3 or not all(map(_is_finite, words[:3])):
+                raise ValueError(
+                    f"The mesh {path}, line {number}: the vertex {' '.join(words)!r:.60} has not three finite numbers: fix or "
+                    "remove it."
+                )
+        elif keyword == "f":
+            if problem := _problem_of_face(words, vertices):
+                raise ValueError(f"The mesh {path}, line {number}: {problem}: fix or remove it.")
+            highest = max(int(word.partition("/")[0]) for word in words)
+            if highest > largest:
+                largest, line_of_largest = highest, number
+    if largest > vertices:
+        raise ValueError(
+            f"The mesh {path}, line {line_of_largest}: a face refers to vertex {largest} of {vertices}: fix or remove it."
+        )
+
+
+def _problem_of_face(words: Sequence[str], vertices: int) -> str:
+    """Return what is wrong with the indices of a face of an OBJ; an empty string if nothing is."""
+    if len(words) < 3:
+        return f"a face has {len(words)} corners, not at least 3"
+    for word in words:
+        digits = word.partition("/")[0]
+        if not digits.lstrip("-").isdecimal() or len(digits) > _MAX_DIGITS:
+            return f"a corner of a face is {word!r:.40}, not the number of a vertex"
+        if int(digits) == 0 or int(digits) < -vertices:
+            return f"a face refers to vertex {digits}, counted from 1 or back from the {vertices} before it"
+    return ""
+
+
+def _is_finite(word: str) -> bool:
+    """Return whether a word is a finite number."""
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def _colours(part: trimesh.Trimesh) -> NDArray[np.float32]:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
-from PIL import Image
 
-from datamodules.storage.images import quiet
+from datamodules.storage.images import open_image, quiet
 
 TABLES = (".xyz", ".txt", ".csv")
 ENDINGS = (".ply", *TABLES, ".npy", ".npz")
@@ -249,12 +248,12 @@ def _read_png(path: Path) -> tuple[Coordinates, Any, Any]:
         )
     try:
         facts = json.loads(described.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(_unreadable(described, error)) from error
     if not isinstance(facts, dict):
         raise ValueError(f'{described} holds no object: write {{"focal": F}} with the focal length in pixels.')
     try:
-        with quiet, Image.open(path) as image:
+        with quiet, open_image(path) as image:
             mode, levels = image.mode, np.asarray(image)
     except Exception as error:  # decoders raise arbitrary exceptions for damaged data
         raise ValueError(_unreadable(path, error)) from error
@@ -319,7 +318,7 @@ def _numbers(value: Any, shapes: tuple[tuple[int, ...], ...], name: str, meaning
         array = np.asarray(np.nan)
     if array.shape not in shapes or not np.isfinite(array).all():
         stated = " or ".join(str(shape) if shape else "one number" for shape in shapes)
-        held = "missing" if value is None else f"{np.asarray(value).tolist()!r:.80}"
+        held = "missing" if value is None else f"{value!r:.80}"
         raise ValueError(f"{name} of the depth image {path} is {held}: state {meaning}, {stated}.")
     return array
 

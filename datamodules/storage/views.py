@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from datamodules.storage.folders import Split
-from datamodules.storage.images import quiet, read_image
+from datamodules.storage.folders import Split, not_regular
+from datamodules.storage.images import open_image, quiet, read_image
 from datamodules.storage.lenses import Lens, undistorted
 from datamodules.storage.poses import Convention
 
@@ -111,7 +110,7 @@ def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:
     Raises:
         ValueError: If the image cannot be read; the message names it.
     """
-    with suppress(Exception), quiet, Image.open(path) as image:  # read_image reports any error
+    with suppress(Exception), quiet, open_image(Path(path)) as image:  # read_image reports any error
         if drop_alpha and image.mode == "RGBA":
             return torch.from_numpy(np.array(image)[..., :3]).permute(2, 0, 1).contiguous()
     return read_image(path).pixels
@@ -119,7 +118,7 @@ def read_view(path: str | Path, drop_alpha: bool = False) -> Tensor:
 
 def is_opaque(path: str | Path) -> bool:
     """Return whether an image has no transparency according to its header; False if it cannot be read."""
-    with suppress(Exception), quiet, Image.open(path) as image:
+    with suppress(Exception), quiet, open_image(Path(path)) as image:
         return not image.has_transparency_data
     return False
 
@@ -171,7 +170,11 @@ def unnamed_images(images: Sequence[Path]) -> list[Path]:
 
 def _header(path: Path) -> ImageHeader:
     """Return the header of an image; a PNG with an intact header and end is not decoded."""
-    with suppress(OSError), path.open("rb", buffering=0) as file:  # read_image reports any error
+    regular = not not_regular(path)
+    with (
+        suppress(OSError),
+        (path if regular else Path(os.devnull)).open("rb", buffering=0) as file,
+    ):  # read_image reports it
         header = file.read(_PNG_HEADER)
         if len(header) == _PNG_HEADER and header.startswith(_PNG):
             width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from composers.losses import MeanAbsoluteError, MeanSquaredError
-from composers.metrics import PSNR, SSIM, Gain, instance_mean, instance_mse, luminance, psnr_of_mse
+from composers.metrics import (
+    PSNR,
+    SSIM,
+    DefinedMean,
+    Gain,
+    defined,
+    instance_mean,
+    instance_mse,
+    luminance,
+    psnr_of_mse,
+)
 from composers.rendering import Reconstruction
 from datamodules.batch import Samples
 
@@ -148,7 +158,35 @@ def test_errors_are_measured_in_float32():
 def test_constant_images_and_perfect_predictions_have_finite_metrics(metric, value):
     constant, noise = torch.full((1, 132, 3), value), torch.rand(1, 132, 3)
     for prediction, values in ((constant, constant), (noise, constant), (constant, noise), (noise, noise)):
-        assert _measure(metric, prediction, _samples(values), (12, 11)).isfinite().all()
+        undefined = isinstance(metric, Gain) and values is constant
+        assert _measure(metric, prediction, _samples(values), (12, 11)).isfinite().tolist() == [not undefined]
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 128 / 255, 2 / 255, 1 / 3])
+def test_gain_of_a_constant_signal_is_undefined_despite_rounding_of_its_mean(level):
+    prediction, values = torch.rand(2, 96 * 96, 3), torch.full((2, 96 * 96, 3), level)
+    values[1, 0] += 0.1
+    measured = _measure(Gain(), prediction, _samples(values))
+    assert measured.isnan().tolist() == [True, False]
+    assert defined(measured, prediction).tolist() == [False, True]
+
+
+def test_gain_of_a_constant_signal_counts_if_the_prediction_diverged():
+    prediction = torch.full((1, 9, 3), math.nan)
+    measured = _measure(Gain(), prediction, _samples(torch.zeros(1, 9, 3)))
+    assert defined(measured, prediction).tolist() == [True]
+
+
+def test_mean_of_no_instance_is_left_out():
+    mean = DefinedMean()
+    mean.update(torch.zeros(0))
+    assert mean.compute() is None
+    mean.reset()
+    mean.update(torch.tensor([1.0, 2.0]))
+    mean.update(torch.zeros(0))
+    assert mean.compute() == 1.5
+    mean.update(torch.tensor([math.nan]))
+    assert mean.compute().isnan()
 
 
 def test_the_psnr_is_at_most_120_db():

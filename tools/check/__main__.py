@@ -9,18 +9,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import chdir
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from datamodules import data_sets
 from datamodules.audio.base import RecordingSet
 from datamodules.base import CoordinateDataModule
-from datamodules.configuration import load_layers, readable
+from datamodules.configuration import load_config, readable
 from datamodules.images.base import ImageSet
 from datamodules.images.super_resolution import SuperResolution, with_options_of_images
 from datamodules.scenes.base import SceneSet
@@ -100,17 +98,8 @@ def _with_inline_configs(args: Sequence[str]) -> list[str]:
 
 def _data_section(name: str) -> dict[str, Any]:
     """Return the section ``data`` of a YAML; other sections are ignored, since only ``cli.py`` can parse them."""
-    path = Path(name).absolute()
-    try:
-        with chdir(path.parent):
-            loaded = load_layers(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"The config {name} cannot be read: {error.strerror}. Pass a YAML file such as {_EXAMPLE}."
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The config {name} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("data"), dict):
+    loaded = load_config(name)
+    if not isinstance(loaded.get("data"), dict):
         raise ValueError(f"The config {name} has no section data: pass another, such as {_EXAMPLE}.")
     return dict(loaded["data"])
 

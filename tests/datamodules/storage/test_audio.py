@@ -166,10 +166,6 @@ BAD_FILES = {
         lambda f: _patched(write(f / "a.flac", _noise()), at_22=(60000).to_bytes(4, "big")),
         r"a\.flac is (corrupt or )?truncated",
     ),
-    "no length": (
-        lambda f: _patched(write(f / "a.flac", _noise()), at_21=b"\xf0", at_22=bytes(4)),
-        "does not state its length: convert it",
-    ),
     "no channels": (
         lambda f: _patched(write(f / "a.wav", _noise()), at_22=bytes(2)),
         "is corrupt or truncated .Channel count is zero.",
@@ -225,6 +221,33 @@ def test_streamed_wav_without_length_is_read_to_the_end(tmp_path):
     expected = read_recording(path).values
     _patched(path, at_40=b"\xff\xff\xff\xff")
     assert torch.equal(read_recording(path).values, expected)
+
+
+def test_streamed_wav_with_length_0_is_read_to_the_end(tmp_path):
+    path = write(tmp_path / "a.wav", chirp(1000))
+    expected = read_recording(path).values
+    _patched(path, at_40=bytes(4))
+    assert torch.equal(read_recording(path).values, expected)
+    assert recording_facts(path).frames == 1000
+
+
+def test_flac_without_length_is_read_to_the_end(tmp_path):
+    path = write(tmp_path / "a.flac", _noise(300_000))
+    expected = read_recording(path).values
+    _patched(path, at_21=b"\xf0", at_22=bytes(4))
+    assert recording_facts(path).frames == 300_000
+    assert torch.equal(read_recording(path).values, expected)
+    assert torch.equal(read_recording(path, 290_000, 5000).values, expected[:, 290_000:295_000])
+    with pytest.raises(ValueError, match=r"a\.flac has 300,000 samples"):
+        read_recording(path, 299_000, 2000)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "GSM610"), ("AU", "G721_32"), ("WAV", "NMS_ADPCM_16")])
+def test_a_format_that_cannot_be_searched_is_read(tmp_path, kind, subtype):
+    path = write(tmp_path / "a.wav", chirp(8000, 8000), 8000, format=kind, subtype=subtype)
+    expected = soundfile.read(path, dtype="float32")[0]
+    assert np.array_equal(read_recording(path).values[0].numpy(), expected)
+    assert np.array_equal(read_recording(path, 3000, 500).values[0].numpy(), expected[3000:3500])
 
 
 def test_small_overshoot_is_clipped(tmp_path):
