@@ -288,6 +288,7 @@ class _Buildah:
         """Create the image ``base`` of empty folders, in which the programs of this machine are mounted."""
         for name in ("etc", "opt", "proc", "root", "run", "shim", "sys", "tmp", "usr", "var"):
             (folder / name).mkdir(parents=True)
+        (folder / "tmp").chmod(0o1777)
         for name in ("bin", "lib", "lib64", "sbin"):
             (folder / name).symlink_to(f"usr/{name}")
         for name in ("passwd", "group"):
@@ -296,7 +297,7 @@ class _Buildah:
         (folder / "shim" / "tini").chmod(0o755)
         container = self("from", "scratch").stdout.strip()
         self("add", container, folder, "/")
-        self("config", "--env", "PATH=/shim:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", container)
+        self("config", "--env", f"PATH=/shim:{sys.base_prefix}/bin:/usr/bin:/bin:/usr/sbin:/sbin", container)
         self("commit", container, "base")
 
 
@@ -306,7 +307,7 @@ def buildah(tmp_path_factory):
     if shutil.which("buildah") is None or os.getuid() != 0 or not Path("/bin").is_symlink():
         pytest.skip("requires buildah, root, and a system whose /bin links to /usr/bin")
     folder = tmp_path_factory.mktemp("buildah")
-    result = _Buildah(folder, {"/usr": "/usr", "/usr/local": sys.base_prefix, "/wheels": folder / "wheels"})
+    result = _Buildah(folder, {"/usr": "/usr", sys.base_prefix: sys.base_prefix, "/wheels": folder / "wheels"})
     (folder / "wheels" / "torch").mkdir(parents=True)
     pin = str(RUNTIME["torch"][0].specifier).removeprefix("==")
     with zipfile.ZipFile(folder / "wheels" / "torch" / f"torch-{pin}-py3-none-any.whl", "w") as wheel:
@@ -377,13 +378,13 @@ def test_built_image_contains_the_program_without_tests_and_tools_of_tests(build
 @pytest.mark.parametrize("user", ["10001:10001", "1234:1234"])
 def test_any_user_can_write_to_the_volumes_only(user, buildah, image):
     script = "for d in /cache runs data predictions /tmp; do touch $d/$(id -u) || echo $d; done; touch x || echo $HOME"
-    result = buildah("run", f"--user={user}", image[1], "--", "sh", "-c", script)
+    result = buildah("run", f"--user={user}", image[1], "--", "/bin/sh", "-c", script)
     assert result.stdout.splitlines() == ["/cache"]
 
 
 @pytest.mark.slow
 def test_health_command_runs_as_any_user(buildah, image):
-    command = ["python", "-m", "tools.doctor", "--quick", "--json"]
+    command = ["/usr/bin/env", "python", "-m", "tools.doctor", "--quick", "--json"]
     result = buildah("run", "--user=1234", image[1], "--", *command, check=False)
     report = json.loads(result.stdout)
     values = {finding["name"]: finding for finding in report["findings"]}

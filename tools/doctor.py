@@ -94,7 +94,7 @@ def quick(runs: Path, data: Path) -> Iterator[Finding]:
     yield from _processors()
     yield _disk("runs", runs, fatal=True)
     yield _disk("data", data, fatal=False)
-    yield _disk("temporary files", Path(tempfile.gettempdir()), fatal=True)
+    yield _temporary()
     yield _home()
     yield from _shared_memory()
     yield _wandb()
@@ -221,6 +221,15 @@ def _disk(name: str, folder: Path, *, fatal: bool) -> Finding:
         value += f", {inodes:,} inodes" if inodes < _LEAST_INODES else ""
         return Finding("disk", name, value, f"Free space, or use another disk for {folder}.", fatal=fatal)
     return Finding("disk", name, value)
+
+
+def _temporary() -> Finding:
+    """Return the free space for temporary files."""
+    try:
+        return _disk("temporary files", Path(tempfile.gettempdir()), fatal=True)
+    except FileNotFoundError as error:  # no folder is writable
+        advice = "Make /tmp writable, in a read-only container with --tmpfs /tmp, or set TMPDIR."
+        return Finding("disk", "temporary files", str(error), advice, fatal=True)
 
 
 def _home() -> Finding:
