@@ -123,7 +123,7 @@ def _pins(name: str) -> dict[str, str]:
     """Return the pinned versions in a requirements file; empty if there is none, as for test tools in a container."""
     path = _ROOT / name
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return dict(match.groups() for line in lines if (match := _PIN.match(line)))
+    return {match[1]: match[2] for line in lines if (match := _PIN.match(line))}
 
 
 def _installed(package: str) -> str | None:
@@ -351,11 +351,12 @@ def _data_sets(folder: Path) -> Iterator[Finding]:
     from datamodules.configuration import instantiate, load_layers
 
     data_sets()
+    base: Any = CoordinateDataModule  # abstract; the config names a subclass
     for path in sorted((_ROOT / "configs" / "data").glob("*.yaml")):
         with contextlib.chdir(path.parent):
             section = load_layers(path.read_text(encoding="utf-8"))["data"]
         try:
-            yield Finding("data", path.stem, _presence(instantiate(CoordinateDataModule, _below(section, folder))))
+            yield Finding("data", path.stem, _presence(instantiate(base, _below(section, folder))))
         except Exception:  # a split file or folder that is missing, with an error of its constructor
             yield Finding("data", path.stem, "not present")
 
