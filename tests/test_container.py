@@ -303,7 +303,7 @@ class _Buildah:
 
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory):
-    """Return buildah with an image ``base`` in which Python runs, without network."""
+    """Yield buildah with an image ``base`` in which Python runs, without network."""
     if shutil.which("buildah") is None or os.getuid() != 0 or not Path("/bin").is_symlink():
         pytest.skip("requires buildah, root, and a system whose /bin links to /usr/bin")
     folder = tmp_path_factory.mktemp("buildah")
@@ -322,7 +322,11 @@ def buildah(tmp_path_factory):
             wheel.writestr(name, text)
     (folder / "wheels" / "torch" / "index.html").write_text(f'<a href="torch-{pin}-py3-none-any.whl">torch</a>')
     result.base(folder / "base")
-    return result
+    yield result
+    result("umount", "--all", check=False)
+    subprocess.run(
+        ["umount", "--recursive", folder / "storage" / "overlay"], capture_output=True, timeout=60
+    )  # for buildah's own use
 
 
 @pytest.fixture(scope="module")
