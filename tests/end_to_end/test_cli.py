@@ -1,6 +1,7 @@
 """The program on tiny data: fit, validate, test and resume, with its files and output."""
 
 import contextlib
+import inspect
 import math
 import os
 import re
@@ -316,8 +317,8 @@ def test_help_of_a_class_contains_its_docstring_and_that_of_its_base(kind, class
     printed = " ".join(asked("fit", f"--{kind}.help", class_path).split())
     assert " ".join(documented[0].__doc__.split("\n\n")[0].split()).removesuffix(".") in printed
     for owner in documented:
-        arguments = owner.__doc__.partition("Args:")[2].partition("Raises:")[0]
-        descriptions = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {0,8}\S|\Z)", arguments, re.MULTILINE | re.DOTALL))
+        arguments = inspect.cleandoc(owner.__doc__).partition("Args:")[2].partition("Raises:")[0]
+        descriptions = dict(re.findall(r"^ {4}(\w+): (.*?)(?=^ {0,4}\S|\Z)", arguments, re.MULTILINE | re.DOTALL))
         for name in ("kwargs", *(PRESET if owner is Composer else ())):
             descriptions.pop(name, None)
         assert len(descriptions) > 3
