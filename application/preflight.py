@@ -63,14 +63,14 @@ def explain(error: Exception) -> str | None:
     return "\n".join([message, *getattr(error, "__notes__", ()), *getattr(_first(error), "__notes__", ())][:2])
 
 
-def _first(error: BaseException) -> BaseException:
+def _first(error: Exception) -> Exception:
     """Return the error that led to the end of a run, not one of the disk that followed while it ended."""
     while isinstance(error, UnwritableError) and isinstance(error.__context__, (UnwritableError, ValueError)):
         error = error.__context__
     return error
 
 
-def _message(error: BaseException) -> str | None:
+def _message(error: Exception) -> str | None:
     """Return the message of an exception without its notes; see `explain`."""
     if isinstance(error, RuntimeError):
         return _NO_DESCRIPTORS if any(text in str(error) for text in _DESCRIPTORS) else None

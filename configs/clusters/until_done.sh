@@ -1,6 +1,7 @@
 #!/bin/sh
-# Run a command again while a signal ends it: until_done.sh COMMAND. A notice before a spot instance is reclaimed is SIGTERM (143),
-# a lost process SIGKILL (137). Any other exit status, such as that of an invalid argument, ends the loop and is returned.
+# Run a command again while it is interrupted: until_done.sh COMMAND. A notice before a spot instance is reclaimed is SIGTERM (143),
+# a killed process SIGKILL (137), and the status of a run that lost another rank is 75. Any other exit status, such as that of an
+# invalid argument, ends the loop and is returned.
 set -u
 child= stopped=
 trap 'stopped=yes; [ -n "$child" ] && kill -TERM "$child"' TERM INT
@@ -14,7 +15,7 @@ while :; do
     wait "$child" || status=$?
   done
   case $stopped$status in
-    137 | 143) echo "ended by a signal ($status); started again" >&2 ;;
+    75 | 137 | 143) echo "interrupted ($status); started again" >&2 ;;
     *) exit "$status" ;;
   esac
   sleep "${PAUSE:-10}"

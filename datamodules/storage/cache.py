@@ -96,7 +96,7 @@ class CachedImages(Dataset[Signal]):
         try:
             if self._file is None:
                 self._file = _OpenFile(self.path)
-            count = self._file.read(memoryview(pixels.reshape(-1)), int(self._stops[index]) - pixels.size)
+            count = self._file.read(pixels.reshape(-1).data, int(self._stops[index]) - pixels.size)
             changed = self._file.state() != self._state
         except FileNotFoundError as error:
             raise ValueError(f"{self.path} was deleted during the run: {self._how_to_rebuild}") from error

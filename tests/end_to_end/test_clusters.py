@@ -77,8 +77,8 @@ def test_fit_starts_a_run_and_continues_it_if_it_has_a_checkpoint():
     assert _shell("fit.sh").returncode != 0
 
 
-@pytest.mark.parametrize(("status", "times"), [(0, 1), (1, 1), (2, 1), (143, 3), (137, 3)])
-def test_command_is_repeated_while_a_signal_ends_it(status, times):
+@pytest.mark.parametrize(("status", "times"), [(0, 1), (1, 1), (2, 1), (143, 3), (137, 3), (75, 3)])
+def test_command_is_repeated_while_it_is_interrupted(status, times):
     _program("job", f'echo run >> runs.txt; [ "$(wc -l < runs.txt)" -ge 3 ] && exit 0; exit {status}')
     process = _shell("until_done.sh", "job", PAUSE="0")
     assert len(Path("runs.txt").read_text().splitlines()) == times
