@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import itertools
+import math
 import re
 import sys
 import zipfile
@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import lightning
 import torch
@@ -26,6 +26,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from composers.base import Composer
 from composers.plugins import check_classes, import_plugins
@@ -39,7 +40,7 @@ from datamodules.storage.text import visible
 _LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"  # as in `callbacks.saving`, which this module may not import
 _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 _TRAINING_KEYS = ("optimizer_states", "lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
-_FREE_PARTS = 2000  # of a model without weights
+_FREE_PARTS, _FREE_VALUES = 2000, 1 << 24  # of a model without weights: modules and parameters, and values of a tensor
 _STATES = ("model_state_dict", "model", "module", "weights", "ema")  # where other tools keep weights
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _PARTS = {"network", "parametrization", "start", "inner", "refinement", "renderer", "loss", "measures", "means"}
@@ -94,13 +95,16 @@ def load(
     is_stated = config is None
     if config is None:
         config = stated_config(checkpoint, path)
-        _check_size(config, checkpoint, path)
     elif not isinstance(config, Mapping):
         config = _config_of_file(Path(config))
     with torch.inference_mode(False):  # weights created in inference mode could not be differentiated
+        limits = _Limits(checkpoint["state_dict"])
         try:
-            composer = build(config).to(map_location)
+            with limits if is_stated else contextlib.nullcontext():
+                composer = build(config).to(map_location)
         except Exception as error:
+            if limits.exceeded:
+                raise ValueError(f"{path} belongs to another model: {limits.exceeded}") from error
             if not is_stated and not isinstance(error, ValueError):
                 raise
             raise ValueError(f"{path} has a config that cannot be built: {error}") from error
@@ -137,34 +141,54 @@ def stated_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, 
     )
 
 
-def _check_size(config: Mapping[str, Any], checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Check that a config is that of the weights beside it, before memory is allocated for a model that it may state.
+class _Limits(TorchDispatchMode):
+    """Refuse to create many more parts, or larger tensors, than a state needs, whatever the config beside it states.
 
-    Raises:
-        ValueError: If it is not valid, or its model has many more or other weights.
+    Args:
+        state: The weights, whose sizes set the limits.
+
+    Attributes:
+        exceeded: What exceeded a limit; empty if nothing did.
     """
-    most, count = 10 * len(checkpoint["state_dict"]) + _FREE_PARTS, itertools.count(1)
 
-    def check(module: nn.Module, name: str, part: Any) -> None:
-        if next(count) > most:
-            raise ValueError(
-                f"{path} belongs to another model: its config states more than {most:,} parts and weights."
-            )
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parts = 10 * len(state) + _FREE_PARTS
+        self._values = 10 * sum(tensor.numel() for tensor in state.values()) + _FREE_VALUES
+        self.exceeded = ""
+        self._count = 0
+        self._hooks: list[Any] = []
 
-    hooks = [register_module_parameter_registration_hook(check), register_module_module_registration_hook(check)]
-    try:
-        with torch.device("meta"):
-            composer = build(config)
-    except ValueError as error:
-        raise (
-            error if str(path) in str(error) else ValueError(f"{path} has a config that cannot be built: {error}")
-        ) from error
-    except Exception:
-        return  # a part that computes while it is created, which meta tensors cannot
-    finally:
-        for hook in hooks:
+    def __enter__(self) -> Self:
+        """Start to count."""
+        for register in (register_module_parameter_registration_hook, register_module_module_registration_hook):
+            self._hooks.append(register(self._counted))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop to count."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
             hook.remove()
-    check_weights(composer, checkpoint, path)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operator, unless it would create a tensor of a stated size that is too large."""
+        size = args[0] if args and isinstance(args[0], list | tuple) else ()
+        if all(isinstance(length, int) for length in size) and math.prod(size) > self._values:
+            self._refuse(f"its config states a tensor of {tuple(size)}, which is much larger than its weights.")
+        return func(*args, **(kwargs or {}))
+
+    def _counted(self, module: nn.Module, name: str, part: Any) -> None:
+        """Count a part."""
+        self._count += 1
+        if self._count > self._parts:
+            self._refuse(f"its config states more than {self._parts:,} parts, many more than its weights.")
+
+    def _refuse(self, reason: str) -> None:
+        """Raise a `ValueError`, whose reason parsers of configs do not pass on."""
+        self.exceeded = reason
+        raise ValueError(reason)
 
 
 def _config_of_file(path: Path) -> Mapping[str, Any]:

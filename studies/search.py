@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from scipy import stats
 
 from datamodules.configuration import load_config
@@ -327,7 +328,8 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ValueError: If the file is not a sweep. The message names the file.
     """
-    content = load_config(path)
+    load_config(path)  # which names the file in its errors; W&B reads it as YAML 1.1, in which 1e-3 is a text
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         return _sweep(content)
     except (ValueError, TypeError) as error:

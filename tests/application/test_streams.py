@@ -88,7 +88,9 @@ def test_audio_with_a_non_utf_8_name_is_read_written_and_drawn():
 
 def test_code_with_a_non_utf_8_name_can_be_read(tiny_ipc):
     latents = tiny_ipc.encode(Observation(torch.rand(1, 3, 8, 12)))
-    InstanceCode(latents, [((0, 8), (0, 12))], (8, 12), "model", NAME, domain=Grid.unit(2)).save("code.safetensors")
+    InstanceCode(latents, [((0, 8), (0, 12))], (8, 12), "0123456789abcdef", NAME, domain=Grid.unit(2)).save(
+        "code.safetensors"
+    )
     assert read_code("code.safetensors").name == "caf\\udce9"
 
 

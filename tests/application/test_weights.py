@@ -59,7 +59,7 @@ def test_model_is_read_from_the_checkpoint(first):
     run("fit", "--config", "data.yaml", "--weights", first, *ZERO_LR)
     used = yaml.safe_load(Path("runs/unnamed/version_0/config.yaml").read_text())
     assert used["model"]["class_path"] == saved["model"]["class_path"]
-    assert_same(checkpoint("runs/unnamed/version_0")["state_dict"], read(first)["state_dict"])
+    assert_same(dict(checkpoint("runs/unnamed/version_0")["state_dict"]), read(first)["state_dict"])
 
 
 @pytest.mark.slow

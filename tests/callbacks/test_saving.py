@@ -311,7 +311,8 @@ def test_best_checkpoint_is_kept_across_runs(tmp_path, monkeypatch, capsys, stat
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_metric_that_is_not_finite_is_never_the_best(mode):
     saver = BestCheckpoint(monitor="val/psnr", mode=mode)
-    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision: decision))
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision: decision, broadcast=lambda value: value)
+    trainer = SimpleNamespace(strategy=strategy, is_global_zero=True)
     values = {"nan": False, "inf": False, "-inf": False, "1.0": True}
     assert {value: saver.check_monitor_top_k(trainer, torch.tensor(float(value))) for value in values} == values
     assert not saver.check_monitor_top_k(trainer, None)

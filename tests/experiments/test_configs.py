@@ -259,7 +259,9 @@ def test_list_can_be_replaced_or_appended():
         names = [
             type(callback).__name__ for callback in callbacks if type(callback).__module__.startswith("callbacks.")
         ]
-        assert sorted(names) == sorted(expected | {"ExactResume", "NonFinite", "StopOnSignal"})  # part of every command
+        assert sorted(names) == sorted(
+            expected | {"ExactResume", "Heartbeat", "NonFinite", "StopOnSignal"}
+        )  # of every command
 
 
 def test_yaml_without_a_base_is_unchanged():
@@ -273,8 +275,11 @@ def test_yaml_without_a_base_is_unchanged():
     [
         ({"top": "_base_: missing.yaml"}, r"_base_ names missing\.yaml, but there is no file .*missing\.yaml"),
         ({"top": "_base_: [.]"}, "there is no file"),
-        ({"low": "[1]", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, must contain a mapping, not list"),
-        ({"low": "", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, must contain a mapping, not NoneType"),
+        (
+            {"low": "[1]", "top": "_base_: low.yaml"},
+            r"low\.yaml, listed in _base_, contains a list; it must contain a mapping",
+        ),
+        ({"low": "", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, is empty; it must contain a mapping"),
         ({"low": "a: [1,", "top": "_base_: low.yaml"}, r"low\.yaml, listed in _base_, is not valid YAML"),
     ],
     ids=["missing", "a folder", "a list", "empty", "no YAML"],

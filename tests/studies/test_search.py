@@ -169,8 +169,8 @@ def test_unknown_macros_raise(tmp_path):
         sweep.render({"a": 1})
 
 
-@pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\xfa"])
-def test_files_that_are_no_yaml_raise(content, tmp_path):
+@pytest.mark.parametrize(("content", "message"), [(b"a: [1", "not valid YAML"), (b"\xff\xfe\xfa", "not text in UTF-8")])
+def test_files_that_are_no_yaml_raise(content, message, tmp_path):
     (tmp_path / "sweep.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=r"sweep\.yaml is not valid YAML"):
+    with pytest.raises(ValueError, match=rf"sweep\.yaml is {message}"):
         read_sweep(tmp_path / "sweep.yaml")

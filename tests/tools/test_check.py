@@ -362,7 +362,7 @@ def test_items_of_data_without_files_are_counted(run_check):
         ("", [], "A data set is required: pass a config"),
         ("", ["--config", "nope.yaml"], "The config nope.yaml cannot be read: No such file or directory."),
         ("model: {}", ["--config", "x.yaml"], "The config x.yaml has no section data"),
-        ("- 1", ["--config", "x.yaml"], "The config x.yaml has no section data"),
+        ("- 1", ["--config", "x.yaml"], "The config x.yaml contains a list; it must contain a mapping"),
         ("data: [1,\n", ["--config", "x.yaml"], "The config x.yaml is not valid YAML"),
         ("_base_: y.yaml", ["--config", "x.yaml"], "_base_ names y.yaml, but there is no file"),
         ("data: {class_path: datamodules.Nope}", ["--config", "x.yaml"], "'datamodules' has no attribute 'Nope'"),

@@ -114,7 +114,7 @@ def test_truncated_and_incomplete_files_are_refused(composer, code, tmp_path):
         read_code(path)
     for key, value in (("boxes", None), ("shape", "[3,"), ("layout", json.dumps({"cells": [1]}))):
         save_file(tensors, path, {name: text for name, text in (metadata | {key: value}).items() if text is not None})
-        with pytest.raises(ValueError, match=r"a\.safetensors does not describe its code completely .*write it again"):
+        with pytest.raises(ValueError, match=r"a\.safetensors is not a valid code: boxes is missing\. Write it again"):
             read_code(path)
 
 

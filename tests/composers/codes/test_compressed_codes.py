@@ -231,7 +231,7 @@ def test_tiles_outside_of_the_signal_and_other_impossible_facts_are_refused(forg
 def test_tiles_that_leave_out_a_part_of_the_signal_are_refused(composer, forged):
     path, content = forged
     path.write_bytes(_with_header(content, lambda header: header.update(boxes=[[[0, 4], [0, 12]]])))
-    with pytest.raises(ValueError, match="The tiles of the code do not cover its signal"):
+    with pytest.raises(ValueError, match="boxes do not cover the signal"):
         list(decode(composer, read_code(path)))
 
 

@@ -349,7 +349,7 @@ def test_scenes_are_joined_with_their_transforms(tmp_path):
     ("text", "message"),
     [
         ("", "has no triangles|cannot be read"),
-        ("v 0 0 0\nv 1 0 0\nv 0 nan 0\nf 1 2 3\n", "has non-finite coordinates"),
+        ("v 0 0 0\nv 1 0 0\nv 0 nan 0\nf 1 2 3\n", "line 3: the vertex '0 nan 0' has not three finite numbers"),
         ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "has only degenerate triangles without area"),
         ("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "cannot be scaled, its extent is 0"),
         ("v 0 0 0\nv 1e200 0 0\nv 0 1e200 0\nf 1 2 3\n", "cannot be scaled, its extent is inf"),
