@@ -182,6 +182,17 @@ def _figure(part):
     figure.savefig(part, format="png")
 
 
+def _array(part):
+    with part.open("wb") as file:
+        np.save(file, _content())
+
+
+def _output(part):
+    with part.open("wb") as file:
+        command = ["head", "-c", "2000000", "/dev/zero"]
+        subprocess.run(command, stdout=file, check=True, stderr=subprocess.DEVNULL)
+
+
 WRITERS = {
     "bytes": lambda part: part.write_bytes(_content()),
     "text": lambda part: part.write_text("1" * 2_000_000),
@@ -190,10 +201,8 @@ WRITERS = {
     "safetensors": lambda part: save_file({"values": torch.from_numpy(_content()).double()}, part),
     "soundfile": lambda part: soundfile.write(part, _content().reshape(-1) / 256, 8000, subtype="DOUBLE", format="WAV"),
     "matplotlib": _figure,
-    "numpy": lambda part: np.save(part.open("wb"), _content()),
-    "process": lambda part: subprocess.run(
-        ["head", "-c", "2000000", "/dev/zero"], stdout=part.open("wb"), check=True, stderr=subprocess.DEVNULL
-    ),
+    "numpy": _array,
+    "process": _output,
 }
 IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"  # of files that the library could not close
 
