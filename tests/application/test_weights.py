@@ -36,7 +36,7 @@ def test_weights_are_loaded_and_the_training_state_is_new(first):
     before = column(first.parents[1] / "metrics.csv", "val/psnr")
     assert column(folder / "metrics.csv", "val/psnr") == before
     content = checkpoint(folder)
-    assert_same(content["state_dict"], read(first)["state_dict"])
+    assert_same(dict(content["state_dict"]), read(first)["state_dict"])
     assert content["global_step"] == STEPS
     assert {float(state["step"]) for state in content["optimizer_states"][0]["state"].values()} == {STEPS}
     assert column(folder / "metrics.csv", "step")[0] == 0

@@ -57,11 +57,10 @@ def test_undefined_metrics_are_left_out_of_means(config, tmp_path):
     [si_sdr] = column(first / "metrics.csv", "val/si_sdr")
     assert -120 < si_sdr < 120
     recordings = rows(second / "test_instances.csv")
-    assert [math.isnan(float(recording["si_sdr@2"])) for recording in recordings] == [False, True, False, False, False]
+    assert ["si_sdr@2" in recording for recording in recordings] == [True, False, True, True, True]
     for metric in ("psnr", "silence", "over_silence", "si_sdr", "lsd"):
         for name, step in ((metric, 0), (f"refined_{metric}", 2)):
-            values = [float(recording[f"{metric}@{step}"]) for recording in recordings]
-            known = [value for value in values if not math.isnan(value)]
+            known = column(second / "test_instances.csv", f"{metric}@{step}")
             assert len(known) == 4 + (metric != "si_sdr")
             [mean] = column(second / "metrics.csv", f"test/{name}")
             assert mean == pytest.approx(sum(known) / len(known), rel=1e-4)
