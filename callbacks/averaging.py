@@ -57,7 +57,11 @@ class AveragedWeights(EMAWeightAveraging):
             raise ValueError(
                 "Averaged weights cannot be sharded: use configs/overlays/ema.yaml or fsdp.yaml, not both."
             )
-        self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
+        pl_module.trainer = None  # type: ignore[assignment] # which would be copied with its connections to other processes
+        try:
+            self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
+        finally:
+            pl_module.trainer = trainer
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the average to the device of the model."""
