@@ -1,9 +1,10 @@
 # syntax=docker/dockerfile:1
-# Without arguments, the image contains the CPU build of torch. For GPUs, pass an index of CUDA builds; these wheels contain the
-# CUDA libraries, so that the base image needs none:
+# Without arguments, the image contains the CPU build of torch. For GPUs, pass an index of CUDA builds, whose wheels contain the
+# CUDA libraries, so that the base image does not need them:
 #   docker build -t ginr .
 #   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t ginr:cuda .
-# BASE may be any image with Python 3.11 to 3.13, or based on Debian or Ubuntu. docs/containers.md describes how to run the image.
+# BASE may be any image that has Python 3.11 to 3.13 or is based on Debian or Ubuntu. docs/containers.md describes how to run
+# the image.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS environment
@@ -30,8 +31,8 @@ RUN { command -v tini && command -v python3; } \
 COPY --from=environment /opt/venv /opt/venv
 WORKDIR /app
 COPY . .
-# Any user may write to the volumes: docker run --user "$(id -u):$(id -g)". All libraries cache below HOME; USER names users that
-# /etc/passwd does not list.
+# Any user may write to the volumes: docker run --user "$(id -u):$(id -g)". All libraries write their caches below HOME; USER is
+# the name of users that /etc/passwd does not list.
 RUN python3 -m compileall -q . \
     && groupadd --gid 10001 ginr && useradd --uid 10001 --gid ginr --home-dir /cache --no-create-home ginr \
     && install --directory --mode=1777 /cache runs data predictions

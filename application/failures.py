@@ -52,7 +52,7 @@ _SETTINGS = (
     _Setting("chunk_size", "smaller"),
     _Setting("max_memory", "smaller"),
     _Setting("precision", "bf16-mixed", unless=("bf16-mixed", "16-mixed")),
-    _Setting("num_workers", "fewer: each holds batches of its own", unless=(0,)),
+    _Setting("num_workers", "smaller: every worker holds its own batches", unless=(0,)),
     _Setting("cache", "a folder, whose decoded data the workers share", unless=("data/cache",)),
 )
 
@@ -109,17 +109,18 @@ def out_of_memory(error: BaseException, command: str | None = None, config: Mapp
     ]
     if not settings:
         return f"Out of memory: {reason}. Reduce the size, the batch size or the memory limit (see --help)."
-    return f"Out of memory: {reason}. These settings reduce it; their current values are:{''.join(settings)}\n"
+    return f"Out of memory: {reason}. Settings that reduce memory use, with their current values:{''.join(settings)}\n"
 
 
 def _worker(match: re.Match[str], config: Mapping[str, Any]) -> str:
     """Return the message of a worker process that ended."""
     names = ("num_workers", "batch_size", "eval_batch_size", "cache")
     settings = [f"--{option} {_shown(value)}" for name in names for option, value in _options(config, name)]
+    current = f" Current values: {', '.join(settings)}." if settings else ""
     return (
         f"The data-loading worker process {match[1].strip()} {match[2].strip().removesuffix('.')}. It probably ran out of "
         f"memory, or of shared memory in /dev/shm. Reduce the number of workers or the batch size, or store decoded data in a "
-        f"cache; now {', '.join(settings)}."
+        f"cache.{current}"
     )
 
 

@@ -27,27 +27,27 @@ class BatchSplit(NamedTuple):
 
 
 def add_global_batch_option(parser: ArgumentParser, *, ignored: bool = False) -> None:
-    """Add the option ``--global_batch_size``; an ignored one is hidden, and accepts the setting in the config of a run.
+    """Add the option ``--global_batch_size``; if ignored, it is hidden, but still accepted in the config of a run.
 
     Args:
         parser: Parser of a command.
         ignored: Whether the command does not train.
     """
     description = (
-        "Instances per optimizer step on all devices together. Every device gets an equal share, in as few batches of at most "
-        "data.init_args.batch_size as divide it, which are accumulated."
+        "Instances per optimizer step on all devices together. Every device gets an equal share, split into as few equal "
+        "batches of at most data.init_args.batch_size as possible, whose gradients are accumulated."
     )
     help_text = SUPPRESS if ignored else description
     parser.add_argument(_OPTION, type=PositiveInt | None, default=None, help=help_text)
 
 
 def split(global_batch_size: int, devices: int, largest: int) -> BatchSplit:
-    """BatchSplit a global batch over devices into as few batches as possible.
+    """Split a global batch over devices into as few batches as possible.
 
     Args:
         global_batch_size: Instances per optimizer step.
         devices: Number of devices on all nodes.
-        largest: Largest batch size of a device.
+        largest: Maximum batch size per device.
 
     Raises:
         ValueError: If the devices cannot have equal shares; the message names the nearest sizes that they can divide.
@@ -72,11 +72,11 @@ def apply_global_batch(trainer: Trainer, data: CoordinateDataModule, global_batc
 
     Args:
         trainer: Trainer, which knows the number of devices.
-        data: Data module, whose ``batch_size`` is the largest of a device.
+        data: Data module, whose ``batch_size`` is the maximum per device.
         global_batch_size: Instances per optimizer step.
 
     Raises:
-        ValueError: If the devices cannot share it equally, or the trainer is told to accumulate batches as well.
+        ValueError: If the devices cannot share it equally, or the trainer is configured to accumulate batches itself.
     """
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise ValueError(f"{_OPTION} sets the accumulation: remove it, or the callback GradientAccumulationScheduler.")

@@ -18,7 +18,7 @@ _CHECKPOINTS_ON_DISK = 3  # the best, the last, and the one being written
 _VALUES_PER_PARAMETER = 3  # the weight and two moments of Adam
 # A message with this text contains the traceback of a data loader worker, and ends with the error.
 _WORKER_ERROR = "in DataLoader worker process"
-# Errors of torch where a process and the workers of its data loaders have too many open files.
+# Errors of torch if a process or its data loader workers have too many open files.
 _DESCRIPTORS = ("Too many open files", "received 0 items of ancdata", "unable to resize file", "unable to mmap")
 _NO_DESCRIPTORS = "Too many open files. Raise the limit (ulimit -n 4096), or lower --data.init_args.num_workers."
 
@@ -64,7 +64,7 @@ def explain(error: Exception) -> str | None:
 
 
 def _first(error: Exception) -> Exception:
-    """Return the error that led to the end of a run, not one of the disk that followed while it ended."""
+    """Return the error that ended a run rather than a disk error that it caused while the run ended."""
     while isinstance(error, UnwritableError) and isinstance(error.__context__, (UnwritableError, ValueError)):
         error = error.__context__
     return error

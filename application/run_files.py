@@ -1,4 +1,4 @@
-"""The metrics and the config of a run: written as Lightning does, but whole, and with errors that name the file."""
+"""The metrics and the config of a run: as Lightning writes them, but never incomplete, and with errors that name the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MetricsFile(ExperimentWriter):
     """The file ``metrics.csv`` of a `CSVLogger`.
 
     If the folder or the file was deleted, it is created again with the metrics from then on. If rows cannot be written, the
-    file keeps the earlier ones, and nothing is written any more.
+    file keeps the earlier rows, and no more are written.
 
     Args:
         log_dir: Folder of the file, created if missing.

@@ -33,10 +33,10 @@ class BusySettings:
 
     Args:
         config: Config of the experiment.
-        steps: Timed steps of a run, after three others.
-        busy: Number of busy processes, in addition to an idle machine.
+        steps: Timed steps of a run, after three warm-up steps.
+        busy: Number of busy processes; every setting is also timed without them.
         repeats: Number of runs per setting.
-        limit: Seconds after which a run is ended and counts as endless.
+        limit: Seconds after which a run is ended; its time counts as infinite.
         csv: CSV file to which one row per setting is appended. If None, no file is written.
 
     Raises:
@@ -89,7 +89,7 @@ def busy_processes(number: int) -> Iterator[None]:
 
 
 def seconds_per_step(settings: BusySettings, environment: dict[str, str]) -> float:
-    """Return the mean time of a training step in a new process; infinity if it exceeds the limit."""
+    """Return the mean time of a training step in a new process; infinity if the run exceeds the limit."""
     command = [sys.executable, str(_ROOT / "cli.py"), "fit", "--config", str(settings.config)]
     command += [f"--trainer.max_steps={settings.steps + _WARM_UP}", "--trainer.max_epochs=-1", "--trainer.logger=false"]
     command += ["--trainer.limit_val_batches=0", "--trainer.callbacks+=benchmarks.busy_machine.StepTimer"]
@@ -105,7 +105,7 @@ def seconds_per_step(settings: BusySettings, environment: dict[str, str]) -> flo
 
 
 def run(settings: BusySettings) -> dict[tuple[str, int], list[float]]:
-    """Return the seconds per step by waiting and number of busy processes; the settings alternate."""
+    """Return the seconds per step by wait policy and number of busy processes; the settings alternate."""
     results: dict[tuple[str, int], list[float]] = {}
     for _ in range(settings.repeats):
         for busy in (0, settings.busy):

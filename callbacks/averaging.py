@@ -13,15 +13,15 @@ _CURRENT = "current_model_state"  # Lightning's key of the weights that training
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """Average the weights over the optimizer steps; validation, the best checkpoint and whatever loads one use the average.
+    """Average the weights over the optimizer steps; validation and everything that loads a checkpoint use the average.
 
-    A checkpoint holds the average as its weights, and those that training continues from beside them. Before the first update
-    there is no average: validation and checkpoints use the current weights. Buffers are not averaged. Unlike with Lightning's
-    callback, all callbacks of validation see the average, it is kept on the device of the model, and checkpoints saved during
-    validation or at the end of training are correct.
+    A checkpoint holds the average as its weights, and also the current weights, from which training continues. Before the first
+    update there is no average: validation and checkpoints use the current weights. Buffers are not averaged. Unlike with
+    Lightning's callback, all callbacks of validation see the average, it is kept on the device of the model, and checkpoints
+    saved during validation or at the end of training are correct.
 
     Args:
-        decay: Factor of the earlier average in every update, in [0, 1).
+        decay: Weight of the previous average in every update, in [0, 1).
         update_every_n_steps: Optimizer steps between two updates.
         update_starting_at_step: Optimizer step of the first update, counted from 0.
 
@@ -101,7 +101,7 @@ class AveragedWeights(EMAWeightAveraging):
             checkpoint["state_dict"], checkpoint[_CURRENT] = checkpoint[_CURRENT], checkpoint["state_dict"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore the average and the current weights of a resumed run; without an average, it starts with the next update."""
+        """Restore the average and the current weights of a resumed run; if it has no average, start one at the next update."""
         if self._average_model is not None and _CURRENT in checkpoint:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 

@@ -16,7 +16,7 @@ from callbacks.saving import resume_hint
 from callbacks.watch import LostRank, Watch
 
 STATUS = getattr(os, "EX_TEMPFAIL", 75)
-_LAST_WORDS = 2.0  # seconds that other processes of this host have for their own messages before they are killed
+_EXIT_TIME = 2.0  # seconds that other processes of this host have to print their messages before they are killed
 
 
 class Heartbeat(Callback):
@@ -41,7 +41,7 @@ class Heartbeat(Callback):
         self._watch: Watch | None = None
 
     def attach(self, trainer: Trainer) -> None:
-        """Start with the process group of the trainer, before data are prepared: the first hook of callbacks is later.
+        """Start the heartbeat when the trainer creates its process group: hooks of callbacks run only after data are prepared.
 
         Args:
             trainer: Trainer that has not started a command.
@@ -57,7 +57,7 @@ class Heartbeat(Callback):
         trainer.strategy.setup_environment = set_up_and_start  # type: ignore[method-assign]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell the other ranks before this one prints the exception and exits."""
+        """Notify the other ranks before this one prints the exception and exits."""
         if self._watch is None:
             return
         if isinstance(exception, SystemExit):
@@ -68,12 +68,12 @@ class Heartbeat(Callback):
         self._watch.fail(text, agreed=isinstance(exception, SystemExit))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the other ranks that this one has completed the command."""
+        """Notify the other ranks that this one has completed the command."""
         if self._watch is not None:
             self._watch.end()
 
     def _start(self, trainer: Trainer) -> None:
-        """Connect all ranks with rank 0; call it on all processes."""
+        """Connect all ranks to rank 0; call it on all processes."""
         self._trainer, strategy = trainer, trainer.strategy
         watch = Watch(trainer.global_rank, trainer.world_size, self.timeout, self._leave)
         address: dict[str, Any] = strategy.broadcast(watch.listen() if trainer.is_global_zero else {})
@@ -92,7 +92,7 @@ class Heartbeat(Callback):
             )
 
     def _leave(self, loss: LostRank, reported: bool) -> None:
-        """Print what happened, unless rank 0 has, and end this process and those that it started."""
+        """Print what happened, unless rank 0 has printed it, and end this process and those that it started."""
         trainer, watch = self._trainer, self._watch
         assert trainer is not None
         assert watch is not None
@@ -121,5 +121,5 @@ class Heartbeat(Callback):
         """End the processes that the trainer has started; a stopped process only reacts to SIGKILL."""
         for process in getattr(trainer.strategy.launcher, "procs", []):
             with suppress(Exception):
-                process.wait(_LAST_WORDS)
+                process.wait(_EXIT_TIME)
             process.kill()

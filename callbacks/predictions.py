@@ -101,7 +101,7 @@ class PredictionWriter(Callback):
         self.table_path = table
         self._code_table: CodeTable | None = None
         self.rows: dict[str, Row] = {}
-        self.skipped: dict[str, str] = {}  # reasons by name of signals whose codes cannot be quantised
+        self.skipped: dict[str, str] = {}  # reasons why codes cannot be quantised, by name of the signal
         self._sizes: dict[str, CodeSize] = {}
         self._model = ""
         self._tiles: list[Tile] = []

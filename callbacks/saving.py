@@ -55,7 +55,7 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and keep the config for a folder that is deleted."""
+        """Start the clock, and keep the config in case the folder is deleted."""
         self._saved_at = time.monotonic()
         folder = planned_folder(trainer)
         if folder is not None and trainer.is_global_zero and (folder / CONFIG).is_file():
@@ -120,7 +120,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def resume_hint(trainer: Trainer) -> str:
-    """Return the last checkpoint of a run and the command that resumes it; it needs no other process.
+    """Return a message with the last checkpoint and the command that resumes the run; no collective is called.
 
     Args:
         trainer: Trainer whose command ended early.

@@ -31,8 +31,9 @@ class StopOnSignal(Callback):
     """Stop on SIGTERM or SIGUSR1 with exit status 128 + the signal's number.
 
     Training saves a checkpoint after the current optimizer step. Tests and predictions write the results so far. Before the
-    first batch, and on a second signal, the program exits immediately. Multiple processes stop at the same step, the first at
-    the earliest once they have set up their data. In a SLURM job, SIGUSR1 also requeues the job after the checkpoint is saved.
+    first batch, and on a second signal, the program exits immediately. Multiple processes stop at the same step: a signal
+    that arrives after their set-up and before the first batch takes effect after the first step. In a SLURM job, SIGUSR1 also
+    requeues the job after the checkpoint is saved.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections from all ranks to rank 0, over which they notice within seconds that a rank has died, failed or hangs.
+"""Connections from all ranks to rank 0, which show at once that a rank has died or failed, and after a timeout that it hangs.
 
 The connections are independent of the collectives of training, whose backends wait for half an hour or more.
 """
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 _BEATS = 9  # heartbeats within the timeout
-_GRACE = 2.0  # seconds in which a failure of one rank may turn out to be a failure of rank 0 too, which prints it
+_GRACE = 2.0  # seconds to wait after a rank has failed: if rank 0 fails as well, it prints its own message
 _EXIT = 10.0  # seconds that other ranks wait for rank 0 to print and exit: launchers kill all processes when one exits
 _MAX_LENGTH = 1 << 16  # bytes of a message
 
@@ -40,13 +40,13 @@ class Watch:
     """Heartbeats between rank 0 and every other rank, sent and checked by a thread of each process.
 
     A closed connection means that a process has died. Missing heartbeats mean that it is stopped or hangs, or that its host
-    is lost. A process that was itself suspended starts to count anew.
+    is lost. A process that was itself suspended starts to measure the silence anew.
 
     Args:
         rank: Rank of this process.
         num_ranks: Number of ranks.
         timeout: Seconds without a heartbeat after which a rank is lost.
-        report: Function that is called by the thread, once, with the lost rank, and whether rank 0 has reported it already.
+        report: Function that the thread calls once, with the lost rank and whether rank 0 has already reported it.
 
     Attributes:
         host: Name of the host of this process.
@@ -70,7 +70,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def listen(self) -> dict[str, Any]:
-        """Open the port of rank 0 and return the arguments of `connect` but its host."""
+        """Open the port of rank 0 and return the arguments of `connect` except its host."""
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._listener = socket.create_server(("", 0), family=family, backlog=self.num_ranks, dualstack_ipv6=dual)
@@ -100,9 +100,9 @@ class Watch:
         Args:
             host: Address of the host of rank 0.
             port: Port of rank 0.
-            token: Random text by which rank 0 recognises its ranks.
+            token: Random string by which rank 0 recognises the other ranks.
             name: Name of the host of rank 0.
-            pid: Number of the process of rank 0 on its host.
+            pid: Process ID of rank 0 on its host.
             limit: Seconds to wait for the connection.
         """
         try:
@@ -116,7 +116,7 @@ class Watch:
         return True
 
     def start(self) -> None:
-        """Start to send and to check heartbeats."""
+        """Start to send and check heartbeats."""
         os.register_at_fork(after_in_child=self.close)  # a worker would keep the connection of a dead process open
         self._thread.start()
 
@@ -127,18 +127,18 @@ class Watch:
             connection.close()
 
     def end(self) -> None:
-        """Tell the others that this rank has completed its command, so that its exit is no loss."""
+        """Notify the other ranks that this one has completed its command, so that they do not report its exit."""
         self._ended = True
         self._send({"ended": True})
 
     def fail(self, text: str, agreed: bool = False) -> None:
-        """Tell the others that this rank stops because of an exception, before it prints and exits.
+        """Notify the other ranks that this one stops because of an exception, before it prints the exception and exits.
 
-        If another rank has died, the exception is a consequence, and the thread reports the other rank and ends the process.
+        If the exception was caused by the death of another rank, the thread reports that rank and ends the process.
 
         Args:
             text: What happened, as the end of a sentence.
-            agreed: Whether the other ranks, too, are about to stop.
+            agreed: Whether the other ranks are about to stop as well.
         """
         self._failing = True
         if agreed:
@@ -151,7 +151,7 @@ class Watch:
             self._thread.join(_GRACE + _EXIT)
 
     def tell(self, loss: LostRank) -> None:
-        """Tell the other ranks about a loss."""
+        """Notify the other ranks of a lost rank."""
         self._send({"lost": loss._asdict()})
 
     def wait_for_exit(self) -> None:
@@ -185,7 +185,7 @@ class Watch:
             self._check(heard, now)
 
     def _check(self, heard: dict[int, float], now: float) -> None:
-        """Report peers that are silent, and failures that are no failures of this rank too."""
+        """Report peers that are silent, and peers that have failed unless this rank fails as well."""
         for rank in list(self._peers):
             if now - heard[rank] > self.timeout:
                 silent = (
@@ -218,7 +218,7 @@ class Watch:
         self._leave(rank, LostRank(rank, self._hosts[rank], text), False)
 
     def _leave(self, rank: int, loss: LostRank, reported: bool) -> None:
-        """Report a loss, unless this rank has ended itself; watch the peer no longer."""
+        """Report a lost rank, unless this rank has ended; stop watching the peer."""
         if not self._ended:
             self._ended = True
             self._report(loss, reported)

@@ -361,7 +361,7 @@ class Composer(LightningModule):
         return self.start.facts() | ({} if self.inner is None else {"inner loop": self.inner.describe()})
 
     def training_step(self, batch: CoordinateBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch, and log that of all batches and devices of an optimizer step."""
+        """Return the mean loss of a batch, and log the mean over all batches and devices of the optimizer step."""
         evaluation = self._evaluate(batch, "train")
         losses = evaluation["losses"]
         assert losses is not None, "training needs a query with values"
@@ -381,7 +381,7 @@ class Composer(LightningModule):
         return loss * self._share(batch_idx)
 
     def _share(self, batch_idx: int) -> float:
-        """Return the factor of a loss: Lightning divides by `accumulate_grad_batches`, also if an epoch ends with fewer."""
+        """Return a factor for the loss: Lightning divides by `accumulate_grad_batches` even if fewer batches are left."""
         if self._trainer is None or (accumulated := self.trainer.accumulate_grad_batches) == 1:
             return 1.0
         left = self.trainer.num_training_batches - batch_idx // accumulated * accumulated
@@ -431,7 +431,7 @@ class Composer(LightningModule):
         """Check that the data fit this model, and that inner loops work in the precision of the trainer.
 
         Raises:
-            ValueError: If they do.
+            ValueError: If they do not.
         """
         if self.inner is not None and str(self.trainer.precision).startswith("16"):
             raise ValueError(

@@ -78,9 +78,9 @@ def load(
             weights that another tool saved.
         map_location: Device of the weights.
         config: Config of the model in place of the one in the checkpoint: ``class_path`` and ``init_args``, or a YAML file
-            with these or with a ``model``, such as the ``config.yaml`` of a run. Its classes are imported.
-        plugins: Modules, or their names, that define classes of the config in the checkpoint. They are imported, and this
-            process may load further checkpoints with classes of them; other classes than those of this software are refused.
+            with these keys or with the key ``model``, such as ``config.yaml`` of a run. Its classes are imported.
+        plugins: Modules, or their names, that define classes of the config in the checkpoint. They are imported, and all later
+            checkpoints in this process may name their classes, too. Other classes from outside this software are refused.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -142,10 +142,10 @@ def stated_config(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, 
 
 
 class _Limits(TorchDispatchMode):
-    """Refuse to create many more parts, or larger tensors, than a state needs, whatever the config beside it states.
+    """Refuse to create many more modules and parameters, or much larger tensors, than the weights of a checkpoint need.
 
     Args:
-        state: The weights, whose sizes set the limits.
+        state: The weights, whose number and sizes set the limits.
 
     Attributes:
         exceeded: What exceeded a limit; empty if nothing did.
@@ -160,14 +160,14 @@ class _Limits(TorchDispatchMode):
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
-        """Start to count."""
+        """Start counting."""
         for register in (register_module_parameter_registration_hook, register_module_module_registration_hook):
             self._hooks.append(register(self._counted))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Stop to count."""
+        """Stop counting."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
@@ -180,13 +180,15 @@ class _Limits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _counted(self, module: nn.Module, name: str, part: Any) -> None:
-        """Count a part."""
+        """Count a module or parameter."""
         self._count += 1
         if self._count > self._parts:
-            self._refuse(f"its config states more than {self._parts:,} parts, many more than its weights.")
+            self._refuse(
+                f"its config states more than {self._parts:,} modules and parameters, many more than it has weights."
+            )
 
     def _refuse(self, reason: str) -> None:
-        """Raise a `ValueError`, whose reason parsers of configs do not pass on."""
+        """Record the reason and raise a `ValueError`; the parser of configs replaces its message."""
         self.exceeded = reason
         raise ValueError(reason)
 
@@ -318,7 +320,7 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     if state is None:
         raise ValueError(f"{path} is not a checkpoint of this software: it has no `state_dict`.")
     if not all(isinstance(name, str) for name in state):
-        raise ValueError(f"{path} is not a checkpoint of this software: a name in its `state_dict` is not a text.")
+        raise ValueError(f"{path} is not a checkpoint of this software: a name in its `state_dict` is not a string.")
     normalised = _own_names(state)
     for name, weight in normalised.items():
         if not isinstance(weight, Tensor):
@@ -340,12 +342,12 @@ def parts_of(state: Mapping[str, Any]) -> list[str]:
 
 
 def _content(path: Path, map_location: Any) -> dict[Any, Any]:
-    """Return the content of a checkpoint or of a file of safetensors; raise a `ValueError` if it is damaged."""
+    """Return the content of a checkpoint or of a safetensors file; raise a `ValueError` if it is damaged."""
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path, device=str(map_location)))
         except Exception as error:  # damaged data may raise any exception
-            raise ValueError(f"{path} is damaged or not a file of safetensors: {_FIX}.") from error
+            raise ValueError(f"{path} is damaged or not a safetensors file: {_FIX}.") from error
     check_whole(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -362,7 +364,7 @@ def _content(path: Path, map_location: Any) -> dict[Any, Any]:
 
 
 def _state_of_other_tools(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """Return the weights of a composer that a file keeps without ``state_dict``: the content itself, or an entry; else None."""
+    """Return the weights of a composer in a file without ``state_dict``, its content or one of its entries; None if missing."""
     for state in (content, *(content.get(key) for key in _STATES)):
         if isinstance(state, Mapping) and all(isinstance(name, str) for name in state) and parts_of(_own_names(state)):
             return state
@@ -370,7 +372,7 @@ def _state_of_other_tools(content: Mapping[Any, Any]) -> Mapping[Any, Any] | Non
 
 
 def _own_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights by their names in a composer, without what wrappers and other tools add to them.
+    """Return weights by their names in a composer, without the prefixes that wrappers and other tools add.
 
     These are the wrappers of `torch.compile`, data parallelism, FSDP and averaged weights, and the attribute of a module that
     holds the composer. Weights that are not those of a composer keep their names.

@@ -113,7 +113,7 @@ def defined(numbers: Tensor, prediction: Tensor) -> Tensor:
 
 
 class DefinedMean(MeanMetric):
-    """Mean over instances for which a metric is defined; None, which is not logged, if there are none on all devices."""
+    """Mean over the instances for which a metric is defined; None, which is not logged, if no device has any."""
 
     def __init__(self) -> None:
         super().__init__(nan_strategy="disable")
@@ -198,7 +198,7 @@ class PSNR(InstanceMetric):
 class Gain(InstanceMetric):
     """PSNR gain in dB over a constant signal with the mean of the instance; for images, the mean-colour image.
 
-    NaN, which means exclude, for a constant signal, whose mean has a mean squared error below 1e-12: there is nothing to gain.
+    NaN, which is left out of means, for a constant signal, whose mean has a mean squared error below 1e-12.
     """
 
     heading = "gain over the mean"

@@ -2,7 +2,7 @@
 
 A checkpoint holds the config of its model, and so the import paths of classes. Importing a module runs its code, and a module
 of that name may lie in the working directory. `check_classes` therefore refuses all other paths before anything is imported.
-jsonargparse has an allowlist of its own, but it applies to the whole process, and so to the configs of the user as well.
+The allowlist of jsonargparse is not used, because it applies to the whole process, including the configs of the user.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def import_plugins(modules: Iterable[str | ModuleType]) -> None:
     """Import modules, and allow checkpoints and codes that this process reads to name the classes defined in them.
 
     Args:
-        modules: Modules, or their names; those of packages include their submodules.
+        modules: Modules, or their names. A package includes its submodules.
 
     Raises:
         ValueError: If a module cannot be imported.
@@ -62,13 +62,13 @@ def add_plugins_option(parser: Any) -> None:
         type=str,
         nargs="+",
         metavar="MODULE",
-        help="Modules to import before checkpoints and codes are read, which may then name classes that these modules define. "
-        "Checkpoints that name classes of other modules than those of this software, of --plugins and of --config are refused.",
+        help="Modules to import before checkpoints and codes are read, which may then name the classes of these modules. "
+        "Checkpoints may only name classes of this software, of --plugins and of --config; others are refused.",
     )
 
 
 def allow_classes_of(config: Any) -> None:
-    """Allow checkpoints to name the classes that a config of the user names, and others of their modules; import nothing."""
+    """Allow checkpoints to name the classes in a config of the user, and other classes of their modules; import nothing."""
     for key, path in _texts(config, "The config"):
         if key == "class_path" and _is_path(path):
             _named.update((path, path.rpartition(".")[0]))
@@ -87,7 +87,7 @@ def check_classes(config: Any, source: str | Path) -> None:
     for key, text in _texts(config, source):
         if len(text) > _MAX_LENGTH:
             raise ValueError(
-                f"{source} is not a checkpoint of this software: {key} in its config has {len(text):,} letters."
+                f"{source} is not a checkpoint of this software: {key} in its config has {len(text):,} characters."
             )
         if _is_path(text):
             _check_path(text, key, source)
@@ -113,7 +113,7 @@ def _check_path(path: str, key: str, source: str | Path) -> None:
         return
     try:
         value = pkgutil.resolve_name(path)
-    except Exception:  # of the import of a module that may be imported; the parser reports it
+    except Exception:  # raised by the import of an allowed module; the parser reports it
         return
     module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
     if isinstance(module, str) and not _within(module, (*_PACKAGES, *_TORCH, *_named)):
@@ -125,7 +125,7 @@ def _check_path(path: str, key: str, source: str | Path) -> None:
 
 
 def _check_location(package: str, source: str | Path) -> None:
-    """Raise a `ValueError` if a package of this software would be imported from another folder, which precedes it."""
+    """Raise a `ValueError` if a package of this software would be imported from another folder that precedes it in the path."""
     module = sys.modules.get(package)
     spec = importlib.util.find_spec(package) if module is None else module.__spec__
     folders = None if spec is None else spec.submodule_search_locations
@@ -169,7 +169,7 @@ def _texts(config: Any, source: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def _is_config(text: str) -> bool:
-    """Return whether the parser may read a text that is no path of a class as a config: as YAML, or as the name of a file."""
+    """Return whether the parser may read a string, not a class path, as a config: as YAML, or as the name of a file."""
     contents = [text] if any(sign in text for sign in "{[:\n") else []
     try:
         if Path(text).is_file():
@@ -177,7 +177,7 @@ def _is_config(text: str) -> bool:
                 return True
             contents.append(Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        pass  # no name of a file, or no text
+        pass  # not the name of a file, or not a text file
     return any(_holds_classes(content) for content in contents)
 
 

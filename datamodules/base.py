@@ -29,7 +29,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     remarks on the data, by name.
 
     Args:
-        batch_size: Instances per device and batch; at most these with ``--global_batch_size``.
+        batch_size: Instances per device and batch; with ``--global_batch_size``, their maximum.
         eval_batch_size: Instances per device in validation, test and prediction; ``batch_size`` if None.
         num_workers: Number of worker processes; 0 loads in the main process.
         coordinate_noise: Uniform noise within the cell of each coordinate in training: ``per_instance`` as in the
@@ -47,7 +47,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     test_set: Dataset[Signal]
     augmentation: Augmentation | None = None
     detail: int = 1
-    accumulated: int = 1  # batches of an optimizer step, of which epochs hold a multiple
+    accumulated: int = 1  # batches per optimizer step; the number of batches of an epoch is a multiple of it
     modality: Modality = Modality()
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
@@ -195,7 +195,7 @@ class CoordinateDataModule(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: Signal, dataloader_idx: int) -> CoordinateBatch:
         """Convert raw signals to coordinates on the device."""
         training = self.trainer is not None and self.trainer.training
-        # of the optimizer, not the batch: batches that are accumulated share random numbers as those of several devices do
+        # the optimizer step, not the batch: accumulated batches share random numbers, like the batches of several devices
         step = self.trainer.global_step - 1 if training and self.trainer is not None else 0
         coordinates = self.to_coordinates(batch, training=training, step=step)
         if self.trainer is not None:

@@ -47,7 +47,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     loaded = _read_mapping(path, f"The config {path}")
-    for key, value in loaded.items():  # the parser reads such files, but does not name one that it cannot decode
+    for key, value in loaded.items():  # the parser also reads these files, but its errors do not name them
         if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (path.parent / value).is_file():
             _read_mapping(path.parent / value, f"{path.parent / value}, which is {key} of {path},")
     return _merge_bases(loaded, path.absolute().parent, (path.resolve(),)) if "_base_" in loaded else loaded
@@ -62,7 +62,7 @@ def load_yaml(text: str) -> Any:
     try:
         _check_size(text)
         return _plain_yaml(text)
-    except (ValueError, OverflowError, RecursionError, TypeError) as error:  # numbers and dates that Python refuses
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:  # for numbers and dates that Python rejects
         reason = str(error).partition(";")[0]  # without a hint to programmers
         raise yaml.YAMLError(" ".join(reason.split()) or type(error).__name__) from error
 
@@ -103,7 +103,7 @@ class _Collection:
 
     Args:
         anchor: Its anchor, if any.
-        is_mapping: Whether keys and values take turns.
+        is_mapping: Whether it is a mapping, whose keys and values alternate.
     """
 
     def __init__(self, anchor: str | None, is_mapping: bool) -> None:
@@ -113,7 +113,7 @@ class _Collection:
         self._keys: set[str] = set()
 
     def add(self, size: int, key: str | None, event: yaml.Event) -> None:
-        """Add an item of a size; ``key`` is its text if it may be a key."""
+        """Add an item with its size; ``key`` is its text if it may be a key."""
         self.size += size
         if self.size > _MAX_VALUES:
             raise _problem(event, f"more than {_MAX_VALUES:,} values, with aliases")

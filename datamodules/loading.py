@@ -37,7 +37,7 @@ class AddressSampler(DistributedSampler[Address]):
 
     Batch ``t`` of all processes together is the same set of items for any split of the same total batch size. Shuffled
     epochs drop the items of an incomplete optimizer step; unshuffled ones neither drop nor repeat an item. If there are fewer
-    items than processes, the others repeat the last item, because every process has to take part; `repeats` tells them.
+    items than processes, the remaining processes repeat the last item, because all must take part; `repeats` marks them.
 
     Args:
         size: Number of items of the data set.
@@ -46,7 +46,7 @@ class AddressSampler(DistributedSampler[Address]):
         rank: Rank of this process.
         world_size: Number of processes.
         skip: Number of items to skip at the start of the first epoch, to resume an interrupted run.
-        step_size: Items per process and optimizer step, of which shuffled epochs hold a multiple.
+        step_size: Items per process and optimizer step; shuffled epochs hold complete optimizer steps only.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class AddressSampler(DistributedSampler[Address]):
 
     @property
     def repeats(self) -> bool:
-        """Whether the only item of this process is one of another process as well, and must not count."""
+        """Whether the only item of this process belongs to another process as well, and must not be counted."""
         return not self.shuffle and self.rank >= self.size > 0
 
     def __iter__(self) -> Iterator[Address]:

@@ -115,7 +115,7 @@ class Silence(InstanceMetric):
 
 
 class OverSilence(Silence):
-    """Gain in PSNR in dB over predicting zeros; NaN, which means exclude, for silence, which zeros predict exactly."""
+    """Gain in PSNR in dB over predicting zeros; NaN, which is left out of means, for silence, which zeros predict exactly."""
 
     heading = "over silence"
     undefined = "for silent recordings, which zeros predict exactly"

@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes_of(sweep: Sweep, runs: Sequence[SweepRun]) -> list[Outcome]:
-    """Return the results of the complete runs of an ablation study; empty if the sweep is none.
+    """Return the results of the complete runs of an ablation study; an empty list if the sweep is not one.
 
     An ablation study is a grid over ``config``, files that override the experiment, and ``seed_everything``.
     """

@@ -19,8 +19,8 @@ class Hyperband:
 
     Args:
         min_iter: First iteration at which runs are compared; the next ones are ``min_iter * eta``, ``min_iter * eta**2``, ...
-        max_iter: Length of a complete run, instead of ``min_iter``; runs are compared at ``max_iter / eta``,
-            ``max_iter / eta**2``, ..., ``s`` times.
+        max_iter: Iterations of a complete run, in place of ``min_iter``; runs are compared at ``max_iter / eta``,
+            ``max_iter / eta**2``, ... down to ``max_iter / eta**s``.
         s: Number of comparisons, with ``max_iter``.
         eta: The best ``1 / eta`` of the runs continue after a comparison.
         strict: Compare the value at the iteration of the comparison. Otherwise, a run also continues if any of its values,
@@ -41,7 +41,7 @@ class Hyperband:
         if self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; it must be greater than 1.")
         if (self.min_iter is None) == (self.max_iter is None):
-            raise ValueError("exactly one of min_iter, and max_iter with s, must be set.")
+            raise ValueError("exactly one of min_iter and max_iter must be set, and max_iter needs s.")
         if self.min_iter is not None and self.min_iter < 1:
             raise ValueError(f"min_iter is {self.min_iter}; it must be at least 1.")
         if self.max_iter is not None and self.s is None:
@@ -74,7 +74,7 @@ class Hyperband:
 
         Args:
             losses: Values of the metric of the run, one per iteration; lower is better.
-            others: Those of all other runs, whether complete, stopped or in progress.
+            others: The values of all other runs, whether complete, stopped or in progress.
         """
         bracket = max((length for length in self.brackets if length <= len(losses)), default=None)
         if bracket is None:

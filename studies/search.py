@@ -29,7 +29,7 @@ _KEYS = (
     *("project", "entity", "name", "description"),
 )
 _DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
-_DIGITS = 6  # significant digits of values that are drawn from a continuous distribution
+_DIGITS = 6  # significant digits of values of a continuous distribution
 _FIRST_RANDOM = 5  # runs of a Bayesian search that are drawn at random
 _NOISE = 1e-2  # variance of the losses between equal runs, relative to that between all runs
 _CANDIDATES = 256  # points of the search space that a Bayesian search compares for each run
@@ -68,7 +68,7 @@ class _Distribution(NamedTuple):
     """A continuous distribution.
 
     Attributes:
-        quantile: Function of a position in [0, 1] and the arguments.
+        quantile: Quantile function: the value at a position in [0, 1], given the arguments of the distribution.
         required: Names of arguments without a default.
         defaults: Other arguments with their defaults.
     """
@@ -130,7 +130,7 @@ class Parameter:
         return "log_" in self.distribution
 
     def value(self, position: float) -> Any:
-        """Return the value at a position in [0, 1) of the distribution, its quantile function."""
+        """Return the value of the quantile function of the distribution at a position in [0, 1)."""
         settings = self.settings
         if self.distribution in ("categorical", "int_uniform"):
             choices = self.choices()
@@ -197,14 +197,14 @@ class Sweep:
     run_cap: int | None = None
 
     def num_runs(self) -> int | None:
-        """Return the number of runs: those of the grid, at most ``run_cap``; None if the search has no end."""
+        """Return the number of runs: the size of the grid, at most ``run_cap``; None if the search is unlimited."""
         if self.method != "grid":
             return self.run_cap
         total = math.prod(len(parameter.choices() or ()) for parameter in self.parameters)
         return total if self.run_cap is None else min(total, self.run_cap)
 
     def restricted(self, only: Mapping[str, Sequence[Any]]) -> Sweep:
-        """Return the sweep with some values of some parameters only.
+        """Return the sweep restricted to some values of some parameters.
 
         Args:
             only: Values by name of the parameter.
@@ -231,7 +231,7 @@ class Sweep:
         return [self._named(tuple(reversed(values))) for values in itertools.product(*choices)]
 
     def drawn(self, seed: int, number: int, candidate: int = 0) -> list[float]:
-        """Return the positions of a run in the search space, a function of their address alone."""
+        """Return random positions of a run in the search space, which depend on the arguments alone."""
         generator = generator_at(seed, "sweep", number, candidate)
         return torch.rand(len(self.parameters), generator=generator, dtype=torch.float64).tolist()
 
@@ -328,7 +328,8 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ValueError: If the file is not a sweep. The message names the file.
     """
-    load_config(path)  # which names the file in its errors; W&B reads it as YAML 1.1, in which 1e-3 is a text
+    load_config(path)  # for its errors, which name the file
+    # W&B reads YAML 1.1, in which 1e-3 is a string.
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         return _sweep(content)
@@ -411,7 +412,7 @@ def _hyperband(content: Any) -> Hyperband:
 
 
 def _parameters(content: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Parameter]:
-    """Return parameters, with those that are nested in others."""
+    """Return the parameters, including nested ones."""
     parameters: list[Parameter] = []
     for key, value in content.items():
         path = (*prefix, str(key))

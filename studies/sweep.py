@@ -1,4 +1,4 @@
-"""Run a sweep of Weights & Biases without W&B: ``python -m studies.sweep FILE`` trains its runs and compares them.
+"""Run a sweep file of Weights & Biases (W&B) locally: ``python -m studies.sweep FILE`` trains its runs and compares them.
 
 Several processes may run the same command at the same time, for example the tasks of a SLURM array: each takes the next run
 that is neither complete nor in progress.
@@ -35,9 +35,9 @@ class SweepSettings:
     Args:
         file: Sweep in the format of Weights & Biases.
         output: Folder for the runs, ``runs.csv`` and ``runs.png``. If None, ``runs/sweeps/<name of the file>``.
-        runs: Maximum number of runs of the sweep. If None, ``run_cap`` of the file; a grid has an end.
-        seed: Seed of random and Bayesian search. A random search depends on the seed and the number of a run only.
-        only: Values to use, by parameter; for example ``{"seed_everything": [0]}``. If None, all.
+        runs: Maximum number of runs of the sweep. If None, ``run_cap`` of the file, or else the complete grid.
+        seed: Seed of random and Bayesian search. The values of a run of a random search depend only on it and on its number.
+        only: Values to use, by parameter, for example ``{"seed_everything": [0]}``. If None, all values.
         options: Additional command-line arguments of every run.
         best: Number of runs in the table.
     """

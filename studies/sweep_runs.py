@@ -18,7 +18,7 @@ from typing import Any
 RECORD = "run.json"
 FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
 _LOG = "output.log"
-_POLL = 1.0  # seconds between two looks at the metrics of a run
+_POLL = 1.0  # seconds between two checks of the metrics of a run
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Inject faults of disks: small, full and read-only file systems, and limits on the size of files and on open files."""
+"""Inject disk faults: small, full and read-only file systems, and limits on file sizes and open files."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def protect(folder):
 
 
 def fill(folder, name="ballast"):
-    """Fill the file system of a folder to the last block, and return the file that does."""
+    """Fill the file system of a folder to the last block, and return the file that fills it."""
     path = Path(folder, name)
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while True:

@@ -260,7 +260,7 @@ def test_process_1_saves_the_run_on_sigterm(tmp_path):
 
 
 class _Buildah:
-    """Commands of buildah, without an engine and with a storage of their own.
+    """Commands of buildah, without a container engine and with their own storage.
 
     Args:
         folder: Folder of the storage.

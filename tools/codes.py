@@ -164,14 +164,14 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the table of compressed codes, and the limit of the size that a code may state."""
+    """Add the options for reading codes: the table of compressed codes, and the largest size that a code may state."""
     parser.add_argument("--table", type=Path, help="table of a compressed code (default: the copy beside it)")
     parser.add_argument(
         "--max_samples",
         type=int,
         default=MAX_SAMPLES,
-        help="largest number of samples, such as rows times columns, that a code may state, also when enlarged by --scale or "
-        "--sample_rate; a size that you pass, such as --size, has no limit (default: %(default)s)",
+        help="maximum number of samples, such as rows times columns, that a code may state, also when enlarged by --scale or "
+        "--sample_rate; sizes given by options such as --size are not limited (default: %(default)s)",
     )
 
 

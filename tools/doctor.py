@@ -1,7 +1,7 @@
-"""Check the machine and the environment: versions, devices, precision, threads, disks, data sets and optional parts.
+"""Check the machine and the environment: versions, devices, precision, threads, disks, data sets and optional packages.
 
 Exit status: 0 if nothing prevents training, 1 if something does, 2 if the command line is invalid. Advice on what is slow or
-missing but optional does not change it.
+optional and missing does not change the exit status.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ def _threads(torch: Any) -> Finding:
 
 
 def _perceptual() -> Finding:
-    """Return for which networks the weights of LPIPS exist."""
+    """Return the networks for which weights of LPIPS are present."""
     from modalities.perceptual import Backbone, how_to_get_weights, weights_file
 
     paths = {network: weights_file(network) for network in get_args(Backbone)}
@@ -371,7 +371,7 @@ def _below(value: Any, folder: Path) -> Any:
 
 
 def _presence(data: Any) -> str:
-    """Return how many files a data set has for training. An error is raised if they are missing."""
+    """Return how many files a data set has for training; its errors are raised if they are missing."""
     data = getattr(data, "images", data) if not hasattr(data, "files") else data  # what super-resolution reads
     files = getattr(data, "files", None) or getattr(data, "scenes", None)
     if files is None:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from composers.codes.container import QuantizedLatents
     from composers.codes.table import CodeTable
 
-MEASURED = ("sample_rate", "samples")  # facts of a sound as it was before its model's rate was imposed on it
+MEASURED = ("sample_rate", "samples")  # facts of a recording as it was before its model's rate was imposed on it
 _KEPT = (*MEASURED, "signal", "camera")  # facts that a code between two others has as well
 _KIND = "instance code"
 _VERSION, _EARLIER = "2", "1"  # version 1 has one range for all axes, coord_range
-_MAX_ENTRY = 1 << 24  # letters of an entry of the metadata
+_MAX_ENTRY = 1 << 24  # characters of an entry of the metadata
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def read_code(
     Args:
         path: The file.
         table: Table of a compressed code, or its path; if None, the copy beside the file. Other codes need none.
-        max_samples: Largest number of samples of the signal, such as rows times columns of an image: a file of a few bytes may
-            state any.
+        max_samples: Maximum number of samples of the signal, such as rows times columns of an image. Without a limit, a file
+            of a few bytes could ask for any amount of memory.
 
     Raises:
         ValueError: If the file is missing, damaged, or not an instance code, if an entry is invalid (the message names it), or
@@ -166,7 +166,7 @@ def _starts_compressed(path: Path) -> bool:
 
 
 def _stated(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metadata of a file of any version as plain data; raise a `ValueError` if an entry is no JSON."""
+    """Return the metadata of a file of any version as plain data; raise a `ValueError` if an entry is not valid JSON."""
     stated: dict[str, Any] = {key: metadata[key] for key in ("model", "name") if key in metadata}
     for key in ("shape", "boxes", "facts", "domain", "layout", "sample_rate", "coord_range"):
         if key in metadata:
@@ -183,11 +183,11 @@ def _stated(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _parsed(key: str, text: str) -> Any:
     """Return an entry of the metadata, which is JSON; raise a `ValueError` if it is not."""
     if len(text) > _MAX_ENTRY:
-        raise ValueError(f"{key} has {len(text):,} letters; at most {_MAX_ENTRY:,} are read")
+        raise ValueError(f"{key} has {len(text):,} characters; at most {_MAX_ENTRY:,} are read")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{key} is no JSON") from error
+        raise ValueError(f"{key} is not valid JSON") from error
 
 
 def _with_header(latents: Latents, header: Header) -> InstanceCode:

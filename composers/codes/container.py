@@ -54,7 +54,7 @@ _MAX_HEADER = 1 << 20  # bytes of JSON
 _FREE_NUMBERS = 1 << 24  # that any file may state; decoding them takes 0.6 GB
 _MAX_NUMBERS = 1 << 28  # of a code; its latents take 1 GiB
 _LARGEST = 1 << 62  # size of a latent
-_NUMBERS_PER_BYTE = 1 << 8  # beyond, so that a file of few bytes does not ask for gigabytes
+_NUMBERS_PER_BYTE = 1 << 8  # in addition, so that a file of a few bytes cannot ask for gigabytes
 _DICTIONARY = (  # common content of headers, the most common last; never change it without a new version
     b'"aspherical": false"ranges": [[0.0, 1.0], "near": "far": , "bound": 1.0}"cameras": "constant": true, "integers": 1'
     b'"inner steps": "si_sdr predicted": "si_sdr refined": "iou predicted": "iou refined": "signal": "scene", "camera": "'
@@ -321,7 +321,7 @@ def read_compressed(
     Args:
         path: The file.
         table: Its table, or the path of one; if None, the copy beside the file.
-        max_samples: Largest number of samples of the signal.
+        max_samples: Maximum number of samples of the signal.
 
     Raises:
         ValueError: If the file is damaged or states more numbers than it can hold, or the table is missing or another one.

@@ -16,12 +16,12 @@ from datamodules.storage.text import visible
 from datamodules.tiles import Box, whole
 
 MAX_SAMPLES = 1 << 27  # 134,217,728: an image of 11,585 x 11,585 pixels, or 2 h 20 min of audio at 16 kHz
-_LARGEST = 1 << 53  # position of a sample; float64 counts so far
+_LARGEST = 1 << 53  # position of a sample; float64 represents integers exactly up to here
 _FARTHEST = 1e9  # coordinate
-_MAX_CELLS = 1 << 24  # of the grid that the ends of all boxes span
+_MAX_CELLS = 1 << 24  # of the grid spanned by the ends of all boxes
 MAX_AXES = 8
 _MODEL = re.compile(r"[0-9a-f]{16}")
-_NUMBERS = {"sample_rate": 1, "samples": 1, "scale": 1, "offset": 3, "camera": 4}  # facts of so many numbers
+_NUMBERS = {"sample_rate": 1, "samples": 1, "scale": 1, "offset": 3, "camera": 4}  # facts of a fixed count of numbers
 _COUNTS = ("sample_rate", "samples")  # facts that are positive integers
 
 
@@ -39,11 +39,11 @@ class Header(NamedTuple):
 
     @classmethod
     def of(cls, stated: Mapping[str, Any], max_samples: int = MAX_SAMPLES) -> Header:
-        """Return the header of what a file states, as plain data by key.
+        """Return the header in the entries of a file, which are plain data by key.
 
         Args:
-            stated: The data. ``boxes``, ``layout`` and ``sample_rate`` may be missing.
-            max_samples: Largest number of samples of the signal.
+            stated: The entries. ``boxes``, ``layout`` and ``sample_rate`` may be missing.
+            max_samples: Maximum number of samples of the signal.
 
         Raises:
             ValueError: If an entry is missing or invalid; the message names its key.
@@ -55,7 +55,7 @@ class Header(NamedTuple):
         if not isinstance(model := stated.get("model"), str) or not _MODEL.fullmatch(model):
             raise ValueError(f"model is {_short(model)}; it must be the fingerprint of a model, 16 hexadecimal digits")
         if not isinstance(stated["name"], str):
-            raise ValueError(f"name is {_short(stated['name'])}; it must be a text")
+            raise ValueError(f"name is {_short(stated['name'])}; it must be a string")
         rate = stated.get("sample_rate")
         return cls(
             shape,
@@ -70,7 +70,7 @@ class Header(NamedTuple):
 
 
 def check_latents(latents: Latents, tiles: int) -> Latents:
-    """Return the latents of a file in float32, after checking that they are numbers for so many tiles.
+    """Return the latents of a file in float32, after checking their types, values and number of tiles.
 
     Raises:
         ValueError: If a latent holds other data, has another number of rows than tiles, or holds numbers that are not finite.
@@ -82,7 +82,7 @@ def check_latents(latents: Latents, tiles: int) -> Latents:
             raise ValueError(f"{key} holds numbers of type {latent.dtype}; latents are floating-point numbers")
         if not latent.shape or len(latent) != tiles or not latent.numel():
             raise ValueError(
-                f"{key} has the shape {tuple(latent.shape)}; its first size must be that of boxes, {tiles}"
+                f"{key} has the shape {tuple(latent.shape)}; its first dimension must be the number of boxes, {tiles}"
             )
         checked[name] = latent.float()
         if not bool(checked[name].isfinite().all()):
@@ -91,7 +91,7 @@ def check_latents(latents: Latents, tiles: int) -> Latents:
 
 
 def _shape(stated: Any, max_samples: int) -> tuple[int, ...]:
-    """Return the shape of a signal; raise a `ValueError` if it is none, or too large."""
+    """Return the shape of a signal; raise a `ValueError` if it is invalid or too large."""
     if not isinstance(stated, list) or not 0 < len(stated) <= MAX_AXES:
         raise ValueError(f"shape is {_short(stated)}; it must be a list of the sizes of all axes")
     shape = tuple(_natural(size, "shape") for size in stated)
@@ -104,12 +104,12 @@ def _shape(stated: Any, max_samples: int) -> tuple[int, ...]:
 
 
 def _boxes(stated: Any, shape: Sequence[int]) -> list[Box]:
-    """Return the boxes of tiles; raise a `ValueError` if they are none that cover the signal."""
+    """Return the boxes of tiles; raise a `ValueError` if they are invalid or do not cover the signal."""
     if not isinstance(stated, list) or not stated:
         raise ValueError(f"boxes is {_short(stated)}; it must be a list of at least one box")
     boxes = [_box(box, shape) for box in stated]
     if not _cover(boxes, shape):
-        raise ValueError("boxes do not cover the signal, whose parts between them have no value")
+        raise ValueError("boxes do not cover the signal: parts of it would have no value")
     return boxes
 
 
@@ -139,7 +139,7 @@ def _cover(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
     spans = np.clip(np.array(boxes, np.int64), 0, np.array(shape, np.int64)[:, None])  # (boxes, axes, 2)
     cuts = [np.unique(np.append(spans[:, axis], (0, size))) for axis, size in enumerate(shape)]
     if math.prod(len(cut) - 1 for cut in cuts) > _MAX_CELLS:
-        raise ValueError(f"boxes are {len(boxes):,} boxes that form no grid")
+        raise ValueError(f"boxes has {len(boxes):,} boxes, which do not form a grid")
     covered = np.zeros([len(cut) - 1 for cut in cuts], bool)
     indices = [np.searchsorted(cut, spans[:, axis]) for axis, cut in enumerate(cuts)]
     for box in range(len(boxes)):
@@ -148,14 +148,14 @@ def _cover(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
 
 
 def _domain(stated: Any, shape: Sequence[int]) -> Domain:
-    """Return the domain of a tile; raise a `ValueError` if it is none of signals with so many axes."""
+    """Return the domain of a tile; raise a `ValueError` if it is invalid or has another number of axes than the signal."""
     try:
         domain = Domain.from_config(stated)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"domain is not valid: {visible(str(error))[:300].rstrip('.')}") from error
     numbers = [number for number in _leaves(dataclasses.astuple(domain)) if number is not None]  # type: ignore[call-overload]
     if not all(type(number) in (int, float) and abs(number) <= _FARTHEST for number in numbers):
-        raise ValueError(f"domain holds {_short(numbers)}; it must consist of numbers of at most {_FARTHEST:g}")
+        raise ValueError(f"domain holds {_short(numbers)}; its numbers must lie in [-{_FARTHEST:g}, {_FARTHEST:g}]")
     if isinstance(domain, Grid) and min(high - low for low, high in domain.ranges) < 1 / _FARTHEST:
         raise ValueError(f"domain has the ranges {_short(domain.ranges)}, narrower than {1 / _FARTHEST:g}")
     if isinstance(domain, Grid) and len(domain.ranges) != len(shape):
@@ -173,7 +173,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _layout(stated: Any) -> Layout:
-    """Return the layout of the latents of a tile; raise a `ValueError` if it is none."""
+    """Return the layout of the latents of a tile; raise a `ValueError` if it is invalid."""
     if not isinstance(stated, Mapping) or not set(stated) <= set(Layout._fields):
         raise ValueError(f"layout is {_short(stated)}; it must state a grid and an extent, or nothing")
     parts = {}
@@ -188,9 +188,9 @@ def _layout(stated: Any) -> Layout:
 
 
 def _facts(stated: Any, max_samples: int) -> dict[str, str]:
-    """Return facts as texts that can be printed; raise a `ValueError` if they are none."""
+    """Return facts as printable strings; raise a `ValueError` if they are invalid."""
     if not isinstance(stated, Mapping) or not all(isinstance(fact, str | int | float) for fact in stated.values()):
-        raise ValueError(f"facts is {_short(stated)}; it must be a mapping of texts")
+        raise ValueError(f"facts is {_short(stated)}; it must be a mapping of strings")
     facts = {visible(str(name)): visible(str(fact)) for name, fact in stated.items()}
     for name in set(facts) & set(_NUMBERS):
         numbers = _finite(facts[name])
@@ -210,7 +210,7 @@ def _facts(stated: Any, max_samples: int) -> dict[str, str]:
 
 
 def _finite(text: str) -> list[float]:
-    """Return the finite numbers of a text; none if it holds anything else."""
+    """Return the finite numbers in a string; an empty list if it holds anything else."""
     try:
         numbers = [float(part) for part in text[:200].split()]
     except ValueError:

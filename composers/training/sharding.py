@@ -19,8 +19,8 @@ _METHODS = ("training_step", "encode")  # that gather the weights; evaluation ga
 class Sharding(ModelParallelStrategy):
     """Train on several devices, each of which stores a part of the weights, their gradients and the state of the optimizer.
 
-    The weights of one transformer block after another are gathered when they are needed. Checkpoints hold complete weights, as
-    those of other strategies.
+    The weights of one transformer block after another are gathered when they are needed. Checkpoints hold complete weights,
+    like those of other strategies.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def gather(model: nn.Module) -> None:
 
 
 def scatter(model: nn.Module) -> None:
-    """Free the weights that `gather` gathered, but for the part of this process."""
+    """Free the weights that `gather` gathered, except the part that this process stores."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():

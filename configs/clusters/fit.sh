@@ -1,6 +1,7 @@
 #!/bin/sh
-# Start a run, or continue it from its last checkpoint: fit.sh NAME ARGUMENTS of cli.py fit. For jobs that are started again with the
-# same command (torchrun --max-restarts, Kubernetes, spot instances). NAME is the name of the run folder in RUNS, by default runs.
+# Start a run, or continue it from its last checkpoint: fit.sh NAME ARGUMENTS, with the arguments of cli.py fit. For jobs that
+# are started again with the same command (torchrun --max-restarts, Kubernetes, spot instances). NAME is the name of the run
+# folder in RUNS, by default runs.
 set -eu
 name=$1
 shift

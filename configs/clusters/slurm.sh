@@ -1,8 +1,8 @@
 #!/bin/sh
 # Train an experiment with SLURM: sbatch configs/clusters/slurm.sh --config configs/experiments/celeba178_ipc.yaml
-# Two minutes before the time limit, SLURM sends SIGUSR1: the run is saved and the job requeued, and it continues in its folder.
-# Several nodes: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 configs/clusters/slurm.sh ...; devices and nodes are those of
-# the job.
+# Two minutes before the time limit, SLURM sends SIGUSR1: the run is saved, the job is requeued, and it continues in its folder.
+# Several nodes: sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 configs/clusters/slurm.sh ...
+# The numbers of devices and nodes are those of the job.
 #SBATCH --job-name=inr
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Run a command again while it is interrupted: until_done.sh COMMAND. A notice before a spot instance is reclaimed is SIGTERM (143),
-# a killed process SIGKILL (137), and the status of a run that lost another rank is 75. Any other exit status, such as that of an
-# invalid argument, ends the loop and is returned.
+# Run a command, and repeat it if it is interrupted: until_done.sh COMMAND. It is repeated after SIGTERM (exit status 143),
+# after SIGKILL (137), and after the loss of a rank (75). Any other exit status, such as that of an invalid argument, ends the
+# loop and is returned. SIGTERM to this script is passed on to the command, which is then not repeated.
 set -u
 child= stopped=
 trap 'stopped=yes; [ -n "$child" ] && kill -TERM "$child"' TERM INT

@@ -24,7 +24,7 @@ _FORMATS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", "
 _UNSUPPORTED_FORMATS = {".m4a", ".m4b", ".aac", ".wma", ".amr", ".ape", ".wv", ".mka"}  # found, and reported
 _UNKNOWN_LENGTH = 1 << 62  # frames; libsndfile reports this many or more when a header states no length
 _BLOCK = 1 << 18  # samples per channel that are decoded at a time where the length is unknown
-_SMALL_RECORDING = 1 << 26  # numbers, up to which the size of a file does not matter
+_SMALL_RECORDING = 1 << 26  # numbers; up to here, the size of the file is not checked
 _VALUES_PER_BYTE = 1000  # of longer recordings; silence takes a byte per 300 samples in FLAC
 _STREAMED = 0x7F000000  # bytes; a WAV header states this many or more if it was written to a pipe
 _MP3_PREROLL = 1 << 14  # samples decoded before an MP3 segment, because its frames depend on earlier ones
@@ -242,7 +242,7 @@ def _streamed_wav(path: Path) -> io.BytesIO | None:
 
 
 def _decoded(file: Any, start: int, count: int) -> NDArray[np.float32]:
-    """Return samples ``(count, C)`` of a recording of known length; those before them are decoded if it cannot be searched."""
+    """Return samples ``(count, C)`` of a recording of known length; earlier samples are decoded if the file is not seekable."""
     preroll = min(start, _MP3_PREROLL) if file.format == "MP3" else 0
     if file.seekable():
         file.seek(start - preroll)  # also to the start, which changes the first samples of MP3
@@ -255,7 +255,7 @@ def _decoded(file: Any, start: int, count: int) -> NDArray[np.float32]:
 
 def _decoded_to_end(file: Any, path: Path) -> NDArray[np.float32]:
     """Return all samples ``(n, C)`` of a recording whose header does not state its length."""
-    file.seekable = lambda: False  # soundfile would move to the end of every block, which fails at the last one
+    file.seekable = lambda: False  # otherwise, soundfile seeks to the end of every block, which fails at the last one
     blocks = []
     while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
         blocks.append(block)

@@ -48,8 +48,8 @@ class CachedImages(Dataset[Signal]):
     """The images of a cache, in the order of the files.
 
     Every access reads the pixels of one image. Processes share the page cache, and a pickled data set contains no pixels. The
-    file stays open, so that a run survives if another file takes its place or it is deleted. If the file was changed, the
-    pixels of every image are compared with their checksum.
+    file stays open, so that a run continues if the file is deleted or replaced by another. After a change of the file, the
+    pixels of every image that is read are compared with their checksum.
 
     Args:
         path: File with the pixels of all images, ``(3, H, W)`` uint8 each, one after the other.
@@ -87,7 +87,8 @@ class CachedImages(Dataset[Signal]):
         """Return image ``index``, ``(3, H, W)`` uint8.
 
         Raises:
-            ValueError: If the file was truncated, changed or deleted since the data set was created.
+            ValueError: If the file was truncated or changed since the data set was created, or deleted before this process
+                opened it.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")  # also ends iteration
@@ -163,7 +164,7 @@ class _OpenFile:
         """Read once into a buffer and return the number of bytes."""
         if hasattr(os, "preadv"):
             return os.preadv(self._descriptor, [buffer], offset)
-        with self._path.open("rb", buffering=0) as file:  # its own position, which processes do not share
+        with self._path.open("rb", buffering=0) as file:  # with its own position, which processes do not share
             file.seek(offset)
             return file.readinto(buffer) or 0
 

@@ -1,6 +1,6 @@
 """Files that are either complete or missing, despite concurrent writers, killed processes and full disks.
 
-Errors of the disk name the file, the reason and the fix: Python's own do not, if they occur while a file is written.
+Disk errors name the file, the reason and the fix; Python's own errors while a file is written name no file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _REMINDER = 30.0  # seconds between two messages about a lock of another process
 _ELSEWHERE = "or choose another folder"
 _REMEDIES = {
     errno.ENOSPC: f"Free some space, {_ELSEWHERE}",
-    errno.EDQUOT: f"Free some space of your quota, {_ELSEWHERE}",
+    errno.EDQUOT: f"Free some of your quota, {_ELSEWHERE}",
     errno.EFBIG: "Raise the limit on the size of files: ulimit -f unlimited",
     errno.EROFS: f"Mount it writable, {_ELSEWHERE}",
     errno.EACCES: f"Make the folder writable, {_ELSEWHERE}",
@@ -51,9 +51,9 @@ _REMEDIES = {
     errno.ESTALE: f"Mount the network disk again, {_ELSEWHERE}",
     errno.EMFILE: "Raise the limit on open files (ulimit -n 4096), or lower num_workers",
     errno.ENFILE: "Close other programs: the machine has too many open files",
-    errno.ENOTDIR: f"Move the file in place of a folder away, {_ELSEWHERE}",
-    errno.EEXIST: f"Move the file in place of a folder away, {_ELSEWHERE}",
-    errno.EISDIR: "Move the folder in place of the file away",
+    errno.ENOTDIR: f"Move away the file that is in the place of a folder, {_ELSEWHERE}",
+    errno.EEXIST: f"Move away the file that is in the place of a folder, {_ELSEWHERE}",
+    errno.EISDIR: "Move away the folder that is in the place of the file",
 }
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -79,7 +79,7 @@ def remedy(error: OSError) -> str:
 
 
 def is_of_system(error: BaseException | None) -> TypeGuard[OSError]:
-    """Return whether an error is of the system or the disk, such as too many open files, and not of a file's content."""
+    """Return whether an error comes from the system or the disk, such as too many open files, rather than a file's content."""
     return isinstance(error, OSError) and error.errno in _OF_SYSTEM
 
 
@@ -87,8 +87,8 @@ def is_of_system(error: BaseException | None) -> TypeGuard[OSError]:
 def naming(path: Path, part: Path | None = None) -> Iterator[None]:
     """Name a file in errors that occur while it is written.
 
-    Libraries report a full disk in various ways. After any error without a number of the system, a few bytes are therefore
-    appended to the temporary file: if they cannot be written either, this is the reason.
+    Libraries report a full disk in various ways. After any error without an ``errno``, a few bytes are therefore appended to
+    the temporary file: if they cannot be written either, that error is the reason.
 
     Args:
         path: The file that is named.
@@ -117,7 +117,7 @@ def _is_about(error: OSError, path: Path) -> bool:
 
 
 def _of_rust(error: Exception) -> OSError | None:
-    """Return the error of the system in the message of a library that is written in Rust, or None."""
+    """Return the system error in the message of a library written in Rust, or None."""
     match = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
 
@@ -132,7 +132,7 @@ def _failure(part: Path | None) -> OSError | None:
         return None if error.errno == errno.ENOENT else error
     try:
         os.write(descriptor, bytes(_PROBE))
-        os.write(descriptor, bytes(_PROBE))  # a write that reaches a limit writes less and does not fail
+        os.write(descriptor, bytes(_PROBE))  # the write that reaches a limit is short, and only the next one fails
         os.fsync(descriptor)
     except OSError as error:
         return error
@@ -240,7 +240,7 @@ def _is_abandoned(descriptor: int, modified: float, folder: Path) -> bool:
 
 
 def _clock(folder: Path) -> float:
-    """Return the time of a file system, which may differ from that of this machine on network disks."""
+    """Return the time of a file system, which on network disks may differ from the time of this machine."""
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.fstat(file.fileno()).st_mtime
 

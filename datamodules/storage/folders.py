@@ -136,7 +136,7 @@ class _Walk:
         self.places: list[Path] = []
         self.unreachable: list[str] = []
         self._entered: set[tuple[int, int]] = set()  # device and inode
-        self._links: list[Path] = []  # to folders, which are followed after all folders without links
+        self._links: list[Path] = []  # to folders; they are followed after all folders that are reached without links
         self._search(Path())
         while self._links:
             links, self._links = sorted(self._links), []
@@ -189,14 +189,14 @@ class _Walk:
 
 
 def broken_link(path: Path) -> str:
-    """Return the message that a path is a broken link, or an empty string if it is none."""
+    """Return a message if a path is a broken link, else an empty string."""
     if not path.is_symlink() or path.exists():
         return ""
     return f"it is a link to {path.readlink()}, which does not exist"
 
 
 def not_regular(path: Path) -> str:
-    """Return the message that a path is a broken link, a pipe or a device, or an empty string if it is none.
+    """Return a message if a path is a broken link, a pipe or a device, else an empty string.
 
     Opening a pipe would wait for a writer.
     """
@@ -209,7 +209,7 @@ def not_regular(path: Path) -> str:
 
 @cache
 def report_unreachable(reasons: tuple[str, ...]) -> None:
-    """Log which links and folders cannot be searched, once for every selection and on the first process only."""
+    """Log the links and folders that cannot be searched, once per set of reasons and on the first process only."""
     if reasons:
         report_skipped(reasons, "links or folders")
 

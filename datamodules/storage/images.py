@@ -36,7 +36,7 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )  # of Pillow
-_SMALL_IMAGE = 16_000_000  # pixels, up to which the size of a file does not matter
+_SMALL_IMAGE = 16_000_000  # pixels; up to here, the size of the file is not checked
 _PIXELS_PER_BYTE = 1000  # of larger images; an empty page takes a byte per 340 pixels as a PNG
 _MAX_REDUCTION = 16  # input pixels per output pixel along each side; beyond it antialiasing would take minutes
 # Listed by image_files nevertheless, so that reading them reports the reason.

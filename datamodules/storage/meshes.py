@@ -204,7 +204,7 @@ def _load(path: Path) -> trimesh.Scene:
 
 
 def _check_obj(path: Path) -> None:
-    """Raise a ``ValueError`` with the line of a vertex that has not three numbers, or a face without such a vertex."""
+    """Raise a ``ValueError`` with the line of a vertex without three finite numbers, or of a face with invalid indices."""
     vertices, largest, line_of_largest = 0, 0, 0
     try:
         text = path.read_text(encoding="utf-8", errors="replace")

@@ -33,5 +33,5 @@ def visible(text: str) -> str:
 
 
 def _is_hidden(character: str) -> bool:
-    """Return whether a character is a control character, a separator of lines, a surrogate or a mark of direction."""
+    """Return whether a character is a control character, a line separator, a surrogate or a direction mark."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS

@@ -105,7 +105,7 @@ def test_tool_without_memory_prints_no_traceback(capsys):
 
 
 def _kill_worker():
-    """Let the worker processes of the data be killed at the second epoch's items."""
+    """Replace the data sets by ones that kill their worker processes in the second epoch."""
     setup = SamplePhotos.setup
 
     def changed(self, stage):

@@ -225,7 +225,7 @@ def test_weights_of_other_software_are_refused(tmp_path):
         ({"start.a": torch.zeros(1).expand(1 << 40)}, "start.a is not a dense tensor"),
         ({"start.a": torch.eye(3).to_sparse()}, "start.a is not a dense tensor"),
         ({"start.a\x1b[2J": 3}, r"start\.a\\x1b\[2J in its `state_dict` is not a tensor"),
-        ({3: torch.zeros(1)}, "a name in its `state_dict` is not a text"),
+        ({3: torch.zeros(1)}, "a name in its `state_dict` is not a string"),
     ],
 )
 def test_states_that_are_not_plain_weights_are_refused(tmp_path, state, message):

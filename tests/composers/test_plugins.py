@@ -64,7 +64,7 @@ REFUSED = {
     "number": (lambda config: config.update(loss={"class_path": 3}), "cannot be built"),
     "name": (lambda config: config.update(loss={"class_path": "not a name"}), "not the path of a class"),
     "cycle": (_cycle, "nested too deeply"),
-    "long": (lambda config: config.update(skip="x" * 2000), "2,000 letters"),
+    "long": (lambda config: config.update(skip="x" * 2000), "2,000 characters"),
     "many": (lambda config: config["network"]["init_args"].update(hidden_dim=1 << 40), "an integer above"),
     "size": (lambda config: config["network"]["init_args"].update(hidden_dim=1 << 24), "belongs to another model"),
 }

@@ -247,7 +247,7 @@ def test_run_folder_replaced_by_a_file_ends_training(monkeypatch):
     lines, _ = _error(*_fit(epochs=2))
     assert re.fullmatch(
         rf"error: {RUN}/\S+ cannot be written: (Not a directory|File exists)\. "
-        r"Move the file in place of a folder away, or choose another folder\.",
+        r"Move away the file that is in the place of a folder, or choose another folder\.",
         lines[0],
     )
 

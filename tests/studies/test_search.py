@@ -146,7 +146,7 @@ INVALID = [
     ),
     (
         {"parameters": A, "metric": {"name": "m"}, "early_terminate": {"type": "hyperband", "eta": 2}},
-        r"early_terminate: exactly one of min_iter, and max_iter with s, must be set\.",
+        r"early_terminate: exactly one of min_iter and max_iter must be set, and max_iter needs s\.",
     ),
     (
         {"parameters": A, "metric": {"name": "m", "goal": "max"}},

@@ -44,7 +44,7 @@ def _findings(findings):
 
 @pytest.fixture
 def mounted():
-    """Return a command that runs a shell script, for mounts, before a command in a mount namespace of its own."""
+    """Return a command that runs a shell script, for mounts, before a command in its own mount namespace."""
     space = ["unshare", "--mount", "--propagation=private"]
     if shutil.which("unshare") is None or subprocess.run([*space, "true"], capture_output=True).returncode:
         pytest.skip("requires unshare and the right to mount")

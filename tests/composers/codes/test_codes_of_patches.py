@@ -114,7 +114,7 @@ def test_truncated_and_incomplete_files_are_refused(composer, code, tmp_path):
         read_code(path)
     for key, value, fault in (
         ("boxes", None, "boxes is missing"),
-        ("shape", "[3,", "shape is no JSON"),
+        ("shape", "[3,", "shape is not valid JSON"),
         ("layout", json.dumps({"cells": [1]}), "layout"),
     ):
         save_file(tensors, path, {name: text for name, text in (metadata | {key: value}).items() if text is not None})

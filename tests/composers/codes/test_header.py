@@ -31,7 +31,7 @@ LATENTS = {"codes": torch.linspace(-1, 1, 24).reshape(1, 4, 6)}
 
 
 def _write(path, latents=LATENTS, **changes):
-    """Write a code file; None removes an entry, and texts are written as they are."""
+    """Write a code file; None removes an entry, and strings are written unchanged."""
     stated = {key: value for key, value in (STATED | changes).items() if value is not None}
     save_file(
         latents, path, {key: value if isinstance(value, str) else json.dumps(value) for key, value in stated.items()}
@@ -51,8 +51,8 @@ HEADERS = {
     "shape negative": ({"shape": [-4, 12]}, "shape states the size -4"),
     "shape fraction": ({"shape": [8.0, 12]}, r"shape states the size 8\.0"),
     "shape true": ({"shape": [True, 12]}, "shape states the size True"),
-    "shape no JSON": ({"shape": "[8, 12"}, "shape is no JSON"),
-    "shape deep": ({"shape": "[" * 100_000}, "shape is no JSON"),
+    "shape no JSON": ({"shape": "[8, 12"}, "shape is not valid JSON"),
+    "shape deep": ({"shape": "[" * 100_000}, "shape is not valid JSON"),
     "shape digits": ({"shape": "[" + "9" * 5000 + "]"}, "shape"),
     "large": (
         {"shape": [60_000, 60_000], "boxes": [[[0, 60_000], [0, 60_000]]]},
