@@ -99,7 +99,7 @@ class CLI(LightningCLI):
             ValueError: If there are none, and the command line names neither a checkpoint nor a config.
         """
         modality, options = modality_of(arguments), {str(argument).partition("=")[0] for argument in arguments}
-        if modality.weights is None and not options & {"--ckpt_path", "--config", "--model"}:
+        if modality.weights is None and not options & {"--ckpt_path", "-c", "--config", "--model"}:
             raise ValueError(
                 f"--ckpt_path is required: no weights for {modality.name} are bundled; pass the path of a checkpoint, or "
                 "`last` for the newest of this config."

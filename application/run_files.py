@@ -28,6 +28,7 @@ class MetricsFile(ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         self._failed = False
+        self._intact: int | None = None  # bytes of complete rows
         with naming(Path(log_dir, self.NAME_METRICS_FILE)):
             super().__init__(log_dir)
 
@@ -40,7 +41,7 @@ class MetricsFile(ExperimentWriter):
         path, ends_with_error = Path(self.metrics_file_path), isinstance(sys.exc_info()[1], Exception)
         if self._failed:
             return
-        size = path.stat().st_size if path.is_file() else None
+        self._intact = path.stat().st_size if path.is_file() else None
         try:
             with naming(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ class MetricsFile(ExperimentWriter):
         except OSError:
             self._failed = True
             with suppress(OSError):
-                path.unlink() if size is None else os.truncate(path, size)
+                path.unlink() if self._intact is None else os.truncate(path, self._intact)
             if not ends_with_error:
                 raise
 
@@ -66,6 +67,7 @@ class MetricsFile(ExperimentWriter):
             writer = csv.DictWriter(file, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(metrics)
+        self._intact = path.stat().st_size
 
 
 class ConfigFile(SaveConfigCallback):

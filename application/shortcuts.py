@@ -357,7 +357,7 @@ def stated_model(args: Sequence[str] | None, default: str | None, option: str = 
     if path is None:
         return None
     checkpoint, options = read(path), {str(arg).partition("=")[0] for arg in args or ()}
-    if not isinstance(checkpoint.get("composer"), dict) and options & {"--config", "--model"}:
+    if not isinstance(checkpoint.get("composer"), dict) and options & {"-c", "--config", "--model"}:
         return None
     return stated_config(checkpoint, path)
 
@@ -373,7 +373,7 @@ def name_plugins(args: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--plugins", nargs="+", action="extend", default=[])
-    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("-c", "--config", action="append", default=[])
     named = parser.parse_known_args([str(arg) for arg in args])[0]
     for path in named.config:
         if not Path(path).is_file():

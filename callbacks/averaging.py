@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import AveragedModel
+
+from composers.training import sharding
 
 _CURRENT = "current_model_state"  # Lightning's key of the weights that training continues from
 
@@ -53,11 +54,11 @@ class AveragedWeights(EMAWeightAveraging):
         """
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, ModelParallelStrategy):
+        if sharding.is_sharded(trainer.strategy):
             raise ValueError(
                 "Averaged weights cannot be sharded: use configs/overlays/ema.yaml or fsdp.yaml, not both."
             )
-        pl_module.trainer = None  # type: ignore[assignment] # which would be copied with its connections to other processes
+        pl_module.trainer = None  # which would be copied with its connections to other processes
         try:
             self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
         finally:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from composers.base import Composer
 from composers.inference import DifferentiableSGD, Rule
+from composers.training import sharding
 
 
 class GradientNorms(Callback):
@@ -33,7 +33,7 @@ class GradientNorms(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise a `ValueError` if the gradients are sharded: one process alone cannot measure them."""
-        if isinstance(trainer.strategy, ModelParallelStrategy):
+        if sharding.is_sharded(trainer.strategy):
             raise ValueError("GradientNorms cannot measure sharded gradients: remove it from trainer.callbacks.")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -98,24 +98,26 @@ class Heartbeat(Callback):
         assert watch is not None
         if loss.rank == watch.rank:  # prints its exception itself
             return
-        if not reported and (watch.rank <= 1 or trainer.local_rank == 0):
-            print(
-                f"error: Rank {loss.rank} of {watch.num_ranks} on {loss.host} {loss.text}. All ranks stop. "
-                f"{resume_hint(trainer)}",
-                file=sys.stderr,
-                flush=True,
-            )
-        watch.tell(loss)
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        if watch.rank == 0:
-            self._end_launched(trainer)
-        elif reported:
-            watch.wait_for_exit()
-        elif watch.launched:
-            with suppress(OSError):  # a stopped launcher would remain
-                os.kill(os.getppid(), signal.SIGKILL)
-        os._exit(0 if reported and watch.launched else STATUS)  # the launcher kills rank 0 for any other status
+        try:
+            if not reported and (watch.rank <= 1 or trainer.local_rank == 0):
+                print(
+                    f"error: Rank {loss.rank} of {watch.num_ranks} on {loss.host} {loss.text}. All ranks stop. "
+                    f"{resume_hint(trainer)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            watch.tell(loss)
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            if watch.rank == 0:
+                self._end_launched(trainer)
+            elif reported:
+                watch.wait_for_exit()
+            elif watch.launched:
+                with suppress(OSError):  # a stopped launcher would remain
+                    os.kill(os.getppid(), signal.SIGKILL)
+        finally:  # the main thread waits for the lost rank
+            os._exit(0 if reported and watch.launched else STATUS)  # the launcher kills rank 0 for any other status
 
     def _end_launched(self, trainer: Trainer) -> None:
         """End the processes that the trainer has started; a stopped process only reacts to SIGKILL."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -119,6 +120,12 @@ class LastCheckpoint(Checkpoint):
         )
 
 
+def resume_command(checkpoint: Path) -> str:
+    """Return the command that resumes a run from a checkpoint in its folder."""
+    config, file = (shlex.quote(str(relative_path(path))) for path in (checkpoint.parent.parent / CONFIG, checkpoint))
+    return f"python cli.py fit --config {config} --ckpt_path {file}"
+
+
 def resume_hint(trainer: Trainer) -> str:
     """Return a message with the last checkpoint and the command that resumes the run; no collective is called.
 
@@ -133,7 +140,7 @@ def resume_hint(trainer: Trainer) -> str:
     path, config = relative_path(paths[0]), relative_path(paths[0].parent.parent / CONFIG)
     if not config.is_file():
         return f"Last checkpoint: {path}. Resume: run the command again with --ckpt_path {path}"
-    return f"Last checkpoint: {path}. Resume: python cli.py fit --config {config} --ckpt_path {path}"
+    return f"Last checkpoint: {path}. Resume: {resume_command(paths[0])}"
 
 
 class BestCheckpoint(ModelCheckpoint):

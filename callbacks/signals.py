@@ -18,10 +18,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.folders import output_folder, relative_path
+from callbacks.folders import relative_path
 from callbacks.predictions import PredictionWriter
 from callbacks.results import ResultsTable
-from callbacks.saving import LastCheckpoint
+from callbacks.saving import LastCheckpoint, resume_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _DEBOUNCE = 0.5  # seconds within which a repeated signal counts as the same signal
@@ -207,16 +207,13 @@ class StopOnSignal(Callback):
         savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
         saver = savers[0] if savers else LastCheckpoint()
         path = Path(saver.last_model_path) if saved and saver.last_model_path else saver.save(trainer)
-        folder = output_folder(trainer)
         if trainer.is_global_zero:
             message = f"{signal.Signals(number).name}: training stopped at step {trainer.global_step}. "
-            if path is None or folder is None:
+            if path is None:
                 reason = "fast_dev_run" if trainer.fast_dev_run else "no logger"  # type: ignore[attr-defined]
                 message += f"No checkpoint was saved ({reason})."
             else:
-                config = relative_path(folder / "config.yaml")
-                file = relative_path(path)
-                message += f"Checkpoint: {file}. Resume: python cli.py fit --config {config} --ckpt_path {file}"
+                message += f"Checkpoint: {relative_path(path)}. Resume: {resume_command(path)}"
             _log(message)
             if path is not None:
                 _requeue(number)

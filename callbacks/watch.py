@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 _BEATS = 9  # heartbeats within the timeout
 _GRACE = 2.0  # seconds to wait after a rank has failed: if rank 0 fails as well, it prints its own message
 _EXIT = 10.0  # seconds that other ranks wait for rank 0 to print and exit: launchers kill all processes when one exits
+_GREETING = 2  # seconds in which a rank identifies itself
 _MAX_LENGTH = 1 << 16  # bytes of a message
 
 
@@ -84,11 +86,15 @@ class Watch:
             while len(self._peers) < self.num_ranks - 1 and (left := deadline - time.monotonic()) > 0:
                 self._listener.settimeout(left)
                 try:
-                    connection = Connection(self._listener.accept()[0].detach())
-                    greeting = _receive(connection) if connection.poll(left) else None
+                    with self._listener.accept()[0] as peer:
+                        connection = Connection(os.dup(peer.fileno()))
+                        _limit_reading(peer, _GREETING)  # a stranger may send nothing, or half a message
+                        greeting = _receive(connection)
+                        _limit_reading(peer, 0)
                 except OSError:
                     continue
-                if greeting is not None and hmac.compare_digest(str(greeting.get("token")), self._token):
+                token = str((greeting or {}).get("token")).encode()
+                if greeting is not None and hmac.compare_digest(token, self._token.encode()):
                     self._peers[greeting["rank"]], self._hosts[greeting["rank"]] = connection, greeting["name"]
                 else:
                     connection.close()
@@ -239,5 +245,10 @@ def _receive(connection: Connection) -> dict[str, Any] | None:
     """Return the next message of a connection; None if it is closed."""
     try:
         return dict(json.loads(connection.recv_bytes(_MAX_LENGTH)))
-    except (EOFError, OSError, ValueError):
+    except (EOFError, OSError, ValueError, TypeError):
         return None
+
+
+def _limit_reading(peer: socket.socket, seconds: int) -> None:
+    """Limit how long reading from a connection waits; 0 is no limit."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Self
 
 import lightning
 import torch
-import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
@@ -31,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from composers.base import Composer
 from composers.plugins import check_classes, import_plugins
 from datamodules.base import CoordinateDataModule
-from datamodules.configuration import instantiate, load_layers
+from datamodules.configuration import instantiate, load_config
 from datamodules.domain import Domain, Grid, Rays
 from datamodules.spec import DataSpec, agrees
 from datamodules.storage.files import written_whole
@@ -195,12 +194,8 @@ class _Limits(TorchDispatchMode):
 
 def _config_of_file(path: Path) -> Mapping[str, Any]:
     """Return the config of a model in a YAML file; raise a `ValueError` if there is none."""
-    try:
-        with contextlib.chdir(path.absolute().parent):
-            loaded = load_layers(path.absolute().read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is not a valid config: {error}") from error
-    config = loaded.get("model", loaded) if isinstance(loaded, Mapping) else None
+    loaded = load_config(path)
+    config = loaded.get("model", loaded)
     if not isinstance(config, Mapping) or "class_path" not in config:
         raise ValueError(
             f"{path} contains no config of a model: pass a file with a `model`, such as config.yaml of a run."

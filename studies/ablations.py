@@ -19,6 +19,7 @@ from rich.table import Table
 
 import composers
 from datamodules.batch import Observation
+from datamodules.storage.files import written_whole
 from modalities.images import input_size
 from studies.search import Sweep
 from studies.sweep_runs import FINISHED, SweepRun, validations
@@ -88,7 +89,7 @@ def _sizes(weights: Path) -> tuple[int, int]:
 
 def write(outcomes: Sequence[Outcome], path: Path) -> None:
     """Write a CSV file with one row per run."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = figures_of(outcomes)
         writer.writerow([*_COLUMNS, *names])

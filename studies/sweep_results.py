@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from datamodules.storage.files import written_whole
 from studies.search import Metric, Parameter
 from studies.sweep_runs import STOPPED, SweepRun, validations
 
@@ -50,12 +51,10 @@ def ranked(rows: Sequence[SweepRow], metric: Metric | None) -> list[SweepRow]:
 def write(rows: Sequence[SweepRow], path: Path) -> None:
     """Write a CSV file with one row per run."""
     names = dict.fromkeys(name for row in rows for name in row)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*_COLUMNS, *(name for name in names if name not in _COLUMNS)])
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(path)
 
 
 def table(rows: Sequence[SweepRow], parameters: Sequence[Parameter], metric: Metric | None, limit: int) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from datamodules.storage.files import written_whole
 
 RECORD = "run.json"
 FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
@@ -56,9 +59,8 @@ class SweepRun:
     def save(self) -> None:
         """Write ``run.json``."""
         record = {name: value for name, value in vars(self).items() if name not in ("folder", "number")}
-        part = self.folder / f".{RECORD}.part"
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        part.replace(self.folder / RECORD)
+        with written_whole(self.folder / RECORD) as part:
+            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
     @staticmethod
     def read(folder: Path) -> SweepRun | None:
@@ -137,10 +139,19 @@ class Watcher:
             process.send_signal(signal.SIGKILL if second else signal.SIGTERM if number == signal.SIGINT else number)
 
     def wait(self, process: subprocess.Popen[bytes]) -> int:
-        """Return the exit status of a run."""
+        """Return the exit status of a run; end the run if an error is raised."""
         self._process, self.has_stopped = process, False
         if self.received:  # arrived while the process was started
             process.terminate()
+        try:
+            return self._wait(process)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Return the exit status of a run, which ends early if it is hopeless."""
         while True:
             try:
                 return process.wait(timeout=_POLL)
@@ -173,8 +184,11 @@ def _age(path: Path) -> tuple[int, float]:
 
 def _rows(path: Path) -> Sequence[dict[str, str]]:
     """Return the rows of a CSV file that may be written at the same time."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:  # renamed or deleted since it was listed
+        return []
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))  # without a row that is being written
 
 
 def _number(text: Any) -> float | None:

@@ -28,6 +28,13 @@ def _seeded(monkeypatch):
     """Seed every test independently of the tests before it."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
+    environment = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():  # by a strategy that shards weights, also on one process
+        torch.distributed.destroy_process_group()
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in environment:
+                os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -203,9 +203,9 @@ def _disk(name: str, folder: Path, *, fatal: bool) -> Finding:
         fatal: Whether training must be able to write to it.
     """
     place = folder.absolute()
-    while not place.exists():
-        place = place.parent
     try:
+        while not place.exists():
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
         usage, system = shutil.disk_usage(place), os.statvfs(place)
@@ -348,13 +348,12 @@ def _data_sets(folder: Path) -> Iterator[Finding]:
         folder: Folder of data sets, instead of ``data`` in the configs.
     """
     from datamodules import CoordinateDataModule, data_sets
-    from datamodules.configuration import instantiate, load_layers
+    from datamodules.configuration import instantiate, load_config
 
     data_sets()
     base: Any = CoordinateDataModule  # abstract; the config names a subclass
     for path in sorted((_ROOT / "configs" / "data").glob("*.yaml")):
-        with contextlib.chdir(path.parent):
-            section = load_layers(path.read_text(encoding="utf-8"))["data"]
+        section = load_config(path)["data"]
         try:
             yield Finding("data", path.stem, _presence(instantiate(base, _below(section, folder))))
         except Exception:  # a split file or folder that is missing, with an error of its constructor

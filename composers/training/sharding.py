@@ -39,6 +39,11 @@ class Sharding(ModelParallelStrategy):
         )
 
 
+def is_sharded(strategy: Any) -> bool:
+    """Return whether a strategy shards the weights."""
+    return isinstance(strategy, ModelParallelStrategy)
+
+
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard the transformer blocks of a model, each as a unit, and its other weights as another unit.
 

@@ -224,6 +224,8 @@ def _open(path: Path) -> Iterator[Any]:
         with soundfile.SoundFile(streamed) as audio:
             _check_length(audio, path)
             yield audio
+    except MemoryError:  # not a fault of the file
+        raise
     except Exception as error:  # decoders raise various exceptions for corrupt data
         raise ValueError(_error_message(path, error)) from error
 

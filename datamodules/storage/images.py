@@ -174,6 +174,8 @@ def _read(path: Path, convert: Callable[[Image.Image, list[str]], T]) -> T:
     try:
         with quiet:
             return _decode(path, convert)
+    except MemoryError:  # not a fault of the file, which a cache must not record
+        raise
     except Exception as error:  # decoders raise arbitrary exceptions for damaged data
         raise ValueError(_error_message(path, error)) from error
 

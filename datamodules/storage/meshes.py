@@ -23,6 +23,7 @@ UpAxis = Literal["y", "z"]
 
 _GENERIC = ("models", "model", "model_normalized")  # equal for all ShapeNetCore objects, so not part of a name
 _MAX_DIGITS = 12  # of the number of a vertex
+_GLB_HEADER = 12  # bytes: magic number, version, length
 
 _FORMATS = "OBJ, PLY, STL and GLB"
 
@@ -194,6 +195,8 @@ def _load(path: Path) -> trimesh.Scene:
     if not path.is_file():
         raise ValueError(f"There is no mesh {path}: pass a file ({_FORMATS}).")
     _check_format(path)
+    if path.suffix.lower() == ".glb":
+        _check_glb(path)
     try:
         return trimesh.load_scene(path, process=False)
     except Exception as error:  # parsers raise arbitrary exceptions for damaged files
@@ -201,6 +204,22 @@ def _load(path: Path) -> trimesh.Scene:
         raise ValueError(
             f"The mesh {path} cannot be read ({reason}): get it from its source again, or remove it."
         ) from error
+
+
+def _check_glb(path: Path) -> None:
+    """Raise a ``ValueError`` if a chunk is longer than its file: the reader would allocate memory for it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        position = len(file.read(_GLB_HEADER))
+        while len(header := file.read(8)) == 8:
+            length = int.from_bytes(header[:4], "little")
+            position += 8 + length
+            if position > size:
+                raise ValueError(
+                    f"The mesh {path} is damaged: a chunk of {length:,} bytes does not fit into its {size:,} bytes. Get it from its "
+                    "source again, or remove it."
+                )
+            file.seek(position)
 
 
 def _check_obj(path: Path) -> None:

@@ -60,11 +60,11 @@ def test_closed_connection_is_a_death(lost):
 
 @pytest.mark.parametrize("lost", [0, 2])
 def test_silent_rank_is_lost(lost):
-    ranks = Ranks(3, timeout=0.3)
+    ranks = Ranks(3, timeout=1.5)
     ranks.start(*({0, 1, 2} - {lost}))
     loss, _ = ranks.report(1 if lost == 0 else 0)
     assert loss.rank == lost
-    assert loss.text.startswith("has not responded for 0.3 s")
+    assert loss.text.startswith("has not responded for 1.5 s")
 
 
 def test_verdict_of_rank_0_reaches_the_others():
@@ -126,6 +126,31 @@ def test_strangers_are_not_accepted():
     stranger.send_bytes(b'{"token": "guess", "rank": 1, "name": "stranger"}')
     assert not first.accept(0.5)
     stranger.close()
+
+
+STRANGERS = {
+    "silent": b"",
+    "half a message": b"\x00",
+    "not ASCII": b"\x00\x00\x00\x0f" + '{"token": "é"}'.encode(),
+    "a number": b"\x00\x00\x00\x011",
+}
+
+
+@pytest.mark.parametrize("content", STRANGERS.values(), ids=STRANGERS)
+def test_a_rank_connects_after_a_stranger(content, monkeypatch):
+    monkeypatch.setattr(watching, "_GREETING", 1)
+    first, second = Watch(0, 2, 1000, print), Watch(1, 2, 1000, print)
+    address = first.listen()
+    with socket.create_connection(("127.0.0.1", address["port"])) as stranger:
+        stranger.sendall(content)
+        accepted = []
+        thread = threading.Thread(target=lambda: accepted.append(first.accept()))
+        thread.start()
+        assert second.connect("127.0.0.1", **address)
+        thread.join(LIMIT)
+    assert accepted == [True]
+    for watch in (first, second):
+        watch.close()
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("inf"), float("nan")])

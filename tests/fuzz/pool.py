@@ -37,28 +37,33 @@ def problems_of(paths, addresses, folder, workers=2):
         process = _CONTEXT.Process(target=_read_all, args=(copies, rest, theirs))
         process.start()
         theirs.close()
-        assert mine.recv() == "ready"
         running[mine] = (number, process, rest, 0)
+        assert mine.poll(120), "the valid files were not read in 120 s"
+        assert mine.recv() == "ready"
 
-    for number in range(workers):
-        start(number, addresses[number::workers])
-    while running:
-        ready = wait(list(running), timeout=60)
-        assert ready, f"no input was finished in 60 s: {[rest[done] for _, _, rest, done in running.values()]}"
-        for pipe in ready:
-            number, process, rest, done = running[pipe]
-            try:
-                problem = pipe.recv()
-            except EOFError:
-                del running[pipe]
-                process.join(60)
-                if done < len(rest):
-                    problems[rest[done]] = f"ended the process, {_cause(process.exitcode)}"
-                    start(number, rest[done + 1 :])
-                continue
-            if problem:
-                problems[rest[done]] = problem
-            running[pipe] = (number, process, rest, done + 1)
+    try:
+        for number in range(workers):
+            start(number, addresses[number::workers])
+        while running:
+            ready = wait(list(running), timeout=60)
+            assert ready, f"no input was finished in 60 s: {[rest[done] for _, _, rest, done in running.values()]}"
+            for pipe in ready:
+                number, process, rest, done = running[pipe]
+                try:
+                    problem = pipe.recv()
+                except EOFError:
+                    del running[pipe]
+                    process.join(60)
+                    if done < len(rest):
+                        problems[rest[done]] = f"ended the process, {_cause(process.exitcode)}"
+                        start(number, rest[done + 1 :])
+                    continue
+                if problem:
+                    problems[rest[done]] = problem
+                running[pipe] = (number, process, rest, done + 1)
+    finally:
+        for _, process, _, _ in running.values():
+            process.kill()
     return problems
 
 

@@ -21,6 +21,7 @@ PROGRAM = """
 import json, signal, sys
 from pathlib import Path
 signal.alarm(60)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 given = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
 folder = Path(given["trainer.logger.init_args.save_dir"], given["trainer.logger.init_args.name"])
 version = folder / f"version_{len(list(folder.glob('version_*')))}"
@@ -37,7 +38,6 @@ if end == "fail":
     sys.exit("error: rank is -1; it must be at least 1.")
 (version / "checkpoints" / "last.ckpt").touch()
 if end == "wait" and not done:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     Path("waiting").touch()
     signal.pause()
 """
@@ -191,9 +191,11 @@ def test_random_search_needs_an_end(capsys):
 def test_bayesian_search_uses_earlier_runs():
     _write(method="bayes", run_cap=6, parameters={"losses": {"min": 0.0, "max": 9.0}})
     assert _run() == 0
-    losses = [float(row["losses"]) for row in rows("out/runs.csv")]
-    assert len(set(losses)) == 6
-    assert losses[0] == min(losses)
+    actual = {int(row["run"]): float(row["losses"]) for row in rows("out/runs.csv")}
+    planned = sweep.read_sweep(Path("sweep.yaml"))
+    random = {number: planned.values_at(planned.drawn(0, number))["losses"] for number in range(1, 7)}
+    assert [number for number in random if actual[number] != random[number]] == [6]
+    assert actual[6] < min(random.values())
 
 
 def test_folder_of_another_sweep_is_refused():

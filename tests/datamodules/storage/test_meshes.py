@@ -149,6 +149,10 @@ BROKEN = {
     "points.obj": (TRIANGLE, "has no triangles"),
     "damaged.ply": ("hello", "cannot be read"),
     "damaged.glb": ("glTFxxxx", "cannot be read"),
+    "chunk.glb": (
+        "glTF\2\0\0\0\x14\0\0\0\x7f\x7f\x7f\x7fJSON",
+        "a chunk of 2,139,062,143 bytes does not fit into its 20 bytes",
+    ),
     "index.obj": (f"{TRIANGLE}f 1 2 9\n", "line 4: a face refers to vertex 9 of 3"),
     "nan.obj": (f"v nan 0 0\n{TRIANGLE}f 1 2 3\n", "line 1: the vertex 'nan 0 0' has not three finite numbers"),
     "infinite.obj": (f"v 0 inf 0\n{TRIANGLE}f 1 2 3\n", "line 1: the vertex '0 inf 0' has not three finite numbers"),
