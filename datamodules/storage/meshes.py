@@ -216,8 +216,8 @@ def _check_glb(path: Path) -> None:
             position += 8 + length
             if position > size:
                 raise ValueError(
-                    f"The mesh {path} is damaged: a chunk of {length:,} bytes does not fit into its {size:,} bytes. Get it from its "
-                    "source again, or remove it."
+                    f"The mesh {path} is damaged: a chunk of {length:,} bytes does not fit into its {size:,} bytes. Get it "
+                    "from its source again, or remove it."
                 )
             file.seek(position)
 
