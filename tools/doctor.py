@@ -63,6 +63,8 @@ def main(args: list[str] | None = None) -> None:
     findings = [*quick(options.runs, options.data)]
     if not options.quick:
         findings += thorough(options.data)
+    sections = list(dict.fromkeys(finding.section for finding in findings))
+    findings.sort(key=lambda finding: sections.index(finding.section))
     healthy = not any(finding.fatal for finding in findings)
     if options.json:
         print(json.dumps({"healthy": healthy, "findings": [finding._asdict() for finding in findings]}, indent=1))
