@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from composers.training import sharding
 
+# Attributes of a model that refer to the trainer, with its data and its connections to other processes
+_NOT_COPIED = ("_trainer", "optimizer", "scheduler")
 _CURRENT = "current_model_state"  # Lightning's key of the weights that training continues from
 
 
@@ -58,11 +60,13 @@ class AveragedWeights(EMAWeightAveraging):
             raise ValueError(
                 "Averaged weights cannot be sharded: use configs/overlays/ema.yaml or fsdp.yaml, not both."
             )
-        pl_module.trainer = None  # which would be copied with its connections to other processes
+        attributes = vars(pl_module)
+        kept = {name: attributes[name] for name in _NOT_COPIED if name in attributes}
+        attributes.update(dict.fromkeys(kept))
         try:
             self._average_model = AveragedModel(pl_module, use_buffers=False, **self._kwargs)
         finally:
-            pl_module.trainer = trainer
+            attributes.update(kept)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the average to the device of the model."""
