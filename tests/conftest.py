@@ -28,13 +28,17 @@ def _seeded(monkeypatch):
     """Seed every test independently of the tests before it."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
-    environment = dict(os.environ)
+    _leave_process_group()  # of fixtures of a wider scope
     yield
-    if torch.distributed.is_initialized():  # by a strategy that shards weights, also on one process
+    _leave_process_group()
+
+
+def _leave_process_group():
+    """Undo what a strategy that shards weights sets up, even for one process."""
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if name not in environment:
-                os.environ.pop(name, None)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

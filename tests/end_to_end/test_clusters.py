@@ -180,7 +180,9 @@ def _rank(number):
 def test_killed_process_is_started_again_and_the_run_continues():
     arguments = ["--trainer.max_epochs=40", "--trainer.check_val_every_n_epoch=40", "--trainer.devices=2", *TWO]
     script = ["sh", str(CLUSTERS / "fit.sh"), "elastic", *TINY, *arguments]
-    process = _torchrun("--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--no-python", *script)
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--no-python", *script]
+    process = _torchrun(*command, env=environment)
     try:
         _wait(Path("runs/elastic/version_0/checkpoints/last.ckpt").is_file, process)
         os.kill(_rank(1), signal.SIGKILL)
