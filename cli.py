@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 
-from application.threads import wait_passively
+from application.threads import limit_spinning
 
 if __name__ == "__main__":  # the imports below take seconds; process 1 of a container ignores signals without a handler
-    wait_passively()
+    limit_spinning()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
 

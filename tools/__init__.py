@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from application.threads import wait_passively
+from application.threads import limit_spinning
 
 
 def _report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -20,5 +20,5 @@ def _report(kind: type[BaseException], error: BaseException, traceback: Tracebac
 
 
 if sys.argv[:1] == ["-m"]:  # a command is about to be imported and run
-    wait_passively()
+    limit_spinning()
     sys.excepthook = _report
