@@ -157,10 +157,15 @@ def _torchrun(*args, **options):
 
 
 def _end(process):
-    """Kill a process and its children."""
+    """End torchrun and its workers, which have sessions of their own, and close its output."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(40)  # torchrun kills workers after 30 s
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(LIMIT)
+    process.stdout.close()
 
 
 def _rank(number):
