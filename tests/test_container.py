@@ -99,12 +99,12 @@ def test_constraints_pin_every_required_package(python, platform):
         "sys_platform": platform,
         "platform_system": platform.capitalize(),
     }
-    missing, pending, seen = set(), [*RUNTIME, *TOOLS], set()
+    missing, pending, visited = set(), [*RUNTIME, *TOOLS], set()
     while pending:
         name = canonicalize_name(pending.pop())
-        if name in seen or CUDA.match(name):
+        if name in visited or CUDA.match(name):
             continue
-        seen.add(name)
+        visited.add(name)
         if len(_active(CONSTRAINTS.get(name, []), environment)) != 1:
             missing.add(name)
         with contextlib.suppress(metadata.PackageNotFoundError):  # a package of another system or Python
@@ -114,7 +114,7 @@ def test_constraints_pin_every_required_package(python, platform):
                 if marker is None or any(marker.evaluate(environment | {"extra": extra}) for extra in extras):
                     pending.append(requirement.name)
     assert missing == set()
-    assert len(seen) > 80
+    assert len(visited) > 80
 
 
 def test_constraints_agree_with_the_requirements():

@@ -88,8 +88,8 @@ def test_commands_equal_those_of_the_agent_of_wandb(command, tmp_path, monkeypat
     content = {"program": "cli.py", "method": "random", "command": command, "parameters": parameters}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     sweep = read_sweep(path)
-    made = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
-    macros = {f"${{{name}}}": value for name, value in made.items() if isinstance(value, list)}
+    arguments = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
+    macros = {f"${{{name}}}": value for name, value in arguments.items() if isinstance(value, list)}
     macros |= {"${env}": ["/usr/bin/env"], "${program}": ["cli.py"]}
     expected = [part for item in create_sweep_command(list(command)) for part in macros.get(item, [item])]
     assert sweep.render(sweep.values_at([0.5] * len(values))) == expected
