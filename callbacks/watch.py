@@ -67,8 +67,10 @@ class Watch:
         self._hosts: dict[int, str] = {}
         self._failures: dict[int, tuple[float, str]] = {}
         self._sending = threading.Lock()
+        self._ending = threading.Lock()
         self._ended = False
         self._failing = False
+        self._reporting = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def listen(self) -> dict[str, Any]:
@@ -147,13 +149,13 @@ class Watch:
             agreed: Whether the other ranks are about to stop as well.
         """
         self._failing = True
-        if agreed:
-            self._ended = True
-        elif self.rank == 0:
+        if self.rank == 0 and not agreed:
             self._thread.join(1.0)  # until the thread has noticed that another process died
-            self._ended = True
+        if self.rank == 0 or agreed:
+            with self._ending:
+                self._ended = True
         self._send({"failed": text})
-        if not self._ended:
+        if self._reporting or not self._ended:
             self._thread.join(_GRACE + _EXIT)
 
     def tell(self, loss: LostRank) -> None:
@@ -225,9 +227,11 @@ class Watch:
 
     def _leave(self, rank: int, loss: LostRank, reported: bool) -> None:
         """Report a lost rank, unless this rank has ended; stop watching the peer."""
-        if not self._ended:
-            self._ended = True
+        with self._ending:
+            self._reporting, self._ended = not self._ended, True
+        if self._reporting:
             self._report(loss, reported)
+            self._reporting = False
         self._peers.pop(rank, None)
 
     def _send(self, message: dict[str, Any]) -> None:

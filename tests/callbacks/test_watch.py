@@ -85,6 +85,30 @@ def test_failed_rank_is_reported_with_its_reason(monkeypatch):
     assert ranks.report(0) == (LostRank(1, socket.gethostname(), "has failed (ValueError: no)"), False)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_failure_waits_for_the_report_of_its_cause(rank):
+    """The report ends the process with its own message and exit status, which the exception of this rank must not precede."""
+    ranks = Ranks(2, timeout=1000)
+    watch, reporting, ended = ranks.watches[rank], threading.Event(), threading.Event()
+
+    def report(loss, reported):
+        reporting.set()
+        assert ended.wait(LIMIT)
+
+    watch._report = report
+    ranks.start(rank)
+    ranks.watches[1 - rank].close()
+    assert reporting.wait(LIMIT)
+    failing = threading.Thread(target=watch.fail, args=("has failed (RuntimeError: connection reset by peer)",))
+    failing.start()
+    failing.join(2)
+    waits = failing.is_alive()
+    ended.set()
+    failing.join(LIMIT)
+    assert waits
+    assert not failing.is_alive()
+
+
 def test_completed_rank_is_no_loss():
     ranks = Ranks(2, timeout=1000)
     ranks.start(0, 1)
