@@ -2,6 +2,7 @@
 
 import math
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,21 +25,20 @@ SIGNAL_SHAPE = (3, 8, 12)  # deliberately not square: six patches of 4 x 4
 
 
 @pytest.fixture(autouse=True)
-def _seeded(monkeypatch):
-    """Seed every test independently of the tests before it."""
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    torch.manual_seed(0)
-    _leave_process_group()  # of fixtures of a wider scope
-    yield
-    _leave_process_group()
+def _independent():
+    """Seed every test, and restore the environment after it: strategies set variables even for one process."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("PL_GLOBAL_SEED", None)
+        torch.manual_seed(0)
+        _leave_process_group()  # of fixtures of a wider scope
+        yield
+        _leave_process_group()
 
 
 def _leave_process_group():
     """Undo what a strategy that shards weights sets up, even for one process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,12 @@ def tiny(composer):
 
 
 def _main(args):
-    """Run the program with command-line arguments."""
-    with mock.patch.object(samples, "_scaled", _scaled_once), mock.patch.object(sys, "argv", ["cli.py"]):
+    """Run the program with command-line arguments, and restore the environment: launchers of processes set their variables."""
+    with (
+        mock.patch.object(samples, "_scaled", _scaled_once),
+        mock.patch.object(sys, "argv", ["cli.py"]),
+        mock.patch.dict(os.environ),
+    ):
         cli.main([str(argument) for argument in args])
 
 
