@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +17,11 @@ Result = TypeVar("Result")
 
 
 def processors() -> int:
-    """Return the number of processors that this process may use."""
-    return os.cpu_count() or 1 if sys.platform in ("win32", "darwin") else len(os.sched_getaffinity(0))
+    """Return the number of processors that this process may use, by affinity and by the quota of its container."""
+    import joblib  # here, because only preparation of data needs it
+
+    count: int = joblib.cpu_count()
+    return count
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:

@@ -1,6 +1,10 @@
 """Parallel processing in order, with bounded memory and one progress bar."""
 
 import io
+import shlex
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -8,6 +12,7 @@ import warnings
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from program import REPOSITORY
 from rich.console import Console
 
 from datamodules.storage import parallel, progress
@@ -52,8 +57,17 @@ def test_error_is_raised_in_place_of_its_result():
         next(stream)
 
 
-def test_number_of_processors_is_positive():
-    assert processors() >= 1
+def test_quota_of_a_container_limits_the_processors():
+    unlimited = processors()
+    assert unlimited >= 1
+    program = "from datamodules.storage.parallel import processors; print(processors())"
+    quota = "mount -t tmpfs none /sys/fs/cgroup && echo 50000 100000 > /sys/fs/cgroup/cpu.max"
+    space = ["unshare", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*space, quota], capture_output=True).returncode:
+        pytest.skip("cannot replace the control group")
+    command = f'{quota} && exec {shlex.quote(sys.executable)} -c "{program}"'
+    result = subprocess.run([*space, command], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60)
+    assert int(result.stdout) == 1
 
 
 @pytest.mark.parametrize(("rank", "terminal", "shown"), [(0, True, True), (1, True, False), (0, False, False)])
