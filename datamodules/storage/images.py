@@ -211,7 +211,7 @@ class _Quiet:
 quiet = _Quiet()
 
 
-class _ImageFileError(Exception):
+class ImageFileError(Exception):
     """A problem found by `open_image` rather than by a decoder; the message follows the file name and states the fix."""
 
 
@@ -226,30 +226,30 @@ def _formats() -> tuple[str, ...]:
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image of a supported format after checking its size; errors of the decoder propagate."""
     if problem := not_regular(path):
-        raise _ImageFileError(f"cannot be read: {problem}.")
+        raise ImageFileError(f"cannot be read: {problem}.")
     with Image.open(path, formats=_formats()) as image:
-        check_pixels(image.size, path)
+        check_pixels(image.size, path.stat().st_size)
         yield image
 
 
-def check_pixels(size: tuple[int, int], path: Path) -> None:
-    """Raise if an image states more pixels than a file of its size can hold.
+def check_pixels(size: tuple[int, int], num_bytes: int) -> None:
+    """Raise an `ImageFileError` if an image states more pixels than a file of its size can hold.
 
     Args:
         size: Columns and rows.
-        path: The file.
+        num_bytes: Size of the file.
     """
     columns, rows = size
-    if columns * rows > max(_SMALL_IMAGE, _PIXELS_PER_BYTE * path.stat().st_size):
-        raise _ImageFileError(
-            f"states {columns:,} x {rows:,} pixels, but has only {path.stat().st_size:,} bytes: obtain a new copy."
+    if columns * rows > max(_SMALL_IMAGE, _PIXELS_PER_BYTE * num_bytes):
+        raise ImageFileError(
+            f"states {columns:,} x {rows:,} pixels, but has only {num_bytes:,} bytes: obtain a new copy."
         )
 
 
 def _decode(path: Path, convert: Callable[[Image.Image, list[str]], T]) -> T:
     """Decode an image file; errors of the decoder propagate."""
     if path.is_file() and path.stat().st_size == 0:
-        raise _ImageFileError("is empty: obtain a new copy.")
+        raise ImageFileError("is empty: obtain a new copy.")
     with open_image(path) as image:
         frames = getattr(image, "n_frames", 1)
         notes = [f"first of {frames} frames"] if frames > 1 else []
@@ -259,7 +259,7 @@ def _decode(path: Path, convert: Callable[[Image.Image, list[str]], T]) -> T:
 
 def _error_message(path: Path, error: Exception) -> str:
     """Return the error message for an image that could not be read, including the fix."""
-    if isinstance(error, _ImageFileError):
+    if isinstance(error, ImageFileError):
         return f"{path} {error}"
     if isinstance(error, FileNotFoundError):
         return f"{path} does not exist: pass an existing image file or folder."
@@ -314,7 +314,7 @@ def _grey_to_rgb(image: Image.Image, white: int) -> Tensor:
     levels = np.asarray(image)
     scaled = (levels.astype(np.float64) * (255 / white)).round()
     if not ((scaled >= 0) & (scaled <= 255)).all():
-        raise _ImageFileError(
+        raise ImageFileError(
             f"has levels from {levels.min():g} to {levels.max():g}, but [0, {white}] is required: "
             "convert it to 8 or 16 bits."
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.storage.folders import NamedFile, files_below
+from datamodules.storage.images import ImageFileError, check_pixels, quiet
 
 ENDINGS = (".obj", ".ply", ".stl", ".glb")
 RADIUS = 1.4  # as in published scenes of objects, with cameras at a distance of 4
@@ -96,8 +97,8 @@ def _name(path: PurePath) -> str:
 def read_mesh(path: Path, up: UpAxis = "y", radius: float = RADIUS) -> Mesh:
     """Read the triangles of all parts of a file, z up, with the centre of the bounding box at the origin.
 
-    Colours are those of faces, vertices or materials; textures are sampled at the corners of triangles. Parts without a colour
-    are light grey.
+    Colours are those of faces, vertices or materials; textures are sampled at the corners of triangles. Parts whose texture is
+    missing or no image have the main colour of their material, and parts without a colour are light grey.
 
     Args:
         path: The file.
@@ -105,8 +106,8 @@ def read_mesh(path: Path, up: UpAxis = "y", radius: float = RADIUS) -> Mesh:
         radius: Distance of the farthest corner from the origin after scaling.
 
     Raises:
-        ValueError: If the file is missing, damaged, of an unsupported format, or without triangles, extent or area; the message
-            names it.
+        ValueError: If the file is missing, damaged, of an unsupported format, or without triangles, extent or area, or if a
+            texture is damaged or too large; the message names it.
 
     Example:
         ``read_mesh(Path("chair.glb")).corners.shape``
@@ -144,7 +145,9 @@ def read_corners(path: Path) -> NDArray[np.float64]:
 def _triangles(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Return the corners and colours of all triangles in a file, in the coordinates of the file."""
     parts = _parts(path)
-    return np.concatenate([corners for _, corners in parts]), np.concatenate([_colours(part) for part, _ in parts])
+    return np.concatenate([corners for _, corners in parts]), np.concatenate(
+        [_colours(part, path) for part, _ in parts]
+    )
 
 
 def _parts(path: Path) -> list[tuple[trimesh.Trimesh, NDArray[np.float64]]]:
@@ -198,7 +201,8 @@ def _load(path: Path) -> trimesh.Scene:
     if path.suffix.lower() == ".glb":
         _check_glb(path)
     try:
-        return trimesh.load_scene(path, process=False)
+        with quiet:  # about large textures, which are checked before they are decoded
+            return trimesh.load_scene(path, process=False)
     except Exception as error:  # parsers raise arbitrary exceptions for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -271,11 +275,11 @@ def _is_finite(word: str) -> bool:
         return False
 
 
-def _colours(part: trimesh.Trimesh) -> NDArray[np.float32]:
+def _colours(part: trimesh.Trimesh, path: Path) -> NDArray[np.float32]:
     """Return the colours ``(F, 3, 3)`` of the corners of a part, in [0, 1]."""
     visual: Any = part.visual
     if visual.kind == "texture":
-        colours = _material_colours(visual, len(part.vertices))[part.faces]
+        colours = _material_colours(visual, len(part.vertices), path)[part.faces]
     elif visual.kind == "vertex":
         colours = visual.vertex_colors[part.faces]
     elif visual.kind == "face":
@@ -285,14 +289,31 @@ def _colours(part: trimesh.Trimesh) -> NDArray[np.float32]:
     return np.asarray(colours[..., :3] / np.float32(255), dtype=np.float32)
 
 
-def _material_colours(visual: Any, count: int) -> NDArray[np.uint8]:
+def _material_colours(visual: Any, count: int, path: Path) -> NDArray[np.uint8]:
     """Return the RGBA colours ``(count, 4)`` of vertices with a material."""
     material = visual.material
     image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
     if type(image) is Image.Image and image.size == (2, 2):  # trimesh's placeholder if a file has no material
         return np.full((count, 4), round(255 * GREY), dtype=np.uint8)
-    if visual.uv is not None and image is not None:
-        colours = material.to_color(np.nan_to_num(visual.uv))
-        if len(colours) == count:
-            return np.asarray(colours)
+    if visual.uv is not None and image is not None and len(visual.uv) == count:
+        return _texture_colours(material, image, visual.uv, path)
     return np.tile(np.asarray(material.main_color, dtype=np.uint8), (count, 1))
+
+
+def _texture_colours(material: Any, image: Image.Image, uv: NDArray[np.float64], path: Path) -> NDArray[np.uint8]:
+    """Return the RGBA colours ``(N, 4)`` of a texture at positions ``(N, 2)``."""
+    stream = getattr(image, "fp", None)  # of the encoded image, until it is decoded
+    try:
+        with quiet:
+            if stream is not None:
+                check_pixels(image.size, len(stream.getbuffer()))
+            if math.prod(image.size) > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ImageFileError(f"has {image.width:,} x {image.height:,} pixels: downscale it first.")
+            return np.asarray(material.to_color(np.nan_to_num(uv)))
+    except ImageFileError as error:
+        raise ValueError(f"The mesh {path} has a texture that {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"The mesh {path} has a texture that is corrupt or truncated ({reason}): get it from its source again."
+        ) from error

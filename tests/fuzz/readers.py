@@ -97,6 +97,10 @@ def _write_meshes(folder):
     mesh.export(paths["ascii.ply"], encoding="ascii")
     paths["ascii.stl"] = folder / "ascii.stl"
     mesh.export(paths["ascii.stl"], file_type="stl_ascii")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    mesh.visual = trimesh.visual.TextureVisuals(uv=mesh.vertices[:, :2], image=Image.fromarray(pixels))
+    paths["texture.glb"] = folder / "texture.glb"
+    mesh.export(paths["texture.glb"])
     return paths
 
 
@@ -221,7 +225,7 @@ def _read_archive(path):
 _READERS = {
     **dict.fromkeys((*_IMAGES, "lzw.tif", "jpeg.tif", "palette.png", "alpha.png", "levels.png"), _read_image),
     **dict.fromkeys(_SOUNDS, _read_sound),
-    **dict.fromkeys((*_MESHES, "ascii.ply", "ascii.stl"), read_mesh),
+    **dict.fromkeys((*_MESHES, "ascii.ply", "ascii.stl", "texture.glb"), read_mesh),
     **dict.fromkeys([f"cloud.{ending}" for ending in ("xyz", "csv", "npy", "npz", "ply")], read_points),
     **dict.fromkeys(("depth.npz", "depth.png"), read_points),
     "depth.json": lambda path: read_points(path.with_suffix(".png")),

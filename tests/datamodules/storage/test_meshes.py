@@ -7,7 +7,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from datamodules.storage.meshes import mesh_files, read_mesh
+from datamodules.storage.meshes import mesh_files, read_corners, read_mesh
 
 BOX = (1.0, 2.0, 3.0)
 Y_TO_Z = trimesh.transformations.rotation_matrix(np.pi / 2, (1, 0, 0))  # y becomes z, z becomes -y
@@ -89,6 +89,34 @@ def test_obj_materials_textures_and_polygons_are_read(tmp_path):
     assert (read_mesh(tmp_path / "a.obj").colours[~behind] == 1).all()  # the main colour of the material
     (tmp_path / "a.mtl").unlink()
     assert np.allclose(read_mesh(tmp_path / "a.obj").colours, 0.8)
+
+
+def test_damaged_or_oversized_textures_are_refused(tmp_path):
+    """A texture of a few kilobytes would otherwise take gigabytes, and a truncated one raise an error without the file."""
+    (tmp_path / "a.mtl").write_text("newmtl painted\nmap_Kd t.png\n")
+    (tmp_path / "a.obj").write_text("mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nvt 0 0\nusemtl painted\nf 1/1 2/1 3/1\n")
+    texture = tmp_path / "t.png"
+    Image.new("1", (9000, 9000)).save(texture)
+    size = texture.stat().st_size
+    with pytest.raises(
+        ValueError, match=rf"a\.obj has a texture that states 9,000 x 9,000 pixels, but .* {size:,} bytes"
+    ):
+        read_mesh(tmp_path / "a.obj")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(texture)
+    texture.write_bytes(texture.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"a\.obj has a texture that is corrupt or truncated \(.*truncated\)"):
+        read_mesh(tmp_path / "a.obj")
+    assert len(read_corners(tmp_path / "a.obj")) == 1  # the geometry needs no texture
+
+
+def test_textures_of_too_many_pixels_are_refused(tmp_path, monkeypatch):
+    box = _box()
+    box.visual = trimesh.visual.TextureVisuals(uv=box.vertices[:, :2], image=Image.new("RGB", (30, 20)))
+    box.export(tmp_path / "box.glb")
+    read_mesh(tmp_path / "box.glb")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 599)
+    with pytest.raises(ValueError, match=r"box\.glb has a texture that has 30 x 20 pixels: downscale it first"):
+        read_mesh(tmp_path / "box.glb")
 
 
 def test_folders_are_searched_and_names_are_relative_paths(tmp_path):
