@@ -31,7 +31,7 @@ from composers import Composer
 from datamodules import CoordinateDataModule
 from datamodules.configuration import load_layers
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULTS = [str(CONFIGS / "default.yaml")]
 PREDICT = CONFIGS / "predict.yaml"
 IGNORED_WARNINGS = (

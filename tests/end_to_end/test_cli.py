@@ -6,13 +6,28 @@ import math
 import os
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-from program import COMPOSERS, NAME, asked, assert_same, checkpoint, column, keep_every, rows, run, run_process, tiny
+from program import (
+    COMPOSERS,
+    NAME,
+    REPOSITORY,
+    asked,
+    assert_same,
+    checkpoint,
+    column,
+    keep_every,
+    rows,
+    run,
+    run_process,
+    tiny,
+)
 
 import composers
 from composers import Composer, TransformerIPC, TransINR
@@ -333,6 +348,15 @@ def test_printed_config_reproduces_itself(composer, tmp_path):
     assert yaml.safe_load(printed)["data"]["class_path"] == "datamodules.SamplePhotos"
     (tmp_path / "printed.yaml").write_text(printed)
     assert asked("fit", "--config", tmp_path / "printed.yaml", "--print_config") == printed
+
+
+@pytest.mark.slow
+def test_a_link_to_the_program_finds_its_configs(tmp_path):
+    (tmp_path / "ginr").symlink_to(REPOSITORY / "cli.py")
+    command = [sys.executable, "ginr", "fit", *tiny("ipc"), "--print_config"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert printed.returncode == 0, printed.stderr
+    assert yaml.safe_load(printed.stdout) == yaml.safe_load(asked("fit", *tiny("ipc"), "--print_config"))
 
 
 @pytest.mark.slow
