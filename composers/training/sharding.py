@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from composers.encoders.transformer import Block, DecoderBlock
@@ -13,14 +15,14 @@ from composers.encoders.transformer import Block, DecoderBlock
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_METHODS = ("training_step", "encode")  # that gather the weights; evaluation gathers them once, see `gather`
+_METHODS = ("training_step", "encode")  # that gather the weights; validation gathers them once, see `gather`
 
 
 class Sharding(ModelParallelStrategy):
     """Train on several devices, each of which stores a part of the weights, their gradients and the state of the optimizer.
 
-    The weights of one transformer block after another are gathered when they are needed. Checkpoints hold complete weights,
-    like those of other strategies.
+    The weights of one transformer block after another are gathered when they are needed. Evaluation needs complete weights on
+    every device. Checkpoints hold complete weights, like those of other strategies.
     """
 
     def __init__(self) -> None:
@@ -31,12 +33,37 @@ class Sharding(ModelParallelStrategy):
         super()._setup_distributed()
         self._data_parallel_size = self.world_size
 
+    def setup(self, trainer: Trainer) -> None:
+        """Shard the model for training, and create the optimizer of its shards; gather its weights for evaluation.
+
+        Lightning's `ModelParallelStrategy` expects models that shard themselves in `configure_model`.
+
+        Raises:
+            ValueError: If the model has no transformer blocks.
+        """
+        assert self.model is not None
+        if trainer.state.fn == TrainerFn.FITTING:
+            shard(self.model, self.device_mesh["data_parallel"])
+        else:
+            gather(self.model)
+        super(ModelParallelStrategy, self).setup(trainer)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Raise a `ValueError`: Lightning cannot restore sharded parameters of a `ParameterDict`."""
         raise ValueError(
             f"{checkpoint_path} cannot be loaded into sharded weights: use --trainer.strategy ddp to resume it, "
             f"--trainer.strategy auto to evaluate it, or start a new run from its weights with `--weights {checkpoint_path}`."
         )
+
+    def on_validation_start(self) -> None:
+        """Gather the weights."""
+        assert self.model is not None
+        gather(self.model)
+
+    def on_validation_end(self) -> None:
+        """Shard the weights again for training."""
+        assert self.model is not None
+        scatter(self.model)
 
 
 def is_sharded(strategy: Any) -> bool:
