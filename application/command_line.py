@@ -35,7 +35,8 @@ from application.trainer_options import apply_switches
 from application.wandb_logger import BoundedWandbLogger, add_wandb_option, with_wandb
 from callbacks.heartbeat import Heartbeat
 from callbacks.non_finite import NonFinite
-from composers.checkpoint import check_data, check_state, check_weights, located, newest, read
+from composers.checkpoint import check_data, check_state, located, newest, read
+from composers.construction import check_weights
 from composers.plugins import add_plugins_option
 from datamodules import data_sets
 from datamodules.configuration import load_config

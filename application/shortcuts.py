@@ -15,8 +15,9 @@ from jsonargparse.util import import_object
 
 from application.sizes import encodes, stated_argument
 from callbacks.predictions import PredictionWriter
-from composers.checkpoint import read, stated_config, stated_sample_rate, training_domain
+from composers.checkpoint import read, stated_sample_rate, training_domain
 from composers.codes import check_bits
+from composers.construction import stated_config
 from composers.plugins import allow_classes_of, import_plugins
 from datamodules.configuration import load_config
 from datamodules.spec import Modality

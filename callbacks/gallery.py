@@ -16,7 +16,7 @@ from callbacks.folders import output_folder, relative_path
 from callbacks.results import headline_metric, inner_steps
 from callbacks.tables import log_table, table_loggers
 from composers.base import Composer
-from composers.checkpoint import load
+from composers.construction import load
 from composers.evaluation import Evaluation
 from composers.latents import Latents, Layout
 from composers.metrics import PSNR, InstanceMetric

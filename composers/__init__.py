@@ -2,7 +2,7 @@
 
 from composers.anr import ANR
 from composers.base import Composer
-from composers.checkpoint import build, load, save
+from composers.construction import build, load, save
 from composers.evaluation import Evaluation
 from composers.functa import Functa
 from composers.inference import GradientSteps, Refinement

@@ -23,7 +23,7 @@ from composers.losses import Loss, MeanSquaredError
 from composers.metrics import PSNR, DefinedMean, InstanceMetric, defined, instance_mse, psnr_of_mse
 from composers.networks import CoordinateNetwork, Field
 from composers.rendering import PointRenderer, Reconstruction, Rendered, Renderer
-from composers.training import resume, sharding
+from composers.training import resume
 from composers.training.schedules import RunSchedule
 from datamodules.base import CoordinateDataModule
 from datamodules.batch import CoordinateBatch, Observation, Samples
@@ -444,21 +444,6 @@ class Composer(LightningModule):
             if stage == "fit" and self._initial:
                 self.initialize(data)
 
-    def configure_model(self) -> None:
-        """Shard the weights where the strategy does."""
-        if self._device_mesh is not None:
-            sharding.shard(self, self._device_mesh["data_parallel"])
-
-    def on_validation_start(self) -> None:
-        """Gather sharded weights."""
-        if self._device_mesh is not None:
-            sharding.gather(self)
-
-    def on_validation_end(self) -> None:
-        """Shard the weights again for training."""
-        if self._device_mesh is not None:
-            sharding.scatter(self)
-
     def initialize(self, data: CoordinateDataModule) -> None:
         """Initialise parts in closed form from training signals, where they can; the same on every process.
 
@@ -491,15 +476,8 @@ class Composer(LightningModule):
         """Seed dropout by epoch and step, so that a resumed run draws the same masks as an uninterrupted one."""
         torch.manual_seed(seed_at(global_seed(), "dropout", self.current_epoch, batch_idx, self.global_rank))
 
-    def on_predict_start(self) -> None:
-        """Gather sharded weights."""
-        if self._device_mesh is not None:
-            sharding.gather(self)
-
     def on_test_start(self) -> None:
-        """Gather sharded weights, and measure the training codes where a curve of this test starts from them."""
-        if self._device_mesh is not None:
-            sharding.gather(self)
+        """Measure the training codes where a curve of this test starts from them."""
         self._check_starts()  # a user may have set another refinement
         self.training_codes = measure_training_codes(self) if self._starts_elsewhere else None
 

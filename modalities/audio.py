@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.checkpoint import stated_domain
 from composers.codes import (
     MEASURED,
     Axis,
@@ -25,6 +24,7 @@ from composers.codes import (
     steps_taken,
     takes_any_size,
 )
+from composers.construction import stated_domain
 from composers.inference.refinement import Refinement
 from composers.metrics import PSNR, InstanceMetric, psnr_of_mse
 from composers.rendering import Reconstruction

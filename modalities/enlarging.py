@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.checkpoint import stated_domain, stated_scale
+from composers.construction import stated_domain, stated_scale
 from datamodules.batch import Observation
 from datamodules.domain import CellGrid, Domain
 from datamodules.enlargement import MARGIN, MAX_PIXELS, enlarged_coords, enlargements

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from composers.base import Composer
-from composers.checkpoint import stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, steps_taken, takes_any_size
+from composers.construction import stated_domain
 from composers.encoders import Patches
 from composers.inference.refinement import Refinement
 from composers.latents import Latents

@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import Dataset
 
-from composers.checkpoint import build
+from composers.construction import build
 from datamodules import CoordinateDataModule
 from datamodules.batch import Signal
 from datamodules.domain import Grid

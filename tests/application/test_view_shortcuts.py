@@ -17,8 +17,8 @@ from program import asked, refused, rows, run
 import cli
 import composers
 from application.shortcuts import expand_shortcuts, modality_of, state_signal
-from composers.checkpoint import build, save
 from composers.codes import read_code
+from composers.construction import build, save
 from datamodules.batch import Observation, Samples, Views
 from datamodules.cameras import orbit
 

@@ -1,15 +1,23 @@
 """Validation, checkpoints and what loads them use averaged weights; a resumed run continues from the current ones."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from coordinates import grid
 from lightning.pytorch.strategies import ModelParallelStrategy
+from PIL import Image
 from program import NAME, REPOSITORY, assert_same, checkpoint, column, keep_every, refused, run, run_two, tiny
 
 import composers
 from callbacks.averaging import AveragedWeights
+from composers.codes import read_code
+from datamodules.batch import Observation
+from tools import codes
+from tools.export import __main__ as export
 
 CURRENT = "current_model_state"
 DECAY = 0.6
@@ -61,6 +69,57 @@ def test_average_is_evaluated_and_saved_and_training_resumes_exactly():
     message = refused("fit", *tiny("ipc"), NAME, "refused", "--ckpt_path", middle)
     assert f"{middle} holds averaged weights, and this run does not average" in message
     assert f"--weights {middle}" in message
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the last checkpoint of a run that averages, and checkpoints of its average and of its current weights alone."""
+    folder = tmp_path_factory.mktemp("averaged")
+    with contextlib.chdir(folder):
+        run("fit", *tiny("ipc"), *_overlay(decay=DECAY), *keep_every(1), NAME, "whole")
+        steps = [checkpoint("runs/whole/version_0", f"step-{step}")[CURRENT] for step in range(1, 7)]
+        average = {key: weight.double() for key, weight in steps[0].items()}
+        for step in steps[1:]:
+            average = {key: DECAY * average[key] + (1 - DECAY) * weight.double() for key, weight in step.items()}
+        composer = composers.load(LAST.format("whole"))
+        for name, weights in (("average", average), ("current", steps[-1])):
+            composer.load_state_dict(weights)
+            composers.save(composer, f"{name}.ckpt")
+    return {"run": folder / LAST.format("whole"), **{name: folder / f"{name}.ckpt" for name in ("average", "current")}}
+
+
+def _pixels(path):
+    """Return the pixels of an image as integers."""
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_predictions_and_rendered_codes_are_those_of_the_average(trained):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("noise.png")
+    for name, path in trained.items():
+        run("predict", "--images", "noise.png", "--ckpt_path", path, "--output", name)
+    codes.main(["render", "run/noise.safetensors", "--checkpoint", str(trained["run"]), "--output", "rendered.png"])
+    for path in ("run/noise.png", "rendered.png"):
+        assert np.abs(_pixels(path) - _pixels("average/noise.png")).max() <= 1
+        assert np.abs(_pixels(path) - _pixels("current/noise.png")).max() > 3
+    latents = {name: read_code(f"{name}/noise.safetensors").latents for name in trained}
+    for key, latent in latents["run"].items():
+        assert (latent - latents["average"][key]).abs().max() < 1e-5
+        assert (latent - latents["current"][key]).abs().max() > 1e-3
+
+
+def test_exported_programs_are_those_of_the_average(trained):
+    export.main([str(trained["run"]), "exported"])
+    encoder, decoder = (torch.export.load(f"exported/{name}.pt2").module() for name in ("encoder", "decoder"))
+    signal, coords = torch.rand(1, 3, 16, 16), grid((5, 7))
+    with torch.no_grad():
+        actual = decoder(encoder(signal), coords)
+        average, current = (
+            composers.load(trained[name])(Observation(signal), coords) for name in ("average", "current")
+        )
+    assert (actual - average).abs().max() < 1e-5
+    assert (actual - current).abs().max() > 1e-3
 
 
 class _Run:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from callbacks.baseline import CodeRow, code_rows
 from callbacks.results import Column, ResultsTable, results_table
-from composers.checkpoint import build
+from composers.construction import build
 from composers.metrics import PSNR, SSIM
 from datamodules.batch import Signal
 from datamodules.code_size import CodeSize

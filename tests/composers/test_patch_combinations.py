@@ -7,8 +7,8 @@ from PIL import Image
 from program import NAME, TESTS, rows, run
 
 import composers
-from composers.checkpoint import build
 from composers.codes import decode
+from composers.construction import build
 from datamodules.batch import CoordinateBatch, Observation, Samples
 from datamodules.configuration import load_layers
 from datamodules.domain import Grid

@@ -55,7 +55,7 @@ REFUSED = {
     "yaml": (lambda config: config.update(network="{class_path: evil_part.Thing}"), "would be read as a config"),
     "file": (lambda config: config.update(network="config_of_evil"), "would be read as a config"),
     "function": (
-        lambda config: config.update(loss={"class_path": "composers.checkpoint.load"}),
+        lambda config: config.update(loss={"class_path": "composers.construction.load"}),
         "which is not a class",
     ),
     "through": (lambda config: config.update(loss={"class_path": "composers.checkpoint.torch.hub.load"}), "torch.hub"),

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import composers
 from composers import Composer, Refinement
-from composers.checkpoint import state_data, stated_domain
 from composers.codes import InstanceCode, decode, encoded, fingerprint, quantized, read_code, steps_taken
+from composers.construction import state_data, stated_domain
 from composers.rendering import PointRenderer, Renderer, VolumeRenderer
 from datamodules.batch import CoordinateBatch, Observation, Samples, Views
 from datamodules.configuration import instantiate, load_layers

@@ -16,8 +16,8 @@ from program import refused, rows, run, run_two
 import composers
 from application.shortcuts import expand_shortcuts
 from composers import Refinement
-from composers.checkpoint import build, save
 from composers.codes import InstanceCode, fingerprint, read_code
+from composers.construction import build, save
 from datamodules.audio.prediction import AudioFiles
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Grid

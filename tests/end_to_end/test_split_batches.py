@@ -127,6 +127,39 @@ def test_sharded_weights_train_as_complete_ones(tmp_path):
 
 
 @pytest.mark.slow
+def test_sharded_run_resumes_and_is_evaluated_as_with_complete_weights(tmp_path):
+    """With its momentum and another learning rate, from a checkpoint of two processes."""
+    momentum = "--model.init_args.optimizer={{class_path: torch.optim.SGD, init_args: {{lr: {}, momentum: 0.9}}}}"
+    overlay = ["--config", REPOSITORY / "configs" / "overlays" / "fsdp.yaml", "--trainer.precision=32-true"]
+    sharded = [*overlay, "--trainer.devices=2"]
+    last = "runs/ipc_{}/version_0/checkpoints/last.ckpt"
+    resumed = [momentum.format(0.2), "--trainer.max_epochs=2", "--ckpt_path", last.format("first")]
+    validate, test = ([name, *MODELS["ipc"], "--ckpt_path", last.format("sharded")] for name in ("validate", "test"))
+    commands = [
+        [*_fit("ipc", 4, "first"), momentum.format(0.3), *sharded],
+        [*_fit("ipc", 4, "sharded"), *resumed, *sharded],
+        [*validate, *sharded, NAME, "validated"],
+        [*test, *sharded, NAME, "tested"],
+    ]
+    assert "lr 0.3 -> 0.2" in run_two(commands, tmp_path)
+    run(*_fit("ipc", 8, "whole"), *resumed)
+    run(*test, NAME, "tested_whole")
+    whole, parts = (checkpoint(f"runs/ipc_{folder}/version_0") for folder in ("whole", "sharded"))
+    assert parts["global_step"] == whole["global_step"] == 6
+    for key, weight in whole["state_dict"].items():
+        assert (parts["state_dict"][key] - weight).abs().max() < 2e-6, key
+    [expected], [actual] = whole["optimizer_states"], parts["optimizer_states"]
+    assert actual["param_groups"][0]["lr"] == expected["param_groups"][0]["lr"] == 0.2
+    assert len(expected["state"]) > 10
+    for number, state in expected["state"].items():
+        difference = actual["state"][number]["momentum_buffer"] - state["momentum_buffer"]
+        assert difference.abs().max() < 2e-6, number
+    for name, *folders in (("val/psnr", "ipc_sharded", "validated"), ("test/psnr", "tested_whole", "tested")):
+        [expected], [actual] = (column(f"runs/{folder}/version_0/metrics.csv", name) for folder in folders)
+        assert actual == pytest.approx(expected, rel=1e-6), name
+
+
+@pytest.mark.slow
 def test_model_that_cannot_be_sharded_is_refused(tmp_path):
     overlay = ["--config", REPOSITORY / "configs" / "overlays" / "fsdp.yaml", "--trainer.devices=1"]
     message = refused("fit", *MODELS["meta_ipc"], *overlay)

@@ -15,7 +15,7 @@ from PIL import Image
 from scene_folders import write_colmap, write_scene, write_srn
 from shape_files import ball
 
-from composers import checkpoint
+from composers import construction
 from composers.codes import InstanceCode, fingerprint, quantized, read_code
 from datamodules.batch import Observation
 from datamodules.configuration import load_config, load_layers
@@ -136,11 +136,11 @@ def _write_scenes(folder):
 
 
 def _write_models(folder):
-    composer = checkpoint.build(_model())
+    composer = construction.build(_model())
     paths = {
         name: folder / name for name in ("a.ckpt", "code.safetensors", "code.inr", "shape.safetensors", "split.json")
     }
-    checkpoint.save(composer, paths["a.ckpt"])
+    construction.save(composer, paths["a.ckpt"])
     with torch.no_grad():
         observation = Observation(torch.rand(1, 3, 16, 16))
         latents, layout = composer.encode(observation), composer.layout(observation)
@@ -235,7 +235,7 @@ _READERS = {
     "images.txt": _read_scene(read_colmap, 2),
     "pose.txt": _read_scene(read_srn, 1),
     "intrinsics.txt": _read_scene(read_srn, 0),
-    "a.ckpt": checkpoint.load,
+    "a.ckpt": construction.load,
     "code.safetensors": read_code,
     "code.inr": read_code,
     "shape.safetensors": read_shape,

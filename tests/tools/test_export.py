@@ -26,7 +26,7 @@ from torch.nn import functional
 import composers
 import composers.networks
 from composers import LIIF, Composer, Functa, LearnedInit, MetaIPC, TransformerIPC
-from composers.checkpoint import state_data, stated_domain
+from composers.construction import state_data, stated_domain
 from composers.encoders import EDSR, Patches, PerToken, Transformer, ViewPatches, WeightTokens
 from composers.inference import GradientSteps, Hypernetwork, LearnedCode, LearnedStart
 from composers.latents import Direct, Layout, LowRank

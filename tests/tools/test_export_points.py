@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from composers import TransformerIPC
-from composers.checkpoint import state_data
+from composers.construction import state_data
 from composers.encoders import PointTokens, Transformer
 from composers.networks import CoordinateMLP, FourierFeatures
 from composers.rendering import SignedDistance

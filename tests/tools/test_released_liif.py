@@ -16,7 +16,7 @@ from program import REPOSITORY, column, run
 from safetensors.numpy import load_file, save_file
 
 import composers
-from composers.checkpoint import stated_domain
+from composers.construction import stated_domain
 from datamodules.batch import Observation
 from datamodules.domain import CellGrid
 from tools.released import from_liif, liif

@@ -16,7 +16,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from composers.base import Composer
-from composers.checkpoint import load
+from composers.construction import load
 from composers.plugins import add_plugins_option, import_plugins
 from datamodules.configuration import readable
 from tools.activations.analysis import AnalysisSettings, ModelAnalysis

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from composers.checkpoint import load
+from composers.construction import load
 from composers.plugins import add_plugins_option, import_plugins
 from datamodules.configuration import readable
 from tools.export.files import DESCRIPTION, export

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from composers.base import Composer
-from composers.checkpoint import stated_domain
+from composers.construction import stated_domain
 from composers.latents import Latents
 from datamodules.batch import Observation, Samples
 from datamodules.domain import Domain

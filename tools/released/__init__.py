@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from composers.base import Composer
-from composers.checkpoint import build, state_data
+from composers.construction import build, state_data
 from tools.released import ginr_ipc, liif, meta_inr, trans_inr
 from tools.released.layout import fill, fill_by_name, unwrap
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from composers.base import Composer
-from composers.checkpoint import save
+from composers.construction import save
 from datamodules.storage.files import written_whole
 from tools.released import from_liif, from_released, from_trans_inr
 
