@@ -47,7 +47,7 @@ from datamodules.tiles import whole
 
 SUFFIX = ".inr"
 MAGIC = b"\x8aINR"
-_VERSION = 1
+_VERSION = 2
 _START = struct.Struct("<4sBBB8s8sI")
 _CHECKSUM = struct.Struct("<I")
 _MAX_HEADER = 1 << 20  # bytes of JSON
@@ -335,8 +335,9 @@ def read_compressed(
         raise ValueError(f"{path} is damaged or truncated, its checksum differs: {fix}.")
     _, version, bits, has_table, model, digest, length = _START.unpack(content[:size])
     if version != _VERSION:
+        remedy = "update the software" if version > _VERSION else fix
         raise ValueError(
-            f"{path} is a compressed code of version {version}; this software reads version {_VERSION}: update the software."
+            f"{path} is a compressed code of version {version}; this software reads version {_VERSION}: {remedy}."
         )
     if bits not in BITS or has_table > 1:
         raise ValueError(f"{path} states {bits} bits per number; allowed are {', '.join(map(str, BITS))}: {fix}.")

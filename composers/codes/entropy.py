@@ -1,132 +1,32 @@
-"""Entropy coding of quantised latents by a range coder, with static distributions of their indices.
+"""Entropy coding of quantised latents by a range coder, with distributions that adapt to the file.
 
-A distribution is a row of integer frequencies, equal on all machines. An index within the range of a row is one symbol; with
-more than 8 bits, the symbol is its upper 8 bits, and the lower bits are coded as uniformly distributed. An index outside the
-range is an escape symbol, followed by its distance from the range in an exponential-Golomb code.
+The indices of a row are coded in this order: the symbols of all of them by their `Distribution`, whose frequencies are updated
+after every block; their lower bits, as uniformly distributed; the distances of those outside of the range from it, in an
+exponential-Golomb code.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from decimal import Decimal, localcontext
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from composers.codes.distribution import Distribution
 from composers.codes.quantization import Indices
 
-TOTAL = 1 << 18  # sum of the frequencies of a row
-SYMBOL_BITS = 8  # of an index that a distribution describes
 _MAX_LENGTH = 48  # bits of the distance of an escaped index
 _LENGTHS = np.array([1 << (24 - length // 2) for length in range(_MAX_LENGTH)], np.int64)
 _CHUNK = 16  # bits that are coded as one uniform symbol
-_PRIOR = 32.0  # counts of the standard distribution in a learned one
-
-Frequencies = NDArray[np.int32]
-Shape = Literal["gaussian", "laplace", "between"]
-SHAPES: tuple[Shape, ...] = ("gaussian", "laplace", "between")
-
-
-class Distribution(NamedTuple):
-    """Distribution of the indices of a channel.
-
-    Attributes:
-        frequencies: ``(L + 2,)``, positive, with the sum `TOTAL`: those of indices below the range, of ``L`` symbols, and of
-            indices above.
-        fine: Lower bits of an index that are uniformly distributed.
-    """
-
-    frequencies: Frequencies
-    fine: int
-
-    @property
-    def levels(self) -> int:
-        """Number of symbols without the two escapes."""
-        return len(self.frequencies) - 2
-
-    def symbols(self, indices: Indices) -> NDArray[np.int32]:
-        """Return the symbols ``(N,)`` of indices."""
-        symbols: NDArray[np.int32] = (np.clip(indices >> self.fine, -1, self.levels) + 1).astype(np.int32)
-        return symbols
-
-    @property
-    def least_bits(self) -> float:
-        """The bits of an index of the most frequent symbol."""
-        return self.fine - math.log2(int(self.frequencies.max()) / TOTAL)
-
-    def cost(self, indices: Indices) -> float:
-        """Return the bits of indices without those of the distances of escapes: their cross-entropy, and the lower bits."""
-        probabilities = self.frequencies[self.symbols(indices)] / TOTAL
-        return float(-np.log2(probabilities).sum()) + self.fine * indices.size
-
-
-def coarse(levels: int, is_integer: bool) -> tuple[int, int]:
-    """Return the number of symbols of a range of indices, and the lower bits that are uniformly distributed."""
-    fine = 0 if is_integer else max(0, levels.bit_length() - 1 - SYMBOL_BITS)
-    return levels >> fine, fine
-
-
-def learned_row(indices: Indices, levels: int, is_integer: bool) -> Distribution:
-    """Return the distribution of indices: their counts, smoothed by those of a standard distribution.
-
-    Args:
-        indices: ``(N,)``.
-        levels: Number of indices of the range.
-        is_integer: Whether these are integers, rather than numbers around a mean.
-    """
-    symbols, fine = coarse(levels, is_integer)
-    prior = standard_row("uniform" if is_integer else "between", levels)
-    counts = np.bincount(prior.symbols(indices), minlength=symbols + 2)
-    return Distribution(_frequencies(counts + _PRIOR * prior.frequencies / TOTAL), fine)
-
-
-@cache
-def standard_row(shape: Shape | Literal["uniform"], levels: int) -> Distribution:
-    """Return a standard distribution, whose eight standard deviations are the range; equal on all machines.
-
-    Args:
-        shape: ``gaussian``, ``laplace``, the mean of both, or ``uniform`` for integers.
-        levels: Number of indices of the range.
-    """
-    if shape == "uniform":
-        return Distribution(_frequencies(np.array([1, *[64] * levels, 1])), 0)
-    symbols, fine = coarse(levels, False)
-    with localcontext() as context:
-        context.prec = 30  # decimal arithmetic is exactly specified, unlike that of the C library
-        positions = [abs(Decimal(index) - Decimal(symbols) / 2) * 8 / symbols for index in range(-1, symbols + 1)]
-        gaussian = [(-(position**2) / 2).exp() for position in positions]
-        laplace = [(-position * Decimal(2).sqrt()).exp() for position in positions]
-        for densities in (gaussian, laplace):  # of all indices beyond the range
-            densities[0] = densities[-1] = Decimal(symbols) / 800
-        parts = {
-            "gaussian": [TOTAL * density / sum(gaussian, Decimal()) for density in gaussian],
-            "laplace": [TOTAL * density / sum(laplace, Decimal()) for density in laplace],
-        }
-        parts["between"] = [(one + other) / 2 for one, other in zip(parts["gaussian"], parts["laplace"], strict=True)]
-        return Distribution(_frequencies(np.array([int(1000 * weight) for weight in parts[shape]], np.int64)), fine)
-
-
-def _frequencies(weights: NDArray[np.generic]) -> Frequencies:
-    """Return positive integers with the sum `TOTAL`, in proportion to weights; the same for the same integers everywhere."""
-    spare = TOTAL - len(weights)
-    if weights.dtype.kind == "f":
-        shares = np.floor(weights * (spare / weights.sum())).astype(np.int64)
-    else:
-        shares = weights.astype(np.int64) * spare // int(weights.sum())
-    frequencies = shares + 1
-    frequencies[frequencies.argmax()] += TOTAL - frequencies.sum()
-    result: Frequencies = frequencies.astype(np.int32)
-    return result
 
 
 class IndexEncoder:
     """Range encoder of indices, row by row.
 
     Example:
-        >>> row = standard_row("gaussian", 256)
+        >>> from composers.codes.distribution import standard_row
+        >>> row = standard_row("gaussian", 256, inertia=8)
         >>> encoder = IndexEncoder()
         >>> encoder.encode(np.array([128, 100, -3, 1000]), row)
         >>> IndexDecoder(encoder.content()).decode(4, row).tolist()
@@ -138,8 +38,10 @@ class IndexEncoder:
 
     def encode(self, indices: Indices, row: Distribution) -> None:
         """Append indices ``(N,)`` with the distribution of their row."""
-        symbols = row.symbols(indices)
-        self._coder.encode(symbols, _categorical(row.frequencies))
+        symbols, counts = row.symbols(indices), np.zeros(len(row.frequencies), np.int64)
+        for block in row.blocks(len(symbols)):
+            self._coder.encode(symbols[block], _categorical(row.updated(counts)))
+            counts += np.bincount(symbols[block], minlength=len(counts))
         if row.fine:
             self._coder.encode((indices & ((1 << row.fine) - 1)).astype(np.int32), _uniform(row.fine))
         upper = indices >> row.fine
@@ -190,7 +92,11 @@ class IndexDecoder:
             raise ValueError(f"its stream is damaged: {error}") from error
 
     def _decode(self, count: int, row: Distribution) -> Indices:
-        upper = self._coder.decode(_categorical(row.frequencies), count).astype(np.int64) - 1
+        symbols, counts = np.empty(count, np.int32), np.zeros(len(row.frequencies), np.int64)
+        for block in row.blocks(count):
+            symbols[block] = self._coder.decode(_categorical(row.updated(counts)), block.stop - block.start)
+            counts += np.bincount(symbols[block], minlength=len(counts))
+        upper = symbols.astype(np.int64) - 1
         fine = self._coder.decode(_uniform(row.fine), count).astype(np.int64) if row.fine else 0
         outside = (upper < 0) | (upper >= row.levels)
         if number := int(outside.sum()):

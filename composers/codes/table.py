@@ -16,22 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from composers.codes.entropy import (
-    SHAPES,
-    TOTAL,
-    Distribution,
-    IndexDecoder,
-    IndexEncoder,
-    coarse,
-    learned_row,
-    standard_row,
-)
+from composers.codes.distribution import MAX_INERTIA, TOTAL, Distribution, coarse, learned_row, standard_rows
+from composers.codes.entropy import IndexDecoder, IndexEncoder
 from composers.codes.quantization import BITS, Indices, LatentShape, Quantizer, check_bits
 from composers.codes.sensitivity import Sensitivities
 from composers.latents import Latents
 from datamodules.storage.files import written_whole
 
-_KIND, _VERSION = "code table", "1"
+_KIND, _VERSION = "code table", "2"
 _MOST_LEVELS = 1 << 20  # of a channel
 _MAX_VALUES = 1 << 28  # of the training codes that a table is learned from: 1 GB
 
@@ -53,8 +45,8 @@ class LatentCoder(NamedTuple):
         return self.quantizer.latent
 
     def least_bits(self, numbers: int) -> float:
-        """Return the bits that so many numbers take at least: those of the most frequent symbol of every distribution."""
-        return sum(row.least_bits for row in self.rows) * numbers / len(self.rows)
+        """Return the bits that so many numbers take at least."""
+        return sum(row.least_bits(numbers // len(self.rows)) for row in self.rows)
 
     def encode(self, indices: Indices, encoder: IndexEncoder) -> None:
         """Append the indices ``(C, N)`` of latents to a stream."""
@@ -88,22 +80,23 @@ class LatentCoder(NamedTuple):
     def learned(
         cls,
         latent: LatentShape,
-        values: np.ndarray[Any, np.dtype[np.float32]],
+        codes: Sequence[np.ndarray[Any, np.dtype[np.float32]]],
         bits: int,
         sensitivity: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     ) -> Self:
-        """Learn the coder of a latent from the numbers ``(C, N)`` of training codes.
+        """Learn the coder of a latent from the numbers ``(C, N)`` of every training code, counting tiles.
 
         A latent with one number per channel and tile has a scale per channel, and one distribution of all scaled numbers.
         """
+        values = np.concatenate(codes, axis=1)
         quantizer = Quantizer.fit(latent, values, bits, sensitivity=sensitivity)
         offset, step = (part.astype(np.float64)[:, None] for part in (quantizer.offset, quantizer.step))
-        indices = np.rint((values - offset) / step).astype(np.int64)
+        indices = [np.rint((numbers - offset) / step).astype(np.int64) for numbers in codes]
         integer, levels = latent.is_integer(), quantizer.levels
         if not latent.repeats and not integer.any():
-            return cls(quantizer, [learned_row(indices.reshape(-1), int(levels[0]), False)])
-        rows = [learned_row(*row) for row in zip(indices, levels.tolist(), integer.tolist(), strict=True)]
-        return cls(quantizer, rows)
+            return cls(quantizer, [learned_row([some.reshape(-1) for some in indices], int(levels[0]), False)])
+        channels = zip(zip(*indices, strict=True), levels.tolist(), integer.tolist(), strict=True)
+        return cls(quantizer, [learned_row(*channel) for channel in channels])
 
     @classmethod
     def standard(cls, quantizer: Quantizer, shapes: str | None = None, indices: Indices | None = None) -> Self:
@@ -111,30 +104,33 @@ class LatentCoder(NamedTuple):
 
         Args:
             quantizer: The quantiser.
-            shapes: A digit per scale, the position in `SHAPES`; None to choose those that code ``indices`` with the fewest
-                bits.
+            shapes: A hexadecimal digit per scale, the position in `standard_rows`; None to choose those that code
+                ``indices`` with the fewest bits.
             indices: ``(C, N)``.
         """
-        scales, integer = len(quantizer.step), quantizer.latent.is_integer()
         rows = []
-        for scale, levels in enumerate(quantizer.levels.tolist()):
-            if integer[scale * quantizer.latent.channels // scales]:
-                rows.append(standard_row("uniform", levels))
-            elif shapes is not None:
-                rows.append(standard_row(SHAPES[int(shapes[scale])], levels))
+        for scale, candidates in enumerate(_standard_rows(quantizer)):
+            if shapes is not None:
+                rows.append(candidates[int(shapes[scale], 16)])
             else:
                 assert indices is not None, "either the distributions or the indices are stated"
-                numbers = indices.reshape(scales, -1)[scale]
-                rows.append(min((standard_row(shape, levels) for shape in SHAPES), key=lambda row: row.cost(numbers)))
+                numbers = indices.reshape(len(quantizer.step), -1)[scale]
+                rows.append(min(candidates, key=lambda row: row.cost(numbers)))
         return cls(quantizer, rows)
 
     def shapes(self) -> str:
-        """Return the digits of standard distributions, as `standard` reads them; 0 for integers."""
+        """Return the digits of standard distributions, as `standard` reads them."""
         digits = []
-        for row, levels in zip(self.rows, self.quantizer.levels.tolist(), strict=True):
-            matches = [index for index, shape in enumerate(SHAPES) if standard_row(shape, levels) is row]
-            digits.append(str(matches[0] if matches else 0))
+        for row, candidates in zip(self.rows, _standard_rows(self.quantizer), strict=True):
+            digits += [f"{index:x}" for index, candidate in enumerate(candidates) if candidate is row]
         return "".join(digits)
+
+
+def _standard_rows(quantizer: Quantizer) -> list[list[Distribution]]:
+    """Return the standard distributions that every scale of a quantiser is coded with one of."""
+    each = quantizer.latent.channels // len(quantizer.step)
+    integer = quantizer.latent.is_integer()[::each]
+    return [standard_rows(*scale) for scale in zip(quantizer.levels.tolist(), integer.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -182,18 +178,18 @@ class CodeTable:
         }
         tiles = values = 0
         for code in codes:
-            for name, rows in parts.items():
-                rows.append(latents[name].to_channels(code[name].detach().cpu().float().numpy()))
-                values += rows[-1].size
+            for name, numbers in parts.items():
+                for tile in code[name].detach().cpu().float().numpy():
+                    numbers.append(latents[name].to_channels(tile[None]))
+                    values += numbers[-1].size
             tiles += len(next(iter(code.values())))
             if values >= _MAX_VALUES:
                 break
         if not tiles:
             raise ValueError("there are no training codes to learn a table from")
         coders = {}
-        for name, rows in parts.items():
-            numbers = np.concatenate(rows, axis=1)
-            if not np.isfinite(numbers).all():
+        for name, numbers in parts.items():
+            if not all(np.isfinite(tile).all() for tile in numbers):
                 raise ValueError(f"{name} of the training codes holds numbers that are not finite: encode them again.")
             coders[name] = LatentCoder.learned(latents[name], numbers, bits, (sensitivity or {}).get(name))
         return cls(model, bits, coders, dict(latents), tiles)
@@ -222,8 +218,9 @@ class CodeTable:
             arrays = quantizer._asdict() | {
                 "frequencies": np.concatenate([row.frequencies for row in rows]),
                 "lengths": np.array([len(row.frequencies) for row in rows], np.int32),
+                "inertia": np.array([row.inertia for row in rows], np.int32),
             }
-            for part in ("offset", "step", "levels", "frequencies", "lengths"):
+            for part in ("offset", "step", "levels", "frequencies", "lengths", "inertia"):
                 tensors[f"{name}/{part}"] = torch.from_numpy(arrays[part])
         return tensors
 
@@ -254,7 +251,7 @@ class CodeTable:
             )
         if metadata.get("version") != _VERSION:
             raise ValueError(
-                f"{path} is a table of version {metadata.get('version')}; this software reads version {_VERSION}: update it."
+                f"{path} is a table of version {metadata.get('version')}; this software reads version {_VERSION}: {fix}."
             )
         try:
             return cls._from_file(metadata, tensors)
@@ -286,10 +283,13 @@ class CodeTable:
                 continue
             offset, step, levels = (tensors[f"{name}/{part}"] for part in ("offset", "step", "levels"))
             frequencies, lengths = tensors[f"{name}/frequencies"], tensors[f"{name}/lengths"]
-            quantizer, integer = Quantizer(latent, offset, step, levels), latent.is_integer()
+            inertia, integer = tensors[f"{name}/inertia"], latent.is_integer()
+            quantizer, parts = Quantizer(latent, offset, step, levels), np.split(frequencies, np.cumsum(lengths)[:-1])
+            if inertia.shape != lengths.shape or inertia.dtype != np.int32:
+                raise ValueError("its inertias do not fit its latents")
             rows = [
-                Distribution(part, coarse(int(levels[index]), bool(integer[index]))[1])
-                for index, part in enumerate(np.split(frequencies, np.cumsum(lengths)[:-1]))
+                Distribution(part, coarse(int(levels[row]), bool(integer[row]))[1], int(inertia[row]), not integer[row])
+                for row, part in enumerate(parts)
             ]
             coders[name] = LatentCoder(quantizer, rows)
             check_coder(coders[name])
@@ -334,3 +334,5 @@ def check_coder(coder: LatentCoder) -> None:
         sums = row.frequencies.sum(dtype=np.int64) == TOTAL and row.frequencies.min(initial=1) > 0
         if row.frequencies.dtype != np.int32 or not sums or (row.levels, row.fine) != (symbols, fine):
             raise ValueError("its frequencies do not fit its latents")
+        if not 0 <= row.inertia <= MAX_INERTIA:
+            raise ValueError(f"its inertia {row.inertia} is not from 0 to {MAX_INERTIA}")

@@ -50,4 +50,6 @@ def test_the_pooled_entropy_is_that_of_the_histograms_of_all_codes():
         {"tokens": [np.array([0, 1]), np.array([5, 5])], "index": [np.array([1])]},
         {"tokens": [np.array([2, 3]), np.array([5, 5])], "index": [np.array([2])]},
     ]
-    assert pooled_entropy(codes) == pytest.approx(4 * 2 + 0 + 2 * 1)
+    entropy, corrected = pooled_entropy(codes)
+    assert entropy == pytest.approx(4 * 2 + 0 + 2 * 1)
+    assert corrected - entropy == pytest.approx((3 + 0 + 1) / (2 * np.log(2)))

@@ -111,6 +111,17 @@ def test_payloads_are_within_five_per_cent_of_the_empirical_entropy(composer, bi
     assert 8 * stored_size(compressed).payload <= 1.05 * entropy
 
 
+@pytest.mark.parametrize("scale", [0.5, 2])
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_payloads_of_codes_of_another_scale_than_their_table_are_within_five_per_cent(composer, bits, scale):
+    code = _code(composer, 9, 150, 200)
+    code.latents["codes"][..., 1:] = 2 + scale * (code.latents["codes"][..., 1:] - 2)
+    compressed = quantized(code, composer, bits, _table(composer, bits, range(10, 40)))
+    parts = compressed.quantized
+    entropy = sum(empirical_entropy(coder.symbols(parts.indices[name])) for name, coder in parts.coders.items())
+    assert 8 * stored_size(compressed).payload <= 1.05 * entropy
+
+
 def test_side_information_is_small(composer, code, table):
     assert stored_size(quantized(code, composer, 8, table)).side < 120
     assert stored_size(quantized(code, composer, 8)).side < 120 + 5 * 6
@@ -258,9 +269,10 @@ def test_other_files_are_refused(composer, code, tmp_path):
     with pytest.raises(ValueError, match=r"code\.inr is truncated or not a compressed code: write it again"):
         read_code(path)
     content = pack(quantized(code, composer, 8))
-    path.write_bytes(_sealed(MAGIC + b"\x02" + content[5:-4]))
-    with pytest.raises(ValueError, match="of version 2; this software reads version 1: update"):
-        read_code(path)
+    for version, remedy in ((1, "write it again with cli.py predict"), (3, "update the software")):
+        path.write_bytes(_sealed(MAGIC + bytes([version]) + content[5:-4]))
+        with pytest.raises(ValueError, match=rf"code\.inr is .* version {version}; .* reads version 2: {remedy}"):
+            read_code(path)
     path.write_bytes(_sealed(content[:5] + b"\x05" + content[6:-4]))
     with pytest.raises(ValueError, match="states 5 bits per number; allowed are 16, 8, 6, 4"):
         read_code(path)
@@ -326,7 +338,7 @@ def test_damaged_tables_are_refused(table, tmp_path):
         CodeTable.read(path)
     changes = [
         ("kind", "instance code", "but not a table"),
-        ("version", "9", "of version 9; .*update"),
+        ("version", "1", "of version 1; .* reads version 2: learn it again with `python -m tools.codes table`"),
         ("bits", "5", "completely"),
     ]
     for key, value, message in changes:
@@ -346,6 +358,10 @@ def test_damaged_tables_are_refused(table, tmp_path):
         {"codes/levels": tensors["codes/levels"][0]},
         {"codes/levels": torch.full_like(tensors["codes/levels"], 1 << 62)},
         {"codes/lengths": tensors["codes/lengths"].repeat(2)},
+        {"codes/inertia": tensors["codes/inertia"][:3]},
+        {"codes/inertia": tensors["codes/inertia"].long()},
+        {"codes/inertia": tensors["codes/inertia"] - 1000},
+        {"codes/inertia": tensors["codes/inertia"] + 1000},
     ]
     for latents in ("[]", "[" * 100_000):
         save_file(tensors, path, metadata | {"latents": latents})

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from composers.codes.entropy import (
-    SHAPES,
-    TOTAL,
-    IndexDecoder,
-    IndexEncoder,
-    empirical_entropy,
-    learned_row,
-    standard_row,
-)
+from composers.codes.distribution import INERTIAS, SHAPES, TOTAL, learned_row, standard_row
+from composers.codes.entropy import IndexDecoder, IndexEncoder, empirical_entropy
 
 FAR = 1 << 45
 
@@ -35,15 +28,16 @@ def _coded(indices, row):
     st.lists(st.one_of(st.integers(-40, 300), st.integers(-FAR, FAR)), max_size=60),
     st.sampled_from([4, 6, 8, 16]),
     st.sampled_from(SHAPES),
+    st.sampled_from(INERTIAS),
 )
-def test_any_indices_round_trip(indices, bits, shape):
-    _coded(np.array(indices, np.int64), standard_row(shape, 2**bits))
+def test_any_indices_round_trip(indices, bits, shape, inertia):
+    _coded(np.array(indices, np.int64), standard_row(shape, 2**bits, inertia))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(-9, 70), min_size=1, max_size=60), st.integers(1, 64))
 def test_learned_distributions_of_any_indices_round_trip(indices, levels):
-    row = learned_row(np.array(indices, np.int64), levels, True)
+    row = learned_row([np.array(indices, np.int64)], levels, True)
     assert row.frequencies.sum() == TOTAL
     assert row.frequencies.min() >= 1
     assert len(row.frequencies) == levels + 2
@@ -72,7 +66,7 @@ def test_sizes_are_within_five_per_cent_of_the_empirical_entropy(bits, distribut
         np.rint(getattr(generator, distribution)(2 ** (bits - 1), scale, count)).astype(np.int64)
         for count in (40000, 12000)
     )
-    size = 8 * len(_coded(held_out, learned_row(training, 2**bits, False)))
+    size = 8 * len(_coded(held_out, learned_row([training], 2**bits, False)))
     entropy = empirical_entropy([held_out])
     assert 0.99 * entropy <= size <= 1.05 * entropy
     standard = standard_row("gaussian" if distribution == "normal" else "laplace", 2**bits)
