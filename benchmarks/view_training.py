@@ -228,6 +228,17 @@ def measure_complete(settings: ViewTrainingSettings) -> tuple[float, dict[str, C
         "all samples": (composer.encode, render_all),
         "ours": (composer.encode, render),
     }
+    with torch.no_grad():
+        raw = _density(network.bind(composer.modulate(observation)), rays, settings.samples_per_ray)
+    composer.train()
+    optimizer = torch.optim.Adam(parameters, lr=1e-7)  # shared, and slow, so that the share of samples does not change
+    seconds: dict[str, list[StepSeconds]] = {name: [] for name in sides}
+    for _ in range(settings.repeats + 1):
+        for name, (encode, reconstruct) in sides.items():
+            step = (partial(encode, observation), reconstruct, rays, target, optimizer)
+            seconds[name].append(_complete_step(*step))
+    composer.eval()
+    # Only now: memory that float64 leaves behind would be reused, which saves the plain formulation more.
     default_precision = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # also of the depths of the plain formulation
     composer.double()
@@ -247,16 +258,6 @@ def measure_complete(settings: ViewTrainingSettings) -> tuple[float, dict[str, C
         raise ValueError(
             f"Values and gradients differ by {differences}, more than {COMPLETE_TOLERANCE:.0e}: a formulation is wrong."
         )
-    del results, gradients
-    with torch.no_grad():
-        raw = _density(network.bind(composer.modulate(observation)), rays, settings.samples_per_ray)
-    composer.train()
-    optimizer = torch.optim.Adam(parameters, lr=1e-7)  # shared, and slow, so that the share of samples does not change
-    seconds: dict[str, list[StepSeconds]] = {name: [] for name in sides}
-    for _ in range(settings.repeats + 1):
-        for name, (encode, reconstruct) in sides.items():
-            step = (partial(encode, observation), reconstruct, rays, target, optimizer)
-            seconds[name].append(_complete_step(*step))
     measurements = {
         name: CompleteStepMeasurement(
             StepSeconds(*(statistics.median(part) for part in zip(*steps[1:], strict=True))),
