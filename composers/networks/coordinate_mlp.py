@@ -20,6 +20,8 @@ from datamodules.spec import FromData, coord_dim, value_dim
 Modulations = Mapping[str, Tensor]
 """Tensors by name: ``weight.<layer> (B, I, O)``, ``bias.<layer> (B, O)``, and ``shift.<layer> (B, O)`` to add to a bias."""
 
+_CACHED_ROWS = 4096  # coordinates of an instance evaluated at a time on a CPU, whose activations stay in its cache
+
 _SLOTS = {"weights": ("weight",), "biases": ("bias",), "both": ("weight", "bias"), "shifts": ("shift",)}
 
 
@@ -31,7 +33,8 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
     shared between instances.
 
     Everything before the first modulated layer depends on coordinates only. With shared coordinates ``(N, D)`` it is computed
-    once per batch; the modulated layer is then one matrix product over all instances.
+    once per batch; the modulated layer is then one matrix product over all instances. On a CPU, many coordinates per instance
+    ``(B, N, D)`` are evaluated in parts, whose activations and gradients stay in its cache.
 
     Args:
         coord_dim: ``D``, dimensions of a coordinate; the command line sets it from the data and the renderer.
@@ -140,10 +143,36 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
             ValueError: If ``modulations`` are not those of ``slots``, or ``coords`` has another ``D``.
         """
         self._check(coords, modulations)
+        layers = [self.weight_and_bias(layer, modulations) for layer in range(self.num_layers)]
+        if self._in_parts(coords, modulations):
+            return self._evaluate_in_parts(coords, layers)
+        values = self._evaluate(coords, layers)
+        return values if values.dim() == 3 else values.expand(num_instances(modulations), -1, -1)
+
+    @staticmethod
+    def _in_parts(coords: Tensor, modulations: Modulations) -> bool:
+        """Return whether the coordinates of single instances are evaluated in parts."""
+        if torch.compiler.is_compiling() or coords.device.type != "cpu":
+            return False
+        if coords.dim() < 3 or coords.shape[1] <= _CACHED_ROWS:
+            return False
+        return {len(modulation) for modulation in modulations.values()} <= {len(coords)}
+
+    def _evaluate_in_parts(self, coords: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the values ``(B, N, C)`` of `_evaluate`, instance by instance and part by part."""
+        per_layer = [[_per_instance(tensor, len(coords)) for tensor in layer] for layer in layers]
+        values = []
+        for index, instance in enumerate(coords.split(1)):
+            own = [(weights[index], biases[index]) for weights, biases in per_layer]
+            values.append(torch.cat([self._evaluate(part, own) for part in instance.split(_CACHED_ROWS, 1)], dim=1))
+        return torch.cat(values)
+
+    def _evaluate(self, coords: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the values of coordinates, of layers given by weight and bias."""
         hidden = self._encode(coords)
-        for layer in range(self.num_layers):
-            hidden = self.apply_layer(layer, hidden, modulations)
-        return hidden if hidden.dim() == 3 else hidden.expand(num_instances(modulations), -1, -1)
+        for layer, (weight, bias) in enumerate(layers):
+            hidden = self._apply_layer(layer, hidden, weight, bias)
+        return hidden
 
     def activations(self, modulations: Modulations, coords: Tensor) -> dict[int, Tensor]:
         """Return the activations of the hidden layers: ``(N, O)`` before the first modulated layer, then ``(B, N, O)``."""
@@ -211,12 +240,16 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
         Returns:
             ``(N, O)`` or ``(B, N, O)``: activations, or of the last layer the values in float32 at least.
         """
+        return self._apply_layer(layer, hidden, *self.weight_and_bias(layer, modulations))
+
+    def _apply_layer(self, layer: int, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Apply one layer, given its weight and bias."""
         last = layer == self.num_layers - 1
         bare = layer == 0 and isinstance(self.encoding, IdentityEncoding)
         with self._exact(hidden.device, last or bare):
             if last:
-                return self._linear(layer, exact(hidden), modulations) + self.output_offset
-            activations: Tensor = self.activation(self._linear(layer, hidden, modulations))
+                return _linear(exact(hidden), weight, bias) + self.output_offset
+            activations: Tensor = self.activation(_linear(hidden, weight, bias))
             return activations
 
     def weight_and_bias(self, layer: int, modulations: Modulations) -> tuple[Tensor, Tensor]:
@@ -244,17 +277,6 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
         """Return a context without autocast where nothing must be rounded: bare coordinates, and the values."""
         return torch.autocast(device.type, enabled=False) if exact else nullcontext()
 
-    def _linear(self, layer: int, hidden: Tensor, modulations: Modulations) -> Tensor:
-        """Apply one layer to ``hidden``, which gains its instances at the first modulated layer."""
-        weight, bias = self.weight_and_bias(layer, modulations)
-        if weight.dim() == 3:
-            hidden = hidden if hidden.dim() == 3 else hidden.expand(weight.shape[0], -1, -1)
-            return torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
-        rows, weight, bias = hidden.reshape(-1, hidden.shape[-1]), weight.to(hidden.dtype), bias.to(hidden.dtype)
-        if bias.dim() == 3:
-            return torch.mm(rows, weight).view(*hidden.shape[:-1], -1) + bias
-        return torch.addmm(bias, rows, weight).view(*hidden.shape[:-1], -1)
-
     def _check(self, coords: Tensor, modulations: Modulations) -> None:
         """Refuse what does not fit this network."""
         if modulations.keys() != self.slots.keys():
@@ -266,6 +288,22 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
             raise ValueError(
                 f"coords have {coords.shape[-1]} dimensions, this network takes {self.coord_dim} (coord_dim)."
             )
+
+
+def _linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Apply an affine map to ``hidden``, which gains its instances at the first modulated layer."""
+    if weight.dim() == 3:
+        hidden = hidden if hidden.dim() == 3 else hidden.expand(weight.shape[0], -1, -1)
+        return torch.baddbmm(bias.to(hidden.dtype), hidden, weight.to(hidden.dtype))
+    rows, weight, bias = hidden.reshape(-1, hidden.shape[-1]), weight.to(hidden.dtype), bias.to(hidden.dtype)
+    if bias.dim() == 3:
+        return torch.mm(rows, weight).view(*hidden.shape[:-1], -1) + bias
+    return torch.addmm(bias, rows, weight).view(*hidden.shape[:-1], -1)
+
+
+def _per_instance(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """Return the part of a weight or bias of every instance; a shared one unchanged."""
+    return tensor.split(1) if tensor.dim() == 3 else [tensor] * size
 
 
 def num_instances(modulations: Modulations) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from composers.networks import FourierFeatures, IdentityEncoding, Sine
+from composers.networks import FourierFeatures, IdentityEncoding, Sine, coordinate_mlp
 
 B, N = 3, 5
 LAYER_SUBSETS = list(chain.from_iterable(combinations(range(4), count) for count in range(5)))  # of four layers
@@ -173,6 +173,34 @@ def test_gradients_equal_those_of_a_loop_in_float64(make_network, make_modulatio
     expected_gradients = torch.autograd.grad((torch.stack(values) * weighting).sum(), leaves)
     for actual, expected in zip(actual_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("modulates", ["weights", "both", "shifts"])
+@pytest.mark.parametrize("modulated", [(), "all", (1,)], ids=str)
+def test_parts_have_the_values_and_first_and_second_gradients_of_the_whole(
+    make_network, make_modulations, monkeypatch, modulated, modulates, normalize
+):
+    network = make_network(modulates=modulates, modulated_layers=modulated, normalize_weights=normalize).double()
+    modulations = {
+        name: value.detach().double().requires_grad_() for name, value in make_modulations(network, B).items()
+    }
+    coords = (2 * torch.rand(B, N, 2).double() - 1).requires_grad_()
+    inputs = [coords, *network.parameters(), *modulations.values()]
+    sizes = []
+    network.encoding.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[:2])))
+
+    def derivatives():
+        values = network(coords, modulations)
+        gradients = torch.autograd.grad(values.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs)
+        return values, gradients, second
+
+    expected = derivatives()
+    monkeypatch.setattr(coordinate_mlp, "_CACHED_ROWS", 2)
+    actual = derivatives()
+    assert sizes == [(B, N)] + [(1, 2), (1, 2), (1, 1)] * B
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @given(
