@@ -163,8 +163,9 @@ class CoordinateMLP(CoordinateNetwork[Modulations]):
         per_layer = [[_per_instance(tensor, len(coords)) for tensor in layer] for layer in layers]
         values = []
         for index, instance in enumerate(coords.split(1)):
-            own = [(weights[index], biases[index]) for weights, biases in per_layer]
-            values.append(torch.cat([self._evaluate(part, own) for part in instance.split(_CACHED_ROWS, 1)], dim=1))
+            layers_of_instance = [(weights[index], biases[index]) for weights, biases in per_layer]
+            parts = instance.split(_CACHED_ROWS, dim=1)
+            values.append(torch.cat([self._evaluate(part, layers_of_instance) for part in parts], dim=1))
         return torch.cat(values)
 
     def _evaluate(self, coords: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
