@@ -176,7 +176,7 @@ def save_wav(values: Tensor, sample_rate: int, path: Path, bits: int = 16) -> No
     left_aligned = (levels << (32 - bits)).mT.contiguous().numpy()  # soundfile writes the upper bits
     soundfile.write(content, left_aligned, sample_rate, subtype=f"PCM_{bits}", format="WAV")
     with written_whole(path) as part:
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(content.getvalue())  # no view: Python 3.12.1 crashes if it outlives a full disk
 
 
 def check_bits(bits: int) -> None:

@@ -53,7 +53,7 @@ def test_files_that_are_not_checkpoints_raise(tmp_path):
         with pytest.raises(ValueError, match=r"bad\.ckpt is truncated or not a checkpoint"):
             read(tmp_path / "bad.ckpt")
     torch.save({"state_dict": {}, "path": Path()}, tmp_path / "object.ckpt")
-    with pytest.raises(ValueError, match=r"object\.ckpt holds an object, pathlib\.\w+, which could run code"):
+    with pytest.raises(ValueError, match=r"object\.ckpt holds an object, pathlib[\w.]+, which could run code"):
         read(tmp_path / "object.ckpt")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other\.ckpt is not a checkpoint of this software: it has no `state_dict`"):

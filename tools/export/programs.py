@@ -81,4 +81,4 @@ def write_program(program: ExportedProgram, path: Path) -> None:
             "ignore", ".*No complete tensor found.*", UserWarning
         )  # of weights that programs share in part
         torch.export.save(program, buffer)
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getvalue())  # no view: Python 3.12.1 crashes if it outlives a full disk

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ from safetensors.torch import save_file
 from composers.checkpoint import WholeFiles
 from datamodules.storage import download as web
 from datamodules.storage.files import UnwritableError, open_own, temporary_folder, written_whole
+from modalities.audio import save_wav
+from tools.export.programs import write_program
 
 KILLED = """
 import sys, time
@@ -299,6 +303,29 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path, monkeypatch, where):
         WholeFiles().save_checkpoint({"state_dict": {"a": torch.ones(2)}}, path)
     assert path.read_bytes() == before
     assert _listing(tmp_path) == ["last.ckpt"]
+
+
+def _write_checkpoint(path):
+    WholeFiles().save_checkpoint({"weights": torch.zeros(5000)}, path)
+
+
+def _write_recording(path):
+    save_wav(torch.zeros(1, 20000), 16000, path)
+
+
+def _write_program(path):
+    write_program(torch.export.export(torch.nn.Linear(50, 100), (torch.zeros(1, 50),)), path)
+
+
+@pytest.mark.parametrize("write", [_write_checkpoint, _write_recording, _write_program])
+def test_no_view_of_a_buffer_outlives_a_failed_write(tmp_path, write):
+    with limited("RLIMIT_FSIZE", 1000), pytest.raises(OSError, match="File too large") as caught:
+        write(tmp_path / "result.bin")
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)]
+    buffers = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, BytesIO)]
+    assert buffers
+    for buffer in buffers:
+        buffer.close()  # refused while there are views
 
 
 def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
