@@ -46,6 +46,18 @@ _CONFIG_OPTIONS = ("--config", "-c", "--model", "--data", "--trainer")
 data_sets()  # imports all data sets, so that a config can name one without its module
 
 
+class ConfigParser(LightningArgumentParser):
+    """A parser that writes configs without validating them again, which takes a quarter of the time of a short command."""
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Return a config, which parsing has validated, as text."""
+        return super().dump(*args, **{"skip_validation": True} | kwargs)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write a config, which parsing has validated, to a file."""
+        super().save(*args, **{"skip_validation": True} | kwargs)
+
+
 class CLI(LightningCLI):
     """A `LightningCLI` that reads sizes from the data and validates a command before it runs."""
 
@@ -53,6 +65,7 @@ class CLI(LightningCLI):
         arguments = _as_list(kwargs.get("args"))
         self.requested = arguments[0] if arguments else None
         kwargs.setdefault("save_config_callback", ConfigFile)
+        kwargs.setdefault("parser_class", ConfigParser)
         try:
             super().__init__(*args, **kwargs)
         except (MemoryError, RuntimeError, OSError) as error:
