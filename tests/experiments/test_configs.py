@@ -88,17 +88,19 @@ def test_configs_of_every_kind_exist():
 def _pairs():
     """Return pairs of composers and data sets that fit.
 
-    These are all data sets for two composers, and for the others one data set of every modality, most of them slow.
+    These are all data sets for two composers and, most of them slow, for IPC; for the others one data set of every modality.
     """
     pairs = []
     for composer in _named("composers"):
         modalities = set()
         for data in sorted(_named("data"), key=lambda data: "sample" not in data.id):  # first the bundled data
-            every = composer.id in ("transformer_ipc", "liif")
+            every = composer.id in ("functa", "liif")
+            ipc = composer.id == "transformer_ipc"
             modality = _modality(data.values[0])
-            if _fits(composer.id, data) and (every or modality not in modalities):
+            if _fits(composer.id, data) and (every or ipc or modality not in modalities):
+                quick = every or data.id == "sample_photos" or (ipc and modality not in modalities)
                 modalities.add(modality)
-                marks = [] if every or data.id == "sample_photos" else [pytest.mark.slow]
+                marks = [] if quick else [pytest.mark.slow]
                 pairs.append(
                     pytest.param(composer.values[0], data.values[0], id=f"{composer.id}-{data.id}", marks=marks)
                 )
@@ -141,9 +143,8 @@ def test_every_composer_works_with_every_data_set(composer, data):
         else FEW
     )
     program = _assert_works(*arguments, *([] if composer.stem == "liif" else FITTING.get(data.stem, [])), *quick)
-    if composer.stem == "transformer_ipc":
-        small = ["--config", CONFIGS / "composers" / "functa.yaml", "--config", data]  # parsed in half the time
-        _assert_prints_itself(*(arguments if data.stem.startswith("sample") else small))
+    if composer.stem in ("transformer_ipc", "functa"):
+        _assert_prints_itself(*arguments)
     configs = [load_layers(f"_base_: {path}")[key] for path, key in ((composer, "model"), (data, "data"))]
     for instance, config in zip((program.model, program.datamodule), configs, strict=True):
         assert type(instance).__name__ == config["class_path"].rpartition(".")[2]
