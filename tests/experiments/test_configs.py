@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningCLI
 from program import REPOSITORY, TESTS, asked, assert_same, checkpoint, column, run
 
 import cli
@@ -305,6 +306,15 @@ def test_command_line_overrides_files_and_files_override_bases():
     assert program.datamodule.batch_size == 3
     assert program.model.parametrization.bases["1"].shape == (2, 8)
     assert program.datamodule.size == 16
+
+
+@pytest.mark.parametrize("name", ["tiny_ipc", "tiny_objects"])
+def test_a_command_is_parsed_once_with_the_result_of_the_parser_of_all_commands(name, monkeypatch):
+    command = ["--config", TESTS / "configs" / f"{name}.yaml", "--data.init_args.batch_size", 2]
+    with mock.patch.object(LightningCLI, "parse_arguments", side_effect=AssertionError):
+        actual = _build(*command).config_dump
+    monkeypatch.setattr(cli.CLI, "_parse", LightningCLI.parse_arguments)
+    assert actual == _build(*command).config_dump
 
 
 def test_sizes_are_filled_from_the_data():
