@@ -52,7 +52,8 @@ class ConfigParser(LightningArgumentParser):
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Return a config, which parsing has validated, as text."""
-        return super().dump(*args, **{"skip_validation": True} | kwargs)
+        text: str = super().dump(*args, **{"skip_validation": True} | kwargs)
+        return text
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Write a config, which parsing has validated, to a file."""
@@ -115,7 +116,9 @@ class CLI(LightningCLI):
         if self.requested in self._subcommand_parsers and not printing:
             with suppress(ArgumentError):
                 config = self._subcommand_parsers[self.requested].parse_args(self.command[1:])
-                self.config = Namespace({"subcommand": self.requested, self.requested: config})
+                self.config = Namespace(  # type: ignore[no-untyped-call]
+                    {"subcommand": self.requested, self.requested: config}
+                )
                 return
         super().parse_arguments(parser, args)
 
