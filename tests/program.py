@@ -33,7 +33,7 @@ SAVE_DIR = "--trainer.logger.init_args.save_dir"
 NAME = "--trainer.logger.init_args.name"
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(["program", "callbacks.curves", "callbacks.progress"])
+_FORK_SERVER.set_forkserver_preload(["program", "callbacks.curves", "callbacks.progress", "scaled_photographs"])
 
 _scaled_once = functools.cache(samples._scaled)  # shared by all tests
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from patches import random_pixels
 from PIL import Image
-from program import NAME, REPOSITORY, TESTS, checkpoint, rows, run, run_process
+from program import NAME, REPOSITORY, TESTS, checkpoint, rows, run, run_two
 from scene_folders import write_scene
 
 import composers
@@ -139,7 +139,7 @@ def test_two_processes_match_one(trained, folder, method, kind):
     name = f"{method}_{kind}"
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=2"]
     two += ["--data.init_args.eval_batch_size=2"]
-    run_process("fit", *_config(method, kind), *two, NAME, f"{name}_two", cwd=folder)
+    run_two([["fit", *_config(method, kind), *two, NAME, f"{name}_two"]], folder)
     weights, expected = (checkpoint(f"runs/{run_name}/version_0")["state_dict"] for run_name in (f"{name}_two", name))
     assert weights.keys() == expected.keys()
     assert all((weights[key] - weight).abs().max() < 1e-5 for key, weight in expected.items())

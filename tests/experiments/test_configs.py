@@ -1,11 +1,13 @@
 """Every bundled config builds the classes it names; merging of config files."""
 
+import functools
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningCLI
 from program import REPOSITORY, TESTS, asked, assert_same, checkpoint, column, run
 
 import cli
@@ -31,6 +33,7 @@ FEW = [  # for the same reason
 ]
 
 
+@functools.cache
 def _modality(data):
     """Return the modality of a config of data."""
     return Path(yaml.safe_load(data.read_text())["_base_"]).stem
@@ -86,17 +89,19 @@ def test_configs_of_every_kind_exist():
 def _pairs():
     """Return pairs of composers and data sets that fit.
 
-    These are all data sets for two composers, and for the others one data set of every modality, most of them slow.
+    These are all data sets for two composers and, most of them slow, for IPC; for the others one data set of every modality.
     """
     pairs = []
     for composer in _named("composers"):
         modalities = set()
         for data in sorted(_named("data"), key=lambda data: "sample" not in data.id):  # first the bundled data
-            every = composer.id in ("transformer_ipc", "liif")
+            every = composer.id in ("functa", "liif")
+            ipc = composer.id == "transformer_ipc"
             modality = _modality(data.values[0])
-            if _fits(composer.id, data) and (every or modality not in modalities):
+            if _fits(composer.id, data) and (every or ipc or modality not in modalities):
+                quick = every or data.id == "sample_photos" or (ipc and modality not in modalities)
                 modalities.add(modality)
-                marks = [] if every or data.id == "sample_photos" else [pytest.mark.slow]
+                marks = [] if quick else [pytest.mark.slow]
                 pairs.append(
                     pytest.param(composer.values[0], data.values[0], id=f"{composer.id}-{data.id}", marks=marks)
                 )
@@ -139,7 +144,7 @@ def test_every_composer_works_with_every_data_set(composer, data):
         else FEW
     )
     program = _assert_works(*arguments, *([] if composer.stem == "liif" else FITTING.get(data.stem, [])), *quick)
-    if composer.stem == "transformer_ipc":
+    if composer.stem in ("transformer_ipc", "functa"):
         _assert_prints_itself(*arguments)
     configs = [load_layers(f"_base_: {path}")[key] for path, key in ((composer, "model"), (data, "data"))]
     for instance, config in zip((program.model, program.datamodule), configs, strict=True):
@@ -301,6 +306,15 @@ def test_command_line_overrides_files_and_files_override_bases():
     assert program.datamodule.batch_size == 3
     assert program.model.parametrization.bases["1"].shape == (2, 8)
     assert program.datamodule.size == 16
+
+
+@pytest.mark.parametrize("name", ["tiny_ipc", "tiny_objects"])
+def test_a_command_is_parsed_once_with_the_result_of_the_parser_of_all_commands(name, monkeypatch):
+    command = ["--config", TESTS / "configs" / f"{name}.yaml", "--data.init_args.batch_size", 2]
+    with mock.patch.object(LightningCLI, "parse_arguments", side_effect=AssertionError):
+        actual = _build(*command).config_dump
+    monkeypatch.setattr(cli.CLI, "_parse", LightningCLI.parse_arguments)
+    assert actual == _build(*command).config_dump
 
 
 def test_sizes_are_filled_from_the_data():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from studies.search import Parameter, read_sweep
 
@@ -80,6 +79,8 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
 def test_commands_equal_those_of_the_agent_of_wandb(command, tmp_path, monkeypatch):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # takes seconds
+
     monkeypatch.setenv("SOME_NAME", "somewhere")
     values = {"a.b": 1e-5, "c": "text", "flag": True, "off": False, "list": ["x", 2], "outer": {"inner": {"d": 3}}}
     parameters = {name: {"value": value} for name, value in values.items()}
