@@ -113,6 +113,7 @@ def test_operations_of_patch_wise_networks_are_linear_in_the_instances():
     assert actual.step_flop == pytest.approx(counted.get_total_flops(), rel=5e-2)  # routes depend on random coordinates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["voxels", "pixel_aligned"])
 def test_renderers_that_skip_samples_are_counted_with_all(tmp_path, name):
     base = TESTS / "configs" / f"tiny_{name}.yaml"

@@ -109,6 +109,7 @@ def test_predictions_and_rendered_codes_are_those_of_the_average(trained):
         assert (latent - latents["current"][key]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_exported_programs_are_those_of_the_average(trained):
     export.main([str(trained["run"]), "exported"])
     encoder, decoder = (torch.export.load(f"exported/{name}.pt2").module() for name in ("encoder", "decoder"))

@@ -101,7 +101,7 @@ def test_failure_waits_for_the_report_of_its_cause(rank):
     assert reporting.wait(LIMIT)
     failing = threading.Thread(target=watch.fail, args=("has failed (RuntimeError: connection reset by peer)",))
     failing.start()
-    failing.join(2)
+    failing.join(0.5)
     waits = failing.is_alive()
     ended.set()
     failing.join(LIMIT)

@@ -53,9 +53,9 @@ def _weights(run_folder):
     return ["--ckpt_path", run_folder / "checkpoints" / "last.ckpt"]
 
 
-def _fast(*fast):
-    """Return all names of combinations of photographs as parameters, of which all but some are slow."""
-    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in OF_PHOTOS]
+def _fast(*fast, names=OF_PHOTOS):
+    """Return names of combinations as parameters, of which all but some are slow."""
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.slow]) for name in names]
 
 
 def _training_batch(size=4):
@@ -69,7 +69,7 @@ def test_every_combination_is_tested():
     assert {path.stem for path in COMBINATIONS.glob("*.yaml")} == {*NAMES, "photos"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", _fast("adapted_ipc", "adapted_patches", "auto_decoder", "meta_anr", names=NAMES))
 def test_training_lowers_the_loss_and_changes_every_weight(trained, name):
     losses = column(trained(name) / "metrics.csv", "train/loss")
     assert len(losses) == STEPS

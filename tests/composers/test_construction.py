@@ -170,6 +170,7 @@ def _by_other_tools(state, config):
     }
 
 
+@pytest.mark.slow
 def test_weights_of_our_models_that_other_tools_saved_are_recognised(tmp_path):
     original, config = _perturbed("ipc"), tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"trainer": {}, "model": original.config}))

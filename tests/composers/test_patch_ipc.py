@@ -93,7 +93,8 @@ def test_training_starts_from_linear_coding(photographs, overlap, loss):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("clusters", [6, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters", [6, 24])
 def test_with_clusters_training_starts_above_linear_coding(photographs, clusters):
     data, images = photographs
     gains = []

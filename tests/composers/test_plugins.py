@@ -95,6 +95,7 @@ def test_the_refusal_names_the_fix(evil):
     assert not Path("imported").exists()
 
 
+@pytest.mark.slow
 def test_a_package_in_the_working_directory_does_not_pass_for_ours(tmp_path):
     """In a new process, whose working directory comes first in the path of modules."""
     Path(tmp_path, "modalities").mkdir()

@@ -69,6 +69,7 @@ def test_a_run_states_which_frequencies_it_cannot_reach_and_which_metrics_it_lea
     assert "stoi" not in Path("runs/unnamed/version_1/test_instances.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_stft_loss_is_ramped_in_and_resumed():
     few = ["--trainer.limit_val_batches", 1, "--data.init_args.augment", "null"]
     ramp = [f"{PARTS}.stft.init_args.{name}={value}" for name, value in (("weight", 0.5), ("start", 1), ("ramp", 4))]

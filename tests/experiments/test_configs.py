@@ -89,17 +89,17 @@ def test_configs_of_every_kind_exist():
 def _pairs():
     """Return pairs of composers and data sets that fit.
 
-    These are all data sets for two composers and, most of them slow, for IPC; for the others one data set of every modality.
+    These are all data sets for three composers, and one data set of every modality for the others. Pairs with the photographs
+    are quick, and for the three one data set of every modality.
     """
     pairs = []
     for composer in _named("composers"):
         modalities = set()
         for data in sorted(_named("data"), key=lambda data: "sample" not in data.id):  # first the bundled data
-            every = composer.id in ("functa", "liif")
-            ipc = composer.id == "transformer_ipc"
+            every = composer.id in ("functa", "liif", "transformer_ipc")
             modality = _modality(data.values[0])
-            if _fits(composer.id, data) and (every or ipc or modality not in modalities):
-                quick = every or data.id == "sample_photos" or (ipc and modality not in modalities)
+            if _fits(composer.id, data) and (every or modality not in modalities):
+                quick = data.id == "sample_photos" or (every and modality not in modalities)
                 modalities.add(modality)
                 marks = [] if quick else [pytest.mark.slow]
                 pairs.append(
@@ -153,10 +153,7 @@ def test_every_composer_works_with_every_data_set(composer, data):
 
 def _experiments():
     """Return all experiments; most are slow."""
-    quick = ("photos_ipc", "photos_learned_init", "photos_meta_ipc", "speech_ipc")
-    quick += ("photos_patch_ipc", "speech_patch_ipc", "speech_meta_patches", "photos_anr")
-    quick += ("photos_liif", "div2k_edsr_lte", "celebahq_liif", "digits_metasdf")
-    quick += ("planes_autodecoder", "shapenet_core_ipc")
+    quick = ("photos_ipc", "photos_meta_ipc", "speech_patch_ipc", "photos_liif", "digits_metasdf", "shapenet_core_ipc")
     return [
         pytest.param(path.values[0], id=path.id, marks=[] if path.id in quick else pytest.mark.slow)
         for path in _named("experiments")

@@ -56,6 +56,7 @@ def test_inner_steps_on_patch_codes_lower_the_loss_before_training():
     assert gains[-1] > 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["speech_patch_ipc", "speech_meta_patches"])
 def test_experiment_trains_a_step(name):
     settings = {

@@ -237,6 +237,7 @@ def test_values_of_exactly_the_level_make_closed_meshes():
     assert np.abs(np.linalg.norm(flat.vertices, axis=1) - 0.4).max() < 2 / 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0.1, 0.2])
 def test_truncated_distances_give_the_complete_mesh_from_a_part_of_the_grid(limit):
     true, evaluated = box((0.5, 0.02, 0.3)), []

@@ -72,7 +72,7 @@ def _data(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "attention_" in name else []) for name in CONFIGS]
+    "name", [pytest.param(name, marks=[] if name in ("sdf", "video") else [pytest.mark.slow]) for name in CONFIGS]
 )
 def test_every_command_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,7 @@ def test_sweeps_list_every_variant_once_and_all_paths_exist(sweep):
     assert content["metric"]["name"] == "val/psnr"
 
 
+@pytest.mark.slow
 def test_variants_change_what_they_say_and_nothing_else():
     base = yaml.safe_load(asked("fit", "--config=configs/experiments/photos_liif_ablation.yaml", "--print_config"))
     assert (_settings(base)["skip"], _settings(base)["clip_cells"], _settings(base)["features"]) == (

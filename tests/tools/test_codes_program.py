@@ -74,6 +74,7 @@ def test_images_are_those_of_the_compressed_code(folder, tmp_path, bits, capsys)
     assert sum(losses) / len(losses) <= 0.1 if bits == 8 else min(losses) > 0.1
 
 
+@pytest.mark.slow
 def test_refined_tiles_are_those_of_the_compressed_code(folder, tmp_path):
     photo, output = folder / "photo0.png", tmp_path / "out"
     options = ["--tile", "--tile_size", 40, "--steps", 2, "--scale", 2]

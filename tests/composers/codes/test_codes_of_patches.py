@@ -46,6 +46,7 @@ def test_a_code_states_its_grid_and_size(composer, code):
     assert code.numel == 15 * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(11, 18), (44, 72), (5, 40), (1, 1)])
 @pytest.mark.parametrize("largest", [1, 70, 1 << 15])
 def test_blocks_of_patches_hold_the_values_of_the_field(composer, code, shape, largest, monkeypatch):

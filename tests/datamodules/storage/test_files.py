@@ -208,6 +208,8 @@ WRITERS = {
     "numpy": _array,
     "process": _output,
 }
+QUICK = ("bytes", "safetensors", "process")
+SOME_WRITERS = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in WRITERS]
 IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"  # of files that the library could not close
 
 
@@ -224,7 +226,7 @@ def _assert_named(folder, write, problem):
 
 
 @pytest.mark.filterwarnings(IGNORED)
-@pytest.mark.parametrize("library", WRITERS)
+@pytest.mark.parametrize("library", SOME_WRITERS)
 def test_limit_on_file_sizes_names_the_file(tmp_path, library):
     with limited("RLIMIT_FSIZE", 200_000):
         _assert_named(
@@ -240,7 +242,7 @@ def disk(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings(IGNORED)
-@pytest.mark.parametrize("library", WRITERS)
+@pytest.mark.parametrize("library", SOME_WRITERS)
 def test_full_disk_names_the_file(disk, library):
     _assert_named(disk, WRITERS[library], "No space left on device. Free some space, or choose another folder")
 

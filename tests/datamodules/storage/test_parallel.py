@@ -57,6 +57,7 @@ def test_error_is_raised_in_place_of_its_result():
         next(stream)
 
 
+@pytest.mark.slow
 def test_quota_of_a_container_limits_the_processors():
     unlimited = processors()
     assert unlimited >= 1

@@ -65,6 +65,7 @@ def _python(code):
     return finished.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", FAILED_IMPORT], ids=["first import", "after a plain import"])
 def test_resampling_and_spectrogram_work(before):
     assert _python(TONE.format(before=before, path=str(MODULE))).endswith("passed\n")
