@@ -11,7 +11,7 @@ quickstart: $(READY)  ## train patch-wise IPC on the bundled photographs and tes
 	$(BIN)/python cli.py fit --config configs/experiments/photos_patch_ipc.yaml --trainer.precision $(PRECISION)
 	$(BIN)/python cli.py test --config configs/experiments/photos_patch_ipc.yaml --ckpt_path last
 
-test: $(READY)  ## run the default tests; four minutes on two idle cores
+test: $(READY)  ## run the default tests; five minutes on two idle cores
 	$(BIN)/python -m pytest -n auto
 
 test-slow: $(READY)  ## run only the slow tests
