@@ -312,7 +312,9 @@ def _texture_colours(material: Any, image: Image.Image, uv: NDArray[np.float64],
             return np.asarray(material.to_color(np.nan_to_num(uv)))
     except ImageFileError as error:
         raise ValueError(f"The mesh {path} has a texture that {error}") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except MemoryError:  # not a fault of the file
+        raise
+    except Exception as error:  # decoders raise arbitrary exceptions for damaged data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"The mesh {path} has a texture that is corrupt or truncated ({reason}): get it from its source again."
