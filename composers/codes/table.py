@@ -127,7 +127,7 @@ class LatentCoder(NamedTuple):
 
 
 def _standard_rows(quantizer: Quantizer) -> list[list[Distribution]]:
-    """Return the standard distributions that every scale of a quantiser is coded with one of."""
+    """Return the standard distributions to choose from, for every scale of a quantiser."""
     each = quantizer.latent.channels // len(quantizer.step)
     integer = quantizer.latent.is_integer()[::each]
     return [standard_rows(*scale) for scale in zip(quantizer.levels.tolist(), integer.tolist(), strict=True)]

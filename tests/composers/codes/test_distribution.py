@@ -90,7 +90,7 @@ def test_encoder_and_decoder_update_alike_in_every_row_of_a_stream(data):
     for _ in range(data.draw(st.integers(1, 4))):
         levels, is_integer = data.draw(st.sampled_from([1, 2, 7, 16, 100, 256, 5000])), data.draw(st.booleans())
         rows.append(data.draw(st.sampled_from(standard_rows(levels, is_integer))))
-        some = st.one_of(st.integers(-3, levels + 3), st.just(levels // 2))
+        some = st.one_of(st.integers(-3, levels + 3), st.just(levels // 2), st.integers(-70_000, 70_000))
         parts.append(np.array(data.draw(st.lists(some, max_size=300)), np.int64))
     encoder = IndexEncoder()
     for part, row in zip(parts, rows, strict=True):

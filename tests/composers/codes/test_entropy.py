@@ -44,18 +44,6 @@ def test_learned_distributions_of_any_indices_round_trip(indices, levels):
     _coded(np.array([*indices, -1000, 1000], np.int64), row)
 
 
-def test_several_rows_share_a_stream():
-    rows = [standard_row("gaussian", 256), standard_row("uniform", 7), standard_row("laplace", 1 << 16)]
-    parts = [np.array([100, 128, 300]), np.array([6, -1]), np.array([0, 40000, 70000, -8])]
-    encoder = IndexEncoder()
-    for part, row in zip(parts, rows, strict=True):
-        encoder.encode(part, row)
-    decoder = IndexDecoder(encoder.content())
-    for part, row in zip(parts, rows, strict=True):
-        assert np.array_equal(decoder.decode(len(part), row), part)
-    decoder.finish()
-
-
 @pytest.mark.parametrize("bits", [4, 6, 8])
 @pytest.mark.parametrize("distribution", ["normal", "laplace"])
 @pytest.mark.parametrize("seed", range(3))
